@@ -1,0 +1,38 @@
+"""A sampler's output: small matrices, one set a step, that the denoiser applies to a sample's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoiser call for one sample.
+
+    With the state S_0 .. S_K, the guided network output D and this step's fresh noise:
+    the network sees ``weights @ [S_0 .. S_K]`` at ``timestep``, and the state becomes
+    ``update @ [S_0 .. S_K, D, noise]``.
+    """
+
+    timestep: float
+    weights: Matrix  # [K+1]
+    update: Matrix  # [K+1, K+3]
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the step needs a fresh normal draw."""
+        return bool(self.update[:, -1].any())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole trajectory: S_0 starts as ``init_scale`` times standard normal noise, the other slots as zero,
+    and S_0 is the result."""
+
+    init_scale: float
+    steps: tuple[Step, ...]
