@@ -1,0 +1,78 @@
+"""Which timesteps a trajectory visits: the spacings of arXiv:2305.08891, table 2, or a request's list."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.sampling import SamplerConfig, Spacing
+from sd2rt.runtime.samplers.options import SamplingOptions
+
+
+def spaced(total: int, count: int, spacing: Spacing, offset: int) -> NDArray[np.float64]:
+    """``count`` of ``total`` training timesteps, falling.
+
+    linspace: from the last to timestep 0, not rounded. leading: whole strides up from ``offset``. trailing:
+    whole numbers down from the last; for a few counts (61 of 1000 is the first) the stride's rounding adds
+    a timestep -1, as it does in diffusers.
+    """
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, count)[::-1]
+    if spacing == "leading":
+        return np.arange(count, dtype=np.float64)[::-1] * (total // count) + offset
+    return np.arange(total, 0, -total / count).round() - 1
+
+
+def step_count(total: int, options: SamplingOptions) -> int:
+    """The request's number of steps, where it gives that."""
+    count = options.num_inference_steps
+    assert count is not None
+    if count > total:
+        raise RequestError(
+            f"num_inference_steps is {count}: the schedule has {total} timesteps, give at most {total}"
+        )
+    return count
+
+
+def custom(total: int, timesteps: tuple[float, ...], *, whole: bool) -> NDArray[np.float64]:
+    """A request's own timesteps, which SamplingOptions has seen to be falling."""
+    if timesteps[0] > total - 1:
+        raise RequestError(
+            f"timesteps holds {timesteps[0]}: the schedule ends at {total - 1}, give none above"
+        )
+    if whole and any(timestep != int(timestep) for timestep in timesteps):
+        fraction = next(timestep for timestep in timesteps if timestep != int(timestep))
+        raise RequestError(
+            f"timesteps holds {fraction}: give whole numbers, or use euler, which takes fractions"
+        )
+    return np.array(timesteps, np.float64)
+
+
+def table_indices(total: int, config: SamplerConfig, options: SamplingOptions) -> list[int]:
+    """Timesteps for the samplers that look up the noise schedule at each: whole, and inside of it."""
+    if options.timesteps is not None:
+        return [int(timestep) for timestep in custom(total, options.timesteps, whole=True)]
+    count = step_count(total, options)
+    exact = spaced(total, count, config.spacing, config.steps_offset)
+    timesteps = [int(timestep) for timestep in exact.round()]
+    for timestep in (timesteps[0], timesteps[-1]):
+        if not 0 <= timestep < total:
+            raise RequestError(
+                f"{config.name} with {config.spacing} spacing and steps_offset {config.steps_offset} puts "
+                f"one of {count} steps at timestep {timestep}, outside 0 to {total - 1}: "
+                f"ask for another number of steps or another spacing"
+            )
+    return timesteps
+
+
+def refuse_sigmas(config: SamplerConfig, options: SamplingOptions) -> None:
+    if options.sigmas is not None:
+        raise RequestError(
+            f"{config.name} takes no sigmas, got {len(options.sigmas)}: leave them out, or use euler"
+        )
+
+
+def refuse_eta(config: SamplerConfig, options: SamplingOptions) -> None:
+    if options.eta != 0:
+        raise RequestError(f"{config.name} adds no noise, got eta {options.eta}: leave eta out, or use ddim")
