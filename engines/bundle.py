@@ -1,0 +1,123 @@
+"""A bundle on disk, opened: its manifest, and files that are what the manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd2rt.engines.errors import BundleError
+from sd2rt.engines.manifest import File, Manifest, read_manifest
+from sd2rt.engines.store import cache_dir, find_bundle
+from sd2rt.engines.writer import recover_abandoned, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle; what is in ``path`` is what ``manifest`` lists."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, path: str) -> Path:
+        """Where a file of the manifest lies."""
+        return self.path / path
+
+
+def open_bundle(
+    bundle: str | os.PathLike[str],
+    *,
+    trust_receipts: bool = True,
+    progress: Callable[[File, int], None] = lambda file, read: None,
+) -> Bundle:
+    """Open a bundle by path or name, and verify the sizes and hashes of its files.
+
+    A file that was hashed before and has not changed since (size, times, inode) is taken from the receipt in
+    the cache directory unless ``trust_receipts`` is false. ``progress`` hears each file and the bytes read.
+
+    Raises:
+        BundleError: it is missing, unsafe (a link, a path that leaves it) or not what its manifest says.
+    """
+    path = find_bundle(bundle).resolve()
+    recover_abandoned(path)
+    manifest = read_manifest(path)
+    receipts = _Receipts(path, use=trust_receipts)
+    for file in manifest.files:
+        status = _plain_file(path, file)
+        if receipts.vouch(file, status):
+            progress(file, file.size)
+            continue
+        found = sha256(path / file.path, lambda read, file=file: progress(file, read))  # type: ignore[misc]
+        if found != file.sha256:
+            raise BundleError(
+                f"{path / file.path} has sha256 {found[:12]}…, its manifest says {file.sha256[:12]}…: "
+                "copy or build the bundle again"
+            )
+        receipts.add(file, status)
+    receipts.save()
+    return Bundle(path, manifest)
+
+
+def _plain_file(bundle: Path, file: File) -> os.stat_result:
+    path = bundle
+    for name in Path(file.path).parts:
+        path = path / name
+        try:
+            status = path.lstat()
+        except OSError as error:
+            reason = (
+                "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+            )
+            raise BundleError(f"{path} {reason}: copy or build the bundle again") from None
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleError(f"{path} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file: build the bundle again")
+    if status.st_size != file.size:
+        raise BundleError(
+            f"{path} has {status.st_size} bytes, its manifest says {file.size}: copy or build the bundle again"
+        )
+    return status
+
+
+class _Receipts:
+    """What was hashed before, kept outside the bundle: whoever can write the bundle cannot write these."""
+
+    def __init__(self, bundle: Path, use: bool) -> None:
+        name = hashlib.sha256(str(bundle).encode()).hexdigest()[:32]
+        self._path = cache_dir() / "receipts" / f"{name}.json"
+        self._known: dict[str, object] = {}
+        self._new = False
+        if use:
+            try:
+                known = json.loads(self._path.read_bytes())
+                self._known = known if isinstance(known, dict) else {}
+            except (OSError, ValueError):
+                self._known = {}
+
+    @staticmethod
+    def _entry(file: File, status: os.stat_result) -> list[object]:
+        return [file.sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+    def vouch(self, file: File, status: os.stat_result) -> bool:
+        return self._known.get(file.path) == self._entry(file, status)
+
+    def add(self, file: File, status: os.stat_result) -> None:
+        self._known[file.path] = self._entry(file, status)
+        self._new = True
+
+    def save(self) -> None:
+        if not self._new:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._path)
+        except OSError:
+            # A cache that cannot be written costs time at the next opening, nothing else.
+            return

@@ -1,0 +1,198 @@
+"""`bundle.json`: everything that a bundle says about itself, checked where it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sd2rt.engines.errors import BundleError
+from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+
+PartName = Literal["text_encoder", "denoiser", "decoder"]
+Variant = Literal["base", "v"]
+Precision = Literal["fp32", "fp16"]
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
+        raise ValueError(f"path {path!r} leaves the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Model(BaseModel):
+    """Base of the manifest's models: an unknown key is an error, and nothing changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(Model):
+    """One file of the bundle."""
+
+    path: RelativePath
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Tensor(Model):
+    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h8``."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
+    shape: tuple[int | str, ...]
+
+
+class Part(Model):
+    """One network of the pipeline as ONNX.
+
+    ``initializers`` maps those initialisers that do not carry their PyTorch name to it; where
+    ``transposed``, the ONNX tensor is the PyTorch one with its two axes exchanged.
+    """
+
+    onnx: RelativePath
+    files: tuple[File, ...]
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    initializers: RelativePath
+    parameters: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _files_listed(self) -> Part:
+        listed = {file.path for file in self.files}
+        for path in (self.onnx, self.initializers):
+            if path not in listed:
+                raise ValueError(f"{path} is not among the part's files")
+        return self
+
+
+class Latents(Model):
+    """The space that the sampler works in."""
+
+    channels: int = Field(ge=1)
+    vae_factor: int = Field(ge=1)
+    scaling_factor: float = Field(gt=0)
+
+
+class Embeddings(Model):
+    """The token table: one row a token, looked up on the host."""
+
+    file: File
+    tokens: int = Field(ge=1)
+    width: int = Field(ge=1)
+    dtype: Literal["float32", "float16"]
+
+
+class Tokenizer(Model):
+    """How text becomes token ids."""
+
+    file: File
+    max_length: int = Field(ge=3)
+    bos: int = Field(ge=0)
+    eos: int = Field(ge=0)
+    pad: int = Field(ge=0)
+
+
+class Source(Model):
+    """The checkpoint that a bundle was made from."""
+
+    name: str
+    release: str | None
+    files: dict[str, Sha256]
+
+
+class Manifest(Model):
+    """A bundle, in full."""
+
+    schema_version: Literal[1]
+    sd2rt_version: str
+    build_key: Sha256
+    """Stands for all that the bundle was made from: a build with the same key would make it again."""
+    name: str
+    family: Literal["stable-diffusion-2"]
+    variant: Variant
+    precision: Precision
+    native_sizes: tuple[tuple[int, int], ...]
+    """Width and height in pixels; the first is the default."""
+    noise: NoiseConfig
+    sampler: SamplerConfig
+    latents: Latents
+    tokenizer: Tokenizer
+    embeddings: Embeddings
+    parts: dict[PartName, Part]
+    source: Source
+    exporter: dict[str, str]
+    license: str
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        if not self.native_sizes:
+            raise ValueError("native_sizes is empty")
+        missing = {"text_encoder", "denoiser", "decoder"} - set(self.parts)
+        if missing:
+            raise ValueError(f"parts lack {', '.join(sorted(missing))}")
+        return self
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Every file that the manifest vouches for, each once."""
+        files = [self.tokenizer.file, self.embeddings.file]
+        for part in self.parts.values():
+            files += part.files
+        return tuple({file.path: file for file in files}.values())
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the manifest: two bundles with one identity make the same images."""
+        import hashlib
+
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The manifest as it stands in ``bundle.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/bundle.json``; no other file is touched.
+
+    Raises:
+        BundleError: there is no bundle, it is of another schema version, or an entry is wrong.
+    """
+    path = folder / MANIFEST
+    try:
+        data: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        what = "holds no bundle.json" if folder.is_dir() else "does not exist"
+        raise BundleError(
+            f"{folder} {what}: make a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}): build the bundle again") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}, this sd2rt reads {SCHEMA_VERSION}: build the bundle again"
+        )
+    try:
+        # Strict JSON mode: a number in a string is as wrong as an unknown key.
+        return Manifest.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(item) for item in first["loc"]) or "the manifest"
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = "unknown key"
+        raise BundleError(f"{path}: {where}: {reason}: build the bundle again") from None

@@ -1,0 +1,225 @@
+"""The ONNX Runtime backend: a bundle's ONNX as it is, on the CPU or on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sd2rt.engines.errors import EngineError, MissingDependencyError
+from sd2rt.engines.manifest import Part
+from sd2rt.engines.session import Array, Buffer, Device, Session, shape_of
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_SESSIONS_KEPT = 16
+# A captured graph is named by a number that no other one of its engine may have.
+_GRAPH_IDS = itertools.count(1)
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class OnnxRuntimeEngine:
+    """A part as an ONNX Runtime session; any size of the part's symbols runs from the one file.
+
+    Args:
+        part: the manifest's entry.
+        path: the ONNX file.
+        device: where to run; a GPU wants the ``cuda`` extra.
+        threads: threads within an operator, None for one per core.
+        cuda_graph: on a GPU, capture each session's launch as a CUDA graph and replay it; ONNX Runtime
+            refuses a model of which it would run a compute node on the CPU.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime, or its CUDA provider, is not installed.
+        EngineError: the model cannot be loaded on the device.
+    """
+
+    def __init__(
+        self, part: Part, path: Path, device: Device, *, threads: int | None = None, cuda_graph: bool = False
+    ) -> None:
+        ort = _onnxruntime(device)
+        options = ort.SessionOptions()
+        # Warnings about axes it could not merge and nodes it left on the CPU are not the user's.
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        # One graph at a time and no parallel branches worth a second pool.
+        options.inter_op_num_threads = 1
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.kind == "cuda":
+            cuda = {
+                "device_id": str(device.index),
+                # TF32 would cost the float32 islands seven bits of their mantissa.
+                "use_tf32": "0",
+                "enable_cuda_graph": str(int(cuda_graph)),
+                "cudnn_conv_algo_search": "EXHAUSTIVE",
+            }
+            providers.insert(0, ("CUDAExecutionProvider", cuda))
+        try:
+            self._session = ort.InferenceSession(path, options, providers=providers)
+        except Exception as error:
+            raise _engine_error(f"{path} cannot be loaded on {device}", error) from error
+        if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise EngineError(
+                f"ONNX Runtime could not start CUDA on {device}: check the driver and the CUDA libraries "
+                "with 'nvidia-smi', or use --device cpu"
+            )
+        self.part = part
+        self.device = device
+        self._sessions: OrderedDict[tuple[object, ...], OnnxRuntimeSession] = OrderedDict()
+
+    def session(self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING) -> Session:
+        """The session for these sizes, made on first use; the least recently used is dropped after 16."""
+        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())))
+        found = self._sessions.get(key)
+        if found is None:
+            found = OnnxRuntimeSession(self._session, self.part, self.device, dims, carry)
+            self._sessions[key] = found
+            if len(self._sessions) > _SESSIONS_KEPT:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(key)
+        return found
+
+    def close(self) -> None:
+        """Free the engine and its sessions."""
+        self._sessions.clear()
+        del self._session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OnnxRuntimeSession:
+    """Buffers bound to an ONNX Runtime session.
+
+    A carried output and its input are two arrays that change places at every launch: there are two bindings,
+    and no copy. On CUDA each of them is a captured graph of its own.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        part: Part,
+        device: Device,
+        dims: Mapping[str, int],
+        carry: Mapping[str, str],
+    ) -> None:
+        import onnxruntime as ort
+
+        self._session = session
+        self._label = f"{Path(part.onnx).parent.name} at {dict(dims)} on {device}"
+        twins = {target: source for source, target in carry.items()}
+        buffers: dict[str, HostBuffer | DeviceBuffer] = {}
+        kind = HostBuffer if device.kind == "cpu" else DeviceBuffer
+        try:
+            for tensor in (*part.inputs, *part.outputs):
+                if tensor.name not in carry:
+                    copies = 2 if tensor.name in twins else 1
+                    buffers[tensor.name] = kind(shape_of(tensor, dims), tensor.dtype, device, copies)
+        except Exception as error:
+            raise _engine_error(f"no memory for {self._label}", error) from error
+        self._bindings = []
+        for phase in range(2 if carry else 1):
+            binding = ort.IOBinding(session)
+            for tensor in part.inputs:
+                values = buffers[tensor.name].values
+                binding.bind_ortvalue_input(tensor.name, values[phase % len(values)])
+            for tensor in part.outputs:
+                values = buffers[carry.get(tensor.name, tensor.name)].values
+                binding.bind_ortvalue_output(tensor.name, values[(phase + 1) % len(values)])
+            self._bindings.append(binding)
+        self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
+        self._carried = [buffers[target] for target in twins]
+        self._options = [ort.RunOptions() for _ in self._bindings]
+        if device.kind == "cuda":
+            for options in self._options:
+                options.add_run_config_entry("gpu_graph_id", str(next(_GRAPH_IDS)))
+        self._phase = 0
+
+    def launch(self) -> None:
+        """Run once; see :class:`sd2rt.engines.session.Session`."""
+        try:
+            self._session.run_with_iobinding(self._bindings[self._phase], self._options[self._phase])
+        except Exception as error:
+            raise _engine_error(f"{self._label} failed", error) from error
+        if self._carried:
+            self._phase ^= 1
+            for buffer in self._carried:
+                buffer.phase = self._phase
+
+
+class HostBuffer:
+    """NumPy arrays that ONNX Runtime reads and writes in place."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
+        import onnxruntime as ort
+
+        self._arrays = [np.zeros(shape, dtype) for _ in range(copies)]
+        self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
+        self.phase = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._arrays[0].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._arrays[0].dtype
+
+    def write(self, array: Array) -> None:
+        np.copyto(self._arrays[self.phase], array)
+
+    def read(self) -> Array:
+        return self._arrays[self.phase].copy()
+
+
+class DeviceBuffer:
+    """Memory on a GPU."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
+        import onnxruntime as ort
+
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.values = [
+            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device.kind, device.index)
+            for _ in range(copies)
+        ]
+        self.phase = 0
+
+    def write(self, array: Array) -> None:
+        self.values[self.phase].update_inplace(np.ascontiguousarray(array, dtype=self.dtype))
+
+    def read(self) -> Array:
+        array: Array = self.values[self.phase].numpy()
+        return array
+
+
+def _onnxruntime(device: Device) -> Any:
+    extra = "cpu" if device.kind == "cpu" else "cuda"
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingDependencyError(f"ONNX Runtime is not installed: pip install 'sd2rt[{extra}]'") from None
+    if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MissingDependencyError(
+            f"{device} was asked for, and this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
+            "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
+        )
+    return ort
+
+
+def _engine_error(what: str, error: Exception) -> EngineError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
+        return EngineError(f"{what}: out of memory ({reason}): ask for a smaller --size or batch")
+    return EngineError(f"{what}: {reason}")

@@ -1,0 +1,103 @@
+"""What every backend offers: engines that are opened once, and sessions with buffers of fixed shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.manifest import Part, Tensor
+
+Array = NDArray[Any]
+
+_PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
+
+
+def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers that a tensor's symbolic shape stands for, ``dims`` giving each symbol's."""
+    shape = []
+    for item in tensor.shape:
+        if isinstance(item, int):
+            shape.append(item)
+        else:
+            match = _PRODUCT.fullmatch(item)
+            assert match is not None, item
+            shape.append(int(match[1] or 1) * dims[match[2]])
+    return tuple(shape)
+
+
+class Buffer(Protocol):
+    """A tensor of a session: memory that the engine reads or writes in place."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def write(self, array: Array) -> None:
+        """Copy ``array`` in; its shape must be the buffer's."""
+
+    def read(self) -> Array:
+        """A copy on the host."""
+
+
+class Session(Protocol):
+    """An engine bound to fixed shapes, its buffers allocated once.
+
+    Where the session was made with a ``carry`` from an output to an input, that output's value is the input's
+    after :meth:`launch`, without a copy where the backend can avoid one.
+    """
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]: ...
+
+    def launch(self) -> None:
+        """Run once on what the input buffers hold.
+
+        Raises:
+            EngineError: the device reported an error, or had no memory left.
+        """
+
+
+class Engine(Protocol):
+    """A part, loaded by a backend onto a device; a context manager that owns what it loaded."""
+
+    part: Part
+
+    def session(self, dims: Mapping[str, int], carry: Mapping[str, str] = ...) -> Session:
+        """The session for these sizes of the part's symbols; the same one when asked again."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Device:
+    """Where engines run: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        RequestError: the text names no device.
+    """
+
+    __slots__ = ("index", "kind")
+
+    def __init__(self, text: str) -> None:
+        from sd2rt.engines.errors import RequestError
+
+        match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", text)
+        if match is None:
+            raise RequestError(f"{text!r} is no device: use cpu, cuda or cuda:N")
+        self.kind = "cpu" if match[1] else "cuda"
+        self.index = int(match[2] or 0)
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"

@@ -1,0 +1,235 @@
+"""A checkpoint into a bundle: each network exported, released, and the manifest written last."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sd2rt.engines.errors import BundleError, CheckpointError
+from sd2rt.engines.manifest import (
+    Embeddings,
+    Latents,
+    Manifest,
+    Part,
+    PartName,
+    Precision,
+    Source,
+    Tokenizer,
+    read_manifest,
+)
+from sd2rt.engines.writer import BundleWriter, describe
+from sd2rt.export.checkpoint import Checkpoint
+from sd2rt.export.onnx_part import OPSET, export_part, interface
+from sd2rt.export.part_modules import Decoder, Denoiser, TextEncoder
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+_NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
+_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+
+Progress = Callable[[str, float], None]
+"""Hears what is being made (a part's name) and the share of it that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A bundle that is in place; ``fresh`` is false where an equal one was there before."""
+
+    path: Path
+    manifest: Manifest
+    fresh: bool
+
+
+def build(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    precision: Precision = "fp32",
+    sizes: Sequence[tuple[int, int]] = (),
+    replace: bool = False,
+    progress: Progress = lambda part, fraction: None,
+) -> BuildResult:
+    """Make the bundle ``target`` from ``checkpoint``.
+
+    Args:
+        precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both.
+        sizes: width and height in pixels of the sizes to record as native, the first being the default;
+            empty for the checkpoint's own.
+        replace: put the new bundle in the place of a different one.
+
+    Raises:
+        BuildError: the target may not be replaced, another build runs, the disk is full, or export failed.
+        CheckpointError: a weight is missing or damaged.
+    """
+    native = tuple(sizes) or ((checkpoint.native_size, checkpoint.native_size),)
+    exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
+    version = importlib.metadata.version("sd2rt")
+    key = _key(checkpoint, precision, native, exporter, version)
+    existing = _existing(target, key)
+    if existing is not None and not replace:
+        return BuildResult(target, existing, fresh=False)
+    with BundleWriter(target, key, needed_bytes=_estimate(checkpoint, precision), replace=replace) as writer:
+        parts = {name: _part(writer, checkpoint, name, precision, progress) for name in _MODULES}
+        manifest = Manifest(
+            schema_version=1,
+            sd2rt_version=version,
+            build_key=key,
+            name=target.name,
+            family="stable-diffusion-2",
+            variant=checkpoint.variant,
+            precision=precision,
+            native_sizes=native,
+            noise=checkpoint.noise,
+            sampler=checkpoint.sampler,
+            latents=_latents(checkpoint),
+            tokenizer=_write_tokenizer(writer.folder, checkpoint),
+            embeddings=_write_embeddings(writer.folder, checkpoint, precision),
+            parts=parts,
+            source=Source(name=checkpoint.name, release=checkpoint.release, files=checkpoint.source),
+            exporter=exporter,
+            license=checkpoint.license,
+        )
+        progress("bundle", 0.0)
+        writer.finish(manifest)
+        progress("bundle", 1.0)
+    return BuildResult(target, manifest, fresh=True)
+
+
+_MODULES: dict[PartName, Callable[[Checkpoint, torch.dtype], torch.nn.Module]] = {
+    "text_encoder": lambda checkpoint, dtype: TextEncoder(checkpoint.text_encoder(dtype)),
+    "denoiser": lambda checkpoint, dtype: Denoiser(checkpoint.unet(dtype)),
+    "decoder": lambda checkpoint, dtype: Decoder(checkpoint.vae(dtype)),
+}
+
+
+def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) -> torch.nn.Module:
+    """The PyTorch module that ``part`` is exported from."""
+    return _MODULES[part](checkpoint, DTYPES[precision]).eval()
+
+
+def _part(
+    writer: BundleWriter, checkpoint: Checkpoint, name: PartName, precision: Precision, progress: Progress
+) -> Part:
+    part = writer.part(name)
+    if part is None:
+        progress(name, 0.0)
+        writer.start_part(name)
+        latents = _latents(checkpoint)
+        tensors = interface(
+            name,
+            fp=_NUMPY[precision],
+            text_width=int(checkpoint.parts.config("text_encoder")["hidden_size"]),
+            channels=latents.channels,
+            factor=latents.vae_factor,
+        )
+        part = export_part(
+            name,
+            part_module(checkpoint, name, precision),
+            tensors,
+            writer.folder,
+            lambda fraction: progress(name, fraction),
+        )
+        writer.keep_part(name, part)
+    progress(name, 1.0)
+    return part
+
+
+def _latents(checkpoint: Checkpoint) -> Latents:
+    config = checkpoint.parts.config("vae")
+    return Latents(
+        channels=config["latent_channels"],
+        vae_factor=2 ** (len(config["block_out_channels"]) - 1),
+        # The published files leave it out, and diffusers' default is SD's.
+        scaling_factor=config.get("scaling_factor", 0.18215),
+    )
+
+
+def _write_tokenizer(folder: Path, checkpoint: Checkpoint) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    text = checkpoint.tokenizer_json()
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    backend = Backend.from_str(text)
+
+    def token(text: str) -> int:
+        found = backend.token_to_id(text)
+        if found is None:
+            raise CheckpointError(f"{checkpoint.name}: its tokenizer has no token {text!r}: it is not SD2's")
+        return found
+
+    return Tokenizer(
+        file=describe(folder, "tokenizer.json"),
+        max_length=int(checkpoint.parts.config("text_encoder")["max_position_embeddings"]),
+        bos=token("<|startoftext|>"),
+        eos=token("<|endoftext|>"),
+        pad=token("!"),
+    )
+
+
+def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision) -> Embeddings:
+    table = checkpoint.parts.tensors("text_encoder")
+    weight = next(
+        tensor for key, tensor in table.items() if key.endswith("embeddings.token_embedding.weight")
+    )
+    array = weight.to(DTYPES[precision]).numpy()
+    np.save(folder / "embeddings.npy", array, allow_pickle=False)
+    return Embeddings(
+        file=describe(folder, "embeddings.npy"),
+        tokens=array.shape[0],
+        width=array.shape[1],
+        dtype=_NUMPY[precision],
+    )
+
+
+def _key(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    native: tuple[tuple[int, int], ...],
+    exporter: dict[str, str],
+    version: str,
+) -> str:
+    """SHA-256 over everything that the bundle's contents depend on."""
+    facts = {
+        "source": checkpoint.source,
+        "variant": checkpoint.variant,
+        "noise": checkpoint.noise.model_dump(mode="json"),
+        "sampler": checkpoint.sampler.model_dump(mode="json"),
+        "configs": [checkpoint.parts.config(part) for part in ("text_encoder", "unet", "vae")],
+        "precision": precision,
+        "native": native,
+        "opset": OPSET,
+        "exporter": exporter,
+        "sd2rt": version,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(target: Path, key: str) -> Manifest | None:
+    try:
+        manifest = read_manifest(target)
+    except BundleError:
+        return None
+    return manifest if manifest.build_key == key else None
+
+
+def _estimate(checkpoint: Checkpoint, precision: Precision) -> int:
+    """Bytes that the bundle will take: its weights, and a tenth for graphs and the tokenizer."""
+    configs = checkpoint.parts
+    with torch.device("meta"):
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        networks: list[torch.nn.Module] = [
+            CLIPTextModel(CLIPTextConfig(**configs.config("text_encoder"))),
+            UNet2DConditionModel.from_config(configs.config("unet")),
+            AutoencoderKL.from_config(configs.config("vae")).decoder,
+        ]
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    return int(parameters * DTYPES[precision].itemsize * 1.1) + (8 << 20)

@@ -1,0 +1,252 @@
+"""One network to one ONNX file: the export itself, and the names by which its weights can be found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.manifest import Part, PartName, Tensor
+from sd2rt.engines.sampling import STATE_SLOTS
+from sd2rt.engines.writer import describe
+
+OPSET = 23
+"""The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
+
+WHOLE_OPERATORS = {
+    "Attention": {"Attention", "CLIPAttention"},
+    "GroupNormalization": {"GroupNorm"},
+    "LayerNormalization": {"LayerNorm"},
+    "Gelu": {"GEGLU", "GELUActivation", "GELU"},
+}
+"""Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
+one would have to be recognised again from its pieces."""
+
+_EXAMPLE = {"B": 2, "R": 3, "L": 77, "h": 16, "w": 24}
+# Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
+# branch in diffusers (a copy, no other arithmetic), and torch.export would trace both.
+_DIMENSIONS = {
+    "B": Dim("B", max=63),
+    "R": Dim("R", max=63),
+    "L": Dim("L", max=77 * 16),
+    "h": 8 * Dim("h8", max=64),
+    "w": 8 * Dim("w8", max=64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The tensors that go into a part and come out of it, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def interface(part: PartName, *, fp: str, text_width: int, channels: int, factor: int) -> Interface:
+    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the networks' own dtype."""
+    slots, image = STATE_SLOTS, (f"{factor}*h", f"{factor}*w")
+    f32, hidden = "float32", ("B", 77, text_width)
+    state = ("B", slots, channels, "h", "w")
+    tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
+        "text_encoder": ([("embeddings", fp, hidden)], [("hidden", fp, hidden)]),
+        "denoiser": (
+            [
+                ("state", f32, state),
+                ("noise", f32, ("B", channels, "h", "w")),
+                ("timestep", f32, ("B",)),
+                ("weights", f32, ("B", slots)),
+                ("guidance", f32, ("B", 2)),
+                ("update", f32, ("B", slots, slots + 2)),
+                ("text", fp, ("R", "L", text_width)),
+                ("row", "int64", ("R",)),
+                ("uncond", "int64", ("B",)),
+                ("cond", "int64", ("B",)),
+            ],
+            [("state_out", f32, state), ("finite", "uint8", ("B",))],
+        ),
+        "decoder": (
+            [("latents", f32, ("B", channels, "h", "w"))],
+            [("image", f32, ("B", 3, *image))],
+        ),
+    }
+    inputs, outputs = (
+        tuple(Tensor.model_validate({"name": n, "dtype": d, "shape": s}) for n, d, s in side)
+        for side in tables[part]
+    )
+    return Interface(inputs, outputs)
+
+
+def export_part(
+    name: PartName,
+    module: nn.Module,
+    interface: Interface,
+    bundle: Path,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Part:
+    """Write ``bundle/<name>/model.onnx`` with its weights beside it.
+
+    ``progress`` hears the share of the work done, from 0 to 1.
+
+    Raises:
+        BuildError: the exporter failed, or left a weight out or an operator decomposed.
+    """
+    folder = bundle / name
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "unet." if name == "denoiser" else ""
+    model = _trace(name, module, interface)
+    progress(0.7)
+    renamed = _name_weights(model, prefix)
+    _optimize(model)
+    _strip(model)
+    _check_operators(name, model, module)
+    _check_weights(name, model, renamed, [key.removeprefix(prefix) for key in module.state_dict()])
+    progress(0.8)
+    _save(model, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction))
+    kept = {k: v for k, v in renamed.items() if k in model.graph.initializers}
+    (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return Part(
+        onnx=f"{name}/model.onnx",
+        files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
+        opset=OPSET,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        initializers=f"{name}/initializers.json",
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+
+def operator_counts(path: Path) -> Counter[str]:
+    """How often each operator stands in an ONNX file."""
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+
+
+def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
+    args = tuple(_example(tensor) for tensor in interface.inputs)
+    dynamic = {
+        tensor.name: {i: _DIMENSIONS[s] for i, s in enumerate(tensor.shape) if isinstance(s, str)}
+        for tensor in interface.inputs
+    }
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                args,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic,
+                input_names=[tensor.name for tensor in interface.inputs],
+                output_names=[tensor.name for tensor in interface.outputs],
+                # The names of weights are settled first: optimising loses track of transposed ones.
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise BuildError(f"{name}: torch.onnx could not export it: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    return program.model
+
+
+def _example(tensor: Tensor) -> torch.Tensor:
+    shape = [_EXAMPLE[s] if isinstance(s, str) else s for s in tensor.shape]
+    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+
+
+def _name_weights(model: ir.Model, prefix: str) -> dict[str, dict[str, object]]:
+    """Give initialisers the names of the network's own state dict; those that optimising will transpose get
+    a name that says so, and an entry in what is returned."""
+    renamed: dict[str, dict[str, object]] = {}
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        plain = (value.name or "").removeprefix(prefix)
+        for node in value.consumers():
+            if node.op_type == "Transpose" and len(value.shape or ()) == 2:
+                node.outputs[0].name = f"{plain}.transposed"
+                renamed[f"{plain}.transposed"] = {"name": plain, "transposed": True}
+        if value.name != plain:
+            del graph.initializers[value.name or ""]
+            value.name = plain
+            graph.initializers[plain] = value
+    return renamed
+
+
+def _optimize(model: ir.Model) -> None:
+    from onnxscript import optimizer, rewriter
+
+    with _quiet():
+        # Transposing a weight is folded however large it is; nothing else that large is constant here.
+        optimizer.optimize_ir(model, input_size_limit=1 << 40, output_size_limit=1 << 40)
+        rewriter.onnx_fusions.fuse(model)
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop the exporter's notes: stack traces with this machine's paths, a third of the file's size."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    graph = model.graph
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _check_operators(part: str, model: ir.Model, module: nn.Module) -> None:
+    classes = Counter(type(child).__name__ for child in module.modules())
+    counts = Counter(node.op_type for node in model.graph)
+    for operator, makers in WHOLE_OPERATORS.items():
+        expected = sum(classes[maker] for maker in makers)
+        if counts[operator] != expected:
+            raise BuildError(
+                f"{part}: {counts[operator]} {operator} operators were exported where the network has {expected}: "
+                "this PyTorch decomposes them; install the versions in constraints.txt"
+            )
+
+
+def _check_weights(
+    part: str, model: ir.Model, renamed: dict[str, dict[str, object]], names: list[str]
+) -> None:
+    found = {str(renamed[name]["name"]) if name in renamed else name for name in model.graph.initializers}
+    lost = [name for name in names if name not in found]
+    if lost:
+        raise BuildError(f"{part}: the exported graph has no trace of {len(lost)} weights, first {lost[0]}")
+
+
+def _save(model: ir.Model, path: Path, progress: Callable[[float], None]) -> None:
+    def saved(tensor: object, info: ir.external_data.CallbackInfo) -> None:
+        progress((info.index + 1) / info.total)
+
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024, callback=saved)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about torchvision, about its own pytrees and about axes it renames: not the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

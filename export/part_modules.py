@@ -1,0 +1,91 @@
+"""The PyTorch modules whose graphs become a bundle's parts: what a part computes, as one call.
+
+Shapes: B samples, R network evaluations (rows), K + 1 state slots, C latent channels, h x w latent size,
+L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+
+class TextEncoder(nn.Module):
+    """Token embeddings [B, 77, D] to the last layer's output through the final norm [B, 77, D].
+
+    The table look-up stays outside, so that the graph holds no vocabulary.
+    """
+
+    def __init__(self, model: CLIPTextModel) -> None:
+        super().__init__()
+        # Until transformers 5.5 the networks sat one level down, under text_model.
+        text_model = getattr(model, "text_model", model)
+        self.position_embedding = text_model.embeddings.position_embedding
+        self.encoder = text_model.encoder
+        self.final_layer_norm = text_model.final_layer_norm
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        hidden = embeddings + self.position_embedding.weight
+        hidden = self.encoder(inputs_embeds=hidden, attention_mask=None, is_causal=True).last_hidden_state
+        return self.final_layer_norm(hidden)  # type: ignore[no-any-return]
+
+
+class Denoiser(nn.Module):
+    """One whole sampler step: input scaling, the UNet, guidance with rescale, and the sampler's update.
+
+    The latents and the arithmetic around the UNet are float32; the UNet runs in its own dtype. Guidance
+    rescale is equations 15 and 16 of Lin et al. 2023 (arXiv:2305.08891).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        state: Tensor,  # [B, K+1, C, h, w] f32
+        noise: Tensor,  # [B, C, h, w] f32
+        timestep: Tensor,  # [B] f32
+        weights: Tensor,  # [B, K+1] f32
+        guidance: Tensor,  # [B, 2] f32: scale g, rescale phi
+        update: Tensor,  # [B, K+1, K+3] f32
+        text: Tensor,  # [R, L, D] in the UNet's dtype
+        row: Tensor,  # [R] i64: the sample that a row belongs to
+        uncond: Tensor,  # [B] i64: the row without the prompt
+        cond: Tensor,  # [B] i64: the row with it
+    ) -> tuple[Tensor, Tensor]:
+        b, slots, c, h, w = state.shape
+        flat = state.flatten(2)  # [B, K+1, Chw]
+        x = torch.bmm(weights.unsqueeze(1), flat).reshape(b, c, h, w)
+        rows = x.index_select(0, row).to(self.unet.dtype)  # [R, C, h, w]
+        output = self.unet(rows, timestep.index_select(0, row), text, return_dict=False)[0].float()
+        m_u = output.index_select(0, uncond)
+        m_c = output.index_select(0, cond)
+        scale, rescale = guidance[:, 0].view(-1, 1, 1, 1), guidance[:, 1].view(-1, 1, 1, 1)
+        d = m_u + scale * (m_c - m_u)
+        std_c = m_c.flatten(1).std(1).view(-1, 1, 1, 1)
+        std_d = d.flatten(1).std(1).view(-1, 1, 1, 1)
+        # phi = 0 leaves D as it is to the bit, whatever the spread of the outputs: no 0 / 0 on the way.
+        off = rescale == 0
+        ratio = std_c / torch.where(off, torch.ones_like(std_d), std_d)
+        d = d * torch.where(off, torch.ones_like(ratio), rescale * ratio + (1 - rescale))
+        inputs = torch.cat([flat, d.flatten(1).unsqueeze(1), noise.flatten(1).unsqueeze(1)], dim=1)
+        new = torch.bmm(update, inputs)  # [B, K+1, Chw]
+        finite = torch.isfinite(new).flatten(1).all(1).to(torch.uint8)
+        return new.reshape(b, slots, c, h, w), finite
+
+
+class Decoder(nn.Module):
+    """Latents as the sampler leaves them [B, C, h, w] to an image [B, 3, H, W], nominally in [-1, 1]."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.post_quant_conv = vae.post_quant_conv
+        self.decoder = vae.decoder
+        self.scaling_factor = float(vae.config.scaling_factor)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        z = (latents / self.scaling_factor).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(z)).float()  # type: ignore[no-any-return]

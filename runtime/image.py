@@ -1,0 +1,56 @@
+"""Decoded tensors to images, and images to files that say how they were made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A decoder's output [3, H, W] in [-1, 1] to [H, W, 3] in [0, 1], clipped.
+
+    Raises:
+        EngineError: a value is not finite; it would come out black.
+    """
+    if not np.isfinite(decoded).all():
+        raise EngineError(
+            "the decoder's output is not finite: its weights overflow in this precision; use a fp32 bundle"
+        )
+    unit: NDArray[np.float32] = np.clip(decoded * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return unit.transpose(1, 2, 0)
+
+
+def to_pil(unit: NDArray[np.float32]) -> Image:
+    """[H, W, 3] in [0, 1] to an 8-bit RGB image, rounded as diffusers rounds (half to even)."""
+    from PIL import Image
+
+    return Image.fromarray((unit * 255).round().astype(np.uint8))
+
+
+def save_png(image: Image, path: Path, text: dict[str, str]) -> None:
+    """Write a PNG with text chunks; the file appears whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,120 @@
+"""What can be asked of a pipeline, by Python, by the command line, later by a server: one model, checked once."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sd2rt.engines.errors import RequestError
+
+SIZE_MULTIPLE = 64
+LARGEST_SIDE = 4096
+
+OutputType = Literal["pil", "np", "latent"]
+
+
+def _array(value: Any) -> Any:
+    return value if value is None else np.asarray(value)
+
+
+Array = Annotated[NDArray[Any], BeforeValidator(_array)]
+
+
+class Request(BaseModel):
+    """One prompt and how its images are to be made; names and meanings are diffusers', unless said otherwise.
+
+    ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the request takes
+    ``seed + i``. ``sampler`` and ``schedule`` (a timestep spacing) stand in for a scheduler object; None is
+    the checkpoint's own. ``latents`` are the initial noise, [n, C, h, w], before the sampler's scale.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(7.5, allow_inf_nan=False)
+    guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    height: int | None = None
+    width: int | None = None
+    num_images_per_prompt: int = Field(1, ge=1)
+    seed: int | None = None
+    latents: Array | None = None
+    prompt_embeds: Array | None = None
+    negative_prompt_embeds: Array | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    eta: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    output_type: OutputType = "pil"
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional row is evaluated too: as in diffusers, where the scale is above 1."""
+        return self.guidance_scale > 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Request:
+        if (self.prompt is None) == (self.prompt_embeds is None):
+            raise ValueError("give one of prompt and prompt_embeds")
+        if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
+            raise ValueError("give one of negative_prompt and negative_prompt_embeds")
+        if self.timesteps is not None and self.sigmas is not None:
+            raise ValueError("give one of timesteps and sigmas")
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None:
+                check_side(name, side)
+        return self
+
+
+def check_side(name: str, side: int) -> None:
+    """Refuse a side that is not a multiple of 64, naming the valid ones next to it.
+
+    Raises:
+        ValueError: as pydantic wants it of a validator.
+    """
+    if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
+        return
+    below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
+    above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
+    near = f"{below} or {above}" if below < side < above else f"{below}"
+    raise ValueError(
+        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {near}"
+    )
+
+
+def make_request(**fields: Any) -> Request:
+    """A checked request.
+
+    Raises:
+        RequestError: the first thing that is wrong, in one line.
+    """
+    if "generator" in fields:
+        raise RequestError(
+            "generator is not taken: give seed=N for what torch.Generator('cpu').manual_seed(N) draws"
+        )
+    for name in ("guidance_scale", "guidance_rescale", "eta"):
+        value = fields.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{name} is {value}: give a finite number")
+    try:
+        return Request.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(item) for item in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no option of a request: choose from {', '.join(Request.model_fields)}"
+    reason = first["msg"].removeprefix("Value error, ")
+    if not where:
+        return reason
+    return f"{where} is {first['input']!r}: {reason[0].lower()}{reason[1:]}"

@@ -1,0 +1,58 @@
+"""Prompts to the hidden states that the denoiser attends to."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.bundle import Bundle
+from sd2rt.engines.session import Array, Engine
+from sd2rt.runtime.tokenizer import Tokenizer
+
+_PROMPTS_KEPT = 64
+_SHOWN = 200
+
+
+class TextEncoder:
+    """Tokenizer, token table and text encoder engine; remembers the last 64 prompts."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._tokenizer = Tokenizer(bundle)
+        self._table = np.load(bundle.file(bundle.manifest.embeddings.file.path), mmap_mode="r")
+        self._engine = engine
+        self._known: OrderedDict[str, Array] = OrderedDict()
+
+    @property
+    def width(self) -> int:
+        """D, the numbers a token becomes."""
+        return int(self._table.shape[1])
+
+    def __call__(self, prompt: str) -> NDArray[Any]:
+        """The hidden states of one prompt, [77, D] in the bundle's precision.
+
+        A prompt of more than 77 tokens is cut, with a warning that shows what was cut. Prompts are encoded one
+        at a time, so that what a prompt becomes does not depend on those beside it.
+        """
+        hidden = self._known.get(prompt)
+        if hidden is None:
+            tokens = self._tokenizer(prompt)
+            if tokens.cut:
+                shown = tokens.cut if len(tokens.cut) <= _SHOWN else f"{tokens.cut[:_SHOWN]}…"
+                warnings.warn(
+                    f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: {shown!r}",
+                    stacklevel=2,
+                )
+            session = self._engine.session({"B": 1})
+            session.buffers["embeddings"].write(self._table[tokens.ids][None])
+            session.launch()
+            hidden = session.buffers["hidden"].read()[0]
+            hidden.flags.writeable = False
+            self._known[prompt] = hidden
+            if len(self._known) > _PROMPTS_KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(prompt)
+        return hidden

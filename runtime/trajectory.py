@@ -1,0 +1,69 @@
+"""One image on its way: its plan, its prompt, its random numbers, and how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import EngineError
+from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.plan import Plan
+
+Latents = NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class Trajectory:
+    """What the step loop needs to know of one image, and where it leaves what became of it."""
+
+    plan: Plan
+    latents: Latents  # [C, h, w]: the noise that the plan scales; the result, when finished
+    cond: NDArray[Any]  # [L, D]
+    uncond: NDArray[Any] | None  # [L, D]; None where there is no guidance
+    guidance_scale: float
+    guidance_rescale: float
+    generator: Generator
+    done: int = 0
+    error: EngineError | None = None
+    timesteps: NDArray[np.float32] = field(init=False)  # [N]
+    weights: NDArray[np.float32] = field(init=False)  # [N, K+1]
+    updates: NDArray[np.float32] = field(init=False)  # [N, K+1, K+3]
+    noisy: tuple[bool, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        steps = self.plan.steps
+        # Float64 until here; the denoiser's inputs are float32.
+        self.timesteps = np.array([step.timestep for step in steps], np.float32)
+        self.weights = np.array([step.weights for step in steps], np.float32)
+        self.updates = np.array([step.update for step in steps], np.float32)
+        self.noisy = tuple(step.draws_noise for step in steps)
+        self.latents = (self.latents * np.float32(self.plan.init_scale)).astype(np.float32)
+
+    @property
+    def length(self) -> int:
+        """Steps in all: denoiser calls, of which PNDM makes one more than it was asked for."""
+        return len(self.plan.steps)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.length or self.error is not None
+
+    @property
+    def group(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Trajectories of one group can share a batch: their latents and their texts have one shape."""
+        return self.latents.shape, self.cond.shape
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """One denoiser call that has been made, for the trajectories that were in it."""
+
+    active: tuple[Trajectory, ...]
+    read: Callable[[], Latents]
+    """Copies the latents after the step, [B, C, h, w], in the order of ``active``."""
+    replace: Callable[[Latents], None]
+    """Puts other latents in their place."""
