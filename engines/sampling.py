@@ -6,8 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sd2rt.engines.errors import RequestError
+
 STATE_SLOTS = 5
 """Latents that a sample's state carries, K + 1: what is being denoised and what the sampler remembers."""
+
+SIZE_MULTIPLE = 64
+LARGEST_SIDE = 4096
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -45,3 +50,19 @@ class SamplerConfig(BaseModel):
     """dpmpp-2m: the last of fewer than 15 steps is of first order."""
     solver_type: Literal["midpoint", "heun"]
     """dpmpp-2m: how its second-order term is formed."""
+
+
+def check_side(name: str, side: int) -> None:
+    """Refuse a side in pixels that is not a multiple of 64, naming the valid ones next to it.
+
+    Raises:
+        RequestError: it is not, or is out of range.
+    """
+    if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
+        return
+    below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
+    above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
+    near = f"{below} or {above}" if below < side < above else f"{below}"
+    raise RequestError(
+        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {near}"
+    )

@@ -1,0 +1,41 @@
+"""Requests to images: the torch-free half of sd2rt.
+
+from sd2rt.runtime import Pipeline
+
+with Pipeline.open("bundle") as pipe:
+    image = pipe("a photograph of an astronaut riding a horse", seed=1).images[0]
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.pipeline import Output, Pipeline, Progress, Run
+    from sd2rt.runtime.request import Request
+
+__all__ = ["Output", "Pipeline", "Progress", "Request", "Run", "__version__"]
+
+_HOMES = {
+    "Output": "pipeline",
+    "Pipeline": "pipeline",
+    "Progress": "pipeline",
+    "Request": "request",
+    "Run": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the command line's --help should not load NumPy.
+    if name == "__version__":
+        return version("sd2rt")
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"sd2rt.runtime.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

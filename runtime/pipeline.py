@@ -20,12 +20,12 @@ from sd2rt.engines.bundle import Bundle, open_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import Manifest, PartName
 from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.sampling import SamplerConfig
+from sd2rt.engines.sampling import SamplerConfig, check_side
 from sd2rt.engines.session import Device
 from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.image import to_pil, to_unit
 from sd2rt.runtime.plan import Plan
-from sd2rt.runtime.request import OutputType, Request, check_side, make_request
+from sd2rt.runtime.request import OutputType, Request, make_request
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.step_loop import run_steps
 from sd2rt.runtime.text import TextEncoder
@@ -199,6 +199,12 @@ class Pipeline:
         """The same call as a :class:`Run`: iterate over its steps, then take its result."""
         return Run(self, _requests(prompt, options))
 
+    def stream_requests(self, requests: Sequence[Request]) -> Run:
+        """Several requests as one :class:`Run`; see :meth:`generate`."""
+        if not requests:
+            raise RequestError("there is no request to answer: give at least one")
+        return Run(self, list(requests))
+
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Answer several requests at once, each as it would have been answered alone.
 
@@ -208,7 +214,7 @@ class Pipeline:
             RequestError: a request cannot be honoured; none is begun.
             EngineError: the device failed, or a result is not finite.
         """
-        with Run(self, list(requests)) as run:
+        with self.stream_requests(requests) as run:
             return run.result()
 
     def sampler_of(self, request: Request) -> SamplerConfig:
@@ -243,10 +249,7 @@ class Pipeline:
         latents = self.manifest.latents
         width, height = self.size_of(request)
         for name, side in (("width", width), ("height", height)):
-            try:
-                check_side(name, side)
-            except ValueError as error:
-                raise RequestError(str(error)) from None
+            check_side(name, side)
         shape = (latents.channels, height // latents.vae_factor, width // latents.vae_factor)
         count = request.num_images_per_prompt
         if request.latents is not None and request.latents.shape != (count, *shape):

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sd2rt.engines.errors import RequestError
-
-SIZE_MULTIPLE = 64
-LARGEST_SIDE = 4096
+from sd2rt.engines.sampling import check_side
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -66,27 +64,11 @@ class Request(BaseModel):
             raise ValueError("give one of negative_prompt and negative_prompt_embeds")
         if self.timesteps is not None and self.sigmas is not None:
             raise ValueError("give one of timesteps and sigmas")
-        for name in ("height", "width"):
+        for name in ("width", "height"):
             side = getattr(self, name)
             if side is not None:
                 check_side(name, side)
         return self
-
-
-def check_side(name: str, side: int) -> None:
-    """Refuse a side that is not a multiple of 64, naming the valid ones next to it.
-
-    Raises:
-        ValueError: as pydantic wants it of a validator.
-    """
-    if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
-        return
-    below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
-    above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
-    near = f"{below} or {above}" if below < side < above else f"{below}"
-    raise ValueError(
-        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {near}"
-    )
 
 
 def make_request(**fields: Any) -> Request:

@@ -1,0 +1,111 @@
+"""`sd2rt inspect` and `sd2rt verify`: what a bundle says, and whether it is true."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.manifest import File, Manifest, read_manifest
+from sd2rt.engines.store import find_bundle
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds; reads its manifest alone."""
+    path = find_bundle(bundle)
+    manifest = read_manifest(path)
+    if as_json:
+        print(
+            json.dumps({"path": str(path), "identity": manifest.identity, **manifest.model_dump(mode="json")})
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    # Wide enough not to be folded where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in _facts(manifest).items():
+        facts.add_row(name, value)
+    parts = Table(
+        "part", "parameters", "MB", "operators", "inputs", "outputs", box=None, padding=(0, 2, 0, 0)
+    )
+    for name, part in manifest.parts.items():
+        inputs, outputs = (
+            ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.shape))}]" for t in side)
+            for side in (part.inputs, part.outputs)
+        )
+        size = sum(file.size for file in part.files) / 1e6
+        parts.add_row(name, f"{part.parameters:,}", f"{size:.1f}", f"opset {part.opset}", inputs, outputs)
+    console.print(str(path))
+    console.print(facts)
+    console.print()
+    console.print(parts)
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
+    sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
+    return {
+        "name": manifest.name,
+        "identity": manifest.identity,
+        "model": f"{manifest.family} {manifest.source.release or '2.x'}, variant {manifest.variant}",
+        "makes": "text-to-image",
+        "precision": manifest.precision,
+        "sizes": sizes,
+        "prediction": noise.prediction_type,
+        "noise": f"{noise.beta_schedule} {noise.beta_start:g} to {noise.beta_end:g}, "
+        f"{noise.num_train_timesteps} timesteps",
+        "sampler": f"{sampler.name}, {sampler.spacing} spacing, offset {sampler.steps_offset}",
+        "latents": f"{latents.channels} channels, 1/{latents.vae_factor} of the pixels, "
+        f"scale {latents.scaling_factor:g}",
+        "tokens": f"{manifest.embeddings.tokens} x {manifest.embeddings.width} {manifest.embeddings.dtype}",
+        "source": manifest.source.name,
+        "made by": f"sd2rt {manifest.sd2rt_version}; "
+        + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
+        "license": manifest.license,
+        "size": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files",
+    }
+
+
+def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Read every file of a bundle and compare its hash with the manifest's."""
+    path = find_bundle(bundle)
+    if as_json or not sys.stderr.isatty():
+        opened = open_bundle(path, trust_receipts=False)
+    else:
+        opened = _with_progress(str(path), read_manifest(path))
+    size = sum(file.size for file in opened.manifest.files)
+    if as_json:
+        facts: dict[str, Any] = {
+            "path": str(opened.path),
+            "identity": opened.manifest.identity,
+            "bytes": size,
+        }
+        print(json.dumps({**facts, "files": len(opened.manifest.files), "ok": True}))
+    else:
+        print(
+            f"{opened.path}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, all as the manifest says"
+        )
+
+
+def _with_progress(path: str, manifest: Manifest) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=sum(file.size for file in manifest.files))
+
+        def read(file: File, count: int) -> None:
+            bar.update(task, advance=count, description=file.path)
+
+        return open_bundle(path, trust_receipts=False, progress=read)

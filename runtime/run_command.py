@@ -1,0 +1,248 @@
+"""`sd2rt run`: prompts in, PNG files out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sd2rt.engines.errors import BundleError, EngineError, RequestError
+from sd2rt.engines.manifest import MANIFEST
+from sd2rt.engines.store import named_bundle
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.pipeline import Pipeline, Run
+    from sd2rt.runtime.request import Request
+
+DEMO = "demo"
+
+
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BUNDLE] PROMPT",
+            help="A bundle (a folder, or a name in the cache; the demo if left out) and a prompt; "
+            "- reads prompts from standard input, one a line.",
+            show_default=False,
+        ),
+    ],
+    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 or less turns guidance off.")] = 7.5,
+    rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, pndm, euler or dpmpp-2m; the checkpoint's own if left out.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="ddim: share of fresh noise, 0 to 1.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image; image i uses seed + i.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 64.")] = None,
+    count: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
+    ] = Path("."),
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each image.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Make images from a bundle."""
+    bundle, prompts = _words(words)
+    fields: dict[str, Any] = {
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "guidance_rescale": rescale,
+        "sampler": sampler,
+        "schedule": schedule,
+        "eta": eta,
+        "num_images_per_prompt": count,
+    }
+    if size is not None:
+        fields["width"], fields["height"] = _size(size)
+    # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
+    requests = [
+        _request(dict(fields, prompt=prompt, seed=None if seed is None else seed + index * count))
+        for index, prompt in enumerate(prompts)
+    ]
+    total = count * len(requests)
+    _check_output(output, total)
+    _show_warnings()
+    from sd2rt.runtime.pipeline import Pipeline
+
+    with Pipeline.open(_bundle(bundle, quiet or as_json), device=device, threads=threads) as pipeline:
+        start = time.perf_counter()
+        with pipeline.stream_requests(requests) as running:
+            _follow(running, hidden=quiet or as_json)
+            outputs = running.result()
+        seconds = time.perf_counter() - start
+        done = 0
+        for request, result in zip(requests, outputs, strict=True):
+            for image, one_seed in zip(result.images, result.seeds, strict=True):
+                path = _path(output, one_seed, total)
+                _save(pipeline, request, image, one_seed, path)
+                done += 1
+                if as_json:
+                    facts = _facts(pipeline, request, one_seed)
+                    print(
+                        json.dumps({"path": str(path), **facts, "seconds_all": round(seconds, 3)}), flush=True
+                    )
+                elif not quiet:
+                    print(path, flush=True)
+
+
+def _words(words: list[str]) -> tuple[str | None, list[str]]:
+    if len(words) > 2:
+        raise RequestError(f"{len(words)} arguments, expected [BUNDLE] PROMPT: put the prompt in quotes")
+    bundle, prompt = (None, words[0]) if len(words) == 1 else (words[0], words[1])
+    if prompt != "-":
+        return bundle, [prompt]
+    prompts = [line.rstrip("\r\n") for line in sys.stdin]
+    prompts = [line for line in prompts if line.strip()]
+    if not prompts:
+        raise RequestError("standard input holds no prompt: write one a line")
+    return bundle, prompts
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    from sd2rt.runtime.request import make_request
+
+    return make_request(**fields)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
+    return int(width), int(height)
+
+
+def _bundle(name: str | None, quiet: bool) -> str | Path:
+    """The bundle that was named, or the demo, which is built where it is missing and can be."""
+    if name is not None:
+        return name
+    demo = named_bundle(DEMO)
+    if not (demo / MANIFEST).is_file():
+        if find_spec("torch") is None:
+            raise BundleError(
+                "no bundle was named and the demo is not built: pip install 'sd2rt[export]' and run "
+                "'sd2rt build demo', or name a bundle"
+            )
+        if not quiet:
+            print("sd2rt: building the demo bundle, once", file=sys.stderr)
+        # In a process of its own: this one stays free of torch.
+        built = subprocess.run(
+            [sys.executable, "-m", "sd2rt.runtime", "build", DEMO],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if quiet else None,
+            text=True,
+            check=False,
+        )
+        if built.returncode != 0:
+            raise BundleError("the demo could not be built: run 'sd2rt build demo' to see why")
+    return demo
+
+
+def _check_output(output: Path, total: int) -> None:
+    if output.suffix.lower() == ".png":
+        if total > 1:
+            raise RequestError(f"--output {output} is one file for {total} images: give a folder")
+        folder = output.parent
+    else:
+        if output.suffix and not output.is_dir():
+            raise RequestError(f"--output {output} is neither a .png file nor a folder: images are PNG")
+        folder = output
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--output {output}: {folder} is not a folder")
+
+
+def _path(output: Path, seed: int, total: int) -> Path:
+    if output.suffix.lower() == ".png":
+        return output
+    path, number = output / f"{seed}.png", 1
+    while path.exists():
+        # An earlier image is never overwritten unless it was named.
+        path, number = output / f"{seed}-{number}.png", number + 1
+    return path
+
+
+def _follow(running: Run, hidden: bool) -> None:
+    """Make the steps, with a progress bar on the terminal."""
+    if hidden or not sys.stderr.isatty():
+        for _ in running:
+            pass
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.2f} it/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=running.total, rate=0.0)
+        start = time.perf_counter()
+        for progress in running:
+            rate = progress.done / (time.perf_counter() - start)
+            bar.update(task, completed=progress.done, rate=rate)
+
+
+def _facts(pipeline: Pipeline, request: Request, seed: int) -> dict[str, Any]:
+    width, height = pipeline.size_of(request)
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "steps": request.num_inference_steps,
+        "sampler": pipeline.sampler_of(request).name,
+        "guidance_scale": request.guidance_scale,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "bundle": pipeline.manifest.name,
+        "identity": pipeline.manifest.identity,
+    }
+
+
+def _parameters(facts: dict[str, Any], version: str) -> str:
+    """The text that AUTOMATIC1111's web interface writes into a PNG and reads back from it."""
+    lines = [facts["prompt"] or ""]
+    if facts["negative_prompt"]:
+        lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    lines.append(
+        f"Steps: {facts['steps']}, Sampler: {facts['sampler']}, CFG scale: {facts['guidance_scale']:g}, "
+        f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
+        f"Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
+    )
+    return "\n".join(lines)
+
+
+def _save(pipeline: Pipeline, request: Request, image: Any, seed: int, path: Path) -> None:
+    from sd2rt.runtime import __version__
+    from sd2rt.runtime.image import save_png
+
+    facts = _facts(pipeline, request, seed)
+    text = {"parameters": _parameters(facts, __version__), "sd2rt": json.dumps(facts)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(image, path, text)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _show_warnings() -> None:
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        print(f"sd2rt: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
