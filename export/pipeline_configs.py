@@ -55,13 +55,13 @@ class PipelineConfigs:
         sample_size = configs.unet.get("sample_size")
         if not isinstance(sample_size, int) or isinstance(sample_size, bool) or sample_size < 1:
             raise CheckpointError(
-                f"{folder / 'unet' / 'config.json'}: sample_size is {sample_size!r}, expected the latents' side "
-                "in pixels, such as 64: set it"
+                f"{folder / 'unet' / 'config.json'}: sample_size is {sample_size!r}, expected the latents' "
+                "side in pixels, such as 64: set it"
             )
         if not isinstance(configs.vae.get("block_out_channels"), list):
             raise CheckpointError(
-                f"{folder / 'vae' / 'config.json'}: no list block_out_channels: take the file from the published "
-                "checkpoint"
+                f"{folder / 'vae' / 'config.json'}: no list block_out_channels: take the file from the "
+                "published checkpoint"
             )
         return configs
 
@@ -102,12 +102,16 @@ def read_json(path: Path) -> Config:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: a diffusers folder has it; copy the folder again") from None
+        raise CheckpointError(
+            f"{path} is missing: a diffusers folder has it; copy the folder again"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} is not valid JSON ({reason}): copy the file again") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object: copy it again")
+        raise CheckpointError(
+            f"{path} holds a JSON {type(content).__name__}, expected an object: copy it again"
+        )
     return content

@@ -1,8 +1,8 @@
 """Seeded random-weight checkpoints of SD2's architecture: for the demo, for tests and for benchmarks.
 
-The weights are no model's, so no licence of Stability AI binds them. Each tensor is drawn from a generator of its own,
-seeded by (seed, part, key): both layouts of one seed hold equal weights, and a file of any size is written one tensor
-at a time.
+The weights are no model's, so no licence of Stability AI binds them. Each tensor is drawn from a generator of
+its own, seeded by (seed, part, key): both layouts of one seed hold equal weights, and a file of any size is
+written one tensor at a time.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal
 
 import torch
 
 from sd2rt.export.ldm_keys import PREFIXES, ldm_layout
 from sd2rt.export.networks import skeleton
-from sd2rt.export.parts import Found
 from sd2rt.export.pipeline_configs import (
     PACKAGED_CONFIGS,
     PACKAGED_TOKENIZER,
     PARTS,
-    Config,
     PartName,
     PipelineConfigs,
 )
-from sd2rt.export.random_configs import DEMO, DEMO_SEED, DEMO_V
-from sd2rt.export.variants import find_variant
+from sd2rt.export.safetensors_writer import DigestStream, Entry, as_stored, write_safetensors
 
 Layout = Literal["diffusers", "ldm"]
 
@@ -55,15 +51,16 @@ def random_checkpoint(
     """Write a checkpoint of random weights and return ``path``.
 
     Args:
-        path: the folder to write into (``layout="diffusers"``), or the ``.safetensors`` or ``.ckpt`` file to write
-            (``layout="ldm"``). A ``.ckpt`` needs the memory of all its weights, a ``.safetensors`` that of one tensor.
+        path: the folder to write into (``layout="diffusers"``), or the ``.safetensors`` or ``.ckpt`` file to
+            write (``layout="ldm"``). A ``.ckpt`` needs the memory of all its weights, a ``.safetensors`` that
+            of one tensor.
         configs: what the networks look like.
         seed: the weights' seed; the same seed gives the same bytes on one machine.
         dtype: of the weights as stored. They are drawn in float32 and rounded.
-        layout: a diffusers folder, or one file in the layout of the original releases, with its 24th (here: one
-            more) text layer, its projection and its noise-schedule buffers.
-        legacy_keys: diffusers layout with the key names of 2022: ``text_model.`` before the text encoder's keys,
-            its ``position_ids``, and the VAE's old attention names.
+        layout: a diffusers folder, or one file in the layout of the original releases, with its 24th (here:
+            one more) text layer, its projection and its noise-schedule buffers.
+        legacy_keys: diffusers layout with the key names of 2022: ``text_model.`` before the text encoder's
+            keys, its ``position_ids``, and the VAE's old attention names.
         progress: told about each part before it is written.
     """
     tell = progress if progress is not None else _silent
@@ -73,10 +70,12 @@ def random_checkpoint(
             tell(f"writing random weights of {part}")
             target = path / WEIGHT_FILES[part]
             target.parent.mkdir(parents=True, exist_ok=True)
-            entries = [_as_legacy(part, entry) for entry in weights.entries(part)] if legacy_keys else None
-            extra = [_position_ids(configs)] if legacy_keys and part == "text_encoder" else []
+            entries = weights.entries(part)
+            if legacy_keys:
+                entries = [_as_legacy(part, entry) for entry in entries]
+                entries += [_position_ids(configs)] if part == "text_encoder" else []
             with target.open("wb") as stream:
-                write_safetensors(stream, [*(entries or weights.entries(part)), *extra], dtype)
+                write_safetensors(stream, entries, dtype)
         configs.write(path)
         _write_tokenizer(path / "tokenizer")
         return path
@@ -88,19 +87,9 @@ def random_checkpoint(
         with path.open("wb") as stream:
             write_safetensors(stream, entries, dtype)
     else:
-        state = {entry.key: _stored(entry.make(), dtype) for entry in entries}
+        state = {entry.key: as_stored(entry.make(), dtype) for entry in entries}
         torch.save({"state_dict": state, "global_step": 0}, path)
     return path
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor that is not made before it is needed."""
-
-    key: str
-    shape: tuple[int, ...]
-    make: Callable[[], torch.Tensor]
-    integer: bool = False
 
 
 class RandomWeights:
@@ -133,7 +122,11 @@ class RandomWeights:
             for tensor in ldm_layout(part, shapes, self.configs):
                 members = [self._entry(part, key, shapes[key]) for key in tensor.members]
                 shape = (sum(m.shape[0] for m in members), *members[0].shape[1:])
-                yield Entry(tensor.key, (*shape, 1, 1) if tensor.pointwise else shape, _stack(members, tensor.pointwise))
+                yield Entry(
+                    tensor.key,
+                    (*shape, 1, 1) if tensor.pointwise else shape,
+                    _stack(members, tensor.pointwise),
+                )
         width = int(self.configs.text_encoder["hidden_size"])
         prefix = PREFIXES["text_encoder"]
         yield self._entry("text_encoder", "text_projection", (width, width), prefix)
@@ -141,7 +134,7 @@ class RandomWeights:
 
     def sha256(self, part: PartName) -> str:
         """The hash of the float32 safetensors file that ``random_checkpoint`` would write."""
-        digest = _Digest()
+        digest = DigestStream()
         write_safetensors(digest, self.entries(part), torch.float32)
         return digest.hash.hexdigest()
 
@@ -159,9 +152,10 @@ class RandomWeights:
         }
 
 
-# The standard deviation of each kind of weight, relative to 1/sqrt(fan-in): the first pattern that matches decides.
-# What closes a residual branch is small, so that the branches add texture to what passes by and do not drown it: a
-# trajectory then amplifies rounding errors by little. SiLU passes 0.6 of its input's size, hence the gains above 1.
+# The standard deviation of each kind of weight, relative to 1/sqrt(fan-in): the first pattern that matches
+# decides. What closes a residual branch is small, so that the branches add texture to what passes by and do
+# not drown it: a trajectory then amplifies rounding errors by little. SiLU passes 0.6 of its input's size,
+# hence the gains above 1.
 _GAINS: tuple[tuple[PartName, str, float], ...] = (
     ("text_encoder", r"to_out|out_proj|fc2", 0.7),
     ("unet", r"^conv_out\.weight$", 0.9),
@@ -174,7 +168,8 @@ _BIAS_STD = 0.05
 _NORM_GAIN_STD = 0.1
 _EMBEDDING_STD = 0.02
 
-# A trained encoder's latents have this spread before they are scaled by 0.18215, and little variance of their own.
+# A trained encoder's latents have this spread before they are scaled by 0.18215, and little variance of their
+# own.
 _LATENT_STD = 1 / 0.18215
 _LATENT_LOGVAR = -9.0
 
@@ -201,48 +196,6 @@ def draw(seed: int, part: PartName, key: str, shape: tuple[int, ...]) -> torch.T
 def _gain(part: PartName, key: str) -> float:
     matching = (gain for of, pattern, gain in _GAINS if of == part and re.search(pattern, key))
     return next(matching, 1.0)
-
-
-class _Sink(Protocol):
-    def write(self, data: bytes | memoryview, /) -> object: ...
-
-
-class _Digest:
-    """A stream that is only hashed."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        self.hash.update(data)
-
-
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
-
-
-def write_safetensors(stream: BinaryIO | _Sink, entries: Iterable[Entry], dtype: torch.dtype) -> None:
-    """Write tensors in the safetensors format, holding one at a time (the library's own writer wants them all)."""
-    entries = list(entries)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for entry in entries:
-        stored = torch.int64 if entry.integer else dtype
-        start, end = end, end + math.prod(entry.shape) * stored.itemsize
-        header[entry.key] = {"dtype": _DTYPE_NAMES[stored], "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for entry in entries:
-        stream.write(memoryview(_stored(entry.make(), dtype).reshape(-1).view(torch.uint8).numpy()))
-
-
-def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _stack(members: list[Entry], pointwise: bool) -> Callable[[], torch.Tensor]:
@@ -274,7 +227,9 @@ def _schedule_buffers(configs: PipelineConfigs) -> Iterator[Entry]:
     """The forward process as LDM registers it; nothing reads it, but real files have it."""
     scheduler = configs.scheduler
     steps = int(scheduler["num_train_timesteps"])
-    roots = torch.linspace(scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, steps, dtype=torch.float64)
+    roots = torch.linspace(
+        scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, steps, dtype=torch.float64
+    )
     betas = roots**2
     alphas = torch.cumprod(1 - betas, 0)
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
@@ -303,36 +258,6 @@ def _write_tokenizer(folder: Path) -> None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         content = (PACKAGED_CONFIGS / "stable-diffusion-2-1-base" / "tokenizer" / name).read_bytes()
         (folder / name).write_bytes(content)
-
-
-class RandomParts:
-    """A checkpoint of random weights that was never written."""
-
-    def __init__(self, weights: RandomWeights) -> None:
-        self._weights = weights
-
-    def config(self, part: PartName) -> Config:
-        return self._weights.configs.part(part)
-
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
-        return self._weights.tensors(part)
-
-    def tokenizer_json(self) -> str:
-        return PACKAGED_TOKENIZER.read_text(encoding="utf-8")
-
-
-def open_demo(variant: str | None) -> Found:
-    """The checkpoint named ``demo``; a ``variant`` chooses between its epsilon and its v form, by its kind."""
-    configs = DEMO_V if variant is not None and find_variant(variant).kind == "v" else DEMO
-    weights = RandomWeights(configs, DEMO_SEED)
-    return Found(
-        name="demo",
-        release=None,
-        configs=configs,
-        source={file: weights.sha256(part) for part, file in WEIGHT_FILES.items()},
-        license="Apache-2.0",
-        parts=RandomParts(weights),
-    )
 
 
 def _silent(message: str) -> None:

@@ -10,9 +10,9 @@ import diffusers
 from pydantic import ValidationError
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
+from sd2rt.engines.sampling import NoiseConfig, SamplerConfig, SamplerName
 
-_SAMPLERS = {
+_SAMPLERS: dict[str, SamplerName] = {
     "PNDMScheduler": "pndm",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
@@ -21,7 +21,8 @@ _SAMPLERS = {
 
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
-# What a scheduler's keys are called in SamplerConfig, and what SamplerConfig says where the scheduler has no such key.
+# What a scheduler's keys are called in SamplerConfig, and what SamplerConfig says where the scheduler has no
+# such key.
 _SAMPLER_KEYS: dict[str, tuple[str, Any]] = {
     "timestep_spacing": ("spacing", "leading"),
     "set_alpha_to_one": ("set_alpha_to_one", False),
@@ -72,15 +73,15 @@ _STEPS_OFFSET = 1
 def read_scheduler(config: Mapping[str, Any], origin: str) -> tuple[NoiseConfig, SamplerConfig]:
     """The forward process and the default sampler that a scheduler's configuration describes.
 
-    A key that the file leaves out has the default of the diffusers class; a key that the class does not know is
-    ignored, as diffusers does. Raises CheckpointError naming the class or the key that cannot be honoured.
+    A key that the file leaves out has the default of the diffusers class; a key that the class does not know
+    is ignored, as diffusers does. Raises CheckpointError naming the class or the key that cannot be honoured.
     """
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in _SAMPLERS:
         known = ", ".join(_SAMPLERS)
         raise CheckpointError(
-            f"{origin}: scheduler class {name!r} is not supported: replace scheduler_config.json by that of one of "
-            f"{known}"
+            f"{origin}: scheduler class {name!r} is not supported: replace scheduler_config.json by that of "
+            f"one of {known}"
         )
     effective = _defaults(name) | {key: value for key, value in config.items() if key in _defaults(name)}
 
@@ -92,8 +93,8 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> tuple[NoiseConfig,
         accepted = _OFF.get(key, (_defaults(name)[key],))
         if not any(value == off and type(value) is type(off) for off in accepted):
             raise CheckpointError(
-                f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants {accepted[0]!r}): "
-                f"set {key} to {_json(accepted[0])} in scheduler_config.json"
+                f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants "
+                f"{accepted[0]!r}): set {key} to {_json(accepted[0])} in scheduler_config.json"
             )
 
     noise = {key: effective[key] for key in _NOISE_KEYS}
@@ -101,7 +102,7 @@ def read_scheduler(config: Mapping[str, Any], origin: str) -> tuple[NoiseConfig,
     try:
         return (
             NoiseConfig(**noise),
-            SamplerConfig(name=_SAMPLERS[name], steps_offset=_STEPS_OFFSET, **sampler),  # type: ignore[arg-type]
+            SamplerConfig(name=_SAMPLERS[name], steps_offset=_STEPS_OFFSET, **sampler),
         )
     except ValidationError as error:
         first = error.errors()[0]

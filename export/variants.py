@@ -146,7 +146,6 @@ VARIANTS: tuple[Variant, ...] = (
         file_stems=("x4-upscaler-ema",),
         files={"57c63b7ed94406ba07e93f38e82622ff61952bb3fc0dec684a4058fa880cddd0": 3531514018},
         hub_id="stabilityai/stable-diffusion-x4-upscaler",
-        mirror="sd2-community/stable-diffusion-x4-upscaler",
     ),
     Variant(
         name="2.1-unclip",

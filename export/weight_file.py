@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class WeightFile:
     _read: Callable[[Iterable[str]], dict[str, torch.Tensor]] = field(repr=False)
 
     def tensors(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Some of the tensors, mapped from the file where its format allows: no memory before they are used."""
+        """Some of the tensors, mapped from the file where its format allows: they cost no memory yet."""
         return self._read(keys)
 
 
@@ -55,14 +56,15 @@ def open_safetensors(path: Path) -> WeightFile:
 def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
     """Open a PyTorch checkpoint without running code from it.
 
-    Raises CheckpointError when that was not allowed, and when the file is missing, truncated, holds code or no
-    tensors.
+    Raises CheckpointError when that was not allowed, and when the file is missing, truncated, holds code or
+    no tensors.
     """
     check_readable(path)
     if not allowed:
         raise CheckpointError(
-            f"{path} is a pickle, a format that can carry code: use the .safetensors of the same checkpoint, convert "
-            "it to one, or pass --allow-pickle to read it with PyTorch's weights-only loader"
+            f"{path} is a pickle, a format that can carry code: use the .safetensors of the same "
+            "checkpoint, convert it to one, or pass --allow-pickle to read it with PyTorch's weights-only "
+            "loader"
         )
     state = _unpickle(path)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -74,25 +76,30 @@ def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
     # Only a zip archive, PyTorch's format since 1.6, can be mapped; what is older is read as a whole.
+    mapped = zipfile.is_zipfile(path)
     try:
-        state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except Exception as error:
-        # The unpickler meets arbitrary bytes: whatever it raises means that they are not a plain checkpoint.
-        text = str(error)
-        refused = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand|type)\S*\s+([\w.]+)", text)
+        # The unpickler meets arbitrary bytes: whatever it raises means that they are not plain weights.
+        text = str(error) or type(error).__name__
+        refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
         if refused is not None:
             raise CheckpointError(
-                f"{path} holds code ({refused[1] or refused[2]}), not only weights, and was not loaded: use the "
-                ".safetensors of the same checkpoint, or one from a source you trust"
+                f"{path} holds more than weights ({refused[1]}), and a pickle with that can run code: it was "
+                "not loaded; use the .safetensors of the same checkpoint"
             ) from None
-        reason = text.splitlines()[0][:120] if text else type(error).__name__
+        reason = text.splitlines()[0][:80]
         raise CheckpointError(
             f"{path} is truncated or is not a PyTorch checkpoint ({reason}): get the file again"
         ) from None
     while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected named tensors: get the file again")
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}, expected tensors under names: get the file again"
+        )
     return state
 
 
@@ -104,9 +111,13 @@ def check_readable(path: Path) -> None:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: copy the checkpoint again") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' in its repository")
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' in its repository"
+        )
     if not start:
         raise CheckpointError(f"{path} is empty: get the file again")
 
@@ -117,7 +128,7 @@ def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
 
 
 def sha256(path: Path, progress: Callable[[str], None] | None = None) -> str:
-    """The file's SHA-256 in hexadecimal, with a word to ``progress`` first: a full-size file takes seconds."""
+    """The file's SHA-256 in hexadecimal; ``progress`` is told first: a full-size file takes seconds."""
     if progress is not None:
         progress(f"hashing {path.name} ({path.stat().st_size / 1e9:.1f} GB)")
     with path.open("rb") as stream:
