@@ -42,8 +42,7 @@ def open_bundle(
     Raises:
         BundleError: it is missing, unsafe (a link, a path that leaves it) or not what its manifest says.
     """
-    path = find_bundle(bundle).resolve()
-    recover_abandoned(path)
+    path = locate(bundle)
     manifest = read_manifest(path)
     receipts = _Receipts(path, use=trust_receipts)
     for file in manifest.files:
@@ -51,7 +50,7 @@ def open_bundle(
         if receipts.vouch(file, status):
             progress(file, file.size)
             continue
-        found = sha256(path / file.path, lambda read, file=file: progress(file, read))  # type: ignore[misc]
+        found = _hash(path, file, progress)
         if found != file.sha256:
             raise BundleError(
                 f"{path / file.path} has sha256 {found[:12]}…, its manifest says {file.sha256[:12]}…: "
@@ -60,6 +59,22 @@ def open_bundle(
         receipts.add(file, status)
     receipts.save()
     return Bundle(path, manifest)
+
+
+def locate(bundle: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle given by path or name, put back in its place where a killed build left it aside."""
+    path = Path(os.path.realpath(find_bundle(bundle)))
+    recover_abandoned(path)
+    return path
+
+
+def _hash(bundle: Path, file: File, progress: Callable[[File, int], None]) -> str:
+    try:
+        return sha256(bundle / file.path, lambda read: progress(file, read))
+    except OSError as error:
+        raise BundleError(
+            f"{bundle / file.path} cannot be read ({error.strerror}): copy or build the bundle again"
+        ) from None
 
 
 def _plain_file(bundle: Path, file: File) -> os.stat_result:
@@ -88,16 +103,18 @@ class _Receipts:
     """What was hashed before, kept outside the bundle: whoever can write the bundle cannot write these."""
 
     def __init__(self, bundle: Path, use: bool) -> None:
-        name = hashlib.sha256(str(bundle).encode()).hexdigest()[:32]
-        self._path = cache_dir() / "receipts" / f"{name}.json"
         self._known: dict[str, object] = {}
         self._new = False
-        if use:
-            try:
-                known = json.loads(self._path.read_bytes())
-                self._known = known if isinstance(known, dict) else {}
-            except (OSError, ValueError):
-                self._known = {}
+        name = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:32]
+        try:
+            self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
+            known = json.loads(self._path.read_bytes()) if use else {}
+            self._known = known if isinstance(known, dict) else {}
+        except BundleError:
+            # No home directory: every opening reads everything.
+            self._path = None
+        except (OSError, ValueError, RecursionError):
+            self._known = {}
 
     @staticmethod
     def _entry(file: File, status: os.stat_result) -> list[object]:
@@ -111,7 +128,7 @@ class _Receipts:
         self._new = True
 
     def save(self) -> None:
-        if not self._new:
+        if not self._new or self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.bundle import locate, open_bundle
 from sd2rt.engines.manifest import File, Manifest, read_manifest
-from sd2rt.engines.store import find_bundle
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
@@ -20,7 +19,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show what a bundle holds; reads its manifest alone."""
-    path = find_bundle(bundle)
+    path = locate(bundle)
     manifest = read_manifest(path)
     if as_json:
         print(
@@ -45,7 +44,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         )
         size = sum(file.size for file in part.files) / 1e6
         parts.add_row(name, f"{part.parameters:,}", f"{size:.1f}", f"opset {part.opset}", inputs, outputs)
-    console.print(str(path))
+    console.print(str(path), soft_wrap=True)
     console.print(facts)
     console.print()
     console.print(parts)
@@ -78,7 +77,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
 
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Read every file of a bundle and compare its hash with the manifest's."""
-    path = find_bundle(bundle)
+    path = locate(bundle)
     if as_json or not sys.stderr.isatty():
         opened = open_bundle(path, trust_receipts=False)
     else:

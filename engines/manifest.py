@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -19,10 +21,17 @@ Variant = Literal["base", "v"]
 Precision = Literal["fp32", "fp16"]
 
 
+_LARGEST_BYTES = 64 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
         raise ValueError(f"path {path!r} leaves the bundle")
+    # One spelling for each file: no "./a", "a//b" or "a/", and no "." for the bundle itself.
+    if not pure.parts or str(pure) != path or _CONTROL.search(path):
+        raise ValueError(f"path {path!r} is no plain path of a file")
     return path
 
 
@@ -33,7 +42,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Model(BaseModel):
     """Base of the manifest's models: an unknown key is an error, and nothing changes once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class File(Model):
@@ -44,12 +53,15 @@ class File(Model):
     sha256: Sha256
 
 
+Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^([1-9][0-9]*\*)?[A-Za-z]\w*$")]
+
+
 class Tensor(Model):
-    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h8``."""
+    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h``."""
 
     name: str
     dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
-    shape: tuple[int | str, ...]
+    shape: tuple[Dimension, ...]
 
 
 class Part(Model):
@@ -141,15 +153,22 @@ class Manifest(Model):
         missing = {"text_encoder", "denoiser", "decoder"} - set(self.parts)
         if missing:
             raise ValueError(f"parts lack {', '.join(sorted(missing))}")
+        seen: dict[str, File] = {}
+        for file in self._listed():
+            if seen.setdefault(file.path, file) != file:
+                raise ValueError(f"{file.path} is listed twice, with different contents")
         return self
+
+    def _listed(self) -> list[File]:
+        files = [self.tokenizer.file, self.embeddings.file]
+        for part in self.parts.values():
+            files += part.files
+        return files
 
     @property
     def files(self) -> tuple[File, ...]:
         """Every file that the manifest vouches for, each once."""
-        files = [self.tokenizer.file, self.embeddings.file]
-        for part in self.parts.values():
-            files += part.files
-        return tuple({file.path: file for file in files}.values())
+        return tuple({file.path: file for file in self._listed()}.values())
 
     @property
     def identity(self) -> str:
@@ -171,15 +190,17 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data: Any = json.loads(path.read_bytes())
+        data: Any = json.loads(_read(path))
     except FileNotFoundError:
         what = "holds no bundle.json" if folder.is_dir() else "does not exist"
         raise BundleError(
             f"{folder} {what}: make a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
         ) from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is no folder: a bundle is one, give its path or its name") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}): build the bundle again") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -196,3 +217,16 @@ def read_manifest(folder: Path) -> Manifest:
         if first["type"] == "extra_forbidden":
             reason = "unknown key"
         raise BundleError(f"{path}: {where}: {reason}: build the bundle again") from None
+
+
+def _read(path: Path) -> bytes:
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise BundleError(f"{path} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file: build the bundle again")
+    if status.st_size > _LARGEST_BYTES:
+        raise BundleError(
+            f"{path} has {status.st_size} bytes, a manifest has {_LARGEST_BYTES} at most: build the bundle again"
+        )
+    return path.read_bytes()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _SESSIONS_KEPT = 16
+_FATAL = 4
 # A captured graph is named by a number that no other one of its engine may have.
 _GRAPH_IDS = itertools.count(1)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -45,8 +46,8 @@ class OnnxRuntimeEngine:
     ) -> None:
         ort = _onnxruntime(device)
         options = ort.SessionOptions()
-        # Warnings about axes it could not merge and nodes it left on the CPU are not the user's.
-        options.log_severity_level = 3
+        # What it would print about an error is in the exception; its warnings are not the user's.
+        options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads or 0
         # One graph at a time and no parallel branches worth a second pool.
         options.inter_op_num_threads = 1
@@ -60,6 +61,8 @@ class OnnxRuntimeEngine:
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
             }
             providers.insert(0, ("CUDAExecutionProvider", cuda))
+        self._label = f"{Path(part.onnx).parent.name} on {device}"
+        self._session: onnxruntime.InferenceSession | None
         try:
             self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
@@ -74,7 +77,13 @@ class OnnxRuntimeEngine:
         self._sessions: OrderedDict[tuple[object, ...], OnnxRuntimeSession] = OrderedDict()
 
     def session(self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING) -> Session:
-        """The session for these sizes, made on first use; the least recently used is dropped after 16."""
+        """The session for these sizes, made on first use; the least recently used is dropped after 16.
+
+        Raises:
+            EngineError: there is no memory for its buffers, or the model has no such tensors.
+        """
+        if self._session is None:
+            raise EngineError(f"{self._label} is closed: open it again")
         key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())))
         found = self._sessions.get(key)
         if found is None:
@@ -86,9 +95,9 @@ class OnnxRuntimeEngine:
         return found
 
     def close(self) -> None:
-        """Free the engine and its sessions."""
+        """Free the engine and its sessions; a session that is still held keeps the engine alive."""
         self._sessions.clear()
-        del self._session
+        self._session = None
 
     def __enter__(self) -> Self:
         return self
@@ -121,23 +130,23 @@ class OnnxRuntimeSession:
         twins = {target: source for source, target in carry.items()}
         buffers: dict[str, HostBuffer | DeviceBuffer] = {}
         kind = HostBuffer if device.kind == "cpu" else DeviceBuffer
+        self._bindings = []
         try:
             for tensor in (*part.inputs, *part.outputs):
                 if tensor.name not in carry:
                     copies = 2 if tensor.name in twins else 1
                     buffers[tensor.name] = kind(shape_of(tensor, dims), tensor.dtype, device, copies)
+            for phase in range(2 if carry else 1):
+                binding = ort.IOBinding(session)
+                for tensor in part.inputs:
+                    values = buffers[tensor.name].values
+                    binding.bind_ortvalue_input(tensor.name, values[phase % len(values)])
+                for tensor in part.outputs:
+                    values = buffers[carry.get(tensor.name, tensor.name)].values
+                    binding.bind_ortvalue_output(tensor.name, values[(phase + 1) % len(values)])
+                self._bindings.append(binding)
         except Exception as error:
-            raise _engine_error(f"no memory for {self._label}", error) from error
-        self._bindings = []
-        for phase in range(2 if carry else 1):
-            binding = ort.IOBinding(session)
-            for tensor in part.inputs:
-                values = buffers[tensor.name].values
-                binding.bind_ortvalue_input(tensor.name, values[phase % len(values)])
-            for tensor in part.outputs:
-                values = buffers[carry.get(tensor.name, tensor.name)].values
-                binding.bind_ortvalue_output(tensor.name, values[(phase + 1) % len(values)])
-            self._bindings.append(binding)
+            raise _engine_error(f"{self._label} cannot be prepared", error) from error
         self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
         self._carried = [buffers[target] for target in twins]
         self._options = [ort.RunOptions() for _ in self._bindings]
@@ -177,6 +186,7 @@ class HostBuffer:
         return self._arrays[0].dtype
 
     def write(self, array: Array) -> None:
+        _check_shape(array, self.shape)
         np.copyto(self._arrays[self.phase], array)
 
     def read(self) -> Array:
@@ -197,11 +207,18 @@ class DeviceBuffer:
         self.phase = 0
 
     def write(self, array: Array) -> None:
+        _check_shape(array, self.shape)
         self.values[self.phase].update_inplace(np.ascontiguousarray(array, dtype=self.dtype))
 
     def read(self) -> Array:
         array: Array = self.values[self.phase].numpy()
         return array
+
+
+def _check_shape(array: Array, shape: tuple[int, ...]) -> None:
+    # NumPy would repeat what is too small, silently.
+    if array.shape != shape:
+        raise ValueError(f"an array of shape {list(array.shape)} was written to a buffer of {list(shape)}")
 
 
 def _onnxruntime(device: Device) -> Any:
@@ -220,6 +237,7 @@ def _onnxruntime(device: Device) -> Any:
 
 def _engine_error(what: str, error: Exception) -> EngineError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "Failed to allocate memory" in str(error):
+    no_memory = ("Failed to allocate memory", "bad allocation", "bad_alloc")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in no_memory):
         return EngineError(f"{what}: out of memory ({reason}): ask for a smaller --size or batch")
     return EngineError(f"{what}: {reason}")

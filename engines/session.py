@@ -18,14 +18,21 @@ _PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
 
 def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """The numbers that a tensor's symbolic shape stands for, ``dims`` giving each symbol's."""
+    """The numbers that a tensor's symbolic shape stands for, ``dims`` giving each symbol's.
+
+    Raises:
+        ValueError: a symbol has no size in ``dims``.
+    """
     shape = []
     for item in tensor.shape:
         if isinstance(item, int):
             shape.append(item)
         else:
             match = _PRODUCT.fullmatch(item)
-            assert match is not None, item
+            if match is None or match[2] not in dims:
+                raise ValueError(
+                    f"{tensor.name} has the dimension {item!r}, and sizes are given for {sorted(dims)}"
+                )
             shape.append(int(match[1] or 1) * dims[match[2]])
     return tuple(shape)
 
@@ -40,7 +47,11 @@ class Buffer(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def write(self, array: Array) -> None:
-        """Copy ``array`` in; its shape must be the buffer's."""
+        """Copy ``array`` in.
+
+        Raises:
+            ValueError: its shape is not the buffer's.
+        """
 
     def read(self) -> Array:
         """A copy on the host."""
@@ -93,7 +104,7 @@ class Device:
     def __init__(self, text: str) -> None:
         from sd2rt.engines.errors import RequestError
 
-        match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", text)
+        match = re.fullmatch(r"(cpu)|cuda(?::([0-9]+))?", text)
         if match is None:
             raise RequestError(f"{text!r} is no device: use cpu, cuda or cuda:N")
         self.kind = "cpu" if match[1] else "cuda"

@@ -14,14 +14,27 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def cache_dir() -> Path:
-    """``$SD2RT_CACHE_DIR``, or ``sd2rt`` in the user's cache directory; it need not exist yet."""
+    """``$SD2RT_CACHE_DIR``, or ``sd2rt`` in the user's cache directory; it need not exist yet.
+
+    Raises:
+        BundleError: the user has no home directory, as in some containers, and the variable is not set.
+    """
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sd2rt" / "cache"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "sd2rt" / "cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sd2rt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd2rt"
+        return _home() / "Library" / "Caches" / "sd2rt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "sd2rt"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise BundleError(
+            f"this user has no home directory to keep bundles in: set {CACHE_VARIABLE} to a folder"
+        ) from None
 
 
 def named_bundle(name: str) -> Path:
@@ -37,7 +50,8 @@ def named_bundle(name: str) -> Path:
 
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     """The folder that a user means: a path if it exists or looks like one, else a name in the store."""
-    path = Path(bundle).expanduser()
-    if isinstance(bundle, str) and _NAME.fullmatch(bundle) and not path.exists():
+    # os.path answers where pathlib raises: for ~ of an unknown user, a name that is too long, a loop of links.
+    path = os.path.expanduser(bundle)
+    if isinstance(bundle, str) and _NAME.fullmatch(bundle) and not os.path.exists(path):
         return named_bundle(bundle)
-    return path
+    return Path(path)

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.lock import FileLock
 from sd2rt.engines.manifest import MANIFEST, File, Manifest, Part, PartName
 
 _CHUNK = 1 << 20
 _PROGRESS = "progress.json"
+_BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
+"""What lies at the top of a bundle; a folder that holds anything else is never replaced."""
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
@@ -49,7 +52,8 @@ class BundleWriter:
     """
 
     def __init__(self, target: Path, key: str, *, needed_bytes: int, replace: bool) -> None:
-        self.target = target.absolute()
+        # A link to a bundle stays, and what it leads to is replaced: readers resolve it too.
+        self.target = Path(os.path.realpath(target))
         self.folder = self._beside("building")
         self._key = key
         self._needed = needed_bytes
@@ -60,22 +64,17 @@ class BundleWriter:
         return self.target.parent / f".{self.target.name}.{what}"
 
     def __enter__(self) -> Self:
-        from filelock import FileLock, Timeout
-
         with reported(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._beside("lock"))
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise BuildError(
-                    f"another build of {self.target} is running: wait for it, or stop it"
-                ) from None
+            if not self._lock.acquire():
+                raise BuildError(f"another build of {self.target} is running: wait for it, or stop it")
             try:
                 recover(self.target)
                 self._check_target()
                 self._resume()
                 self._check_space()
+                self.folder.mkdir(exist_ok=True)
             except BaseException:
                 self._lock.release()
                 raise
@@ -85,7 +84,7 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Whole parts are worth keeping for a rerun; a folder without any is not.
-        if error is not None and not self._parts:
+        if not self._parts:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
         if isinstance(error, OSError):
@@ -112,34 +111,45 @@ class BundleWriter:
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest and move the bundle into place."""
-        (self.folder / _PROGRESS).unlink(missing_ok=True)
-        listed = {file.path for file in manifest.files}
+        listed = {_PROGRESS, *(file.path for file in manifest.files)}
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            if path.is_file() and path.relative_to(self.folder).as_posix() not in listed:
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.folder).as_posix() not in listed:
                 path.unlink()
-            elif path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
         (self.folder / MANIFEST).write_text(manifest.to_json())
         for path in self.folder.rglob("*"):
             _sync(path)
+        # From here on there is nothing to resume from: the bundle is whole.
+        (self.folder / _PROGRESS).unlink(missing_ok=True)
         _sync(self.folder)
         old = self._beside("old")
-        if self.target.exists():
-            # A folder that holds something cannot be renamed over: it steps aside first, and
-            # `recover` brings it back should the process die between the two renames.
-            self.target.rename(old)
-        self.folder.rename(self.target)
+        try:
+            if self.target.exists():
+                # A folder that holds something cannot be renamed over: it steps aside first, and
+                # `recover` brings it back should the process die between the two renames.
+                self.target.rename(old)
+            self.folder.rename(self.target)
+        finally:
+            recover(self.target)
         _sync(self.target.parent)
-        shutil.rmtree(old, ignore_errors=True)
 
     def _check_target(self) -> None:
         if not self.target.exists():
             return
         if not self.target.is_dir():
             raise BuildError(f"{self.target} is a file: give -o a folder")
-        if any(self.target.iterdir()) and not (self.target / MANIFEST).is_file():
-            raise BuildError(f"{self.target} holds something other than a bundle: give -o another folder")
-        if not self._replace and (self.target / MANIFEST).is_file():
+        found = {path.name for path in self.target.iterdir()}
+        if not found:
+            return
+        foreign = found - _BUNDLE_NAMES
+        if MANIFEST not in found or foreign:
+            example = min(foreign or found)
+            raise BuildError(
+                f"{self.target} holds something other than a bundle ({example}): give -o another folder"
+            )
+        if not self._replace:
             raise BuildError(
                 f"{self.target} holds another bundle: add --force to replace it, or give -o another"
             )
@@ -149,17 +159,18 @@ class BundleWriter:
             record = json.loads((self.folder / _PROGRESS).read_bytes())
             if record["key"] == self._key:
                 parts = {name: Part.model_validate(part) for name, part in record["parts"].items()}
-                self._parts = {
-                    name: part
-                    for name, part in parts.items()
-                    if all(describe(self.folder, file.path) == file for file in part.files)
-                }
-        except (OSError, ValueError, KeyError, TypeError):
+                self._parts = {name: part for name, part in parts.items() if self._is_whole(part)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # No record, or one that a kill cut short: start again.
             self._parts = {}
         if not self._parts:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(exist_ok=True)
+
+    def _is_whole(self, part: Part) -> bool:
+        try:
+            return all(describe(self.folder, file.path) == file for file in part.files)
+        except OSError:
+            return False
 
     def _check_space(self) -> None:
         kept = sum(file.size for part in self._parts.values() for file in part.files)
@@ -184,15 +195,16 @@ def recover(target: Path) -> None:
 
 def recover_abandoned(target: Path) -> None:
     """:func:`recover`, for a reader: does nothing while a build is running."""
-    from filelock import FileLock, Timeout
-
-    if target.exists() or not (target.parent / f".{target.name}.old").is_dir():
+    if os.path.lexists(target) or not os.path.isdir(target.parent / f".{target.name}.old"):
         return
+    lock = FileLock(target.parent / f".{target.name}.lock")
     try:
-        with FileLock(target.parent / f".{target.name}.lock", timeout=0):
+        if lock.acquire():
             recover(target)
-    except (Timeout, OSError):
+    except OSError:
         return
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -205,7 +217,9 @@ def reported(target: Path) -> Iterator[None]:
 
 
 def _as_build_error(error: OSError, target: Path) -> BuildError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # NumPy writes arrays in C and tells no reason, only how much of them it wrote.
+    short = error.errno is None and "requested and" in str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or short:
         return BuildError(
             f"the disk of {target.parent} is full: make room, or give -o another disk; "
             "finished parts are kept, so that the same command goes on from them"

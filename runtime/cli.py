@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from sd2rt.engines.errors import Sd2rtError
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
+_USAGE = 2
 _INTERRUPTED = 130
 
 
@@ -22,37 +24,52 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get(DEBUG_VARIABLE))
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        result = _app(arguments)(arguments, prog_name="sd2rt", standalone_mode=False)
+        code = _run(arguments)
         sys.stdout.flush()
-    except typer.Exit as stop:
-        return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("sd2rt: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        code = _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has stopped reading; nothing more can be said to them.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = _stop_printing()
+    except SystemExit as stop:
+        # Typer's own answer to a broken pipe.
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        code = _stop_printing()
     except Exception as error:
         if debug:
-            raise
-        return _report(error)
+            traceback.print_exc()
+        code = _report(error)
+    if code == _INTERRUPTED:
+        print("sd2rt: interrupted", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    app = _app(arguments)
+    # Without a word the help is the best answer, and still no success.
+    result = app(arguments or ["--help"], prog_name="sd2rt", standalone_mode=False)
+    if not arguments:
+        return _USAGE
     return result if isinstance(result, int) else 0
 
 
+def _stop_printing() -> int:
+    """Whoever read the output has stopped reading: nothing more can be said to them."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _report(error: Exception) -> int:
+    code, text = 1, " ".join(str(error).split()) or "no message"
     if isinstance(error, Sd2rtError):
-        print(f"sd2rt: {error}", file=sys.stderr)
-        return error.exit_code
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        print(f"sd2rt: {error.format_message()} (see --help)", file=sys.stderr)
-        return int(error.exit_code)
-    reason = " ".join(str(error).split()) or "no message"
-    print(
-        f"sd2rt: a bug, {type(error).__name__}: {reason}: please report it with what --debug prints",
-        file=sys.stderr,
-    )
-    return 1
+        # Whatever is quoted in it, a message is one line.
+        code, text = error.exit_code, " ".join(str(error).splitlines())
+    elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        code, text = int(error.exit_code), f"{' '.join(error.format_message().split())} (see --help)"
+    else:
+        text = f"a bug, {type(error).__name__}: {text}: please report it with what --debug prints"
+    print(f"sd2rt: {text}", file=sys.stderr)
+    return code
 
 
 def _app(arguments: list[str]) -> typer.Typer:
@@ -62,7 +79,6 @@ def _app(arguments: list[str]) -> typer.Typer:
     points = [found[wanted]] if wanted in found else [found[name] for name in sorted(found)]
     app = typer.Typer(
         add_completion=False,
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -96,4 +112,12 @@ def _root(
 
 def script() -> None:
     """The entry point that is installed as ``sd2rt``."""
+    _open_closed_streams()
     sys.exit(main())
+
+
+def _open_closed_streams() -> None:
+    """Started without one of the three, Python has None for it, and the next file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

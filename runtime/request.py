@@ -15,11 +15,27 @@ from sd2rt.engines.sampling import check_side
 OutputType = Literal["pil", "np", "latent"]
 
 
+_SHOWN = 80
+
+
 def _array(value: Any) -> Any:
-    return value if value is None else np.asarray(value)
+    if value is None:
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise ValueError("give an array of numbers")
+    return array
+
+
+def _text(value: Any) -> Any:
+    # What a terminal's other encoding leaves in an argument cannot be tokenized.
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("it is not UTF-8 text, type it again")
+    return value
 
 
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
+Text = Annotated[str, BeforeValidator(_text)]
 
 
 class Request(BaseModel):
@@ -32,8 +48,8 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    prompt: str | None = None
-    negative_prompt: str | None = None
+    prompt: Text | None = None
+    negative_prompt: Text | None = None
     num_inference_steps: int = Field(50, ge=1)
     guidance_scale: float = Field(7.5, allow_inf_nan=False)
     guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
@@ -99,4 +115,6 @@ def _one_line(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if not where:
         return reason
-    return f"{where} is {first['input']!r}: {reason[0].lower()}{reason[1:]}"
+    value = " ".join(repr(first["input"]).split())
+    value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+    return f"{where} is {value}: {reason[0].lower()}{reason[1:]}"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.errors import BundleError, EngineError, RequestError
+from sd2rt.engines.errors import BuildError, BundleError, EngineError, RequestError
 from sd2rt.engines.manifest import MANIFEST
-from sd2rt.engines.store import named_bundle
+from sd2rt.engines.store import find_bundle, named_bundle
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline import Pipeline, Run
@@ -77,10 +81,10 @@ def run(
     ]
     total = count * len(requests)
     _check_output(output, total)
-    _show_warnings()
     from sd2rt.runtime.pipeline import Pipeline
 
-    with Pipeline.open(_bundle(bundle, quiet or as_json), device=device, threads=threads) as pipeline:
+    path = _bundle(bundle, quiet or as_json)
+    with _shown_warnings(quiet), Pipeline.open(path, device=device, threads=threads) as pipeline:
         start = time.perf_counter()
         with pipeline.stream_requests(requests) as running:
             _follow(running, hidden=quiet or as_json)
@@ -105,9 +109,14 @@ def _words(words: list[str]) -> tuple[str | None, list[str]]:
     if len(words) > 2:
         raise RequestError(f"{len(words)} arguments, expected [BUNDLE] PROMPT: put the prompt in quotes")
     bundle, prompt = (None, words[0]) if len(words) == 1 else (words[0], words[1])
+    if bundle is None and os.path.isfile(find_bundle(prompt) / MANIFEST):
+        raise RequestError(f"{prompt!r} is a bundle, and there is no prompt: give one after it")
     if prompt != "-":
         return bundle, [prompt]
-    prompts = [line.rstrip("\r\n") for line in sys.stdin]
+    try:
+        prompts = [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not {error.encoding} text ({error.reason})") from None
     prompts = [line for line in prompts if line.strip()]
     if not prompts:
         raise RequestError("standard input holds no prompt: write one a line")
@@ -140,21 +149,30 @@ def _bundle(name: str | None, quiet: bool) -> str | Path:
             )
         if not quiet:
             print("sd2rt: building the demo bundle, once", file=sys.stderr)
-        # In a process of its own: this one stays free of torch.
-        built = subprocess.run(
-            [sys.executable, "-m", "sd2rt.runtime", "build", DEMO],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if quiet else None,
-            text=True,
-            check=False,
-        )
-        if built.returncode != 0:
-            raise BundleError("the demo could not be built: run 'sd2rt build demo' to see why")
+        if _build_demo(quiet) != 0:
+            raise BuildError("the demo could not be built: run 'sd2rt build demo' to see why")
     return demo
 
 
+def _build_demo(quiet: bool) -> int:
+    """Build in a process of its own, so that this one stays free of torch, and return its exit code."""
+    child = subprocess.Popen(
+        # Without -P the working directory would come before what is installed.
+        [sys.executable, "-P", "-m", "sd2rt.runtime", "build", DEMO],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if quiet else None,
+    )
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        # It may not have been told, and has things to put in order.
+        child.send_signal(signal.SIGINT)
+        child.wait()
+        raise
+
+
 def _check_output(output: Path, total: int) -> None:
-    if output.suffix.lower() == ".png":
+    if output.suffix.lower() == ".png" and not output.is_dir():
         if total > 1:
             raise RequestError(f"--output {output} is one file for {total} images: give a folder")
         folder = output.parent
@@ -162,12 +180,16 @@ def _check_output(output: Path, total: int) -> None:
         if output.suffix and not output.is_dir():
             raise RequestError(f"--output {output} is neither a .png file nor a folder: images are PNG")
         folder = output
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"--output {output}: {folder} is not a folder")
+    # Folders that are missing are made later, inside the first that is there.
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise RequestError(f"--output {output}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RequestError(f"--output {output}: {existing} cannot be written to: choose another folder")
 
 
 def _path(output: Path, seed: int, total: int) -> Path:
-    if output.suffix.lower() == ".png":
+    if output.suffix.lower() == ".png" and not output.is_dir():
         return output
     path, number = output / f"{seed}.png", 1
     while path.exists():
@@ -241,8 +263,14 @@ def _save(pipeline: Pipeline, request: Request, image: Any, seed: int, path: Pat
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _show_warnings() -> None:
-    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
-        print(f"sd2rt: warning: {message}", file=sys.stderr)
+@contextmanager
+def _shown_warnings(quiet: bool) -> Iterator[None]:
+    """Warnings as a line each on standard error, or not at all."""
 
-    warnings.showwarning = show
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        print(f"sd2rt: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "always")
+        warnings.showwarning = show
+        yield
