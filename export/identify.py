@@ -26,6 +26,11 @@ def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[Variant, ...]:
     """
     left = VARIANTS
     for number, observed in enumerate(evidence):
+        if not observed.rows:
+            raise CheckpointError(
+                f"{origin} is not a Stable Diffusion 2 checkpoint ({observed.observation}): this version "
+                f"builds {_names(SUPPORTED)}"
+            )
         both = tuple(row for row in left if row in observed.rows)
         if not both:
             against = [e for e in evidence[:number] if any(row not in e.rows for row in observed.rows)]
@@ -85,4 +90,4 @@ def by_prediction(prediction_type: object, where: str) -> list[Evidence]:
 
 def _names(rows: Sequence[Variant]) -> str:
     shown = [row for row in rows if row.supported] or rows
-    return " or ".join(row.name for row in shown) if shown else "none of the published checkpoints"
+    return " or ".join(row.name for row in shown)

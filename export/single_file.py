@@ -134,9 +134,8 @@ def _open(path: Path, allow_pickle: bool) -> WeightFile:
         return open_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
         return open_pickle(path, allowed=allow_pickle)
-    raise CheckpointError(
-        f"{path} ends in {path.suffix or 'nothing'!r}, expected .safetensors or .ckpt: rename it if it is one"
-    )
+    suffix = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+    raise CheckpointError(f"{path} has {suffix}, expected .safetensors or .ckpt: rename it if it is one")
 
 
 def _stored_keys(file: WeightFile, configs: PipelineConfigs) -> dict[str, str]:

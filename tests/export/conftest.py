@@ -1,0 +1,53 @@
+"""The small checkpoint of tests/conftest.py in the other published forms, each written once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sd2rt.export.random_configs import SMALL
+from sd2rt.export.random_weights import random_checkpoint
+
+SEED = 1
+"""What small_checkpoint is drawn with: equal weights in every form."""
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def legacy_folder(checkpoints: Path) -> Path:
+    return random_checkpoint(checkpoints / "legacy", configs=SMALL, seed=SEED, legacy_keys=True)
+
+
+@pytest.fixture(scope="session")
+def small_file(checkpoints: Path) -> Path:
+    path = checkpoints / "small.safetensors"
+    return random_checkpoint(path, configs=SMALL, seed=SEED, layout="ldm")
+
+
+@pytest.fixture(scope="session")
+def small_ckpt(checkpoints: Path) -> Path:
+    return random_checkpoint(checkpoints / "small.ckpt", configs=SMALL, seed=SEED, layout="ldm")
+
+
+@pytest.fixture(scope="session")
+def small_configs(checkpoints: Path) -> Path:
+    """A folder of SMALL's configuration files, without weights."""
+    SMALL.write(checkpoints / "configs")
+    return checkpoints / "configs"
+
+
+@pytest.fixture
+def folder_copy(small_checkpoint: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes a copy of the small diffusers folder that a test may damage."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+
+    return copy
