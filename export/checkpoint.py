@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,18 +87,19 @@ def open_checkpoint(
 
     Raises CheckpointError, one line: what is wrong with which file, and what to do.
     """
-    path = Path(name_or_path).expanduser()
-    if config is not None and not path.is_file():
-        raise CheckpointError(
-            f"config was given for {name_or_path}, which is not a single file: leave it out"
-        )
-    if path.is_dir():
-        return _checkpoint(open_folder(path, variant=variant, progress=progress))
-    if path.is_file():
+    # os.path, unlike pathlib, answers False for what cannot be a path, such as a name of 300 letters.
+    path = Path(os.path.expanduser(name_or_path))
+    if os.path.isfile(path):
         found = open_single_file(
             path, variant=variant, allow_pickle=allow_pickle, config=config, progress=progress
         )
         return _checkpoint(found)
+    if config is not None and (os.path.isdir(path) or name_or_path == "demo" or is_hub_id(name_or_path)):
+        raise CheckpointError(
+            f"{name_or_path} is not a single file and has its own configuration: leave config out"
+        )
+    if os.path.isdir(path):
+        return _checkpoint(open_folder(path, variant=variant, progress=progress))
     if name_or_path == "demo":
         return _checkpoint(open_demo(variant))
     if is_hub_id(name_or_path):

@@ -63,6 +63,17 @@ class PipelineConfigs:
                 f"{folder / 'vae' / 'config.json'}: no list block_out_channels: take the file from the "
                 "published checkpoint"
             )
+        agree: tuple[tuple[PartName, str, PartName, str], ...] = (
+            ("unet", "cross_attention_dim", "text_encoder", "hidden_size"),
+            ("unet", "out_channels", "vae", "latent_channels"),
+        )
+        for part, key, other, wanted in agree:
+            has, expected = configs.part(part).get(key), configs.part(other).get(wanted)
+            if has != expected:
+                raise CheckpointError(
+                    f"{folder}: {part} has {key} {has!r}, but {other} has {wanted} {expected!r}: the two are "
+                    "of different models; copy the folder again"
+                )
         return configs
 
     @classmethod

@@ -64,14 +64,15 @@ _WANTED = "give a Stable Diffusion 2.0 or 2.1 checkpoint (diffusers folder, or s
 def refuse_foreign_file(path: Path) -> None:
     """Raise CheckpointError for a file whose name or first bytes say that it is no PyTorch checkpoint."""
     with path.open("rb") as stream:
-        start = stream.read(4)
-    if start == b"GGUF" or path.suffix == ".gguf":
+        start = stream.read(9)
+    if start.startswith(b"GGUF") or path.suffix == ".gguf":
         raise refusal(str(path), "a GGUF file (quantised weights)")
     if path.suffix == ".onnx":
         raise refusal(str(path), "an ONNX export")
     if path.suffix in _ENGINE_SUFFIXES:
         raise refusal(str(path), "a TensorRT engine")
-    if path.suffix == ".safetensors" and start.startswith((b"PK\x03\x04", b"\x80\x02")):
+    # A safetensors header opens with its length, whose bytes can be any, and a brace.
+    if path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
         raise CheckpointError(f"{path} is a pickle that is named .safetensors: rename it to .ckpt")
 
 

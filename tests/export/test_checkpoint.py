@@ -284,7 +284,11 @@ def test_a_folder_without_a_configuration(folder_copy: Damage, file: str) -> Non
     [
         ("unet/config.json", {"sample_size": [64, 64]}, "sample_size"),
         ("unet/config.json", {"block_out_channels": "wide"}, "configuration of unet"),
-        ("unet/config.json", {"cross_attention_dim": 64}, "has shape"),
+        ("unet/config.json", {"norm_num_groups": 5}, "configuration of unet"),
+        ("unet/config.json", {"attention_head_dim": [2, 3]}, "configuration of unet"),
+        ("unet/config.json", {"layers_per_block": 2}, "unet lacks"),
+        ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim 64, but text_encoder .* 32"),
+        ("vae/config.json", {"latent_channels": 16}, "out_channels 4, but vae has latent_channels 16"),
         ("vae/config.json", {"block_out_channels": 4}, "block_out_channels"),
         ("text_encoder/config.json", {"num_attention_heads": 0}, "configuration of text_encoder"),
         ("text_encoder/config.json", {"num_attention_heads": 5}, "configuration of text_encoder"),
@@ -417,6 +421,8 @@ def test_what_does_not_exist(tmp_path: Path) -> None:
     refused("gone", "does not exist.*or 'demo'")
     refused("./models/gone", "does not exist")
     refused("models/gone.safetensors", "does not exist")
+    refused("~nobody-of-this-name/gone", "does not exist")
+    refused("a prompt, by mistake " * 50, "does not exist")
 
 
 def test_configs_are_for_single_files(small_checkpoint: Path) -> None:

@@ -359,6 +359,12 @@ def test_a_pickle_is_read_only_when_allowed(small_ckpt: Path, small_configs: Pat
     renamed = tmp_path / "small.safetensors"
     renamed.write_bytes(small_ckpt.read_bytes())
     refused(renamed, "is a pickle that is named .safetensors")
+    renamed.write_bytes(pickle.dumps({"a": 1}))
+    refused(renamed, "is a pickle that is named .safetensors")
+    # A header of 0x80 bytes begins as a pickle does.
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x80)
+    renamed.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    refused(renamed, "unknown .its first key is a")
 
 
 class Payload:
