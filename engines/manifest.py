@@ -67,11 +67,14 @@ class Tensor(Model):
 class Part(Model):
     """One network of the pipeline as ONNX.
 
+    ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
+    the same file, or the same graph on the same weights with operators that it has kernels for.
     ``initializers`` maps those initialisers that do not carry their PyTorch name to it; where
     ``transposed``, the ONNX tensor is the PyTorch one with its two axes exchanged.
     """
 
     onnx: RelativePath
+    onnxruntime: RelativePath
     files: tuple[File, ...]
     opset: int
     inputs: tuple[Tensor, ...]
@@ -82,7 +85,7 @@ class Part(Model):
     @model_validator(mode="after")
     def _files_listed(self) -> Part:
         listed = {file.path for file in self.files}
-        for path in (self.onnx, self.initializers):
+        for path in (self.onnx, self.onnxruntime, self.initializers):
             if path not in listed:
                 raise ValueError(f"{path} is not among the part's files")
         return self

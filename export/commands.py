@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sd2rt.engines.errors import MissingDependencyError, RequestError
+from sd2rt.engines.manifest import Precision
 from sd2rt.engines.store import find_bundle, named_bundle
 
 PART_LABELS = {
@@ -54,7 +55,7 @@ def build(
         typer.Option("--output", "-o", help="The bundle: a folder; by name in the cache if left out."),
     ] = None,
     variant: VariantOption = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="The networks' precision.")] = "fp32",
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,8 +68,6 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Make a bundle from a checkpoint: export its networks to ONNX."""
-    if precision not in ("fp32", "fp16"):
-        raise RequestError(f"--precision {precision!r} is not known: use fp32 or fp16")
     sizes = [_size(text) for text in size or ()]
     target = Path(output).expanduser() if output is not None else named_bundle(_name(checkpoint))
     require_export()
@@ -104,6 +103,10 @@ def parity(
 ) -> None:
     """Compare a bundle with PyTorch: every part, and whole images."""
     require_export()
+    import transformers
+
+    # It warns, at import of what nothing here uses, that torchvision is missing.
+    transformers.logging.set_verbosity_error()
     from sd2rt.export.checkpoint import open_checkpoint
     from sd2rt.export.parity import compare
 

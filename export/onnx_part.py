@@ -21,6 +21,7 @@ from sd2rt.engines.errors import BuildError
 from sd2rt.engines.manifest import Part, PartName, Tensor
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.writer import describe
+from sd2rt.export.lowering import lower_for_onnxruntime
 
 OPSET = 23
 """The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
@@ -114,11 +115,14 @@ def export_part(
     _check_weights(name, model, renamed, [key.removeprefix(prefix) for key in module.state_dict()])
     progress(0.8)
     _save(model, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction))
+    lowered = folder / "onnxruntime.onnx"
+    own_graph = lower_for_onnxruntime(folder / "model.onnx", lowered)
     kept = {k: v for k, v in renamed.items() if k in model.graph.initializers}
     (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
         onnx=f"{name}/model.onnx",
+        onnxruntime=f"{name}/{lowered.name if own_graph else 'model.onnx'}",
         files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
         opset=OPSET,
         inputs=interface.inputs,

@@ -139,7 +139,7 @@ class Pipeline:
         def load(part: PartName) -> OnnxRuntimeEngine:
             entry = opened.manifest.parts[part]
             return OnnxRuntimeEngine(
-                entry, opened.file(entry.onnx), place, threads=threads, cuda_graph=cuda_graph
+                entry, opened.file(entry.onnxruntime), place, threads=threads, cuda_graph=cuda_graph
             )
 
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.

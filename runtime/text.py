@@ -14,7 +14,7 @@ from sd2rt.engines.session import Array, Engine
 from sd2rt.runtime.tokenizer import Tokenizer
 
 _PROMPTS_KEPT = 64
-_SHOWN = 200
+_SHOWN = 400
 
 
 class TextEncoder:
@@ -41,9 +41,9 @@ class TextEncoder:
         if hidden is None:
             tokens = self._tokenizer(prompt)
             if tokens.cut:
-                shown = tokens.cut if len(tokens.cut) <= _SHOWN else f"{tokens.cut[:_SHOWN]}…"
                 warnings.warn(
-                    f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: {shown!r}",
+                    f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: "
+                    f"{_shortened(tokens.cut)!r}",
                     stacklevel=2,
                 )
             session = self._engine.session({"B": 1})
@@ -56,3 +56,9 @@ class TextEncoder:
                 self._known.popitem(last=False)
         self._known.move_to_end(prompt)
         return hidden
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= 2 * _SHOWN:
+        return text
+    return f"{text[:_SHOWN]} … {text[-_SHOWN:]}"

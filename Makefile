@@ -1,0 +1,47 @@
+# make demo: from nothing to a picture. make test: from nothing to the test suite's verdict.
+# Both may be interrupted and run again, and need the network the first time only.
+
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch comes first and by itself, so that no other package chooses a build of it. Without a GPU on Linux,
+# TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" saves gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+OUT ?= out
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALLED := pyproject.toml constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/sd2rt build demo
+	@mkdir -p $(OUT)
+	$(BIN)/sd2rt run "a tiger in the snow, oil painting" --seed 7 --output $(OUT)/demo.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy engines export runtime benchmarks tests
+	$(BIN)/lint-imports
+
+# Each stamp is written last: what was interrupted is done again.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_ARGS) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(INSTALLED)
+	$(PIP) --constraint constraints.txt --editable ".[cpu,export]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --constraint constraints.txt --editable ".[cpu,export,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info

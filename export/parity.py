@@ -1,0 +1,201 @@
+"""A bundle against PyTorch: every part on the same inputs, and whole images from the same seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from sd2rt.engines.bundle import Bundle, open_bundle
+from sd2rt.engines.errors import BuildError, CheckpointError
+from sd2rt.engines.manifest import PartName, Precision
+from sd2rt.engines.ort import OnnxRuntimeEngine
+from sd2rt.engines.sampling import STATE_SLOTS
+from sd2rt.engines.session import Device, shape_of
+from sd2rt.export.build import part_module
+from sd2rt.export.checkpoint import Checkpoint
+from sd2rt.export.reference import reference_pipeline
+
+Arrays = Mapping[str, NDArray[Any]]
+
+PART_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
+"""Largest error of a part, as a share of its output's largest value."""
+PSNR_BOUNDS: dict[Precision, float] = {"fp32": 55.0, "fp16": 35.0}
+"""Smallest peak signal-to-noise ratio of a whole image, in dB."""
+PIXEL_BOUND = 2
+"""Largest difference of a pixel, of 255, between images in fp32."""
+
+PROMPT = "a lighthouse on a cliff at dusk, oil painting"
+# B, R, L, h and w: a guided and an unguided sample together, on a latent that is not square.
+_DIMS = {"B": 2, "R": 3, "L": 77, "h": 8, "w": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison."""
+
+    what: str
+    error: float
+    bound: float
+    unit: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All comparisons of a bundle."""
+
+    bundle: str
+    precision: Precision
+    rows: tuple[Row, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(row.holds for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+    def as_text(self) -> str:
+        width = max(len(row.what) for row in self.rows)
+        lines = [f"{self.bundle}, {self.precision}, against PyTorch fp32"]
+        lines += [
+            f"{row.what:<{width}}  {row.error:>9.3g} {row.unit:<10} bound {row.bound:<8g} "
+            f"{'ok' if row.holds else 'EXCEEDED'}"
+            for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    *,
+    steps: int = 10,
+    say: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Compare every part and two whole images, guided and not, with PyTorch in float32.
+
+    Raises:
+        BundleError: the bundle cannot be opened.
+        CheckpointError: the bundle was made from another checkpoint.
+        BuildError: the bundle made no image.
+    """
+    opened = open_bundle(bundle)
+    if opened.manifest.source.files != checkpoint.source:
+        raise CheckpointError(
+            f"{opened.path} was made from {opened.manifest.source.name}, whose weights are not those of "
+            f"{checkpoint.name}: name the checkpoint that it was built from"
+        )
+    rows = []
+    for part in opened.manifest.parts:
+        say(f"comparing the {part.replace('_', ' ')}")
+        rows += compare_part(opened, checkpoint, part)
+    say(f"comparing whole images, {steps} steps")
+    rows += _compare_images(opened, checkpoint, steps)
+    return Report(opened.manifest.name, opened.manifest.precision, tuple(rows))
+
+
+def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list[Row]:
+    """One row for each output of a part, on seeded inputs."""
+    entry, precision = bundle.manifest.parts[part], bundle.manifest.precision
+    inputs = part_inputs(bundle, part)
+    with OnnxRuntimeEngine(entry, bundle.file(entry.onnxruntime), Device("cpu")) as engine:
+        session = engine.session({k: _DIMS[k] for k in _symbols(bundle, part)})
+        for name, array in inputs.items():
+            session.buffers[name].write(array)
+        session.launch()
+        outputs = {tensor.name: session.buffers[tensor.name].read() for tensor in entry.outputs}
+    module = part_module(checkpoint, part, "fp32")
+    with torch.no_grad():
+        given = [
+            torch.from_numpy(inputs[t.name].astype(np.float32) if t.dtype == "float16" else inputs[t.name])
+            for t in entry.inputs
+        ]
+        found = module(*given)
+    references = found if isinstance(found, tuple) else (found,)
+    rows, bound = [], PART_BOUNDS[precision]
+    for tensor, reference in zip(entry.outputs, references, strict=True):
+        expected = reference.numpy().astype(np.float64)
+        error = float(np.abs(outputs[tensor.name] - expected).max() / np.abs(expected).max())
+        rows.append(Row(f"{part}: {tensor.name}", error, bound, "of max", error <= bound))
+    return rows
+
+
+def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
+    """Seeded inputs of a part, at sizes that tell its axes apart."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[Any]] = {}
+    for tensor in bundle.manifest.parts[part].inputs:
+        shape = shape_of(tensor, _DIMS)
+        if tensor.dtype != "int64":
+            arrays[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    if part == "denoiser":
+        b = _DIMS["B"]
+        arrays["timestep"] = np.array([801, 21], np.float32)
+        # Guided with rescale, and unguided: both of the graph's ways.
+        arrays["guidance"] = np.array([[7.5, 0.7], [1, 0]], np.float32)
+        arrays["weights"] = np.eye(STATE_SLOTS, dtype=np.float32)[:1].repeat(b, 0)
+        arrays["row"] = np.array([0, 0, 1])
+        arrays["uncond"], arrays["cond"] = np.array([0, 2]), np.array([1, 2])
+    return arrays
+
+
+def _symbols(bundle: Bundle, part: PartName) -> set[str]:
+    entry = bundle.manifest.parts[part]
+    return {item for tensor in entry.inputs for item in tensor.shape if isinstance(item, str)}
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of two 8-bit images, in dB; infinite where they are equal."""
+    error = float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _compare_images(bundle: Bundle, checkpoint: Checkpoint, steps: int) -> list[Row]:
+    precision = bundle.manifest.precision
+    width, height = bundle.manifest.native_sizes[0]
+    pipeline = reference_pipeline(checkpoint)
+    rows = []
+    for label, guidance in (("guided", 7.5), ("unguided", 1.0)):
+        generator = [torch.Generator().manual_seed(1)]
+        reference = pipeline(
+            PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            width=width,
+            height=height,
+            generator=generator,
+        ).images[0]
+        expected, found = np.asarray(reference), _run(bundle.path, steps, guidance)
+        what = f"image {width}x{height}, {steps} steps, {label}"
+        ratio, bound = psnr(found, expected), PSNR_BOUNDS[precision]
+        rows.append(Row(what, ratio, bound, "dB", ratio >= bound))
+        if precision == "fp32":
+            worst = int(np.abs(found.astype(int) - expected.astype(int)).max())
+            rows.append(Row(what, worst, PIXEL_BOUND, "of 255", worst <= PIXEL_BOUND))
+    return rows
+
+
+def _run(bundle: Path, steps: int, guidance: float) -> NDArray[np.uint8]:
+    """An image as users get it: by the command, in a process without PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.png"
+        command = [sys.executable, "-m", "sd2rt.runtime", "run", str(bundle), PROMPT, "--json", "--seed", "1"]
+        command += ["--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BuildError(f"{bundle} made no image: {done.stderr.strip()}")
+        assert json.loads(done.stdout)["path"] == str(path)
+        return np.asarray(Image.open(path).convert("RGB"))

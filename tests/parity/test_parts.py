@@ -1,0 +1,126 @@
+"""Each part alone against the PyTorch module it was exported from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sd2rt.engines.ort import OnnxRuntimeEngine
+from sd2rt.engines.session import Device
+from sd2rt.export.build import part_module
+from sd2rt.export.onnx_part import WHOLE_OPERATORS, operator_counts
+from sd2rt.export.parity import PART_BOUNDS, compare_part
+
+PARTS = ("text_encoder", "denoiser", "decoder")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("variant", ["base", "v", "half"])
+def test_part(request: Any, table: Any, variant: str, part: Any) -> None:
+    pair = request.getfixturevalue(variant)
+    for row in compare_part(pair.pipeline.bundle, pair.checkpoint, part):
+        table.add("Parts", f"{variant}, {row.what}", f"{row.error:.1e} of max", f"{row.bound:g}")
+        assert row.holds, row
+
+
+@pytest.mark.parametrize(
+    ("b", "r", "tokens", "h", "w"), [(1, 1, 77, 8, 8), (1, 2, 154, 16, 8), (3, 5, 77, 8, 24)]
+)
+def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: int, w: int) -> None:
+    """One file serves every batch, number of rows, text length and size."""
+    manifest = base.pipeline.manifest
+    rng = np.random.default_rng(b)
+    cond = np.arange(r - b, r)
+    feed = {
+        "state": rng.standard_normal((b, 5, 4, h, w), np.float32),
+        "noise": rng.standard_normal((b, 4, h, w), np.float32),
+        "timestep": rng.uniform(0, 999, b).astype(np.float32),
+        "weights": rng.standard_normal((b, 5), np.float32),
+        "guidance": np.stack([rng.uniform(1, 9, b), rng.integers(0, 2, b) * 0.5], 1).astype(np.float32),
+        "update": rng.standard_normal((b, 5, 7), np.float32),
+        "text": rng.standard_normal((r, tokens, 32), np.float32),
+        "row": np.concatenate([np.arange(r - b), np.arange(b)]),
+        "uncond": np.where(np.arange(b) < r - b, np.arange(b), cond),
+        "cond": cond,
+    }
+    part = manifest.parts["denoiser"]
+    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime), Device("cpu")) as engine:
+        session = engine.session({"B": b, "R": r, "L": tokens, "h": h, "w": w})
+        for name, array in feed.items():
+            session.buffers[name].write(array)
+        session.launch()
+        found, finite = session.buffers["state_out"].read(), session.buffers["finite"].read()
+    with torch.no_grad():
+        expected, _ = part_module(base.checkpoint, "denoiser", "fp32")(*map(torch.from_numpy, feed.values()))
+    error = float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+    table.add("Parts", f"base, denoiser, B {b}, R {r}, L {tokens}, {h}x{w}", f"{error:.1e} of max", "0.0001")
+    assert error <= PART_BOUNDS["fp32"]
+    assert finite.tolist() == [1] * b
+
+
+def test_rescale_is_exact_at_zero(base: Any) -> None:
+    """phi = 0 leaves the guided output alone to the bit, even where it is constant (0 / 0 in the ratio)."""
+    module = part_module(base.checkpoint, "denoiser", "fp32")
+    for parameter in module.parameters():
+        parameter.zero_()
+    state = torch.zeros(1, 5, 4, 8, 8)
+    update = torch.zeros(1, 5, 7)
+    update[0, 0, 5] = 1
+    guidance, one = torch.tensor([[7.5, 0.0]]), torch.zeros(1)
+    indices = torch.tensor([0])
+    text = torch.zeros(1, 77, 32)
+    with torch.no_grad():
+        new, finite = module(
+            state, state[:, 0], one, torch.eye(5)[:1], guidance, update, text, indices, indices, indices
+        )
+    assert finite.tolist() == [1]
+    assert not new.any()
+
+
+def test_operators_stay_whole(base: Any) -> None:
+    """Every attention, group norm, layer norm and GELU of the network is one operator of the graph."""
+    bundle = base.pipeline.bundle
+    expected = {
+        "text_encoder": {"Attention": 3, "GroupNormalization": 0, "LayerNormalization": 7, "Gelu": 3},
+        "denoiser": {"Attention": 20, "GroupNormalization": 39, "LayerNormalization": 30, "Gelu": 10},
+        "decoder": {"Attention": 1, "LayerNormalization": 0, "Gelu": 0},
+    }
+    for name, counts in expected.items():
+        found = operator_counts(bundle.file(bundle.manifest.parts[name].onnx))
+        assert {operator: found[operator] for operator in counts} == counts, name
+        assert not {"Softmax", "InstanceNormalization", "Erf", "ReduceVariance"} & set(found)
+        assert set(counts) <= set(WHOLE_OPERATORS)
+
+
+def test_weights_keep_their_names(base: Any) -> None:
+    """Every weight of the network is found in the file by its PyTorch name or through the recorded map."""
+    import json
+
+    import onnx
+    from onnx import numpy_helper
+
+    bundle = base.pipeline.bundle
+    part = bundle.manifest.parts["denoiser"]
+    path = bundle.file(part.onnx)
+    renamed = json.loads(bundle.file(part.initializers).read_text())
+    held = {
+        tensor.name: numpy_helper.to_array(tensor, str(path.parent))
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+    }
+    found = {}
+    for name, array in held.items():
+        entry = renamed.get(name, {"name": name, "transposed": False})
+        found[entry["name"]] = array.T if entry["transposed"] else array
+    for name, weight in base.checkpoint.unet().state_dict().items():
+        np.testing.assert_array_equal(found[name], weight.numpy(), err_msg=name)
+
+
+def test_no_paths_of_the_building_machine(base: Any) -> None:
+    bundle = base.pipeline.bundle
+    for part in bundle.manifest.parts.values():
+        content = bundle.file(part.onnx).read_bytes()
+        assert b"site-packages" not in content
+        assert b".py" not in content
