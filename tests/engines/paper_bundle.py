@@ -18,9 +18,12 @@ from typing import Any, get_args
 import numpy as np
 
 from sd2rt.engines import writer as writer_module
+from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.manifest import Embeddings, Latents, Manifest, Part, PartName, Source, Tensor, Tokenizer
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 from sd2rt.engines.writer import BundleWriter, describe
+
+OnPart = Callable[[BundleWriter, PartName], None]
 
 PARTS: tuple[PartName, ...] = get_args(PartName)
 OLD, NEW = hashlib.sha256(b"old").hexdigest(), hashlib.sha256(b"new").hexdigest()
@@ -34,7 +37,7 @@ def make_bundle(
     part_bytes: int = 1000,
     table_rows: int = 4,
     needed_bytes: int = 0,
-    on_part: Callable[[BundleWriter, PartName], None] = lambda writer, name: None,
+    on_part: OnPart = lambda writer, name: None,
 ) -> list[PartName]:
     """Drive the writer as export does, and tell which parts had to be made; ``on_part`` hears of each, half-made."""
     made: list[PartName] = []
@@ -57,6 +60,10 @@ def make_bundle(
         np.save(writer.folder / "embeddings.npy", np.zeros((table_rows, 2), np.float32))
         writer.finish(describe_bundle(writer.folder, key, parts))
     return made
+
+
+def open_key(target: Path) -> str:
+    return open_bundle(target, trust_receipts=False).manifest.build_key
 
 
 def describe_part(folder: Path, name: PartName) -> Part:
