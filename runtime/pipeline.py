@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.step_loop import run_steps
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.trajectory import Latents, StepEvent, Trajectory
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -67,7 +64,7 @@ class Output:
     [n, C, h, w] for ``latent``.
     """
 
-    images: list[Image] | NDArray[np.float32]
+    images: Any
     seeds: list[int]
 
 
@@ -192,7 +189,7 @@ class Pipeline:
                         progress.event.replace(np.asarray(changed["latents"], np.float32))
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
-        images: Any = [image for output in outputs for image in output.images]
+        images = [image for output in outputs for image in output.images]
         return Output(images if run.requests[0].output_type == "pil" else np.stack(images), seeds)
 
     def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[Options]) -> Run:
