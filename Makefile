@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sd2rt build demo
@@ -28,6 +28,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy engines export runtime benchmarks tests
 	$(BIN)/lint-imports
+
+# The suite again, for its table of errors.
+parity: $(VENV)/.dev
+	SD2RT_PARITY_TABLE=docs/parity.md $(BIN)/python -m pytest tests/parity
 
 # Each stamp is written last: what was interrupted is done again.
 $(VENV)/.torch:
