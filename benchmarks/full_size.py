@@ -1,0 +1,276 @@
+"""Stable Diffusion 2 in full size on a CPU: a checkpoint in both formats, its bundle, and images beside diffusers'.
+
+    python -m benchmarks.full_size [--steps 4] [--pairs 3] [--output]
+    python -m benchmarks.full_size --small        the same on a tiny network, in two minutes
+
+Random weights take the time and the memory of trained ones. Every stage is a process of its own, through the
+command line where there is one. Files are deleted as soon as no later stage needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, process, report
+from benchmarks.process import Measured, sd2rt
+
+BUILD_SECONDS_BOUND = 300.0
+BUILD_BYTES_BOUND = 12_000_000_000
+PIXEL_BOUND = 2
+PSNR_BOUND = 55.0
+FULL_BYTES = 20_000_000_000
+SMALL_BYTES = 500_000_000
+SEED = 1
+PROMPT = "a photograph of an astronaut riding a horse"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.full_size", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--configs", default="stable-diffusion-2-base", help="a folder of export/configs")
+    parser.add_argument("--variant", default="2.0-base", help="what these configurations are called")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=3, help="images of each side, taking turns")
+    parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
+    parser.add_argument("--skip-ldm", action="store_true", help="leave the single file out")
+    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
+    report.add_output(parser)
+    options = parser.parse_args()
+    if options.workdir is not None:
+        options.workdir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="sd2rt-full-size-", dir=options.workdir))
+    try:
+        needed, free = SMALL_BYTES if options.small else FULL_BYTES, shutil.disk_usage(folder).free
+        if free < needed:
+            sys.exit(f"this needs {needed / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir")
+        result = _Stages(options, folder).run()
+    finally:
+        if options.keep:
+            print(f"kept: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
+    report.finish(result, ("", "value", "bound", "holds"), _rows(result), options.output)
+
+
+class _Stages:
+    """The stages in order, and what is measured of each."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._options = options
+        self._folder = folder
+        self._env = process.environment(folder)
+        self._stages: dict[str, Measured] = {}
+        self._loads: dict[str, list[float]] = {}
+        self._configs = "small" if options.small else options.configs
+
+    def run(self) -> dict[str, Any]:
+        facts = machine.facts()
+        options = self._options
+        checkpoint, bundle = self._folder / "checkpoint", self._folder / "bundle"
+        self._module("write diffusers", "benchmarks.checkpoint", checkpoint, "--configs", self._configs)
+        sizes = {"checkpoint": _size(checkpoint)}
+        ldm = None if options.skip_ldm else self._ldm(checkpoint, sizes)
+        self._sd2rt("build diffusers", "build", checkpoint, "-o", bundle)
+        sizes["bundle"] = _size(bundle)
+        self._sd2rt("verify", "verify", bundle)
+        manifest = json.loads((bundle / "bundle.json").read_text())
+        png = self._folder / "image.png"
+        self._sd2rt(
+            "run", "run", bundle, PROMPT, "--steps", options.steps,
+            "--seed", SEED, "--quiet", "-o", png,
+        )  # fmt: skip
+        both = self._peers("together", bundle, checkpoint, "sd2rt", "diffusers", pairs=options.pairs, png=png)
+        alone = {
+            side: self._peers(f"{side} alone", bundle, checkpoint, side) for side in ("sd2rt", "diffusers")
+        }
+        return {
+            "benchmark": "full-size-cpu-small" if options.small else "full-size-cpu",
+            "configs": self._configs,
+            "parameters": {name: part["parameters"] for name, part in manifest["parts"].items()},
+            "size_px": manifest["native_sizes"][0],
+            "sampler": manifest["sampler"]["name"],
+            "steps": options.steps,
+            "bytes": sizes,
+            "stages": {name: self._measured(name) for name in self._stages},
+            "build": self._builds(),
+            "equal_weights": None if ldm is None else ldm == _data_hashes(manifest),
+            "comparison": _comparison(both, alone, self._stages),
+            "machine": facts,
+            "load_average_after": machine.load_average(),
+        }
+
+    def _ldm(self, configs: Path, sizes: dict[str, int]) -> dict[str, str]:
+        """Write the single file, build it, check it, and keep nothing but the hashes of the weights."""
+        file, bundle = self._folder / "checkpoint.safetensors", self._folder / "bundle-ldm"
+        self._module(
+            "write ldm", "benchmarks.checkpoint", file, "--configs", self._configs, "--layout", "ldm"
+        )
+        sizes["checkpoint_ldm"] = _size(file)
+        kind = ("--config", configs) if self._options.small else ("--variant", self._options.variant)
+        self._sd2rt("build ldm", "build", file, "-o", bundle, *kind)
+        file.unlink()
+        self._sd2rt("verify ldm", "verify", bundle)
+        hashes = _data_hashes(json.loads((bundle / "bundle.json").read_text()))
+        shutil.rmtree(bundle)
+        return hashes
+
+    def _peers(
+        self, stage: str, bundle: Path, checkpoint: Path, *sides: str, pairs: int = 1, png: Path | None = None
+    ) -> dict[str, Any]:
+        steps, more = self._options.steps, [] if png is None else ["--png", png]
+        self._module(
+            stage, "benchmarks.peers", "--bundle", bundle, "--checkpoint", checkpoint, "--sides", *sides,
+            "--prompt", PROMPT, "--steps", steps, "--pairs", pairs, "--seed", SEED, *more,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(self._stages[stage].stdout.splitlines()[-1])
+        return found
+
+    def _module(self, stage: str, module: str, *arguments: object) -> None:
+        self._stage(stage, [sys.executable, "-m", module, *map(str, arguments)])
+
+    def _sd2rt(self, stage: str, *arguments: object) -> None:
+        self._stage(stage, sd2rt(*map(str, arguments)))
+
+    def _stage(self, stage: str, command: list[str]) -> None:
+        self._loads[stage] = machine.load_average()
+        print(f"{stage} ...", end=" ", file=sys.stderr, flush=True)
+        found = self._stages[stage] = process.measure(command, self._env)
+        print(f"{found.seconds:.1f} s, {found.peak_rss_bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
+
+    def _measured(self, stage: str) -> dict[str, Any]:
+        found = self._stages[stage]
+        return {
+            "seconds": round(found.seconds, 2),
+            "cpu_seconds": round(found.cpu_seconds, 2),
+            "peak_rss_bytes": found.peak_rss_bytes,
+            "peak_anonymous_bytes": found.peak_anonymous_bytes,
+            "load_average_before": self._loads[stage],
+        }
+
+    def _builds(self) -> dict[str, Any]:
+        builds = [found for stage, found in self._stages.items() if stage.startswith("build")]
+        seconds, peak = max(b.seconds for b in builds), max(b.peak_rss_bytes for b in builds)
+        return {
+            "seconds": {
+                "value": round(seconds, 2),
+                "bound": BUILD_SECONDS_BOUND,
+                "holds": seconds <= BUILD_SECONDS_BOUND,
+            },
+            "peak_rss_bytes": {
+                "value": peak,
+                "bound": BUILD_BYTES_BOUND,
+                "holds": peak <= BUILD_BYTES_BOUND,
+            },
+        }
+
+
+def _comparison(
+    both: dict[str, Any], alone: dict[str, dict[str, Any]], stages: dict[str, Measured]
+) -> dict[str, Any]:
+    """The images of both sides, and their times: each pair's ratio, so that the spread is the machine's."""
+    ours, theirs = both["sides"]["sd2rt"], both["sides"]["diffusers"]
+    ratios = {
+        key: [t / o for o, t in zip(ours[key], theirs[key], strict=True)]
+        for key in ("seconds_per_step", "seconds_per_image")
+    }
+    found = both["difference"]
+    psnr = found["psnr_db"]
+    return {
+        **found,
+        "bounds": {
+            "max_pixel": {"bound": PIXEL_BOUND, "holds": found["max_pixel"] <= PIXEL_BOUND},
+            "psnr_db": {"bound": PSNR_BOUND, "holds": psnr is None or psnr >= PSNR_BOUND},
+        },
+        "cli_image_equal": both["cli_image_equal"],
+        **{
+            side: {key: report.summary(both["sides"][side][key]) for key in ratios}
+            | {
+                "peak_rss_bytes": stages[f"{side} alone"].peak_rss_bytes,
+                "alone_seconds_per_step": round(
+                    statistics.median(alone[side]["sides"][side]["seconds_per_step"]), 4
+                ),
+            }
+            for side in ("sd2rt", "diffusers")
+        },
+        "diffusers_over_sd2rt": {key: report.summary(values) for key, values in ratios.items()},
+    }
+
+
+def _data_hashes(manifest: dict[str, Any]) -> dict[str, str]:
+    return {
+        file["path"]: file["sha256"]
+        for part in manifest["parts"].values()
+        for file in part["files"]
+        if file["path"].endswith(".data")
+    }
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = [(f"{name}, parameters", f"{count:,}", "", "") for name, count in result["parameters"].items()]
+    rows += [(f"{name}, GB", f"{size / 1e9:.2f}", "", "") for name, size in result["bytes"].items()]
+    for name, stage in result["stages"].items():
+        build = name.startswith("build")
+        bounds = (BUILD_SECONDS_BOUND, BUILD_BYTES_BOUND) if build else (None, None)
+        for what, value, bound in (
+            ("s", stage["seconds"], bounds[0]),
+            ("peak GB", stage["peak_rss_bytes"] / 1e9, bounds[1] and bounds[1] / 1e9),
+        ):
+            limit = "" if bound is None else f"<= {bound:g}"
+            rows.append(
+                (f"{name}, {what}", f"{value:.2f}", limit, "" if bound is None else _yes(value <= bound))
+            )
+    if result["equal_weights"] is not None:
+        rows.append(("both formats, equal weights", "", "", _yes(result["equal_weights"])))
+    found = result["comparison"]
+    bounds = found["bounds"]
+    psnr = found["psnr_db"]
+    rows += [
+        (
+            "largest pixel difference of 255",
+            str(found["max_pixel"]),
+            f"<= {PIXEL_BOUND}",
+            _yes(bounds["max_pixel"]["holds"]),
+        ),
+        (
+            "PSNR, dB",
+            "inf" if psnr is None else f"{psnr:.1f}",
+            f">= {PSNR_BOUND:g}",
+            _yes(bounds["psnr_db"]["holds"]),
+        ),
+        ("the command's image is the API's", "", "", _yes(found["cli_image_equal"])),
+    ]
+    for side in ("sd2rt", "diffusers"):
+        for key, label in (("seconds_per_step", "s/step"), ("seconds_per_image", "s/image")):
+            rows.append((f"{side}, {label}", _spread(found[side][key]), "", ""))
+        rows.append((f"{side} alone, peak GB", f"{found[side]['peak_rss_bytes'] / 1e9:.2f}", "", ""))
+    for key, label in (("seconds_per_step", "step"), ("seconds_per_image", "image")):
+        rows.append(
+            (f"diffusers / sd2rt, time per {label}", _spread(found["diffusers_over_sd2rt"][key]), "", "")
+        )
+    return rows
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{found['median']:.3f} ({found['min']:.3f} to {found['max']:.3f})"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "NO"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What a denoiser step costs on the host outside the engine: the loop's time less the time in `session.launch()`.
+
+    python -m benchmarks.host_overhead [--bundle BUNDLE] [--size N] [--batches 1 2 4 8]
+
+It is measured in a real run, not on a stand-in engine: what the engine leaves in the caches counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import pstats
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, process, report
+from sd2rt.engines.ort import OnnxRuntimeSession
+from sd2rt.runtime import Pipeline
+
+MICROSECONDS_BOUND = 100.0
+SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("pndm", {"sampler": "pndm"}),
+    # Draws fresh noise at every step.
+    ("ddim, eta 1", {"sampler": "ddim", "eta": 1.0}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.host_overhead", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of the engine; one per core if left out")
+    parser.add_argument("--profile", action="store_true", help="also show which functions the time goes to")
+    report.add_output(parser)
+    options = parser.parse_args()
+    facts = machine.facts()
+    with tempfile.TemporaryDirectory(prefix="sd2rt-host-") as name:
+        scratch = Path(name)
+        os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
+        bundle = options.bundle
+        if bundle is None:
+            bundle = str(scratch / "demo")
+            process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
+        with Pipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline:
+            cases = [
+                _measure(pipeline, batch, sampler, settings, options)
+                for sampler, settings in SAMPLERS
+                for batch in options.batches
+            ]
+            if options.profile:
+                _profile(pipeline, options)
+    one = [case for case in cases if case["batch"] == 1]
+    result = {
+        "benchmark": "host-overhead",
+        "bundle": "demo" if options.bundle is None else Path(options.bundle).name,
+        "steps": options.steps,
+        "threads": options.threads,
+        "cases": cases,
+        "bounds": {
+            case["sampler"]: {
+                "bound_us": MICROSECONDS_BOUND,
+                "holds": case["host_us"]["median"] <= MICROSECONDS_BOUND,
+            }
+            for case in one
+        },
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+    rows = [
+        (
+            case["sampler"],
+            f"{case['width']}x{case['height']}",
+            case["batch"],
+            *(f"{case['host_us'][key]:.0f}" for key in ("median", "p10", "p90")),
+            f"{case['first_us']['median']:.0f}",
+            f"{case['launch_us']['median']:.0f}",
+            f"<= {MICROSECONDS_BOUND:.0f}" if case["batch"] == 1 else "",
+        )
+        for case in cases
+    ]
+    header = (
+        "sampler",
+        "size",
+        "batch",
+        "host us/step",
+        "p10",
+        "p90",
+        "first step",
+        "engine us/step",
+        "bound",
+    )
+    report.finish(result, header, rows, options.output)
+
+
+def _measure(
+    pipeline: Pipeline, batch: int, sampler: str, settings: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """One batch size and sampler: the steps after the first of every repetition, and the first ones apart."""
+    width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
+    hosts, launches, firsts = [], [], []
+    for repetition in range(options.repetitions + 1):
+        steps = list(_steps(pipeline, batch, width, height, options.steps, settings))
+        if repetition:  # the first makes the session and the caches warm
+            firsts.append(steps[0][0])
+            hosts += [host for host, _ in steps[1:]]
+            launches += [launch for _, launch in steps[1:]]
+    hosts.sort()
+    spread = {f"p{share}": round(hosts[len(hosts) * share // 100], 1) for share in (10, 90)}
+    return {
+        "sampler": sampler,
+        "batch": batch,
+        "width": width,
+        "height": height,
+        "host_us": report.summary(hosts, 1) | spread,
+        "first_us": report.summary(firsts, 1),
+        "launch_us": report.summary(launches, 1),
+    }
+
+
+def _steps(
+    pipeline: Pipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
+) -> Iterator[tuple[float, float]]:
+    """Microseconds outside and inside the engine of each step, asked for as a caller asks for it."""
+    prompts = [f"lighthouse number {index}" for index in range(batch)]
+    with _timed_launches() as launched:
+        run = pipeline.stream(
+            prompts,
+            num_inference_steps=steps,
+            seed=1,
+            width=width,
+            height=height,
+            output_type="latent",
+            **settings,
+        )
+        with run:
+            launched.clear()
+            start = time.perf_counter_ns()
+            for _ in run:
+                taken, inside = time.perf_counter_ns() - start, sum(launched)
+                launched.clear()
+                yield (taken - inside) / 1e3, inside / 1e3
+                start = time.perf_counter_ns()
+
+
+@contextmanager
+def _timed_launches() -> Iterator[list[int]]:
+    """Nanoseconds of every launch of any session, while this lasts."""
+    launched: list[int] = []
+    launch = OnnxRuntimeSession.launch
+
+    def timed(self: OnnxRuntimeSession) -> None:
+        start = time.perf_counter_ns()
+        launch(self)
+        launched.append(time.perf_counter_ns() - start)
+
+    OnnxRuntimeSession.launch = timed  # type: ignore[method-assign]
+    try:
+        yield launched
+    finally:
+        OnnxRuntimeSession.launch = launch  # type: ignore[method-assign]
+
+
+def _profile(pipeline: Pipeline, options: argparse.Namespace) -> None:
+    width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
+    profile = cProfile.Profile()
+    run = pipeline.stream(
+        "a lighthouse", num_inference_steps=500, width=width, height=height, output_type="latent"
+    )
+    with run:
+        next(iter(run))
+        profile.enable()
+        for _ in run:
+            pass
+        profile.disable()
+    pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(15)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""How every benchmark here ends: a table for people, one line of JSON for machines, a file to keep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``."""
+    parser.add_argument(
+        "--output",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write the result; without FILE, to benchmarks/results/<date>-<benchmark>.json",
+    )
+
+
+def summary(values: Iterable[float], digits: int = 4) -> dict[str, float]:
+    """Median, smallest and largest."""
+    found = list(values)
+    return {
+        "median": round(statistics.median(found), digits),
+        "min": round(min(found), digits),
+        "max": round(max(found), digits),
+        "n": len(found),
+    }
+
+
+def finish(
+    result: dict[str, Any], header: Sequence[str], rows: Iterable[Sequence[object]], output: str | None
+) -> None:
+    """Print the table, then the result as one line; and write it where it was asked for.
+
+    ``result`` has ``benchmark``, its name, and ``machine``, whose date names the file.
+    """
+    print(table(header, rows))
+    print()
+    print(json.dumps(result))
+    if output is None:
+        return
+    path = (
+        Path(output) if output else RESULTS / f"{result['machine']['date'][:10]}-{result['benchmark']}.json"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns of equal width: the first to the left, the others to the right."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,174 @@
+"""`sd2rt run` on the demo, from the start of the process to the PNG: time, memory, and where the time goes.
+
+    python -m benchmarks.startup [--bundle BUNDLE] [--steps 50] [--repetitions 7]
+
+The times of the whole are of the plain command. The phases are of other runs of it, interleaved with those,
+in which the script has the command's functions timed from within.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import functools
+import importlib
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from benchmarks import machine, process, report
+
+SECONDS_BOUND = 1.5
+PEAK_RSS_BOUND = 300_000_000
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PROMPT = "a lighthouse on a cliff, oil painting"
+
+PHASES = (
+    ("verify", "sd2rt.runtime.pipeline", "open_bundle"),
+    ("load engines", "sd2rt.runtime.pipeline", "Pipeline.open"),
+    ("tokenizer", "sd2rt.runtime.text", "Tokenizer"),
+    ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
+    ("plan and noise", "sd2rt.runtime.pipeline", "Run.__init__"),
+    ("steps", "sd2rt.runtime.run_command", "_follow"),
+    ("decode", "sd2rt.runtime.pipeline", "Run.result"),
+    ("save", "sd2rt.runtime.run_command", "_save"),
+)
+"""What is timed, without what it calls that is timed itself; imports and the rest are phases too."""
+ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHASES), "exit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="a bundle; the demo, built for this, if left out")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repetitions", type=int, default=7)
+    report.add_output(parser)
+    options = parser.parse_args()
+    facts = machine.facts()
+    with tempfile.TemporaryDirectory(prefix="sd2rt-startup-") as name:
+        scratch = Path(name)
+        env = process.environment(scratch)
+        bundle = options.bundle
+        if bundle is None:
+            bundle = scratch / "demo"
+            process.measure(process.sd2rt("build", "demo", "-o", bundle), env)
+        command = ["run", str(bundle), PROMPT, "--steps", str(options.steps), "--seed", "1", "--quiet"]
+        plain, phases = [], []
+        for repetition in range(options.repetitions + 1):
+            whole = process.measure(process.sd2rt(*command, "-o", scratch / "a.png"), env)
+            split = _traced([*command, "-o", str(scratch / "b.png")], env)
+            if repetition:  # the first warms the page cache, the receipts and the compiled modules
+                plain.append(whole)
+                phases.append(split)
+    seconds = report.summary(run.seconds for run in plain)
+    peak = report.summary((run.peak_rss_bytes for run in plain), 0)
+    result = {
+        "benchmark": "startup",
+        "steps": options.steps,
+        "seconds": seconds,
+        "cpu_seconds": report.summary(run.cpu_seconds for run in plain),
+        "peak_rss_bytes": peak,
+        "peak_anonymous_bytes": report.summary((run.peak_anonymous_bytes for run in plain), 0),
+        "bounds": {
+            "seconds": {"bound": SECONDS_BOUND, "holds": seconds["median"] <= SECONDS_BOUND},
+            "peak_rss_bytes": {"bound": PEAK_RSS_BOUND, "holds": peak["max"] <= PEAK_RSS_BOUND},
+        },
+        "phases_seconds": {name: report.summary(split.get(name, 0.0) for split in phases) for name in ORDER},
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+    rows = [("process start to PNG, s", *_cells(seconds, 1.0, 2), f"<= {SECONDS_BOUND}")]
+    rows += [("its CPU time, s", *_cells(result["cpu_seconds"], 1.0, 2), "")]
+    rows += [("peak memory, MB", *_cells(peak, 1e-6, 0), f"<= {PEAK_RSS_BOUND // 10**6}")]
+    rows += [(f"{name}, ms", *_cells(result["phases_seconds"][name], 1e3, 0), "") for name in ORDER]
+    report.finish(result, ("", "median", "min", "max", "bound"), rows, options.output)
+
+
+def _cells(found: dict[str, float], scale: float, digits: int) -> list[str]:
+    return [f"{found[name] * scale:.{digits}f}" for name in ("median", "min", "max")]
+
+
+def _traced(arguments: list[str], env: dict[str, str]) -> dict[str, float]:
+    """Run the command with its functions timed; the seconds of each phase."""
+    code = "from benchmarks.startup import trace; trace()"
+    started = time.perf_counter_ns()
+    run = process.measure([sys.executable, "-c", code, str(started), *arguments], env)
+    end = started + int(run.seconds * 1e9)
+    phases: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
+    phases["exit"] = end - phases.pop("end")
+    return {name: taken / 1e9 for name, taken in phases.items()}
+
+
+class _Clock:
+    """Time by phase, each without those that run within it; of one thread."""
+
+    def __init__(self, started: int) -> None:
+        self.taken: dict[str, int] = defaultdict(int)
+        self._phases = ["command line"]
+        self._thread = threading.get_ident()
+        self._since = time.perf_counter_ns()
+        self.taken["interpreter"] = self._since - started
+
+    def enter(self, phase: str) -> None:
+        self._turn()
+        self._phases.append(phase)
+
+    def leave(self) -> None:
+        self._turn()
+        self._phases.pop()
+
+    def _turn(self) -> None:
+        now = time.perf_counter_ns()
+        self.taken[self._phases[-1]] += now - self._since
+        self._since = now
+
+    def timed(self, phase: str, function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            # What other threads do is within what the main one waits for; nested imports are within one.
+            if threading.get_ident() != self._thread or self._phases[-1] == phase:
+                return function(*args, **kwargs)
+            self.enter(phase)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return timed
+
+
+def trace() -> None:
+    """Be the command, with its functions timed: what a traced run's process executes.
+
+    Its arguments are the clock when its parent made it, and the command's. The phases go to standard output.
+    """
+    clock = _Clock(int(sys.argv[1]))
+    builtins.__import__ = clock.timed("imports", builtins.__import__)
+    importlib.import_module = clock.timed("imports", importlib.import_module)
+    for phase, module, path in PHASES:
+        owner: Any = importlib.import_module(module)
+        *outer, name = path.split(".")
+        for step in outer:
+            owner = getattr(owner, step)
+        found = vars(owner)[name]
+        if isinstance(found, classmethod):
+            setattr(owner, name, classmethod(clock.timed(phase, found.__func__)))
+        else:
+            setattr(owner, name, clock.timed(phase, found))
+    cli: Any = importlib.import_module("sd2rt.runtime.cli")
+    code = cli.main(sys.argv[2:])
+    clock.leave()
+    print(json.dumps(clock.taken | {"end": time.perf_counter_ns()}))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
