@@ -177,9 +177,13 @@ class BundleWriter:
         needed, free = self._needed - kept, shutil.disk_usage(self.target.parent).free
         if needed > free:
             raise BuildError(
-                f"{self.target} needs about {needed / 1e9:.1f} GB, {self.target.parent} has {free / 1e9:.1f} GB "
-                "free: make room, or give -o another disk"
+                f"{self.target} needs about {_amount(needed)}, {self.target.parent} has {_amount(free)} free: "
+                "make room, or give -o another disk"
             )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def recover(target: Path) -> None:

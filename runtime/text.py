@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import Bundle
+from sd2rt.engines.errors import BundleError
 from sd2rt.engines.session import Array, Engine
 from sd2rt.runtime.tokenizer import Tokenizer
 
@@ -22,7 +23,7 @@ class TextEncoder:
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self._tokenizer = Tokenizer(bundle)
-        self._table = np.load(bundle.file(bundle.manifest.embeddings.file.path), mmap_mode="r")
+        self._table = _open_table(bundle)
         self._engine = engine
         self._known: OrderedDict[str, Array] = OrderedDict()
 
@@ -56,6 +57,21 @@ class TextEncoder:
                 self._known.popitem(last=False)
         self._known.move_to_end(prompt)
         return hidden
+
+
+def _open_table(bundle: Bundle) -> Array:
+    config = bundle.manifest.embeddings
+    path = bundle.file(config.file.path)
+    try:
+        table = np.load(path, mmap_mode="r")
+    except (EOFError, OSError, ValueError) as error:
+        raise BundleError(f"{path} is no array ({error}): build the bundle again") from None
+    if table.shape != (config.tokens, config.width) or table.dtype != config.dtype:
+        raise BundleError(
+            f"{path} holds {table.dtype}{list(table.shape)}, its manifest says "
+            f"{config.dtype}{[config.tokens, config.width]}: build the bundle again"
+        )
+    return cast(Array, table)
 
 
 def _shortened(text: str) -> str:

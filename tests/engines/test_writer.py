@@ -262,9 +262,9 @@ def test_space_that_kept_parts_take_is_not_asked_for_again(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(target, "decoder")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1500))
-    assert "needs about 0.0 GB" in refusal(target, needed_bytes=5000)
-    assert make_bundle(target, needed_bytes=3000) == ["decoder"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 200_000))
+    assert f"needs about 0.3 MB, {target.parent} has 0.2 MB free" in refusal(target, needed_bytes=300_000)
+    assert make_bundle(target, needed_bytes=201_000) == ["decoder"]
 
 
 def test_two_builders(target: Path) -> None:
