@@ -1,0 +1,169 @@
+"""Building without exporting: what is kept, what is made again. Export itself is tests/parity's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.manifest import Part, PartName
+from sd2rt.engines.writer import describe
+from sd2rt.export.build import build
+from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
+from sd2rt.export.onnx_part import OPSET, Interface
+
+ALL = ["text_encoder", "denoiser", "decoder"]
+
+
+class Exporter:
+    """Stands in for ``export_part``; stops in the middle of one part if told to."""
+
+    def __init__(self) -> None:
+        self.exported: list[str] = []
+        self.stop: tuple[str, BaseException] | None = None
+
+    def __call__(
+        self,
+        name: PartName,
+        module: nn.Module,
+        interface: Interface,
+        bundle: Path,
+        progress: Callable[[float], None],
+    ) -> Part:
+        folder = bundle / name
+        folder.mkdir()
+        (folder / "model.onnx").write_text(f"graph of {name}")
+        progress(0.5)
+        if self.stop is not None and self.stop[0] == name:
+            raise self.stop[1]
+        (folder / "initializers.json").write_text("{}")
+        self.exported.append(name)
+        files = (f"{name}/initializers.json", f"{name}/model.onnx")
+        return Part(
+            onnx=files[1],
+            onnxruntime=files[1],
+            files=tuple(describe(bundle, file) for file in files),
+            opset=OPSET,
+            inputs=interface.inputs,
+            outputs=interface.outputs,
+            initializers=files[0],
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+        )
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    fake = Exporter()
+    monkeypatch.setattr("sd2rt.export.build.export_part", fake)
+    return fake
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(str(small_checkpoint))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "shelf" / "bundle"
+
+
+def names(target: Path) -> list[str]:
+    return sorted(path.name for path in target.parent.iterdir())
+
+
+def test_bundle_says_what_it_was_made_from(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    result = build(checkpoint, target, sizes=[(128, 64), (64, 64)])
+    assert result.fresh
+    assert result.path == target
+    manifest = open_bundle(target).manifest
+    assert manifest == result.manifest
+    assert manifest.native_sizes == ((128, 64), (64, 64))
+    assert manifest.source.files == checkpoint.source
+    assert (manifest.embeddings.tokens, manifest.embeddings.width) == (49408, 32)
+    assert (manifest.tokenizer.bos, manifest.tokenizer.eos, manifest.tokenizer.pad) == (49406, 49407, 0)
+    assert names(target) == ["bundle"]
+
+
+def test_second_build_does_nothing(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    first = build(checkpoint, target)
+    second = build(checkpoint, target)
+    assert (first.fresh, second.fresh) == (True, False)
+    assert second.manifest == first.manifest
+    assert exporter.exported == ALL
+
+
+def test_force_builds_again(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    build(checkpoint, target)
+    assert build(checkpoint, target, replace=True).fresh
+    assert exporter.exported == ALL * 2
+
+
+def test_damaged_bundle_is_built_again(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    build(checkpoint, target)
+    (target / "denoiser" / "model.onnx").write_text("graph of something")
+    assert build(checkpoint, target).fresh
+    assert open_bundle(target).manifest.parts["denoiser"].parameters > 0
+
+
+@pytest.mark.parametrize("stopped", ALL)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_rerun_exports_only_what_was_not_finished(
+    exporter: Exporter, checkpoint: Checkpoint, target: Path, stopped: str, error: BaseException
+) -> None:
+    exporter.stop = (stopped, error)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else BuildError):
+        build(checkpoint, target)
+    assert not target.exists()
+    done = ALL.index(stopped)
+    assert exporter.exported == ALL[:done]
+    assert names(target) == ([".bundle.building"] if done else [])
+    exporter.stop = None
+    assert build(checkpoint, target).fresh
+    assert exporter.exported == ALL
+    assert names(target) == ["bundle"]
+    open_bundle(target)
+
+
+def test_rerun_with_other_options_starts_again(
+    exporter: Exporter, checkpoint: Checkpoint, target: Path
+) -> None:
+    exporter.stop = ("decoder", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        build(checkpoint, target)
+    exporter.stop = None
+    exporter.exported.clear()
+    build(checkpoint, target, precision="fp16")
+    assert exporter.exported == ALL
+    assert open_bundle(target).manifest.precision == "fp16"
+
+
+def test_other_options_want_force(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    before = build(checkpoint, target).manifest
+    with pytest.raises(BuildError, match="add --force to replace it"):
+        build(checkpoint, target, precision="fp16")
+    assert open_bundle(target).manifest == before
+    assert exporter.exported == ALL
+
+
+def test_disk_that_is_too_small(
+    exporter: Exporter, checkpoint: Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10**6))
+    with pytest.raises(BuildError, match=r"needs about [0-9.]+ MB, .* has 1.0 MB free: make room"):
+        build(checkpoint, target)
+    assert exporter.exported == []
+    assert names(target) == []
+
+
+def test_progress_of_every_part(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
+    heard: list[tuple[str, float]] = []
+    build(checkpoint, target, progress=lambda part, fraction: heard.append((part, fraction)))
+    expected = [(part, fraction) for part in ALL for fraction in (0.0, 0.5, 1.0)]
+    assert heard == [*expected, ("bundle", 0.0), ("bundle", 1.0)]
