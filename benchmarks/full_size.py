@@ -153,6 +153,7 @@ class _Stages:
             "cpu_seconds": round(found.cpu_seconds, 2),
             "peak_rss_bytes": found.peak_rss_bytes,
             "peak_anonymous_bytes": found.peak_anonymous_bytes,
+            "others_cpu_seconds": round(found.others_cpu_seconds, 2),
             "load_average_before": self._loads[stage],
         }
 

@@ -31,6 +31,8 @@ class Measured:
     """Most memory in core over the process tree; files that are mapped count where they are in core."""
     peak_anonymous_bytes: int
     """The same without mapped files, seen every 20 ms."""
+    others_cpu_seconds: float
+    """What everything else on the machine used of its cores meanwhile; not 0 where the times say little."""
     stdout: str
 
 
@@ -63,7 +65,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
         CommandError: it ended with another code than 0.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        start = time.perf_counter()
+        busy, start = _busy_seconds(), time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=env)
         watch = _Watch(process.pid)
         watch.start()
@@ -74,7 +76,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
             raise
         finally:
             watch.stop.set()
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
         # wait4 has reaped it, which Popen is to know.
         process.returncode = os.waitstatus_to_exitcode(status)
         watch.join()
@@ -87,6 +89,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
     return Measured(
         seconds=seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
+        others_cpu_seconds=max(busy - usage.ru_utime - usage.ru_stime, 0.0),
         peak_rss_bytes=max(usage.ru_maxrss * 1024, watch.rss),
         peak_anonymous_bytes=watch.anonymous,
         stdout=stdout,
@@ -107,6 +110,16 @@ class _Watch(threading.Thread):
             found = [_memory(pid) for pid in _tree(self._pid)]
             self.rss = max(self.rss, sum(rss for rss, _ in found))
             self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in found))
+
+
+def _busy_seconds() -> float:
+    """CPU time that all processes have used since the machine started; 0 where the system does not say."""
+    try:
+        user, nice, system, _idle, _wait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    ticks = sum(map(int, (user, nice, system, *rest[:3])))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tree(pid: int) -> Iterator[int]:

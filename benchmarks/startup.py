@@ -75,6 +75,7 @@ def main() -> None:
         "steps": options.steps,
         "seconds": seconds,
         "cpu_seconds": report.summary(run.cpu_seconds for run in plain),
+        "others_cpu_seconds": report.summary(run.others_cpu_seconds for run in plain),
         "peak_rss_bytes": peak,
         "peak_anonymous_bytes": report.summary((run.peak_anonymous_bytes for run in plain), 0),
         "bounds": {
@@ -87,6 +88,7 @@ def main() -> None:
     }
     rows = [("process start to PNG, s", *_cells(seconds, 1.0, 2), f"<= {SECONDS_BOUND}")]
     rows += [("its CPU time, s", *_cells(result["cpu_seconds"], 1.0, 2), "")]
+    rows += [("others' CPU time, s", *_cells(result["others_cpu_seconds"], 1.0, 2), "")]
     rows += [("peak memory, MB", *_cells(peak, 1e-6, 0), f"<= {PEAK_RSS_BOUND // 10**6}")]
     rows += [(f"{name}, ms", *_cells(result["phases_seconds"][name], 1e3, 0), "") for name in ORDER]
     report.finish(result, ("", "median", "min", "max", "bound"), rows, options.output)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BundleError, CheckpointError
 from sd2rt.engines.manifest import (
     Embeddings,
@@ -72,10 +73,12 @@ def build(
     exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
     version = importlib.metadata.version("sd2rt")
     key = _key(checkpoint, precision, native, exporter, version)
-    existing = _existing(target, key)
+    existing, damaged = _existing(target, key)
     if existing is not None and not replace:
         return BuildResult(target, existing, fresh=False)
-    with BundleWriter(target, key, needed_bytes=_estimate(checkpoint, precision), replace=replace) as writer:
+    space = _estimate(checkpoint, precision)
+    # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
+    with BundleWriter(target, key, needed_bytes=space, replace=replace or damaged) as writer:
         parts = {name: _part(writer, checkpoint, name, precision, progress) for name in _MODULES}
         manifest = Manifest(
             schema_version=1,
@@ -211,12 +214,17 @@ def _key(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _existing(target: Path, key: str) -> Manifest | None:
+def _existing(target: Path, key: str) -> tuple[Manifest | None, bool]:
+    """The bundle of this key that is at ``target``, if it is whole; and whether one of this key is there at all."""
     try:
-        manifest = read_manifest(target)
+        if read_manifest(target).build_key != key:
+            return None, False
     except BundleError:
-        return None
-    return manifest if manifest.build_key == key else None
+        return None, False
+    try:
+        return open_bundle(target).manifest, True
+    except BundleError:
+        return None, True
 
 
 def _estimate(checkpoint: Checkpoint, precision: Precision) -> int:

@@ -109,7 +109,7 @@ class Pipeline:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        max_batch: int = 8,
+        max_batch: int = 4,
         cuda_graph: bool = False,
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
@@ -174,7 +174,8 @@ class Pipeline:
         """Make images from one prompt or several, with diffusers' names and meanings.
 
         ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; latents
-        in what it returns take the place of the old ones. Image i of the call uses ``seed + i``.
+        in what it returns take the place of the old ones. It sees one batch at a time: more images than
+        the pipeline's ``max_batch`` come one batch after another. Image i of the call uses ``seed + i``.
 
         Raises:
             RequestError: an option is unknown or cannot be honoured.

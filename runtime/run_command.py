@@ -213,7 +213,7 @@ def _follow(running: Run, hidden: bool) -> None:
         TextColumn("{task.fields[rate]:.2f} it/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=running.total, rate=0.0)
         start = time.perf_counter()
         for progress in running:
