@@ -26,6 +26,7 @@ from sd2rt.engines.manifest import (
     Tokenizer,
     read_manifest,
 )
+from sd2rt.engines.sampling import check_side
 from sd2rt.engines.writer import BundleWriter, describe
 from sd2rt.export.checkpoint import Checkpoint
 from sd2rt.export.onnx_part import OPSET, export_part, interface
@@ -69,7 +70,11 @@ def build(
         BuildError: the target may not be replaced, another build runs, the disk is full, or export failed.
         CheckpointError: a weight is missing or damaged.
     """
+    target = target.expanduser().absolute()
     native = tuple(sizes) or ((checkpoint.native_size, checkpoint.native_size),)
+    for width, height in native:
+        check_side("width", width)
+        check_side("height", height)
     exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
     version = importlib.metadata.version("sd2rt")
     key = _key(checkpoint, precision, native, exporter, version)
@@ -84,7 +89,7 @@ def build(
             schema_version=1,
             sd2rt_version=version,
             build_key=key,
-            name=target.name,
+            name=target.resolve().name,
             family="stable-diffusion-2",
             variant=checkpoint.variant,
             precision=precision,

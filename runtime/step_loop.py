@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import Engine, Session
 from sd2rt.runtime.trajectory import Latents, StepEvent, Trajectory
@@ -110,6 +110,10 @@ class _Batch:
 
     def replace(self, latents: Latents) -> None:
         state = self._buffers["state"].read()
+        if latents.shape != state[:, 0].shape:
+            raise RequestError(
+                f"a callback returned latents of the shape {list(latents.shape)}, expected {list(state[:, 0].shape)}"
+            )
         state[:, 0] = latents
         self._buffers["state"].write(state)
 
