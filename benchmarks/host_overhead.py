@@ -52,11 +52,13 @@ def main() -> None:
             bundle = str(scratch / "demo")
             process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
         with Pipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline:
+            busy, own = process.busy_seconds(), time.process_time()
             cases = [
                 _measure(pipeline, batch, sampler, settings, options)
                 for sampler, settings in SAMPLERS
                 for batch in options.batches
             ]
+            others = process.busy_seconds() - busy - (time.process_time() - own)
             if options.profile:
                 _profile(pipeline, options)
     one = [case for case in cases if case["batch"] == 1]
@@ -66,6 +68,7 @@ def main() -> None:
         "steps": options.steps,
         "threads": options.threads,
         "cases": cases,
+        "others_cpu_seconds": round(max(others, 0.0), 2),
         "bounds": {
             case["sampler"]: {
                 "bound_us": MICROSECONDS_BOUND,

@@ -65,7 +65,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
         CommandError: it ended with another code than 0.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        busy, start = _busy_seconds(), time.perf_counter()
+        busy, start = busy_seconds(), time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=env)
         watch = _Watch(process.pid)
         watch.start()
@@ -76,7 +76,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
             raise
         finally:
             watch.stop.set()
-        seconds, busy = time.perf_counter() - start, _busy_seconds() - busy
+        seconds, busy = time.perf_counter() - start, busy_seconds() - busy
         # wait4 has reaped it, which Popen is to know.
         process.returncode = os.waitstatus_to_exitcode(status)
         watch.join()
@@ -112,7 +112,7 @@ class _Watch(threading.Thread):
             self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in found))
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """CPU time that all processes have used since the machine started; 0 where the system does not say."""
     try:
         user, nice, system, _idle, _wait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from sd2rt.engines.manifest import MANIFEST
 from sd2rt.engines.store import find_bundle, named_bundle
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.pipeline import Pipeline, Run
+    from sd2rt.runtime.pipeline import Pipeline, Progress
     from sd2rt.runtime.request import Request
 
 DEMO = "demo"
@@ -70,39 +71,49 @@ def run(
         "sampler": sampler,
         "schedule": schedule,
         "eta": eta,
-        "num_images_per_prompt": count,
     }
     if size is not None:
         fields["width"], fields["height"] = _size(size)
+    from sd2rt.runtime.request import make_request
+
+    first = secrets.randbits(32) if seed is None else seed
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
     requests = [
-        _request(dict(fields, prompt=prompt, seed=None if seed is None else seed + index * count))
-        for index, prompt in enumerate(prompts)
+        make_request(**fields, prompt=prompt, seed=first + number)
+        for number, prompt in enumerate(prompt for prompt in prompts for _ in range(_count(count)))
     ]
-    total = count * len(requests)
-    _check_output(output, total)
+    _check_output(output, len(requests))
     from sd2rt.runtime.pipeline import Pipeline
 
     path = _bundle(bundle, quiet or as_json)
-    with _shown_warnings(quiet), Pipeline.open(path, device=device, threads=threads) as pipeline:
-        start = time.perf_counter()
-        with pipeline.stream_requests(requests) as running:
-            _follow(running, hidden=quiet or as_json)
-            outputs = running.result()
-        seconds = time.perf_counter() - start
-        done = 0
-        for request, result in zip(requests, outputs, strict=True):
-            for image, one_seed in zip(result.images, result.seeds, strict=True):
-                path = _path(output, one_seed, total)
-                _save(pipeline, request, image, one_seed, path)
-                done += 1
+    with (
+        _shown_warnings(quiet),
+        Pipeline.open(path, device=device, threads=threads) as pipeline,
+        _progress_bar(hidden=quiet or as_json, images=len(requests)) as advance,
+    ):
+        # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
+        for start in range(0, len(requests), pipeline.max_batch):
+            batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
+            with pipeline.stream_requests(batch) as running:
+                for progress in running:
+                    advance(progress, len(batch))
+                outputs = running.result()
+            seconds = time.perf_counter() - began
+            for request, result in zip(batch, outputs, strict=True):
+                saved = _path(output, result.seeds[0], len(requests))
+                facts = _facts(pipeline, request)
+                _save(result.images[0], facts, saved)
                 if as_json:
-                    facts = _facts(pipeline, request, one_seed)
-                    print(
-                        json.dumps({"path": str(path), **facts, "seconds_all": round(seconds, 3)}), flush=True
-                    )
+                    timing = {"batch": len(batch), "batch_seconds": round(seconds, 3)}
+                    print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
                 elif not quiet:
-                    print(path, flush=True)
+                    print(saved, flush=True)
+
+
+def _count(count: int) -> int:
+    if count < 1:
+        raise RequestError(f"--count is {count}: give at least 1")
+    return count
 
 
 def _words(words: list[str]) -> tuple[str | None, list[str]]:
@@ -121,12 +132,6 @@ def _words(words: list[str]) -> tuple[str | None, list[str]]:
     if not prompts:
         raise RequestError("standard input holds no prompt: write one a line")
     return bundle, prompts
-
-
-def _request(fields: dict[str, Any]) -> Request:
-    from sd2rt.runtime.request import make_request
-
-    return make_request(**fields)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -198,30 +203,38 @@ def _path(output: Path, seed: int, total: int) -> Path:
     return path
 
 
-def _follow(running: Run, hidden: bool) -> None:
-    """Make the steps, with a progress bar on the terminal."""
+Advance = Callable[["Progress", int], None]
+
+
+@contextmanager
+def _progress_bar(hidden: bool, images: int) -> Iterator[Advance]:
+    """What to call after each step, with the number of images in its batch; draws a bar on a terminal."""
     if hidden or not sys.stderr.isatty():
-        for _ in running:
-            pass
+        yield lambda progress, batch: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.2f} it/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=running.total, rate=0.0)
-        start = time.perf_counter()
-        for progress in running:
-            rate = progress.done / (time.perf_counter() - start)
-            bar.update(task, completed=progress.done, rate=rate)
+    rate = TextColumn("{task.fields[rate]:.2f} it/s")
+    with Bar(
+        BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+        finished, start = 0, time.perf_counter()
+
+        def advance(progress: Progress, batch: int) -> None:
+            nonlocal finished
+            done = finished + progress.done
+            if progress.done == progress.total:
+                finished = done
+            each = progress.total // batch
+            bar.update(task, completed=done, total=each * images, rate=done / (time.perf_counter() - start))
+
+        yield advance
 
 
-def _facts(pipeline: Pipeline, request: Request, seed: int) -> dict[str, Any]:
+def _facts(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     width, height = pipeline.size_of(request)
     return {
         "prompt": request.prompt,
@@ -229,7 +242,7 @@ def _facts(pipeline: Pipeline, request: Request, seed: int) -> dict[str, Any]:
         "steps": request.num_inference_steps,
         "sampler": pipeline.sampler_of(request).name,
         "guidance_scale": request.guidance_scale,
-        "seed": seed,
+        "seed": request.seed,
         "width": width,
         "height": height,
         "bundle": pipeline.manifest.name,
@@ -237,24 +250,27 @@ def _facts(pipeline: Pipeline, request: Request, seed: int) -> dict[str, Any]:
     }
 
 
+_A1111_SAMPLERS = {"ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "dpmpp-2m": "DPM++ 2M"}
+
+
 def _parameters(facts: dict[str, Any], version: str) -> str:
     """The text that AUTOMATIC1111's web interface writes into a PNG and reads back from it."""
     lines = [facts["prompt"] or ""]
     if facts["negative_prompt"]:
         lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    sampler = _A1111_SAMPLERS[facts["sampler"]]
     lines.append(
-        f"Steps: {facts['steps']}, Sampler: {facts['sampler']}, CFG scale: {facts['guidance_scale']:g}, "
+        f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {facts['guidance_scale']:g}, "
         f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
         f"Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
     )
     return "\n".join(lines)
 
 
-def _save(pipeline: Pipeline, request: Request, image: Any, seed: int, path: Path) -> None:
+def _save(image: Any, facts: dict[str, Any], path: Path) -> None:
     from sd2rt.runtime import __version__
     from sd2rt.runtime.image import save_png
 
-    facts = _facts(pipeline, request, seed)
     text = {"parameters": _parameters(facts, __version__), "sd2rt": json.dumps(facts)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

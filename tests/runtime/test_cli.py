@@ -152,7 +152,7 @@ def names(folder: Path) -> list[str]:
         (("--eta", "-inf"), "eta is -inf: give a finite number"),
         (("--sampler", "magic"), "no sampler is named 'magic': choose one of ddim, pndm, euler, dpmpp-2m"),
         (("--schedule", "magic"), "no schedule is named 'magic': choose one of leading, trailing, linspace"),
-        (("--count", "0"), "num_images_per_prompt is 0: input should be greater than or equal to 1"),
+        (("--count", "0"), "--count is 0: give at least 1"),
         (("--device", "gpu"), "'gpu' is no device: use cpu, cuda or cuda:N"),
         (("--threads", "0"), "threads is 0: give at least 1"),
         (("--output", "image.jpg"), "--output image.jpg is neither a .png file nor a folder: images are PNG"),
@@ -414,7 +414,7 @@ def test_image_and_what_it_says(sd2rt: Command, small_bundle: Path, here: Path) 
         text = image.text  # type: ignore[attr-defined]
     assert text["parameters"] == (
         f"{prompt}\nNegative prompt: {negative}\n"
-        f"Steps: 2, Sampler: pndm, CFG scale: 7.5, Seed: 5, Size: 64x128, "
+        f"Steps: 2, Sampler: PLMS, CFG scale: 7.5, Seed: 5, Size: 64x128, "
         f"Model hash: {manifest.identity[:10]}, Model: small, Version: sd2rt {__version__}"
     )
     facts = json.loads(text["sd2rt"])
