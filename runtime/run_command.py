@@ -217,9 +217,9 @@ def _progress_bar(hidden: bool, images: int) -> Iterator[Advance]:
     from rich.progress import Progress as Bar
 
     rate = TextColumn("{task.fields[rate]:.2f} it/s")
-    with Bar(
-        BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=Console(stderr=True)
-    ) as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    # What is printed must reach standard output, which may be a file, while the bar is on the terminal.
+    with Bar(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
         task = bar.add_task("", total=None, rate=0.0)
         finished, start = 0, time.perf_counter()
 
