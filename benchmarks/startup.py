@@ -37,7 +37,7 @@ PHASES = (
     ("tokenizer", "sd2rt.runtime.text", "Tokenizer"),
     ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
     ("plan and noise", "sd2rt.runtime.pipeline", "Run.__init__"),
-    ("steps", "sd2rt.runtime.run_command", "_follow"),
+    ("steps", "sd2rt.runtime.step_loop", "_Batch.step"),
     ("decode", "sd2rt.runtime.pipeline", "Run.result"),
     ("save", "sd2rt.runtime.run_command", "_save"),
 )
@@ -160,7 +160,9 @@ def trace() -> None:
         *outer, name = path.split(".")
         for step in outer:
             owner = getattr(owner, step)
-        found = vars(owner)[name]
+        found = vars(owner).get(name)
+        if found is None:
+            sys.exit(f"{module} has no {path} any more: say in PHASES what makes up the phase {phase!r}")
         if isinstance(found, classmethod):
             setattr(owner, name, classmethod(clock.timed(phase, found.__func__)))
         else:
