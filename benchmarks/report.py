@@ -37,15 +37,18 @@ def summary(values: Iterable[float], digits: int = 4) -> dict[str, float]:
 def finish(
     result: dict[str, Any], header: Sequence[str], rows: Iterable[Sequence[object]], output: str | None
 ) -> None:
-    """Print the table, then the result as one line; and write it where it was asked for.
+    """Write the result where it was asked for, then print the table and the result as one line.
 
     ``result`` has ``benchmark``, its name, and ``machine``, whose date names the file.
     """
+    if output is not None:
+        _write(result, output)
     print(table(header, rows))
     print()
     print(json.dumps(result))
-    if output is None:
-        return
+
+
+def _write(result: dict[str, Any], output: str) -> None:
     path = (
         Path(output) if output else RESULTS / f"{result['machine']['date'][:10]}-{result['benchmark']}.json"
     )
