@@ -37,7 +37,7 @@ PHASES = (
     ("tokenizer", "sd2rt.runtime.text", "Tokenizer"),
     ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
     ("plan and noise", "sd2rt.runtime.pipeline", "Run.__init__"),
-    ("steps", "sd2rt.runtime.step_loop", "_Batch.step"),
+    ("steps", "sd2rt.runtime.step_loop", "Batch.step"),
     ("decode", "sd2rt.runtime.pipeline", "Run.result"),
     ("save", "sd2rt.runtime.run_command", "_save"),
 )

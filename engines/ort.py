@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,11 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or 0
         # One graph at a time and no parallel branches worth a second pool.
         options.inter_op_num_threads = 1
+        # Threads that spin between two operators win nothing here, and lose much beside other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Planning which tensors could share memory takes a third of the time to open; at SD2's size the
+        # allocator's own reuse makes do with less than the plan.
+        options.enable_mem_reuse = False
         providers: list[Any] = ["CPUExecutionProvider"]
         if device.kind == "cuda":
             cuda = {
@@ -150,9 +156,10 @@ class OnnxRuntimeSession:
         self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
         self._carried = [buffers[target] for target in twins]
         self._options = [ort.RunOptions() for _ in self._bindings]
-        if device.kind == "cuda":
-            for options in self._options:
-                options.add_run_config_entry("gpu_graph_id", str(next(_GRAPH_IDS)))
+        for options in self._options:
+            # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
+            number = next(_GRAPH_IDS) if device.kind == "cuda" else -1
+            options.add_run_config_entry("gpu_graph_id", str(number))
         self._phase = 0
 
     def launch(self) -> None:
@@ -167,58 +174,81 @@ class OnnxRuntimeSession:
                 buffer.phase = self._phase
 
 
-class HostBuffer:
+class _Buffer(ABC):
+    """A tensor of a session: one OrtValue, or two that change places; see :class:`sd2rt.engines.session.Buffer`."""
+
+    values: list[onnxruntime.OrtValue]
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.phase = 0
+
+    @property
+    @abstractmethod
+    def host(self) -> Array: ...
+
+    @abstractmethod
+    def push(self) -> None: ...
+
+    @abstractmethod
+    def pull(self) -> Array: ...
+
+    def write(self, array: Array) -> None:
+        if array.shape != self.shape:
+            # NumPy would repeat what is too small, silently.
+            raise ValueError(
+                f"an array of shape {list(array.shape)} was written to a buffer of {list(self.shape)}"
+            )
+        np.copyto(self.host, array)
+        self.push()
+
+    def read(self) -> Array:
+        return self.pull().copy()
+
+
+class HostBuffer(_Buffer):
     """NumPy arrays that ONNX Runtime reads and writes in place."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
         import onnxruntime as ort
 
+        super().__init__(shape, dtype)
         self._arrays = [np.zeros(shape, dtype) for _ in range(copies)]
         self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
-        self.phase = 0
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self._arrays[0].shape
+    def host(self) -> Array:
+        return self._arrays[self.phase]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._arrays[0].dtype
+    def push(self) -> None:
+        return
 
-    def write(self, array: Array) -> None:
-        _check_shape(array, self.shape)
-        np.copyto(self._arrays[self.phase], array)
-
-    def read(self) -> Array:
-        return self._arrays[self.phase].copy()
+    def pull(self) -> Array:
+        return self._arrays[self.phase]
 
 
-class DeviceBuffer:
-    """Memory on a GPU."""
+class DeviceBuffer(_Buffer):
+    """Memory on a GPU, and an array beside it on the host."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
         import onnxruntime as ort
 
-        self.shape, self.dtype = shape, np.dtype(dtype)
+        super().__init__(shape, dtype)
+        self._host = np.zeros(shape, dtype)
         self.values = [
-            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), device.kind, device.index)
-            for _ in range(copies)
+            ort.OrtValue.ortvalue_from_numpy(self._host, device.kind, device.index) for _ in range(copies)
         ]
-        self.phase = 0
 
-    def write(self, array: Array) -> None:
-        _check_shape(array, self.shape)
-        self.values[self.phase].update_inplace(np.ascontiguousarray(array, dtype=self.dtype))
+    @property
+    def host(self) -> Array:
+        return self._host
 
-    def read(self) -> Array:
-        array: Array = self.values[self.phase].numpy()
-        return array
+    def push(self) -> None:
+        self.values[self.phase].update_inplace(self._host)
 
-
-def _check_shape(array: Array, shape: tuple[int, ...]) -> None:
-    # NumPy would repeat what is too small, silently.
-    if array.shape != shape:
-        raise ValueError(f"an array of shape {list(array.shape)} was written to a buffer of {list(shape)}")
+    def pull(self) -> Array:
+        np.copyto(self._host, self.values[self.phase].numpy())
+        return self._host
 
 
 def _onnxruntime(device: Device) -> Any:

@@ -46,11 +46,22 @@ class Buffer(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
+    @property
+    def host(self) -> Array:
+        """The buffer's array on the host: what :meth:`push` sends and :meth:`pull` fills. On the CPU it is the
+        buffer itself; a buffer that is carried has another one after every launch."""
+
+    def push(self) -> None:
+        """Make what :attr:`host` holds the buffer's contents; it may be enqueued only."""
+
+    def pull(self) -> Array:
+        """Make the buffer's contents what :attr:`host` holds, and return that: no copy, so not to be kept."""
+
     def write(self, array: Array) -> None:
-        """Copy ``array`` in.
+        """Copy ``array`` in; its shape must be the buffer's.
 
         Raises:
-            ValueError: its shape is not the buffer's.
+            ValueError: it is not.
         """
 
     def read(self) -> Array:

@@ -27,9 +27,10 @@ from sd2rt.runtime.image import to_pil, to_unit
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.request import OutputType, Request, make_request
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
-from sd2rt.runtime.step_loop import run_steps
+from sd2rt.runtime.step_loop import Batch, run_steps
 from sd2rt.runtime.text import TextEncoder
-from sd2rt.runtime.trajectory import Latents, StepEvent, Trajectory
+from sd2rt.runtime.tokenizer import Tokenizer
+from sd2rt.runtime.trajectory import Latents, Trajectory
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -68,24 +69,35 @@ class Output:
     seeds: list[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Progress:
-    """One denoiser call, just made."""
+    """One denoiser call, just made. What it tells is of the moment: it is read before the next step is asked for."""
 
-    step: int
-    """Calls made for the first image in the batch, from 1."""
-    steps: int
-    """Calls that this image takes."""
-    timestep: float
+    batch: Batch
     done: int
     """Steps made over all images of the run."""
     total: int
     """Steps that all images of the run take together."""
-    event: StepEvent
+
+    @property
+    def step(self) -> int:
+        """Calls made for the first image in the batch, from 1."""
+        return self.batch.active[0].done
+
+    @property
+    def steps(self) -> int:
+        """Calls that this image takes."""
+        return self.batch.active[0].length
+
+    @property
+    def timestep(self) -> float:
+        """The training timestep at which the network was called for it."""
+        first = self.batch.active[0]
+        return float(first.timesteps[first.done - 1])
 
     def latents(self) -> Latents:
         """A copy of the latents of the images in the batch, [B, C, h, w]."""
-        return self.event.read()
+        return self.batch.latents()
 
 
 class Pipeline:
@@ -94,11 +106,13 @@ class Pipeline:
     Calls from several threads wait for each other.
     """
 
-    def __init__(self, bundle: Bundle, engines: dict[PartName, OnnxRuntimeEngine], max_batch: int) -> None:
+    def __init__(
+        self, bundle: Bundle, engines: dict[PartName, OnnxRuntimeEngine], tokenizer: Tokenizer, max_batch: int
+    ) -> None:
         self.bundle = bundle
         self.max_batch = max_batch
         self._engines = engines
-        self._text = TextEncoder(bundle, engines["text_encoder"])
+        self._text = TextEncoder(bundle, engines["text_encoder"], tokenizer)
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -142,9 +156,10 @@ class Pipeline:
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
         with ThreadPoolExecutor(len(opened.manifest.parts)) as pool:
             futures = {part: pool.submit(load, part) for part in opened.manifest.parts}
+            tokenizer = Tokenizer(opened)
         for part, future in futures.items():
             engines[part] = future.result()
-        return cls(opened, engines, max_batch)
+        return cls(opened, engines, tokenizer, max_batch)
 
     @property
     def manifest(self) -> Manifest:
@@ -187,7 +202,7 @@ class Pipeline:
                     given = {"latents": progress.latents()}
                     changed = callback_on_step_end(self, progress.step - 1, progress.timestep, given)
                     if changed is not None and "latents" in changed:
-                        progress.event.replace(np.asarray(changed["latents"], np.float32))
+                        progress.batch.replace(np.asarray(changed["latents"], np.float32))
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
         images = [image for output in outputs for image in output.images]
@@ -410,21 +425,12 @@ class Run:
             groups.setdefault(trajectory.group, []).append(trajectory)
         pipeline = self._pipeline
         for group in groups.values():
-            with closing(run_steps(pipeline._engines["denoiser"], group, pipeline.max_batch)) as events:
-                for event in events:
-                    for trajectory in event.active:
-                        if trajectory.error is not None:
-                            raise trajectory.error
-                    done += len(event.active)
-                    first = event.active[0]
-                    yield Progress(
-                        step=first.done,
-                        steps=first.length,
-                        timestep=float(first.timesteps[first.done - 1]),
-                        done=done,
-                        total=self.total,
-                        event=event,
-                    )
+            with closing(run_steps(pipeline._engines["denoiser"], group, pipeline.max_batch)) as batches:
+                for batch in batches:
+                    if batch.error is not None:
+                        raise batch.error
+                    done += len(batch.active)
+                    yield Progress(batch, done, self.total)
 
 
 def _requests(prompt: str | Sequence[str] | None, options: Options) -> list[Request]:

@@ -10,34 +10,35 @@ import numpy as np
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import Engine, Session
-from sd2rt.runtime.trajectory import Latents, StepEvent, Trajectory
+from sd2rt.runtime.trajectory import Latents, Trajectory
 
 _CARRY = {"state_out": "state"}
 
 
-def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int) -> Generator[StepEvent]:
+def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int) -> Generator[Batch]:
     """Bring every trajectory to its end, at most ``max_batch`` in a call; they must be of one group.
 
-    Each has its own plan, prompt and guidance. One that ends leaves the batch and the next one waiting takes
-    its place, between two steps. One whose latents are no longer finite leaves with ``error`` set; the others
-    go on.
+    Yields the batch after each call. Every trajectory has its own plan, prompt and guidance. One that ends
+    leaves the batch and the next one waiting takes its place, between two steps. One whose latents are no
+    longer finite leaves with ``error`` set; the others go on.
     """
-    waiting, batch = deque(trajectories), _Batch(denoiser, [])
-    while waiting or batch.active:
-        if (waiting and len(batch.active) < max_batch) or any(t.finished for t in batch.active):
-            going = [(t, latents) for t, latents in batch.states() if not t.finished]
+    waiting, batch, ended = deque(trajectories), Batch(denoiser, []), True
+    while True:
+        if ended:
+            going = [(t, state) for t, state in batch.states() if not t.finished]
             joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]
             if not (going or joining):
                 return
-            batch = _Batch(denoiser, [*going, *((t, _initial_state(t)) for t in joining)])
-        batch.step()
+            batch = Batch(denoiser, [*going, *((t, _initial_state(t)) for t in joining)])
+        ended = batch.step()
         try:
-            yield StepEvent(tuple(batch.active), batch.latents, batch.replace)
+            yield batch
         except GeneratorExit:
             # The caller stops here: what the steps so far have made is the result.
             batch.collect(everything=True)
             raise
-        batch.collect(everything=False)
+        if ended:
+            batch.collect(everything=False)
 
 
 def _initial_state(trajectory: Trajectory) -> Latents:
@@ -46,11 +47,12 @@ def _initial_state(trajectory: Trajectory) -> Latents:
     return state
 
 
-class _Batch:
+class Batch:
     """The trajectories of one call, and the session whose buffers hold them; remade when they change."""
 
     def __init__(self, denoiser: Engine, members: list[tuple[Trajectory, Latents]]) -> None:
-        self.active = [trajectory for trajectory, _ in members]
+        self.active = tuple(trajectory for trajectory, _ in members)
+        self.error: EngineError | None = None
         if not members:
             return
         count, first = len(members), self.active[0]
@@ -75,40 +77,47 @@ class _Batch:
         guidance = [(t.guidance_scale, t.guidance_rescale) for t in self.active]
         buffers["guidance"].write(np.array(guidance, np.float32))
         buffers["noise"].write(np.zeros(buffers["noise"].shape, np.float32))
-        # The step's small inputs are gathered here, then copied in one piece each.
-        self._timestep = np.empty(count, np.float32)
-        self._weights = np.empty((count, STATE_SLOTS), np.float32)
-        self._update = np.empty((count, STATE_SLOTS, STATE_SLOTS + 2), np.float32)
-        self._noise = np.zeros(buffers["noise"].shape, np.float32)
+        self._timestep, self._weights, self._update, self._noise, self._finite = (
+            buffers[name] for name in ("timestep", "weights", "update", "noise", "finite")
+        )
 
-    def step(self) -> None:
-        """Make one call, and move every trajectory one step on."""
-        buffers, draws = self._buffers, False
+    def step(self) -> bool:
+        """Make one call and move every trajectory one step on; true where one of them ended."""
+        timesteps, weights, updates = self._timestep.host, self._weights.host, self._update.host
+        draws = ended = False
         for index, trajectory in enumerate(self.active):
             done = trajectory.done
-            self._timestep[index] = trajectory.timesteps[done]
-            self._weights[index] = trajectory.weights[done]
-            self._update[index] = trajectory.updates[done]
+            timesteps[index] = trajectory.timesteps[done]
+            weights[index] = trajectory.weights[done]
+            updates[index] = trajectory.updates[done]
             if trajectory.noisy[done]:
-                self._noise[index] = trajectory.generator.randn(trajectory.latents.shape)
+                self._noise.host[index] = trajectory.generator.randn(trajectory.latents.shape)
                 draws = True
-        buffers["timestep"].write(self._timestep)
-        buffers["weights"].write(self._weights)
-        buffers["update"].write(self._update)
+        self._timestep.push()
+        self._weights.push()
+        self._update.push()
         if draws:
             # A sample that draws none has a zero column for it: what is left from earlier steps is harmless.
-            buffers["noise"].write(self._noise)
+            self._noise.push()
         self._session.launch()
-        finite = buffers["finite"].read()
+        finite = self._finite.pull()
         for index, trajectory in enumerate(self.active):
             trajectory.done += 1
             if not finite[index]:
-                trajectory.error = _not_finite(trajectory)
+                self.error = trajectory.error = _not_finite(trajectory)
+            ended = ended or trajectory.finished
+        return ended
 
     def latents(self) -> Latents:
-        return self._buffers["state"].read()[:, 0]
+        """A copy of the latents, [B, C, h, w], in the order of ``active``."""
+        return self._buffers["state"].pull()[:, 0].copy()
 
     def replace(self, latents: Latents) -> None:
+        """Put other latents in their place.
+
+        Raises:
+            RequestError: they have another shape.
+        """
         state = self._buffers["state"].read()
         if latents.shape != state[:, 0].shape:
             raise RequestError(
@@ -125,10 +134,9 @@ class _Batch:
 
     def collect(self, everything: bool) -> None:
         """Hand trajectories their latents: those that have just ended, or all."""
-        if everything or any(t.finished for t in self.active):
-            for trajectory, state in self.states():
-                if everything or trajectory.finished:
-                    trajectory.latents = state[0]
+        for trajectory, state in self.states():
+            if everything or trajectory.finished:
+                trajectory.latents = state[0]
 
 
 def _not_finite(trajectory: Trajectory) -> EngineError:

@@ -21,8 +21,8 @@ _SHOWN = 400
 class TextEncoder:
     """Tokenizer, token table and text encoder engine; remembers the last 64 prompts."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self._tokenizer = Tokenizer(bundle)
+    def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._table = _open_table(bundle)
         self._engine = engine
         self._known: OrderedDict[str, Array] = OrderedDict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,14 +55,3 @@ class Trajectory:
     def group(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Trajectories of one group can share a batch: their latents and their texts have one shape."""
         return self.latents.shape, self.cond.shape
-
-
-@dataclass(frozen=True, slots=True)
-class StepEvent:
-    """One denoiser call that has been made, for the trajectories that were in it."""
-
-    active: tuple[Trajectory, ...]
-    read: Callable[[], Latents]
-    """Copies the latents after the step, [B, C, h, w], in the order of ``active``."""
-    replace: Callable[[Latents], None]
-    """Puts other latents in their place."""
