@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ class OnnxRuntimeEngine:
             refuses a model of which it would run a compute node on the CPU.
 
     Raises:
-        MissingDependencyError: ONNX Runtime, or its CUDA provider, is not installed.
+        MissingDependencyError: ONNX Runtime or its CUDA provider is not installed, or there is no such GPU.
         EngineError: the model cannot be loaded on the device.
     """
 
@@ -49,7 +51,7 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         # What it would print about an error is in the exception; its warnings are not the user's.
         options.log_severity_level = _FATAL
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = 0 if threads is None else threads
         # One graph at a time and no parallel branches worth a second pool.
         options.inter_op_num_threads = 1
         # Threads that spin between two operators win nothing here, and lose much beside other processes.
@@ -70,14 +72,14 @@ class OnnxRuntimeEngine:
         self._label = f"{Path(part.onnx).parent.name} on {device}"
         self._session: onnxruntime.InferenceSession | None
         try:
-            self._session = ort.InferenceSession(path, options, providers=providers)
+            # Without its fallback, which would load everything on the CPU and say so on standard output.
+            self._session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:
+            if device.kind == "cuda" and "CUDA" in str(error):
+                raise _no_cuda(device, str(error)) from error
             raise _engine_error(f"{path} cannot be loaded on {device}", error) from error
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise EngineError(
-                f"ONNX Runtime could not start CUDA on {device}: check the driver and the CUDA libraries "
-                "with 'nvidia-smi', or use --device cpu"
-            )
+            raise _no_cuda(device, "its CUDA provider did not start")
         self.part = part
         self.device = device
         self._sessions: OrderedDict[tuple[object, ...], OnnxRuntimeSession] = OrderedDict()
@@ -262,7 +264,19 @@ def _onnxruntime(device: Device) -> Any:
             f"{device} was asked for, and this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
             "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
+    if device.kind == "cuda":
+        # CUDA and cuDNN from the pip packages, which the loader would not look for; it prints what it lacks.
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
     return ort
+
+
+def _no_cuda(device: Device, reason: str) -> MissingDependencyError:
+    first = " ".join(reason.split())[:200]
+    return MissingDependencyError(
+        f"ONNX Runtime could not start CUDA on {device} ({first}): check the driver and the CUDA libraries "
+        "with 'nvidia-smi', or use --device cpu"
+    )
 
 
 def _engine_error(what: str, error: Exception) -> EngineError:

@@ -21,8 +21,6 @@ def cache_dir() -> Path:
     """
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(os.path.expanduser(chosen))
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "sd2rt" / "cache"
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches" / "sd2rt"
     return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "sd2rt"

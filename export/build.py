@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,13 +64,13 @@ def build(
         precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both.
         sizes: width and height in pixels of the sizes to record as native, the first being the default;
             empty for the checkpoint's own.
-        replace: put the new bundle in the place of a different one.
+        replace: put the new bundle in the place of a different one; an equal one stays.
 
     Raises:
         BuildError: the target may not be replaced, another build runs, the disk is full, or export failed.
         CheckpointError: a weight is missing or damaged.
     """
-    target = target.expanduser().absolute()
+    target = target.absolute()
     native = tuple(sizes) or ((checkpoint.native_size, checkpoint.native_size),)
     for width, height in native:
         check_side("width", width)
@@ -79,7 +79,7 @@ def build(
     version = importlib.metadata.version("sd2rt")
     key = _key(checkpoint, precision, native, exporter, version)
     existing, damaged = _existing(target, key)
-    if existing is not None and not replace:
+    if existing is not None:
         return BuildResult(target, existing, fresh=False)
     space = _estimate(checkpoint, precision)
     # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
@@ -177,8 +177,16 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint) -> Tokenizer:
         max_length=int(checkpoint.parts.config("text_encoder")["max_position_embeddings"]),
         bos=token("<|startoftext|>"),
         eos=token("<|endoftext|>"),
-        pad=token("!"),
+        pad=_pad_id(backend, checkpoint.name),
     )
+
+
+def _pad_id(backend: Any, name: str) -> int:
+    """What the checkpoint pads with: ``!`` in the published ones, and not in every fine-tune."""
+    padding = backend.padding
+    if padding is None:
+        raise CheckpointError(f"{name}: its tokenizer does not say what it pads with: it is not SD2's")
+    return int(padding["pad_id"])
 
 
 def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision) -> Embeddings:
@@ -206,6 +214,9 @@ def _key(
     """SHA-256 over everything that the bundle's contents depend on."""
     facts = {
         "source": checkpoint.source,
+        "release": checkpoint.release,
+        "license": checkpoint.license,
+        "tokenizer": hashlib.sha256(checkpoint.tokenizer_json().encode()).hexdigest(),
         "variant": checkpoint.variant,
         "noise": checkpoint.noise.model_dump(mode="json"),
         "sampler": checkpoint.sampler.model_dump(mode="json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -62,14 +63,17 @@ def build(
             metavar="N|WxH", help="A native size to record, the first being the default; may repeat."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a different bundle.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a different bundle; an equal one stays.")
+    ] = False,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a bundle from a checkpoint: export its networks to ONNX."""
     sizes = [_size(text) for text in size or ()]
-    target = Path(output).expanduser() if output is not None else named_bundle(_name(checkpoint))
+    # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
+    target = Path(os.path.expanduser(output)) if output is not None else named_bundle(_name(checkpoint))
     require_export()
     from sd2rt.export.build import build as build_bundle
     from sd2rt.export.checkpoint import open_checkpoint
@@ -96,7 +100,7 @@ def parity(
     ],
     checkpoint: CheckpointArgument,
     variant: VariantOption = None,
-    steps: Annotated[int, typer.Option(help="Sampler steps of the whole images.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps of the whole images.")] = 10,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -150,7 +154,7 @@ def _name(checkpoint: str) -> str:
     """The name that a bundle gets in the cache: the checkpoint's own last part."""
     path = Path(checkpoint)
     name = path.stem if path.suffix in (".safetensors", ".ckpt", ".pt") else path.resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "bundle"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "bundle"
 
 
 def _size(text: str) -> tuple[int, int]:

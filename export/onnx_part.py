@@ -101,8 +101,19 @@ def export_part(
     ``progress`` hears the share of the work done, from 0 to 1.
 
     Raises:
-        BuildError: the exporter failed, or left a weight out or an operator decomposed.
+        BuildError: the exporter failed, ran out of memory, or left a weight out or an operator decomposed.
     """
+    try:
+        return _export(name, module, interface, bundle, progress)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch has no class of its own for running out of memory.
+        reason = " ".join(str(error).split())[:200] or "out of memory"
+        raise BuildError(f"{name} could not be exported: {reason}") from error
+
+
+def _export(
+    name: PartName, module: nn.Module, interface: Interface, bundle: Path, progress: Callable[[float], None]
+) -> Part:
     folder = bundle / name
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "unet." if name == "denoiser" else ""

@@ -65,7 +65,11 @@ class Report:
         return all(row.holds for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "holds": self.holds}
+        report = {**asdict(self), "holds": self.holds}
+        for row in report["rows"]:
+            # JSON has no infinity: two equal images have no ratio.
+            row["error"] = row["error"] if math.isfinite(row["error"]) else None
+        return report
 
     def as_text(self) -> str:
         width = max(len(row.what) for row in self.rows)
@@ -192,7 +196,18 @@ def _run(bundle: Path, steps: int, guidance: float) -> NDArray[np.uint8]:
     """An image as users get it: by the command, in a process without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
-        command = [sys.executable, "-m", "sd2rt.runtime", "run", str(bundle), PROMPT, "--json", "--seed", "1"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "sd2rt.runtime",
+            "run",
+            str(bundle),
+            PROMPT,
+            "--json",
+            "--seed",
+            "1",
+        ]
         command += ["--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -61,7 +61,8 @@ def reference_pipeline(checkpoint: Checkpoint, sampler: SamplerConfig | None = N
 
 def reference_tokenizer(checkpoint: Checkpoint) -> CLIPTokenizer:
     """transformers' tokenizer with the checkpoint's vocabulary."""
-    model = json.loads(checkpoint.tokenizer_json())["model"]
+    content = json.loads(checkpoint.tokenizer_json())
+    model = content["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
     return CLIPTokenizer(
         vocab=model["vocab"],
@@ -69,6 +70,6 @@ def reference_tokenizer(checkpoint: Checkpoint) -> CLIPTokenizer:
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        pad_token="!",
+        pad_token=content["padding"]["pad_token"],
         model_max_length=int(checkpoint.parts.config("text_encoder")["max_position_embeddings"]),
     )

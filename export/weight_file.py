@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.writer import sha256 as file_sha256
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -131,5 +131,4 @@ def sha256(path: Path, progress: Callable[[str], None] | None = None) -> str:
     """The file's SHA-256 in hexadecimal; ``progress`` is told first: a full-size file takes seconds."""
     if progress is not None:
         progress(f"hashing {path.name} ({path.stat().st_size / 1e9:.1f} GB)")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -10,12 +11,13 @@ from typing import Annotated
 
 import typer
 
-from sd2rt.engines.errors import Sd2rtError
+from sd2rt.engines.errors import EngineError, Sd2rtError
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
 _USAGE = 2
 _INTERRUPTED = 130
+_NOBODY_READS = 141
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +56,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _stop_printing() -> int:
-    """Whoever read the output has stopped reading: nothing more can be said to them."""
+    """Whoever read the output has stopped reading: nothing more can be said to them, and work may be undone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return _NOBODY_READS
 
 
 def _report(error: Exception) -> int:
@@ -66,6 +68,9 @@ def _report(error: Exception) -> int:
         code, text = error.exit_code, " ".join(str(error).splitlines())
     elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
         code, text = int(error.exit_code), f"{' '.join(error.format_message().split())} (see --help)"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        code, text = EngineError.exit_code, "standard output's disk is full: make room"
+        _stop_printing()
     else:
         text = f"a bug, {type(error).__name__}: {text}: please report it with what --debug prints"
     print(f"sd2rt: {text}", file=sys.stderr)

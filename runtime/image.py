@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class NotFiniteError(EngineError):
+    """A decoded image holds values that are no colours."""
+
+
 def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
     """A decoder's output [3, H, W] in [-1, 1] to [H, W, 3] in [0, 1], clipped.
 
     Raises:
-        EngineError: a value is not finite; it would come out black.
+        NotFiniteError: a value is not finite; it would come out black.
     """
     if not np.isfinite(decoded).all():
-        raise EngineError(
+        raise NotFiniteError(
             "the decoder's output is not finite: its weights overflow in this precision; use a fp32 bundle"
         )
     unit: NDArray[np.float32] = np.clip(decoded * np.float32(0.5) + np.float32(0.5), 0, 1)
@@ -36,10 +40,11 @@ def to_pil(unit: NDArray[np.float32]) -> Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
-def save_png(image: Image, path: Path, text: dict[str, str]) -> None:
+def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -> None:
     """Write a PNG with text chunks; the file appears whole or not at all.
 
     Raises:
+        FileExistsError: there is a file of that name, and ``replace`` is false.
         OSError: the file cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
@@ -47,10 +52,15 @@ def save_png(image: Image, path: Path, text: dict[str, str]) -> None:
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    if not replace:
+        # Taken before it is written: two processes cannot both find the name free.
+        path.touch(exist_ok=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         image.save(temporary, format="PNG", pnginfo=info)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        if not replace:
+            path.unlink(missing_ok=True)
         raise

@@ -11,19 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import Bundle, open_bundle
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.manifest import Manifest, PartName
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import SamplerConfig, check_side
 from sd2rt.engines.session import Device
 from sd2rt.runtime.generator import Generator
-from sd2rt.runtime.image import to_pil, to_unit
+from sd2rt.runtime.image import NotFiniteError, to_pil, to_unit
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.request import OutputType, Request, make_request
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
@@ -166,10 +166,22 @@ class Pipeline:
         return self.bundle.manifest
 
     def close(self) -> None:
-        """Free the engines; the pipeline cannot be used afterwards."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines = {}
+        """Free the engines; the pipeline cannot be used afterwards. Waits for runs of other threads."""
+        own = self._owner == threading.get_ident()
+        if not own:
+            self._lock.acquire()
+        try:
+            engines, self._engines = self._engines, {}
+            for engine in engines.values():
+                engine.close()
+        finally:
+            if not own:
+                self._lock.release()
+
+    def _engine(self, part: PartName) -> OnnxRuntimeEngine:
+        if part not in self._engines:
+            raise RequestError("this pipeline is closed: open it again")
+        return self._engines[part]
 
     def __enter__(self) -> Self:
         return self
@@ -245,7 +257,10 @@ class Pipeline:
     def size_of(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of a request's images."""
         width, height = self.manifest.native_sizes[0]
-        return request.width or width, request.height or height
+        return (
+            width if request.width is None else request.width,
+            height if request.height is None else request.height,
+        )
 
     def _plan(self, request: Request) -> Plan:
         custom = request.timesteps is not None or request.sigmas is not None
@@ -283,6 +298,7 @@ class Pipeline:
                     guidance_scale=request.guidance_scale if request.guided else 1.0,
                     guidance_rescale=request.guidance_rescale if request.guided else 0.0,
                     generator=generator,
+                    seed=seed + index,
                 )
             )
         return trajectories
@@ -320,19 +336,20 @@ class Pipeline:
 
     def _decode(self, latents: Latents) -> NDArray[np.float32]:
         _, h, w = latents.shape
-        session = self._engines["decoder"].session({"B": 1, "h": h, "w": w})
+        session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
         session.buffers["latents"].write(latents[None])
         session.launch()
-        return to_unit(session.buffers["image"].read()[0])
+        return cast(NDArray[np.float32], session.buffers["image"].read()[0])
 
     def _acquire(self) -> None:
         if self._owner == threading.get_ident():
             raise RequestError(
                 "this pipeline is in the middle of another run: take its result or close it first"
             )
-        if not self._engines:
-            raise RequestError("this pipeline is closed: open it again")
         self._lock.acquire()
+        if not self._engines:
+            self._lock.release()
+            raise RequestError("this pipeline is closed: open it again")
         self._owner = threading.get_ident()
 
     def _release(self) -> None:
@@ -343,7 +360,7 @@ class Pipeline:
 class Run:
     """Images being made. Iterate for the steps (progress, preview, stopping), then take :meth:`result`.
 
-    It has the pipeline to itself until it is finished or closed, which leaving a ``with`` block does.
+    It has the pipeline to itself until its result is taken or it is closed, which leaving a ``with`` block does.
     """
 
     def __init__(self, pipeline: Pipeline, requests: list[Request]) -> None:
@@ -362,7 +379,7 @@ class Run:
             self.close()
             raise
         self.total = sum(t.length for group in self._trajectories for t in group)
-        self._steps = self._run()
+        self._steps = _steps(pipeline, [t for group in self._trajectories for t in group], self.total)
 
     def __iter__(self) -> Iterator[Progress]:
         return self._steps
@@ -388,18 +405,26 @@ class Run:
         """Make the steps that remain, decode, and close; one output for each request.
 
         Raises:
-            EngineError: the device failed, or a result is not finite.
+            EngineError: the device failed, or an image is not finite; the first one's, when all are done.
+        """
+        return _unless_failed(self.outcomes())
+
+    def outcomes(self) -> list[Output | EngineError]:
+        """As :meth:`result`, with a request's error in its place where one of its images is not finite.
+
+        Raises:
+            EngineError: the device failed.
         """
         for _ in self._steps:
             pass
         return self._decode()
 
     def stop(self) -> list[Output]:
-        """Decode what there is so far, without the steps that remain, and close."""
+        """Decode what there is so far, without the steps that remain, and close; raises as :meth:`result`."""
         self._steps.close()
-        return self._decode()
+        return _unless_failed(self._decode())
 
-    def _decode(self) -> list[Output]:
+    def _decode(self) -> list[Output | EngineError]:
         if not self._open:
             raise RequestError("this run is closed: make another")
         try:
@@ -410,27 +435,43 @@ class Run:
         finally:
             self.close()
 
-    def _output(self, request: Request, seed: int, group: list[Trajectory]) -> Output:
+    def _output(self, request: Request, seed: int, group: list[Trajectory]) -> Output | EngineError:
+        for trajectory in group:
+            if trajectory.error is not None:
+                return trajectory.error
         seeds = [seed + index for index in range(len(group))]
         if request.output_type == "latent":
             return Output(np.stack([t.latents for t in group]), seeds)
-        units = [self._pipeline._decode(t.latents) for t in group]
+        try:
+            units = [to_unit(self._pipeline._decode(t.latents)) for t in group]
+        except NotFiniteError as error:
+            return error
         if request.output_type == "np":
             return Output(np.stack(units), seeds)
         return Output([to_pil(unit) for unit in units], seeds)
 
-    def _run(self) -> collections.abc.Generator[Progress]:
-        done, groups = 0, dict[object, list[Trajectory]]()
-        for trajectory in (t for group in self._trajectories for t in group):
-            groups.setdefault(trajectory.group, []).append(trajectory)
-        pipeline = self._pipeline
-        for group in groups.values():
-            with closing(run_steps(pipeline._engines["denoiser"], group, pipeline.max_batch)) as batches:
-                for batch in batches:
-                    if batch.error is not None:
-                        raise batch.error
-                    done += len(batch.active)
-                    yield Progress(batch, done, self.total)
+
+def _unless_failed(outcomes: list[Output | EngineError]) -> list[Output]:
+    outputs: list[Output] = []
+    for outcome in outcomes:
+        if isinstance(outcome, EngineError):
+            raise outcome
+        outputs.append(outcome)
+    return outputs
+
+
+def _steps(
+    pipeline: Pipeline, trajectories: list[Trajectory], total: int
+) -> collections.abc.Generator[Progress]:
+    # Not a method: a generator that held its run would keep a forgotten one, and so the pipeline, from release.
+    done, groups = 0, dict[object, list[Trajectory]]()
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.group, []).append(trajectory)
+    for group in groups.values():
+        with closing(run_steps(pipeline._engine("denoiser"), group, pipeline.max_batch)) as batches:
+            for batch in batches:
+                done += len(batch.active)
+                yield Progress(batch, done, total)
 
 
 def _requests(prompt: str | Sequence[str] | None, options: Options) -> list[Request]:
@@ -449,6 +490,8 @@ def _requests(prompt: str | Sequence[str] | None, options: Options) -> list[Requ
     else:
         prompts = [prompt]
     count = len(prompts)
+    if negative is not None and not isinstance(negative, str | list | tuple):
+        raise RequestError(f"negative_prompt is {negative!r}: give a text, or a list of one for each prompt")
     negatives = [negative] * count if negative is None or isinstance(negative, str) else list(negative)
     if len(negatives) != count:
         raise RequestError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one each")
@@ -457,9 +500,15 @@ def _requests(prompt: str | Sequence[str] | None, options: Options) -> list[Requ
         negative_embeds = negative_embeds if negative_embeds.ndim == 3 else negative_embeds[None]
         if len(negative_embeds) not in (1, count):
             raise RequestError(f"{len(negative_embeds)} negative_prompt_embeds for {count} prompts")
-    each = fields.get("num_images_per_prompt", 1)
-    if latents is not None and len(latents) != count * each:
-        raise RequestError(f"{len(latents)} latents for {count * each} images: give one each")
+    # What the division needs must be numbers already; the rest is checked with each request.
+    given = {name: fields[name] for name in ("num_images_per_prompt",) if name in fields}
+    each_count = make_request(prompt="", **given).num_images_per_prompt
+    images = count * each_count
+    seed = None if seed is None else make_request(prompt="", seed=seed).seed
+    if latents is not None:
+        latents = np.asarray(latents)
+        if latents.ndim != 4 or len(latents) != images:
+            raise RequestError(f"latents have the shape {list(latents.shape)}, expected [{images}, C, h, w]")
     requests = []
     for index in range(count):
         own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
@@ -468,8 +517,8 @@ def _requests(prompt: str | Sequence[str] | None, options: Options) -> list[Requ
         if negative_embeds is not None:
             own["negative_prompt_embeds"] = negative_embeds[index % len(negative_embeds)]
         if latents is not None:
-            own["latents"] = latents[index * each : (index + 1) * each]
+            own["latents"] = latents[index * each_count : (index + 1) * each_count]
         if seed is not None:
-            own["seed"] = seed + index * each
+            own["seed"] = seed + index * each_count
         requests.append(make_request(**own))
     return requests

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import check_side
@@ -34,6 +35,17 @@ def _text(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """Whole numbers of any library, and neither texts nor truth values that could pass for one."""
+    if value is None or isinstance(value, bool | str | bytes):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
 
@@ -50,13 +62,13 @@ class Request(BaseModel):
 
     prompt: Text | None = None
     negative_prompt: Text | None = None
-    num_inference_steps: int = Field(50, ge=1)
+    num_inference_steps: Whole = Field(50, ge=1)
     guidance_scale: float = Field(7.5, allow_inf_nan=False)
     guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    height: int | None = None
-    width: int | None = None
-    num_images_per_prompt: int = Field(1, ge=1)
-    seed: int | None = None
+    height: Whole | None = None
+    width: Whole | None = None
+    num_images_per_prompt: Whole = Field(1, ge=1)
+    seed: Whole | None = None
     latents: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None

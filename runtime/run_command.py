@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.errors import BuildError, BundleError, EngineError, RequestError
+from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.engines.manifest import MANIFEST
 from sd2rt.engines.store import find_bundle, named_bundle
 
@@ -91,23 +91,29 @@ def run(
         Pipeline.open(path, device=device, threads=threads) as pipeline,
         _progress_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
+        failures: list[EngineError] = []
         # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
         for start in range(0, len(requests), pipeline.max_batch):
             batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
             with pipeline.stream_requests(batch) as running:
                 for progress in running:
                     advance(progress, len(batch))
-                outputs = running.result()
+                outcomes = running.outcomes()
             seconds = time.perf_counter() - began
-            for request, result in zip(batch, outputs, strict=True):
-                saved = _path(output, result.seeds[0], len(requests))
+            for request, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, EngineError):
+                    failures.append(outcome)
+                    continue
                 facts = _facts(pipeline, request)
-                _save(result.images[0], facts, saved)
+                saved = _save(outcome.images[0], facts, output)
                 if as_json:
                     timing = {"batch": len(batch), "batch_seconds": round(seconds, 3)}
                     print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
                 elif not quiet:
                     print(saved, flush=True)
+    if failures:
+        others = f"{len(failures)} of {len(requests)} images failed, the first: " if len(requests) > 1 else ""
+        raise EngineError(f"{others}{failures[0]}")
 
 
 def _count(count: int) -> int:
@@ -148,31 +154,35 @@ def _bundle(name: str | None, quiet: bool) -> str | Path:
     demo = named_bundle(DEMO)
     if not (demo / MANIFEST).is_file():
         if find_spec("torch") is None:
-            raise BundleError(
+            raise MissingDependencyError(
                 "no bundle was named and the demo is not built: pip install 'sd2rt[export]' and run "
                 "'sd2rt build demo', or name a bundle"
             )
         if not quiet:
             print("sd2rt: building the demo bundle, once", file=sys.stderr)
-        if _build_demo(quiet) != 0:
-            raise BuildError("the demo could not be built: run 'sd2rt build demo' to see why")
+        code = _build_demo()
+        if code != 0:
+            # What was wrong stands on standard error already, in the words of the build.
+            raise typer.Exit(code)
     return demo
 
 
-def _build_demo(quiet: bool) -> int:
+def _build_demo() -> int:
     """Build in a process of its own, so that this one stays free of torch, and return its exit code."""
     child = subprocess.Popen(
         # Without -P the working directory would come before what is installed.
         [sys.executable, "-P", "-m", "sd2rt.runtime", "build", DEMO],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if quiet else None,
     )
     try:
         return child.wait()
     except KeyboardInterrupt:
-        # It may not have been told, and has things to put in order.
-        child.send_signal(signal.SIGINT)
-        child.wait()
+        try:
+            # A terminal tells both of them; the child has things to put in order.
+            child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+            child.wait()
         raise
 
 
@@ -191,16 +201,6 @@ def _check_output(output: Path, total: int) -> None:
         raise RequestError(f"--output {output}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RequestError(f"--output {output}: {existing} cannot be written to: choose another folder")
-
-
-def _path(output: Path, seed: int, total: int) -> Path:
-    if output.suffix.lower() == ".png" and not output.is_dir():
-        return output
-    path, number = output / f"{seed}.png", 1
-    while path.exists():
-        # An earlier image is never overwritten unless it was named.
-        path, number = output / f"{seed}-{number}.png", number + 1
-    return path
 
 
 Advance = Callable[["Progress", int], None]
@@ -241,7 +241,10 @@ def _facts(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "negative_prompt": request.negative_prompt,
         "steps": request.num_inference_steps,
         "sampler": pipeline.sampler_of(request).name,
+        "schedule": pipeline.sampler_of(request).spacing,
+        "eta": request.eta,
         "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
         "seed": request.seed,
         "width": width,
         "height": height,
@@ -259,22 +262,34 @@ def _parameters(facts: dict[str, Any], version: str) -> str:
     if facts["negative_prompt"]:
         lines.append(f"Negative prompt: {facts['negative_prompt']}")
     sampler = _A1111_SAMPLERS[facts["sampler"]]
+    extra = [f"Spacing: {facts['schedule']}, "]
+    extra += [f"Eta: {facts['eta']:g}, "] if facts["eta"] else []
+    extra += [f"CFG rescale: {facts['guidance_rescale']:g}, "] if facts["guidance_rescale"] else []
     lines.append(
         f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {facts['guidance_scale']:g}, "
         f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
-        f"Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
+        f"{''.join(extra)}Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
     )
     return "\n".join(lines)
 
 
-def _save(image: Any, facts: dict[str, Any], path: Path) -> None:
+def _save(image: Any, facts: dict[str, Any], output: Path) -> Path:
+    """Write an image into ``output``, a file or a folder, and return where it is."""
     from sd2rt.runtime import __version__
     from sd2rt.runtime.image import save_png
 
     text = {"parameters": _parameters(facts, __version__), "sd2rt": json.dumps(facts)}
+    named = output.suffix.lower() == ".png" and not output.is_dir()
+    path, number = output if named else output / f"{facts['seed']}.png", 1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(image, path, text)
+        while True:
+            try:
+                save_png(image, path, text, replace=named)
+                return path
+            except FileExistsError:
+                # An earlier image is never overwritten unless it was named.
+                path, number = output / f"{facts['seed']}-{number}.png", number + 1
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -52,7 +52,6 @@ class Batch:
 
     def __init__(self, denoiser: Engine, members: list[tuple[Trajectory, Latents]]) -> None:
         self.active = tuple(trajectory for trajectory, _ in members)
-        self.error: EngineError | None = None
         if not members:
             return
         count, first = len(members), self.active[0]
@@ -104,7 +103,7 @@ class Batch:
         for index, trajectory in enumerate(self.active):
             trajectory.done += 1
             if not finite[index]:
-                self.error = trajectory.error = _not_finite(trajectory)
+                trajectory.error = _not_finite(trajectory)
             ended = ended or trajectory.finished
         return ended
 
@@ -142,6 +141,7 @@ class Batch:
 def _not_finite(trajectory: Trajectory) -> EngineError:
     step, t = trajectory.done, trajectory.timesteps[trajectory.done - 1]
     return EngineError(
-        f"step {step} of {trajectory.length} (timestep {t:g}) left latents that are not finite: the weights "
-        "overflow in this precision, or guidance is too strong; try a fp32 bundle or a lower guidance scale"
+        f"seed {trajectory.seed}: step {step} of {trajectory.length} (timestep {t:g}) left latents that are not "
+        "finite: the weights overflow in this precision, or guidance is too strong; try a fp32 bundle or a lower "
+        "guidance scale"
     )

@@ -25,7 +25,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._table = _open_table(bundle)
         self._engine = engine
-        self._known: OrderedDict[str, Array] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Array, str]] = OrderedDict()
 
     @property
     def width(self) -> int:
@@ -38,25 +38,29 @@ class TextEncoder:
         A prompt of more than 77 tokens is cut, with a warning that shows what was cut. Prompts are encoded one
         at a time, so that what a prompt becomes does not depend on those beside it.
         """
-        hidden = self._known.get(prompt)
-        if hidden is None:
-            tokens = self._tokenizer(prompt)
-            if tokens.cut:
-                warnings.warn(
-                    f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: "
-                    f"{_shortened(tokens.cut)!r}",
-                    stacklevel=2,
-                )
-            session = self._engine.session({"B": 1})
-            session.buffers["embeddings"].write(self._table[tokens.ids][None])
-            session.launch()
-            hidden = session.buffers["hidden"].read()[0]
-            hidden.flags.writeable = False
-            self._known[prompt] = hidden
+        found = self._known.get(prompt)
+        if found is None:
+            found = self._encode(prompt)
+            self._known[prompt] = found
             if len(self._known) > _PROMPTS_KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(prompt)
+        hidden, cut = found
+        if cut:
+            warnings.warn(
+                f"the prompt is longer than {len(hidden)} tokens, this end of it was cut: {_shortened(cut)!r}",
+                stacklevel=2,
+            )
         return hidden
+
+    def _encode(self, prompt: str) -> tuple[Array, str]:
+        tokens = self._tokenizer(prompt)
+        session = self._engine.session({"B": 1})
+        session.buffers["embeddings"].write(self._table[tokens.ids][None])
+        session.launch()
+        hidden = session.buffers["hidden"].read()[0]
+        hidden.flags.writeable = False
+        return hidden, tokens.cut
 
 
 def _open_table(bundle: Bundle) -> Array:

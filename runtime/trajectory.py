@@ -26,6 +26,7 @@ class Trajectory:
     guidance_scale: float
     guidance_rescale: float
     generator: Generator
+    seed: int
     done: int = 0
     error: EngineError | None = None
     timesteps: NDArray[np.float32] = field(init=False)  # [N]

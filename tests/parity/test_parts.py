@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,19 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
     table.add("Parts", f"base, denoiser, B {b}, R {r}, L {tokens}, {h}x{w}", f"{error:.1e} of max", "0.0001")
     assert error <= PART_BOUNDS["fp32"]
     assert finite.tolist() == [1] * b
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_portable_graph(base: Any, table: Any, part: Any) -> None:
+    """model.onnx, which other backends build from, computes what ONNX Runtime's own graph does."""
+    bundle = base.pipeline.bundle
+    entry = bundle.manifest.parts[part]
+    portable = entry.model_copy(update={"onnxruntime": entry.onnx})
+    parts = {**bundle.manifest.parts, part: portable}
+    plain = replace(bundle, manifest=bundle.manifest.model_copy(update={"parts": parts}))
+    for row in compare_part(plain, base.checkpoint, part):
+        table.add("Parts", f"base, model.onnx, {row.what}", f"{row.error:.1e} of max", f"{row.bound:g}")
+        assert row.holds, row
 
 
 def test_rescale_is_exact_at_zero(base: Any) -> None:

@@ -214,9 +214,15 @@ def test_not_finite_after_the_last_step_is_no_black_image(pipe: Pipeline) -> Non
         ({"timesteps": [900, 100], "sigmas": [3.0, 0.0]}, "give one of timesteps and sigmas"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
         ({"generator": object()}, "give seed=N"),
+        ({"seed": "7"}, "seed is '7'"),
+        ({"seed": True}, "seed is True"),
+        ({"num_inference_steps": "20"}, "num_inference_steps is '20'"),
+        ({"num_images_per_prompt": None, "seed": 1}, "num_images_per_prompt is None"),
+        ({"negative_prompt": 5}, "negative_prompt is 5"),
+        ({"latents": 3.0}, "latents have the shape"),
         ({"cfg_scale": 7}, "cfg_scale is no option of a request"),
         ({"latents": np.zeros((1, 4, 9, 8))}, r"latents have the shape \[1, 4, 9, 8\]"),
-        ({"latents": np.zeros((2, 4, 8, 8))}, "2 latents for 1 images"),
+        ({"latents": np.zeros((2, 4, 8, 8))}, r"expected \[1, C, h, w\]"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"prompt_embeds": np.zeros((1, 77, 32))}, "give one of prompt and prompt_embeds"),
         ({"negative_prompt_embeds": np.zeros((1, 77, 31))}, "expected"),
@@ -254,6 +260,38 @@ def test_a_closed_pipeline_says_so(small_bundle: Path) -> None:
         pass
     with pytest.raises(RequestError, match="closed"):
         pipeline(PROMPT)
+
+
+def test_a_forgotten_run_frees_the_pipeline(pipe: Pipeline) -> None:
+    for _ in pipe.stream(PROMPT, num_inference_steps=5):
+        break
+    assert pipe(PROMPT, num_inference_steps=1, output_type="latent").seeds
+
+
+def test_closing_in_the_middle_of_a_run(small_bundle: Path) -> None:
+    pipeline = Pipeline.open(small_bundle)
+    run = pipeline.stream(PROMPT, num_inference_steps=5)
+    pipeline.close()
+    with pytest.raises(RequestError, match="closed"):
+        run.result()
+
+
+def test_an_image_that_fails_leaves_the_others(pipe: Pipeline) -> None:
+    """One is spoilt in the middle; the other is what it would have been alone, and the error names the seed."""
+    common: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": 4, "output_type": "latent"}
+    requests = [Request(prompt=PROMPT, seed=seed, **common) for seed in (3, 4)]
+    with pipe.stream_requests(requests) as run:
+        for progress in run:
+            if progress.step == 2:
+                spoilt = progress.latents()
+                spoilt[0] = np.inf
+                progress.batch.replace(spoilt)
+                break
+        failed, whole = run.outcomes()
+    assert isinstance(failed, EngineError)
+    assert "seed 3: step 3 of 4" in str(failed)
+    assert not isinstance(whole, EngineError)
+    np.testing.assert_allclose(whole.images, pipe(PROMPT, seed=4, **common).images, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"max_batch": 0}, {"device": "gpu"}])
