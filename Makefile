@@ -16,7 +16,7 @@ INSTALLED := pyproject.toml constraints.txt
 .PHONY: demo test lint parity clean
 
 demo: $(VENV)/.demo
-	$(BIN)/sd2rt build demo --force
+	$(BIN)/sd2rt build demo
 	@mkdir -p $(OUT)
 	$(BIN)/sd2rt run "a tiger in the snow, oil painting" --seed 7 --output $(OUT)/demo.png
 

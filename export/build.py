@@ -56,6 +56,7 @@ def build(
     precision: Precision = "fp32",
     sizes: Sequence[tuple[int, int]] = (),
     replace: bool = False,
+    again: bool = False,
     progress: Progress = lambda part, fraction: None,
 ) -> BuildResult:
     """Make the bundle ``target`` from ``checkpoint``.
@@ -64,7 +65,8 @@ def build(
         precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both.
         sizes: width and height in pixels of the sizes to record as native, the first being the default;
             empty for the checkpoint's own.
-        replace: put the new bundle in the place of a different one; an equal one stays.
+        replace: put the new bundle in the place of a different one; an equal one that is whole stays.
+        again: make it again even so.
 
     Raises:
         BuildError: the target may not be replaced, another build runs, the disk is full, or export failed.
@@ -79,11 +81,11 @@ def build(
     version = importlib.metadata.version("sd2rt")
     key = _key(checkpoint, precision, native, exporter, version)
     existing, damaged = _existing(target, key)
-    if existing is not None:
+    if existing is not None and not again:
         return BuildResult(target, existing, fresh=False)
     space = _estimate(checkpoint, precision)
     # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
-    with BundleWriter(target, key, needed_bytes=space, replace=replace or damaged) as writer:
+    with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
         parts = {name: _part(writer, checkpoint, name, precision, progress) for name in _MODULES}
         manifest = Manifest(
             schema_version=1,

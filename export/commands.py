@@ -64,7 +64,7 @@ def build(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a different bundle; an equal one stays.")
+        bool, typer.Option("--force", help="Build again, and replace what bundle is there.")
     ] = False,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
@@ -83,7 +83,14 @@ def build(
             checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
         )
         result = build_bundle(
-            opened, target, precision=precision, sizes=sizes, replace=force, progress=progress
+            opened,
+            target,
+            precision=precision,
+            sizes=sizes,
+            # The demo in the cache is sd2rt's own: one of another version makes way without being asked.
+            replace=checkpoint == "demo" and output is None,
+            again=force,
+            progress=progress,
         )
     manifest = result.manifest
     if as_json:

@@ -99,7 +99,8 @@ def test_second_build_does_nothing(exporter: Exporter, checkpoint: Checkpoint, t
 
 def test_force_builds_again(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
     build(checkpoint, target)
-    assert build(checkpoint, target, replace=True).fresh
+    assert not build(checkpoint, target, replace=True).fresh
+    assert build(checkpoint, target, again=True).fresh
     assert exporter.exported == ALL * 2
 
 
