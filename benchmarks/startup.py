@@ -38,7 +38,7 @@ PHASES = (
     ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
     ("plan and noise", "sd2rt.runtime.pipeline", "Run.__init__"),
     ("steps", "sd2rt.runtime.step_loop", "Batch.step"),
-    ("decode", "sd2rt.runtime.pipeline", "Run.result"),
+    ("decode", "sd2rt.runtime.pipeline", "Run.outcomes"),
     ("save", "sd2rt.runtime.run_command", "_save"),
 )
 """What is timed, without what it calls that is timed itself; imports and the rest are phases too."""
