@@ -36,9 +36,9 @@ PHASES = (
     ("load engines", "sd2rt.runtime.pipeline", "Pipeline.open"),
     ("tokenizer", "sd2rt.runtime.text", "Tokenizer"),
     ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
-    ("plan and noise", "sd2rt.runtime.pipeline", "Run.__init__"),
+    ("plan and noise", "sd2rt.runtime.run", "Run.__init__"),
     ("steps", "sd2rt.runtime.step_loop", "Batch.step"),
-    ("decode", "sd2rt.runtime.pipeline", "Run.outcomes"),
+    ("decode", "sd2rt.runtime.run", "Run.outcomes"),
     ("save", "sd2rt.runtime.run_command", "_save"),
 )
 """What is timed, without what it calls that is timed itself; imports and the rest are phases too."""

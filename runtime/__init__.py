@@ -12,17 +12,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.pipeline import Output, Pipeline, Progress, Run
+    from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
+    from sd2rt.runtime.run import Output, Progress, Run
 
 __all__ = ["Output", "Pipeline", "Progress", "Request", "Run", "__version__"]
 
 _HOMES = {
-    "Output": "pipeline",
+    "Output": "run",
     "Pipeline": "pipeline",
-    "Progress": "pipeline",
+    "Progress": "run",
     "Request": "request",
-    "Run": "pipeline",
+    "Run": "run",
 }
 
 

@@ -23,8 +23,9 @@ from sd2rt.engines.manifest import MANIFEST
 from sd2rt.engines.store import find_bundle, named_bundle
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.pipeline import Pipeline, Progress
+    from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
+    from sd2rt.runtime.run import Progress
 
 DEMO = "demo"
 

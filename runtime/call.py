@@ -1,0 +1,84 @@
+"""A call's keyword arguments, and its division into requests of one prompt each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.request import OutputType, Request, make_request
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments of a call; :class:`~sd2rt.runtime.request.Request` gives meanings and defaults."""
+
+    negative_prompt: str | list[str] | None
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    height: int | None
+    width: int | None
+    num_images_per_prompt: int
+    seed: int | None
+    latents: NDArray[Any] | None
+    prompt_embeds: NDArray[Any] | None
+    negative_prompt_embeds: NDArray[Any] | None
+    sampler: str | None
+    schedule: str | None
+    eta: float
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
+    output_type: OutputType
+
+
+def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Request]:
+    """One request for each prompt of a call; what was given for all of them is divided."""
+    fields: dict[str, Any] = dict(options)
+    embeds, negative_embeds = fields.pop("prompt_embeds", None), fields.pop("negative_prompt_embeds", None)
+    negative, latents, seed = (fields.pop(name, None) for name in ("negative_prompt", "latents", "seed"))
+    if prompt is not None and not isinstance(prompt, str):
+        prompts: list[str | None] = list(prompt)
+        if not prompts:
+            raise RequestError("the list of prompts is empty")
+    elif embeds is not None and prompt is None:
+        embeds = np.asarray(embeds)
+        embeds = embeds if embeds.ndim == 3 else embeds[None]
+        prompts = [None] * len(embeds)
+    else:
+        prompts = [prompt]
+    count = len(prompts)
+    if negative is not None and not isinstance(negative, str | list | tuple):
+        raise RequestError(f"negative_prompt is {negative!r}: give a text, or a list of one for each prompt")
+    negatives = [negative] * count if negative is None or isinstance(negative, str) else list(negative)
+    if len(negatives) != count:
+        raise RequestError(f"{len(negatives)} negative prompts for {count} prompts: give one, or one each")
+    if negative_embeds is not None:
+        negative_embeds = np.asarray(negative_embeds)
+        negative_embeds = negative_embeds if negative_embeds.ndim == 3 else negative_embeds[None]
+        if len(negative_embeds) not in (1, count):
+            raise RequestError(f"{len(negative_embeds)} negative_prompt_embeds for {count} prompts")
+    # What the division needs must be numbers already; the rest is checked with each request.
+    given = {name: fields[name] for name in ("num_images_per_prompt",) if name in fields}
+    each_count = make_request(prompt="", **given).num_images_per_prompt
+    images = count * each_count
+    seed = None if seed is None else make_request(prompt="", seed=seed).seed
+    if latents is not None:
+        latents = np.asarray(latents)
+        if latents.ndim != 4 or len(latents) != images:
+            raise RequestError(f"latents have the shape {list(latents.shape)}, expected [{images}, C, h, w]")
+    requests = []
+    for index in range(count):
+        own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
+        if embeds is not None:
+            own["prompt_embeds"] = embeds[index] if prompts[index] is None else embeds
+        if negative_embeds is not None:
+            own["negative_prompt_embeds"] = negative_embeds[index % len(negative_embeds)]
+        if latents is not None:
+            own["latents"] = latents[index * each_count : (index + 1) * each_count]
+        if seed is not None:
+            own["seed"] = seed + index * each_count
+        requests.append(make_request(**own))
+    return requests
