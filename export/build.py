@@ -79,7 +79,9 @@ def build(
         check_side("height", height)
     exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
     version = importlib.metadata.version("sd2rt")
-    key = _key(checkpoint, precision, native, exporter, version)
+    # Read once: a folder's tokenizer is put together from its files each time it is asked for.
+    tokenizer = checkpoint.tokenizer_json()
+    key = _key(checkpoint, tokenizer, precision, native, exporter, version)
     existing, damaged = _existing(target, key)
     if existing is not None and not again:
         return BuildResult(target, existing, fresh=False)
@@ -99,7 +101,7 @@ def build(
             noise=checkpoint.noise,
             sampler=checkpoint.sampler,
             latents=_latents(checkpoint),
-            tokenizer=_write_tokenizer(writer.folder, checkpoint),
+            tokenizer=_write_tokenizer(writer.folder, checkpoint, tokenizer),
             embeddings=_write_embeddings(writer.folder, checkpoint, precision),
             parts=parts,
             source=Source(name=checkpoint.name, release=checkpoint.release, files=checkpoint.source),
@@ -161,10 +163,9 @@ def _latents(checkpoint: Checkpoint) -> Latents:
     )
 
 
-def _write_tokenizer(folder: Path, checkpoint: Checkpoint) -> Tokenizer:
+def _write_tokenizer(folder: Path, checkpoint: Checkpoint, text: str) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
-    text = checkpoint.tokenizer_json()
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     backend = Backend.from_str(text)
 
@@ -208,6 +209,7 @@ def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision
 
 def _key(
     checkpoint: Checkpoint,
+    tokenizer: str,
     precision: Precision,
     native: tuple[tuple[int, int], ...],
     exporter: dict[str, str],
@@ -218,7 +220,7 @@ def _key(
         "source": checkpoint.source,
         "release": checkpoint.release,
         "license": checkpoint.license,
-        "tokenizer": hashlib.sha256(checkpoint.tokenizer_json().encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "variant": checkpoint.variant,
         "noise": checkpoint.noise.model_dump(mode="json"),
         "sampler": checkpoint.sampler.model_dump(mode="json"),

@@ -38,7 +38,7 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
     """One request for each prompt of a call; what was given for all of them is divided."""
     fields: dict[str, Any] = dict(options)
     embeds, negative_embeds = fields.pop("prompt_embeds", None), fields.pop("negative_prompt_embeds", None)
-    negative, latents, seed = (fields.pop(name, None) for name in ("negative_prompt", "latents", "seed"))
+    negative, latents = fields.pop("negative_prompt", None), fields.pop("latents", None)
     if prompt is not None and not isinstance(prompt, str):
         prompts: list[str | None] = list(prompt)
         if not prompts:
@@ -61,14 +61,15 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
         if len(negative_embeds) not in (1, count):
             raise RequestError(f"{len(negative_embeds)} negative_prompt_embeds for {count} prompts")
     # What the division needs must be numbers already; the rest is checked with each request.
-    given = {name: fields[name] for name in ("num_images_per_prompt",) if name in fields}
-    each_count = make_request(prompt="", **given).num_images_per_prompt
-    images = count * each_count
-    seed = None if seed is None else make_request(prompt="", seed=seed).seed
+    numbers = {name: fields[name] for name in ("num_images_per_prompt", "seed") if name in fields}
+    shared = make_request(prompt="", **numbers)
+    each, seed = shared.num_images_per_prompt, shared.seed
     if latents is not None:
         latents = np.asarray(latents)
-        if latents.ndim != 4 or len(latents) != images:
-            raise RequestError(f"latents have the shape {list(latents.shape)}, expected [{images}, C, h, w]")
+        if latents.ndim != 4 or len(latents) != count * each:
+            raise RequestError(
+                f"latents have the shape {list(latents.shape)}, expected [{count * each}, C, h, w]"
+            )
     requests = []
     for index in range(count):
         own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
@@ -77,8 +78,8 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
         if negative_embeds is not None:
             own["negative_prompt_embeds"] = negative_embeds[index % len(negative_embeds)]
         if latents is not None:
-            own["latents"] = latents[index * each_count : (index + 1) * each_count]
+            own["latents"] = latents[index * each : (index + 1) * each]
         if seed is not None:
-            own["seed"] = seed + index * each_count
+            own["seed"] = seed + index * each
         requests.append(make_request(**own))
     return requests
