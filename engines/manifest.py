@@ -11,13 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.kinds import Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
 
-PartName = Literal["text_encoder", "denoiser", "decoder"]
-Variant = Literal["base", "v"]
 Precision = Literal["fp32", "fp16"]
 
 
@@ -69,10 +68,12 @@ class Part(Model):
 
     ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
     the same file, or the same graph on the same weights with operators that it has kernels for.
+    ``precision`` is that of its weights; it may be higher than the bundle's.
     ``initializers`` maps those initialisers that do not carry their PyTorch name to it; where
     ``transposed``, the ONNX tensor is the PyTorch one with its two axes exchanged.
     """
 
+    precision: Precision
     onnx: RelativePath
     onnxruntime: RelativePath
     files: tuple[File, ...]
@@ -118,6 +119,23 @@ class Tokenizer(Model):
     pad: int = Field(ge=0)
 
 
+class LowResolution(Model):
+    """How the upscaler's image is noised before the denoiser sees it, and how far it may be."""
+
+    noise: NoiseConfig
+    max_noise_level: int = Field(ge=0)
+
+
+class DepthInput(Model):
+    """How an image is shown to the depth estimator: squashed to its size, scaled to 0..1, normalised."""
+
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    resample: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 class Source(Model):
     """The checkpoint that a bundle was made from."""
 
@@ -129,13 +147,19 @@ class Source(Model):
 class Manifest(Model):
     """A bundle, in full."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     sd2rt_version: str
     build_key: Sha256
     """Stands for all that the bundle was made from: a build with the same key would make it again."""
     name: str
     family: Literal["stable-diffusion-2"]
     variant: Variant
+    tasks: dict[TaskName, Defaults]
+    """What the bundle can do, and what a request that does not say otherwise gets."""
+    conditions: tuple[Condition, ...]
+    """The denoiser's extra channels, in their order after the latents."""
+    low_resolution: LowResolution | None
+    depth_input: DepthInput | None
     precision: Precision
     native_sizes: tuple[tuple[int, int], ...]
     """Width and height in pixels; the first is the default."""
@@ -153,9 +177,20 @@ class Manifest(Model):
     def _whole(self) -> Manifest:
         if not self.native_sizes:
             raise ValueError("native_sizes is empty")
-        missing = {"text_encoder", "denoiser", "decoder"} - set(self.parts)
-        if missing:
+        needed: set[PartName] = {"text_encoder", "denoiser", "decoder"}
+        shown = {condition.name for condition in self.conditions}
+        if "masked_image" in shown or any(task.strength is not None for task in self.tasks.values()):
+            needed.add("encoder")
+        if "depth" in shown:
+            needed.add("depth_estimator")
+        if missing := needed - set(self.parts):
             raise ValueError(f"parts lack {', '.join(sorted(missing))}")
+        if not self.tasks:
+            raise ValueError("tasks is empty")
+        if ("depth" in shown) != (self.depth_input is not None):
+            raise ValueError("depth_input and the condition depth go together")
+        if ("low_res" in shown) != (self.low_resolution is not None):
+            raise ValueError("low_resolution and the condition low_res go together")
         seen: dict[str, File] = {}
         for file in self._listed():
             if seen.setdefault(file.path, file) != file:

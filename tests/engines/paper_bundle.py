@@ -13,19 +13,29 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from sd2rt.engines import writer as writer_module
 from sd2rt.engines.bundle import open_bundle
-from sd2rt.engines.manifest import Embeddings, Latents, Manifest, Part, PartName, Source, Tensor, Tokenizer
+from sd2rt.engines.kinds import KINDS, PartName
+from sd2rt.engines.manifest import (
+    SCHEMA_VERSION,
+    Embeddings,
+    Latents,
+    Manifest,
+    Part,
+    Source,
+    Tensor,
+    Tokenizer,
+)
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 from sd2rt.engines.writer import BundleWriter, describe
 
 OnPart = Callable[[BundleWriter, PartName], None]
 
-PARTS: tuple[PartName, ...] = get_args(PartName)
+PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 OLD, NEW = hashlib.sha256(b"old").hexdigest(), hashlib.sha256(b"new").hexdigest()
 
 
@@ -70,6 +80,7 @@ def describe_part(folder: Path, name: PartName) -> Part:
     files = (f"{name}/initializers.json", f"{name}/model.onnx")
     tensor = Tensor(name="x", dtype="float32", shape=("B", 2, "8*h"))
     return Part(
+        precision="fp32",
         onnx=files[1],
         onnxruntime=files[1],
         files=tuple(describe(folder, file) for file in files),
@@ -83,12 +94,16 @@ def describe_part(folder: Path, name: PartName) -> Part:
 
 def describe_bundle(folder: Path, key: str, parts: dict[PartName, Part]) -> Manifest:
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         sd2rt_version="0.1.0",
         build_key=key,
         name="paper",
         family="stable-diffusion-2",
         variant="base",
+        tasks={"text-to-image": KINDS["base"].tasks["text-to-image"]},
+        conditions=(),
+        low_resolution=None,
+        depth_input=None,
         precision="fp32",
         native_sizes=((64, 64),),
         noise=NoiseConfig(

@@ -129,10 +129,10 @@ def test_file_listed_twice_with_two_hashes(paper: Path) -> None:
     assert "embeddings.npy is listed twice, with different contents" in refusal(paper)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]])
 def test_other_schema_version(paper: Path, version: object) -> None:
     edit(paper, lambda data: data.update(schema_version=version))
-    assert f"schema version {version!r}, this sd2rt reads 1" in refusal(paper)
+    assert f"schema version {version!r}, this sd2rt reads 2" in refusal(paper)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,31 @@ def test_wrong_value(paper: Path, change: Edit) -> None:
 def test_part_that_is_missing(paper: Path) -> None:
     edit(paper, lambda data: data["parts"].pop("decoder"))
     assert "parts lack decoder" in refusal(paper)
+
+
+_IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8, "noise_level": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data["tasks"].update({"image-to-image": _IMAGE_TASK}), "parts lack encoder"),
+        (
+            lambda data: data.update(conditions=[{"name": "masked_image", "channels": 4}]),
+            "parts lack encoder",
+        ),
+        (
+            lambda data: data.update(conditions=[{"name": "depth", "channels": 1}]),
+            "parts lack depth_estimator",
+        ),
+        (lambda data: data.update(conditions=[{"name": "low_res", "channels": 3}]), "low_resolution and"),
+        (lambda data: data.update(tasks={}), "tasks is empty"),
+        (lambda data: data["tasks"].update({"text-to-video": _IMAGE_TASK}), "text-to-video"),
+    ],
+)
+def test_what_a_bundle_cannot_do(paper: Path, change: Edit, reason: str) -> None:
+    edit(paper, change)
+    assert reason in refusal(paper)
 
 
 @pytest.mark.parametrize(
