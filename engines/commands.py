@@ -10,6 +10,7 @@ import typer
 
 from sd2rt.engines.bundle import locate, open_bundle
 from sd2rt.engines.manifest import File, Manifest, read_manifest
+from sd2rt.engines.objects import shared_bytes
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
@@ -21,10 +22,10 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show what a bundle holds; reads its manifest alone."""
     path = locate(bundle)
     manifest = read_manifest(path)
+    shared = shared_bytes(path, manifest.files)
     if as_json:
-        print(
-            json.dumps({"path": str(path), "identity": manifest.identity, **manifest.model_dump(mode="json")})
-        )
+        found = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
+        print(json.dumps({**found, **manifest.model_dump(mode="json")}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -32,7 +33,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     # Wide enough not to be folded where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in _facts(manifest).items():
+    for name, value in _facts(manifest, shared).items():
         facts.add_row(name, value)
     parts = Table(
         "part", "parameters", "MB", "operators", "inputs", "outputs", box=None, padding=(0, 2, 0, 0)
@@ -50,7 +51,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print(parts)
 
 
-def _facts(manifest: Manifest) -> dict[str, str]:
+def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
     noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
     sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
     return {
@@ -71,7 +72,8 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "made by": f"sd2rt {manifest.sd2rt_version}; "
         + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
         "license": manifest.license,
-        "size": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files",
+        "stored": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files, "
+        f"{shared / 1e6:.1f} MB of them shared with other bundles",
     }
 
 

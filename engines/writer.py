@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Self, get_args
 
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
-from sd2rt.engines.manifest import MANIFEST, File, Manifest, Part, PartName
+from sd2rt.engines.manifest import MANIFEST, File, Manifest, Part
+from sd2rt.engines.objects import prune, share
 
 _CHUNK = 1 << 20
 _PROGRESS = "progress.json"
@@ -73,6 +75,8 @@ class BundleWriter:
                 recover(self.target)
                 self._check_target()
                 self._resume()
+                # First: the room of bundles that were removed is there to be used.
+                prune()
                 self._check_space()
                 self.folder.mkdir(exist_ok=True)
             except BaseException:
@@ -110,7 +114,10 @@ class BundleWriter:
         temporary.replace(self.folder / _PROGRESS)
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest and move the bundle into place."""
+        """Write the manifest, store once what other bundles hold too, and move the bundle into place."""
+        # Before the folder is cleared: a kill, or an error, may leave a link too many.
+        for file in manifest.files:
+            share(self.folder, file)
         listed = {_PROGRESS, *(file.path for file in manifest.files)}
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir():
@@ -134,6 +141,8 @@ class BundleWriter:
         finally:
             recover(self.target)
         _sync(self.target.parent)
+        # What the old bundle alone had linked.
+        prune()
 
     def _check_target(self) -> None:
         if not self.target.exists():
@@ -165,6 +174,12 @@ class BundleWriter:
             self._parts = {}
         if not self._parts:
             shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        # What lies beside the parts is written anew, and may be one with other bundles' files by now: writing into
+        # it would change them.
+        for path in self.folder.iterdir():
+            if not path.is_dir() and path.name != _PROGRESS:
+                path.unlink()
 
     def _is_whole(self, part: Part) -> bool:
         try:
