@@ -10,10 +10,13 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
+from sd2rt.engines.manifest import DepthInput, LowResolution
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
+from sd2rt.export.condition_configs import read_depth_input, read_low_resolution
 from sd2rt.export.demo import open_demo
 from sd2rt.export.diffusers_folder import open_folder
 from sd2rt.export.hub import fetch, is_hub_id
@@ -22,7 +25,6 @@ from sd2rt.export.parts import Found, Parts
 from sd2rt.export.pipeline_configs import PartName
 from sd2rt.export.scheduler_config import read_scheduler
 from sd2rt.export.single_file import open_single_file
-from sd2rt.export.variants import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,16 @@ class Checkpoint:
     name: str
     release: str | None
     """``2.0`` or ``2.1``; None where nothing in the checkpoint tells."""
-    variant: Kind
+    variant: Variant
+    """The kind of model, which says what its bundle can do."""
     noise: NoiseConfig
     sampler: SamplerConfig
     native_size: int
     """Side of the trained images, in pixels."""
+    low_resolution: LowResolution | None
+    """How an upscaler's image is noised before the denoiser sees it."""
+    depth_input: DepthInput | None
+    """How an image is shown to the depth estimator, where there is one."""
     source: dict[str, str]
     """SHA-256 of every weights file, by its name relative to the checkpoint."""
     license: str
@@ -54,12 +61,22 @@ class Checkpoint:
         return cast(CLIPTextModel, self._load("text_encoder", dtype))
 
     def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """The denoiser: latents [B, 4, H/8, W/8], timesteps [B], text [B, 77, D]. Raises CheckpointError."""
+        """The denoiser: latents [B, 4, h, w] and its kind's further channels, timesteps [B], text [B, 77, D].
+
+        Raises CheckpointError.
+        """
         return cast(UNet2DConditionModel, self._load("unet", dtype))
 
     def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-        """The autoencoder: images [B, 3, H, W], latents [B, 4, H/8, W/8]. Raises CheckpointError."""
+        """The autoencoder: images [B, 3, H, W], latents [B, 4, h, w] of 8 pixels each way, or an upscaler's 4.
+
+        Raises CheckpointError.
+        """
         return cast(AutoencoderKL, self._load("vae", dtype))
+
+    def depth_estimator(self, dtype: torch.dtype = torch.float32) -> DPTForDepthEstimation:
+        """The depth estimator: images [B, 3, S, S] to depths [B, S, S]. Raises CheckpointError if there is none."""
+        return cast(DPTForDepthEstimation, self._load("depth_estimator", dtype))
 
     def _load(self, part: PartName, dtype: torch.dtype) -> Any:
         return assemble(part, self.parts.config(part), self.parts.tensors(part), dtype, self.name)
@@ -112,14 +129,16 @@ def open_checkpoint(
 
 
 def _checkpoint(found: Found) -> Checkpoint:
-    noise, sampler = read_scheduler(found.configs.scheduler, found.name)
+    noise, sampler = read_scheduler(found.configs.scheduler, found.name, found.kind)
     return Checkpoint(
         name=found.name,
         release=found.release,
-        variant="base" if noise.prediction_type == "epsilon" else "v",
+        variant=found.kind,
         noise=noise,
         sampler=sampler,
         native_size=found.configs.native_size,
+        low_resolution=read_low_resolution(found.configs, found.name),
+        depth_input=read_depth_input(found.configs, found.name),
         source=found.source,
         license=found.license,
         parts=found.parts,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from sd2rt.engines.kinds import Variant
 from sd2rt.export.identify import stated
 from sd2rt.export.parts import Found
 from sd2rt.export.pipeline_configs import Config, PartName
-from sd2rt.export.random_configs import DEMO, DEMO_SEED, DEMO_V
+from sd2rt.export.random_configs import DEMO_SEED, DEMOS
 from sd2rt.export.random_weights import WEIGHT_FILES, RandomWeights
 from sd2rt.export.tokenizer_json import packaged_tokenizer_json
 
@@ -29,18 +30,20 @@ class RandomParts:
 
 
 def open_demo(variant: str | None) -> Found:
-    """The checkpoint named ``demo``; a ``variant`` chooses between its epsilon and its v form, by its kind.
+    """The checkpoint named ``demo``; a ``variant`` chooses among its forms, of which each kind has one.
 
     Raises CheckpointError for a variant that is unknown or not supported.
     """
-    kinds = {row.kind for found in stated(variant) for row in found.rows}
-    configs = DEMO_V if "v" in kinds else DEMO
+    asked = (row.kind for evidence in stated(variant) for row in evidence.rows)
+    kind: Variant = next((kind for kind in asked if kind is not None), "base")
+    configs = DEMOS[kind]
     weights = RandomWeights(configs, DEMO_SEED)
     return Found(
         name="demo",
         release=None,
+        kind=kind,
         configs=configs,
-        source={file: weights.sha256(part) for part, file in WEIGHT_FILES.items()},
+        source={WEIGHT_FILES[part]: weights.sha256(part) for part in configs.parts},
         license="Apache-2.0",
         parts=RandomParts(weights),
     )

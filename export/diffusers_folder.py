@@ -13,25 +13,33 @@ from sd2rt.export.identify import (
     by_architecture,
     by_hash,
     by_prediction,
+    likeliest,
     narrow,
-    not_supported,
     stated,
 )
 from sd2rt.export.networks import check_weights
 from sd2rt.export.parts import Found
-from sd2rt.export.pipeline_configs import PARTS, Config, PartName, PipelineConfigs, read_json
+from sd2rt.export.pipeline_configs import (
+    CONFIG_FILES,
+    Config,
+    PartName,
+    PipelineConfigs,
+    class_embedding,
+    components,
+    read_json,
+)
 from sd2rt.export.recognise import refuse_foreign_folder, refuse_foreign_pipeline
 from sd2rt.export.scheduler_config import read_scheduler
 from sd2rt.export.tokenizer_json import read_tokenizer_json
-from sd2rt.export.variants import RAIL, VARIANTS, Variant
+from sd2rt.export.variants import VARIANTS, Variant
 from sd2rt.export.weight_file import WeightFile, open_safetensors, sha256
 
 WEIGHT_STEMS: dict[PartName, str] = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
+    "depth_estimator": "model",
 }
-_FOLDERS = (*PARTS, "scheduler", "tokenizer")
 
 
 class FolderParts:
@@ -65,6 +73,10 @@ def open_folder(
 ) -> Found:
     """Recognise a diffusers folder and check the names and shapes of all its weights.
 
+    Nothing in its weights or its configuration tells SD-Turbo from a 2.1-base model: its Hub id, the folder's
+    name, ``_name_or_path`` in model_index.json or ``variant`` has to. Without any of these it is taken for a
+    base model, which runs with the sampler of its own scheduler, but with other default steps and guidance.
+
     Args:
         folder: the folder with model_index.json.
         name: the Hub id that it was downloaded as, if it was.
@@ -77,44 +89,50 @@ def open_folder(
     model_index = read_json(folder / "model_index.json")
     origin = name if name is not None else str(folder)
     # Another model's folder has other parts: it is named before its parts are missed.
-    unet = read_json(folder / "unet" / "config.json") if (folder / "unet" / "config.json").exists() else {}
-    refuse_foreign_pipeline(origin, model_index, unet)
-    _refuse_known_by_name(origin, name or folder.resolve().name, str(model_index.get("_name_or_path")))
-    for part in _FOLDERS:
-        if not (folder / part).is_dir():
+    unet, text_encoder = _config_if_there(folder, "unet"), _config_if_there(folder, "text_encoder")
+    refuse_foreign_pipeline(origin, model_index, unet, text_encoder)
+    wanted = (*components(unet), "tokenizer")
+    for component in wanted:
+        if not (folder / component).is_dir():
             raise CheckpointError(
-                f"{origin} lacks its folder {part}/: a checkpoint has {', '.join(_FOLDERS)}"
+                f"{origin} lacks its folder {component}/: a checkpoint of this kind has {', '.join(wanted)}"
             )
     configs = PipelineConfigs.read(folder)
     read_scheduler(configs.scheduler, origin)
 
     evidence = [
         *_by_pipeline(str(model_index.get("_class_name"))),
-        *by_architecture(int(configs.unet.get("in_channels", 4)), _class_embedding(configs.unet)),
+        *by_architecture(configs.unet.get("in_channels", 4), class_embedding(configs.unet)),
         *by_prediction(configs.scheduler.get("prediction_type", "epsilon"), "scheduler_config.json"),
         *_by_hub_id(name),
+        *_by_name("its name", name or folder.resolve().name),
+        *_by_name("_name_or_path in model_index.json", str(model_index.get("_name_or_path"))),
     ]
     asked = stated(variant)
     narrow(origin, [*evidence, *asked])
-    files = {part: [open_safetensors(path) for path in weight_paths(folder, part)] for part in PARTS}
-    for part in PARTS:
+    files = {part: [open_safetensors(path) for path in weight_paths(folder, part)] for part in configs.parts}
+    for part in configs.parts:
         shapes = {key: shape for file in files[part] for key, shape in file.shapes.items()}
         check_weights(part, configs.part(part), shapes, origin)
 
     source = {
         file.path.relative_to(folder).as_posix(): sha256(file.path, progress)
-        for part in PARTS
+        for part in configs.parts
         for file in files[part]
     }
     known = [found for digest in source.values() for found in by_hash(digest)]
-    rows = narrow(origin, [*evidence, *known, *asked])
+    rows = likeliest(narrow(origin, [*evidence, *known, *asked]))
+    # The scheduler's prediction type has told the last two kinds apart.
+    kind, license = rows[0].kind, rows[0].license
+    assert kind is not None
     releases = {row.release for row in rows}
     return Found(
         name=name if name is not None else folder.resolve().name,
         release=releases.pop() if len(releases) == 1 else None,
+        kind=kind,
         configs=configs,
         source=source,
-        license=RAIL,
+        license=license,
         parts=FolderParts(folder, configs, files),
     )
 
@@ -171,15 +189,13 @@ def _hub_names(row: Variant) -> tuple[str, ...]:
     return (row.hub_id,) if row.mirror is None else (row.hub_id, row.mirror)
 
 
-def _refuse_known_by_name(origin: str, *names: str) -> None:
-    """Refuse what only its name tells from a supported checkpoint, such as SD-Turbo."""
-    tails = {name.rsplit("/", 1)[-1] for name in names}
-    rows = [row for row in VARIANTS if not row.supported and row.hub_id.rsplit("/", 1)[-1] in tails]
-    if rows:
-        raise CheckpointError(f"{origin} is {not_supported(rows, 'by its name')}")
+def _by_name(where: str, name: str) -> list[Evidence]:
+    """What a name says that nothing else does."""
+    tail = name.rsplit("/", 1)[-1]
+    rows = tuple(row for row in VARIANTS if row.by_name_only and row.hub_id.rsplit("/", 1)[-1] == tail)
+    return [Evidence(f"{where} {tail}", rows, "take that name away")] if rows else []
 
 
-def _class_embedding(unet: Config) -> str | None:
-    if unet.get("class_embed_type") is not None:
-        return str(unet["class_embed_type"])
-    return "table" if unet.get("num_class_embeds") is not None else None
+def _config_if_there(folder: Path, part: PartName) -> Config:
+    path = folder / CONFIG_FILES[part]
+    return read_json(path) if path.exists() else {}

@@ -12,16 +12,21 @@ from huggingface_hub import errors, snapshot_download
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.diffusers_folder import WEIGHT_STEMS, weight_paths
 from sd2rt.export.identify import not_supported
-from sd2rt.export.pipeline_configs import PARTS
+from sd2rt.export.pipeline_configs import (
+    CONFIG_FILES,
+    FEATURE_EXTRACTOR_FILE,
+    components,
+    read_json,
+)
 from sd2rt.export.variants import VARIANTS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _CONFIG_FILES = (
     "model_index.json",
-    "scheduler/scheduler_config.json",
     "tokenizer/*",
-    *(f"{part}/config.json" for part in PARTS),
+    FEATURE_EXTRACTOR_FILE,
+    *CONFIG_FILES.values(),
 )
 # Full precision before fp16, and never both: 5 GB and 2.6 GB.
 _WEIGHT_FILES = tuple(
@@ -76,14 +81,14 @@ def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has model_index.json and every part's configuration and weights."""
+    """Whether a folder has model_index.json and the configuration and weights of all that its UNet calls for."""
     try:
-        paths = [
-            path for part in PARTS for path in (folder / part / "config.json", *weight_paths(folder, part))
-        ]
+        wanted = components(read_json(folder / CONFIG_FILES["unet"]))
+        paths = [path for part in WEIGHT_STEMS if part in wanted for path in weight_paths(folder, part)]
     except CheckpointError:
         return False
-    return all(path.exists() for path in (folder / "model_index.json", *paths))
+    files = (folder / "model_index.json", *(folder / CONFIG_FILES[name] for name in wanted), *paths)
+    return all(path.exists() for path in files)
 
 
 def _cached(repo_id: str) -> Path | None:

@@ -70,11 +70,9 @@ def by_hash(digest: str) -> list[Evidence]:
     return [Evidence(f"its SHA-256 {digest[:12]}...", rows)] if rows else []
 
 
-def by_architecture(in_channels: int, class_embedding: str | None) -> list[Evidence]:
+def by_architecture(in_channels: object, class_embedding: str | None) -> list[Evidence]:
     """What the UNet's inputs say."""
-    rows = tuple(
-        row for row in VARIANTS if row.in_channels == in_channels and row.class_embedding == class_embedding
-    )
+    rows = tuple(row for row in VARIANTS if row.has_unet(in_channels, class_embedding))
     observation = f"its UNet's {in_channels} input channels" + (
         f" and class embedding ({class_embedding})" if class_embedding is not None else ""
     )
@@ -83,9 +81,17 @@ def by_architecture(in_channels: int, class_embedding: str | None) -> list[Evide
 
 def by_prediction(prediction_type: object, where: str) -> list[Evidence]:
     """What a scheduler configuration's prediction type says."""
-    kind = "v" if prediction_type == "v_prediction" else "base"
-    rows = tuple(row for row in VARIANTS if row.kind in (kind, None))
+    rows = tuple(row for row in VARIANTS if prediction_type in row.predictions)
     return [Evidence(f"prediction_type {prediction_type} in {where}", rows, f"give it the right {where}")]
+
+
+def likeliest(rows: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Without those that only a name tells from the rest, unless nothing else is left.
+
+    No weight and no configuration of SD-Turbo differs in kind from 2.1-base's: what nobody calls SD-Turbo is
+    taken for a base model.
+    """
+    return tuple(row for row in rows if not row.by_name_only) or tuple(rows)
 
 
 def _names(rows: Sequence[Variant]) -> str:

@@ -12,6 +12,7 @@ PREFIXES: dict[PartName, str] = {
     "text_encoder": "cond_stage_model.model.",
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
+    "depth_estimator": "depth_model.model.",
 }
 EMA_PREFIX = "model_ema."
 
@@ -28,6 +29,11 @@ class LdmTensor:
 
 def ldm_layout(part: PartName, keys: Iterable[str], configs: PipelineConfigs) -> list[LdmTensor]:
     """The LDM tensors that hold the weights of ``part``, given diffusers' names of them, in their order."""
+    if part == "depth_estimator":
+        # Imported here: its table is made of this module's LdmTensor.
+        from sd2rt.export.midas_keys import midas_layout
+
+        return midas_layout(keys)
     layout: dict[str, LdmTensor] = {}
     for key in keys:
         name = _RENAME[part](key, configs)
@@ -57,6 +63,7 @@ def _projection_order(key: str) -> int:
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",

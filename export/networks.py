@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.pipeline_configs import PartName
@@ -31,6 +32,9 @@ def skeleton(part: PartName, config: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             if part == "text_encoder":
                 return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**config)))
+            if part == "depth_estimator":
+                # The configuration classes take nested dictionaries over and change them.
+                return cast(nn.Module, DPTForDepthEstimation(DPTConfig(**copy.deepcopy(dict(config)))))
             network = UNet2DConditionModel if part == "unet" else AutoencoderKL
             return cast(nn.Module, network.from_config(dict(config)))
     except Exception as error:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from sd2rt.engines.kinds import Variant
 from sd2rt.export.pipeline_configs import Config, PartName, PipelineConfigs
 
 
@@ -32,6 +33,7 @@ class Found:
 
     name: str
     release: str | None
+    kind: Variant
     configs: PipelineConfigs
     source: dict[str, str]
     license: str

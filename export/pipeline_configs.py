@@ -3,32 +3,86 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import KINDS, Kind
+from sd2rt.export.variants import VARIANTS
 
-PartName = Literal["text_encoder", "unet", "vae"]
+PartName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
 PARTS: tuple[PartName, ...] = ("text_encoder", "unet", "vae")
+"""The networks that every checkpoint has; ``PipelineConfigs.parts`` has those of one checkpoint."""
+
+ComponentName = Literal[PartName, "scheduler", "low_res_scheduler"]
 
 Config = dict[str, Any]
+
+CONFIG_FILES: dict[ComponentName, str] = {
+    "text_encoder": "text_encoder/config.json",
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+    "depth_estimator": "depth_estimator/config.json",
+    "low_res_scheduler": "low_res_scheduler/scheduler_config.json",
+}
+FEATURE_EXTRACTOR_FILE = "feature_extractor/preprocessor_config.json"
 
 PACKAGED_CONFIGS = Path(__file__).parent / "configs"
 PACKAGED_TOKENIZER = Path(__file__).parent / "tokenizer" / "tokenizer.json"
 
+# How images are shown to the depth estimator where a folder does not say: as the only release with one does.
+_PUBLISHED_FEATURE_EXTRACTOR = PACKAGED_CONFIGS / "stable-diffusion-2-depth" / FEATURE_EXTRACTOR_FILE
+
+# diffusers' upscale pipeline has these whatever the VAE's file says, and where model_index.json says nothing.
+_UPSCALER_SCALING_FACTOR = 0.08333
+_UPSCALER_MAX_NOISE_LEVEL = 350
+
+# The text encoders that a Stable Diffusion model may have, by their width.
+_TEXT_ENCODERS = {
+    768: "CLIP-L, Stable Diffusion 1's",
+    1024: "OpenCLIP ViT-H, Stable Diffusion 2's",
+    1280: "OpenCLIP ViT-bigG, SDXL's",
+}
+_SD2_TEXT_WIDTH = 1024
+SD2_TEXT_LAYERS = 23
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfigs:
-    """What a pipeline's JSON files say of its networks and its scheduler; the weights are elsewhere."""
+    """What a pipeline's JSON files say of its networks and its schedulers; the weights are elsewhere."""
 
     text_encoder: Config
     unet: Config
     vae: Config
     scheduler: Config
+    depth_estimator: Config | None = None
+    feature_extractor: Config | None = None
+    """How an image is shown to the depth estimator; there where that is."""
+    low_res_scheduler: Config | None = None
+    """How an upscaler's image is noised."""
+    max_noise_level: int | None = None
+    """How far it may be; there where low_res_scheduler is."""
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The networks of this pipeline."""
+        return PARTS if self.depth_estimator is None else (*PARTS, "depth_estimator")
 
     def part(self, part: PartName) -> Config:
-        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}[part]
+        """A network's configuration; CheckpointError when this pipeline has no such network."""
+        configs = {
+            "text_encoder": self.text_encoder,
+            "unet": self.unet,
+            "vae": self.vae,
+            "depth_estimator": self.depth_estimator,
+        }
+        found = configs[part]
+        if found is None:
+            raise CheckpointError(f"this checkpoint has no {part}: use one of a variant that has it")
+        return found
 
     @property
     def vae_factor(self) -> int:
@@ -37,44 +91,69 @@ class PipelineConfigs:
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of the images that the UNet was trained on."""
-        return int(self.unet["sample_size"]) * self.vae_factor
+        """Side in pixels of the images that the UNet was trained on.
+
+        Files from before diffusers 0.9 may say 32 for latents of 64, and its pipelines read 64.
+        """
+        size = int(self.unet["sample_size"])
+        if size < 64 and re.match(r"0\.[0-8](\.|$)", str(self.unet.get("_diffusers_version"))):
+            size = 64
+        return size * self.vae_factor
 
     @classmethod
     def read(cls, folder: Path) -> PipelineConfigs:
-        """Read the four files of a diffusers folder.
+        """Read the files of a diffusers folder: those that its UNet's inputs call for.
 
-        Raises CheckpointError naming the file that is missing or is not a JSON object, or the value that is.
+        Raises CheckpointError naming the file that is missing or is not a JSON object, the value that is wrong,
+        or the two parts that are of different models.
         """
+        unet = read_json(folder / CONFIG_FILES["unet"])
+        files = {name: read_json(folder / CONFIG_FILES[name]) for name in components(unet) if name != "unet"}
+        feature_extractor, max_noise_level = None, None
+        if "depth_estimator" in files:
+            own = folder / FEATURE_EXTRACTOR_FILE
+            feature_extractor = read_json(own if own.exists() else _PUBLISHED_FEATURE_EXTRACTOR)
+        if "low_res_scheduler" in files:
+            files["vae"]["scaling_factor"] = _UPSCALER_SCALING_FACTOR
+            max_noise_level = _max_noise_level(folder, unet)
         configs = cls(
-            text_encoder=read_json(folder / "text_encoder" / "config.json"),
-            unet=read_json(folder / "unet" / "config.json"),
-            vae=read_json(folder / "vae" / "config.json"),
-            scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+            **files, unet=unet, feature_extractor=feature_extractor, max_noise_level=max_noise_level
         )
-        sample_size = configs.unet.get("sample_size")
+        configs._check(folder)
+        return configs
+
+    def _check(self, folder: Path) -> None:
+        """Refuse what one file says wrongly, and parts that do not belong together."""
+        sample_size = self.unet.get("sample_size")
         if not isinstance(sample_size, int) or isinstance(sample_size, bool) or sample_size < 1:
             raise CheckpointError(
-                f"{folder / 'unet' / 'config.json'}: sample_size is {sample_size!r}, expected the latents' "
+                f"{folder / CONFIG_FILES['unet']}: sample_size is {sample_size!r}, expected the latents' "
                 "side in pixels, such as 64: set it"
             )
-        if not isinstance(configs.vae.get("block_out_channels"), list):
+        if not isinstance(self.vae.get("block_out_channels"), list):
             raise CheckpointError(
-                f"{folder / 'vae' / 'config.json'}: no list block_out_channels: take the file from the "
+                f"{folder / CONFIG_FILES['vae']}: no list block_out_channels: take the file from the "
                 "published checkpoint"
             )
-        agree: tuple[tuple[PartName, str, PartName, str], ...] = (
-            ("unet", "cross_attention_dim", "text_encoder", "hidden_size"),
-            ("unet", "out_channels", "vae", "latent_channels"),
+        check_text_encoder(
+            str(folder),
+            self.text_encoder.get("hidden_size"),
+            self.text_encoder.get("num_hidden_layers"),
+            self.unet.get("cross_attention_dim"),
         )
-        for part, key, other, wanted in agree:
-            has, expected = configs.part(part).get(key), configs.part(other).get(wanted)
-            if has != expected:
-                raise CheckpointError(
-                    f"{folder}: {part} has {key} {has!r}, but {other} has {wanted} {expected!r}: the two are "
-                    "of different models; copy the folder again"
-                )
-        return configs
+        has, expected = self.unet.get("out_channels"), self.vae.get("latent_channels")
+        if has != expected:
+            raise CheckpointError(
+                f"{folder}: unet has out_channels {has!r}, but vae has latent_channels {expected!r}: the two "
+                "are of different models; copy the folder again"
+            )
+        kind = kind_of(self.unet)
+        if kind is not None and self.vae_factor != kind.vae_factor:
+            raise CheckpointError(
+                f"{folder}: the UNet has {self.unet.get('in_channels')} input channels and wants a VAE of "
+                f"{kind.vae_factor} pixels per latent, but vae has {self.vae_factor}: the two are of "
+                "different models; copy the folder again"
+            )
 
     @classmethod
     def packaged(cls, folder_name: str) -> PipelineConfigs:
@@ -82,30 +161,105 @@ class PipelineConfigs:
         return cls.read(PACKAGED_CONFIGS / folder_name)
 
     def write(self, folder: Path) -> None:
-        """Write the four files and model_index.json as diffusers lays them out; folders are made."""
-        model_index = {
-            "_class_name": "StableDiffusionPipeline",
+        """Write the files and model_index.json as diffusers lays them out; folders are made."""
+        files = {"model_index.json": self._model_index()}
+        files |= {CONFIG_FILES[part]: self.part(part) for part in self.parts}
+        files[CONFIG_FILES["scheduler"]] = self.scheduler
+        if self.feature_extractor is not None:
+            files[FEATURE_EXTRACTOR_FILE] = self.feature_extractor
+        if self.low_res_scheduler is not None:
+            files[CONFIG_FILES["low_res_scheduler"]] = self.low_res_scheduler
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _model_index(self) -> Config:
+        index: Config = {
+            "_class_name": _pipeline_class(self.unet),
             "_diffusers_version": "0.10.0.dev0",
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
             "scheduler": ["diffusers", self.scheduler["_class_name"]],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
-        files = {
-            "model_index.json": model_index,
-            "text_encoder/config.json": self.text_encoder,
-            "unet/config.json": self.unet,
-            "vae/config.json": self.vae,
-            "scheduler/scheduler_config.json": self.scheduler,
-        }
-        for name, content in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if self.depth_estimator is not None:
+            index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+            index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+        elif self.low_res_scheduler is not None:
+            index["low_res_scheduler"] = ["diffusers", self.low_res_scheduler["_class_name"]]
+            index["max_noise_level"] = self.max_noise_level
+        else:
+            index["feature_extractor"] = index["safety_checker"] = [None, None]
+            index["requires_safety_checker"] = False
+        return index
+
+
+def kind_of(unet: Config) -> Kind | None:
+    """A kind of model that has this UNet's inputs; the kinds that share them share their parts too."""
+    rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
+    return next((KINDS[row.kind] for row in rows if row.kind is not None), None)
+
+
+def components(unet: Config) -> tuple[ComponentName, ...]:
+    """What a pipeline with this UNet has, beside its tokenizer: each has a folder of its own."""
+    kind = kind_of(unet)
+    found: list[ComponentName] = [*PARTS, "scheduler"]
+    if kind is not None and "depth_estimator" in kind.parts:
+        found.append("depth_estimator")
+    if kind is not None and kind.class_label:
+        found.append("low_res_scheduler")
+    return tuple(found)
+
+
+def class_embedding(unet: Config) -> str | None:
+    """How a UNet embeds a class label, as the table of variants calls it."""
+    if unet.get("class_embed_type") is not None:
+        return str(unet["class_embed_type"])
+    return "table" if unet.get("num_class_embeds") is not None else None
+
+
+def check_text_encoder(origin: str, width: object, layers: object, attends: object) -> None:
+    """Refuse a text encoder that the UNet was not trained with.
+
+    Args:
+        width: of its hidden states.
+        layers: as many as are evaluated.
+        attends: the width that the UNet's cross-attention takes.
+
+    Raises CheckpointError naming both.
+    """
+    if width != attends:
+        known = f" ({_TEXT_ENCODERS[width]})" if isinstance(width, int) and width in _TEXT_ENCODERS else ""
+        raise CheckpointError(
+            f"{origin}: the text encoder is {width} wide with {layers} layers{known}, but the UNet attends to "
+            f"{attends}: they are of different models; take both from one checkpoint"
+        )
+    if width == _SD2_TEXT_WIDTH and layers != SD2_TEXT_LAYERS:
+        raise CheckpointError(
+            f"{origin}: the text encoder is {width} wide with {layers} layers, but the UNet, which attends to "
+            f"{attends}, was trained on the output of layer {SD2_TEXT_LAYERS} of OpenCLIP ViT-H's "
+            f"{SD2_TEXT_LAYERS + 1}: take the text encoder of a published checkpoint, which has "
+            f"{SD2_TEXT_LAYERS} layers"
+        )
+
+
+def _pipeline_class(unet: Config) -> str:
+    rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
+    return next(row.pipeline_classes[0] for row in rows)
+
+
+def _max_noise_level(folder: Path, unet: Config) -> int:
+    path = folder / "model_index.json"
+    index = read_json(path) if path.exists() else {}
+    level, embedded = index.get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL), unet["num_class_embeds"]
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level < embedded:
+        raise CheckpointError(
+            f"{path}: max_noise_level is {level!r}, but the UNet embeds the levels 0 to {embedded - 1}: set it "
+            f"to one of them, such as {min(_UPSCALER_MAX_NOISE_LEVEL, embedded - 1)}"
+        )
+    return level
 
 
 def read_json(path: Path) -> Config:

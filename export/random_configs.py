@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from sd2rt.engines.kinds import Variant
 from sd2rt.export.pipeline_configs import Config, PipelineConfigs
 
 _PUBLISHED_BASE = PipelineConfigs.packaged("stable-diffusion-2-1-base")
 _PUBLISHED_V = PipelineConfigs.packaged("stable-diffusion-2-1")
+_PUBLISHED_TURBO = PipelineConfigs.packaged("sd-turbo")
+_PUBLISHED_INPAINTING = PipelineConfigs.packaged("stable-diffusion-2-inpainting")
+_PUBLISHED_DEPTH = PipelineConfigs.packaged("stable-diffusion-2-depth")
+_PUBLISHED_UPSCALER = PipelineConfigs.packaged("stable-diffusion-x4-upscaler")
 
 
-def _sized(*, text_encoder: Config, unet: Config, vae: Config) -> PipelineConfigs:
-    """The published base configuration with other sizes: everything else stays as SD2 has it."""
-    return PipelineConfigs(
-        text_encoder={**_PUBLISHED_BASE.text_encoder, **text_encoder},
-        unet={**_PUBLISHED_BASE.unet, **unet},
-        vae={**_PUBLISHED_BASE.vae, **vae},
-        scheduler=_PUBLISHED_BASE.scheduler,
-    )
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What makes a pipeline small: the values that differ from the published ones."""
+
+    text_encoder: Config
+    unet: Config
+    vae: Config
+    upscaler_unet: Config
+    """What an upscaler's UNet has instead: its blocks, and the pixels of its latents, are others."""
+    upscaler_vae: Config
+    depth_estimator: Config
+    backbone: Config
+
+    def of(self, published: PipelineConfigs) -> PipelineConfigs:
+        """A published pipeline in these sizes: everything else stays as SD2 has it."""
+        unet, vae = {**published.unet, **self.unet}, {**published.vae, **self.vae}
+        if published.low_res_scheduler is not None:
+            unet |= self.upscaler_unet
+            vae |= self.upscaler_vae
+        depth = published.depth_estimator
+        if depth is not None:
+            backbone = {**depth["backbone_config"], **self.backbone}
+            depth = {**depth, **self.depth_estimator, "backbone_config": backbone}
+        text_encoder = {**published.text_encoder, **self.text_encoder}
+        return replace(published, text_encoder=text_encoder, unet=unet, vae=vae, depth_estimator=depth)
 
 
-SMALL = _sized(
+_SMALL = _Sizes(
     text_encoder={
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -41,13 +63,40 @@ SMALL = _sized(
         "norm_num_groups": 4,
         "layers_per_block": 1,
     },
+    upscaler_unet={"sample_size": 16, "block_out_channels": [16, 24, 24, 32], "attention_head_dim": 4},
+    upscaler_vae={"sample_size": 32, "block_out_channels": [8, 16, 24]},
+    depth_estimator={
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "backbone_featmap_shape": [1, 32, 24, 24],
+        "neck_hidden_sizes": [8, 16, 32, 32],
+        "fusion_hidden_size": 16,
+    },
+    backbone={"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "num_groups": 4, "depths": [1, 1, 1]},
 )
+
+SMALL = _SMALL.of(_PUBLISHED_BASE)
 """As small as SD2 gets: every kind of block, 64x64 pixels, epsilon prediction, PNDM."""
 
 SMALL_V = replace(SMALL, scheduler=_PUBLISHED_V.scheduler)
 """SMALL with v prediction and DDIM."""
 
-DEMO = _sized(
+SMALL_TURBO = replace(SMALL, scheduler=_PUBLISHED_TURBO.scheduler)
+"""SMALL with Euler and trailing timesteps."""
+
+SMALL_INPAINTING = _SMALL.of(_PUBLISHED_INPAINTING)
+"""SMALL that is shown a mask and what it leaves: 9 channels."""
+
+SMALL_DEPTH = _SMALL.of(_PUBLISHED_DEPTH)
+"""SMALL that is shown a depth map: 5 channels, and a depth estimator of 384x384 pixels as published."""
+
+SMALL_UPSCALER = _SMALL.of(_PUBLISHED_UPSCALER)
+"""From 16x16 pixels to 64x64: 7 channels, a noise level, v prediction, DDIM."""
+
+_DEMO = _Sizes(
     text_encoder={
         "hidden_size": 64,
         "intermediate_size": 256,
@@ -68,10 +117,40 @@ DEMO = _sized(
         "norm_num_groups": 8,
         "layers_per_block": 1,
     },
+    upscaler_unet={"sample_size": 32, "block_out_channels": [32, 64, 64, 96], "attention_head_dim": 4},
+    upscaler_vae={"sample_size": 64, "block_out_channels": [16, 32, 64]},
+    depth_estimator={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "backbone_featmap_shape": [1, 64, 24, 24],
+        "neck_hidden_sizes": [16, 32, 64, 64],
+        "fusion_hidden_size": 32,
+    },
+    backbone={"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "num_groups": 8, "depths": [1, 1, 1]},
 )
+
+DEMO = _DEMO.of(_PUBLISHED_BASE)
 """The checkpoint named ``demo``: 128x128 pixels, epsilon prediction, PNDM."""
 
 DEMO_V = replace(DEMO, scheduler=_PUBLISHED_V.scheduler)
 """DEMO with v prediction and DDIM."""
+
+DEMO_TURBO = replace(DEMO, scheduler=_PUBLISHED_TURBO.scheduler)
+DEMO_INPAINTING = _DEMO.of(_PUBLISHED_INPAINTING)
+DEMO_DEPTH = _DEMO.of(_PUBLISHED_DEPTH)
+DEMO_UPSCALER = _DEMO.of(_PUBLISHED_UPSCALER)
+
+DEMOS: dict[Variant, PipelineConfigs] = {
+    "base": DEMO,
+    "v": DEMO_V,
+    "turbo": DEMO_TURBO,
+    "inpainting": DEMO_INPAINTING,
+    "depth": DEMO_DEPTH,
+    "upscaler": DEMO_UPSCALER,
+}
+"""The demo of each kind."""
 
 DEMO_SEED = 2

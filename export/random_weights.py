@@ -22,7 +22,7 @@ from sd2rt.export.networks import skeleton
 from sd2rt.export.pipeline_configs import (
     PACKAGED_CONFIGS,
     PACKAGED_TOKENIZER,
-    PARTS,
+    Config,
     PartName,
     PipelineConfigs,
 )
@@ -34,6 +34,7 @@ WEIGHT_FILES: dict[PartName, str] = {
     "text_encoder": "text_encoder/model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
+    "depth_estimator": "depth_estimator/model.safetensors",
 }
 """Where a diffusers folder keeps each part's weights."""
 
@@ -58,7 +59,7 @@ def random_checkpoint(
         seed: the weights' seed; the same seed gives the same bytes on one machine.
         dtype: of the weights as stored. They are drawn in float32 and rounded.
         layout: a diffusers folder, or one file in the layout of the original releases, with its 24th (here:
-            one more) text layer, its projection and its noise-schedule buffers.
+            one more) text layer, its projection, its noise-schedule buffers and what else nothing reads.
         legacy_keys: diffusers layout with the key names of 2022: ``text_model.`` before the text encoder's
             keys, its ``position_ids``, and the VAE's old attention names.
         progress: told about each part before it is written.
@@ -66,7 +67,7 @@ def random_checkpoint(
     tell = progress if progress is not None else _silent
     weights = RandomWeights(configs, seed)
     if layout == "diffusers":
-        for part in PARTS:
+        for part in configs.parts:
             tell(f"writing random weights of {part}")
             target = path / WEIGHT_FILES[part]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +115,10 @@ class RandomWeights:
 
     def ldm_entries(self) -> Iterator[Entry]:
         """All weights in the layout of an original single-file release, and what else such a file holds."""
-        yield from _schedule_buffers(self.configs)
-        for part in PARTS:
+        yield from _schedule_buffers(self.configs.scheduler)
+        if self.configs.low_res_scheduler is not None:
+            yield from _schedule_buffers(self.configs.low_res_scheduler, "low_scale_model.")
+        for part in self.configs.parts:
             shapes = self.shapes(part)
             if part == "text_encoder":
                 shapes |= self._unused_layer(shapes)
@@ -131,6 +134,12 @@ class RandomWeights:
         prefix = PREFIXES["text_encoder"]
         yield self._entry("text_encoder", "text_projection", (width, width), prefix)
         yield Entry(prefix + "logit_scale", (), lambda: torch.tensor(math.log(100.0)))
+        if self.configs.depth_estimator is not None:
+            # MiDaS's vision transformer brings the classifier that it was trained with.
+            head = PREFIXES["depth_estimator"] + "pretrained.model.head."
+            width = int(self.configs.depth_estimator["hidden_size"])
+            yield self._entry("depth_estimator", "weight", (_IMAGENET_CLASSES, width), head)
+            yield self._entry("depth_estimator", "bias", (_IMAGENET_CLASSES,), head)
 
     def sha256(self, part: PartName) -> str:
         """The hash of the float32 safetensors file that ``random_checkpoint`` would write."""
@@ -168,6 +177,13 @@ _BIAS_STD = 0.05
 _NORM_GAIN_STD = 0.1
 _EMBEDDING_STD = 0.02
 
+# The depth estimator's tokens have unit spread: its positions are to show, and its last bias keeps depths
+# positive, which end in a ReLU.
+_POSITION_STD = 0.2
+_DEPTH_MEAN = 16.0
+
+_IMAGENET_CLASSES = 1000
+
 # A trained encoder's latents have this spread before they are scaled by 0.18215, and little variance of their
 # own.
 _LATENT_STD = 1 / 0.18215
@@ -181,6 +197,10 @@ def draw(seed: int, part: PartName, key: str, shape: tuple[int, ...]) -> torch.T
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     if key.startswith("embeddings."):
         return noise.mul_(_EMBEDDING_STD)
+    if part == "depth_estimator" and key.endswith(("cls_token", "position_embeddings")):
+        return noise.mul_(_POSITION_STD)
+    if part == "depth_estimator" and key == "head.head.4.bias":
+        return noise.mul_(_BIAS_STD).add_(_DEPTH_MEAN)
     if key == "quant_conv.bias":
         half = shape[0] // 2
         noise.mul_(_BIAS_STD)[half:] += _LATENT_LOGVAR
@@ -223,9 +243,8 @@ def _position_ids(configs: PipelineConfigs) -> Entry:
     return Entry(key, (1, length), lambda: torch.arange(length)[None], integer=True)
 
 
-def _schedule_buffers(configs: PipelineConfigs) -> Iterator[Entry]:
+def _schedule_buffers(scheduler: Config, prefix: str = "") -> Iterator[Entry]:
     """The forward process as LDM registers it; nothing reads it, but real files have it."""
-    scheduler = configs.scheduler
     steps = int(scheduler["num_train_timesteps"])
     roots = torch.linspace(
         scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, steps, dtype=torch.float64
@@ -245,7 +264,7 @@ def _schedule_buffers(configs: PipelineConfigs) -> Iterator[Entry]:
     }
     for key, value in buffers.items():
         single = value.float()
-        yield Entry(key, (steps,), lambda single=single: single)  # type: ignore[misc]
+        yield Entry(prefix + key, (steps,), lambda single=single: single)  # type: ignore[misc]
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.ldm_keys import PREFIXES
-from sd2rt.export.pipeline_configs import read_json
+from sd2rt.export.pipeline_configs import PARTS, SD2_TEXT_LAYERS, check_text_encoder, read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,9 +25,9 @@ _FOREIGN = tuple(
         ("a Stable Diffusion 3 checkpoint", r"(.*\.)?joint_blocks\.|text_encoders\.clip_g\."),
         ("a Flux checkpoint", r"(.*\.)?(double_blocks|single_transformer_blocks)\."),
         ("a textual inversion embedding", r"(string_to_param|emb_params|<.+>$)"),
-        ("a Stable Diffusion 1 checkpoint", r"cond_stage_model\.transformer\."),
     )
 )
+_SD1_TEXT_ENCODER = "cond_stage_model.transformer."
 
 _BARE = tuple(
     (name, re.compile(pattern))
@@ -46,6 +46,11 @@ _BARE = tuple(
 
 _CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 _SD1_TEXT_WIDTH = 768
+# In OpenCLIP's names, or in transformers'.
+_TEXT_WIDTH = re.compile(
+    r"cond_stage_model\..*(ln_final\.weight|positional_embedding|position_embedding\.weight)$"
+)
+_TEXT_LAYER = re.compile(r"cond_stage_model\..*\b(?:resblocks|layers)\.(\d+)\.")
 
 _PIPELINES = (
     ("StableDiffusionXL", "an SDXL checkpoint"),
@@ -81,16 +86,22 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
     for name, pattern in _FOREIGN:
         if any(pattern.match(key) for key in shapes):
             raise refusal(origin, name)
-    if not all(any(key.startswith(prefix) for key in shapes) for prefix in PREFIXES.values()):
+    attends = next((shape[-1] for key, shape in shapes.items() if _CROSS_ATTENTION.match(key)), None)
+    width = next((shape[-1] for key, shape in shapes.items() if _TEXT_WIDTH.match(key)), None)
+    layers = 1 + max((int(found[1]) for key in shapes if (found := _TEXT_LAYER.match(key))), default=-1)
+    if width is not None and attends is not None:
+        # Files carry the layer after the last that is evaluated, or do not.
+        used = SD2_TEXT_LAYERS if layers in (0, SD2_TEXT_LAYERS + 1) else layers
+        check_text_encoder(origin, width, layers if width != attends else used, attends)
+    if attends == _SD1_TEXT_WIDTH or any(key.startswith(_SD1_TEXT_ENCODER) for key in shapes):
+        raise refusal(origin, "a Stable Diffusion 1 checkpoint")
+    if not all(any(key.startswith(PREFIXES[part]) for key in shapes) for part in PARTS):
         for name, pattern in _BARE:
             if any(pattern.match(key) for key in shapes):
                 raise refusal(origin, _inferred(shapes) or name)
         raise refusal(
             origin, _inferred(shapes) or f"unknown (its first key is {min(shapes, default='none')})"
         )
-    width = next((shape[-1] for key, shape in shapes.items() if _CROSS_ATTENTION.match(key)), None)
-    if width == _SD1_TEXT_WIDTH:
-        raise refusal(origin, "a Stable Diffusion 1 checkpoint")
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -124,13 +135,17 @@ def refuse_foreign_folder(folder: Path) -> None:
     raise CheckpointError(f"{folder} has no model_index.json, so it is not a diffusers folder: {_WANTED}")
 
 
-def refuse_foreign_pipeline(origin: str, model_index: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+def refuse_foreign_pipeline(
+    origin: str, model_index: Mapping[str, Any], unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
+) -> None:
     """Raise CheckpointError for a pipeline class, or a UNet, that is known to be another model's."""
     pipeline = str(model_index.get("_class_name"))
     for beginning, name in _PIPELINES:
         if pipeline.startswith(beginning):
             raise refusal(origin, f"{name} ({pipeline})")
-    if unet.get("cross_attention_dim") == _SD1_TEXT_WIDTH:
+    attends = unet.get("cross_attention_dim")
+    # A text encoder of another width is refused by both their names.
+    if attends == _SD1_TEXT_WIDTH == text_encoder.get("hidden_size", attends):
         raise refusal(origin, f"a Stable Diffusion 1 checkpoint (cross_attention_dim {_SD1_TEXT_WIDTH})")
 
 

@@ -10,6 +10,7 @@ import diffusers
 from pydantic import ValidationError
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig, SamplerName
 
 _SAMPLERS: dict[str, SamplerName] = {
@@ -18,6 +19,9 @@ _SAMPLERS: dict[str, SamplerName] = {
     "EulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmpp-2m",
 }
+
+# Any of these adds noise in the same way.
+_NOISERS = (*_SAMPLERS, "DDPMScheduler")
 
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
@@ -65,52 +69,94 @@ _WITHOUT_EFFECT = {
     "steps_offset",
 }
 
-# diffusers' StableDiffusionPipeline sets this whatever the file says, and it is the pipeline that images are
-# compared with.
+# Most of diffusers' pipelines set this whatever the file says, and they are what images are compared with. Those
+# of these kinds leave it as it is.
 _STEPS_OFFSET = 1
+_OWN_STEPS_OFFSET: frozenset[Variant] = frozenset({"depth", "upscaler"})
 
 
-def read_scheduler(config: Mapping[str, Any], origin: str) -> tuple[NoiseConfig, SamplerConfig]:
+def read_scheduler(
+    config: Mapping[str, Any], origin: str, kind: Variant = "base"
+) -> tuple[NoiseConfig, SamplerConfig]:
     """The forward process and the default sampler that a scheduler's configuration describes.
+
+    Args:
+        config: the content of ``scheduler_config.json``.
+        origin: where it is from, for messages.
+        kind: of model: diffusers' pipelines read some keys differently.
 
     A key that the file leaves out has the default of the diffusers class; a key that the class does not know
     is ignored, as diffusers does. Raises CheckpointError naming the class or the key that cannot be honoured.
     """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in _SAMPLERS:
-        known = ", ".join(_SAMPLERS)
-        raise CheckpointError(
-            f"{origin}: scheduler class {name!r} is not supported: replace scheduler_config.json by that of "
-            f"one of {known}"
-        )
-    effective = _defaults(name) | {key: value for key, value in config.items() if key in _defaults(name)}
-
+    name, effective = _effective(config, origin, tuple(_SAMPLERS))
     handled = {*_NOISE_KEYS, *_SAMPLER_KEYS, *_WITHOUT_EFFECT}
     for key, value in effective.items():
-        if key in handled:
-            continue
-        # A key that a later diffusers adds is off as long as it has its default.
-        accepted = _OFF.get(key, (_defaults(name)[key],))
-        if not any(value == off and type(value) is type(off) for off in accepted):
-            raise CheckpointError(
-                f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants "
-                f"{accepted[0]!r}): set {key} to {_json(accepted[0])} in scheduler_config.json"
-            )
+        if key not in handled:
+            _refuse_on(name, key, value, origin)
 
-    noise = {key: effective[key] for key in _NOISE_KEYS}
     sampler = {field: effective.get(key, neutral) for key, (field, neutral) in _SAMPLER_KEYS.items()}
+    offset = effective.get("steps_offset", 0) if kind in _OWN_STEPS_OFFSET else _STEPS_OFFSET
     try:
         return (
-            NoiseConfig(**noise),
-            SamplerConfig(name=_SAMPLERS[name], steps_offset=_STEPS_OFFSET, **sampler),
+            _noise(effective),
+            SamplerConfig(name=_SAMPLERS[name], steps_offset=offset, **sampler),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        key = _original_key(str(first["loc"][0]))
+        raise _invalid(name, error, origin) from None
+
+
+def read_noise(config: Mapping[str, Any], origin: str) -> NoiseConfig:
+    """The forward process alone, of a scheduler that adds noise and takes no steps.
+
+    Its other options have no effect. Raises CheckpointError naming the class or the key that cannot be
+    honoured.
+    """
+    name, effective = _effective(config, origin, _NOISERS)
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if key in effective:
+            _refuse_on(name, key, effective[key], origin)
+    try:
+        return _noise(effective)
+    except ValidationError as error:
+        raise _invalid(name, error, origin) from None
+
+
+def _effective(
+    config: Mapping[str, Any], origin: str, classes: tuple[str, ...]
+) -> tuple[str, dict[str, Any]]:
+    """The scheduler's class, and what each key of that class is once the file's values are in."""
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in classes:
         raise CheckpointError(
-            f"{origin}: {name} has {key} = {first['input']!r}, which sd2rt does not have ({first['msg']}): "
-            f"change {key} in scheduler_config.json"
-        ) from None
+            f"{origin}: scheduler class {name!r} is not supported: replace scheduler_config.json by that of "
+            f"one of {', '.join(classes)}"
+        )
+    defaults = _defaults(name)
+    return name, defaults | {key: value for key, value in config.items() if key in defaults}
+
+
+def _refuse_on(name: str, key: str, value: object, origin: str) -> None:
+    """Raise CheckpointError unless an option that sd2rt does not have is off."""
+    # A key that a later diffusers adds is off as long as it has its default.
+    accepted = _OFF[key] if key in _OFF else (_defaults(name)[key],)
+    if not any(value == off and type(value) is type(off) for off in accepted):
+        raise CheckpointError(
+            f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants "
+            f"{accepted[0]!r}): set {key} to {_json(accepted[0])} in scheduler_config.json"
+        )
+
+
+def _noise(effective: Mapping[str, Any]) -> NoiseConfig:
+    return NoiseConfig(**{key: effective[key] for key in _NOISE_KEYS})
+
+
+def _invalid(name: str, error: ValidationError, origin: str) -> CheckpointError:
+    first = error.errors()[0]
+    key = _original_key(str(first["loc"][0]))
+    return CheckpointError(
+        f"{origin}: {name} has {key} = {first['input']!r}, which sd2rt does not have ({first['msg']}): "
+        f"change {key} in scheduler_config.json"
+    )
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -13,15 +13,25 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.identify import Evidence, by_architecture, by_hash, by_prediction, narrow, stated
-from sd2rt.export.ldm_keys import EMA_PREFIX, PREFIXES, ema_key, ldm_layout
+from sd2rt.engines.sampling import PredictionType
+from sd2rt.export.identify import (
+    Evidence,
+    by_architecture,
+    by_hash,
+    by_prediction,
+    likeliest,
+    narrow,
+    stated,
+)
+from sd2rt.export.ldm_keys import EMA_PREFIX, PREFIXES, LdmTensor, ema_key, ldm_layout
+from sd2rt.export.midas_keys import UNUSED as UNUSED_DEPTH
 from sd2rt.export.networks import skeleton, some_keys
 from sd2rt.export.parts import Found
-from sd2rt.export.pipeline_configs import PARTS, Config, PartName, PipelineConfigs
+from sd2rt.export.pipeline_configs import Config, PartName, PipelineConfigs
 from sd2rt.export.recognise import refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.scheduler_config import read_scheduler
 from sd2rt.export.tokenizer_json import packaged_tokenizer_json
-from sd2rt.export.variants import RAIL, SUPPORTED, VARIANTS, Variant
+from sd2rt.export.variants import SUPPORTED, VARIANTS, Variant
 from sd2rt.export.weight_file import (
     PICKLE_SUFFIXES,
     WeightFile,
@@ -48,13 +58,15 @@ class SingleFileParts:
 
     def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
         network = skeleton(part, self._configs.part(part))
-        wanted = [tensor.key for tensor in ldm_layout(part, network.state_dict(), self._configs)]
-        read = self._file.tensors(self._stored[key] for key in wanted)
-        state = {key: read[self._stored[key]] for key in wanted}
+        layout = ldm_layout(part, network.state_dict(), self._configs)
+        read = self._file.tensors(self._stored[tensor.key] for tensor in layout)
+        state = {tensor.key: read[self._stored[tensor.key]] for tensor in layout}
         if part == "unet":
             return dict(convert_ldm_unet_checkpoint(state, self._configs.unet))
         if part == "vae":
             return dict(convert_ldm_vae_checkpoint(state, self._configs.vae))
+        if part == "depth_estimator":
+            return _split(layout, state, network.state_dict())
         return dict(convert_open_clip_checkpoint(network, state, prefix=PREFIXES[part]))
 
     def tokenizer_json(self) -> str:
@@ -71,8 +83,9 @@ def open_single_file(
 ) -> Found:
     """Recognise a single-file checkpoint and check the names and shapes of all its weights.
 
-    Nothing in the weights tells 2.0 from 2.1 nor epsilon from v: a published SHA-256, the file's metadata,
-    its published name, ``config`` or ``variant`` does, and those that are there must agree.
+    Its UNet's inputs tell depth, inpainting and upscaler. Nothing in the weights tells 2.0 from 2.1, epsilon
+    from v, nor SD-Turbo from either: a published SHA-256, the file's metadata, its published name, ``config``
+    or ``variant`` does, and those that are there must agree.
 
     Args:
         path: a ``.safetensors`` file or, with ``allow_pickle``, a ``.ckpt``.
@@ -90,7 +103,7 @@ def open_single_file(
     given = PipelineConfigs.read(config) if config is not None else None
     if given is not None:
         read_scheduler(given.scheduler, str(config))
-    stored = _stored_keys(file, given or PipelineConfigs.packaged(str(SUPPORTED[-1].configs)))
+    stored = _stored_keys(file, given)
     shapes = {key: file.shapes[at] for key, at in stored.items()}
     refuse_foreign_keys(str(path), shapes)
 
@@ -105,9 +118,10 @@ def open_single_file(
     if given is not None:
         prediction = given.scheduler.get("prediction_type", "epsilon")
         evidence += by_prediction(prediction, f"{config}/scheduler/scheduler_config.json")
-    rows = narrow(str(path), [*evidence, *asked])
+    possible = narrow(str(path), [*evidence, *asked])
+    rows = likeliest(possible)
     if len({row.kind for row in rows}) > 1:
-        names = ", ".join(row.name for row in rows)
+        names = ", ".join(row.name for row in possible)
         raise CheckpointError(
             f"{path} is a Stable Diffusion 2 checkpoint, but neither its hash, its metadata nor its name "
             f"says which, and its weights cannot: pass --variant with one of {names}"
@@ -115,16 +129,20 @@ def open_single_file(
     # Releases that share a kind share their configuration but for upcast_attention, which the later one
     # needs.
     configs = given if given is not None else PipelineConfigs.packaged(str(rows[-1].configs))
-    for part in PARTS:
+    _check_prediction(file, configs, str(path))
+    for part in configs.parts:
         _check_part(part, shapes, configs, str(path))
 
     releases = {row.release for row in rows}
+    kind, license = rows[0].kind, rows[0].license
+    assert kind is not None
     return Found(
         name=path.name,
         release=releases.pop() if len(releases) == 1 else None,
+        kind=kind,
         configs=configs,
         source={path.name: digest if digest is not None else sha256(path, progress)},
-        license=RAIL,
+        license=license,
         parts=SingleFileParts(file, stored, configs),
     )
 
@@ -138,14 +156,41 @@ def _open(path: Path, allow_pickle: bool) -> WeightFile:
     raise CheckpointError(f"{path} has {suffix}, expected .safetensors or .ckpt: rename it if it is one")
 
 
-def _stored_keys(file: WeightFile, configs: PipelineConfigs) -> dict[str, str]:
+def _split(
+    layout: list[LdmTensor], state: Mapping[str, torch.Tensor], members: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The members of stacked tensors under their own names."""
+    parts: dict[str, torch.Tensor] = {}
+    for tensor in layout:
+        rows = [members[key].shape[0] for key in tensor.members]
+        parts |= zip(tensor.members, torch.split(state[tensor.key], rows), strict=True)
+    return parts
+
+
+def _stored_keys(file: WeightFile, given: PipelineConfigs | None) -> dict[str, str]:
     """Where the file has each key of the layout; its moving average stands in for a missing UNet."""
     stored = {key: key for key in file.shapes if not key.startswith(EMA_PREFIX)}
     if any(key.startswith(PREFIXES["unet"]) for key in stored):
         return stored
-    unet = skeleton("unet", configs.unet).state_dict()
-    averaged = {tensor.key: ema_key(tensor.key) for tensor in ldm_layout("unet", unet, configs)}
-    return stored | {key: at for key, at in averaged.items() if at in file.shapes}
+    # Which variant it is shows in the UNet's own keys only: those that two share are averaged alike in both.
+    by_layout = {row.class_embedding: str(row.configs) for row in SUPPORTED}
+    candidates = [given] if given is not None else [PipelineConfigs.packaged(n) for n in by_layout.values()]
+    for configs in candidates:
+        unet = skeleton("unet", configs.unet).state_dict()
+        averaged = {tensor.key: ema_key(tensor.key) for tensor in ldm_layout("unet", unet, configs)}
+        stored |= {key: at for key, at in averaged.items() if at in file.shapes}
+    return stored
+
+
+def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -> None:
+    """Refuse a file of a variant whose published model predicts something else than this one."""
+    stated = file.metadata.get("modelspec.prediction_type", "")
+    expected = configs.scheduler.get("prediction_type", "epsilon")
+    if _PREDICTIONS.get(stated, expected) != expected:
+        raise CheckpointError(
+            f"{origin}: its modelspec.prediction_type is {stated}, but the scheduler's configuration has "
+            f"{expected}: pass --config with a folder whose scheduler_config.json has the right prediction_type"
+        )
 
 
 def _check_part(
@@ -181,6 +226,8 @@ def _check_part(
 
 def _unused(part: PartName, key: str, configs: PipelineConfigs) -> bool:
     """Whether SD2 files carry this key for nothing: SD2 stops before the text encoder's last layer."""
+    if part == "depth_estimator":
+        return UNUSED_DEPTH.fullmatch(key) is not None
     if part != "text_encoder":
         return False
     rest = key.removeprefix(PREFIXES[part])
@@ -216,7 +263,12 @@ def _by_file_name(path: Path) -> list[Evidence]:
     return [Evidence(f"its name {path.name}", rows, "rename the file")] if rows else []
 
 
-_PREDICTIONS = {"epsilon": "base", "v": "v", "v_prediction": "v", "v-prediction": "v"}
+_PREDICTIONS: dict[str, PredictionType] = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+}
 
 
 def _by_metadata(metadata: Mapping[str, str]) -> list[Evidence]:
@@ -228,6 +280,6 @@ def _by_metadata(metadata: Mapping[str, str]) -> list[Evidence]:
         evidence.append(Evidence(f"modelspec.architecture {architecture}", rows))
     prediction = metadata.get("modelspec.prediction_type", "")
     if prediction in _PREDICTIONS:
-        rows = tuple(row for row in VARIANTS if row.kind in (_PREDICTIONS[prediction], None))
+        rows = tuple(row for row in VARIANTS if _PREDICTIONS[prediction] in row.predictions)
         evidence.append(Evidence(f"modelspec.prediction_type {prediction}", rows))
     return evidence

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import KINDS
+from sd2rt.engines.kinds import Variant as KindName
+from sd2rt.engines.sampling import PredictionType
 
-Kind = Literal["base", "v"]
+ClassEmbedding = Literal["table", "projection"]
 
 RAIL = "CreativeML Open RAIL++-M"
 
@@ -22,17 +25,16 @@ class Variant:
     name: str
     """What ``--variant`` and messages call it."""
     release: str
-    supported: bool
-    kind: Kind | None = None
-    """``base`` predicts the noise, ``v`` the velocity; None for a variant that is not built yet."""
+    kind: KindName | None
+    """The row of ``engines.kinds`` that says what its bundle can do; None for a variant that is not built yet."""
     configs: str | None = None
     """The folder of its configuration files under export/configs."""
     native_size: int = 512
     """Side of the trained images, in pixels."""
-    in_channels: int = 4
-    """Of the UNet: what tells depth, inpainting and upscaler from the rest."""
-    class_embedding: Literal["table", "projection"] | None = None
-    """How the UNet embeds a class label, noise level or image embedding, if it does."""
+    image_embedding: bool = False
+    """The UNet is shown an embedded image, projected onto its time embedding."""
+    by_name_only: bool = False
+    """Nothing in its weights or its configuration tells it from another row: a name has to."""
     pipeline_classes: tuple[str, ...] = ("StableDiffusionPipeline",)
     """The classes that a diffusers model_index.json gives for it."""
     file_stems: tuple[str, ...] = ()
@@ -49,12 +51,37 @@ class Variant:
     """Where the Hub has it since Stability AI removed it in November 2025; None where it was not removed."""
     license: str = RAIL
 
+    @property
+    def supported(self) -> bool:
+        return self.kind is not None
+
+    @property
+    def in_channels(self) -> int:
+        """Of the UNet: what tells depth, inpainting and upscaler from the rest."""
+        return KINDS[self.kind].in_channels if self.kind is not None else 4
+
+    @property
+    def class_embedding(self) -> ClassEmbedding | None:
+        """How the UNet embeds a noise level or an image embedding, if it does."""
+        if self.image_embedding:
+            return "projection"
+        return "table" if self.kind is not None and KINDS[self.kind].class_label else None
+
+    @property
+    def predictions(self) -> tuple[PredictionType, ...]:
+        """What the UNet may predict; what an unsupported one does is not asked."""
+        predicted = KINDS[self.kind].prediction if self.kind is not None else None
+        return ("epsilon", "v_prediction") if predicted is None else (predicted,)
+
+    def has_unet(self, in_channels: object, class_embedding: str | None) -> bool:
+        """Whether its UNet has these inputs."""
+        return (self.in_channels, self.class_embedding) == (in_channels, class_embedding)
+
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.0-base",
         release="2.0",
-        supported=True,
         kind="base",
         configs="stable-diffusion-2-base",
         file_stems=("512-base-ema",),
@@ -66,7 +93,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.0-v",
         release="2.0",
-        supported=True,
         kind="v",
         configs="stable-diffusion-2",
         native_size=768,
@@ -79,7 +105,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.1-base",
         release="2.1",
-        supported=True,
         kind="base",
         configs="stable-diffusion-2-1-base",
         file_stems=("v2-1_512-ema-pruned", "v2-1_512-nonema-pruned"),
@@ -95,7 +120,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.1-v",
         release="2.1",
-        supported=True,
         kind="v",
         configs="stable-diffusion-2-1",
         native_size=768,
@@ -112,8 +136,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.0-depth",
         release="2.0",
-        supported=False,
-        in_channels=5,
+        kind="depth",
+        configs="stable-diffusion-2-depth",
         pipeline_classes=("StableDiffusionDepth2ImgPipeline",),
         file_stems=("512-depth-ema",),
         files={"ece79d931a1f3c27fb98a0c0bc6aa7d61168879cd52b4ad7b26e3106f9748ef1": 5707592867},
@@ -123,8 +147,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.0-inpainting",
         release="2.0",
-        supported=False,
-        in_channels=9,
+        kind="inpainting",
+        configs="stable-diffusion-2-inpainting",
         pipeline_classes=("StableDiffusionInpaintPipeline",),
         file_stems=("512-inpainting-ema",),
         files={
@@ -139,9 +163,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="x4-upscaler",
         release="2.0",
-        supported=False,
-        in_channels=7,
-        class_embedding="table",
+        kind="upscaler",
+        configs="stable-diffusion-x4-upscaler",
         pipeline_classes=("StableDiffusionUpscalePipeline",),
         file_stems=("x4-upscaler-ema",),
         files={"57c63b7ed94406ba07e93f38e82622ff61952bb3fc0dec684a4058fa880cddd0": 3531514018},
@@ -150,9 +173,9 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="2.1-unclip",
         release="2.1",
-        supported=False,
+        kind=None,
         native_size=768,
-        class_embedding="projection",
+        image_embedding=True,
         pipeline_classes=("StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"),
         file_stems=("sd21-unclip-h", "sd21-unclip-l"),
         architectures=("stable-diffusion-v2-unclip-l", "stable-diffusion-v2-unclip-h"),
@@ -162,7 +185,9 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="sd-turbo",
         release="2.1",
-        supported=False,
+        kind="turbo",
+        configs="sd-turbo",
+        by_name_only=True,
         file_stems=("sd_turbo",),
         hub_id="stabilityai/sd-turbo",
         license="Stability AI Community License",

@@ -52,6 +52,38 @@ def small_v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as SD-Turbo, which only its folder's name says: Euler, trailing timesteps."""
+    from sd2rt.export.random_configs import SMALL_TURBO
+
+    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "sd-turbo", SMALL_TURBO)
+
+
+@pytest.fixture(scope="session")
+def small_inpainting_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a mask and what it leaves as further channels."""
+    from sd2rt.export.random_configs import SMALL_INPAINTING
+
+    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-inpainting", SMALL_INPAINTING)
+
+
+@pytest.fixture(scope="session")
+def small_depth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a depth map as further channel, and a depth estimator of 384x384 pixels."""
+    from sd2rt.export.random_configs import SMALL_DEPTH
+
+    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-depth", SMALL_DEPTH)
+
+
+@pytest.fixture(scope="session")
+def small_upscaler_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An upscaler from 16x16 to 64x64 pixels: v prediction, DDIM, a VAE of 4 pixels per latent."""
+    from sd2rt.export.random_configs import SMALL_UPSCALER
+
+    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-upscaler", SMALL_UPSCALER)
+
+
+@pytest.fixture(scope="session")
 def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 bundle of :func:`small_checkpoint`. Read only: copy it before damaging it."""
     return _bundle(str(small_checkpoint), tmp_path_factory.mktemp("bundles") / "small")
@@ -61,6 +93,32 @@ def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 def small_v_bundle(small_v_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 bundle of :func:`small_v_checkpoint`. Read only."""
     return _bundle(str(small_v_checkpoint), tmp_path_factory.mktemp("bundles") / "small-v")
+
+
+@pytest.fixture(scope="session")
+def small_turbo_bundle(small_turbo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of :func:`small_turbo_checkpoint`. Read only."""
+    return _bundle(str(small_turbo_checkpoint), tmp_path_factory.mktemp("bundles") / "small-turbo")
+
+
+@pytest.fixture(scope="session")
+def small_inpainting_bundle(
+    small_inpainting_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The fp32 bundle of :func:`small_inpainting_checkpoint`. Read only."""
+    return _bundle(str(small_inpainting_checkpoint), tmp_path_factory.mktemp("bundles") / "small-inpainting")
+
+
+@pytest.fixture(scope="session")
+def small_depth_bundle(small_depth_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of :func:`small_depth_checkpoint`. Read only."""
+    return _bundle(str(small_depth_checkpoint), tmp_path_factory.mktemp("bundles") / "small-depth")
+
+
+@pytest.fixture(scope="session")
+def small_upscaler_bundle(small_upscaler_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of :func:`small_upscaler_checkpoint`. Read only."""
+    return _bundle(str(small_upscaler_checkpoint), tmp_path_factory.mktemp("bundles") / "small-upscaler")
 
 
 @pytest.fixture(scope="session")
