@@ -31,8 +31,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole trajectory: S_0 starts as ``init_scale`` times standard normal noise, the other slots as zero,
-    and S_0 is the result."""
+    """A whole trajectory: what S_0 starts as, and the steps after which S_0 is the result.
+
+    Without ``start_noise``, S_0 starts as ``init_scale`` times standard normal noise. With it, the trajectory
+    starts late, from an image: S_0 starts as ``a * image_latents + b * noise``, the two numbers being a and
+    b, and ``init_scale`` has no say. The other slots start as zero.
+    """
 
     init_scale: float
     steps: tuple[Step, ...]
+    start_noise: tuple[float, float] | None = None

@@ -20,13 +20,16 @@ class Trajectory:
     """What the step loop needs to know of one image, and where it leaves what became of it."""
 
     plan: Plan
-    latents: Latents  # [C, h, w]: the noise that the plan scales; the result, when finished
+    latents: Latents  # [C, h, w]: unit noise, of which the start is made; the result, when finished
     cond: NDArray[Any]  # [L, D]
     uncond: NDArray[Any] | None  # [L, D]; None where there is no guidance
     guidance_scale: float
     guidance_rescale: float
     generator: Generator
     seed: int
+    image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
+    extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents
+    noise_level: int | None = None  # the upscaler's class label
     done: int = 0
     error: EngineError | None = None
     timesteps: NDArray[np.float32] = field(init=False)  # [N]
@@ -41,7 +44,22 @@ class Trajectory:
         self.weights = np.array([step.weights for step in steps], np.float32)
         self.updates = np.array([step.update for step in steps], np.float32)
         self.noisy = tuple(step.draws_noise for step in steps)
-        self.latents = (self.latents * np.float32(self.plan.init_scale)).astype(np.float32)
+        self.latents = self._start(self.latents).astype(np.float32)
+
+    def _start(self, noise: Latents) -> Latents:
+        """What the plan starts from, in float32 as diffusers' add_noise makes it."""
+        image, start = self.image_latents, self.plan.start_noise
+        if start is None:
+            if image is not None:
+                raise ValueError("image latents given to a plan that starts from noise: plan with a strength")
+            return noise * np.float32(self.plan.init_scale)
+        if image is None:
+            raise ValueError("no image latents given to a plan that starts from an image: give image_latents")
+        if image.shape != noise.shape:
+            raise ValueError(
+                f"image latents have the shape {list(image.shape)}, the noise {list(noise.shape)}: give one shape"
+            )
+        return image * np.float32(start[0]) + noise * np.float32(start[1])
 
     @property
     def length(self) -> int:

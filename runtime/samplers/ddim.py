@@ -7,7 +7,7 @@ from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.rows import NOISE, D, S, make_step, predict
-from sd2rt.runtime.samplers.timesteps import refuse_sigmas, table_indices
+from sd2rt.runtime.samplers.timesteps import refuse_sigmas, start_index, table_indices
 
 
 def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -16,6 +16,9 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     A step goes down by a whole stride, total // steps, which need not be the next timestep of the list;
     that is how diffusers defines it. With custom timesteps, where there is no stride, it goes to the next
     of the list. What lies below timestep 0 is clean with set_alpha_to_one, else as noisy as timestep 0.
+
+    A late start is the rest of the list, from an image at its first timestep's noise: a is sqrt(a_t), b is
+    sqrt(1 - a_t).
 
     Not supported: custom sigmas, clipping or thresholding of x_0, and spacings that leave the schedule
     (leading with as many steps as timesteps and an offset; trailing where its rounding adds a timestep -1,
@@ -30,6 +33,9 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         stride = total // options.num_inference_steps
         targets = [timestep - stride for timestep in timesteps]
 
+    start = start_index(total, options)
+    timesteps, targets = timesteps[start:], targets[start:]
+
     a = noise.alphas_cumprod.tolist()
     a_final = 1.0 if config.set_alpha_to_one else a[0]
     x = S[0]
@@ -42,4 +48,6 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         # Zero in exact arithmetic where eta is 1 and the target is clean; never below it.
         direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
         steps.append(make_step(timestep, sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE))
-    return Plan(1.0, tuple(steps))
+    a_start = a[timesteps[0]]
+    start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
+    return Plan(1.0, tuple(steps), start_noise)

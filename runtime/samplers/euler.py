@@ -11,7 +11,7 @@ from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.rows import D, S, make_step, predict
-from sd2rt.runtime.samplers.timesteps import custom, refuse_eta, spaced, step_count
+from sd2rt.runtime.samplers.timesteps import custom, refuse_eta, spaced, start_index, step_count
 
 
 def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -23,6 +23,8 @@ def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     between two training timesteps are interpolated. Custom sigmas are told to the network as the timesteps
     that interpolation of log(sigma) finds, and must include the level that the last step leaves.
 
+    A late start is the rest of the levels, from an image at the first of them: a is 1, b is sigma.
+
     Not supported: churn (s_churn, s_noise), Karras, exponential and beta noise levels, zero terminal SNR.
     """
     refuse_eta(config, options)
@@ -31,6 +33,8 @@ def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     # variance too; it asks the configured spacing even where the request's own list takes its place.
     largest = max(sigmas)
     init_scale = sqrt(largest**2 + 1) if config.spacing == "leading" else largest
+    start = start_index(noise.config.num_train_timesteps, options)
+    timesteps, sigmas = timesteps[start:], sigmas[start:]
 
     x = S[0]
     steps = []
@@ -38,7 +42,8 @@ def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
         alpha = 1 / sqrt(sigma**2 + 1)
         _, eps = predict(noise.config.prediction_type, alpha * x, D, alpha, alpha * sigma)
         steps.append(make_step(timestep, x + (sigma_next - sigma) * eps, input_scale=alpha))
-    return Plan(init_scale, tuple(steps))
+    start_noise = None if options.strength is None else (1.0, sigmas[0])
+    return Plan(init_scale, tuple(steps), start_noise)
 
 
 def _levels(

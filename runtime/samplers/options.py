@@ -17,6 +17,10 @@ class SamplingOptions:
     the last is what the last step leaves, usually 0. ``eta`` is DDIM's share of fresh noise, from 0 (none)
     to 1 (as much as DDPM).
 
+    Without ``strength`` the trajectory starts from pure noise. With it, above 0 and up to 1, it starts from
+    an image with noise added, and only that share of the steps is taken, the last ones; at 1 all of them,
+    and still from the image. Where it starts is start_index's to say.
+
     Raises RequestError for what no sampler could use; each sampler refuses what it does not support itself.
     """
 
@@ -24,6 +28,7 @@ class SamplingOptions:
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     eta: float = 0.0
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         ways = {
@@ -44,6 +49,18 @@ class SamplingOptions:
             _check_descent("sigmas", self.sigmas, shortest=2)
         if not 0 <= self.eta <= 1:
             raise RequestError(f"eta is {self.eta}: give a number from 0 to 1")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise RequestError(f"strength is {self.strength}: give a number above 0 and up to 1")
+
+    @property
+    def step_count(self) -> int:
+        """How many steps are asked for, whichever of the three ways says it."""
+        if self.num_inference_steps is not None:
+            return self.num_inference_steps
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        assert self.sigmas is not None
+        return len(self.sigmas) - 1
 
 
 def _check_descent(name: str, values: tuple[float, ...], shortest: int) -> None:

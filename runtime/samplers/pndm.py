@@ -8,7 +8,7 @@ from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.rows import D, Row, S, make_step, predict
-from sd2rt.runtime.samplers.timesteps import refuse_eta, refuse_sigmas, table_indices
+from sd2rt.runtime.samplers.timesteps import refuse_eta, refuse_sigmas, start_index, table_indices
 
 
 def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -21,8 +21,16 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     spacing, and outputs are combined as the network gives them, a v-prediction being turned into noise only
     afterwards, with the current sample and noise level.
 
-    Not supported: the Runge-Kutta start, custom timesteps and sigmas, eta, and spacings that leave the
-    schedule (see ddim).
+    A late start enters that list of N + 1 calls, [t0, t1, t1, t2, ...], at the strength's index, from an
+    image at the entry's noise (a is sqrt(a_t), b is sqrt(1 - a_t)), and counts its calls from there. The
+    second call takes the first step again as ever, but the list then starts with both entries t1, or has
+    none twice: from the third call on the timestep that the network is told, and the update reckons with, is
+    one stride below the sample's noise level. Entered at the first t1, the second call also takes the start
+    for as noisy as t0; with two calls left the sample ends as noisy as the last timestep. That is diffusers'
+    behaviour, followed so that images are equal.
+
+    Not supported: the Runge-Kutta start, custom timesteps and sigmas, eta, spacings that leave the schedule
+    (see ddim), and strengths that leave no step, for which diffusers' longer list still holds one call.
     """
     refuse_sigmas(config, options)
     refuse_eta(config, options)
@@ -34,7 +42,7 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     total = noise.config.num_train_timesteps
     timesteps = table_indices(total, config, options)
     stride = total // len(timesteps)
-    visits = [*timesteps[:2], *timesteps[1:]]
+    visits = [*timesteps[:2], *timesteps[1:]][start_index(total, options) :]
 
     a = noise.alphas_cumprod.tolist()
     a_final = 1.0 if config.set_alpha_to_one else a[0]
@@ -64,4 +72,6 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         a_next = a[target] if target >= 0 else a_final
         x0, eps = predict(noise.config.prediction_type, sample, output, sqrt(a_t), sqrt(1 - a_t))
         steps.append(make_step(timestep, sqrt(a_next) * x0 + sqrt(1 - a_next) * eps, *memory))
-    return Plan(1.0, tuple(steps))
+    a_start = a[visits[0]]
+    start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
+    return Plan(1.0, tuple(steps), start_noise)

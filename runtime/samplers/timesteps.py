@@ -66,6 +66,30 @@ def table_indices(total: int, config: SamplerConfig, options: SamplingOptions) -
     return timesteps
 
 
+def start_index(total: int, options: SamplingOptions) -> int:
+    """Where in the whole list of timesteps a trajectory starts: at 0, or as late as the strength says.
+
+    It is diffusers' get_timesteps: of N steps asked for, N * strength are left, truncated as the product of
+    floats that it is (50 * 0.58 leaves 28). A list that is longer than N (PNDM's, and a trailing one whose
+    rounding adds a timestep) is entered at the same index, and keeps that much more.
+    """
+    if options.strength is None:
+        return 0
+    count, strength = options.step_count, options.strength
+    left = int(count * strength)
+    if left == 0:
+        # A few digits more than the count has, rounded up: short to type, and enough in floating point.
+        scale = 10 ** (len(str(count)) + 2)
+        remedy = f"give a strength of at least {-(-scale // count) / scale:g}"
+        if 1 / strength <= total:
+            steps = int(1 / strength)
+            remedy += f", or at least {steps if int(steps * strength) else steps + 1} steps"
+        raise RequestError(
+            f"strength {strength} of {count} step{'' if count == 1 else 's'} leaves none to take: {remedy}"
+        )
+    return count - left
+
+
 def refuse_sigmas(config: SamplerConfig, options: SamplingOptions) -> None:
     if options.sigmas is not None:
         raise RequestError(

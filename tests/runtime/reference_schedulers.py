@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
 )
 from numpy.typing import NDArray
 
@@ -41,20 +43,23 @@ SCHEDULERS: dict[SamplerName, Any] = {
 
 @dataclass(frozen=True)
 class Draws:
-    """What both sides of a comparison share: unit noise to start from, and per step an output and fresh noise."""
+    """What both sides of a comparison share: unit noise and an image to start from, and per step an output and
+    fresh noise."""
 
     start: Array
     outputs: Array  # [steps, *SHAPE]
     noises: Array  # [steps, *SHAPE]
+    image: Array
 
     @classmethod
     def seeded(cls, steps: int, seed: int = 0) -> Draws:
         rng = np.random.default_rng(seed)
-        return cls(*(rng.standard_normal((*lead, *SHAPE)) for lead in ((), (steps,), (steps,))))
+        return cls(*(rng.standard_normal((*lead, *SHAPE)) for lead in ((), (steps,), (steps,), ())))
 
 
 @dataclass(frozen=True)
 class Trajectory:
+    start: Array
     timesteps: Array  # [steps]
     inputs: Array  # [steps, *SHAPE], what the network is shown
     samples: Array  # [steps, *SHAPE], what each step leaves
@@ -63,13 +68,18 @@ class Trajectory:
 def follow(plan: Plan, draws: Draws) -> Trajectory:
     """A plan applied in float64, as the denoiser applies it."""
     state = np.zeros((STATE_SLOTS, *SHAPE))
-    state[0] = plan.init_scale * draws.start
+    if plan.start_noise is None:
+        state[0] = plan.init_scale * draws.start
+    else:
+        state[0] = plan.start_noise[0] * draws.image + plan.start_noise[1] * draws.start
+    start = state[0]
     inputs, samples = [], []
     for step, output, noise in zip(plan.steps, draws.outputs, draws.noises, strict=True):
         inputs.append(np.tensordot(step.weights, state, 1))
         state = np.tensordot(step.update, np.concatenate([state, output[None], noise[None]]), 1)
         samples.append(state[0])
-    return Trajectory(np.array([step.timestep for step in plan.steps]), np.array(inputs), np.array(samples))
+    timesteps = np.array([step.timestep for step in plan.steps])
+    return Trajectory(start, timesteps, np.array(inputs), np.array(samples))
 
 
 def make_scheduler(noise: NoiseConfig, config: SamplerConfig) -> Any:
@@ -129,21 +139,37 @@ def float64_tables(scheduler: Any) -> Iterator[None]:
         yield
 
 
-def drive(scheduler: Any, draws: Draws, eta: float, dtype: torch.dtype) -> Trajectory:
+def start_of(
+    scheduler: Any, options: SamplingOptions, draws: Draws, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The timesteps that diffusers' pipelines go through, and the sample that they start from."""
+    noise = torch.from_numpy(draws.start).to(dtype)
+    if options.strength is None:
+        return scheduler.timesteps, noise * scheduler.init_noise_sigma
+    # The pipelines count a list's values, not what they asked set_timesteps for.
+    count = options.num_inference_steps or len(scheduler.timesteps)
+    pipeline: Any = SimpleNamespace(scheduler=scheduler)
+    timesteps, _ = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, count, options.strength, "cpu")
+    return timesteps, scheduler.add_noise(torch.from_numpy(draws.image).to(dtype), noise, timesteps[:1])
+
+
+def drive(scheduler: Any, options: SamplingOptions, draws: Draws, dtype: torch.dtype) -> Trajectory:
     """The loop of diffusers' pipelines over a scheduler whose timesteps are set."""
-    sample = torch.from_numpy(draws.start).to(dtype) * scheduler.init_noise_sigma
+    timesteps, start = start_of(scheduler, options, draws, dtype)
+    sample = start
     inputs, samples = [], []
-    for i, timestep in enumerate(scheduler.timesteps):
+    for i, timestep in enumerate(timesteps):
         inputs.append(scheduler.scale_model_input(sample, timestep))
         extra: dict[str, Any] = {}
         if isinstance(scheduler, DDIMScheduler):
-            extra = {"eta": eta, "variance_noise": torch.from_numpy(draws.noises[i]).to(dtype)}
+            extra = {"eta": options.eta, "variance_noise": torch.from_numpy(draws.noises[i]).to(dtype)}
         output = torch.from_numpy(draws.outputs[i]).to(dtype)
         sample = scheduler.step(output, timestep, sample, **extra).prev_sample
         assert sample.dtype is dtype
         samples.append(sample)
     return Trajectory(
-        scheduler.timesteps.double().numpy(),
+        start.double().numpy(),
+        timesteps.double().numpy(),
         torch.stack(inputs).double().numpy(),
         torch.stack(samples).double().numpy(),
     )
@@ -160,10 +186,10 @@ def reference(
     scheduler = make_scheduler(noise, config)
     if dtype is torch.float32:
         set_timesteps(scheduler, options)
-        return drive(scheduler, draws, options.eta, dtype)
+        return drive(scheduler, options, draws, dtype)
     with float64_tables(scheduler):
         set_timesteps(scheduler, options)
-        return drive(scheduler, draws, options.eta, dtype)
+        return drive(scheduler, options, draws, dtype)
 
 
 def relative_error(found: Array, expected: Array) -> float:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -18,11 +20,16 @@ from sd2rt.engines.sampling import (
     SamplerName,
     Spacing,
 )
+from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.noise_schedule import NoiseSchedule
+from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.trajectory import Trajectory as RuntimeTrajectory
 
 from .reference_schedulers import (
     SCHEDULERS,
+    SHAPE,
+    Array,
     Draws,
     Trajectory,
     deviation,
@@ -31,6 +38,8 @@ from .reference_schedulers import (
     make_scheduler,
     reference,
     relative_error,
+    set_timesteps,
+    start_of,
 )
 
 # diffusers turns torch tensors into arrays in a way that NumPy 2 warns of.
@@ -43,6 +52,8 @@ NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PREDICTIONS: tuple[PredictionType, ...] = get_args(PredictionType)
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100)
+STRENGTHS = (1.0, 0.999, 0.58, 0.3, 0.02)
+"""50 * 0.58 falls just below a whole number; 2 * 0.58 and 50 * 0.02 leave one step."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +79,23 @@ def config_of(name: SamplerName, spacing: Spacing | None = None, **changes: Any)
 def assert_close(found: Trajectory, expected: Trajectory) -> None:
     np.testing.assert_allclose(found.timesteps, expected.timesteps, rtol=1e-9, atol=1e-9)
     assert np.isfinite(found.samples).all()
+    assert relative_error(found.start, expected.start) <= BOUND
     assert relative_error(found.samples, expected.samples) <= BOUND
     assert relative_error(found.inputs, expected.inputs) <= BOUND
+
+
+def runtime_trajectory(plan: Plan, noise: Array, image: Array | None) -> RuntimeTrajectory:
+    return RuntimeTrajectory(
+        plan=plan,
+        latents=noise.astype(np.float32),
+        cond=np.zeros((77, 8), np.float32),
+        uncond=None,
+        guidance_scale=1.0,
+        guidance_rescale=0.0,
+        generator=Generator(0),
+        seed=0,
+        image_latents=None if image is None else image.astype(np.float32),
+    )
 
 
 def assert_like_diffusers(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> None:
@@ -86,6 +112,122 @@ def test_a_table_gives_every_step_of_diffusers(
     name: SamplerName, prediction_type: PredictionType, spacing: Spacing, steps: int
 ) -> None:
     assert_like_diffusers(noise_config(prediction_type), config_of(name, spacing), SamplingOptions(steps))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_late_start_gives_every_step_of_diffusers(
+    name: SamplerName, prediction_type: PredictionType, spacing: Spacing, steps: int
+) -> None:
+    by_steps_left = {int(steps * strength): strength for strength in STRENGTHS}
+    for left, strength in by_steps_left.items():
+        if left > 0:
+            options = SamplingOptions(steps, strength=strength)
+            assert_like_diffusers(noise_config(prediction_type), config_of(name, spacing), options)
+
+
+def test_a_strength_is_truncated_as_a_product_of_floats() -> None:
+    for name in NAMES:
+        once_more = 1 if name == "pndm" else 0
+        for steps, strength, left in ((50, 0.58, 28), (100, 0.29, 28), (10, 0.999, 9), (10, 1.0, 10)):
+            plan = make_plan(noise_config(), config_of(name), SamplingOptions(steps, strength=strength))
+            assert len(plan.steps) == left + once_more
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
+def test_late_starts_of_custom_timesteps_and_sigmas(strength: float, prediction_type: PredictionType) -> None:
+    noise = noise_config(prediction_type)
+    for timesteps in ((999.0, 750.0, 400.0, 33.0, 2.0), tuple(range(900, 100, -37))):
+        options = SamplingOptions(timesteps=timesteps, strength=strength)
+        for spacing in SPACINGS:
+            assert_like_diffusers(noise, config_of("euler", spacing), options)
+        for solver_type in ("midpoint", "heun"):
+            assert_like_diffusers(noise, config_of("dpmpp-2m", solver_type=solver_type), options)
+    sigmas = (14.6, 7.0, 2.5, 0.6, 0.03, 0.0)
+    assert_like_diffusers(noise, config_of("euler"), SamplingOptions(sigmas=sigmas, strength=strength))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_a_late_start_of_ddim_is_the_rest_of_its_custom_timesteps(eta: float) -> None:
+    timesteps = (999, 750, 400, 33, 2)
+    whole = make_plan(noise_config(), config_of("ddim"), SamplingOptions(timesteps=timesteps, eta=eta))
+    late = make_plan(
+        noise_config(), config_of("ddim"), SamplingOptions(timesteps=timesteps, eta=eta, strength=0.6)
+    )
+    a = NoiseSchedule(noise_config()).alphas_cumprod[400]
+    assert late.start_noise == pytest.approx((math.sqrt(a), math.sqrt(1 - a)), rel=1e-15)
+    for ours, theirs in zip(late.steps, whole.steps[2:], strict=True):
+        assert ours.timestep == theirs.timestep
+        np.testing.assert_array_equal(ours.update, theirs.update)
+
+
+def test_a_late_start_of_pndm_tells_timesteps_a_stride_below_the_samples_noise() -> None:
+    options = {strength: SamplingOptions(10, strength=strength) for strength in (1.0, 0.9, 0.7, 0.1)}
+    told = {
+        strength: [step.timestep for step in make_plan(noise_config(), config_of("pndm"), option).steps]
+        for strength, option in options.items()
+    }
+    assert told[1.0] == [901, 801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
+    assert told[0.9] == [801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
+    assert told[0.7] == [701, 601, 501, 401, 301, 201, 101, 1]
+    assert told[0.1] == [101, 1]
+
+
+def test_repeated_noise_levels_before_a_late_start_do_no_harm() -> None:
+    config = config_of("dpmpp-2m", "linspace")
+    for strength in (0.9, 0.6):
+        with pytest.raises(RequestError, match="another spacing"):
+            make_plan(noise_config(), config, SamplingOptions(1000, strength=strength))
+    assert_like_diffusers(noise_config(), config, SamplingOptions(1000, strength=0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "steps"), [("euler", "trailing", 61), ("dpmpp-2m", "trailing", 61)]
+)
+def test_a_late_start_of_a_list_that_rounding_made_longer(
+    name: SamplerName, spacing: Spacing, steps: int
+) -> None:
+    options = SamplingOptions(steps, strength=0.5)
+    assert len(make_plan(noise_config(), config_of(name, spacing), options).steps) == 31
+    assert_like_diffusers(noise_config(), config_of(name, spacing), options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trajectory_starts_where_diffusers_add_noise_does(name: SamplerName) -> None:
+    noise, config, options = noise_config(), config_of(name), SamplingOptions(50, strength=0.58)
+    plan, draws = make_plan(noise, config, options), Draws.seeded(50)
+    scheduler = make_scheduler(noise, config)
+    set_timesteps(scheduler, options)
+    _, expected = start_of(scheduler, options, draws, torch.float32)
+    found = runtime_trajectory(plan, draws.start[0], draws.image[0])
+    assert found.latents.dtype == np.float32
+    assert relative_error(found.latents[None].astype(np.float64), expected.double().numpy()) < 1e-6
+
+
+def test_a_trajectory_from_noise_scales_it() -> None:
+    plan, draws = make_plan(noise_config(), config_of("euler"), SamplingOptions(5)), Draws.seeded(5)
+    found = runtime_trajectory(plan, draws.start[0], None).latents
+    np.testing.assert_allclose(found, plan.init_scale * draws.start[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strength", "image_shape", "message"),
+    [
+        (None, SHAPE[1:], "image latents given to a plan that starts from noise"),
+        (0.5, None, "no image latents given"),
+        (0.5, (1, 4, 4), r"image latents have the shape \[1, 4, 4\], the noise \[4, 4, 4\]"),
+    ],
+)
+def test_a_trajectory_needs_what_its_plan_starts_from(
+    strength: float | None, image_shape: tuple[int, ...] | None, message: str
+) -> None:
+    plan = make_plan(noise_config(), config_of("ddim"), SamplingOptions(5, strength=strength))
+    image = None if image_shape is None else np.zeros(image_shape)
+    with pytest.raises(ValueError, match=message):
+        runtime_trajectory(plan, np.zeros(SHAPE[1:]), image)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -209,14 +351,24 @@ def diffusers_is_broken(noise: NoiseConfig, config: SamplerConfig, options: Samp
 
 
 @settings(max_examples=200, deadline=None)
-@given(noise=noises, config=configurations, steps=st.integers(1, 120), eta=st.sampled_from([0.0, 0.5, 1.0]))
-def test_any_options(noise: NoiseConfig, config: SamplerConfig, steps: int, eta: float) -> None:
+@given(
+    noise=noises,
+    config=configurations,
+    steps=st.integers(1, 120),
+    eta=st.sampled_from([0.0, 0.5, 1.0]),
+    strength=st.none() | st.floats(0, 1, exclude_min=True),
+)
+def test_any_options(
+    noise: NoiseConfig, config: SamplerConfig, steps: int, eta: float, strength: float | None
+) -> None:
     assume(steps <= noise.num_train_timesteps)
-    options = SamplingOptions(steps, eta=eta if config.name == "ddim" else 0.0)
+    assume(strength is None or int(steps * strength) > 0)
+    options = SamplingOptions(steps, eta=eta if config.name == "ddim" else 0.0, strength=strength)
     try:
         plan = make_plan(noise, config, options)
     except RequestError:
-        assert diffusers_is_broken(noise, config, options)
+        # A whole list is refused where any of it is broken, though a late start might not reach that.
+        assert diffusers_is_broken(noise, config, replace(options, strength=None))
         return
     draws = Draws.seeded(len(plan.steps))
     found, expected = follow(plan, draws), reference(noise, config, options, draws)
@@ -319,6 +471,11 @@ def test_a_last_step_of_no_length_leaves_the_sample() -> None:
         ({"num_inference_steps": 5, "eta": -0.1}, "eta is -0.1"),
         ({"num_inference_steps": 5, "eta": 1.5}, "eta is 1.5"),
         ({"num_inference_steps": 5, "eta": math.nan}, "eta is nan"),
+        ({"num_inference_steps": 5, "strength": 0}, "strength is 0: give a number above 0 and up to 1"),
+        ({"num_inference_steps": 5, "strength": -0.5}, "strength is -0.5"),
+        ({"num_inference_steps": 5, "strength": 1.01}, "strength is 1.01"),
+        ({"num_inference_steps": 5, "strength": math.nan}, "strength is nan"),
+        ({"num_inference_steps": 5, "strength": math.inf}, "strength is inf"),
     ],
 )
 def test_options_that_no_sampler_could_use(arguments: dict[str, Any], message: str) -> None:
@@ -345,6 +502,58 @@ def test_options_that_a_sampler_does_not_support(
         with pytest.raises(RequestError, match=message) as refusal:
             make_plan(noise_config(), config_of(name), options)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            SamplingOptions(1, strength=0.5),
+            "strength 0.5 of 1 step leaves none to take: give a strength of at least 1, or at least 2 steps",
+        ),
+        (
+            SamplingOptions(3, strength=0.3),
+            "strength 0.3 of 3 steps leaves none to take: give a strength of at least 0.334, or at least 4 steps",
+        ),
+        (SamplingOptions(50, strength=0.019), "of 50 steps .* at least 0.02, or at least 53 steps"),
+        (SamplingOptions(50, strength=1e-4), "at least 0.02$"),
+        (SamplingOptions(50, strength=5e-324), "at least 0.02$"),
+        (
+            SamplingOptions(timesteps=(999, 500), strength=0.4),
+            "of 2 steps .* at least 0.5, or at least 3 steps",
+        ),
+        (SamplingOptions(sigmas=(9.0, 1.0, 0.0), strength=0.4), "of 2 steps .* at least 0.5, or"),
+    ],
+)
+def test_a_strength_that_leaves_no_step(options: SamplingOptions, message: str) -> None:
+    for name in ("euler",) if options.num_inference_steps is None else NAMES:
+        with pytest.raises(RequestError, match=message):
+            make_plan(noise_config(), config_of(name), options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strength_that_leaves_no_step_leaves_diffusers_no_sample(name: SamplerName) -> None:
+    options, draws = SamplingOptions(3, strength=0.3), Draws.seeded(1)
+    scheduler = make_scheduler(noise_config(), config_of(name))
+    set_timesteps(scheduler, options)
+    timesteps, start = start_of(scheduler, options, draws, torch.float32)
+    # PNDM's list is one longer: a last call is left, by accident.
+    expected = 1 if name == "pndm" else 0
+    assert len(timesteps) == expected
+    assert len(start) == expected
+
+
+@given(steps=st.integers(1, 1000), strength=st.floats(0, 1, exclude_min=True))
+def test_what_a_strength_that_leaves_no_step_is_told_works(steps: int, strength: float) -> None:
+    assume(int(steps * strength) == 0)
+    with pytest.raises(RequestError) as refusal:
+        make_plan(noise_config(), config_of("euler"), SamplingOptions(steps, strength=strength))
+    found = re.search(r"a strength of at least (\S+?)(?:, or at least (\d+) steps)?$", str(refusal.value))
+    assert found is not None
+    assert int(steps * float(found[1])) == 1
+    if found[2] is not None:
+        assert int(int(found[2]) * strength) == 1
+        assert int((int(found[2]) - 1) * strength) == 0
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
