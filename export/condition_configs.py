@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import ValidationError
+import math
+from typing import Any, Literal
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.manifest import DepthInput, LowResolution
@@ -20,7 +19,7 @@ _DEFAULTS: Config = {
     "image_std": [0.5, 0.5, 0.5],
 }
 
-_RESAMPLES = {2: "bilinear", 3: "bicubic"}
+_RESAMPLES: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 
 # Only these values are honoured; the first is what the key means where it is left out.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -60,8 +59,9 @@ def read_depth_input(configs: PipelineConfigs, origin: str) -> DepthInput | None
     factor = given.get("rescale_factor", 1 / 255)
     if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
         raise _refusal(origin, "rescale_factor", factor, repr(1 / 255))
-    if given["resample"] not in _RESAMPLES:
-        raise _refusal(origin, "resample", given["resample"], "2 (bilinear) or 3 (bicubic)")
+    resample = given["resample"]
+    if not isinstance(resample, int) or resample not in _RESAMPLES:
+        raise _refusal(origin, "resample", resample, "2 (bilinear) or 3 (bicubic)")
     for key in ("image_mean", "image_std"):
         numbers = given[key]
         if not isinstance(numbers, list) or len(numbers) != 3 or not all(map(_is_number, numbers)):
@@ -71,16 +71,12 @@ def read_depth_input(configs: PipelineConfigs, origin: str) -> DepthInput | None
     size, made_for = _sides(given["size"]), _sides(configs.depth_estimator.get("image_size", 384))
     if size is None or size != made_for:
         raise _refusal(origin, "size", given["size"], f"the depth estimator's image_size {made_for}")
-    try:
-        return DepthInput(
-            size=size,
-            resample=_RESAMPLES[given["resample"]],  # type: ignore[arg-type]
-            mean=tuple(given["image_mean"]),
-            std=tuple(given["image_std"]),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _refusal(origin, str(first["loc"][0]), first["input"], first["msg"]) from None
+    return DepthInput(
+        size=size,
+        resample=_RESAMPLES[resample],
+        mean=tuple(given["image_mean"]),
+        std=tuple(given["image_std"]),
+    )
 
 
 def _sides(size: object) -> tuple[int, int] | None:
@@ -99,7 +95,7 @@ def _is_side(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _refusal(origin: str, key: str, value: object, wanted: str) -> CheckpointError:

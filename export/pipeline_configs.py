@@ -254,6 +254,11 @@ def _max_noise_level(folder: Path, unet: Config) -> int:
     path = folder / "model_index.json"
     index = read_json(path) if path.exists() else {}
     level, embedded = index.get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL), unet["num_class_embeds"]
+    if not isinstance(embedded, int):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILES['unet']}: num_class_embeds is {embedded!r}, expected a number of noise "
+            "levels, such as 1000: set it"
+        )
     if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level < embedded:
         raise CheckpointError(
             f"{path}: max_noise_level is {level!r}, but the UNet embeds the levels 0 to {embedded - 1}: set it "

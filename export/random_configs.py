@@ -84,7 +84,7 @@ SMALL = _SMALL.of(_PUBLISHED_BASE)
 SMALL_V = replace(SMALL, scheduler=_PUBLISHED_V.scheduler)
 """SMALL with v prediction and DDIM."""
 
-SMALL_TURBO = replace(SMALL, scheduler=_PUBLISHED_TURBO.scheduler)
+SMALL_TURBO = _SMALL.of(_PUBLISHED_TURBO)
 """SMALL with Euler and trailing timesteps."""
 
 SMALL_INPAINTING = _SMALL.of(_PUBLISHED_INPAINTING)
@@ -95,6 +95,16 @@ SMALL_DEPTH = _SMALL.of(_PUBLISHED_DEPTH)
 
 SMALL_UPSCALER = _SMALL.of(_PUBLISHED_UPSCALER)
 """From 16x16 pixels to 64x64: 7 channels, a noise level, v prediction, DDIM."""
+
+SMALLS: dict[Variant, PipelineConfigs] = {
+    "base": SMALL,
+    "v": SMALL_V,
+    "turbo": SMALL_TURBO,
+    "inpainting": SMALL_INPAINTING,
+    "depth": SMALL_DEPTH,
+    "upscaler": SMALL_UPSCALER,
+}
+"""The smallest of each kind."""
 
 _DEMO = _Sizes(
     text_encoder={
@@ -138,7 +148,7 @@ DEMO = _DEMO.of(_PUBLISHED_BASE)
 DEMO_V = replace(DEMO, scheduler=_PUBLISHED_V.scheduler)
 """DEMO with v prediction and DDIM."""
 
-DEMO_TURBO = replace(DEMO, scheduler=_PUBLISHED_TURBO.scheduler)
+DEMO_TURBO = _DEMO.of(_PUBLISHED_TURBO)
 DEMO_INPAINTING = _DEMO.of(_PUBLISHED_INPAINTING)
 DEMO_DEPTH = _DEMO.of(_PUBLISHED_DEPTH)
 DEMO_UPSCALER = _DEMO.of(_PUBLISHED_UPSCALER)

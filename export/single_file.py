@@ -200,8 +200,15 @@ def _check_part(
     members = {
         key: tuple(tensor.shape) for key, tensor in skeleton(part, configs.part(part)).state_dict().items()
     }
+    try:
+        layout = ldm_layout(part, members, configs)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the configuration of {part} describes a network that no single file holds ({error}): use the "
+            "published checkpoint's configuration files"
+        ) from None
     expected = {}
-    for tensor in ldm_layout(part, members, configs):
+    for tensor in layout:
         rows = sum(members[key][0] for key in tensor.members)
         expected[tensor.key] = (rows, *members[tensor.members[0]][1:])
 
