@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.export.random_configs import SMALL
+from sd2rt.engines.kinds import Variant
+from sd2rt.export.random_configs import SMALL, SMALLS
 from sd2rt.export.random_weights import random_checkpoint
 
 SEED = 1
 """What small_checkpoint is drawn with: equal weights in every form."""
+
+KindPath = Callable[[Variant], Path]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,30 @@ def small_configs(checkpoints: Path) -> Path:
     """A folder of SMALL's configuration files, without weights."""
     SMALL.write(checkpoints / "configs")
     return checkpoints / "configs"
+
+
+@pytest.fixture(scope="session")
+def kind_folder(request: pytest.FixtureRequest) -> KindPath:
+    """The diffusers folder of a kind, of tests/conftest.py."""
+
+    def folder(kind: Variant) -> Path:
+        name = {"base": "small_checkpoint"}.get(kind, f"small_{kind}_checkpoint")
+        return Path(request.getfixturevalue(name))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kind_file(checkpoints: Path) -> KindPath:
+    """The same weights as one file."""
+
+    def file(kind: Variant) -> Path:
+        path = checkpoints / f"{kind}.safetensors"
+        return (
+            path if path.exists() else random_checkpoint(path, configs=SMALLS[kind], seed=SEED, layout="ldm")
+        )
+
+    return file
 
 
 @pytest.fixture

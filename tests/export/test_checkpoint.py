@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,15 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import KINDS, Variant
 from sd2rt.export import diffusers_folder, identify
 from sd2rt.export.checkpoint import open_checkpoint
 from sd2rt.export.pipeline_configs import PACKAGED_TOKENIZER, PARTS, PartName, PipelineConfigs
-from sd2rt.export.random_configs import SMALL, SMALL_V
+from sd2rt.export.random_configs import SMALL, SMALL_TURBO, SMALLS
 from sd2rt.export.random_weights import WEIGHT_FILES, random_checkpoint
 from sd2rt.export.variants import SUPPORTED, VARIANTS, find_variant
+from sd2rt.export.variants import Variant as Row
 
 PROMPTS = (
     "",
@@ -31,7 +34,10 @@ PROMPTS = (
     "word " * 100,
 )
 
+FILES = [WEIGHT_FILES[part] for part in PARTS]
+
 Damage = Callable[[], Path]
+KindPath = Callable[[Variant], Path]
 
 
 def refused(source: Path | str, match: str, **options: Any) -> str:
@@ -66,8 +72,7 @@ def test_what_a_folder_says(small_checkpoint: Path) -> None:
     assert checkpoint.native_size == 64
     assert checkpoint.license == "CreativeML Open RAIL++-M"
     assert checkpoint.source == {
-        file: hashlib.sha256((small_checkpoint / file).read_bytes()).hexdigest()
-        for file in WEIGHT_FILES.values()
+        file: hashlib.sha256((small_checkpoint / file).read_bytes()).hexdigest() for file in FILES
     }
 
 
@@ -75,6 +80,96 @@ def test_a_v_folder(small_v_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(str(small_v_checkpoint))
     assert (checkpoint.variant, checkpoint.noise.prediction_type) == ("v", "v_prediction")
     assert checkpoint.sampler.name == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("kind", "release", "prediction", "sampler", "license"),
+    [
+        ("turbo", "2.1", "epsilon", "euler", "Stability AI Community License"),
+        ("inpainting", "2.0", "epsilon", "pndm", "CreativeML Open RAIL++-M"),
+        ("depth", "2.0", "epsilon", "pndm", "CreativeML Open RAIL++-M"),
+        ("upscaler", "2.0", "v_prediction", "ddim", "CreativeML Open RAIL++-M"),
+    ],
+)
+def test_a_folder_of_each_kind(
+    kind: Variant, release: str, prediction: str, sampler: str, license: str, kind_folder: KindPath
+) -> None:
+    folder = kind_folder(kind)
+    checkpoint = open_checkpoint(str(folder))
+
+    assert (checkpoint.variant, checkpoint.release) == (kind, release)
+    assert (checkpoint.noise.prediction_type, checkpoint.sampler.name) == (prediction, sampler)
+    assert (checkpoint.native_size, checkpoint.license) == (64, license)
+    assert (checkpoint.low_resolution is not None) == (kind == "upscaler")
+    assert (checkpoint.depth_input is not None) == (kind == "depth")
+    assert checkpoint.source.keys() == {WEIGHT_FILES[part] for part in SMALLS[kind].parts}
+    assert checkpoint.unet().config.in_channels == KINDS[kind].in_channels
+    # What its evidence says may be said again, and nothing else.
+    row = next(row for row in SUPPORTED if row.kind == kind)
+    assert open_checkpoint(str(folder), variant=row.name).variant == kind
+    refused(folder, f"--variant 2.0-v means 2.0-v, but .* means {row.name}: leave", variant="2.0-v")
+
+
+def test_what_an_upscaler_says(small_upscaler_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(str(small_upscaler_checkpoint))
+    assert checkpoint.low_resolution is not None
+    assert checkpoint.low_resolution.max_noise_level == 350
+    assert (checkpoint.low_resolution.noise.beta_start, checkpoint.low_resolution.noise.beta_end) == (
+        1e-4,
+        0.02,
+    )
+    assert checkpoint.vae().config.scaling_factor == 0.08333
+    assert checkpoint.parts.config("vae")["scaling_factor"] == 0.08333
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_depth_estimator_computes_what_transformers_loads(
+    small_depth_checkpoint: Path, dtype: torch.dtype
+) -> None:
+    reference = DPTForDepthEstimation.from_pretrained(small_depth_checkpoint / "depth_estimator").eval()
+    ours = open_checkpoint(str(small_depth_checkpoint)).depth_estimator(dtype)
+    assert not ours.training
+    assert not any(tensor.is_meta for tensor in (*ours.parameters(), *ours.buffers()))
+    assert {parameter.dtype for parameter in ours.parameters()} == {dtype}
+    images = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected, found = reference(images).predicted_depth, ours.float()(images).predicted_depth
+    assert torch.allclose(found, expected, rtol=0, atol=0 if dtype == torch.float32 else 0.5)
+
+
+def test_a_checkpoint_without_a_depth_estimator_says_so(small_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no depth_estimator"):
+        open_checkpoint(str(small_checkpoint)).depth_estimator()
+
+
+def test_sd_turbo_is_told_by_its_name(folder_copy: Damage) -> None:
+    folder = folder_copy()
+    SMALL_TURBO.write(folder)
+    # Without a name it is a base model with a sampler of its own.
+    unnamed = open_checkpoint(str(folder))
+    assert (unnamed.variant, unnamed.release, unnamed.license) == ("base", None, "CreativeML Open RAIL++-M")
+    assert (unnamed.sampler.name, unnamed.sampler.spacing) == ("euler", "trailing")
+    said = open_checkpoint(str(folder), variant="sd-turbo")
+    assert (said.variant, said.license) == ("turbo", "Stability AI Community License")
+
+    edit(folder / "model_index.json", _name_or_path="stabilityai/sd-turbo")
+    assert open_checkpoint(str(folder)).variant == "turbo"
+    match = "--variant 2.1-base means 2.1-base, but _name_or_path in model_index.json sd-turbo means sd-turbo"
+    refused(folder, match, variant="2.1-base")
+    edit(folder / "model_index.json", _name_or_path=None)
+    folder = folder.rename(folder.parent / "sd-turbo")
+    assert open_checkpoint(str(folder)).variant == "turbo"
+
+
+def test_a_name_does_not_make_another_model_sd_turbo(small_v_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sd-turbo"
+    folder.symlink_to(small_v_checkpoint)
+    assert open_checkpoint(str(folder)).variant == "v"
+    folder.unlink()
+    shutil.copytree(small_v_checkpoint, folder)
+    refused(
+        folder, "its name sd-turbo means sd-turbo, but .*prediction_type v_prediction.*take that name away"
+    )
 
 
 def test_each_file_is_announced_before_it_is_hashed(small_checkpoint: Path) -> None:
@@ -266,6 +361,53 @@ def test_a_folder_without_a_component(folder_copy: Damage, component: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "component", "file"),
+    [("depth", "depth_estimator", "config.json"), ("upscaler", "low_res_scheduler", "scheduler_config.json")],
+)
+def test_a_folder_without_what_its_kind_has(
+    kind: Variant, component: str, file: str, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
+    (folder / component / file).unlink()
+    refused(folder, f"{component}/{file} is missing")
+    shutil.rmtree(folder / component)
+    refused(folder, f"lacks its folder {component}/: a checkpoint of this kind has")
+
+
+def test_damaged_depth_weights(small_depth_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_depth_checkpoint, tmp_path / "copy"))
+    path = folder / WEIGHT_FILES["depth_estimator"]
+    whole, key = path.read_bytes(), "neck.convs.0.weight"
+    edit_weights(path, lambda tensors: tensors.__delitem__(key))
+    refused(folder, f"depth_estimator lacks the key {key}:")
+    path.write_bytes(whole)
+    edit_weights(path, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    refused(folder, "depth_estimator has the key extra,")
+    path.write_bytes(whole)
+    edit_weights(path, lambda tensors: tensors.update({key: torch.zeros(3, 5)}))
+    refused(folder, rf"depth_estimator key {key} has shape \[3, 5\], expected \[")
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(folder, "truncated or is not a safetensors file")
+    path.unlink()
+    refused(folder, "model.safetensors is missing")
+
+
+def test_a_depth_estimator_that_is_none(small_depth_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_depth_checkpoint, tmp_path / "copy"))
+    edit(folder / "depth_estimator" / "config.json", readout_type="add")
+    refused(folder, "the configuration of depth_estimator does not describe an SD2 network")
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "depth", "upscaler"])
+def test_a_unet_of_another_kind_is_refused(kind: Variant, kind_folder: KindPath, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
+    edit(folder / "unet" / "config.json", in_channels=4, num_class_embeds=None)
+    refused(folder, "its UNet's 4 input channels means|wants a VAE of 8 pixels per latent, but vae has 4")
+    edit(folder / "unet" / "config.json", in_channels="many")
+    refused(folder, "its UNet's many input channels")
+
+
+@pytest.mark.parametrize(
     "file",
     ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"],
 )
@@ -287,7 +429,7 @@ def test_a_folder_without_a_configuration(folder_copy: Damage, file: str) -> Non
         ("unet/config.json", {"norm_num_groups": 5}, "configuration of unet"),
         ("unet/config.json", {"attention_head_dim": [2, 3]}, "configuration of unet"),
         ("unet/config.json", {"layers_per_block": 2}, "unet lacks"),
-        ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim 64, but text_encoder .* 32"),
+        ("unet/config.json", {"cross_attention_dim": 64}, "32 wide with 3 layers, .* UNet attends to 64"),
         ("vae/config.json", {"latent_channels": 16}, "out_channels 4, but vae has latent_channels 16"),
         ("vae/config.json", {"block_out_channels": 4}, "block_out_channels"),
         ("text_encoder/config.json", {"num_attention_heads": 0}, "configuration of text_encoder"),
@@ -318,18 +460,9 @@ def test_a_configuration_that_cannot_be_honoured(
         ("FluxPipeline", {}, "a Flux checkpoint"),
         ("StableDiffusionControlNetPipeline", {}, "a ControlNet pipeline"),
         ("OnnxStableDiffusionPipeline", {}, "an ONNX export"),
-        ("StableDiffusionPipeline", {"cross_attention_dim": 768}, "a Stable Diffusion 1 checkpoint"),
-        ("StableDiffusionDepth2ImgPipeline", {"in_channels": 5}, "2.0-depth .*not supported yet"),
-        (
-            "StableDiffusionInpaintPipeline",
-            {"in_channels": 9},
-            "2.0-inpainting .*9 input channels.*not supported",
-        ),
-        (
-            "StableDiffusionUpscalePipeline",
-            {"in_channels": 7, "num_class_embeds": 1000},
-            "x4-upscaler .*not supp",
-        ),
+        ("StableDiffusionDepth2ImgPipeline", {}, "its UNet's 4 input channels means 2.0-base"),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "unet key conv_in.weight has shape"),
+        ("StableDiffusionInpaintPipeline", {"in_channels": 7}, "not a Stable Diffusion 2 .*7 input channels"),
         ("StableUnCLIPImg2ImgPipeline", {"class_embed_type": "projection"}, "2.1-unclip .*not supported yet"),
         ("StableDiffusionPipeline", {"in_channels": 9}, "9 input channels"),
         ("SomeOtherPipeline", {}, "not a Stable Diffusion 2 checkpoint .*SomeOtherPipeline"),
@@ -344,12 +477,44 @@ def test_other_pipelines_are_named(
     refused(folder, match)
 
 
-def test_sd_turbo_is_told_by_its_name(folder_copy: Damage) -> None:
+CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12}
+
+
+@pytest.mark.parametrize(
+    ("text_encoder", "attends", "match"),
+    [
+        (CLIP_L, 768, r"a Stable Diffusion 1 checkpoint \(cross_attention_dim 768\)"),
+        (
+            CLIP_L,
+            1024,
+            r"text encoder is 768 wide with 12 layers \(CLIP-L, Stable Diffusion 1's\), but the UNet attends to "
+            "1024: ",
+        ),
+        (
+            {"hidden_size": 1024, "num_hidden_layers": 23},
+            768,
+            r"text encoder is 1024 wide with 23 layers \(OpenCLIP ViT-H.*, but the UNet attends to 768: ",
+        ),
+        (
+            {"hidden_size": 1280, "num_hidden_layers": 32},
+            1024,
+            r"1280 wide with 32 layers \(OpenCLIP ViT-bigG",
+        ),
+        (
+            {"hidden_size": 1024, "num_hidden_layers": 24},
+            1024,
+            "1024 wide with 24 layers, but the UNet, which attends to 1024, was trained on .* layer 23",
+        ),
+        ({"hidden_size": 1024, "num_hidden_layers": 12}, 1024, "1024 wide with 12 layers, but the UNet"),
+    ],
+)
+def test_a_text_encoder_that_is_not_the_unets_is_refused(
+    folder_copy: Damage, text_encoder: dict[str, int], attends: int, match: str
+) -> None:
     folder = folder_copy()
-    edit(folder / "model_index.json", _name_or_path="stabilityai/sd-turbo")
-    refused(folder, "sd-turbo .*not supported yet")
-    edit(folder / "model_index.json", _name_or_path=None)
-    refused(folder.rename(folder.parent / "sd-turbo"), "sd-turbo .*not supported yet")
+    edit(folder / "text_encoder" / "config.json", **text_encoder)
+    edit(folder / "unet" / "config.json", cross_attention_dim=attends)
+    refused(folder, match)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +551,10 @@ def test_a_variant_does_not_overrule_the_folder(small_checkpoint: Path, small_v_
     refused(small_checkpoint, "--variant 2.1-v means 2.1-v, but prediction_type epsilon", variant="2.1-v")
     refused(small_v_checkpoint, "--variant 2.0-base.*v_prediction", variant="2.0-base")
     refused(small_checkpoint, "2.0-base, 2.0-v, 2.1-base, 2.1-v", variant="xl")
-    refused(small_checkpoint, "--variant 2.0-depth .*not supported yet", variant="2.0-depth")
+    refused(
+        small_checkpoint, "--variant 2.0-depth means 2.0-depth, but its pipeline class", variant="2.0-depth"
+    )
+    refused(small_checkpoint, "--variant 2.1-unclip .*not supported yet", variant="2.1-unclip")
 
 
 def _publish(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
@@ -433,24 +601,65 @@ def test_configs_are_for_single_files(small_checkpoint: Path) -> None:
 def test_the_packaged_configurations_are_those_of_the_releases() -> None:
     for row in SUPPORTED:
         configs = PipelineConfigs.packaged(str(row.configs))
-        assert configs.native_size == row.native_size == (512 if row.kind == "base" else 768)
-        assert configs.unet["in_channels"] == row.in_channels
+        assert row.kind is not None
+        kind = KINDS[row.kind]
+        assert configs.native_size == row.native_size == (768 if row.kind == "v" else 512)
+        assert configs.unet["in_channels"] == row.in_channels == kind.in_channels
         assert configs.unet["cross_attention_dim"] == configs.text_encoder["hidden_size"] == 1024
         assert configs.text_encoder["num_hidden_layers"] == 23
-        assert configs.scheduler["prediction_type"] == ("epsilon" if row.kind == "base" else "v_prediction")
+        assert configs.vae_factor == kind.vae_factor
+        assert configs.scheduler.get("prediction_type", "epsilon") == (
+            "v_prediction" if row.kind in ("v", "upscaler") else "epsilon"
+        )
+        assert configs.scheduler.get("prediction_type", "epsilon") in row.predictions
         assert find_variant(row.name) is row
 
 
-def test_small_configurations_differ_from_the_published_ones_in_size_alone() -> None:
-    published = PipelineConfigs.packaged("stable-diffusion-2-1-base")
-    for part in PARTS:
-        small = SMALL.part(part)
-        assert small.keys() == published.part(part).keys()
-        assert [len(v) for v in small.values() if isinstance(v, list)] == [
+def test_what_the_published_variants_differ_in() -> None:
+    base, turbo, inpainting, depth, upscaler = (
+        PipelineConfigs.packaged(name)
+        for name in (
+            "stable-diffusion-2-base",
+            "sd-turbo",
+            "stable-diffusion-2-inpainting",
+            "stable-diffusion-2-depth",
+            "stable-diffusion-x4-upscaler",
+        )
+    )
+    assert base.unet == turbo.unet
+    for other, channels in ((inpainting, 9), (depth, 5)):
+        assert {**other.unet, "in_channels": 4} == base.unet
+        assert other.unet["in_channels"] == channels
+        assert (other.vae, other.text_encoder) == (base.vae, base.text_encoder)
+    assert depth.parts == (*PARTS, "depth_estimator")
+    assert depth.part("depth_estimator")["image_size"] == 384
+    assert depth.feature_extractor is not None
+    assert upscaler.parts == PARTS
+    assert (upscaler.vae["scaling_factor"], upscaler.max_noise_level) == (0.08333, 350)
+    assert upscaler.text_encoder == base.text_encoder
+
+
+@pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
+def test_small_configurations_differ_from_the_published_ones_in_size_alone(row: Row) -> None:
+    assert row.kind is not None
+    published, small = PipelineConfigs.packaged(str(row.configs)), SMALLS[row.kind]
+    if row.kind == "v":
+        # It is SMALL's networks with another scheduler.
+        base = PipelineConfigs.packaged("stable-diffusion-2-1-base")
+        published = replace(base, scheduler=published.scheduler)
+    assert small.parts == published.parts
+    for part in small.parts:
+        assert small.part(part).keys() == published.part(part).keys()
+        assert [len(v) for v in small.part(part).values() if isinstance(v, list)] == [
             len(v) for v in published.part(part).values() if isinstance(v, list)
         ]
-    assert SMALL.unet["down_block_types"] == published.unet["down_block_types"]
-    assert (SMALL_V.unet, SMALL_V.scheduler["prediction_type"]) == (SMALL.unet, "v_prediction")
+    assert small.unet["down_block_types"] == published.unet["down_block_types"]
+    assert small.scheduler.get("prediction_type") == published.scheduler.get("prediction_type")
+    assert (small.feature_extractor, small.low_res_scheduler, small.max_noise_level) == (
+        published.feature_extractor,
+        published.low_res_scheduler,
+        published.max_noise_level,
+    )
 
 
 def test_no_two_checkpoints_share_a_name_or_a_hash() -> None:

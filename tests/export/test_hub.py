@@ -17,14 +17,17 @@ import pytest
 from huggingface_hub import constants
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
 from sd2rt.export.checkpoint import open_checkpoint
 from sd2rt.export.hub import is_hub_id, is_whole
+from sd2rt.export.pipeline_configs import PARTS
 from sd2rt.export.random_configs import SMALL
 from sd2rt.export.random_weights import WEIGHT_FILES, random_checkpoint
 from sd2rt.export.variants import VARIANTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/fine-tune"
+FILES = [WEIGHT_FILES[part] for part in PARTS]
 
 
 def refused(name: str, match: str, **options: Any) -> str:
@@ -162,21 +165,66 @@ def test_a_hub_id_that_its_content_contradicts_is_refused(cache: Path, small_che
 
 def test_a_cache_in_fp16_is_whole(cache: Path, small_checkpoint: Path, tmp_path: Path) -> None:
     snapshot = cache_snapshot(cache, REPO, small_checkpoint)
-    for file in WEIGHT_FILES.values():
+    for file in FILES:
         (snapshot / file).rename((snapshot / file).with_suffix(".fp16.safetensors"))
     assert all(".fp16." in name for name in open_checkpoint(REPO).source)
 
 
 def test_known_removed_repositories_name_their_mirrors(cache: Path) -> None:
-    for row in VARIANTS:
-        if row.supported:
-            refused(row.hub_id, f"removed it from the Hub in November 2025: use its mirror {row.mirror}$")
+    removed = [row for row in VARIANTS if row.supported and row.mirror is not None]
+    assert {row.name for row in removed} >= {"2.1-v", "2.0-depth", "2.0-inpainting"}
+    for row in removed:
+        refused(row.hub_id, f"removed it from the Hub in November 2025: use its mirror {row.mirror}$")
+
+
+def test_repositories_that_were_not_removed_are_asked_for(cache: Path) -> None:
+    for name in ("stabilityai/sd-turbo", "stabilityai/stable-diffusion-x4-upscaler"):
+        refused(name, "the Hub cannot be reached")
 
 
 def test_repositories_of_other_variants_are_refused_before_any_download(cache: Path) -> None:
-    refused("stabilityai/stable-diffusion-2-depth", "2.0-depth .*not supported yet")
-    refused("sd2-community/stable-diffusion-2-inpainting", "2.0-inpainting .*not supported yet")
-    refused("stabilityai/sd-turbo", "sd-turbo .*not supported yet")
+    for name in ("stabilityai/stable-diffusion-2-1-unclip", "sd2-community/stable-diffusion-2-1-unclip"):
+        refused(name, "2.1-unclip .*by its Hub id.*not supported yet")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd2-community/stable-diffusion-2-depth", "depth"),
+        ("stabilityai/stable-diffusion-2-inpainting", "inpainting"),
+        ("stabilityai/stable-diffusion-x4-upscaler", "upscaler"),
+        ("stabilityai/sd-turbo", "turbo"),
+    ],
+)
+def test_a_cached_repository_of_each_kind(
+    name: str, kind: Variant, cache: Path, kind_folder: Callable[[Variant], Path]
+) -> None:
+    cache_snapshot(cache, name, kind_folder(kind))
+    checkpoint = open_checkpoint(name)
+    assert (checkpoint.name, checkpoint.variant) == (name, kind)
+    with pytest.raises(CheckpointError, match=f"--variant 2.1-v means 2.1-v, but .*{name}"):
+        open_checkpoint(name, variant="2.1-v")
+
+
+@pytest.mark.parametrize("file", ["depth_estimator/model.safetensors", "depth_estimator/config.json"])
+def test_a_cached_depth_repository_without_its_estimator_is_not_whole(
+    file: str, cache: Path, small_depth_checkpoint: Path
+) -> None:
+    snapshot = cache_snapshot(cache, REPO, small_depth_checkpoint)
+    assert is_whole(snapshot)
+    (snapshot / file).unlink()
+    assert not is_whole(snapshot)
+
+
+@pytest.mark.parametrize("kind", ["depth", "upscaler"])
+def test_a_download_takes_all_that_its_kind_needs(
+    kind: Variant, hub: Hub, cache: Path, kind_folder: Callable[[Variant], Path]
+) -> None:
+    folder = kind_folder(kind)
+    hub.files = _contents(folder) | {"unet/diffusion_pytorch_model.bin": b"pickle", "watermarker/x": b""}
+    checkpoint = open_checkpoint(REPO)
+    assert hub.fetched == set(_contents(folder))
+    assert (checkpoint.variant, checkpoint.source) == (kind, open_checkpoint(str(folder)).source)
 
 
 def test_offline_and_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +282,7 @@ def published(small_checkpoint: Path) -> Callable[[], dict[str, bytes]]:
 
     def make() -> dict[str, bytes]:
         files = _contents(small_checkpoint)
-        for name in WEIGHT_FILES.values():
+        for name in FILES:
             files[name.replace(".safetensors", ".fp16.safetensors")] = files[name]
             files[name.replace(".safetensors", ".bin")] = b"pickle"
         return files | {"v2-1_512-ema-pruned.safetensors": b"all of it again", "README.md": b"card"}
@@ -262,7 +310,7 @@ def test_a_download_of_a_repository_in_fp16_alone(
     hub: Hub, published: Callable[[], dict[str, bytes]]
 ) -> None:
     hub.files = published()
-    for name in WEIGHT_FILES.values():
+    for name in FILES:
         del hub.files[name]
     assert all(".fp16." in name for name in open_checkpoint(REPO).source)
 

@@ -2,24 +2,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812
 
+from sd2rt.engines.kinds import Variant
 from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.ldm_keys import ldm_layout
 from sd2rt.export.networks import skeleton
 from sd2rt.export.pipeline_configs import PARTS, PipelineConfigs
-from sd2rt.export.random_configs import DEMO, DEMO_SEED, DEMO_V, SMALL, SMALL_V
+from sd2rt.export.random_configs import DEMO, DEMO_SEED, DEMO_V, DEMOS, SMALL, SMALL_V, SMALLS
 from sd2rt.export.random_weights import WEIGHT_FILES, RandomWeights, draw, random_checkpoint
 from sd2rt.export.safetensors_writer import Entry, write_safetensors
+from sd2rt.export.scheduler_config import read_scheduler
+from sd2rt.export.variants import SUPPORTED
+from sd2rt.export.variants import Variant as Row
 
 ALL = {"small": SMALL, "small-v": SMALL_V, "demo": DEMO, "demo-v": DEMO_V}
+FILES = [WEIGHT_FILES[part] for part in PARTS]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -33,7 +44,7 @@ def test_one_seed_gives_the_same_bytes_and_another_gives_others(
     other = random_checkpoint(tmp_path / "other", configs=SMALL, seed=2)
 
     assert _files(again) == _files(small_checkpoint)
-    for file in WEIGHT_FILES.values():
+    for file in FILES:
         assert (other / file).read_bytes() != (again / file).read_bytes()
 
 
@@ -85,29 +96,99 @@ def test_a_single_file_has_what_published_ones_have(small_file: Path) -> None:
     assert alphas[-1].item() == pytest.approx(0.0047, abs=1e-4)
 
 
+def test_a_single_file_of_each_kind_has_what_published_ones_have(
+    kind_file: Callable[[Variant], Path],
+) -> None:
+    unet = "model.diffusion_model."
+    assert load_file(kind_file("inpainting"))[unet + "input_blocks.0.0.weight"].shape == (16, 9, 3, 3)
+
+    depth = load_file(kind_file("depth"))
+    assert depth[unet + "input_blocks.0.0.weight"].shape == (16, 5, 3, 3)
+    midas = "depth_model.model."
+    assert depth[midas + "pretrained.model.blocks.0.attn.qkv.weight"].shape == (96, 32)
+    assert depth[midas + "pretrained.model.head.weight"].shape == (1000, 32)
+    assert depth[midas + "scratch.output_conv.4.bias"].item() > 1
+
+    upscaler = load_file(kind_file("upscaler"))
+    assert upscaler[unet + "input_blocks.0.0.weight"].shape == (16, 7, 3, 3)
+    assert upscaler[unet + "label_emb.weight"].shape == (1000, 64)
+    # Its first level does not attend; where it does, but for the last level, attn1 looks at the text too.
+    assert unet + "input_blocks.1.1.norm.weight" not in upscaler
+    attention = "1.transformer_blocks.0.attn1.to_k.weight"
+    assert upscaler[f"{unet}input_blocks.3.{attention}"].shape == (24, 32)
+    assert "first_stage_model.decoder.up.3.block.0.conv1.weight" not in upscaler
+    noised = upscaler["low_scale_model.alphas_cumprod"]
+    assert noised.shape == (1000,)
+    assert noised[0].item() == pytest.approx(1 - 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "depth", "upscaler"])
+def test_the_folders_are_those_that_diffusers_loads(
+    kind: Variant, kind_folder: Callable[[Variant], Path]
+) -> None:
+    folder = kind_folder(kind)
+    classes = {
+        "inpainting": StableDiffusionInpaintPipeline,
+        "depth": StableDiffusionDepth2ImgPipeline,
+        "upscaler": StableDiffusionUpscalePipeline,
+    }
+    # Its image processor needs torchvision, which is not wanted for four numbers.
+    options = {"feature_extractor": None} if kind == "depth" else {}
+    pipeline = classes[kind].from_pretrained(folder, local_files_only=True, **options)
+    ours = open_checkpoint(str(folder))
+
+    for part in SMALLS[kind].parts:
+        theirs, own = getattr(pipeline, part).state_dict(), getattr(ours, part)().state_dict()
+        assert theirs.keys() == own.keys()
+        assert all(torch.equal(theirs[key], own[key]) for key in own)
+    assert pipeline.vae.config.scaling_factor == ours.vae().config.scaling_factor
+    if ours.low_resolution is not None:
+        assert pipeline.config.max_noise_level == ours.low_resolution.max_noise_level
+
+
+@pytest.mark.parametrize("configs", [SMALLS["depth"], DEMOS["depth"]], ids=["small", "demo"])
+@pytest.mark.parametrize("seed", range(4))
+def test_depths_are_positive_and_vary_with_the_image(configs: PipelineConfigs, seed: int) -> None:
+    network = skeleton("depth_estimator", configs.part("depth_estimator"))
+    network.load_state_dict(RandomWeights(configs, seed).tensors("depth_estimator"), assign=True)
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(1, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2)]
+    with torch.no_grad():
+        one, other = (network.eval()(F.interpolate(x, size=384)).predicted_depth for x in images)
+    for depth in (one, other):
+        assert depth.shape == (1, 384, 384)
+        assert depth.min() > 0
+        assert depth.std() > 0.1
+    assert (one - other).abs().mean() > 0.1
+
+
 def test_half_precision_rounds_the_same_weights(small_checkpoint: Path, tmp_path: Path) -> None:
     half = random_checkpoint(tmp_path / "half", configs=SMALL, seed=1, dtype=torch.float16)
-    for file in WEIGHT_FILES.values():
+    for file in FILES:
         exact, rounded = load_file(small_checkpoint / file), load_file(half / file)
         assert all(torch.equal(exact[key].half(), rounded[key]) for key in exact)
         assert (half / file).stat().st_size < 0.52 * (small_checkpoint / file).stat().st_size
 
 
 def test_every_network_fits_sd2_and_no_weight_is_trivial() -> None:
-    for configs in (SMALL, DEMO):
+    for configs in (*SMALLS.values(), *DEMOS.values()):
         weights = RandomWeights(configs, 0)
-        for part in PARTS:
+        for part in configs.parts:
             for key, tensor in weights.tensors(part).items():
                 assert tensor.isfinite().all(), key
-                assert tensor.std() > 0, key
+                assert tensor.numel() == 1 or tensor.std() > 0, key
 
 
-def test_the_demo_is_small() -> None:
-    weights = RandomWeights(DEMO, DEMO_SEED)
-    parameters = sum(torch.Size(shape).numel() for part in PARTS for shape in weights.shapes(part).values())
-    table = 49408 * int(DEMO.text_encoder["hidden_size"])
+@pytest.mark.parametrize("kind", DEMOS)
+def test_the_demo_is_small(kind: Variant) -> None:
+    configs = DEMOS[kind]
+    weights = RandomWeights(configs, DEMO_SEED)
+    parameters = sum(
+        torch.Size(shape).numel() for part in configs.parts for shape in weights.shapes(part).values()
+    )
+    table = 49408 * int(configs.text_encoder["hidden_size"])
     assert (parameters - table) * 4 < 30e6
-    assert DEMO.native_size == 128
+    assert configs.native_size == 128
 
 
 def test_the_demo_needs_no_file_and_is_the_same_every_time(tmp_path: Path) -> None:
@@ -117,19 +198,21 @@ def test_the_demo_needs_no_file_and_is_the_same_every_time(tmp_path: Path) -> No
     assert (demo.name, demo.release, demo.variant, demo.native_size) == ("demo", None, "base", 128)
     assert demo.license == "Apache-2.0"
     assert demo.source == open_checkpoint("demo").source
-    assert demo.source == {
-        file: hashlib.sha256((written / file).read_bytes()).hexdigest() for file in WEIGHT_FILES.values()
-    }
+    assert demo.source == {file: hashlib.sha256((written / file).read_bytes()).hexdigest() for file in FILES}
     assert json.loads(demo.tokenizer_json()) == json.loads(open_checkpoint(str(written)).tokenizer_json())
     unet = load_file(written / WEIGHT_FILES["unet"])
     assert all(torch.equal(tensor, unet[key]) for key, tensor in demo.unet().state_dict().items())
 
 
-@pytest.mark.parametrize(("variant", "kind"), [("2.0-base", "base"), ("2.1-v", "v")])
-def test_the_demo_has_both_kinds(variant: str, kind: str) -> None:
-    demo = open_checkpoint("demo", variant=variant)
-    assert (demo.variant, demo.release) == (kind, None)
-    assert demo.sampler.name == {"base": "pndm", "v": "ddim"}[kind]
+@pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
+def test_the_demo_has_every_kind(row: Row) -> None:
+    demo = open_checkpoint("demo", variant=row.name)
+    assert (demo.variant, demo.release, demo.license) == (row.kind, None, "Apache-2.0")
+    published = PipelineConfigs.packaged(str(row.configs))
+    assert demo.sampler == read_scheduler(published.scheduler, row.name)[1]
+    assert set(demo.source) == {WEIGHT_FILES[part] for part in published.parts}
+    assert (demo.depth_input is None) == (published.feature_extractor is None)
+    assert (demo.low_resolution is None) == (published.low_res_scheduler is None)
 
 
 @pytest.fixture
@@ -209,9 +292,18 @@ def test_the_writer_writes_what_the_library_writes(tmp_path: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_the_layout_maps_every_weight_of_the_full_size_networks_to_one_place() -> None:
-    configs = PipelineConfigs.packaged("stable-diffusion-2-1")
-    for part in PARTS:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stable-diffusion-2-1",
+        "stable-diffusion-2-inpainting",
+        "stable-diffusion-2-depth",
+        "stable-diffusion-x4-upscaler",
+    ],
+)
+def test_the_layout_maps_every_weight_of_the_full_size_networks_to_one_place(name: str) -> None:
+    configs = PipelineConfigs.packaged(name)
+    for part in configs.parts:
         keys = list(skeleton(part, configs.part(part)).state_dict())
         layout = ldm_layout(part, keys, configs)
         members = [member for tensor in layout for member in tensor.members]

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
 import pytest
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 from sd2rt.export.pipeline_configs import PipelineConfigs
-from sd2rt.export.scheduler_config import read_scheduler
+from sd2rt.export.scheduler_config import read_noise, read_scheduler
 from sd2rt.export.variants import SUPPORTED
 
 COMMON = {
@@ -26,18 +28,18 @@ DPM = {"_class_name": "DPMSolverMultistepScheduler", **COMMON}
 
 @pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
 def test_the_published_schedulers(row: Any) -> None:
-    noise, sampler = read_scheduler(PipelineConfigs.packaged(row.configs).scheduler, row.name)
+    noise, sampler = read_scheduler(PipelineConfigs.packaged(row.configs).scheduler, row.name, row.kind)
 
     assert noise == NoiseConfig(
         num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=0.0001 if row.kind == "upscaler" else 0.00085,
+        beta_end=0.02 if row.kind == "upscaler" else 0.012,
         beta_schedule="scaled_linear",
-        prediction_type="epsilon" if row.kind == "base" else "v_prediction",
+        prediction_type="v_prediction" if row.kind in ("v", "upscaler") else "epsilon",
     )
     assert sampler == SamplerConfig(
-        name="pndm" if row.kind == "base" else "ddim",
-        spacing="leading",
+        name="ddim" if row.kind in ("v", "upscaler") else "euler" if row.kind == "turbo" else "pndm",
+        spacing="trailing" if row.kind == "turbo" else "leading",
         steps_offset=1,
         set_alpha_to_one=False,
         final_sigma="zero",
@@ -77,27 +79,33 @@ def test_every_option_reaches_its_field() -> None:
     assert ddim.set_alpha_to_one is True
 
 
+PIPELINES: dict[Variant, Any] = {
+    "base": diffusers.StableDiffusionPipeline,
+    "inpainting": diffusers.StableDiffusionInpaintPipeline,
+    "depth": diffusers.StableDiffusionDepth2ImgPipeline,
+    "upscaler": diffusers.StableDiffusionUpscalePipeline,
+}
+
+
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
 @pytest.mark.parametrize("config", [DDIM, EULER, DPM, PNDM], ids=lambda config: config["_class_name"])
 @pytest.mark.parametrize("offset", [None, 0, 1])
-def test_the_steps_offset_is_the_one_that_the_pipeline_enforces(
-    config: dict[str, Any], offset: int | None
+@pytest.mark.parametrize(("kind", "pipeline_class"), PIPELINES.items())
+def test_the_steps_offset_is_the_one_that_the_pipeline_has(
+    config: dict[str, Any], offset: int | None, kind: Variant, pipeline_class: Any
 ) -> None:
     given = {key: value for key, value in config.items() if key != "steps_offset"}
     given |= {} if offset is None else {"steps_offset": offset}
     scheduler = getattr(diffusers, config["_class_name"]).from_config(given)
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=None,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parameters = inspect.signature(pipeline_class.__init__).parameters
+    components = {name: None for name in parameters if name != "self"} | {"scheduler": scheduler}
+    if "requires_safety_checker" in components:
+        components["requires_safety_checker"] = False
+    pipeline = pipeline_class(**components)
 
-    assert read_scheduler(given, "it")[1].steps_offset == pipeline.scheduler.config.steps_offset
+    assert read_scheduler(given, "it", kind)[1].steps_offset == pipeline.scheduler.config.get(
+        "steps_offset", 0
+    )
 
 
 def test_keys_of_another_class_are_ignored_as_diffusers_ignores_them() -> None:
@@ -162,3 +170,35 @@ def test_defaults_that_cannot_be_honoured_are_refused_too() -> None:
 def test_an_unknown_class_is_named(name: object) -> None:
     with pytest.raises(CheckpointError, match=f"{name}.*PNDMScheduler, DDIMScheduler"):
         read_scheduler({"_class_name": name, **COMMON}, "the folder")
+
+
+def test_noise_alone_asks_for_nothing_else() -> None:
+    published = PipelineConfigs.packaged("stable-diffusion-x4-upscaler").low_res_scheduler
+    assert published is not None
+    assert published["clip_sample"] is True
+    assert read_noise(published, "it") == NoiseConfig(
+        num_train_timesteps=1000,
+        beta_start=0.0001,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+    )
+    assert read_noise({"_class_name": "DDPMScheduler"}, "it").beta_schedule == "linear"
+    assert read_noise({**DDIM, "clip_sample": True}, "it") == read_scheduler(DDIM, "it")[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trained_betas", [0.1]),
+        ("rescale_betas_zero_snr", True),
+        ("beta_schedule", "squaredcos_cap_v2"),
+        ("beta_end", 2.0),
+        ("_class_name", "LMSDiscreteScheduler"),
+    ],
+)
+def test_noise_that_cannot_be_honoured_is_refused_by_key(key: str, value: object) -> None:
+    match = "LMSDiscreteScheduler.*DDPMScheduler" if key == "_class_name" else f"DDPMScheduler has {key} = "
+    with pytest.raises(CheckpointError, match=match) as refused:
+        read_noise({"_class_name": "DDPMScheduler", key: value}, "it")
+    assert "\n" not in str(refused.value)

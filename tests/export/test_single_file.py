@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,23 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file, save_file
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
 from sd2rt.export import identify, single_file
 from sd2rt.export.checkpoint import open_checkpoint
 from sd2rt.export.ldm_keys import PREFIXES, ema_key, ldm_layout
 from sd2rt.export.networks import skeleton
 from sd2rt.export.pipeline_configs import PARTS, PartName, PipelineConfigs
-from sd2rt.export.random_configs import SMALL, SMALL_V
+from sd2rt.export.random_configs import SMALL, SMALL_TURBO, SMALL_V, SMALLS
 from sd2rt.export.random_weights import RandomWeights, random_checkpoint
-from sd2rt.export.variants import VARIANTS
+from sd2rt.export.scheduler_config import read_scheduler
+from sd2rt.export.variants import SUPPORTED, VARIANTS
 from sd2rt.export.weight_file import sha256
 
 Tensors = dict[str, torch.Tensor]
+KindPath = Callable[[Variant], Path]
+
+KINDS_OF_FILES: list[Variant] = ["turbo", "inpainting", "depth", "upscaler"]
+UNET = "model.diffusion_model."
 
 
 def refused(path: Path, match: str, **options: Any) -> str:
@@ -39,16 +46,16 @@ def refused(path: Path, match: str, **options: Any) -> str:
     return str(error.value)
 
 
-def weights(path: Path, **options: Any) -> dict[PartName, Tensors]:
+def weights(path: Path, parts: Sequence[PartName] = PARTS, **options: Any) -> dict[PartName, Tensors]:
     checkpoint = open_checkpoint(str(path), **options)
-    return {part: getattr(checkpoint, part)().state_dict() for part in PARTS}
+    return {part: getattr(checkpoint, part)().state_dict() for part in parts}
 
 
 def equal(one: dict[PartName, Tensors], other: dict[PartName, Tensors]) -> bool:
-    return all(
+    return one.keys() == other.keys() and all(
         one[part].keys() == other[part].keys()
         and all(torch.equal(one[part][key], other[part][key]) for key in one[part])
-        for part in PARTS
+        for part in one
     )
 
 
@@ -76,6 +83,55 @@ def test_a_ckpt_gives_the_folders_weights(
     small_ckpt: Path, small_configs: Path, small_weights: dict[PartName, Tensors]
 ) -> None:
     assert equal(weights(small_ckpt, config=small_configs, allow_pickle=True), small_weights)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+def test_a_file_of_each_kind_gives_the_folders_weights(
+    kind: Variant, kind_folder: KindPath, kind_file: KindPath
+) -> None:
+    parts, folder = SMALLS[kind].parts, kind_folder(kind)
+    # Nothing but its published name tells SD-Turbo.
+    variant = "sd-turbo" if kind == "turbo" else None
+    found = weights(kind_file(kind), parts, config=folder, variant=variant)
+    assert equal(found, weights(folder, parts))
+
+
+@pytest.mark.parametrize("kind", ["depth", "upscaler"])
+def test_a_ckpt_of_each_kind_gives_the_folders_weights(
+    kind: Variant, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    path = random_checkpoint(tmp_path / "it.ckpt", configs=SMALLS[kind], seed=1, layout="ldm")
+    parts, folder = SMALLS[kind].parts, kind_folder(kind)
+    refused(path, "is a pickle", config=folder)
+    assert equal(weights(path, parts, config=folder, allow_pickle=True), weights(folder, parts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "release"), [("turbo", "2.1"), ("inpainting", "2.0"), ("depth", "2.0"), ("upscaler", "2.0")]
+)
+def test_what_a_file_of_each_kind_says(
+    kind: Variant, release: str, kind_file: KindPath, kind_folder: KindPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --config: the packaged configurations, here in the small size."""
+    rows = {row.configs: row.kind for row in SUPPORTED}
+    monkeypatch.setattr(
+        PipelineConfigs, "packaged", lambda name: SMALLS[next(k for n, k in rows.items() if n == name and k)]
+    )
+    path = kind_file(kind)
+    if kind == "turbo":
+        refused(path, "pass --variant with one of 2.0-base, 2.0-v, 2.1-base, 2.1-v, sd-turbo")
+        checkpoint = open_checkpoint(str(path), variant="sd-turbo")
+    else:
+        checkpoint = open_checkpoint(str(path))
+    folder = open_checkpoint(str(kind_folder(kind)))
+    assert (checkpoint.variant, checkpoint.release) == (kind, release)
+    for fact in ("noise", "sampler", "native_size", "low_resolution", "depth_input", "license"):
+        assert getattr(checkpoint, fact) == getattr(folder, fact), fact
+    assert checkpoint.source == {path.name: sha256(path)}
+    if kind != "turbo":
+        refused(
+            path, "--variant 2.1-base means 2.1-base, but its UNet's .* input channels", variant="2.1-base"
+        )
 
 
 def test_the_networks_compute_what_the_folders_do(
@@ -117,9 +173,10 @@ def test_half_precision(tmp_path: Path, small_configs: Path, small_weights: dict
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_layout_is_the_one_that_diffusers_converts_from(part: PartName) -> None:
+@pytest.mark.parametrize("name", ["stable-diffusion-2-1", "stable-diffusion-x4-upscaler"])
+def test_the_layout_is_the_one_that_diffusers_converts_from(name: str, part: PartName) -> None:
     """Full size: each LDM tensor, marked by a number, must end where our table says."""
-    configs = PipelineConfigs.packaged("stable-diffusion-2-1")
+    configs = PipelineConfigs.packaged(name)
     network = skeleton(part, configs.part(part))
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     layout = ldm_layout(part, shapes, configs)
@@ -212,6 +269,10 @@ def test_nothing_is_guessed(small_file: Path) -> None:
         ("v2-1_512-ema-pruned", "2.1", "base"),
         ("v2-1_512-nonema-pruned", "2.1", "base"),
         ("v2-1_768-ema-pruned", "2.1", "v"),
+        ("sd_turbo", "2.1", "turbo"),
+        ("512-inpainting-ema", "2.0", "inpainting"),
+        ("512-depth-ema", "2.0", "depth"),
+        ("x4-upscaler-ema", "2.0", "upscaler"),
     ],
 )
 def test_a_published_name_at_full_size(
@@ -221,7 +282,9 @@ def test_a_published_name_at_full_size(
     monkeypatch.setattr(single_file, "sha256", lambda path, progress: "0" * 64)
     path = tmp_path / f"{stem}.safetensors"
     header, end = {}, 0
-    for entry in RandomWeights(PipelineConfigs.packaged("stable-diffusion-2-1"), 0).ldm_entries():
+    [row] = [row for row in SUPPORTED if stem in row.file_stems]
+    published = PipelineConfigs.packaged(str(row.configs))
+    for entry in RandomWeights(published, 0).ldm_entries():
         size = 2 * torch.Size(entry.shape).numel()
         header[entry.key] = {"dtype": "F16", "shape": list(entry.shape), "data_offsets": [end, end + size]}
         end += size
@@ -232,13 +295,13 @@ def test_a_published_name_at_full_size(
 
     checkpoint = open_checkpoint(str(path))
     assert (checkpoint.release, checkpoint.variant) == (release, kind)
-    assert checkpoint.native_size == (512 if kind == "base" else 768)
-    assert checkpoint.sampler.name == ("pndm" if kind == "base" else "ddim")
-    refused(path, f"its name {stem}.safetensors means.*leave --variant out", variant=_other(release, kind))
-
-
-def _other(release: str, kind: str) -> str:
-    return {"2.0": "2.1", "2.1": "2.0"}[release] + f"-{kind}"
+    assert checkpoint.native_size == (768 if kind == "v" else 512)
+    assert (checkpoint.noise, checkpoint.sampler) == read_scheduler(
+        published.scheduler, stem, row.kind or "base"
+    )
+    assert checkpoint.license == row.license
+    other = "2.1-v" if row.name == "2.0-v" else "2.0-v"
+    refused(path, f"its name {stem}.safetensors means.*leave --variant out", variant=other)
 
 
 def test_a_variant_says_what_the_file_does_not(small_file: Path, small_configs: Path) -> None:
@@ -248,7 +311,10 @@ def test_a_variant_says_what_the_file_does_not(small_file: Path, small_configs: 
         small_file, "--variant 2.1-v means 2.1-v, but prediction_type", config=small_configs, variant="2.1-v"
     )
     refused(small_file, "variant '2.2' is unknown", variant="2.2")
-    refused(small_file, "--variant x4-upscaler .*not supported yet", variant="x4-upscaler")
+    refused(
+        small_file, "--variant x4-upscaler means x4-upscaler, but its UNet's 4 input", variant="x4-upscaler"
+    )
+    refused(small_file, "--variant 2.1-unclip .*not supported yet", variant="2.1-unclip")
 
 
 def test_configs_name_the_prediction_type(small_file: Path, tmp_path: Path) -> None:
@@ -293,6 +359,21 @@ def test_metadata_tells_the_prediction_type_and_not_the_release(
     refused(path, f"--variant {wrong} means.*modelspec", variant=wrong)
 
 
+def test_a_prediction_that_the_published_model_does_not_make_needs_a_configuration(
+    kind_file: KindPath, tmp_path: Path
+) -> None:
+    SMALLS["inpainting"].write(tmp_path / "configs")
+    metadata = {"modelspec.prediction_type": "v"}
+    path = edited(kind_file("inpainting"), tmp_path / "it.safetensors", lambda tensors: None, metadata)
+    match = "modelspec.prediction_type is v, but the scheduler's configuration has epsilon: pass --config"
+    refused(path, match)
+    refused(path, match, config=tmp_path / "configs")
+    scheduler = SMALL_V.scheduler
+    replace(SMALLS["inpainting"], scheduler=scheduler).write(tmp_path / "configs")
+    checkpoint = open_checkpoint(str(path), config=tmp_path / "configs")
+    assert (checkpoint.variant, checkpoint.noise.prediction_type) == ("inpainting", "v_prediction")
+
+
 def test_metadata_and_name_must_agree(small_file: Path, tmp_path: Path) -> None:
     metadata = {"modelspec.architecture": "stable-diffusion-v2-512"}
     path = edited(small_file, tmp_path / "768-v-ema.safetensors", lambda tensors: None, metadata)
@@ -335,6 +416,81 @@ def test_keys_that_are_missing_unexpected_or_misshapen(
     refused(path, rf"{key} has shape \[3, 7\], expected \[", config=small_configs)
     edited(small_file, path, lambda tensors: tensors.update({f"{key}.extra": torch.zeros(1)}))
     refused(path, f"has the key {key}.extra, which an SD2 {part} does not", config=small_configs)
+
+
+DEPTH = "depth_model.model."
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "part"),
+    [
+        ("inpainting", "model.diffusion_model.out.2.bias", "unet"),
+        ("upscaler", "model.diffusion_model.label_emb.weight", "unet"),
+        ("upscaler", "first_stage_model.decoder.up.2.block.1.conv1.bias", "vae"),
+        ("depth", DEPTH + "pretrained.model.blocks.3.attn.qkv.bias", "depth_estimator"),
+        ("depth", DEPTH + "pretrained.model.patch_embed.backbone.stem.conv.weight", "depth_estimator"),
+        ("depth", DEPTH + "scratch.output_conv.4.weight", "depth_estimator"),
+    ],
+)
+def test_keys_of_each_kind_that_are_missing_unexpected_or_misshapen(
+    kind: Variant, key: str, part: str, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    path, source, config = tmp_path / "edited.safetensors", kind_file(kind), kind_folder(kind)
+    edited(source, path, lambda tensors: tensors.__delitem__(key))
+    if key.endswith("label_emb.weight"):
+        refused(path, "not a Stable Diffusion 2 checkpoint .its UNet's 7 input channels.:", config=config)
+    else:
+        refused(path, f"lacks the key {key} of its {part}", config=config)
+    edited(source, path, lambda tensors: tensors.update({key: torch.zeros(3, 7)}))
+    refused(path, rf"{key} has shape \[3, 7\], expected \[", config=config)
+    edited(source, path, lambda tensors: tensors.update({f"{key}.extra": torch.zeros(1)}))
+    refused(path, f"has the key {key}.extra, which an SD2 {part} does not", config=config)
+
+
+@pytest.mark.parametrize("kind", ["depth", "upscaler"])
+def test_what_nothing_reads_may_be_missing(
+    kind: Variant, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    path = tmp_path / "pruned.safetensors"
+    unread = ("low_scale_model.", DEPTH + "pretrained.model.head.", "alphas", "betas", "sqrt_", "log_one")
+
+    def prune(tensors: Tensors) -> None:
+        for key in [key for key in tensors if key.startswith(unread)]:
+            del tensors[key]
+
+    edited(kind_file(kind), path, prune)
+    parts, folder = SMALLS[kind].parts, kind_folder(kind)
+    assert equal(weights(path, parts, config=folder), weights(folder, parts))
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_moving_average_stands_in_for_the_unet_of_each_kind(
+    kind: Variant, given: bool, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    path = tmp_path / "ema.safetensors"
+
+    def average(tensors: Tensors) -> None:
+        for key in [key for key in tensors if key.startswith(UNET)]:
+            tensors[ema_key(key)] = tensors.pop(key)
+
+    edited(kind_file(kind), path, average)
+    parts, folder = SMALLS[kind].parts, kind_folder(kind)
+    variant = "sd-turbo" if kind == "turbo" else None
+    if given:
+        assert equal(weights(path, parts, config=folder, variant=variant), weights(folder, parts))
+    else:
+        # Recognised, and then of another size than the published one.
+        refused(path, "lacks .* of its text_encoder", variant=variant)
+
+
+def test_a_depth_estimator_that_no_single_file_holds(
+    kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    config = Path(shutil.copytree(kind_folder("depth"), tmp_path / "configs"))
+    path = config / "depth_estimator" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_batch_norm_in_fusion_residual": True}))
+    refused(kind_file("depth"), "describes a network that no single file holds", config=config)
 
 
 def test_a_file_of_another_size_than_the_configuration(small_file: Path) -> None:
@@ -409,7 +565,6 @@ def test_pickles_that_hold_no_checkpoint(small_ckpt: Path, tmp_path: Path) -> No
         refused(path, "truncated or is not a PyTorch checkpoint", allow_pickle=True)
 
 
-UNET = "model.diffusion_model."
 SD1_CLIP = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
 VAE_KEY = "first_stage_model.decoder.conv_in.weight"
 ATTENTION = "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
@@ -488,9 +643,10 @@ def test_other_models_are_named(shapes: dict[str, tuple[int, ...]], match: str, 
 @pytest.mark.parametrize(
     ("channels", "extra", "match"),
     [
-        (5, {}, "2.0-depth .its UNet's 5 input channels.*not supported yet"),
-        (9, {}, "2.0-inpainting .its UNet's 9 input channels.*not supported yet"),
-        (7, {UNET + "label_emb.weight": (1000, 16)}, "x4-upscaler .*not supported yet"),
+        # Told by their inputs, and then measured against their published size.
+        (5, {}, "lacks .* of its text_encoder"),
+        (9, {}, "lacks .* of its text_encoder"),
+        (7, {UNET + "label_emb.weight": (1000, 16)}, "lacks .* of its text_encoder"),
         (4, {UNET + "label_emb.0.0.weight": (64, 2048)}, "2.1-unclip .*not supported yet"),
         (8, {}, "not a Stable Diffusion 2 checkpoint .its UNet's 8 input channels"),
     ],
@@ -508,7 +664,50 @@ def test_other_variants_are_named(
 def test_sd_turbo_is_told_by_its_published_name(small_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "sd_turbo.safetensors"
     path.write_bytes(small_file.read_bytes())
-    refused(path, "sd-turbo .*not supported yet")
+    SMALL_TURBO.write(tmp_path / "configs")
+    checkpoint = open_checkpoint(str(path), config=tmp_path / "configs")
+    assert (checkpoint.variant, checkpoint.license) == ("turbo", "Stability AI Community License")
+    match = "--variant 2.1-base means 2.1-base, but its name sd_turbo.safetensors means sd-turbo"
+    refused(path, match, variant="2.1-base", config=tmp_path / "configs")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "match"),
+    [
+        (
+            {
+                UNET + ATTENTION: (320, 1024),
+                SD1_CLIP: (77, 768),
+                "cond_stage_model.transformer.text_model.encoder.layers.11.layer_norm1.weight": (768,),
+            },
+            r"text encoder is 768 wide with 12 layers \(CLIP-L, Stable Diffusion 1's\), but the UNet attends to "
+            "1024",
+        ),
+        (
+            {
+                UNET + ATTENTION: (320, 768),
+                "cond_stage_model.model.ln_final.weight": (1024,),
+                "cond_stage_model.model.transformer.resblocks.23.ln_1.weight": (1024,),
+            },
+            r"text encoder is 1024 wide with 24 layers \(OpenCLIP ViT-H.*\), but the UNet attends to 768",
+        ),
+        (
+            {
+                UNET + ATTENTION: (320, 1024),
+                "cond_stage_model.model.ln_final.weight": (1024,),
+                "cond_stage_model.model.transformer.resblocks.11.ln_1.weight": (1024,),
+            },
+            "text encoder is 1024 wide with 12 layers, but the UNet, which attends to 1024",
+        ),
+    ],
+)
+def test_a_text_encoder_that_is_not_the_unets_is_refused(
+    shapes: dict[str, tuple[int, ...]], match: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mixed.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in {**shapes, VAE_KEY: (1,)}.items()}, path)
+    refused(path, match)
+    refused(path, match, variant="2.1-v")
 
 
 @pytest.mark.parametrize(
