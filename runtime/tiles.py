@@ -95,8 +95,10 @@ class Tiling:
                     f"expected {[len(blended), place.height, place.width]}"
                 )
             weight = np.outer(down, across)
-            for target, plane in zip(place.cut(blended), result, strict=True):
-                target += weight * plane
+            # What is not finite stays so, and it is the caller's to say it.
+            with np.errstate(invalid="ignore"):
+                for target, plane in zip(place.cut(blended), result, strict=True):
+                    target += weight * plane
         assert blended is not None
         return blended
 

@@ -115,6 +115,15 @@ def test_a_tile_alone_is_returned_to_the_bit() -> None:
     assert np.array_equal(tiling.blend([array]), array)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    tiling = Tiling(8, 48, tile=32, overlap=8)
+    tiles = [np.zeros((1, 8, 32), np.float32) for _ in tiling.boxes]
+    tiles[0][0, 4, 31] = bad
+    assert not np.isfinite(tiling.blend(tiles)).all()
+
+
 def test_an_axis_is_cut_evenly() -> None:
     tiling = Tiling(96, 320, tile=130, overlap=16)
     assert tiling.boxes == (Box(0, 0, 96, 128), Box(0, 96, 96, 128), Box(0, 192, 96, 128))
