@@ -28,9 +28,10 @@ class Vae:
 
     Tiles are not exact. What they share is enough for what convolutions see of their surroundings: with 16
     latents shared, a decoder without other views of the image is within 1/255 of the whole on smooth latents,
-    and within 2/255 on noise. But a group normalisation's statistics and the attention are over all that a network is given, so a tile's
-    tones are its own, the more the less it is like the rest, and no overlap changes that; fading over a wide one
-    makes of it a slope and not an edge. Measured with random weights, in 255ths, worst and mean:
+    and within 2/255 on noise. But a group normalisation's statistics and the attention are over all that a
+    network is given, so a tile's tones are its own, the more the less it is like the rest, and no overlap
+    changes that; fading over a wide one makes of it a slope and not an edge. Measured with random weights, in
+    255ths, worst and mean:
 
     ======================================  ==============  ================
     decoded latents                          128 of 160      64 of 160
