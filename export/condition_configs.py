@@ -33,6 +33,12 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def check_conditions(configs: PipelineConfigs, origin: str) -> None:
+    """Raise CheckpointError for what the two readers below refuse: before anything is hashed."""
+    read_low_resolution(configs, origin)
+    read_depth_input(configs, origin)
+
+
 def read_low_resolution(configs: PipelineConfigs, origin: str) -> LowResolution | None:
     """How an upscaler's image is noised; None for a pipeline that has no such image.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.condition_configs import check_conditions
 from sd2rt.export.identify import (
     Evidence,
     by_architecture,
@@ -99,14 +100,17 @@ def open_folder(
             )
     configs = PipelineConfigs.read(folder)
     read_scheduler(configs.scheduler, origin)
+    check_conditions(configs, origin)
 
     evidence = [
         *_by_pipeline(str(model_index.get("_class_name"))),
         *by_architecture(configs.unet.get("in_channels", 4), class_embedding(configs.unet)),
         *by_prediction(configs.scheduler.get("prediction_type", "epsilon"), "scheduler_config.json"),
         *_by_hub_id(name),
-        *_by_name("its name", name or folder.resolve().name),
-        *_by_name("_name_or_path in model_index.json", str(model_index.get("_name_or_path"))),
+        *_by_name("its name", name or folder.resolve().name, "rename it"),
+        *_by_name(
+            "_name_or_path in model_index.json", str(model_index.get("_name_or_path")), "remove _name_or_path"
+        ),
     ]
     asked = stated(variant)
     narrow(origin, [*evidence, *asked])
@@ -122,7 +126,7 @@ def open_folder(
     }
     known = [found for digest in source.values() for found in by_hash(digest)]
     rows = likeliest(narrow(origin, [*evidence, *known, *asked]))
-    # The scheduler's prediction type has told the last two kinds apart.
+    # The scheduler's prediction type tells the last two kinds apart.
     kind, license = rows[0].kind, rows[0].license
     assert kind is not None
     releases = {row.release for row in rows}
@@ -189,11 +193,11 @@ def _hub_names(row: Variant) -> tuple[str, ...]:
     return (row.hub_id,) if row.mirror is None else (row.hub_id, row.mirror)
 
 
-def _by_name(where: str, name: str) -> list[Evidence]:
+def _by_name(where: str, name: str, remedy: str) -> list[Evidence]:
     """What a name says that nothing else does."""
     tail = name.rsplit("/", 1)[-1]
     rows = tuple(row for row in VARIANTS if row.by_name_only and row.hub_id.rsplit("/", 1)[-1] == tail)
-    return [Evidence(f"{where} {tail}", rows, "take that name away")] if rows else []
+    return [Evidence(f"{where} {tail}", rows, remedy)] if rows else []
 
 
 def _config_if_there(folder: Path, part: PartName) -> Config:

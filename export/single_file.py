@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.sampling import PredictionType
+from sd2rt.export.condition_configs import check_conditions
 from sd2rt.export.identify import (
     Evidence,
     by_architecture,
@@ -103,6 +104,7 @@ def open_single_file(
     given = PipelineConfigs.read(config) if config is not None else None
     if given is not None:
         read_scheduler(given.scheduler, str(config))
+        check_conditions(given, str(config))
     stored = _stored_keys(file, given)
     shapes = {key: file.shapes[at] for key, at in stored.items()}
     refuse_foreign_keys(str(path), shapes)
@@ -184,11 +186,11 @@ def _stored_keys(file: WeightFile, given: PipelineConfigs | None) -> dict[str, s
 
 def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -> None:
     """Refuse a file of a variant whose published model predicts something else than this one."""
-    stated = file.metadata.get("modelspec.prediction_type", "")
+    predicts = file.metadata.get("modelspec.prediction_type", "")
     expected = configs.scheduler.get("prediction_type", "epsilon")
-    if _PREDICTIONS.get(stated, expected) != expected:
+    if _PREDICTIONS.get(predicts, expected) != expected:
         raise CheckpointError(
-            f"{origin}: its modelspec.prediction_type is {stated}, but the scheduler's configuration has "
+            f"{origin}: its modelspec.prediction_type is {predicts}, but the scheduler's configuration has "
             f"{expected}: pass --config with a folder whose scheduler_config.json has the right prediction_type"
         )
 

@@ -167,9 +167,7 @@ def test_a_name_does_not_make_another_model_sd_turbo(small_v_checkpoint: Path, t
     assert open_checkpoint(str(folder)).variant == "v"
     folder.unlink()
     shutil.copytree(small_v_checkpoint, folder)
-    refused(
-        folder, "its name sd-turbo means sd-turbo, but .*prediction_type v_prediction.*take that name away"
-    )
+    refused(folder, "its name sd-turbo means sd-turbo, but .*prediction_type v_prediction.*: rename it")
 
 
 def test_each_file_is_announced_before_it_is_hashed(small_checkpoint: Path) -> None:
@@ -372,6 +370,30 @@ def test_a_folder_without_what_its_kind_has(
     refused(folder, f"{component}/{file} is missing")
     shutil.rmtree(folder / component)
     refused(folder, f"lacks its folder {component}/: a checkpoint of this kind has")
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "changes", "match"),
+    [
+        (
+            "depth",
+            "feature_extractor/preprocessor_config.json",
+            {"keep_aspect_ratio": True},
+            "keep_aspect_ratio",
+        ),
+        ("depth", "depth_estimator/config.json", {"image_size": 512}, "size = .*image_size"),
+        ("upscaler", "low_res_scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
+        ("upscaler", "model_index.json", {"max_noise_level": 2000}, "max_noise_level is 2000"),
+    ],
+)
+def test_a_condition_that_cannot_be_honoured_is_refused_before_a_file_is_hashed(
+    kind: Variant, file: str, changes: dict[str, Any], match: str, kind_folder: KindPath, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
+    edit(folder / file, **changes)
+    said: list[str] = []
+    refused(folder, match, progress=said.append)
+    assert said == []
 
 
 def test_damaged_depth_weights(small_depth_checkpoint: Path, tmp_path: Path) -> None:
