@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sd2rt.engines.bundle import locate, open_bundle
+from sd2rt.engines.kinds import Defaults
 from sd2rt.engines.manifest import File, Manifest, read_manifest
 from sd2rt.engines.objects import shared_bytes
 
@@ -36,7 +37,15 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     for name, value in _facts(manifest, shared).items():
         facts.add_row(name, value)
     parts = Table(
-        "part", "parameters", "MB", "operators", "inputs", "outputs", box=None, padding=(0, 2, 0, 0)
+        "part",
+        "precision",
+        "parameters",
+        "MB",
+        "operators",
+        "inputs",
+        "outputs",
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     for name, part in manifest.parts.items():
         inputs, outputs = (
@@ -44,11 +53,41 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             for side in (part.inputs, part.outputs)
         )
         size = sum(file.size for file in part.files) / 1e6
-        parts.add_row(name, f"{part.parameters:,}", f"{size:.1f}", f"opset {part.opset}", inputs, outputs)
+        parts.add_row(
+            name,
+            part.precision,
+            f"{part.parameters:,}",
+            f"{size:.1f}",
+            f"opset {part.opset}",
+            inputs,
+            outputs,
+        )
     console.print(str(path), soft_wrap=True)
     console.print(facts)
     console.print()
     console.print(parts)
+
+
+def _defaults(task: Defaults) -> str:
+    """What a task does where a request does not say otherwise."""
+    guidance = f"guidance {task.guidance_scale:g}" if task.guidance_scale > 1 else "no guidance"
+    facts = [f"{task.num_inference_steps} steps", guidance]
+    facts += [f"strength {task.strength:g}"] if task.strength is not None else []
+    facts += [f"noise level {task.noise_level}"] if task.noise_level is not None else []
+    return ", ".join(facts)
+
+
+def _shown(manifest: Manifest) -> dict[str, str]:
+    """What the denoiser sees beside the latents, where it sees something, and how that is made."""
+    facts = {}
+    if manifest.conditions:
+        facts["sees"] = ", ".join(f"{item.name} ({item.channels} channels)" for item in manifest.conditions)
+    if manifest.depth_input is not None:
+        width, height = manifest.depth_input.size
+        facts["depth"] = f"estimated at {width}x{height}, {manifest.depth_input.resample}"
+    if manifest.low_resolution is not None:
+        facts["noise level"] = f"at most {manifest.low_resolution.max_noise_level}"
+    return facts
 
 
 def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
@@ -58,7 +97,8 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         "name": manifest.name,
         "identity": manifest.identity,
         "model": f"{manifest.family} {manifest.source.release or '2.x'}, variant {manifest.variant}",
-        "makes": "text-to-image",
+        **{name: _defaults(task) for name, task in manifest.tasks.items()},
+        **_shown(manifest),
         "precision": manifest.precision,
         "sizes": sizes,
         "prediction": noise.prediction_type,

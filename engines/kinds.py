@@ -49,6 +49,8 @@ class Task:
     name: TaskName
     required: tuple[InputName, ...] = ()
     optional: tuple[InputName, ...] = ()
+    noise_at_full_strength: bool = False
+    """Strength 1 starts from noise alone, rather than from an image with the most noise there is."""
 
 
 TASKS: dict[TaskName, Task] = {
@@ -56,7 +58,12 @@ TASKS: dict[TaskName, Task] = {
     for task in (
         Task("text-to-image"),
         Task("image-to-image", required=("image",), optional=("strength",)),
-        Task("inpainting", required=("image", "mask_image"), optional=("strength", "paste")),
+        Task(
+            "inpainting",
+            required=("image", "mask_image"),
+            optional=("strength", "paste"),
+            noise_at_full_strength=True,
+        ),
         Task("depth-to-image", required=("image",), optional=("depth_map", "strength")),
         Task("upscaling", required=("image",), optional=("noise_level",)),
     )

@@ -14,7 +14,7 @@ from sd2rt.engines.errors import BundleError
 from sd2rt.engines.kinds import Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 MANIFEST = "bundle.json"
 
 Precision = Literal["fp32", "fp16"]

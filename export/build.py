@@ -15,12 +15,13 @@ import torch
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BundleError, CheckpointError
+from sd2rt.engines.kinds import KINDS, PartName
 from sd2rt.engines.manifest import (
+    SCHEMA_VERSION,
     Embeddings,
     Latents,
     Manifest,
     Part,
-    PartName,
     Precision,
     Source,
     Tokenizer,
@@ -29,8 +30,11 @@ from sd2rt.engines.manifest import (
 from sd2rt.engines.sampling import check_side
 from sd2rt.engines.writer import BundleWriter, describe
 from sd2rt.export.checkpoint import Checkpoint
-from sd2rt.export.onnx_part import OPSET, export_part, interface
-from sd2rt.export.part_modules import Decoder, Denoiser, TextEncoder
+from sd2rt.export.depth_module import DepthEstimator
+from sd2rt.export.networks import skeleton
+from sd2rt.export.onnx_part import OPSET, Dimensions, export_part, interface
+from sd2rt.export.part_modules import Decoder, Denoiser, Encoder, TextEncoder
+from sd2rt.export.pipeline_configs import PartName as NetworkName
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
@@ -62,7 +66,8 @@ def build(
     """Make the bundle ``target`` from ``checkpoint``.
 
     Args:
-        precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both.
+        precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both, and
+            so are the parts that the table of kinds says overflow.
         sizes: width and height in pixels of the sizes to record as native, the first being the default;
             empty for the checkpoint's own.
         replace: put the new bundle in the place of a different one; an equal one that is whole stays.
@@ -88,14 +93,19 @@ def build(
     space = _estimate(checkpoint, precision)
     # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
     with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
-        parts = {name: _part(writer, checkpoint, name, precision, progress) for name in _MODULES}
+        kind = KINDS[checkpoint.variant]
+        parts = {name: _part(writer, checkpoint, name, precision, progress) for name in kind.parts}
         manifest = Manifest(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             sd2rt_version=version,
             build_key=key,
             name=target.resolve().name,
             family="stable-diffusion-2",
             variant=checkpoint.variant,
+            tasks=kind.tasks,
+            conditions=kind.conditions,
+            low_resolution=checkpoint.low_resolution,
+            depth_input=checkpoint.depth_input,
             precision=precision,
             native_sizes=native,
             noise=checkpoint.noise,
@@ -118,12 +128,27 @@ _MODULES: dict[PartName, Callable[[Checkpoint, torch.dtype], torch.nn.Module]] =
     "text_encoder": lambda checkpoint, dtype: TextEncoder(checkpoint.text_encoder(dtype)),
     "denoiser": lambda checkpoint, dtype: Denoiser(checkpoint.unet(dtype)),
     "decoder": lambda checkpoint, dtype: Decoder(checkpoint.vae(dtype)),
+    "encoder": lambda checkpoint, dtype: Encoder(checkpoint.vae(dtype)),
+    "depth_estimator": lambda checkpoint, dtype: DepthEstimator(checkpoint.depth_estimator(dtype)),
 }
+_NETWORKS: dict[PartName, NetworkName] = {
+    "text_encoder": "text_encoder",
+    "denoiser": "unet",
+    "decoder": "vae",
+    "encoder": "vae",
+    "depth_estimator": "depth_estimator",
+}
+"""The checkpoint's network that each part is made of."""
 
 
 def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) -> torch.nn.Module:
     """The PyTorch module that ``part`` is exported from."""
     return _MODULES[part](checkpoint, DTYPES[precision]).eval()
+
+
+def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision) -> Precision:
+    """What ``part`` is built in where the bundle is asked for in ``precision``."""
+    return "fp32" if part in KINDS[checkpoint.variant].fp32_parts else precision
 
 
 def _part(
@@ -133,24 +158,30 @@ def _part(
     if part is None:
         progress(name, 0.0)
         writer.start_part(name)
-        latents = _latents(checkpoint)
-        tensors = interface(
-            name,
-            fp=_NUMPY[precision],
-            text_width=int(checkpoint.parts.config("text_encoder")["hidden_size"]),
-            channels=latents.channels,
-            factor=latents.vae_factor,
-        )
+        own = part_precision(checkpoint, name, precision)
         part = export_part(
             name,
-            part_module(checkpoint, name, precision),
-            tensors,
+            part_module(checkpoint, name, own),
+            interface(name, _dimensions(checkpoint), _NUMPY[own]),
             writer.folder,
+            own,
             lambda fraction: progress(name, fraction),
         )
         writer.keep_part(name, part)
     progress(name, 1.0)
     return part
+
+
+def _dimensions(checkpoint: Checkpoint) -> Dimensions:
+    kind, latents, depth = KINDS[checkpoint.variant], _latents(checkpoint), checkpoint.depth_input
+    return Dimensions(
+        text_width=int(checkpoint.parts.config("text_encoder")["hidden_size"]),
+        channels=latents.channels,
+        factor=latents.vae_factor,
+        extra=sum(condition.channels for condition in kind.conditions),
+        class_label=kind.class_label,
+        depth_size=(0, 0) if depth is None else depth.size,
+    )
 
 
 def _latents(checkpoint: Checkpoint) -> Latents:
@@ -224,7 +255,9 @@ def _key(
         "variant": checkpoint.variant,
         "noise": checkpoint.noise.model_dump(mode="json"),
         "sampler": checkpoint.sampler.model_dump(mode="json"),
-        "configs": [checkpoint.parts.config(part) for part in ("text_encoder", "unet", "vae")],
+        "configs": [checkpoint.parts.config(_NETWORKS[part]) for part in KINDS[checkpoint.variant].parts],
+        "low_resolution": checkpoint.low_resolution and checkpoint.low_resolution.model_dump(mode="json"),
+        "depth_input": checkpoint.depth_input and checkpoint.depth_input.model_dump(mode="json"),
         "precision": precision,
         "native": native,
         "opset": OPSET,
@@ -249,15 +282,14 @@ def _existing(target: Path, key: str) -> tuple[Manifest | None, bool]:
 
 def _estimate(checkpoint: Checkpoint, precision: Precision) -> int:
     """Bytes that the bundle will take: its weights, and a tenth for graphs and the tokenizer."""
-    configs = checkpoint.parts
-    with torch.device("meta"):
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        networks: list[torch.nn.Module] = [
-            CLIPTextModel(CLIPTextConfig(**configs.config("text_encoder"))),
-            UNet2DConditionModel.from_config(configs.config("unet")),
-            AutoencoderKL.from_config(configs.config("vae")).decoder,
-        ]
-    parameters = sum(p.numel() for network in networks for p in network.parameters())
-    return int(parameters * DTYPES[precision].itemsize * 1.1) + (8 << 20)
+    # Each network once, as the most precise of its parts: encoder and decoder are a VAE's two halves.
+    networks = {
+        _NETWORKS[part]: part_precision(checkpoint, part, precision)
+        for part in KINDS[checkpoint.variant].parts
+    }
+    weights = sum(
+        DTYPES[own].itemsize
+        * sum(p.numel() for p in skeleton(name, checkpoint.parts.config(name)).parameters())
+        for name, own in networks.items()
+    )
+    return int(weights * 1.1) + (8 << 20)

@@ -21,6 +21,8 @@ PART_LABELS = {
     "text_encoder": "text encoder",
     "denoiser": "denoiser",
     "decoder": "decoder",
+    "encoder": "encoder",
+    "depth_estimator": "depth estimator",
     "bundle": "writing",
 }
 
@@ -34,7 +36,8 @@ CheckpointArgument = Annotated[
 VariantOption = Annotated[
     str | None,
     typer.Option(
-        help="What a single file holds, where nothing in it tells: 2.0-base, 2.0-v, 2.1-base or 2.1-v."
+        help="What a checkpoint is, where nothing in it tells: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
+        "2.1-base, 2.1-v, x4-upscaler or sd-turbo."
     ),
 ]
 PickleOption = Annotated[

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -18,8 +19,10 @@ from torch import nn
 from torch.export import Dim
 
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.manifest import Part, PartName, Tensor
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.manifest import Part, Precision, Tensor
 from sd2rt.engines.sampling import STATE_SLOTS
+from sd2rt.engines.session import shape_of
 from sd2rt.engines.writer import describe
 from sd2rt.export.lowering import lower_for_onnxruntime
 
@@ -27,8 +30,8 @@ OPSET = 23
 """The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
 
 WHOLE_OPERATORS = {
-    "Attention": {"Attention", "CLIPAttention"},
-    "GroupNormalization": {"GroupNorm"},
+    "Attention": {"Attention", "CLIPAttention", "DPTSelfAttention"},
+    "GroupNormalization": {"GroupNorm", "BitGroupNormActivation"},
     "LayerNormalization": {"LayerNorm"},
     "Gelu": {"GEGLU", "GELUActivation", "GELU"},
 }
@@ -55,32 +58,51 @@ class Interface:
     outputs: tuple[Tensor, ...]
 
 
-def interface(part: PartName, *, fp: str, text_width: int, channels: int, factor: int) -> Interface:
-    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the networks' own dtype."""
-    slots, image = STATE_SLOTS, (f"{factor}*h", f"{factor}*w")
-    f32, hidden = "float32", ("B", 77, text_width)
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What a checkpoint's configuration says of its networks' inputs and outputs."""
+
+    text_width: int
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels per latent, along one side."""
+    extra: int = 0
+    """Channels that the denoiser sees beside the latents."""
+    class_label: bool = False
+    depth_size: tuple[int, int] = (0, 0)
+    """Width and height of the depth estimator's image, where there is one."""
+
+
+def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
+    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's own dtype."""
+    slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
+    image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
+    depth = (dimensions.depth_size[1], dimensions.depth_size[0])
+    f32, hidden = "float32", ("B", 77, width)
     state = ("B", slots, channels, "h", "w")
+    denoiser: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("state", f32, state),
+        ("noise", f32, ("B", channels, "h", "w")),
+        ("timestep", f32, ("B",)),
+        ("weights", f32, ("B", slots)),
+        ("guidance", f32, ("B", 2)),
+        ("update", f32, ("B", slots, slots + 2)),
+        ("text", fp, ("R", "L", width)),
+        ("row", "int64", ("R",)),
+        ("uncond", "int64", ("B",)),
+        ("cond", "int64", ("B",)),
+    ]
+    if dimensions.extra:
+        denoiser.append(("extra", fp, ("B", dimensions.extra, "h", "w")))
+    if dimensions.class_label:
+        denoiser.append(("noise_level", "int64", ("B",)))
     tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
         "text_encoder": ([("embeddings", fp, hidden)], [("hidden", fp, hidden)]),
-        "denoiser": (
-            [
-                ("state", f32, state),
-                ("noise", f32, ("B", channels, "h", "w")),
-                ("timestep", f32, ("B",)),
-                ("weights", f32, ("B", slots)),
-                ("guidance", f32, ("B", 2)),
-                ("update", f32, ("B", slots, slots + 2)),
-                ("text", fp, ("R", "L", text_width)),
-                ("row", "int64", ("R",)),
-                ("uncond", "int64", ("B",)),
-                ("cond", "int64", ("B",)),
-            ],
-            [("state_out", f32, state), ("finite", "uint8", ("B",))],
-        ),
-        "decoder": (
-            [("latents", f32, ("B", channels, "h", "w"))],
-            [("image", f32, ("B", 3, *image))],
-        ),
+        "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
+        "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
+        "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),
+        "depth_estimator": ([("image", f32, ("B", 3, *depth))], [("depth", f32, ("B", *depth))]),
     }
     inputs, outputs = (
         tuple(Tensor.model_validate({"name": n, "dtype": d, "shape": s}) for n, d, s in side)
@@ -94,17 +116,19 @@ def export_part(
     module: nn.Module,
     interface: Interface,
     bundle: Path,
+    precision: Precision = "fp32",
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Part:
     """Write ``bundle/<name>/model.onnx`` with its weights beside it.
 
-    ``progress`` hears the share of the work done, from 0 to 1.
+    ``precision`` is what the module's weights are in. ``progress`` hears the share of the work done, from 0 to
+    1.
 
     Raises:
         BuildError: the exporter failed, ran out of memory, or left a weight out or an operator decomposed.
     """
     try:
-        return _export(name, module, interface, bundle, progress)
+        return _export(name, module, interface, bundle, precision, progress)
     except (RuntimeError, MemoryError) as error:
         # PyTorch has no class of its own for running out of memory.
         reason = " ".join(str(error).split())[:200] or "out of memory"
@@ -112,7 +136,12 @@ def export_part(
 
 
 def _export(
-    name: PartName, module: nn.Module, interface: Interface, bundle: Path, progress: Callable[[float], None]
+    name: PartName,
+    module: nn.Module,
+    interface: Interface,
+    bundle: Path,
+    precision: Precision,
+    progress: Callable[[float], None],
 ) -> Part:
     folder = bundle / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +161,7 @@ def _export(
     (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
+        precision=precision,
         onnx=f"{name}/model.onnx",
         onnxruntime=f"{name}/{lowered.name if own_graph else 'model.onnx'}",
         files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
@@ -151,7 +181,7 @@ def operator_counts(path: Path) -> Counter[str]:
 def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
     args = tuple(_example(tensor) for tensor in interface.inputs)
     dynamic = {
-        tensor.name: {i: _DIMENSIONS[s] for i, s in enumerate(tensor.shape) if isinstance(s, str)}
+        tensor.name: {i: _dynamic(s) for i, s in enumerate(tensor.shape) if isinstance(s, str)}
         for tensor in interface.inputs
     }
     try:
@@ -174,9 +204,14 @@ def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
     return program.model
 
 
+def _dynamic(dimension: str) -> Any:
+    """What torch.export calls a symbolic dimension such as ``B`` or ``8*h``."""
+    factor, _, symbol = dimension.rpartition("*")
+    return int(factor) * _DIMENSIONS[symbol] if factor else _DIMENSIONS[symbol]
+
+
 def _example(tensor: Tensor) -> torch.Tensor:
-    shape = [_EXAMPLE[s] if isinstance(s, str) else s for s in tensor.shape]
-    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+    return torch.zeros(shape_of(tensor, _EXAMPLE), dtype=getattr(torch, tensor.dtype))
 
 
 def _name_weights(model: ir.Model, prefix: str) -> dict[str, dict[str, object]]:

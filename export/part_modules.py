@@ -1,7 +1,7 @@
 """The PyTorch modules whose graphs become a bundle's parts: what a part computes, as one call.
 
-Shapes: B samples, R network evaluations (rows), K + 1 state slots, C latent channels, h x w latent size,
-L tokens, D text width.
+Shapes: B samples, R network evaluations (rows), K + 1 state slots, C latent channels, Cx channels shown beside
+them, h x w latent size, L tokens, D text width.
 """
 
 from __future__ import annotations
@@ -55,12 +55,19 @@ class Denoiser(nn.Module):
         row: Tensor,  # [R] i64: the sample that a row belongs to
         uncond: Tensor,  # [B] i64: the row without the prompt
         cond: Tensor,  # [B] i64: the row with it
+        extra: Tensor | None = None,  # [B, Cx, h, w] in the UNet's dtype: what it sees beside the latents
+        noise_level: Tensor | None = None,  # [B] i64: the class label of a UNet that takes one
     ) -> tuple[Tensor, Tensor]:
         b, slots, c, h, w = state.shape
         flat = state.flatten(2)  # [B, K+1, Chw]
-        x = torch.bmm(weights.unsqueeze(1), flat).reshape(b, c, h, w)
-        rows = x.index_select(0, row).to(self.unet.dtype)  # [R, C, h, w]
-        output = self.unet(rows, timestep.index_select(0, row), text, return_dict=False)[0].float()
+        x = torch.bmm(weights.unsqueeze(1), flat).reshape(b, c, h, w).to(self.unet.dtype)
+        if extra is not None:
+            # Not scaled with the latents: it is the same picture at every noise level.
+            x = torch.cat([x, extra], dim=1)
+        rows = x.index_select(0, row)  # [R, C + Cx, h, w]
+        labels = None if noise_level is None else noise_level.index_select(0, row)
+        times = timestep.index_select(0, row)
+        output = self.unet(rows, times, text, class_labels=labels, return_dict=False)[0].float()
         m_u = output.index_select(0, uncond)
         m_c = output.index_select(0, cond)
         scale, rescale = guidance[:, 0].view(-1, 1, 1, 1), guidance[:, 1].view(-1, 1, 1, 1)
@@ -89,3 +96,21 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         z = (latents / self.scaling_factor).to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(z)).float()  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """An image [B, 3, H, W] in [-1, 1] to its latents' moments [B, 2C, h, w]: mean, then logarithm of variance.
+
+    The draw and the scaling factor are left to the host. diffusers clamps the logarithm to -30 .. 20 where it
+    draws, and so does this graph.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.encoder = vae.encoder
+        self.quant_conv = vae.quant_conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        moments = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        return torch.cat([mean, logvar.clamp(-30.0, 20.0)], dim=1)

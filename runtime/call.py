@@ -15,9 +15,17 @@ from sd2rt.runtime.request import OutputType, Request, make_request
 class CallOptions(TypedDict, total=False):
     """Keyword arguments of a call; :class:`~sd2rt.runtime.request.Request` gives meanings and defaults."""
 
+    max_image_pixels: int
+    image: Any
+    mask_image: Any
+    depth_map: Any
+    strength: float | None
+    noise_level: int | None
+    paste: bool
+    paste_blur: float
     negative_prompt: str | list[str] | None
-    num_inference_steps: int
-    guidance_scale: float
+    num_inference_steps: int | None
+    guidance_scale: float | None
     guidance_rescale: float
     height: int | None
     width: int | None
@@ -34,8 +42,14 @@ class CallOptions(TypedDict, total=False):
     output_type: OutputType
 
 
+_PICTURES = ("image", "mask_image", "depth_map")
+
+
 def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Request]:
-    """One request for each prompt of a call; what was given for all of them is divided."""
+    """One request for each prompt of a call; what was given for all of them is divided.
+
+    An image, mask or depth map is every prompt's, or a list has one for each.
+    """
     fields: dict[str, Any] = dict(options)
     embeds, negative_embeds = fields.pop("prompt_embeds", None), fields.pop("negative_prompt_embeds", None)
     negative, latents = fields.pop("negative_prompt", None), fields.pop("latents", None)
@@ -60,6 +74,8 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
         negative_embeds = negative_embeds if negative_embeds.ndim == 3 else negative_embeds[None]
         if len(negative_embeds) not in (1, count):
             raise RequestError(f"{len(negative_embeds)} negative_prompt_embeds for {count} prompts")
+    limit = {name: fields[name] for name in ("max_image_pixels",) if name in fields}
+    pictures = {name: _each(name, fields.pop(name), count, limit) for name in _PICTURES if name in fields}
     # What the division needs must be numbers already; the rest is checked with each request.
     numbers = {name: fields[name] for name in ("num_images_per_prompt", "seed") if name in fields}
     shared = make_request(prompt="", **numbers)
@@ -73,6 +89,7 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
     requests = []
     for index in range(count):
         own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
+        own |= {name: given[index] for name, given in pictures.items()}
         if embeds is not None:
             own["prompt_embeds"] = embeds[index] if prompts[index] is None else embeds
         if negative_embeds is not None:
@@ -83,3 +100,13 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
             own["seed"] = seed + index * each
         requests.append(make_request(**own))
     return requests
+
+
+def _each(name: str, given: Any, count: int, limit: dict[str, Any]) -> list[Any]:
+    """One picture for each prompt; what is given once is read once."""
+    if not isinstance(given, list | tuple):
+        loaded = getattr(make_request(prompt="", **limit, **{name: given}), name)
+        return [loaded] * count
+    if len(given) != count:
+        raise RequestError(f"{len(given)} of {name} for {count} prompts: give one, or one each")
+    return list(given)

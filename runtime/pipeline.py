@@ -5,28 +5,37 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle import Bundle, open_bundle
+from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.manifest import Manifest, PartName
+from sd2rt.engines.kinds import PartName, TaskName
+from sd2rt.engines.manifest import Manifest
 from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.sampling import SamplerConfig, check_side
+from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.engines.session import Device
 from sd2rt.runtime.call import CallOptions, divide
+from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.networks import Networks
+from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
-from sd2rt.runtime.text import TextEncoder
-from sd2rt.runtime.tokenizer import Tokenizer
+from sd2rt.runtime.task import refusal, resolve, task_of
+from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
+
+TILE = 128
+"""Latents of 1024 pixels of SD2's images, or of the 512 that the upscaler makes of 128."""
+SMALLEST_TILE = 32
+# Far from the seeds of a request's other images: those count up from its own.
+_TILE_SEEDS = 0x9E3779B1
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -37,13 +46,11 @@ class Pipeline:
     Calls from several threads wait for each other.
     """
 
-    def __init__(
-        self, bundle: Bundle, engines: dict[PartName, OnnxRuntimeEngine], tokenizer: Tokenizer, max_batch: int
-    ) -> None:
-        self.bundle = bundle
+    def __init__(self, networks: Networks, max_batch: int, tile: int) -> None:
+        self.bundle = networks.bundle
         self.max_batch = max_batch
-        self._engines = engines
-        self._text = TextEncoder(bundle, engines["text_encoder"], tokenizer)
+        self._networks = networks
+        self._tile = tile
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -56,14 +63,19 @@ class Pipeline:
         threads: int | None = None,
         max_batch: int = 4,
         cuda_graph: bool = False,
+        tile: int = TILE,
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
+
+        The parts that only some images take (encoder, depth estimator) are loaded by the first of them.
 
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads within an operator, None for one per core.
             max_batch: images denoised in one call at most; more wait for a place.
             cuda_graph: on a GPU, capture and replay CUDA graphs.
+            tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
+                larger ones are worked on in tiles, which bounds the memory that this takes.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
@@ -75,22 +87,10 @@ class Pipeline:
         for name, number in (("threads", threads), ("max_batch", max_batch)):
             if number is not None and number < 1:
                 raise RequestError(f"{name} is {number}: give at least 1")
-        opened = open_bundle(bundle)
-        engines: dict[PartName, OnnxRuntimeEngine] = {}
-
-        def load(part: PartName) -> OnnxRuntimeEngine:
-            entry = opened.manifest.parts[part]
-            return OnnxRuntimeEngine(
-                entry, opened.file(entry.onnxruntime), place, threads=threads, cuda_graph=cuda_graph
-            )
-
-        # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
-        with ThreadPoolExecutor(len(opened.manifest.parts)) as pool:
-            futures = {part: pool.submit(load, part) for part in opened.manifest.parts}
-            tokenizer = Tokenizer(opened)
-        for part, future in futures.items():
-            engines[part] = future.result()
-        return cls(opened, engines, tokenizer, max_batch)
+        if tile < SMALLEST_TILE or tile % 8:
+            raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
+        networks = Networks(open_bundle(bundle), place, threads=threads, cuda_graph=cuda_graph, tile=tile)
+        return cls(networks, max_batch, tile)
 
     @property
     def manifest(self) -> Manifest:
@@ -102,9 +102,7 @@ class Pipeline:
         if not own:
             self._lock.acquire()
         try:
-            engines, self._engines = self._engines, {}
-            for engine in engines.values():
-                engine.close()
+            self._networks.close()
         finally:
             if not own:
                 self._lock.release()
@@ -115,9 +113,7 @@ class Pipeline:
         Raises:
             RequestError: the pipeline is closed.
         """
-        if part not in self._engines:
-            raise RequestError("this pipeline is closed: open it again")
-        return self._engines[part]
+        return self._networks.engine(part)
 
     def __enter__(self) -> Self:
         return self
@@ -192,68 +188,122 @@ class Pipeline:
 
     def size_of(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of a request's images."""
-        width, height = self.manifest.native_sizes[0]
-        return (
-            width if request.width is None else request.width,
-            height if request.height is None else request.height,
-        )
+        return size_of(self.manifest, request)
 
-    def _plan(self, request: Request) -> Plan:
+    def resolve(self, request: Request) -> Request:
+        """The request with the bundle's defaults in place of what it leaves open.
+
+        Raises:
+            RequestError: the bundle does not do what is asked; naming the kind that does.
+        """
+        return resolve(request, self.manifest)
+
+    def task_of(self, request: Request) -> TaskName:
+        """What the request asks for. Raises RequestError as :meth:`resolve` does."""
+        return task_of(request, self.manifest).name
+
+    def refuse_unless(self, task: TaskName) -> None:
+        """Raise RequestError where the bundle does not offer a task, naming the kind that does."""
+        if task not in self.manifest.tasks:
+            raise RequestError(refusal(self.manifest, task))
+
+    def depth(self, image: Any) -> NDArray[np.float32]:
+        """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
+
+        Raises:
+            RequestError: the bundle has no depth estimator, or the image cannot be read.
+        """
+        self.refuse_unless("depth-to-image")
+        from sd2rt.runtime.image_input import load_image
+
+        loaded = load_image(image)
+        self.acquire()
+        try:
+            return self._networks.depth(loaded)
+        finally:
+            self.release()
+
+    def upscale(
+        self, images: Any, prompt: str | Sequence[str] = "", **options: Unpack[CallOptions]
+    ) -> Output:
+        """Make images, or another pipeline's output, four times as large; ``prompt`` says what they show.
+
+        Raises:
+            RequestError: the bundle is not an upscaler's, or an option cannot be honoured.
+            EngineError: the device failed, or a result is not finite.
+        """
+        self.refuse_unless("upscaling")
+        given = images.images if isinstance(images, Output) else images
+        listed = list(given) if isinstance(given, list | tuple) else [given]
+        prompts = [prompt] * len(listed) if isinstance(prompt, str) else list(prompt)
+        options["image"] = listed
+        return self(prompts, **options)
+
+    def _plan(self, request: Request, strength: float | None) -> Plan:
         custom = request.timesteps is not None or request.sigmas is not None
         options = SamplingOptions(
             num_inference_steps=None if custom else request.num_inference_steps,
             timesteps=request.timesteps,
             sigmas=request.sigmas,
             eta=request.eta,
+            strength=strength,
         )
         return make_plan(self.manifest.noise, self.sampler_of(request), options)
 
-    def trajectories(self, request: Request, seed: int) -> list[Trajectory]:
-        """A request's images at their start: planned, encoded, their noise drawn.
+    def pictures(self, request: Request, seed: int) -> list[Picture]:
+        """A resolved request's images at their start: planned, encoded, their noise drawn.
 
         Raises:
             RequestError: the request cannot be honoured by this bundle.
         """
-        plan = self._plan(request)
-        latents = self.manifest.latents
-        width, height = self.size_of(request)
-        for name, side in (("width", width), ("height", height)):
-            check_side(name, side)
-        shape = (latents.channels, height // latents.vae_factor, width // latents.vae_factor)
-        count = request.num_images_per_prompt
-        if request.latents is not None and request.latents.shape != (count, *shape):
+        conditioning = Conditioning(self._networks, request)
+        plan = self._plan(request, conditioning.strength)
+        count, shape = request.num_images_per_prompt, conditioning.shape
+        given = request.latents
+        if given is not None and conditioning.strength is not None:
+            raise RequestError("latents are given, and this starts from an image: leave one of the two out")
+        if given is not None and given.shape != (count, *shape):
             raise RequestError(
-                f"latents have the shape {list(request.latents.shape)}, this request needs {[count, *shape]}"
+                f"latents have the shape {list(given.shape)}, this request needs {[count, *shape]}"
             )
         cond, uncond = self._encode(request)
-        trajectories = []
+        side = self._tile if conditioning.tileable else max(shape[1:])
+        tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
+        pictures = []
         for index in range(count):
             generator = Generator(seed + index)
-            start = generator.randn(shape) if request.latents is None else request.latents[index]
-            trajectories.append(
+            own = None if given is None else np.asarray(given[index], np.float32)
+            start = conditioning.draw(generator, own)
+            trajectories = [
                 Trajectory(
                     plan=plan,
-                    latents=np.asarray(start, np.float32),
+                    latents=box.cut(start.noise),
                     cond=cond,
                     uncond=uncond,
-                    guidance_scale=request.guidance_scale if request.guided else 1.0,
+                    guidance_scale=cast(float, request.guidance_scale) if request.guided else 1.0,
                     guidance_rescale=request.guidance_rescale if request.guided else 0.0,
-                    generator=generator,
+                    # Fresh noise of a tile must not depend on which tiles share its batch.
+                    generator=generator if tile == 0 else Generator(seed + index + _TILE_SEEDS * tile),
                     seed=seed + index,
+                    image_latents=None if start.image_latents is None else box.cut(start.image_latents),
+                    extra=None if start.extra is None else box.cut(start.extra),
+                    noise_level=request.noise_level,
                 )
-            )
-        return trajectories
+                for tile, box in enumerate(tiling.boxes)
+            ]
+            pictures.append(Picture(conditioning, trajectories, tiling))
+        return pictures
 
     def _encode(self, request: Request) -> tuple[NDArray[Any], NDArray[Any] | None]:
         cond = self._embeds("prompt_embeds", request.prompt_embeds)
         if cond is None:
             assert request.prompt is not None
-            cond = self._text(request.prompt)
+            cond = self._networks.text(request.prompt)
         if not request.guided:
             return cond, None
         uncond = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
         if uncond is None:
-            uncond = self._text(request.negative_prompt or "")
+            uncond = self._networks.text(request.negative_prompt or "")
         if uncond.shape != cond.shape:
             raise RequestError(
                 f"the prompt has {len(cond)} token embeddings and the negative prompt {len(uncond)}: "
@@ -266,9 +316,9 @@ class Pipeline:
             return None
         if embeds.ndim == 3 and len(embeds) == 1:
             embeds = embeds[0]
-        if embeds.ndim != 2 or embeds.shape[1] != self._text.width or not len(embeds):
+        if embeds.ndim != 2 or embeds.shape[1] != self._networks.text.width or not len(embeds):
             raise RequestError(
-                f"{name} has the shape {list(embeds.shape)}, expected [tokens, {self._text.width}]"
+                f"{name} has the shape {list(embeds.shape)}, expected [tokens, {self._networks.text.width}]"
             )
         if not np.isfinite(embeds).all():
             raise RequestError(f"{name} holds values that are not finite")
@@ -277,11 +327,7 @@ class Pipeline:
 
     def decode(self, latents: Latents) -> NDArray[np.float32]:
         """Latents [C, h, w], as the sampler leaves them, to an image [3, H, W], nominally in [-1, 1]."""
-        _, h, w = latents.shape
-        session = self.engine("decoder").session({"B": 1, "h": h, "w": w})
-        session.buffers["latents"].write(latents[None])
-        session.launch()
-        return cast(NDArray[np.float32], session.buffers["image"].read()[0])
+        return self._networks.vae.decode(latents)
 
     def acquire(self) -> None:
         """Have the engines' buffers to oneself until :meth:`release`; waits for other threads.
@@ -294,7 +340,7 @@ class Pipeline:
                 "this pipeline is in the middle of another run: take its result or close it first"
             )
         self._lock.acquire()
-        if not self._engines:
+        if self._networks.closed:
             self._lock.release()
             raise RequestError("this pipeline is closed: open it again")
         self._owner = threading.get_ident()

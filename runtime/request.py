@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import check_side
@@ -17,6 +26,7 @@ OutputType = Literal["pil", "np", "latent"]
 
 
 _SHOWN = 80
+_MAX_PIXELS = 1 << 26
 
 
 def _array(value: Any) -> Any:
@@ -45,25 +55,75 @@ def _whole(value: Any) -> Any:
         return value
 
 
+def _limit(info: ValidationInfo) -> int:
+    # Not there where it was wrong itself: then that is told, and not the picture's fault.
+    return int(info.data.get("max_image_pixels", _MAX_PIXELS))
+
+
+# Imported where a request brings a picture: one of text alone should not load Pillow.
+def _image(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    from sd2rt.runtime.image_input import load_image
+
+    return load_image(value, max_pixels=_limit(info))
+
+
+def _mask(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    from sd2rt.runtime.mask import load_mask
+
+    return load_mask(value, max_pixels=_limit(info))
+
+
+def _depth(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    from sd2rt.runtime.depth_map import load_depth
+
+    return load_depth(value, max_pixels=_limit(info))
+
+
 Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
+# A PIL image once checked; pydantic need not know more of it.
+Image = Annotated[Any, BeforeValidator(_image)]
+Mask = Annotated[Any, BeforeValidator(_mask)]
+Depth = Annotated[Any, BeforeValidator(_depth)]
 
 
 class Request(BaseModel):
     """One prompt and how its images are to be made; names and meanings are diffusers', unless said otherwise.
 
-    ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the request takes
-    ``seed + i``. ``sampler`` and ``schedule`` (a timestep spacing) stand in for a scheduler object; None is
-    the checkpoint's own. ``latents`` are the initial noise, [n, C, h, w], before the sampler's scale.
+    ``num_inference_steps``, ``guidance_scale``, ``strength`` and ``noise_level`` of None are the bundle's own
+    for the task. ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the
+    request takes ``seed + i``. ``sampler`` and ``schedule`` (a timestep spacing) stand in for a scheduler
+    object; None is the checkpoint's own. ``latents`` are the initial noise, [n, C, h, w], before the sampler's
+    scale.
+
+    ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
+    (see :mod:`sd2rt.runtime.image_input`); they are read where the request is made, and refused before they are
+    decoded if they have more than ``max_image_pixels``. White of a mask is made
+    anew. ``paste`` puts the image's own pixels back where the mask is black; towards them the new ones fade
+    over ``paste_blur`` pixels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     prompt: Text | None = None
     negative_prompt: Text | None = None
-    num_inference_steps: Whole = Field(50, ge=1)
-    guidance_scale: float = Field(7.5, allow_inf_nan=False)
+    max_image_pixels: Whole = Field(_MAX_PIXELS, ge=1)
+    image: Image = None
+    mask_image: Mask = None
+    depth_map: Depth = None
+    strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    noise_level: Whole | None = Field(None, ge=0)
+    paste: bool = False
+    paste_blur: float = Field(4.0, ge=0, le=256, allow_inf_nan=False)
+    num_inference_steps: Whole | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, allow_inf_nan=False)
     guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     height: Whole | None = None
     width: Whole | None = None
@@ -81,8 +141,11 @@ class Request(BaseModel):
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional row is evaluated too: as in diffusers, where the scale is above 1."""
-        return self.guidance_scale > 1
+        """Whether the unconditional row is evaluated too: as in diffusers, where the scale is above 1.
+
+        Told of a request whose defaults have been filled in.
+        """
+        return self.guidance_scale is not None and self.guidance_scale > 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Request:
@@ -92,6 +155,9 @@ class Request(BaseModel):
             raise ValueError("give one of negative_prompt and negative_prompt_embeds")
         if self.timesteps is not None and self.sigmas is not None:
             raise ValueError("give one of timesteps and sigmas")
+        if self.mask_image is not None and self.image is not None and self.mask_image.size != self.image.size:
+            theirs, ours = ("x".join(map(str, i.size)) for i in (self.mask_image, self.image))
+            raise ValueError(f"the mask is {theirs}, its image {ours}: make them of one size")
         for name in ("width", "height"):
             side = getattr(self, name)
             if side is not None:
@@ -109,7 +175,7 @@ def make_request(**fields: Any) -> Request:
         raise RequestError(
             "generator is not taken: give seed=N for what torch.Generator('cpu').manual_seed(N) draws"
         )
-    for name in ("guidance_scale", "guidance_rescale", "eta"):
+    for name in ("guidance_scale", "guidance_rescale", "eta", "strength"):
         value = fields.get(name)
         if isinstance(value, float) and not math.isfinite(value):
             raise RequestError(f"{name} is {value}: give a finite number")

@@ -13,6 +13,7 @@ import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.image import NotFiniteError, to_pil, to_unit
+from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.step_loop import Batch, run_steps
 from sd2rt.runtime.trajectory import Latents, Trajectory
@@ -71,22 +72,24 @@ class Run:
     """
 
     def __init__(self, pipeline: Pipeline, requests: list[Request]) -> None:
-        self.requests = requests
         self._pipeline = pipeline
         self._open = False
+        # Before anything waits or is drawn: what a bundle does not do is known from its manifest.
+        self.requests = [pipeline.resolve(request) for request in requests]
         pipeline.acquire()
         self._open = True
         try:
-            self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in requests]
-            self._trajectories = [
-                pipeline.trajectories(request, seed)
-                for request, seed in zip(requests, self.seeds, strict=True)
+            self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in self.requests]
+            self._pictures = [
+                pipeline.pictures(request, seed)
+                for request, seed in zip(self.requests, self.seeds, strict=True)
             ]
         except BaseException:
             self.close()
             raise
-        self.total = sum(t.length for group in self._trajectories for t in group)
-        self._steps = _steps(pipeline, [t for group in self._trajectories for t in group], self.total)
+        trajectories = [t for group in self._pictures for picture in group for t in picture.trajectories]
+        self.total = sum(t.length for t in trajectories)
+        self._steps = _steps(pipeline, trajectories, self.total)
 
     def __iter__(self) -> Iterator[Progress]:
         return self._steps
@@ -137,20 +140,20 @@ class Run:
         try:
             return [
                 self._output(request, seed, group)
-                for request, seed, group in zip(self.requests, self.seeds, self._trajectories, strict=True)
+                for request, seed, group in zip(self.requests, self.seeds, self._pictures, strict=True)
             ]
         finally:
             self.close()
 
-    def _output(self, request: Request, seed: int, group: list[Trajectory]) -> Output | EngineError:
-        for trajectory in group:
-            if trajectory.error is not None:
-                return trajectory.error
+    def _output(self, request: Request, seed: int, group: list[Picture]) -> Output | EngineError:
+        for picture in group:
+            if picture.error is not None:
+                return picture.error
         seeds = [seed + index for index in range(len(group))]
         if request.output_type == "latent":
-            return Output(np.stack([t.latents for t in group]), seeds)
+            return Output(np.stack([picture.latents() for picture in group]), seeds)
         try:
-            units = [to_unit(self._pipeline.decode(t.latents)) for t in group]
+            units = [picture.finished(to_unit(self._pipeline.decode(picture.latents()))) for picture in group]
         except NotFiniteError as error:
             return error
         if request.output_type == "np":

@@ -73,6 +73,9 @@ class Batch:
         buffers["row"].write(np.array(row))
         buffers["uncond"].write(np.array(uncond))
         buffers["cond"].write(np.array(cond))
+        for name in ("extra", "noise_level"):
+            if name in buffers:
+                buffers[name].write(np.stack([getattr(t, name) for t in self.active]))
         guidance = [(t.guidance_scale, t.guidance_rescale) for t in self.active]
         buffers["guidance"].write(np.array(guidance, np.float32))
         buffers["noise"].write(np.zeros(buffers["noise"].shape, np.float32))

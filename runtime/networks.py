@@ -1,0 +1,106 @@
+"""A bundle's networks on a device: what pipelines ask for pictures, texts and depths."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.bundle import Bundle
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.ort import OnnxRuntimeEngine
+from sd2rt.engines.session import Device
+from sd2rt.runtime.text import TextEncoder
+from sd2rt.runtime.tokenizer import Tokenizer
+from sd2rt.runtime.vae import Vae
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_AT_ONCE: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
+"""What every image takes; the other parts are loaded where the first image that needs them is made."""
+
+
+class Networks:
+    """The parts of a bundle, loaded.
+
+    Args:
+        tile: the longest side of latents that encoder and decoder work on at once.
+
+    Raises:
+        EngineError: a part cannot be loaded on the device.
+        MissingDependencyError: no ONNX Runtime for the device is installed.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: Device, *, threads: int | None, cuda_graph: bool, tile: int
+    ) -> None:
+        self.bundle = bundle
+        self._device = device
+        self._threads = threads
+        self._cuda_graph = cuda_graph
+        self._tile = tile
+        # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
+        with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
+            futures = {part: pool.submit(self._load, part) for part in _AT_ONCE}
+            tokenizer = Tokenizer(bundle)
+        self._engines: dict[PartName, OnnxRuntimeEngine] | None = {
+            part: future.result() for part, future in futures.items()
+        }
+        self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
+
+    def _load(self, part: PartName) -> OnnxRuntimeEngine:
+        entry = self.bundle.manifest.parts[part]
+        path = self.bundle.file(entry.onnxruntime)
+        return OnnxRuntimeEngine(
+            entry, path, self._device, threads=self._threads, cuda_graph=self._cuda_graph
+        )
+
+    @property
+    def closed(self) -> bool:
+        return self._engines is None
+
+    def engine(self, part: PartName) -> OnnxRuntimeEngine:
+        """The engine of a part, loaded where it is not yet.
+
+        Raises:
+            RequestError: the networks are closed.
+            EngineError: the part cannot be loaded on the device.
+        """
+        if self._engines is None:
+            raise RequestError("this pipeline is closed: open it again")
+        if part not in self._engines:
+            self._engines[part] = self._load(part)
+        return self._engines[part]
+
+    @cached_property
+    def vae(self) -> Vae:
+        return Vae(self.engine, self.bundle.manifest.latents, self._tile)
+
+    def depth(self, image: Image) -> NDArray[np.float32]:
+        """How near each point of an RGB image is, as its depth estimator sees it: [H', W'], unscaled.
+
+        The image is squashed to the size that the estimator was trained on, whatever its shape.
+        """
+        from PIL.Image import Resampling
+
+        config = self.bundle.manifest.depth_input
+        assert config is not None
+        squashed = image.resize(config.size, Resampling[config.resample.upper()])
+        unit = np.asarray(squashed, np.float32) * np.float32(1 / 255)  # [H', W', 3]
+        normal = (unit - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+        session = self.engine("depth_estimator").session({"B": 1})
+        session.buffers["image"].write(normal.transpose(2, 0, 1)[None])
+        session.launch()
+        found: NDArray[Any] = session.buffers["depth"].read()[0]
+        return found
+
+    def close(self) -> None:
+        """Free the engines."""
+        engines, self._engines = self._engines or {}, None
+        for engine in engines.values():
+            engine.close()

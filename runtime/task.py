@@ -1,0 +1,94 @@
+"""What a request asks a bundle for: the task, and everything that the request left to the bundle."""
+
+from __future__ import annotations
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.kinds import TASKS, InputName, Task, TaskName, kinds_for
+from sd2rt.engines.manifest import Manifest
+from sd2rt.runtime.request import Request
+
+_OPTIONS: dict[InputName, str] = {
+    "image": "image",
+    "mask_image": "mask",
+    "depth_map": "depth",
+    "noise_level": "noise level",
+    "strength": "strength",
+    "paste": "paste",
+}
+"""What messages call the inputs, in words that fit the command line's options and the keywords alike."""
+
+
+def task_of(request: Request, manifest: Manifest) -> Task:
+    """The one of the bundle's tasks that takes what the request gives.
+
+    Raises:
+        RequestError: none does; naming the kind of bundle that can, or what is missing.
+    """
+    given = _given(request)
+    for name in manifest.tasks:
+        task = TASKS[name]
+        if set(task.required) <= given <= {*task.required, *task.optional}:
+            return task
+    meant = _meant(given)
+    if meant is None or meant.name in manifest.tasks:
+        raise RequestError(_misfit(given, manifest))
+    raise RequestError(refusal(manifest, meant.name))
+
+
+def resolve(request: Request, manifest: Manifest) -> Request:
+    """The request with the bundle's defaults where it left something open.
+
+    Raises:
+        RequestError: the bundle does not do what is asked.
+    """
+    task = task_of(request, manifest)
+    defaults = manifest.tasks[task.name]
+    filled = {
+        name: getattr(defaults, name)
+        for name in ("num_inference_steps", "guidance_scale", "strength", "noise_level")
+        if getattr(request, name) is None
+    }
+    request = request.model_copy(update=filled)
+    level, low = request.noise_level, manifest.low_resolution
+    if level is not None and low is not None and level > low.max_noise_level:
+        raise RequestError(
+            f"noise level is {level}, {manifest.name} was trained up to {low.max_noise_level}: give at most that"
+        )
+    return request
+
+
+def refusal(manifest: Manifest, task: TaskName) -> str:
+    """What a bundle that does not offer a task answers, naming what it does and the kinds that do."""
+    needs = [TASKS[name].required for name in manifest.tasks]
+    shown = f" (which needs {' and '.join(_OPTIONS[name] for name in needs[0])})" if all(needs) else ""
+    kinds = kinds_for(task)
+    either = kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+    return (
+        f"{manifest.name} is a bundle of kind {manifest.variant}, for {' and '.join(manifest.tasks)}{shown}; "
+        f"{task} takes one of kind {either}"
+    )
+
+
+def _given(request: Request) -> set[InputName]:
+    given: set[InputName] = {"paste"} if request.paste else set()
+    names: tuple[InputName, ...] = ("image", "mask_image", "depth_map", "noise_level", "strength")
+    return given | {name for name in names if getattr(request, name) is not None}
+
+
+def _meant(given: set[InputName]) -> Task | None:
+    """The task that inputs like these are for, whether or not they are all there."""
+    # Strength and paste belong to several tasks: they do not tell.
+    telling = given - {"strength", "paste"}
+    fitting = [task for task in TASKS.values() if telling <= {*task.required, *task.optional}]
+    return next((task for task in fitting if set(task.required) <= telling), next(iter(fitting), None))
+
+
+def _misfit(given: set[InputName], manifest: Manifest) -> str:
+    """Why none of the bundle's tasks takes what was given, where another kind of bundle would not either."""
+    closest: TaskName = max(manifest.tasks, key=lambda name: len(given & {*TASKS[name].required}))
+    task = TASKS[closest]
+    missing = [_OPTIONS[name] for name in task.required if name not in given]
+    excess = [_OPTIONS[name] for name in sorted(given - {*task.required, *task.optional})]
+    parts = [f"is missing: {' and '.join(missing)}"] if missing else []
+    parts += [f"has no use for: {' and '.join(excess)}"] if excess else []
+    return f"{closest} with {manifest.name} (kind {manifest.variant}) {'; and '.join(parts)}"
