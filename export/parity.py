@@ -19,7 +19,8 @@ from PIL import Image
 
 from sd2rt.engines.bundle import Bundle, open_bundle
 from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.manifest import PartName, Precision
+from sd2rt.engines.kinds import TASKS, InputName, PartName, TaskName
+from sd2rt.engines.manifest import Manifest, Precision
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import Device, shape_of
@@ -89,7 +90,7 @@ def compare(
     steps: int = 10,
     say: Callable[[str], None] = lambda message: None,
 ) -> Report:
-    """Compare every part and two whole images, guided and not, with PyTorch in float32.
+    """Compare every part, and whole images of every task, guided and not, with PyTorch in float32.
 
     Raises:
         BundleError: the bundle cannot be opened.
@@ -113,7 +114,7 @@ def compare(
 
 def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list[Row]:
     """One row for each output of a part, on seeded inputs."""
-    entry, precision = bundle.manifest.parts[part], bundle.manifest.precision
+    entry = bundle.manifest.parts[part]
     inputs = part_inputs(bundle, part)
     with OnnxRuntimeEngine(entry, bundle.file(entry.onnxruntime), Device("cpu")) as engine:
         session = engine.session({k: _DIMS[k] for k in _symbols(bundle, part)})
@@ -129,7 +130,7 @@ def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list
         ]
         found = module(*given)
     references = found if isinstance(found, tuple) else (found,)
-    rows, bound = [], PART_BOUNDS[precision]
+    rows, bound = [], PART_BOUNDS[entry.precision]
     for tensor, reference in zip(entry.outputs, references, strict=True):
         expected = reference.numpy().astype(np.float64)
         error = float(np.abs(outputs[tensor.name] - expected).max() / np.abs(expected).max())
@@ -153,6 +154,8 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         arrays["weights"] = np.eye(STATE_SLOTS, dtype=np.float32)[:1].repeat(b, 0)
         arrays["row"] = np.array([0, 0, 1])
         arrays["uncond"], arrays["cond"] = np.array([0, 2]), np.array([1, 2])
+        if bundle.manifest.low_resolution is not None:
+            arrays["noise_level"] = np.array([20, 3])
     return arrays
 
 
@@ -168,47 +171,64 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def _compare_images(bundle: Bundle, checkpoint: Checkpoint, steps: int) -> list[Row]:
-    precision = bundle.manifest.precision
-    width, height = bundle.manifest.native_sizes[0]
-    pipeline = reference_pipeline(checkpoint)
+    manifest = bundle.manifest
     rows = []
-    for label, guidance in (("guided", 7.5), ("unguided", 1.0)):
-        generator = [torch.Generator().manual_seed(1)]
-        reference = pipeline(
-            PROMPT,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            generator=generator,
-        ).images[0]
-        expected, found = np.asarray(reference), _run(bundle.path, steps, guidance)
-        what = f"image {width}x{height}, {steps} steps, {label}"
-        ratio, bound = psnr(found, expected), PSNR_BOUNDS[precision]
-        rows.append(Row(what, ratio, bound, "dB", ratio >= bound))
-        if precision == "fp32":
-            worst = int(np.abs(found.astype(int) - expected.astype(int)).max())
-            rows.append(Row(what, worst, PIXEL_BOUND, "of 255", worst <= PIXEL_BOUND))
+    for task in manifest.tasks:
+        pipeline = reference_pipeline(checkpoint, task=task)
+        pictures = sample_pictures(manifest, task)
+        width, height = manifest.native_sizes[0]
+        sides = {"width": width, "height": height} if task in ("text-to-image", "inpainting") else {}
+        for label, guidance in (("guided", 7.5), ("unguided", 1.0)):
+            reference = pipeline(
+                PROMPT,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(1)],
+                **pictures,
+                **sides,
+            ).images[0]
+            expected, found = np.asarray(reference), _run(bundle.path, steps, guidance, pictures)
+            what = f"{task} {width}x{height}, {steps} steps, {label}"
+            ratio, bound = psnr(found, expected), PSNR_BOUNDS[manifest.precision]
+            rows.append(Row(what, ratio, bound, "dB", ratio >= bound))
+            if manifest.precision == "fp32":
+                worst = int(np.abs(found.astype(int) - expected.astype(int)).max())
+                rows.append(Row(what, worst, PIXEL_BOUND, "of 255", worst <= PIXEL_BOUND))
     return rows
 
 
-def _run(bundle: Path, steps: int, guidance: float) -> NDArray[np.uint8]:
+def sample_pictures(manifest: Manifest, task: TaskName) -> dict[str, Any]:
+    """What a task takes beside its prompt, by diffusers' names: a landscape, and a disk to make anew."""
+    width, height = manifest.native_sizes[0]
+    if task == "upscaling":
+        width, height = (side // manifest.latents.vae_factor for side in (width, height))
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
+    hill = y > 0.6 + 0.15 * np.sin(7 * x)
+    colours = np.stack([0.3 + 0.5 * y, 0.5 + 0.3 * np.cos(5 * x), 0.9 - 0.6 * y], axis=-1)
+    colours[hill] = colours[hill] * 0.4
+    image = Image.fromarray((colours * 255).round().astype(np.uint8))
+    disk = (x - 0.45) ** 2 + (y - 0.5) ** 2 < 0.09
+    mask = Image.fromarray(disk.astype(np.uint8) * 255)
+    given: dict[InputName, Any] = {"image": image, "mask_image": mask, "strength": 0.7}
+    wanted = {*TASKS[task].required} | ({"strength"} & {*TASKS[task].optional})
+    return {name: value for name, value in given.items() if name in wanted}
+
+
+_OPTIONS = {"image": "--image", "mask_image": "--mask", "strength": "--strength"}
+
+
+def _run(bundle: Path, steps: int, guidance: float, pictures: Mapping[str, Any]) -> NDArray[np.uint8]:
     """An image as users get it: by the command, in a process without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "sd2rt.runtime",
-            "run",
-            str(bundle),
-            PROMPT,
-            "--json",
-            "--seed",
-            "1",
-        ]
-        command += ["--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
+        command = [sys.executable, "-P", "-m", "sd2rt.runtime", "run", str(bundle), PROMPT, "--json"]
+        command += ["--seed", "1", "--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
+        for name, value in pictures.items():
+            if isinstance(value, Image.Image):
+                value.save(Path(folder) / f"{name}.png")
+                command += [_OPTIONS[name], str(Path(folder) / f"{name}.png")]
+            else:
+                command += [_OPTIONS[name], str(value)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(f"{bundle} made no image: {done.stderr.strip()}")

@@ -7,13 +7,21 @@ from typing import Any
 
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
 )
+from PIL.Image import Resampling
 from transformers import CLIPTokenizer
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
+from sd2rt.engines.kinds import KINDS, TaskName
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 from sd2rt.export.checkpoint import Checkpoint
 
@@ -43,20 +51,65 @@ def reference_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
     )
 
 
-def reference_pipeline(checkpoint: Checkpoint, sampler: SamplerConfig | None = None) -> Any:
-    """diffusers' pipeline on the checkpoint, float32, with the checkpoint's own sampler or another."""
-    pipeline = StableDiffusionPipeline(
+_PIPELINES: dict[TaskName, Any] = {
+    "text-to-image": StableDiffusionPipeline,
+    "image-to-image": StableDiffusionImg2ImgPipeline,
+    "inpainting": StableDiffusionInpaintPipeline,
+    "depth-to-image": StableDiffusionDepth2ImgPipeline,
+    "upscaling": StableDiffusionUpscalePipeline,
+}
+_SAFETY: dict[str, Any] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
+
+
+def reference_pipeline(
+    checkpoint: Checkpoint, sampler: SamplerConfig | None = None, task: TaskName | None = None
+) -> Any:
+    """diffusers' pipeline on the checkpoint, float32.
+
+    Args:
+        sampler: another than the checkpoint's own.
+        task: one of those that its kind offers; the first where it is left out.
+    """
+    first, *_ = KINDS[checkpoint.variant].tasks
+    pipeline = _PIPELINES[first if task is None else task](
         vae=checkpoint.vae(),
         text_encoder=checkpoint.text_encoder(),
         tokenizer=reference_tokenizer(checkpoint),
         unet=checkpoint.unet(),
         scheduler=reference_scheduler(checkpoint.noise, sampler or checkpoint.sampler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **_own_components(checkpoint),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def other_task(pipeline: Any, task: TaskName) -> Any:
+    """The same networks in the pipeline of another task."""
+    other = _PIPELINES[task](**pipeline.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def _own_components(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the pipeline of a checkpoint's kind has beside the networks that all have."""
+    depth, low = checkpoint.depth_input, checkpoint.low_resolution
+    if depth is not None:
+        processor = DPTImageProcessorPil(
+            size={"width": depth.size[0], "height": depth.size[1]},
+            resample=Resampling[depth.resample.upper()],
+            image_mean=list(depth.mean),
+            image_std=list(depth.std),
+            keep_aspect_ratio=False,
+        )
+        return {"depth_estimator": checkpoint.depth_estimator(), "feature_extractor": processor}
+    if low is not None:
+        noise = low.noise.model_dump(exclude={"prediction_type"})
+        return {"low_res_scheduler": DDPMScheduler(**noise), "max_noise_level": low.max_noise_level}
+    return _SAFETY
 
 
 def reference_tokenizer(checkpoint: Checkpoint) -> CLIPTokenizer:

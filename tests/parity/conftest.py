@@ -76,24 +76,45 @@ def record(table: Table) -> Callable[[str, str, float, float], None]:
     return note
 
 
+def _pair(checkpoint: Path, bundle: Path) -> Iterator[Pair]:
+    opened = open_checkpoint(str(checkpoint))
+    with Pipeline.open(bundle) as pipeline:
+        yield Pair(opened, pipeline, reference_pipeline(opened))
+
+
 @pytest.fixture(scope="session")
 def base(small_checkpoint: Path, small_bundle: Path) -> Iterator[Pair]:
-    checkpoint = open_checkpoint(str(small_checkpoint))
-    with Pipeline.open(small_bundle) as pipeline:
-        yield Pair(checkpoint, pipeline, reference_pipeline(checkpoint))
+    yield from _pair(small_checkpoint, small_bundle)
 
 
 @pytest.fixture(scope="session")
 def v(small_v_checkpoint: Path, small_v_bundle: Path) -> Iterator[Pair]:
-    checkpoint = open_checkpoint(str(small_v_checkpoint))
-    with Pipeline.open(small_v_bundle) as pipeline:
-        yield Pair(checkpoint, pipeline, reference_pipeline(checkpoint))
+    yield from _pair(small_v_checkpoint, small_v_bundle)
+
+
+@pytest.fixture(scope="session")
+def turbo(small_turbo_checkpoint: Path, small_turbo_bundle: Path) -> Iterator[Pair]:
+    yield from _pair(small_turbo_checkpoint, small_turbo_bundle)
+
+
+@pytest.fixture(scope="session")
+def inpainting(small_inpainting_checkpoint: Path, small_inpainting_bundle: Path) -> Iterator[Pair]:
+    yield from _pair(small_inpainting_checkpoint, small_inpainting_bundle)
+
+
+@pytest.fixture(scope="session")
+def depth(small_depth_checkpoint: Path, small_depth_bundle: Path) -> Iterator[Pair]:
+    yield from _pair(small_depth_checkpoint, small_depth_bundle)
+
+
+@pytest.fixture(scope="session")
+def upscaler(small_upscaler_checkpoint: Path, small_upscaler_bundle: Path) -> Iterator[Pair]:
+    yield from _pair(small_upscaler_checkpoint, small_upscaler_bundle)
 
 
 @pytest.fixture(scope="session")
 def half(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """The base bundle in fp16, beside PyTorch in fp32."""
-    checkpoint = open_checkpoint(str(small_checkpoint))
-    bundle = build(checkpoint, tmp_path_factory.mktemp("bundles") / "half", precision="fp16")
-    with Pipeline.open(bundle.path) as pipeline:
-        yield Pair(checkpoint, pipeline, reference_pipeline(checkpoint))
+    bundle = tmp_path_factory.mktemp("bundles") / "half"
+    build(open_checkpoint(str(small_checkpoint)), bundle, precision="fp16")
+    yield from _pair(small_checkpoint, bundle)

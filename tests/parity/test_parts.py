@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 
+from sd2rt.engines.kinds import KINDS
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Device
 from sd2rt.export.build import part_module
 from sd2rt.export.onnx_part import WHOLE_OPERATORS, operator_counts
 from sd2rt.export.parity import PART_BOUNDS, compare_part
 
-PARTS = ("text_encoder", "denoiser", "decoder")
+PARTS = KINDS["base"].parts
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("variant", ["base", "v", "half"])
-def test_part(request: Any, table: Any, variant: str, part: Any) -> None:
+@pytest.mark.parametrize("variant", ["base", "v", "half", "turbo", "inpainting", "depth", "upscaler"])
+def test_parts(request: Any, table: Any, variant: str) -> None:
     pair = request.getfixturevalue(variant)
-    for row in compare_part(pair.pipeline.bundle, pair.checkpoint, part):
-        table.add("Parts", f"{variant}, {row.what}", f"{row.error:.1e} of max", f"{row.bound:g}")
-        assert row.holds, row
+    assert set(pair.pipeline.manifest.parts) == set(KINDS[pair.checkpoint.variant].parts)
+    for part in pair.pipeline.manifest.parts:
+        for row in compare_part(pair.pipeline.bundle, pair.checkpoint, part):
+            table.add("Parts", f"{variant}, {row.what}", f"{row.error:.1e} of max", f"{row.bound:g}")
+            assert row.holds, row
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,7 @@ def test_operators_stay_whole(base: Any) -> None:
         "text_encoder": {"Attention": 3, "GroupNormalization": 0, "LayerNormalization": 7, "Gelu": 3},
         "denoiser": {"Attention": 20, "GroupNormalization": 39, "LayerNormalization": 30, "Gelu": 10},
         "decoder": {"Attention": 1, "LayerNormalization": 0, "Gelu": 0},
+        "encoder": {"Attention": 1, "LayerNormalization": 0, "Gelu": 0},
     }
     for name, counts in expected.items():
         found = operator_counts(bundle.file(bundle.manifest.parts[name].onnx))

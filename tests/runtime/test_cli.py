@@ -16,61 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.manifest import Part, read_manifest
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Device
+from sd2rt.engines.manifest import read_manifest
 from sd2rt.runtime import __version__
-from sd2rt.runtime.cli import main
 from sd2rt.runtime.pipeline import Pipeline
-from sd2rt.runtime.tokenizer import Tokenizer
+
+from .conftest import Command, Refused
 
 SD2RT = Path(sys.executable).parent / "sd2rt"
 FAST = ("--steps", "2", "--threads", "1", "--seed", "5")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs in an empty folder of its own."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-class KeptEngine(OnnxRuntimeEngine):
-    """An engine that stays open."""
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict[object, Any]:
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def quick_opening(kept: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each part and the tokenizer are loaded once in all tests: that is most of what a command takes."""
-
-    def load(part: Part, path: Path, device: Device, **options: Any) -> OnnxRuntimeEngine:
-        if device.kind != "cpu" or sys.modules.get("onnxruntime", ...) is None:
-            return OnnxRuntimeEngine(part, path, device, **options)
-        if part not in kept:
-            kept[part] = KeptEngine(part, path, device, **options)
-        engine: KeptEngine = kept[part]
-        return engine
-
-    def tokenizer(bundle: Bundle) -> Tokenizer:
-        key = bundle.manifest.tokenizer
-        if key not in kept:
-            kept[key] = Tokenizer(bundle)
-        found: Tokenizer = kept[key]
-        return found
-
-    monkeypatch.setattr("sd2rt.runtime.pipeline.OnnxRuntimeEngine", load)
-    monkeypatch.setattr("sd2rt.runtime.text.Tokenizer", tokenizer)
+pytestmark = pytest.mark.usefixtures("here", "quick_opening")
 
 
 @pytest.fixture
@@ -84,42 +40,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def copy(small_bundle: Path, tmp_path: Path) -> Path:
     """A bundle to be damaged."""
     return Path(shutil.copytree(small_bundle, tmp_path / "copy"))
-
-
-class Said:
-    """What a command did, in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], words: tuple[str | Path, ...]) -> None:
-        self.code = main([str(word) for word in words])
-        self.out, self.err = capsys.readouterr()
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def sd2rt(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *words: Said(capsys, words)
-
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(sd2rt: Command, here: Path) -> Refused:
-    """Checks the rule for errors: one line on standard error, nothing on standard output, no file written."""
-
-    def check(code: int, *words: str | Path) -> str:
-        said = sd2rt(*words)
-        assert said.code == code, said.err
-        assert said.out == ""
-        assert said.err.startswith("sd2rt: ")
-        assert said.err.endswith("\n")
-        assert said.err.count("\n") == 1, said.err
-        assert [path for path in here.rglob("*") if path.suffix in (".png", ".part")] == []
-        return said.err.removeprefix("sd2rt: ").rstrip("\n")
-
-    return check
 
 
 def names(folder: Path) -> list[str]:
@@ -328,6 +248,8 @@ def test_inspect(sd2rt: Command, copy: Path) -> None:
     facts = json.loads(sd2rt("inspect", copy, "--json").out)
     assert facts.pop("path") == str(copy)
     assert facts.pop("identity") == manifest.identity
+    # A copy by cp shares nothing with anybody.
+    assert facts.pop("shared_bytes") == 0
     assert facts == manifest.model_dump(mode="json")
 
 

@@ -1,0 +1,229 @@
+"""Images that start from images, against diffusers' pipelines: the same seed, the same picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sd2rt.engines.kinds import KINDS, TaskName
+from sd2rt.export.parity import sample_pictures
+from sd2rt.export.reference import other_task, reference_scheduler
+from sd2rt.runtime.request import make_request
+from sd2rt.runtime.samplers import sampler_config
+
+from .test_images import NEGATIVE, PROMPT, SAMPLERS, difference
+
+TASKS: list[tuple[str, TaskName]] = [
+    ("base", "image-to-image"),
+    ("v", "image-to-image"),
+    ("turbo", "image-to-image"),
+    ("inpainting", "inpainting"),
+    ("depth", "depth-to-image"),
+    ("upscaler", "upscaling"),
+]
+SIZED = ("text-to-image", "inpainting")
+"""Tasks whose diffusers pipeline is told the result's size; the others take the image's."""
+
+
+def reference(pair: Any, task: TaskName, sampler: str | None = None, *, seeds: Any, **options: Any) -> Any:
+    """diffusers' answer as [n, H, W, 3] in [0, 1], and what its UNet was shown first."""
+    own = pair.checkpoint.sampler
+    config = own if sampler is None else sampler_config(sampler, own)
+    pipeline = other_task(pair.reference, task)
+    pipeline.scheduler = reference_scheduler(pair.checkpoint.noise, config)
+    shown: list[torch.Tensor] = []
+
+    def look(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if not shown:
+            shown.append(inputs[0])
+
+    hook = pipeline.unet.register_forward_pre_hook(look)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if task in SIZED and "image" in options:
+        sides = dict(zip(("width", "height"), options["image"].size, strict=True))
+        options = {**sides, **options}
+    try:
+        images = pipeline(generator=generators, output_type="np", **options).images
+    finally:
+        hook.remove()
+    return images, shown[0].numpy()
+
+
+def pictures(pair: Any, task: TaskName, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The sample pictures without a strength, at a size if one is given."""
+    manifest = pair.pipeline.manifest
+    if size is not None:
+        manifest = manifest.model_copy(update={"native_sizes": (size,)})
+    given = sample_pictures(manifest, task)
+    given.pop("strength", None)
+    return given
+
+
+@pytest.mark.parametrize("scale", [7.5, 1.0])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("variant", "task"), TASKS)
+def test_samplers(
+    request: Any, record: Any, variant: str, task: TaskName, sampler: str, strength: float, scale: float
+) -> None:
+    if task == "upscaling" and strength != 1:
+        pytest.skip("upscaling has no strength")
+    pair = request.getfixturevalue(variant)
+    options = {**pictures(pair, task), "guidance_scale": scale, "num_inference_steps": 6}
+    if task != "upscaling":
+        options["strength"] = strength
+    expected, _ = reference(pair, task, sampler, seeds=[4], prompt=PROMPT, **options)
+    found = pair.pipeline(PROMPT, seed=4, sampler=sampler, output_type="np", **options).images
+    how = "" if task == "upscaling" else f", strength {strength:g}"
+    record(
+        f"Pictures: {task}", f"{variant}, {sampler}{how}, guidance {scale:g}", *difference(found, expected)
+    )
+    assert expected.std() > 0.02, "a flat picture proves nothing"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_turbo(turbo: Any, record: Any, steps: int, scale: float) -> None:
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale}
+    expected, _ = reference(turbo, "text-to-image", seeds=[1], prompt=PROMPT, height=64, width=64, **options)
+    found = turbo.pipeline(PROMPT, seed=1, output_type="np", **options).images
+    record(
+        "Pictures: text-to-image", f"turbo, {steps} steps, guidance {scale:g}", *difference(found, expected)
+    )
+
+
+def test_turbo_defaults(turbo: Any) -> None:
+    """One step, one row: what the checkpoint was distilled for."""
+    with turbo.pipeline.stream(PROMPT, seed=1) as run:
+        (trajectory,) = run._pictures[0][0].trajectories
+        assert (run.total, trajectory.uncond, trajectory.timesteps.tolist()) == (1, None, [999.0])
+        run.result()
+
+
+@pytest.mark.parametrize("strength", [0.02, 0.2, 0.58, 0.999])
+@pytest.mark.parametrize(("variant", "task"), TASKS[:5])
+def test_strengths(request: Any, record: Any, variant: str, task: TaskName, strength: float) -> None:
+    pair = request.getfixturevalue(variant)
+    options = {**pictures(pair, task), "strength": strength, "num_inference_steps": 50}
+    expected, _ = reference(pair, task, seeds=[4], prompt=PROMPT, negative_prompt=NEGATIVE, **options)
+    found = pair.pipeline(PROMPT, negative_prompt=NEGATIVE, seed=4, output_type="np", **options)
+    if variant == "turbo":
+        pytest.skip("its guidance is off by default, and diffusers' is not")
+    record("Strength", f"{variant}, strength {strength:g} of 50 steps", *difference(found.images, expected))
+
+
+def _channels(pair: Any) -> dict[str, slice]:
+    """Where the first input of the UNet holds what."""
+    places, start = {"start": slice(0, 4)}, 4
+    for condition in KINDS[pair.checkpoint.variant].conditions:
+        places[condition.name] = slice(start, start + condition.channels)
+        start += condition.channels
+    return places
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(("variant", "task"), TASKS)
+def test_what_the_denoiser_is_shown(
+    request: Any, table: Any, variant: str, task: TaskName, strength: float
+) -> None:
+    """The noised start, the mask, the masked image's latents, the depth, the noised low-resolution image."""
+    if task == "upscaling" and strength != 1:
+        pytest.skip("upscaling has no strength")
+    pair = request.getfixturevalue(variant)
+    options = {**pictures(pair, task, (128, 64)), "num_inference_steps": 4, "guidance_scale": 7.5}
+    if task != "upscaling":
+        options["strength"] = strength
+    _, shown = reference(pair, task, seeds=[4], prompt=PROMPT, **options)
+    resolved = pair.pipeline.resolve(make_request(prompt=PROMPT, **options))
+    (picture,) = pair.pipeline.pictures(resolved, 4)
+    (trajectory,) = picture.trajectories
+    start = trajectory.latents * trajectory.weights[0, 0]
+    own = start if trajectory.extra is None else np.concatenate([start, trajectory.extra])
+    assert shown[0].shape == own.shape
+    for name, place in _channels(pair).items():
+        error = float(np.abs(own[place] - shown[0][place]).max() / np.abs(shown[0][place]).max())
+        table.add(
+            "What the denoiser is shown",
+            f"{variant}, strength {strength:g}: {name}",
+            f"{error:.1e} of max",
+            "1e-4",
+        )
+        assert error <= 1e-4, name
+
+
+@pytest.mark.parametrize("size", [(64, 128), (192, 128)])
+@pytest.mark.parametrize(("variant", "task"), TASKS)
+def test_sizes(request: Any, record: Any, variant: str, task: TaskName, size: tuple[int, int]) -> None:
+    pair = request.getfixturevalue(variant)
+    options = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
+    if task != "upscaling":
+        options["strength"] = 0.75
+    expected, _ = reference(pair, task, seeds=[5], prompt=PROMPT, **options)
+    found = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
+    assert found.shape == (1, size[1], size[0], 3)
+    record("Sizes", f"{variant}, {task}, {size[0]}x{size[1]}", *difference(found, expected))
+
+
+@pytest.mark.parametrize(("variant", "task"), TASKS)
+def test_batches(request: Any, record: Any, variant: str, task: TaskName) -> None:
+    """Two images of one prompt, each with its own draws."""
+    pair = request.getfixturevalue(variant)
+    options = {**pictures(pair, task), "num_inference_steps": 3, "guidance_scale": 5.0}
+    if task != "upscaling":
+        options["strength"] = 0.75
+    found = pair.pipeline(PROMPT, seed=7, output_type="np", num_images_per_prompt=2, **options)
+    assert found.seeds == [7, 8]
+    for seed, image in zip(found.seeds, found.images, strict=True):
+        expected, _ = reference(pair, task, seeds=[seed], prompt=PROMPT, **options)
+        record("Batches", f"{variant}, {task}, seed {seed} of 2", *difference(image[None], expected))
+
+
+def test_given_depth(depth: Any, record: Any) -> None:
+    given = pictures(depth, "depth-to-image")
+    ramp = np.linspace(0, 9, 40 * 50, dtype=np.float32).reshape(40, 50) ** 2
+    options: dict[str, Any] = {"strength": 0.9, "num_inference_steps": 4, "image": given["image"]}
+    expected, _ = reference(
+        depth, "depth-to-image", seeds=[5], prompt=PROMPT, depth_map=torch.from_numpy(ramp)[None], **options
+    )
+    found = depth.pipeline(PROMPT, seed=5, output_type="np", depth_map=ramp, **options).images
+    record("Pictures: depth-to-image", "depth, map of 50x40 given", *difference(found, expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_soft_masks(inpainting: Any, record: Any, mode: str) -> None:
+    given = pictures(inpainting, "inpainting", (128, 64))
+    y, x = np.mgrid[0:64, 0:128]
+    soft = ((np.sin(x / 9) * np.cos(y / 7) + 1) * 127.5).round().astype(np.uint8)
+    options: dict[str, Any] = {
+        "image": given["image"],
+        "mask_image": Image.fromarray(soft).convert(mode),
+        "num_inference_steps": 4,
+    }
+    expected, _ = reference(inpainting, "inpainting", seeds=[5], prompt=PROMPT, **options)
+    found = inpainting.pipeline(PROMPT, seed=5, output_type="np", **options).images
+    record("Pictures: inpainting", f"inpainting, soft mask, {mode}", *difference(found, expected))
+
+
+@pytest.mark.parametrize("level", [0, 20, 350])
+def test_noise_levels(upscaler: Any, record: Any, level: int) -> None:
+    options = {**pictures(upscaler, "upscaling"), "num_inference_steps": 4, "noise_level": level}
+    expected, _ = reference(upscaler, "upscaling", seeds=[5], prompt=PROMPT, **options)
+    found = upscaler.pipeline(PROMPT, seed=5, output_type="np", **options).images
+    record("Pictures: upscaling", f"upscaler, noise level {level}", *difference(found, expected))
+
+
+def test_the_call_of_the_published_example(depth: Any, record: Any) -> None:
+    """diffusers' own example for the depth model, with the import and the loading line changed."""
+    pipe, init_image = depth.pipeline, pictures(depth, "depth-to-image")["image"]
+    image = pipe(
+        prompt="two tigers",
+        image=init_image,
+        negative_prompt="bad, deformed, ugly, bad anotomy",
+        strength=0.7,
+    ).images[0]
+    assert image.size == init_image.size
+    assert image.mode == "RGB"
