@@ -10,11 +10,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sd2rt.export import random_configs
 from sd2rt.export.pipeline_configs import PipelineConfigs
-from sd2rt.export.random_configs import SMALL
 from sd2rt.export.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
+SMALL = {
+    SMALL_NAME: random_configs.SMALL,
+    "small-base": random_configs.SMALL,
+    "small-v": random_configs.SMALL_V,
+    "small-turbo": random_configs.SMALL_TURBO,
+    "small-inpainting": random_configs.SMALL_INPAINTING,
+    "small-depth": random_configs.SMALL_DEPTH,
+    "small-upscaler": random_configs.SMALL_UPSCALER,
+}
 
 
 def main() -> None:
@@ -23,12 +32,12 @@ def main() -> None:
     )
     parser.add_argument("path", type=Path)
     parser.add_argument(
-        "--configs", default=SMALL_NAME, help=f"a folder of export/configs, or {SMALL_NAME!r}"
+        "--configs", default=SMALL_NAME, help=f"a folder of export/configs, or one of {', '.join(SMALL)}"
     )
     parser.add_argument("--layout", choices=("diffusers", "ldm"), default="diffusers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    configs = SMALL if options.configs == SMALL_NAME else PipelineConfigs.packaged(options.configs)
+    configs = SMALL.get(options.configs) or PipelineConfigs.packaged(options.configs)
     random_checkpoint(options.path, configs=configs, seed=options.seed, layout=options.layout)
 
 
