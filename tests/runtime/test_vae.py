@@ -145,19 +145,19 @@ def noise(channels: int, height: int, width: int) -> Array:
     return np.random.default_rng(3).standard_normal((channels, height, width)).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (24, 32), (8, 16), (3, 5)])
+@pytest.mark.parametrize("size", [(16, 16), (3, 8)])
 def test_what_fits_is_one_call_and_equal_to_the_bit(size: tuple[int, int]) -> None:
     h, w = size
-    decoding, decoder = vae("decoder", network("decoder"))
+    decoding, decoder = vae("decoder", network("decoder"), tile=16)
     latents = noise(4, h, w)
     assert np.array_equal(decoding.decode(latents), whole(network("decoder"), latents))
-    encoding, encoder = vae("encoder", network("encoder"))
+    encoding, encoder = vae("encoder", network("encoder"), tile=16)
     image = smooth(3, 8 * h, 8 * w)
     assert np.array_equal(encoding.encode(image), whole(network("encoder"), image))
     assert decoder.asked == encoder.asked == [size]
 
 
-@pytest.mark.parametrize("size", [(48, 32), (24, 61)])
+@pytest.mark.parametrize("size", [(48, 32), (16, 53)])
 @pytest.mark.parametrize("content", [smooth, noise])
 def test_tiles_decode_as_the_whole_where_statistics_are_held(
     size: tuple[int, int], content: Callable[..., Array]
@@ -171,7 +171,7 @@ def test_tiles_decode_as_the_whole_where_statistics_are_held(
 
 def test_tiles_encode_as_the_whole_where_statistics_are_held() -> None:
     of = held_network("encoder")
-    image = smooth(3, 640, 400)
+    image = smooth(3, 640, 256)
     expected = whole(of, image)
     tiled, _ = vae("encoder", of, tile=64)
     assert np.abs(tiled.encode(image) - expected).max() <= 0.02 * expected[:4].std()
@@ -205,11 +205,10 @@ def test_the_real_network_decodes_latents_without_structure_much_as_the_whole() 
     assert error.max() <= 8 * STEP
 
 
-@pytest.mark.parametrize("content", [smooth, noise])
-@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("content", "axis"), [(smooth, 1), (noise, 2)])
 def test_the_real_network_shows_no_seam_where_tiles_meet(content: Callable[..., Array], axis: int) -> None:
     tiled, _ = vae("decoder", network("decoder"))
-    size = (72, 24) if axis == 1 else (24, 72)
+    size = (72, 16) if axis == 1 else (16, 72)
     image = np.moveaxis(tiled.decode(content(4, *size)), axis, 2)
     # From one latent to the next, where all steps are of one phase of the decoder's upsampling: 1, 2, ...
     steps = np.abs(image[:, :, 8::8] - image[:, :, 7:-1:8]).mean((0, 1))
