@@ -60,7 +60,7 @@ def _measure(variants: list[Variant], small: bool, folder: Path) -> dict[str, An
     for row in variants:
         checkpoint, bundle = folder / "checkpoint", folder / row.name
         configs = f"small-{row.kind}" if small else str(row.configs)
-        stages = {}
+        stages: dict[str, Any] = {}
 
         def stage(
             name: str, command: list[str], variant: str = row.name, stages: dict[str, Any] = stages

@@ -17,7 +17,8 @@ import pytest
 from sd2rt.engines import commands, objects
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BundleError
-from sd2rt.engines.manifest import PartName, read_manifest
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.manifest import read_manifest
 from sd2rt.engines.objects import prune, share, shared_bytes
 from sd2rt.engines.writer import BundleWriter, describe, sha256
 

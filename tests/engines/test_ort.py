@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError
-from sd2rt.engines.manifest import Manifest, Part, PartName
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.manifest import Manifest, Part
 from sd2rt.engines.ort import OnnxRuntimeEngine, OnnxRuntimeSession
 from sd2rt.engines.session import Device, Session
 

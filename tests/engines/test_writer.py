@@ -14,8 +14,8 @@ import pytest
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BuildError, BundleError
+from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
-from sd2rt.engines.manifest import PartName
 from sd2rt.engines.writer import BundleWriter, recover, recover_abandoned
 
 from . import paper_bundle

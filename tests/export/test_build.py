@@ -10,13 +10,14 @@ from torch import nn
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.manifest import Part, PartName
+from sd2rt.engines.kinds import KINDS, PartName, Variant
+from sd2rt.engines.manifest import Part, Precision
 from sd2rt.engines.writer import describe
 from sd2rt.export.build import build
 from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.onnx_part import OPSET, Interface
 
-ALL = ["text_encoder", "denoiser", "decoder"]
+ALL = list(KINDS["base"].parts)
 
 
 class Exporter:
@@ -32,6 +33,7 @@ class Exporter:
         module: nn.Module,
         interface: Interface,
         bundle: Path,
+        precision: Precision,
         progress: Callable[[float], None],
     ) -> Part:
         folder = bundle / name
@@ -44,6 +46,7 @@ class Exporter:
         self.exported.append(name)
         files = (f"{name}/initializers.json", f"{name}/model.onnx")
         return Part(
+            precision=precision,
             onnx=files[1],
             onnxruntime=files[1],
             files=tuple(describe(bundle, file) for file in files),
@@ -114,7 +117,7 @@ def test_damaged_bundle_is_built_again(exporter: Exporter, checkpoint: Checkpoin
 @pytest.mark.parametrize("stopped", ALL)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_rerun_exports_only_what_was_not_finished(
-    exporter: Exporter, checkpoint: Checkpoint, target: Path, stopped: str, error: BaseException
+    exporter: Exporter, checkpoint: Checkpoint, target: Path, stopped: PartName, error: BaseException
 ) -> None:
     exporter.stop = (stopped, error)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else BuildError):
@@ -168,3 +171,21 @@ def test_progress_of_every_part(exporter: Exporter, checkpoint: Checkpoint, targ
     build(checkpoint, target, progress=lambda part, fraction: heard.append((part, fraction)))
     expected = [(part, fraction) for part in ALL for fraction in (0.0, 0.5, 1.0)]
     assert heard == [*expected, ("bundle", 0.0), ("bundle", 1.0)]
+
+
+@pytest.mark.parametrize("kind", ["turbo", "inpainting", "depth", "upscaler"])
+def test_bundle_says_what_it_can_do(
+    exporter: Exporter, request: pytest.FixtureRequest, target: Path, kind: Variant
+) -> None:
+    checkpoint = open_checkpoint(str(request.getfixturevalue(f"small_{kind}_checkpoint")))
+    manifest = build(checkpoint, target, precision="fp16").manifest
+    row = KINDS[kind]
+    assert (manifest.variant, manifest.tasks, manifest.conditions) == (kind, row.tasks, row.conditions)
+    assert list(manifest.parts) == exporter.exported == list(row.parts)
+    assert {name for name, part in manifest.parts.items() if part.precision == "fp32"} == set(row.fp32_parts)
+    assert manifest.latents.vae_factor == row.vae_factor
+    shown = {tensor.name: tensor.shape for tensor in manifest.parts["denoiser"].inputs}
+    assert ("extra" in shown) == bool(row.conditions)
+    assert ("noise_level" in shown) == row.class_label
+    if row.conditions:
+        assert shown["extra"] == ("B", row.in_channels - 4, "h", "w")

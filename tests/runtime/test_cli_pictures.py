@@ -176,7 +176,7 @@ def test_image_to_image(sd2rt: Command, small_bundle: Path, pictures: Path) -> N
         64,
     )
     with Image.open("out.png") as image:
-        assert "Denoising strength: 0.5" in image.info["parameters"]  # type: ignore[attr-defined]
+        assert "Denoising strength: 0.5" in image.info["parameters"]
         assert image.size == (64, 64)
 
 
