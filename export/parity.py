@@ -161,7 +161,7 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
 
 def _symbols(bundle: Bundle, part: PartName) -> set[str]:
     entry = bundle.manifest.parts[part]
-    return {item for tensor in entry.inputs for item in tensor.shape if isinstance(item, str)}
+    return {item.split("*")[-1] for tensor in entry.inputs for item in tensor.shape if isinstance(item, str)}
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -89,6 +89,8 @@ def reference_pipeline(
 
 def other_task(pipeline: Any, task: TaskName) -> Any:
     """The same networks in the pipeline of another task."""
+    if type(pipeline) is _PIPELINES[task]:
+        return pipeline
     other = _PIPELINES[task](**pipeline.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other

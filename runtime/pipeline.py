@@ -28,14 +28,13 @@ from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refusal, resolve, task_of
+from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
 
 TILE = 128
 """Latents of 1024 pixels of SD2's images, or of the 512 that the upscaler makes of 128."""
 SMALLEST_TILE = 32
-# Far from the seeds of a request's other images: those count up from its own.
-_TILE_SEEDS = 0x9E3779B1
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -274,6 +273,10 @@ class Pipeline:
             generator = Generator(seed + index)
             own = None if given is None else np.asarray(given[index], np.float32)
             start = conditioning.draw(generator, own)
+            tiles: Sequence[Generator | TileGenerator] = [generator]
+            if len(tiling.boxes) > 1:
+                noise = ImageNoise(seed + index, shape)
+                tiles = [TileGenerator(noise, box) for box in tiling.boxes]
             trajectories = [
                 Trajectory(
                     plan=plan,
@@ -282,14 +285,13 @@ class Pipeline:
                     uncond=uncond,
                     guidance_scale=cast(float, request.guidance_scale) if request.guided else 1.0,
                     guidance_rescale=request.guidance_rescale if request.guided else 0.0,
-                    # Fresh noise of a tile must not depend on which tiles share its batch.
-                    generator=generator if tile == 0 else Generator(seed + index + _TILE_SEEDS * tile),
+                    generator=tile,
                     seed=seed + index,
                     image_latents=None if start.image_latents is None else box.cut(start.image_latents),
                     extra=None if start.extra is None else box.cut(start.extra),
                     noise_level=request.noise_level,
                 )
-                for tile, box in enumerate(tiling.boxes)
+                for tile, box in zip(tiles, tiling.boxes, strict=True)
             ]
             pictures.append(Picture(conditioning, trajectories, tiling))
         return pictures

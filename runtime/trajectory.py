@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.tile_noise import TileGenerator
 
 Latents = NDArray[np.float32]
 
@@ -25,7 +26,7 @@ class Trajectory:
     uncond: NDArray[Any] | None  # [L, D]; None where there is no guidance
     guidance_scale: float
     guidance_rescale: float
-    generator: Generator
+    generator: Generator | TileGenerator
     seed: int
     image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
     extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sd2rt.engines.kinds import KINDS, TaskName
+from sd2rt.engines.kinds import TASKS as ALL_TASKS
 from sd2rt.export.parity import sample_pictures
 from sd2rt.export.reference import other_task, reference_scheduler
 from sd2rt.runtime.request import make_request
@@ -25,6 +26,12 @@ TASKS: list[tuple[str, TaskName]] = [
     ("depth", "depth-to-image"),
     ("upscaler", "upscaling"),
 ]
+CASES = [
+    (variant, task, strength)
+    for variant, task in TASKS
+    for strength in ((0.5, 1.0) if "strength" in ALL_TASKS[task].optional else (None,))
+]
+"""The same with strengths, where a task has one."""
 SIZED = ("text-to-image", "inpainting")
 """Tasks whose diffusers pipeline is told the result's size; the others take the image's."""
 
@@ -63,22 +70,32 @@ def pictures(pair: Any, task: TaskName, size: tuple[int, int] | None = None) -> 
     return given
 
 
+def strongly(strength: float | None) -> dict[str, Any]:
+    return {} if strength is None else {"strength": strength}
+
+
 @pytest.mark.parametrize("scale", [7.5, 1.0])
-@pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("variant", "task"), TASKS)
+@pytest.mark.parametrize(("variant", "task", "strength"), CASES)
 def test_samplers(
-    request: Any, record: Any, variant: str, task: TaskName, sampler: str, strength: float, scale: float
+    request: Any,
+    record: Any,
+    variant: str,
+    task: TaskName,
+    sampler: str,
+    strength: float | None,
+    scale: float,
 ) -> None:
-    if task == "upscaling" and strength != 1:
-        pytest.skip("upscaling has no strength")
     pair = request.getfixturevalue(variant)
-    options = {**pictures(pair, task), "guidance_scale": scale, "num_inference_steps": 6}
-    if task != "upscaling":
-        options["strength"] = strength
+    options = {
+        **pictures(pair, task),
+        "guidance_scale": scale,
+        "num_inference_steps": 6,
+        **strongly(strength),
+    }
     expected, _ = reference(pair, task, sampler, seeds=[4], prompt=PROMPT, **options)
     found = pair.pipeline(PROMPT, seed=4, sampler=sampler, output_type="np", **options).images
-    how = "" if task == "upscaling" else f", strength {strength:g}"
+    how = "" if strength is None else f", strength {strength:g}"
     record(
         f"Pictures: {task}", f"{variant}, {sampler}{how}, guidance {scale:g}", *difference(found, expected)
     )
@@ -108,11 +125,9 @@ def test_turbo_defaults(turbo: Any) -> None:
 @pytest.mark.parametrize(("variant", "task"), TASKS[:5])
 def test_strengths(request: Any, record: Any, variant: str, task: TaskName, strength: float) -> None:
     pair = request.getfixturevalue(variant)
-    options = {**pictures(pair, task), "strength": strength, "num_inference_steps": 50}
+    options = {**pictures(pair, task), "strength": strength, "num_inference_steps": 50, "guidance_scale": 7.5}
     expected, _ = reference(pair, task, seeds=[4], prompt=PROMPT, negative_prompt=NEGATIVE, **options)
     found = pair.pipeline(PROMPT, negative_prompt=NEGATIVE, seed=4, output_type="np", **options)
-    if variant == "turbo":
-        pytest.skip("its guidance is off by default, and diffusers' is not")
     record("Strength", f"{variant}, strength {strength:g} of 50 steps", *difference(found.images, expected))
 
 
@@ -125,18 +140,19 @@ def _channels(pair: Any) -> dict[str, slice]:
     return places
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize(("variant", "task"), TASKS)
+@pytest.mark.parametrize(("variant", "task", "strength"), CASES)
 def test_what_the_denoiser_is_shown(
-    request: Any, table: Any, variant: str, task: TaskName, strength: float
+    request: Any, table: Any, variant: str, task: TaskName, strength: float | None
 ) -> None:
     """The noised start, the mask, the masked image's latents, the depth, the noised low-resolution image."""
-    if task == "upscaling" and strength != 1:
-        pytest.skip("upscaling has no strength")
     pair = request.getfixturevalue(variant)
-    options = {**pictures(pair, task, (128, 64)), "num_inference_steps": 4, "guidance_scale": 7.5}
-    if task != "upscaling":
-        options["strength"] = strength
+    size = (128, 64)
+    options = {
+        **pictures(pair, task, size),
+        "num_inference_steps": 4,
+        "guidance_scale": 7.5,
+        **strongly(strength),
+    }
     _, shown = reference(pair, task, seeds=[4], prompt=PROMPT, **options)
     resolved = pair.pipeline.resolve(make_request(prompt=PROMPT, **options))
     (picture,) = pair.pipeline.pictures(resolved, 4)
@@ -148,7 +164,7 @@ def test_what_the_denoiser_is_shown(
         error = float(np.abs(own[place] - shown[0][place]).max() / np.abs(shown[0][place]).max())
         table.add(
             "What the denoiser is shown",
-            f"{variant}, strength {strength:g}: {name}",
+            f"{variant}{'' if strength is None else f', strength {strength:g}'}: {name}",
             f"{error:.1e} of max",
             "1e-4",
         )
@@ -159,7 +175,7 @@ def test_what_the_denoiser_is_shown(
 @pytest.mark.parametrize(("variant", "task"), TASKS)
 def test_sizes(request: Any, record: Any, variant: str, task: TaskName, size: tuple[int, int]) -> None:
     pair = request.getfixturevalue(variant)
-    options = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
+    options: dict[str, Any] = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
     if task != "upscaling":
         options["strength"] = 0.75
     expected, _ = reference(pair, task, seeds=[5], prompt=PROMPT, **options)
