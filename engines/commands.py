@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sd2rt.engines.bundle import locate, open_bundle
-from sd2rt.engines.kinds import Defaults
+from sd2rt.engines.kinds import TASKS, Defaults
 from sd2rt.engines.manifest import File, Manifest, read_manifest
 from sd2rt.engines.objects import shared_bytes
 
@@ -68,10 +68,14 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print(parts)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _defaults(task: Defaults) -> str:
     """What a task does where a request does not say otherwise."""
     guidance = f"guidance {task.guidance_scale:g}" if task.guidance_scale > 1 else "no guidance"
-    facts = [f"{task.num_inference_steps} steps", guidance]
+    facts = [_count(task.num_inference_steps, "step"), guidance]
     facts += [f"strength {task.strength:g}"] if task.strength is not None else []
     facts += [f"noise level {task.noise_level}"] if task.noise_level is not None else []
     return ", ".join(facts)
@@ -81,7 +85,9 @@ def _shown(manifest: Manifest) -> dict[str, str]:
     """What the denoiser sees beside the latents, where it sees something, and how that is made."""
     facts = {}
     if manifest.conditions:
-        facts["sees"] = ", ".join(f"{item.name} ({item.channels} channels)" for item in manifest.conditions)
+        facts["sees"] = ", ".join(
+            f"{item.name} ({_count(item.channels, 'channel')})" for item in manifest.conditions
+        )
     if manifest.depth_input is not None:
         width, height = manifest.depth_input.size
         facts["depth"] = f"estimated at {width}x{height}, {manifest.depth_input.resample}"
@@ -96,8 +102,8 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
     return {
         "name": manifest.name,
         "identity": manifest.identity,
-        "model": f"{manifest.family} {manifest.source.release or '2.x'}, variant {manifest.variant}",
-        **{name: _defaults(task) for name, task in manifest.tasks.items()},
+        "model": f"{manifest.family} {manifest.source.release or '2.x'}, kind {manifest.variant}",
+        **{name: _defaults(manifest.tasks[name]) for name in TASKS if name in manifest.tasks},
         **_shown(manifest),
         "precision": manifest.precision,
         "sizes": sizes,

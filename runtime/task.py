@@ -25,9 +25,8 @@ def task_of(request: Request, manifest: Manifest) -> Task:
         RequestError: none does; naming the kind of bundle that can, or what is missing.
     """
     given = _given(request)
-    for name in manifest.tasks:
-        task = TASKS[name]
-        if set(task.required) <= given <= {*task.required, *task.optional}:
+    for name, task in TASKS.items():
+        if name in manifest.tasks and set(task.required) <= given <= {*task.required, *task.optional}:
             return task
     meant = _meant(given)
     if meant is None or meant.name in manifest.tasks:
@@ -59,14 +58,13 @@ def resolve(request: Request, manifest: Manifest) -> Request:
 
 def refusal(manifest: Manifest, task: TaskName) -> str:
     """What a bundle that does not offer a task answers, naming what it does and the kinds that do."""
-    needs = [TASKS[name].required for name in manifest.tasks]
+    offered = [task for name, task in TASKS.items() if name in manifest.tasks]
+    needs = [task.required for task in offered]
     shown = f" (which needs {' and '.join(_OPTIONS[name] for name in needs[0])})" if all(needs) else ""
     kinds = kinds_for(task)
     either = kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
-    return (
-        f"{manifest.name} is a bundle of kind {manifest.variant}, for {' and '.join(manifest.tasks)}{shown}; "
-        f"{task} takes one of kind {either}"
-    )
+    does = " and ".join(task.name for task in offered) + shown
+    return f"{manifest.name} is a bundle of kind {manifest.variant}, for {does}; {task} takes one of kind {either}"
 
 
 def _given(request: Request) -> set[InputName]:
@@ -85,10 +83,10 @@ def _meant(given: set[InputName]) -> Task | None:
 
 def _misfit(given: set[InputName], manifest: Manifest) -> str:
     """Why none of the bundle's tasks takes what was given, where another kind of bundle would not either."""
-    closest: TaskName = max(manifest.tasks, key=lambda name: len(given & {*TASKS[name].required}))
-    task = TASKS[closest]
+    offered = [task for name, task in TASKS.items() if name in manifest.tasks]
+    task = max(offered, key=lambda task: len(given & {*task.required, *task.optional}))
     missing = [_OPTIONS[name] for name in task.required if name not in given]
     excess = [_OPTIONS[name] for name in sorted(given - {*task.required, *task.optional})]
-    parts = [f"is missing: {' and '.join(missing)}"] if missing else []
-    parts += [f"has no use for: {' and '.join(excess)}"] if excess else []
-    return f"{closest} with {manifest.name} (kind {manifest.variant}) {'; and '.join(parts)}"
+    wants = [f"needs {' and '.join(missing)} too"] if missing else []
+    wants += [f"has no use for {' and '.join(excess)}: leave that out"] if excess else []
+    return f"{task.name} with {manifest.name} (kind {manifest.variant}) {', and '.join(wants)}"

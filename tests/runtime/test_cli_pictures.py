@@ -117,7 +117,10 @@ def test_base_for_what_others_do(refused: Refused, small_bundle: Path, pictures:
     assert "depth-to-image takes one of kind depth" in text
     text = refused(2, "run", small_bundle, "a", *image, "--noise-level", "20")
     assert "upscaling takes one of kind upscaler" in text
-    assert "no use for: strength" in refused(2, "run", small_bundle, "a", "--strength", "0.5")
+    text = refused(2, "run", small_bundle, "a", "--strength", "0.5")
+    assert text == "image-to-image with small (kind base) needs image too"
+    text = refused(2, "run", small_bundle, "a", *image, "--paste")
+    assert text == "image-to-image with small (kind base) has no use for paste: leave that out"
     assert "kind depth" in refused(2, "run", small_bundle, "a", *image, "--save-depth", "depth.png")
     assert "kind upscaler" in refused(2, "run", small_bundle, "a", "--upscale", small_bundle)
 
@@ -253,8 +256,8 @@ def test_inspect_says_what_a_bundle_does(sd2rt: Command, request: pytest.Fixture
     text = sd2rt("inspect", bundle).out
     expected = {
         "base": ("text-to-image", "image-to-image", "strength 0.8"),
-        "turbo": ("1 steps, no guidance", "2 steps, no guidance, strength 0.5"),
-        "inpainting": ("inpainting", "mask (1 channels), masked_image (4 channels)"),
+        "turbo": ("1 step, no guidance", "2 steps, no guidance, strength 0.5"),
+        "inpainting": ("inpainting", "mask (1 channel), masked_image (4 channels)"),
         "depth": ("depth-to-image", "depth_estimator", "384x384"),
         "upscaler": ("upscaling", "noise level 20", "at most 350"),
     }
