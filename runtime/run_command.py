@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +21,12 @@ import typer
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.engines.manifest import MANIFEST
 from sd2rt.engines.store import find_bundle, named_bundle
+from sd2rt.runtime.image_output import check_output, facts_of, save_image
+from sd2rt.runtime.step_bar import Advance, step_bar
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
-    from sd2rt.runtime.run import Progress
 
 DEMO = "demo"
 
@@ -137,9 +138,11 @@ def run(
     each = [prompt for prompt in prompts or _prompts() for _ in range(_count(count))]
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
-    _check_output(output, len(requests))
+    check_output(output, len(requests))
     if save_depth is not None:
-        _check_output(save_depth, 1)
+        if save_depth.suffix.lower() != ".png":
+            raise RequestError(f"--save-depth {save_depth} is no .png file: depth maps are PNG")
+        check_output(save_depth, 1, option="--save-depth")
     from sd2rt.runtime.pipeline import TILE, Pipeline
 
     opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
@@ -148,7 +151,7 @@ def run(
         _shown_warnings(quiet),
         Pipeline.open(path, **opening) as pipeline,
         nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
-        _progress_bar(hidden=quiet or as_json, images=len(requests)) as advance,
+        step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
         requests = [pipeline.resolve(request) for request in requests]
         if upscaler is not None:
@@ -168,7 +171,7 @@ def run(
                     failures.append(outcome)
                     continue
                 picture, facts = outcome
-                saved = _save(picture, facts, output)
+                saved = save_image(picture, facts, output)
                 if as_json:
                     timing = {"batch": len(batch), "batch_seconds": round(seconds, 3)}
                     print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
@@ -191,7 +194,7 @@ def _make(
             advance(stage, progress, len(requests))
         outcomes = running.outcomes()
     return [
-        outcome if isinstance(outcome, EngineError) else (outcome.images[0], _facts(pipeline, request))
+        outcome if isinstance(outcome, EngineError) else (outcome.images[0], facts_of(pipeline, request))
         for request, outcome in zip(running.requests, outcomes, strict=True)
     ]
 
@@ -303,129 +306,6 @@ def _build_demo() -> int:
             child.send_signal(signal.SIGINT)
             child.wait()
         raise
-
-
-def _check_output(output: Path, total: int) -> None:
-    if output.suffix.lower() == ".png" and not output.is_dir():
-        if total > 1:
-            raise RequestError(f"--output {output} is one file for {total} images: give a folder")
-        folder = output.parent
-    else:
-        if output.suffix and not output.is_dir():
-            raise RequestError(f"--output {output} is neither a .png file nor a folder: images are PNG")
-        folder = output
-    # Folders that are missing are made later, inside the first that is there.
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise RequestError(f"--output {output}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise RequestError(f"--output {output}: {existing} cannot be written to: choose another folder")
-
-
-Advance = Callable[[str, "Progress", int], None]
-
-
-@contextmanager
-def _progress_bar(hidden: bool, images: int) -> Iterator[Advance]:
-    """What to call after each step, with the stage, its progress and the number of images in its batch; draws a
-    bar for each stage on a terminal."""
-    if hidden or not sys.stderr.isatty():
-        yield lambda stage, progress, batch: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    name, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]:.2f} it/s")
-    columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    # What is printed must reach standard output, which may be a file, while the bar is on the terminal.
-    with Bar(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        tasks: dict[str, Any] = {}
-        finished: dict[str, int] = {}
-        spent: dict[str, float] = {}
-        last = time.perf_counter()
-
-        def advance(stage: str, progress: Progress, batch: int) -> None:
-            nonlocal last
-            if stage not in tasks:
-                tasks[stage], finished[stage], spent[stage] = (
-                    bar.add_task(stage, total=None, rate=0.0),
-                    0,
-                    0.0,
-                )
-            now = time.perf_counter()
-            spent[stage], last = spent[stage] + now - last, now
-            done = finished[stage] + progress.done
-            if progress.done == progress.total:
-                finished[stage] = done
-            each = progress.total // batch
-            bar.update(tasks[stage], completed=done, total=each * images, rate=done / spent[stage])
-
-        yield advance
-
-
-def _facts(pipeline: Pipeline, request: Request) -> dict[str, Any]:
-    width, height = pipeline.size_of(request)
-    optional = {"strength": request.strength, "noise_level": request.noise_level}
-    return {
-        "task": pipeline.task_of(request),
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "steps": request.num_inference_steps,
-        "sampler": pipeline.sampler_of(request).name,
-        "schedule": pipeline.sampler_of(request).spacing,
-        "eta": request.eta,
-        "guidance_scale": request.guidance_scale,
-        "guidance_rescale": request.guidance_rescale,
-        "seed": request.seed,
-        "width": width,
-        "height": height,
-        "bundle": pipeline.manifest.name,
-        "identity": pipeline.manifest.identity,
-        **{name: value for name, value in optional.items() if value is not None},
-    }
-
-
-_A1111_SAMPLERS = {"ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "dpmpp-2m": "DPM++ 2M"}
-
-
-def _parameters(facts: dict[str, Any], version: str) -> str:
-    """The text that AUTOMATIC1111's web interface writes into a PNG and reads back from it."""
-    lines = [facts["prompt"] or ""]
-    if facts["negative_prompt"]:
-        lines.append(f"Negative prompt: {facts['negative_prompt']}")
-    sampler = _A1111_SAMPLERS[facts["sampler"]]
-    extra = [f"Spacing: {facts['schedule']}, "]
-    extra += [f"Eta: {facts['eta']:g}, "] if facts["eta"] else []
-    extra += [f"Denoising strength: {facts['strength']:g}, "] if "strength" in facts else []
-    extra += [f"CFG rescale: {facts['guidance_rescale']:g}, "] if facts["guidance_rescale"] else []
-    lines.append(
-        f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {facts['guidance_scale']:g}, "
-        f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
-        f"{''.join(extra)}Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
-    )
-    return "\n".join(lines)
-
-
-def _save(image: Any, facts: dict[str, Any], output: Path) -> Path:
-    """Write an image into ``output``, a file or a folder, and return where it is."""
-    from sd2rt.runtime import __version__
-    from sd2rt.runtime.image import save_png
-
-    text = {"parameters": _parameters(facts, __version__), "sd2rt": json.dumps(facts)}
-    named = output.suffix.lower() == ".png" and not output.is_dir()
-    path, number = output if named else output / f"{facts['seed']}.png", 1
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                save_png(image, path, text, replace=named)
-                return path
-            except FileExistsError:
-                # An earlier image is never overwritten unless it was named.
-                path, number = output / f"{facts['seed']}-{number}.png", number + 1
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
