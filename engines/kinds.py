@@ -49,6 +49,8 @@ class Task:
     name: TaskName
     required: tuple[InputName, ...] = ()
     optional: tuple[InputName, ...] = ()
+    conditions: tuple[ConditionName, ...] = ()
+    """What the denoiser of a bundle that offers it is shown."""
     noise_at_full_strength: bool = False
     """Strength 1 starts from noise alone, rather than from an image with the most noise there is."""
 
@@ -62,10 +64,16 @@ TASKS: dict[TaskName, Task] = {
             "inpainting",
             required=("image", "mask_image"),
             optional=("strength", "paste"),
+            conditions=("mask", "masked_image"),
             noise_at_full_strength=True,
         ),
-        Task("depth-to-image", required=("image",), optional=("depth_map", "strength")),
-        Task("upscaling", required=("image",), optional=("noise_level",)),
+        Task(
+            "depth-to-image",
+            required=("image",),
+            optional=("depth_map", "strength"),
+            conditions=("depth",),
+        ),
+        Task("upscaling", required=("image",), optional=("noise_level",), conditions=("low_res",)),
     )
 }
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sd2rt.engines.errors import BundleError
-from sd2rt.engines.kinds import Condition, Defaults, PartName, TaskName, Variant
+from sd2rt.engines.kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -125,15 +125,24 @@ class LowResolution(Model):
     noise: NoiseConfig
     max_noise_level: int = Field(ge=0)
 
+    @model_validator(mode="after")
+    def _within_the_schedule(self) -> LowResolution:
+        if self.max_noise_level >= self.noise.num_train_timesteps:
+            raise ValueError(f"max_noise_level {self.max_noise_level} is no timestep of the schedule")
+        return self
+
+
+_Positive = Annotated[float, Field(gt=0)]
+
 
 class DepthInput(Model):
     """How an image is shown to the depth estimator: squashed to its size, scaled to 0..1, normalised."""
 
-    size: tuple[int, int]
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """Width and height in pixels."""
     resample: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]
 
 
 class Source(Model):
@@ -187,6 +196,16 @@ class Manifest(Model):
             raise ValueError(f"parts lack {', '.join(sorted(missing))}")
         if not self.tasks:
             raise ValueError("tasks is empty")
+        for name, defaults in self.tasks.items():
+            for option in ("strength", "noise_level"):
+                if (option in TASKS[name].optional) != (getattr(defaults, option) is not None):
+                    raise ValueError(f"task {name} and its default {option} do not go together")
+            if set(TASKS[name].conditions) != shown:
+                raise ValueError(f"task {name} and the conditions {sorted(shown)} do not go together")
+        channels = sum(condition.channels for condition in self.conditions)
+        extra = next((t.shape[1] for t in self.parts["denoiser"].inputs if t.name == "extra"), 0)
+        if extra != channels:
+            raise ValueError(f"conditions have {channels} channels, the denoiser's input extra {extra}")
         if ("depth" in shown) != (self.depth_input is not None):
             raise ValueError("depth_input and the condition depth go together")
         if ("low_res" in shown) != (self.low_resolution is not None):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.request import OutputType, Request, make_request
+from sd2rt.runtime.request import OutputType, Request, check_mask, make_request
 
 
 class CallOptions(TypedDict, total=False):
@@ -74,12 +74,17 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
         negative_embeds = negative_embeds if negative_embeds.ndim == 3 else negative_embeds[None]
         if len(negative_embeds) not in (1, count):
             raise RequestError(f"{len(negative_embeds)} negative_prompt_embeds for {count} prompts")
+    # Read once, and the same object in every request: what is made of it is made once too.
+    given = {name: fields.pop(name) for name in _PICTURES if name in fields}
     limit = {name: fields[name] for name in ("max_image_pixels",) if name in fields}
-    pictures = {name: _each(name, fields.pop(name), count, limit) for name in _PICTURES if name in fields}
+    single = {name: value for name, value in given.items() if not isinstance(value, list | tuple)}
+    loaded = make_request(prompt="", **limit, **single)
+    shared = {name: getattr(loaded, name) for name in single}
+    own_pictures = {name: _each(name, value, count) for name, value in given.items() if name not in single}
     # What the division needs must be numbers already; the rest is checked with each request.
     numbers = {name: fields[name] for name in ("num_images_per_prompt", "seed") if name in fields}
-    shared = make_request(prompt="", **numbers)
-    each, seed = shared.num_images_per_prompt, shared.seed
+    checked = make_request(prompt="", **numbers)
+    each, seed = checked.num_images_per_prompt, checked.seed
     if latents is not None:
         latents = np.asarray(latents)
         if latents.ndim != 4 or len(latents) != count * each:
@@ -89,7 +94,7 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
     requests = []
     for index in range(count):
         own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
-        own |= {name: given[index] for name, given in pictures.items()}
+        own |= {name: pictures[index] for name, pictures in own_pictures.items()}
         if embeds is not None:
             own["prompt_embeds"] = embeds[index] if prompts[index] is None else embeds
         if negative_embeds is not None:
@@ -98,15 +103,13 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
             own["latents"] = latents[index * each : (index + 1) * each]
         if seed is not None:
             own["seed"] = seed + index * each
-        requests.append(make_request(**own))
+        request = make_request(**own).model_copy(update=shared)
+        check_mask(request.image, request.mask_image)
+        requests.append(request)
     return requests
 
 
-def _each(name: str, given: Any, count: int, limit: dict[str, Any]) -> list[Any]:
-    """One picture for each prompt; what is given once is read once."""
-    if not isinstance(given, list | tuple):
-        loaded = getattr(make_request(prompt="", **limit, **{name: given}), name)
-        return [loaded] * count
+def _each(name: str, given: Sequence[Any], count: int) -> list[Any]:
     if len(given) != count:
         raise RequestError(f"{len(given)} of {name} for {count} prompts: give one, or one each")
     return list(given)

@@ -68,6 +68,11 @@ def _report(error: Exception) -> int:
         code, text = error.exit_code, " ".join(str(error).splitlines())
     elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
         code, text = int(error.exit_code), f"{' '.join(error.format_message().split())} (see --help)"
+    elif isinstance(error, MemoryError):
+        code, text = (
+            EngineError.exit_code,
+            f"out of memory ({text}): ask for smaller images, or fewer at once",
+        )
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         code, text = EngineError.exit_code, "standard output's disk is full: make room"
         _stop_printing()

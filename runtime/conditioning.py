@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Conditioning:
 
     def _note(self) -> None:
         image = self._request.image
-        asked = self._request.width is not None or self._request.height is not None
+        asked = self._request.width is not None and self._request.height is not None
         if image is None or asked or self.tileable or image.size == (self.width, self.height):
             return
         warnings.warn(
@@ -103,6 +103,10 @@ class Conditioning:
         draw: Array = mean + deviation * generator.randn(mean.shape)
         return np.float32(self._manifest.latents.scaling_factor) * draw
 
+    def _remembered(self, what: str, image: Any, mask: Any, make: Callable[[], Array]) -> Array:
+        """What a network makes of a picture that other requests bring too, made once."""
+        return self._networks.recent.get((what, self.width, self.height), (image, mask), make)
+
     @cached_property
     def image(self) -> Array:
         """The image [3, H, W] in [-1, 1], at the result's size."""
@@ -113,7 +117,9 @@ class Conditioning:
     @cached_property
     def image_moments(self) -> Array:
         """What the encoder says of the image, [2C, h, w]."""
-        return self._networks.vae.encode(self.image)
+        return self._remembered(
+            "image", self._request.image, None, lambda: self._networks.vae.encode(self.image)
+        )
 
     @cached_property
     def mask(self) -> Array:
@@ -132,13 +138,20 @@ class Conditioning:
     @cached_property
     def masked_image_moments(self) -> Array:
         """What the encoder says of the image with gray in the place of what is made anew, [2C, h, w]."""
-        return self._networks.vae.encode(self.image * (self.mask < 0.5))
+        return self._remembered(
+            "masked image",
+            self._request.image,
+            self._request.mask_image,
+            lambda: self._networks.vae.encode(self.image * (self.mask < 0.5)),
+        )
 
     @cached_property
     def raw_depth(self) -> Array:
         """The depth map that was given or that the depth estimator sees in the image, [H', W'], unscaled."""
-        given = self._request.depth_map
-        return self._networks.depth(self._request.image) if given is None else given
+        image, given = self._request.image, self._request.depth_map
+        if given is not None:
+            return np.asarray(given, np.float32)
+        return self._remembered("depth", image, None, lambda: self._networks.depth(image))
 
     @cached_property
     def depth(self) -> Array:
@@ -205,12 +218,13 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
     """
     image = request.image
     if manifest.low_resolution is not None and image is not None:
+        times = manifest.latents.vae_factor
         for name in ("width", "height"):
             if getattr(request, name) is not None:
                 raise RequestError(
-                    f"{name} is given: an upscaled image has {_times(manifest)} its own: leave it out"
+                    f"a {name} is given, and an upscaled image has {times} times its own: leave the size out"
                 )
-        return image.width * manifest.latents.vae_factor, image.height * manifest.latents.vae_factor
+        return image.width * times, image.height * times
     if image is not None and (request.width is None or request.height is None):
         from sd2rt.runtime.image_input import fitting_size
 
@@ -224,7 +238,3 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
     for name, side in zip(("width", "height"), size, strict=True):
         check_side(name, side)
     return size
-
-
-def _times(manifest: Manifest) -> str:
-    return f"{manifest.latents.vae_factor} times"

@@ -23,7 +23,7 @@ def as_array(source: Any, what: str) -> NDArray[Any]:
     """
     try:
         return np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{what} cannot be read as an array ({reason}): give a NumPy array") from None
 

@@ -14,6 +14,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Device
+from sd2rt.runtime.recent import Recent
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.tokenizer import Tokenizer
 from sd2rt.runtime.vae import Vae
@@ -51,6 +52,7 @@ class Networks:
         self._engines: dict[PartName, OnnxRuntimeEngine] | None = {
             part: future.result() for part, future in futures.items()
         }
+        self.recent = Recent()
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
     def _load(self, part: PartName) -> OnnxRuntimeEngine:

@@ -21,13 +21,14 @@ from sd2rt.engines.session import Device
 from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
-from sd2rt.runtime.task import refusal, resolve, task_of
+from sd2rt.runtime.task import refuse_unless, resolve, task_of
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
@@ -140,6 +141,10 @@ class Pipeline:
             EngineError: the device failed, or a result is not finite.
         """
         with self.stream(prompt, **options) as run:
+            if run.requests[0].output_type != "pil" and len({self.size_of(r) for r in run.requests}) > 1:
+                raise RequestError(
+                    "the images have several sizes, and an array has one: take output_type pil"
+                )
             for progress in run:
                 if callback_on_step_end is not None:
                     given = {"latents": progress.latents()}
@@ -201,21 +206,16 @@ class Pipeline:
         """What the request asks for. Raises RequestError as :meth:`resolve` does."""
         return task_of(request, self.manifest).name
 
-    def refuse_unless(self, task: TaskName) -> None:
-        """Raise RequestError where the bundle does not offer a task, naming the kind that does."""
-        if task not in self.manifest.tasks:
-            raise RequestError(refusal(self.manifest, task))
-
-    def depth(self, image: Any) -> NDArray[np.float32]:
+    def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
         """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
 
         Raises:
             RequestError: the bundle has no depth estimator, or the image cannot be read.
         """
-        self.refuse_unless("depth-to-image")
+        refuse_unless("depth-to-image", self.manifest)
         from sd2rt.runtime.image_input import load_image
 
-        loaded = load_image(image)
+        loaded = load_image(image, max_pixels=max_image_pixels)
         self.acquire()
         try:
             return self._networks.depth(loaded)
@@ -223,20 +223,30 @@ class Pipeline:
             self.release()
 
     def upscale(
-        self, images: Any, prompt: str | Sequence[str] = "", **options: Unpack[CallOptions]
+        self, images: Any, prompt: str | Sequence[str] | None = "", **options: Unpack[CallOptions]
     ) -> Output:
-        """Make images, or another pipeline's output, four times as large; ``prompt`` says what they show.
+        """Make images four times as large; ``prompt`` says what they show, None where ``prompt_embeds`` do.
+
+        ``images`` is one or a list of what ``image=`` takes, or another pipeline's output of type pil or np.
 
         Raises:
             RequestError: the bundle is not an upscaler's, or an option cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
-        self.refuse_unless("upscaling")
+        refuse_unless("upscaling", self.manifest)
+        if "image" in options:
+            raise RequestError("image is given beside the images to upscale: leave it out")
         given = images.images if isinstance(images, Output) else images
-        listed = list(given) if isinstance(given, list | tuple) else [given]
-        prompts = [prompt] * len(listed) if isinstance(prompt, str) else list(prompt)
+        if isinstance(given, np.ndarray) and given.ndim == 4 and given.shape[-1] != 3:
+            raise RequestError(
+                f"an array of the shape {list(given.shape)} holds no images: take output_type pil or np, not latent"
+            )
+        several = isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim == 4)
+        listed = list(given) if several else [given]
+        if not listed:
+            raise RequestError("there is no image to upscale: give at least one")
         options["image"] = listed
-        return self(prompts, **options)
+        return self([prompt] * len(listed) if isinstance(prompt, str) else prompt, **options)
 
     def _plan(self, request: Request, strength: float | None) -> Plan:
         custom = request.timesteps is not None or request.sigmas is not None

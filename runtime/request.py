@@ -21,12 +21,12 @@ from pydantic import (
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import check_side
+from sd2rt.runtime.image_file import MAX_PIXELS
 
 OutputType = Literal["pil", "np", "latent"]
 
 
 _SHOWN = 80
-_MAX_PIXELS = 1 << 26
 
 
 def _array(value: Any) -> Any:
@@ -57,7 +57,7 @@ def _whole(value: Any) -> Any:
 
 def _limit(info: ValidationInfo) -> int:
     # Not there where it was wrong itself: then that is told, and not the picture's fault.
-    return int(info.data.get("max_image_pixels", _MAX_PIXELS))
+    return int(info.data.get("max_image_pixels", MAX_PIXELS))
 
 
 # Imported where a request brings a picture: one of text alone should not load Pillow.
@@ -85,7 +85,17 @@ def _depth(value: Any, info: ValidationInfo) -> Any:
     return load_depth(value, max_pixels=_limit(info))
 
 
+def _number(value: Any) -> Any:
+    """Numbers of any library, and neither texts nor truth values that could pass for one."""
+    if value is None or (isinstance(value, float | int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise ValueError("give a number")
+    return float(value)
+
+
 Whole = Annotated[int, BeforeValidator(_whole), Strict()]
+Number = Annotated[float, BeforeValidator(_number)]
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
 # A PIL image once checked; pydantic need not know more of it.
@@ -114,17 +124,17 @@ class Request(BaseModel):
 
     prompt: Text | None = None
     negative_prompt: Text | None = None
-    max_image_pixels: Whole = Field(_MAX_PIXELS, ge=1)
+    max_image_pixels: Whole = Field(MAX_PIXELS, ge=1)
     image: Image = None
     mask_image: Mask = None
     depth_map: Depth = None
-    strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    strength: Number | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     noise_level: Whole | None = Field(None, ge=0)
     paste: bool = False
-    paste_blur: float = Field(4.0, ge=0, le=256, allow_inf_nan=False)
+    paste_blur: Number = Field(4.0, ge=0, le=256, allow_inf_nan=False)
     num_inference_steps: Whole | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, allow_inf_nan=False)
-    guidance_rescale: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    guidance_scale: Number | None = Field(None, allow_inf_nan=False)
+    guidance_rescale: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     height: Whole | None = None
     width: Whole | None = None
     num_images_per_prompt: Whole = Field(1, ge=1)
@@ -134,7 +144,7 @@ class Request(BaseModel):
     negative_prompt_embeds: Array | None = None
     sampler: str | None = None
     schedule: str | None = None
-    eta: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    eta: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     output_type: OutputType = "pil"
@@ -155,14 +165,27 @@ class Request(BaseModel):
             raise ValueError("give one of negative_prompt and negative_prompt_embeds")
         if self.timesteps is not None and self.sigmas is not None:
             raise ValueError("give one of timesteps and sigmas")
-        if self.mask_image is not None and self.image is not None and self.mask_image.size != self.image.size:
-            theirs, ours = ("x".join(map(str, i.size)) for i in (self.mask_image, self.image))
-            raise ValueError(f"the mask is {theirs}, its image {ours}: make them of one size")
+        check_mask(self.image, self.mask_image)
+        if self.paste and self.output_type == "latent":
+            raise ValueError(
+                "pixels cannot be pasted into latents: leave paste out, or take output_type pil or np"
+            )
         for name in ("width", "height"):
             side = getattr(self, name)
             if side is not None:
                 check_side(name, side)
         return self
+
+
+def check_mask(image: Any, mask: Any) -> None:
+    """Refuse a mask of another size than its image's.
+
+    Raises:
+        RequestError: naming both sizes.
+    """
+    if image is not None and mask is not None and mask.size != image.size:
+        theirs, ours = ("x".join(map(str, picture.size)) for picture in (mask, image))
+        raise RequestError(f"the mask is {theirs}, its image {ours}: make them of one size")
 
 
 def make_request(**fields: Any) -> Request:

@@ -80,14 +80,14 @@ class Run:
         self._open = True
         try:
             self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in self.requests]
-            self._pictures = [
+            self.pictures = [
                 pipeline.pictures(request, seed)
                 for request, seed in zip(self.requests, self.seeds, strict=True)
             ]
         except BaseException:
             self.close()
             raise
-        trajectories = [t for group in self._pictures for picture in group for t in picture.trajectories]
+        trajectories = [t for group in self.pictures for picture in group for t in picture.trajectories]
         self.total = sum(t.length for t in trajectories)
         self._steps = _steps(pipeline, trajectories, self.total)
 
@@ -140,7 +140,7 @@ class Run:
         try:
             return [
                 self._output(request, seed, group)
-                for request, seed, group in zip(self.requests, self.seeds, self._pictures, strict=True)
+                for request, seed, group in zip(self.requests, self.seeds, self.pictures, strict=True)
             ]
         finally:
             self.close()

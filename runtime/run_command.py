@@ -25,6 +25,9 @@ from sd2rt.runtime.image_output import check_output, facts_of, save_image
 from sd2rt.runtime.step_bar import Advance, step_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
 
@@ -107,10 +110,7 @@ def run(
 ) -> None:
     """Make images from a bundle."""
     bundle, prompts = _words(words)
-    if prompts is None and image == "-":
-        raise RequestError(
-            "both the prompts and the image are to be read from standard input: give one a name"
-        )
+    _check_standard_input(prompts, {"--image": image, "--mask": mask, "--depth": depth})
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "num_inference_steps": steps,
@@ -139,41 +139,47 @@ def run(
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
     check_output(output, len(requests))
-    if save_depth is not None:
-        if save_depth.suffix.lower() != ".png":
-            raise RequestError(f"--save-depth {save_depth} is no .png file: depth maps are PNG")
-        check_output(save_depth, 1, option="--save-depth")
+    _check_save_depth(save_depth, output)
+    from sd2rt.engines.bundle import locate
+    from sd2rt.engines.manifest import read_manifest
     from sd2rt.runtime.pipeline import TILE, Pipeline
+    from sd2rt.runtime.task import refuse_unless, resolve
 
-    opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
     path = _bundle(bundle, quiet or as_json)
+    # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
+    manifest = read_manifest(locate(path))
+    requests = [resolve(request, manifest) for request in requests]
+    if save_depth is not None:
+        refuse_unless("depth-to-image", manifest)
+    if upscale is not None:
+        from PIL import Image
+
+        larger = read_manifest(locate(upscale))
+        refuse_unless("upscaling", larger)
+        # Any image will do: only what it is asked with is looked at.
+        resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0), larger)
+    opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
     with (
         _shown_warnings(quiet),
         Pipeline.open(path, **opening) as pipeline,
         nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
-        requests = [pipeline.resolve(request) for request in requests]
-        if upscaler is not None:
-            upscaler.refuse_unless("upscaling")
-        if save_depth is not None:
-            _save_depth(pipeline, requests[0], save_depth)
         failures: list[EngineError] = []
         # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
         for start in range(0, len(requests), pipeline.max_batch):
             batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
-            made = _make(pipeline, batch, "", advance)
+            made = iter(_make(pipeline, batch, "", advance, save_depth if start == 0 else None))
             if upscaler is not None:
                 made = _upscaled(upscaler, made, noise_level, advance)
-            seconds = time.perf_counter() - began
             for outcome in made:
                 if isinstance(outcome, EngineError):
                     failures.append(outcome)
                     continue
                 picture, facts = outcome
+                timing = {"batch": len(batch), "batch_seconds": round(time.perf_counter() - began, 3)}
                 saved = save_image(picture, facts, output)
                 if as_json:
-                    timing = {"batch": len(batch), "batch_seconds": round(seconds, 3)}
                     print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
                 elif not quiet:
                     print(saved, flush=True)
@@ -187,9 +193,12 @@ Made = tuple[Any, dict[str, Any]]
 
 
 def _make(
-    pipeline: Pipeline, requests: list[Request], stage: str, advance: Advance
+    pipeline: Pipeline, requests: list[Request], stage: str, advance: Advance, save_depth: Path | None = None
 ) -> list[Made | EngineError]:
     with pipeline.stream_requests(requests) as running:
+        if save_depth is not None:
+            # Of a request that has been planned: one that is refused leaves no file.
+            _save_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
         for progress in running:
             advance(stage, progress, len(requests))
         outcomes = running.outcomes()
@@ -200,34 +209,59 @@ def _make(
 
 
 def _upscaled(
-    upscaler: Pipeline, made: list[Made | EngineError], noise_level: int | None, advance: Advance
-) -> list[Made | EngineError]:
+    upscaler: Pipeline, made: Iterator[Made | EngineError], noise_level: int | None, advance: Advance
+) -> Iterator[Made | EngineError]:
     """The same images four times as large, one at a time: a large image is many tiles, a batch by itself."""
-    from sd2rt.runtime.request import make_request
-
-    larger: list[Made | EngineError] = []
     for outcome in made:
         if isinstance(outcome, EngineError):
-            larger.append(outcome)
+            yield outcome
             continue
         image, facts = outcome
-        own = {name: facts[name] for name in ("prompt", "negative_prompt", "seed")}
-        request = make_request(**own, image=image, noise_level=noise_level)
-        (result,) = _make(upscaler, [request], "upscaling", advance)
+        own = (facts["prompt"], facts["negative_prompt"], facts["seed"])
+        (result,) = _make(upscaler, [_upscaling(image, noise_level, *own)], "upscaling", advance)
         if isinstance(result, EngineError):
-            larger.append(result)
+            yield result
             continue
         image, about = result
         sides = {"width": image.width, "height": image.height}
-        larger.append((image, {**facts, **sides, "upscaled": about}))
-    return larger
+        yield image, {**facts, **sides, "upscaled": about}
 
 
-def _save_depth(pipeline: Pipeline, request: Request, path: Path) -> None:
+def _upscaling(image: Any, noise_level: int | None, prompt: str, negative: str | None, seed: int) -> Request:
+    from sd2rt.runtime.request import make_request
+
+    return make_request(
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        image=image,
+        noise_level=noise_level,
+        # What sd2rt has made itself is not too large for it.
+        max_image_pixels=image.width * image.height,
+    )
+
+
+def _check_standard_input(prompts: list[str] | None, pictures: dict[str, str | None]) -> None:
+    takers = ["the prompts"] * (prompts is None) + [name for name, value in pictures.items() if value == "-"]
+    if len(takers) > 1:
+        raise RequestError(
+            f"{' and '.join(takers)} are to be read from standard input: give one of them a name"
+        )
+
+
+def _check_save_depth(path: Path | None, output: Path) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise RequestError(f"--save-depth {path} is no .png file: depth maps are PNG")
+    if path.absolute() == output.absolute():
+        raise RequestError(f"--save-depth and --output are both {path}: give them two names")
+    check_output(path, 1, option="--save-depth")
+
+
+def _save_depth(depth: NDArray[np.float32], path: Path) -> None:
     from sd2rt.runtime.depth_map import save_depth
 
-    pipeline.refuse_unless("depth-to-image")
-    depth = pipeline.depth(request.image) if request.depth_map is None else request.depth_map
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_depth(depth, path)
@@ -312,8 +346,14 @@ def _build_demo() -> int:
 def _shown_warnings(quiet: bool) -> Iterator[None]:
     """Warnings as a line each on standard error, or not at all."""
 
+    shown: set[str] = set()
+
     def show(message: Warning | str, *rest: Any, **more: Any) -> None:
-        print(f"sd2rt: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+        line = " ".join(str(message).splitlines())
+        # Many images of one request say the same thing.
+        if line not in shown:
+            shown.add(line)
+            print(f"sd2rt: warning: {line}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "always")

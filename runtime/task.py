@@ -31,7 +31,7 @@ def task_of(request: Request, manifest: Manifest) -> Task:
     meant = _meant(given)
     if meant is None or meant.name in manifest.tasks:
         raise RequestError(_misfit(given, manifest))
-    raise RequestError(refusal(manifest, meant.name))
+    raise RequestError(_refusal(manifest, meant.name))
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
@@ -56,7 +56,13 @@ def resolve(request: Request, manifest: Manifest) -> Request:
     return request
 
 
-def refusal(manifest: Manifest, task: TaskName) -> str:
+def refuse_unless(task: TaskName, manifest: Manifest) -> None:
+    """Raise RequestError where a bundle does not offer a task, naming the kinds that do."""
+    if task not in manifest.tasks:
+        raise RequestError(_refusal(manifest, task))
+
+
+def _refusal(manifest: Manifest, task: TaskName) -> str:
     """What a bundle that does not offer a task answers, naming what it does and the kinds that do."""
     offered = [task for name, task in TASKS.items() if name in manifest.tasks]
     needs = [task.required for task in offered]

@@ -168,6 +168,7 @@ def test_part_that_is_missing(paper: Path) -> None:
     assert "parts lack decoder" in refusal(paper)
 
 
+_DEPTH = {"size": [384, 384], "resample": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8, "noise_level": None}
 
 
@@ -183,7 +184,31 @@ _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8
             lambda data: data.update(conditions=[{"name": "depth", "channels": 1}]),
             "parts lack depth_estimator",
         ),
-        (lambda data: data.update(conditions=[{"name": "low_res", "channels": 3}]), "low_resolution and"),
+        (
+            lambda data: data.update(conditions=[{"name": "low_res", "channels": 3}]),
+            "task text-to-image and the conditions ['low_res'] do not go together",
+        ),
+        (
+            lambda data: data["tasks"]["text-to-image"].update(strength=0.5),
+            "parts lack encoder",
+        ),
+        (
+            lambda data: data["tasks"]["text-to-image"].update(noise_level=5),
+            "task text-to-image and its default noise_level do not go together",
+        ),
+        (
+            lambda data: data["parts"]["denoiser"]["inputs"].append(
+                {"name": "extra", "dtype": "float32", "shape": ["B", 3, "h", "w"]}
+            ),
+            "conditions have 0 channels, the denoiser's input extra 3",
+        ),
+        (
+            lambda data: data.update(low_resolution={"noise": data["noise"], "max_noise_level": 1000}),
+            "max_noise_level 1000 is no timestep",
+        ),
+        (lambda data: data.update(depth_input={**_DEPTH, "size": [0, 384]}), "depth_input.size.0"),
+        (lambda data: data.update(depth_input={**_DEPTH, "std": [0, 1, 1]}), "depth_input.std.0"),
+        (lambda data: data.update(depth_input=_DEPTH), "depth_input and the condition depth"),
         (lambda data: data.update(tasks={}), "tasks is empty"),
         (lambda data: data["tasks"].update({"text-to-video": _IMAGE_TASK}), "text-to-video"),
     ],

@@ -17,7 +17,7 @@ from sd2rt.runtime.pipeline import Pipeline
 
 from .conftest import Command, Refused
 
-pytestmark = pytest.mark.usefixtures("quick_opening")
+pytestmark = pytest.mark.usefixtures("here", "quick_opening")
 
 FAST = ("--steps", "2", "--threads", "1", "--seed", "5")
 
@@ -90,8 +90,108 @@ def test_bad_input(
     assert said in refused(2, "run", small_bundle, "a", *FAST, *filled)
 
 
-def test_prompt_and_image_from_one_stream(refused: Refused, small_bundle: Path) -> None:
-    assert "both the prompts and the image" in refused(2, "run", small_bundle, "-", "--image", "-")
+def test_standard_input_for_two(refused: Refused, small_bundle: Path) -> None:
+    assert refused(2, "run", small_bundle, "-", "--image", "-").startswith(
+        "the prompts and --image are to be"
+    )
+    text = refused(2, "run", small_bundle, "a", "--image", "-", "--mask", "-")
+    assert text.startswith("--image and --mask are to be read from standard input")
+
+
+@pytest.mark.parametrize("words", [("--strength", "0.01"), ("--sampler", "euler", "--eta", "1")])
+def test_depth_is_not_saved_of_what_is_refused(
+    refused: Refused, small_depth_bundle: Path, pictures: Path, words: tuple[str, ...]
+) -> None:
+    image = ("--image", pictures / "good.png")
+    refused(2, "run", small_depth_bundle, "a", *image, *words, "--save-depth", "new/depth.png")
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--save-depth", "depth.jpg"), "is no .png file"),
+        (("--save-depth", "out.png", "-o", "out.png"), "give them two names"),
+    ],
+)
+def test_where_depth_cannot_go(
+    refused: Refused, small_depth_bundle: Path, pictures: Path, words: tuple[str, ...], said: str
+) -> None:
+    assert said in refused(2, "run", small_depth_bundle, "a", "--image", pictures / "good.png", *words)
+
+
+@pytest.mark.parametrize("level", ["400", "-3"])
+def test_upscaling_is_checked_before_anything_is_made(
+    refused: Refused,
+    small_bundle: Path,
+    small_upscaler_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+) -> None:
+    def opened(*words: Any, **options: Any) -> Any:
+        raise AssertionError("a bundle was opened")
+
+    monkeypatch.setattr(Pipeline, "open", opened)
+    text = refused(2, "run", small_bundle, "a", "--upscale", small_upscaler_bundle, "--noise-level", level)
+    assert f"is {level}" in text
+
+
+def test_out_of_memory_on_the_host(
+    refused: Refused, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: Any, **options: Any) -> Any:
+        raise MemoryError("Unable to allocate 412. MiB")
+
+    monkeypatch.setattr("sd2rt.runtime.run.to_unit", full)
+    text = refused(5, "run", small_bundle, "a", *FAST)
+    assert text.startswith("out of memory (Unable to allocate 412. MiB): ask for smaller images")
+
+
+def test_upscaled_images_are_saved_one_by_one(
+    sd2rt: Command, small_bundle: Path, small_upscaler_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption in the second leaves the first."""
+    from sd2rt.runtime import run_command
+
+    calls: list[str] = []
+    own = run_command._make
+
+    def make(pipeline: Any, requests: Any, stage: str, *rest: Any) -> Any:
+        calls.append(stage)
+        if calls.count("upscaling") == 2:
+            raise KeyboardInterrupt
+        return own(pipeline, requests, stage, *rest)
+
+    monkeypatch.setattr(run_command, "_make", make)
+    said = sd2rt(
+        "run", small_bundle, "a", *FAST, "--count", "3", "--upscale", small_upscaler_bundle, "-o", "out"
+    )
+    assert said.code == 130
+    assert [path.name for path in Path("out").iterdir()] == ["5.png"]
+
+
+def test_one_picture_is_read_and_encoded_once(
+    sd2rt: Command, small_depth_bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sd2rt.runtime.networks import Networks
+    from sd2rt.runtime.vae import Vae
+
+    made: list[str] = []
+
+    def counted(what: str, own: Any) -> Any:
+        def call(self: Any, image: Any) -> Any:
+            made.append(what)
+            return own(self, image)
+
+        return call
+
+    monkeypatch.setattr(Vae, "encode", counted("encoded", Vae.encode))
+    monkeypatch.setattr(Networks, "depth", counted("depth", Networks.depth))
+    words = ("--image", pictures / "odd.png", "--count", "3", "--save-depth", "depth.png", "-o", "out")
+    said = sd2rt("run", small_depth_bundle, "a", *FAST, *words)
+    assert said.code == 0, said.err
+    assert sorted(made) == ["depth", "encoded"]
+    assert said.err.count("the image is 100x70") == 1
 
 
 def test_image_from_standard_input(

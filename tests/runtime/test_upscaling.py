@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from PIL import Image
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
+from sd2rt.runtime.call import CallOptions
 from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
@@ -76,7 +77,8 @@ def test_no_seams(pipe: Pipeline, whole: Pipeline, textured: bool, sampler: dict
 
 @pytest.mark.parametrize("max_batch", [1, 3])
 def test_batches_of_tiles_do_not_matter(small_upscaler_bundle: Path, pipe: Pipeline, max_batch: int) -> None:
-    given, more = picture(64, 40, textured=True), {"sampler": "ddim", "eta": 1.0}
+    given = picture(64, 40, textured=True)
+    more: dict[str, Any] = {"sampler": "ddim", "eta": 1.0}
     expected = pipe("a hill", image=given, **OPTIONS, **more).images
     with Pipeline.open(small_upscaler_bundle, tile=TILE, max_batch=max_batch) as other:
         found = other("a hill", image=given, **OPTIONS, **more).images
@@ -119,10 +121,40 @@ def test_upscale_takes_lists_and_outputs(whole: Pipeline) -> None:
         whole.upscale(given, ["a", "b", "c"], num_inference_steps=1)
 
 
+def test_upscale_takes_arrays_and_embeddings(whole: Pipeline) -> None:
+    common: dict[str, Any] = {"num_inference_steps": 1, "seed": 1}
+    pixels = np.stack([np.asarray(picture(8, 8, textured=True))] * 2)
+    assert [image.size for image in whole.upscale(pixels, "a", **common).images] == [(32, 32)] * 2
+    assert whole.upscale(pixels[0].astype(np.float32) / 255, "a", **common).images[0].size == (32, 32)
+    embeds = np.zeros((1, 77, 32), np.float32)
+    options: dict[str, Any] = {"prompt_embeds": embeds, "guidance_scale": 1.0, **common}
+    assert whole.upscale([picture(8, 8, textured=True)], None, **options).images[0].size == (32, 32)
+    for images, reason in ((np.zeros((1, 4, 8, 8), np.float32), "not latent"), ([], "no image to upscale")):
+        with pytest.raises(RequestError, match=reason):
+            whole.upscale(images, "a", **common)
+    with pytest.raises(RequestError, match="leave it out"):
+        whole.upscale(pixels, "a", image=pixels[0], **common)
+
+
+def test_arrays_of_several_sizes_are_refused_before_they_are_made(whole: Pipeline) -> None:
+    given = [picture(8, 8, textured=True), picture(16, 8, textured=True)]
+    with pytest.raises(RequestError, match="several sizes"):
+        whole(["a", "b"], image=given, output_type="np", num_inference_steps=1)
+
+
+@pytest.mark.parametrize("value", [True, "0.5", b"1"])
+def test_strength_is_a_number(value: Any) -> None:
+    from sd2rt.runtime.request import make_request
+
+    with pytest.raises(RequestError, match=r"strength is .*: give a number"):
+        make_request(prompt="a", image=picture(64, 64, textured=False), strength=value)
+    assert make_request(prompt="a", strength=np.float32(0.5)).strength == 0.5
+
+
 @pytest.mark.parametrize("side", ["width", "height"])
 def test_size_is_the_images_own(whole: Pipeline, side: str) -> None:
     with pytest.raises(RequestError, match="4 times its own"):
-        whole("a", image=picture(8, 8, textured=False), **{side: 64})
+        whole("a", **cast(CallOptions, {"image": picture(8, 8, textured=False), side: 64}))
 
 
 def test_tiles_share_their_noise() -> None:
