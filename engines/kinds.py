@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sd2rt.engines.sampling import PredictionType
 
 Variant = Literal["base", "v", "turbo", "inpainting", "depth", "upscaler"]
-PartName = Literal["text_encoder", "denoiser", "decoder", "encoder", "depth_estimator"]
+PartName = Literal[
+    "text_encoder", "denoiser", "decoder", "encoder", "tiled_decoder", "tiled_encoder", "depth_estimator"
+]
+UNTILED: dict[PartName, PartName] = {"tiled_decoder": "decoder", "tiled_encoder": "encoder"}
+"""What the parts that work on tiles are otherwise, and whose weights they have."""
 TaskName = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image", "upscaling"]
 ConditionName = Literal["mask", "masked_image", "depth", "low_res"]
 InputName = Literal["image", "mask_image", "depth_map", "noise_level", "strength", "paste"]
@@ -79,6 +83,14 @@ TASKS: dict[TaskName, Task] = {
 
 _TEXT = Defaults(num_inference_steps=50, guidance_scale=7.5, strength=None, noise_level=None)
 _IMAGE = _TEXT.model_copy(update={"strength": 0.8})
+_PARTS: tuple[PartName, ...] = (
+    "text_encoder",
+    "denoiser",
+    "decoder",
+    "encoder",
+    "tiled_decoder",
+    "tiled_encoder",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,7 @@ class Kind:
     """The UNet is told how noisy the image that it is shown was made."""
     vae_factor: int = 8
     """Pixels of the result per latent, along one side."""
-    parts: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder", "encoder")
+    parts: tuple[PartName, ...] = _PARTS
     fp32_parts: tuple[PartName, ...] = ()
     """Parts that stay float32 where fp16 is asked for."""
 
@@ -129,7 +141,7 @@ KINDS: dict[Variant, Kind] = {
             "depth",
             {"depth-to-image": _IMAGE},
             conditions=(Condition(name="depth", channels=1),),
-            parts=("text_encoder", "denoiser", "decoder", "encoder", "depth_estimator"),
+            parts=(*_PARTS, "depth_estimator"),
             # Made for float32 with its convolutions' weights standardised, and run once an image.
             fp32_parts=("depth_estimator",),
         ),
@@ -144,8 +156,8 @@ KINDS: dict[Variant, Kind] = {
             class_label=True,
             vae_factor=4,
             # Nothing is encoded, and the published decoder overflows in fp16.
-            parts=("text_encoder", "denoiser", "decoder"),
-            fp32_parts=("decoder",),
+            parts=("text_encoder", "denoiser", "decoder", "tiled_decoder"),
+            fp32_parts=("decoder", "tiled_decoder"),
         ),
     )
 }

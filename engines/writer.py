@@ -99,7 +99,12 @@ class BundleWriter:
         return self._parts.get(name)
 
     def start_part(self, name: PartName) -> None:
-        """Clear away what an interrupted build left of a part."""
+        """Clear away what an interrupted build left of a part, and of those that lie beside it or use its weights."""
+        self._parts = {
+            kept: part
+            for kept, part in self._parts.items()
+            if not any(Path(file.path).parts[0] == name for file in part.files)
+        }
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def keep_part(self, name: PartName, part: Part) -> None:
@@ -188,7 +193,8 @@ class BundleWriter:
             return False
 
     def _check_space(self) -> None:
-        kept = sum(file.size for part in self._parts.values() for file in part.files)
+        sizes = {file.path: file.size for part in self._parts.values() for file in part.files}
+        kept = sum(sizes.values())
         needed, free = self._needed - kept, shutil.disk_usage(self.target.parent).free
         if needed > free:
             raise BuildError(

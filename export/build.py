@@ -35,6 +35,7 @@ from sd2rt.export.networks import skeleton
 from sd2rt.export.onnx_part import OPSET, Dimensions, export_part, interface
 from sd2rt.export.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.pipeline_configs import PartName as NetworkName
+from sd2rt.export.tiled_modules import TiledDecoder, TiledEncoder, count_norms
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
@@ -129,6 +130,8 @@ _MODULES: dict[PartName, Callable[[Checkpoint, torch.dtype], torch.nn.Module]] =
     "denoiser": lambda checkpoint, dtype: Denoiser(checkpoint.unet(dtype)),
     "decoder": lambda checkpoint, dtype: Decoder(checkpoint.vae(dtype)),
     "encoder": lambda checkpoint, dtype: Encoder(checkpoint.vae(dtype)),
+    "tiled_decoder": lambda checkpoint, dtype: TiledDecoder(checkpoint.vae(dtype)),
+    "tiled_encoder": lambda checkpoint, dtype: TiledEncoder(checkpoint.vae(dtype)),
     "depth_estimator": lambda checkpoint, dtype: DepthEstimator(checkpoint.depth_estimator(dtype)),
 }
 _NETWORKS: dict[PartName, NetworkName] = {
@@ -136,6 +139,8 @@ _NETWORKS: dict[PartName, NetworkName] = {
     "denoiser": "unet",
     "decoder": "vae",
     "encoder": "vae",
+    "tiled_decoder": "vae",
+    "tiled_encoder": "vae",
     "depth_estimator": "depth_estimator",
 }
 """The checkpoint's network that each part is made of."""
@@ -174,6 +179,8 @@ def _part(
 
 def _dimensions(checkpoint: Checkpoint) -> Dimensions:
     kind, latents, depth = KINDS[checkpoint.variant], _latents(checkpoint), checkpoint.depth_input
+    config = checkpoint.parts.config("vae")
+    vae = skeleton("vae", config)
     return Dimensions(
         text_width=int(checkpoint.parts.config("text_encoder")["hidden_size"]),
         channels=latents.channels,
@@ -181,6 +188,12 @@ def _dimensions(checkpoint: Checkpoint) -> Dimensions:
         extra=sum(condition.channels for condition in kind.conditions),
         class_label=kind.class_label,
         depth_size=(0, 0) if depth is None else depth.size,
+        norms={
+            "tiled_decoder": count_norms(vae.get_submodule("decoder")),
+            "tiled_encoder": count_norms(vae.get_submodule("encoder")),
+        },
+        groups=config["norm_num_groups"],
+        tokens_width=config["block_out_channels"][-1],
     )
 
 

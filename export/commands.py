@@ -22,6 +22,8 @@ PART_LABELS = {
     "denoiser": "denoiser",
     "decoder": "decoder",
     "encoder": "encoder",
+    "tiled_decoder": "decoder of tiles",
+    "tiled_encoder": "encoder of tiles",
     "depth_estimator": "depth estimator",
     "bundle": "writing",
 }

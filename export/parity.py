@@ -19,7 +19,7 @@ from PIL import Image
 
 from sd2rt.engines.bundle import Bundle, open_bundle
 from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.kinds import TASKS, InputName, PartName, TaskName
+from sd2rt.engines.kinds import TASKS, UNTILED, InputName, PartName, TaskName
 from sd2rt.engines.manifest import Manifest, Precision
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import STATE_SLOTS
@@ -38,8 +38,9 @@ PIXEL_BOUND = 2
 """Largest difference of a pixel, of 255, between images in fp32."""
 
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
-# B, R, L, h and w: a guided and an unguided sample together, on a latent that is not square.
-_DIMS = {"B": 2, "R": 3, "L": 77, "h": 8, "w": 16}
+# B, R, L, h and w: a guided and an unguided sample together, on a latent that is not square. M: tokens of a tile's
+# surroundings.
+_DIMS = {"B": 2, "R": 3, "L": 77, "M": 5, "h": 8, "w": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,11 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         arrays["uncond"], arrays["cond"] = np.array([0, 2]), np.array([1, 2])
         if bundle.manifest.low_resolution is not None:
             arrays["noise_level"] = np.array([20, 3])
+    if part in UNTILED:
+        # Statistics half given and half its own: both of the graph's ways. Their variances are positive, as are weights.
+        arrays["given"] = np.array([0.5], np.float32)
+        arrays["stats"][..., 1] = np.exp(arrays["stats"][..., 1])
+        arrays["weights"] = rng.uniform(0.1, 1, arrays["weights"].shape).astype(np.float32)
     return arrays
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,14 @@ class Tiling:
         )
         """Row by row."""
 
+    def weights(self, factor: int = 1) -> Iterator[NDArray[np.float32]]:
+        """What each of a tile's results counts where tiles are blended: [box.height * factor, box.width * factor].
+
+        One for each of :attr:`boxes`, in their order. Those of any element of the array sum to one.
+        """
+        for down, across in itertools.product(self._rows.weights(factor), self._columns.weights(factor)):
+            yield np.outer(down, across)
+
     def blend(self, results: Iterable[Array], factor: int = 1) -> NDArray[np.float32]:
         """What was made of the tiles, as one array [C, height * factor, width * factor] of float32.
 
@@ -83,9 +91,8 @@ class Tiling:
         Raises:
             ValueError: there are more or fewer results than tiles, or one has another shape.
         """
-        weights = itertools.product(self._rows.weights(factor), self._columns.weights(factor))
         blended: NDArray[np.float32] | None = None
-        for box, (down, across), result in zip(self.boxes, weights, results, strict=True):
+        for box, weight, result in zip(self.boxes, self.weights(factor), results, strict=True):
             place = box.scaled(factor)
             if blended is None:
                 blended = np.zeros((len(result), self.height * factor, self.width * factor), np.float32)
@@ -94,7 +101,6 @@ class Tiling:
                     f"a tile's result has the shape {list(result.shape)}, "
                     f"expected {[len(blended), place.height, place.width]}"
                 )
-            weight = np.outer(down, across)
             # What is not finite stays so, and it is the caller's to say it.
             with np.errstate(invalid="ignore"):
                 for target, plane in zip(place.cut(blended), result, strict=True):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Latents
-from sd2rt.engines.session import Engine
+from sd2rt.engines.session import Engine, Session
+from sd2rt.runtime.survey import Cells, Survey, change
 from sd2rt.runtime.tiles import Tiling
 
 Array = NDArray[np.float32]
 
+TiledPart = Literal["tiled_decoder", "tiled_encoder"]
+
+_MOST_PASSES = 12
+_SETTLED = 3e-3
 _LEAST_SHARED = 16
 """Latents. With fewer, a tile's edge, beyond which it sees zeros, would show before it has faded."""
 
@@ -63,10 +68,12 @@ class Vae:
             EngineError: the device failed, or had no memory left.
         """
         _, h, w = latents.shape
-        if max(h, w) <= self._tile:
-            return self._decode(latents)
-        tiling = self._tiling(h, w)
-        return tiling.blend((self._decode(box.cut(latents)) for box in tiling.boxes), self._factor)
+        if max(h, w) > self._tile:
+            return self._in_tiles("tiled_decoder", latents, h, w)
+        session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
+        session.buffers["latents"].write(latents[None])
+        session.launch()
+        return cast(Array, session.buffers["image"].read()[0])
 
     def encode(self, image: Array) -> Array:
         """An image [3, H, W] in [-1, 1] to its latents' moments [2C, h, w]: mean, then logarithm of variance.
@@ -79,25 +86,58 @@ class Vae:
         if height % self._factor or width % self._factor:
             raise ValueError(f"an image of {width}x{height} has no whole number of latents")
         h, w = height // self._factor, width // self._factor
-        if max(h, w) <= self._tile:
-            return self._encode(image)
-        tiling = self._tiling(h, w)
-        return tiling.blend(self._encode(box.scaled(self._factor).cut(image)) for box in tiling.boxes)
-
-    def _tiling(self, h: int, w: int) -> Tiling:
-        return Tiling(h, w, self._tile, max(self._tile // 4, _LEAST_SHARED))
-
-    def _decode(self, latents: Array) -> Array:
-        _, h, w = latents.shape
-        session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
-        session.buffers["latents"].write(latents[None])
-        session.launch()
-        return cast(Array, session.buffers["image"].read()[0])
-
-    def _encode(self, image: Array) -> Array:
-        _, height, width = image.shape
-        dims = {"B": 1, "h": height // self._factor, "w": width // self._factor}
-        session = self._engine("encoder").session(dims)
+        if max(h, w) > self._tile:
+            return self._in_tiles("tiled_encoder", image, h, w)
+        session = self._engine("encoder").session({"B": 1, "h": h, "w": w})
         session.buffers["image"].write(image[None])
         session.launch()
         return cast(Array, session.buffers["moments"].read()[0])
+
+    def _in_tiles(self, part: TiledPart, array: Array, h: int, w: int) -> Array:
+        tiling = Tiling(h, w, self._tile, max(self._tile // 4, _LEAST_SHARED))
+        cells = Cells(h, w)
+        side = tiling.boxes[0]
+        session = self._engine(part).session({"h": side.height, "w": side.width, "M": cells.count})
+        # At first each tile uses its own statistics, and sees nothing of the others.
+        known = np.zeros(session.buffers["stats"].shape, np.float32)
+        session.buffers["given"].write(np.zeros(1, np.float32))
+        session.buffers["context"].write(np.zeros(session.buffers["context"].shape))
+        whole: Array | None = None
+        for done in range(_MOST_PASSES):
+            # Not two of them at once: the one before goes before the next is begun.
+            whole = None
+            session.buffers["stats"].write(known)
+            survey = Survey(cells)
+            results = self._results(part, session, array, tiling, cells, not done, survey)
+            whole = tiling.blend(results, self._factor if part == "tiled_decoder" else 1)
+            found = survey.statistics()
+            # What is not finite is never settled, and more passes would not help it.
+            if done and not change(known, found) > _SETTLED:
+                break
+            known = found
+            session.buffers["given"].write(np.ones(1, np.float32))
+            session.buffers["context"].write(survey.context())
+        assert whole is not None
+        return whole
+
+    def _results(
+        self,
+        part: TiledPart,
+        session: Session,
+        array: Array,
+        tiling: Tiling,
+        cells: Cells,
+        lonely: bool,
+        survey: Survey,
+    ) -> Iterator[Array]:
+        """What the network makes of each tile, while the survey takes in what it says beside."""
+        source, target = ("latents", "image") if part == "tiled_decoder" else ("image", "moments")
+        scale = 1 if part == "tiled_decoder" else self._factor
+        buffers = session.buffers
+        for box, weights in zip(tiling.boxes, tiling.weights(), strict=True):
+            buffers[source].write(box.scaled(scale).cut(array)[None])
+            buffers["weights"].write(weights)
+            buffers["context_bias"].write(cells.none() if lonely else cells.outside(box))
+            session.launch()
+            survey.add(box, weights, buffers["own"].pull(), buffers["tokens"].pull())
+            yield buffers[target].pull()[0]
