@@ -4,7 +4,7 @@ Two things in them look at the whole image: the statistics of group normalisatio
 Here the statistics can be given, and the attention sees, beside the tile's own tokens, averages of those elsewhere.
 Both come from the tiles themselves, by the host, which asks every tile for its share of them.
 
-Shapes: h x w the tile's latents, N norms, G groups, C channels in the middle, M tokens that stand for the whole image.
+Shapes: h x w the tile's latents, N norms, G groups, C channels in the middle, M tokens of the whole image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from sd2rt.engines.errors import BuildError
 
@@ -79,8 +79,10 @@ class QueryBlock(nn.Module):
     even where seven times as many tokens are from elsewhere."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # [1, Q, C] each
-        heads = (tensor.unsqueeze(1) for tensor in (query, key, value))
-        return F.scaled_dot_product_attention(*heads, scale=scale).squeeze(1)
+        found: Tensor = scaled_dot_product_attention(
+            query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), scale=scale
+        )
+        return found.squeeze(1)
 
 
 class TiledAttention(nn.Module):
@@ -96,7 +98,9 @@ class TiledAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out
         if attention.heads != 1 or not attention.residual_connection:
-            raise BuildError("the autoencoder's attention is not SD2's: it has one head, around which its input goes")
+            raise BuildError(
+                "the autoencoder's attention is not SD2's: it has one head, around which its input goes"
+            )
         self.rescale = attention.rescale_output_factor
         # The sides of tiles are multiples of eight.
         self.blocks = nn.ModuleList(QueryBlock() for _ in range(8))
@@ -115,7 +119,7 @@ class TiledAttention(nn.Module):
         bias = (call.context_bias / scale).to(key.dtype).reshape(1, -1, 1)
         query = torch.cat([query, none + 1], dim=2)
         key = torch.cat([key, torch.cat([none, bias], dim=1)], dim=2)
-        queries = query.reshape(len(self.blocks), -1, query.shape[-1]).split(1)
+        queries = query.reshape(len(self.blocks), -1, query.shape[-1]).split(1)  # type: ignore[no-untyped-call]
         found = torch.cat(
             [block(part, key, value, scale) for block, part in zip(self.blocks, queries, strict=True)], dim=1
         )
@@ -200,7 +204,9 @@ def _adapt(network: nn.Module, level: Callable[[int | None], int]) -> Callable[[
             made.append(TiledNorm(norm, len(made), 2**doubled))
             network.set_submodule(path, made[-1])
     if len({norm.groups for norm in made if isinstance(norm, TiledNorm)}) != 1:
-        raise BuildError("the autoencoder's group normalisations are not SD2's: they have one number of groups")
+        raise BuildError(
+            "the autoencoder's group normalisations are not SD2's: they have one number of groups"
+        )
     attentions = [item for item in network.named_modules() if isinstance(item[1], Attention)]
     if len(attentions) != 1:
         raise BuildError(f"the autoencoder is not SD2's: it has {len(attentions)} attentions, expected one")

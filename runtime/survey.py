@@ -97,7 +97,7 @@ class Survey:
 
 
 def change(old: NDArray[np.float32], new: NDArray[np.float32]) -> float:
-    """The largest difference between two images' statistics: of means, in standard deviations, or of their logarithms."""
+    """How far statistics are from others at most: means, in standard deviations, or the logarithms of those."""
     a, b = old.astype(np.float64), new.astype(np.float64)
     tiny = np.finfo(np.float32).tiny
     std = np.sqrt(b[..., 1] + tiny)

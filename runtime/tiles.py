@@ -46,12 +46,15 @@ class Tiling:
         tile: the longest side of a tile.
         overlap: what neighbours share at least.
         multiple: where tiles may begin.
+        margin: how much of an end that a tile shares counts nothing: what is made near an edge may be wrong.
 
     Raises:
         ValueError: no tiles can be made so.
     """
 
-    def __init__(self, height: int, width: int, tile: int, overlap: int, multiple: int = 8) -> None:
+    def __init__(
+        self, height: int, width: int, tile: int, overlap: int, multiple: int = 8, margin: int = 0
+    ) -> None:
         if height < 1 or width < 1 or multiple < 1:
             raise ValueError(f"an array of {height}x{width} in multiples of {multiple} cannot be cut")
         side = tile // multiple * multiple
@@ -60,9 +63,11 @@ class Tiling:
                 f"tiles of {tile} that share {overlap} do not advance by {multiple}: "
                 "give a larger tile or a smaller overlap"
             )
+        if not 0 <= 2 * margin <= overlap:
+            raise ValueError(f"tiles that share {overlap} cannot both leave out {margin} of it")
         self.height, self.width = height, width
-        self._rows = _Axis.cut(height, side, overlap, multiple)
-        self._columns = _Axis.cut(width, side, overlap, multiple)
+        self._rows = _Axis.cut(height, side, overlap, multiple, margin)
+        self._columns = _Axis.cut(width, side, overlap, multiple, margin)
         self.boxes: tuple[Box, ...] = tuple(
             Box(top, left, self._rows.side, self._columns.side)
             for top in self._rows.starts
@@ -115,29 +120,30 @@ class _Axis:
 
     starts: tuple[int, ...]
     side: int
+    margin: int
 
     @classmethod
-    def cut(cls, length: int, side: int, overlap: int, multiple: int) -> _Axis:
+    def cut(cls, length: int, side: int, overlap: int, multiple: int, margin: int) -> _Axis:
         if length <= side:
-            return cls((0,), length)
+            return cls((0,), length, margin)
         # In multiples: how far the last tile is from the first, and how far one may be from the next.
         distance = -(-(length - side) // multiple)
         steps = -(-distance // ((side - overlap) // multiple))
         starts = (min(i * distance // steps * multiple, length - side) for i in range(steps + 1))
-        return cls(tuple(starts), side)
+        return cls(tuple(starts), side, margin)
 
     def weights(self, factor: int) -> list[NDArray[np.float32]]:
         """For each tile, the weight of each of its results' elements along this axis.
 
-        Tile i + 1 fades in, ``fades[i]``, over exactly what it shares with tile i, which has the rest. A tile's
+        Tile i + 1 fades in, ``fades[i]``, over exactly what it shares with tile i, less the margins. A tile's
         weight is a product, its own fade times what the next tile's leaves, so the weights sum to one even
         where three tiles overlap.
         """
         places = (np.arange((self.starts[-1] + self.side) * factor) + 0.5) / factor
         fades = []
         for start, after in itertools.pairwise(self.starts):
-            shared = start + self.side - after
-            done = np.clip((places - after) / shared, 0, 1) if shared else (places > after).astype(np.float64)
+            begin, shared = after + self.margin, start + self.side - after - 2 * self.margin
+            done = np.clip((places - begin) / shared, 0, 1) if shared else (places > begin).astype(np.float64)
             fades.append(0.5 - 0.5 * np.cos(np.pi * done))
         weights = []
         earlier = np.ones_like(places)

@@ -80,6 +80,17 @@ def test_a_constant_comes_back(drawn: tuple[Tiling, dict[str, int]], factor: int
 
 
 @property_test
+@given(tilings(), st.sampled_from((1, 2)))
+def test_weights_sum_to_one(drawn: tuple[Tiling, dict[str, int]], factor: int) -> None:
+    tiling, _ = drawn
+    total = np.zeros((tiling.height * factor, tiling.width * factor))
+    for box, weights in zip(tiling.boxes, tiling.weights(factor), strict=True):
+        assert weights.shape == (box.height * factor, box.width * factor)
+        box.scaled(factor).cut(total)[...] += weights
+    np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)
+
+
+@property_test
 @given(tilings(), st.integers(0, 1000))
 def test_what_is_only_cut_comes_back(drawn: tuple[Tiling, dict[str, int]], seed: int) -> None:
     tiling, _ = drawn
