@@ -158,7 +158,7 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         if bundle.manifest.low_resolution is not None:
             arrays["noise_level"] = np.array([20, 3])
     if part in UNTILED:
-        # Statistics half given and half its own: both of the graph's ways. Their variances are positive, as are weights.
+        # Statistics half given and half its own: both ways. Variances are positive, as are weights.
         arrays["given"] = np.array([0.5], np.float32)
         arrays["stats"][..., 1] = np.exp(arrays["stats"][..., 1])
         arrays["weights"] = rng.uniform(0.1, 1, arrays["weights"].shape).astype(np.float32)
