@@ -15,7 +15,7 @@ import torch
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BundleError, CheckpointError
-from sd2rt.engines.kinds import KINDS, PartName
+from sd2rt.engines.kinds import KINDS, UNTILED, PartName
 from sd2rt.engines.manifest import (
     SCHEMA_VERSION,
     Embeddings,
@@ -35,7 +35,8 @@ from sd2rt.export.networks import skeleton
 from sd2rt.export.onnx_part import OPSET, Dimensions, export_part, interface
 from sd2rt.export.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.pipeline_configs import PartName as NetworkName
-from sd2rt.export.tiled_modules import TiledDecoder, TiledEncoder, count_norms
+from sd2rt.export.tiled_graph import tiled_part
+from sd2rt.export.tiled_modules import TiledDecoder, TiledEncoder
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
@@ -164,14 +165,18 @@ def _part(
         progress(name, 0.0)
         writer.start_part(name)
         own = part_precision(checkpoint, name, precision)
-        part = export_part(
-            name,
-            part_module(checkpoint, name, own),
-            interface(name, _dimensions(checkpoint), _NUMPY[own]),
-            writer.folder,
-            own,
-            lambda fraction: progress(name, fraction),
-        )
+        dimensions = _dimensions(checkpoint)
+        tensors = interface(name, dimensions, _NUMPY[own])
+        if name in UNTILED:
+            half = writer.part(UNTILED[name])
+            assert half is not None
+            levels = len(checkpoint.parts.config("vae")["block_out_channels"])
+            part = tiled_part(half, writer.folder, tensors, dimensions.norms[name], levels)
+        else:
+            module = part_module(checkpoint, name, own)
+            part = export_part(
+                name, module, tensors, writer.folder, own, lambda fraction: progress(name, fraction)
+            )
         writer.keep_part(name, part)
     progress(name, 1.0)
     return part
@@ -189,8 +194,12 @@ def _dimensions(checkpoint: Checkpoint) -> Dimensions:
         class_label=kind.class_label,
         depth_size=(0, 0) if depth is None else depth.size,
         norms={
-            "tiled_decoder": count_norms(vae.get_submodule("decoder")),
-            "tiled_encoder": count_norms(vae.get_submodule("encoder")),
+            name: [
+                f"{half}.{path}"
+                for path, module in vae.get_submodule(half).named_modules()
+                if isinstance(module, torch.nn.GroupNorm)
+            ]
+            for name, half in UNTILED.items()
         },
         groups=config["norm_num_groups"],
         tokens_width=config["block_out_channels"][-1],

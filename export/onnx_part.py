@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +19,18 @@ from torch import nn
 from torch.export import Dim
 
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.kinds import UNTILED, PartName
+from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Part, Precision, Tensor
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import shape_of
 from sd2rt.engines.writer import describe
 from sd2rt.export.lowering import lower_for_onnxruntime
-from sd2rt.export.shared_weights import share_weights
 
 OPSET = 23
 """The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
 
 WHOLE_OPERATORS = {
-    "Attention": {"Attention", "CLIPAttention", "DPTSelfAttention", "QueryBlock"},
+    "Attention": {"Attention", "CLIPAttention", "DPTSelfAttention"},
     "GroupNormalization": {"GroupNorm", "BitGroupNormActivation"},
     "LayerNormalization": {"LayerNorm"},
     "Gelu": {"GEGLU", "GELUActivation", "GELU"},
@@ -39,14 +38,13 @@ WHOLE_OPERATORS = {
 """Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
 one would have to be recognised again from its pieces."""
 
-_EXAMPLE = {"B": 2, "R": 3, "L": 77, "M": 40, "h": 16, "w": 24}
+_EXAMPLE = {"B": 2, "R": 3, "L": 77, "h": 16, "w": 24}
 # Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
 # branch in diffusers (a copy, no other arithmetic), and torch.export would trace both.
 _DIMENSIONS = {
     "B": Dim("B", max=63),
     "R": Dim("R", max=63),
     "L": Dim("L", max=77 * 16),
-    "M": Dim("M", max=1 << 20),
     "h": 8 * Dim("h8", max=64),
     "w": 8 * Dim("w8", max=64),
 }
@@ -74,8 +72,8 @@ class Dimensions:
     class_label: bool = False
     depth_size: tuple[int, int] = (0, 0)
     """Width and height of the depth estimator's image, where there is one."""
-    norms: Mapping[PartName, int] = field(default_factory=dict)
-    """Group normalisations of the parts that work on tiles."""
+    norms: Mapping[PartName, Sequence[str]] = field(default_factory=dict)
+    """The group normalisations of the parts that work on tiles, by name."""
     groups: int = 0
     """Of each of them."""
     tokens_width: int = 0
@@ -107,7 +105,7 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
         denoiser.append(("noise_level", "int64", ("B",)))
     latents, pixels = ("latents", f32, (1, channels, "h", "w")), ("image", f32, (1, 3, *image))
     moments = ("moments", f32, (1, 2 * channels, "h", "w"))
-    stats = (dimensions.norms.get(part, 0), dimensions.groups, 2)
+    stats = (len(dimensions.norms.get(part, ())), dimensions.groups, 2)
     known: list[tuple[str, str, tuple[int | str, ...]]] = [
         ("stats", f32, stats),
         ("given", f32, (1,)),
@@ -145,9 +143,6 @@ def export_part(
 ) -> Part:
     """Write ``bundle/<name>/model.onnx`` with its weights beside it.
 
-    A part that is another one for tiles becomes ``tiled.onnx`` beside that one, which must be there, and uses its
-    weights: ONNX Runtime opens no weights outside of a graph's own folder.
-
     ``precision`` is what the module's weights are in. ``progress`` hears the share of the work done, from 0 to
     1.
 
@@ -170,41 +165,32 @@ def _export(
     precision: Precision,
     progress: Callable[[float], None],
 ) -> Part:
-    untiled = UNTILED.get(name)
-    folder = bundle / (untiled or name)
+    folder = bundle / name
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "unet." if name == "denoiser" else ""
     model = _trace(name, module, interface)
     progress(0.7)
     renamed = _name_weights(model, prefix)
-    # Weights that are stored already stay as they are there.
-    _optimize(model, reshaped=untiled is None)
+    _optimize(model)
     _strip(model)
     _check_operators(name, model, module)
     _check_weights(name, model, renamed, [key.removeprefix(prefix) for key in module.state_dict()])
     progress(0.8)
-    if untiled is None:
-        onnx_file = "model.onnx"
-        _save(model, folder / onnx_file, lambda fraction: progress(0.8 + 0.2 * fraction))
-        kept = {k: v for k, v in renamed.items() if k in model.graph.initializers}
-        (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
-    else:
-        onnx_file = "tiled.onnx"
-        share_weights(name, model, {*module.state_dict(), *renamed}, folder / "model.onnx")
-        ir.save(model, folder / onnx_file)
+    _save(model, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction))
     lowered = folder / "onnxruntime.onnx"
-    # A part for tiles has no operator that needs it.
-    own_graph = untiled is None and lower_for_onnxruntime(folder / onnx_file, lowered)
-    files = {onnx_file, "model.onnx.data", "initializers.json", *([lowered.name] if own_graph else [])}
+    own_graph = lower_for_onnxruntime(folder / "model.onnx", lowered)
+    kept = {k: v for k, v in renamed.items() if k in model.graph.initializers}
+    (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
         precision=precision,
-        onnx=f"{folder.name}/{onnx_file}",
-        onnxruntime=f"{folder.name}/{lowered.name if own_graph else onnx_file}",
-        files=tuple(describe(bundle, f"{folder.name}/{file}") for file in sorted(files)),
+        onnx=f"{name}/model.onnx",
+        onnxruntime=f"{name}/{lowered.name if own_graph else 'model.onnx'}",
+        files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
         opset=OPSET,
         inputs=interface.inputs,
         outputs=interface.outputs,
-        initializers=f"{folder.name}/initializers.json",
+        initializers=f"{name}/initializers.json",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 
@@ -268,20 +254,12 @@ def _name_weights(model: ir.Model, prefix: str) -> dict[str, dict[str, object]]:
     return renamed
 
 
-def _optimize(model: ir.Model, *, reshaped: bool) -> None:
+def _optimize(model: ir.Model) -> None:
     from onnxscript import optimizer, rewriter
-
-    weights = set(model.graph.initializers)
-
-    def should_fold(node: ir.Node) -> bool | None:
-        of_weight = bool(node.inputs) and node.inputs[0] is not None and node.inputs[0].name in weights
-        return False if of_weight and node.op_type in ("Cast", "Reshape") and not reshaped else None
 
     with _quiet():
         # Transposing a weight is folded however large it is; nothing else that large is constant here.
-        optimizer.optimize_ir(
-            model, input_size_limit=1 << 40, output_size_limit=1 << 40, should_fold=should_fold
-        )
+        optimizer.optimize_ir(model, input_size_limit=1 << 40, output_size_limit=1 << 40)
         rewriter.onnx_fusions.fuse(model)
 
 

@@ -1,4 +1,4 @@
-"""Decoder and encoder for a tile of a large image: what they would make of it, had they seen the whole.
+"""Decoder and encoder for a tile of a large image, in PyTorch: what the graphs of tiled_graph.py are compared with.
 
 Two things in them look at the whole image: the statistics of group normalisations, and the attention in the middle.
 Here the statistics can be given, and the attention sees, beside the tile's own tokens, averages of those elsewhere.
@@ -74,17 +74,6 @@ class TiledNorm(nn.Module):
         return (centred * gain + offset).reshape(x.shape).to(x.dtype)
 
 
-class QueryBlock(nn.Module):
-    """An eighth of a tile's queries. What holds all scores at once holds no more of them than for a tile alone,
-    even where seven times as many tokens are from elsewhere."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # [1, Q, C] each
-        found: Tensor = scaled_dot_product_attention(
-            query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), scale=scale
-        )
-        return found.squeeze(1)
-
-
 class TiledAttention(nn.Module):
     """The attention of a tile's tokens to each other, and to tokens that stand for what lies elsewhere.
 
@@ -102,8 +91,6 @@ class TiledAttention(nn.Module):
                 "the autoencoder's attention is not SD2's: it has one head, around which its input goes"
             )
         self.rescale = attention.rescale_output_factor
-        # The sides of tiles are multiples of eight.
-        self.blocks = nn.ModuleList(QueryBlock() for _ in range(8))
         self.call: _Call | None = None
 
     def forward(self, x: Tensor, temb: None = None) -> Tensor:  # [1, C, h, w]
@@ -119,10 +106,9 @@ class TiledAttention(nn.Module):
         bias = (call.context_bias / scale).to(key.dtype).reshape(1, -1, 1)
         query = torch.cat([query, none + 1], dim=2)
         key = torch.cat([key, torch.cat([none, bias], dim=1)], dim=2)
-        queries = query.reshape(len(self.blocks), -1, query.shape[-1]).split(1)  # type: ignore[no-untyped-call]
-        found = torch.cat(
-            [block(part, key, value, scale) for block, part in zip(self.blocks, queries, strict=True)], dim=1
-        )
+        found = scaled_dot_product_attention(
+            query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), scale=scale
+        ).squeeze(1)
         found = self.to_out[0](found).transpose(1, 2).reshape(x.shape)
         return (found + x) / self.rescale  # type: ignore[no-any-return]
 
@@ -180,11 +166,6 @@ class TiledEncoder(nn.Module):
         self._tell(None)
         mean, logvar = moments.chunk(2, dim=1)
         return torch.cat([mean, logvar.clamp(-30.0, 20.0)], dim=1), *call.outputs()
-
-
-def count_norms(network: nn.Module) -> int:
-    """N of an autoencoder's half."""
-    return sum(isinstance(module, nn.GroupNorm) for module in network.modules())
 
 
 def _adapt(network: nn.Module, level: Callable[[int | None], int]) -> Callable[[_Call | None], None]:

@@ -123,6 +123,9 @@ def check_readable(path: Path) -> None:
 
 
 def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
+    # The library reports whatever PyTorch raises while it reads in words of its own, an interruption too.
+    if "KeyboardInterrupt" in str(error) or isinstance(error.__context__, KeyboardInterrupt):
+        raise KeyboardInterrupt from None
     reason = str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
     return CheckpointError(f"{path} is truncated or is not a safetensors file ({reason}): get the file again")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Device
@@ -56,7 +56,11 @@ class Networks:
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
     def _load(self, part: PartName) -> OnnxRuntimeEngine:
-        entry = self.bundle.manifest.parts[part]
+        entry = self.bundle.manifest.parts.get(part)
+        if entry is None:
+            raise BundleError(
+                f"{self.bundle.path} has no part {part}, which this takes: build the bundle again"
+            )
         path = self.bundle.file(entry.onnxruntime)
         return OnnxRuntimeEngine(
             entry, path, self._device, threads=self._threads, cuda_graph=self._cuda_graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from torch import nn
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.kinds import KINDS, PartName, Variant
+from sd2rt.engines.kinds import KINDS, UNTILED, PartName, Variant
 from sd2rt.engines.manifest import Part, Precision
 from sd2rt.engines.writer import describe
 from sd2rt.export.build import build
@@ -57,11 +57,25 @@ class Exporter:
             parameters=sum(parameter.numel() for parameter in module.parameters()),
         )
 
+    def tiled(
+        self, half: Part, bundle: Path, interface: Interface, norms: Sequence[str], levels: int
+    ) -> Part:
+        path = Path(half.onnx).with_name("tiled.onnx").as_posix()
+        name = f"tiled_{Path(half.onnx).parent.name}"
+        (bundle / path).write_text(f"graph of {name}")
+        if self.stop is not None and self.stop[0] == name:
+            raise self.stop[1]
+        self.exported.append(name)
+        files = (*half.files, describe(bundle, path))
+        tensors = {"inputs": interface.inputs, "outputs": interface.outputs}
+        return half.model_copy(update={"onnx": path, "onnxruntime": path, "files": files, **tensors})
+
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
     fake = Exporter()
     monkeypatch.setattr("sd2rt.export.build.export_part", fake)
+    monkeypatch.setattr("sd2rt.export.build.tiled_part", fake.tiled)
     return fake
 
 
@@ -169,7 +183,9 @@ def test_disk_that_is_too_small(
 def test_progress_of_every_part(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
     heard: list[tuple[str, float]] = []
     build(checkpoint, target, progress=lambda part, fraction: heard.append((part, fraction)))
-    expected = [(part, fraction) for part in ALL for fraction in (0.0, 0.5, 1.0)]
+    expected = [
+        (part, fraction) for part in ALL for fraction in ((0.0, 1.0) if part in UNTILED else (0.0, 0.5, 1.0))
+    ]
     assert heard == [*expected, ("bundle", 0.0), ("bundle", 1.0)]
 
 

@@ -19,7 +19,9 @@ def test_a_bundle_and_its_checkpoint(
     report = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
     assert report["holds"]
     assert {row["what"].split(":")[0] for row in report["rows"]} >= {"text_encoder", "denoiser", "decoder"}
-    assert sum("image 64x64, 3 steps" in row["what"] for row in report["rows"]) == 4
+    # Guided and not, worst pixel and PSNR, of each task.
+    assert sum("text-to-image 64x64, 3 steps" in row["what"] for row in report["rows"]) == 4
+    assert sum("image-to-image 64x64, 3 steps" in row["what"] for row in report["rows"]) == 4
 
 
 def test_beyond_its_bounds_is_exit_3(
