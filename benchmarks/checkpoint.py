@@ -15,14 +15,8 @@ from sd2rt.export.pipeline_configs import PipelineConfigs
 from sd2rt.export.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
-SMALL = {
-    SMALL_NAME: random_configs.SMALL,
-    "small-base": random_configs.SMALL,
-    "small-v": random_configs.SMALL_V,
-    "small-turbo": random_configs.SMALL_TURBO,
-    "small-inpainting": random_configs.SMALL_INPAINTING,
-    "small-depth": random_configs.SMALL_DEPTH,
-    "small-upscaler": random_configs.SMALL_UPSCALER,
+SMALL = {SMALL_NAME: random_configs.SMALL} | {
+    f"{SMALL_NAME}-{kind}": configs for kind, configs in random_configs.SMALLS.items()
 }
 
 

@@ -96,7 +96,10 @@ def build(
     # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
     with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
         kind = KINDS[checkpoint.variant]
-        parts = {name: _part(writer, checkpoint, name, precision, progress) for name in kind.parts}
+        dimensions = _dimensions(checkpoint)
+        parts = {
+            name: _part(writer, checkpoint, name, precision, dimensions, progress) for name in kind.parts
+        }
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             sd2rt_version=version,
@@ -158,14 +161,18 @@ def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision)
 
 
 def _part(
-    writer: BundleWriter, checkpoint: Checkpoint, name: PartName, precision: Precision, progress: Progress
+    writer: BundleWriter,
+    checkpoint: Checkpoint,
+    name: PartName,
+    precision: Precision,
+    dimensions: Dimensions,
+    progress: Progress,
 ) -> Part:
     part = writer.part(name)
     if part is None:
         progress(name, 0.0)
         writer.start_part(name)
         own = part_precision(checkpoint, name, precision)
-        dimensions = _dimensions(checkpoint)
         tensors = interface(name, dimensions, _NUMPY[own])
         if name in UNTILED:
             half = writer.part(UNTILED[name])

@@ -1,4 +1,4 @@
-"""What a request brings besides text: images, made RGB, sized and made tensors; with them masks and depth maps."""
+"""Images that a request starts from: read from outside, made RGB, sized, and made a tensor."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import LARGEST_SIDE, SIZE_MULTIPLE
-from sd2rt.runtime.depth_map import depth_condition, load_depth, save_depth
 from sd2rt.runtime.image_array import as_array, described, is_array, to_bytes
 from sd2rt.runtime.image_file import MAX_PIXELS, ImageSource, check_size, read_image
 from sd2rt.runtime.image_mode import eight_bits, over_white
-from sd2rt.runtime.mask import load_mask, mask_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-__all__ = [
-    "MAX_PIXELS",
-    "ImageSource",
-    "depth_condition",
-    "fitting_size",
-    "load_depth",
-    "load_image",
-    "load_mask",
-    "mask_values",
-    "resized",
-    "save_depth",
-    "to_tensor",
-]
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:

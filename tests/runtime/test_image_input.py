@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.image_input import MAX_PIXELS, fitting_size, load_image, resized, to_tensor
+from sd2rt.runtime.image_file import MAX_PIXELS
+from sd2rt.runtime.image_input import fitting_size, load_image, resized, to_tensor
 
 
 def noise(*shape: int) -> Any:
