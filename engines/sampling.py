@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sd2rt.engines.errors import RequestError
 
@@ -14,9 +14,30 @@ STATE_SLOTS = 5
 SIZE_MULTIPLE = 64
 LARGEST_SIDE = 4096
 
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
-SamplerName = Literal["ddim", "pndm", "euler", "dpmpp-2m"]
+Levels = Literal["spaced", "karras", "exponential", "beta", "lambdas", "ays"]
+SamplerName = Literal[
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lms",
+    "euler",
+    "euler-a",
+    "heun",
+    "dpm2",
+    "dpm2-a",
+    "dpmpp-2s",
+    "dpmpp-2m",
+    "dpmpp-2m-sde",
+    "dpmpp-sde",
+    "deis",
+    "unipc",
+    "ipndm",
+    "sa-solver",
+    "lcm",
+    "tcd",
+]
 
 
 class NoiseConfig(BaseModel):
@@ -29,27 +50,177 @@ class NoiseConfig(BaseModel):
     beta_end: float = Field(gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear"]
     prediction_type: PredictionType
+    rescale_betas_zero_snr: bool = False
+    """The last timestep is made pure noise, algorithm 1 of arXiv:2305.08891."""
 
 
 class SamplerConfig(BaseModel):
     """One sampler and the options that its table depends on; a checkpoint's own one is the bundle's default.
 
-    Every option is stated: none has a default here, so that a manifest says all that a table was made from.
+    Options have the names and meanings of diffusers' schedulers. Those that a sampler does not have (see
+    SAMPLER_OPTIONS) stay at the value here, which says that they are not there.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: SamplerName
-    spacing: Spacing
-    steps_offset: int = Field(ge=0)
-    set_alpha_to_one: bool
-    """ddim, pndm: what follows the last step is noise-free, rather than as noisy as timestep 0."""
-    final_sigma: Literal["zero", "sigma_min"]
-    """euler, dpmpp-2m: the noise level that the last step leaves."""
-    lower_order_final: bool
-    """dpmpp-2m: the last of fewer than 15 steps is of first order."""
-    solver_type: Literal["midpoint", "heun"]
-    """dpmpp-2m: how its second-order term is formed."""
+    spacing: Spacing = "linspace"
+    """How whole timesteps are chosen."""
+    levels: Levels = "spaced"
+    """How noise levels are chosen: those of the spaced timesteps, or by another rule in their place."""
+    steps_offset: int = Field(0, ge=0)
+    """leading spacing: the timestep that the last step visits."""
+    set_alpha_to_one: bool = False
+    """What follows the last step is noise-free, rather than as noisy as timestep 0."""
+    final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
+    """The noise level that the last step leaves."""
+    solver_order: int = Field(1, ge=1, le=4)
+    corrector_order: int = Field(1, ge=1, le=3)
+    solver_type: Literal["", "midpoint", "heun", "bh1", "bh2"] = ""
+    algorithm_type: Literal["", "dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"] = ""
+    predict_x0: bool = True
+    """The method extrapolates clean images, rather than noises."""
+    lower_order_final: bool = False
+    """The last steps of few are of lower order."""
+    euler_at_final: bool = False
+    disable_corrector: tuple[int, ...] = ()
+    """Steps, from 0, after which nothing is corrected."""
+    skip_prk_steps: bool = True
+    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
+    interpolation_type: Literal["linear", "log_linear"] = "linear"
+    sigma_min: float | None = Field(None, gt=0, allow_inf_nan=False)
+    sigma_max: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Ends of the karras, exponential and beta levels; None is the schedule's own."""
+    lambda_min_clipped: float | None = Field(None, allow_inf_nan=False)
+    """Timesteps whose log(alpha / sigma) is below this are left out."""
+    s_churn: float = Field(0.0, ge=0, allow_inf_nan=False)
+    s_tmin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    s_tmax: float | None = Field(None, ge=0, allow_inf_nan=False)
+    s_noise: float = Field(1.0, ge=0, allow_inf_nan=False)
+    tau: float = Field(0.0, ge=0, allow_inf_nan=False)
+    tau_start: float = Field(0.0, ge=0, allow_inf_nan=False)
+    tau_end: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """sa-solver: its share of fresh noise, at the timesteps from tau_start to tau_end."""
+    original_inference_steps: int = Field(1, ge=1)
+    timestep_scaling: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _choices(self) -> SamplerConfig:
+        for option, allowed in _CHOICES.get(self.name, {}).items():
+            value = getattr(self, option)
+            if value not in allowed:
+                shown = ", ".join(str(choice) for choice in allowed)
+                raise ValueError(f"{option} of {self.name} is {value}: choose one of {shown}")
+        return self
+
+
+_MULTISTEP = {
+    "spacing": "linspace",
+    "levels": "spaced",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": None,
+}
+_LEVELS = {"spacing": "linspace", "levels": "spaced"}
+
+SAMPLER_OPTIONS: dict[SamplerName, dict[str, Any]] = {
+    "ddim": {"spacing": "leading", "levels": "spaced", "set_alpha_to_one": False},
+    "ddpm": {"spacing": "leading", "levels": "spaced", "variance_type": "fixed_small"},
+    "pndm": {"spacing": "leading", "set_alpha_to_one": False, "skip_prk_steps": True},
+    "lms": {**_LEVELS, "solver_order": 4},
+    "euler": {
+        **_LEVELS,
+        "final_sigmas_type": "zero",
+        "interpolation_type": "linear",
+        "sigma_min": None,
+        "sigma_max": None,
+        "s_churn": 0.0,
+        "s_tmin": 0.0,
+        "s_tmax": None,
+        "s_noise": 1.0,
+    },
+    "euler-a": _LEVELS,
+    "heun": _LEVELS,
+    "dpm2": _LEVELS,
+    "dpm2-a": _LEVELS,
+    "dpmpp-2s": {
+        "levels": "spaced",
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": None,
+    },
+    "dpmpp-2m": {**_MULTISTEP, "algorithm_type": "dpmsolver++"},
+    "dpmpp-2m-sde": {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"},
+    "dpmpp-sde": {**_LEVELS, "s_noise": 1.0},
+    "deis": {**_LEVELS, "solver_order": 2, "lower_order_final": True},
+    "unipc": {
+        **_LEVELS,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "lower_order_final": True,
+        "disable_corrector": (),
+        "final_sigmas_type": "zero",
+        "sigma_min": None,
+        "sigma_max": None,
+    },
+    "ipndm": {**_LEVELS, "solver_order": 4, "final_sigmas_type": "zero"},
+    "sa-solver": {
+        **_LEVELS,
+        "solver_order": 2,
+        "corrector_order": 2,
+        "predict_x0": True,
+        "lower_order_final": True,
+        "tau": 1.0,
+        "tau_start": 200.0,
+        "tau_end": 800.0,
+        "lambda_min_clipped": None,
+    },
+    "lcm": {"original_inference_steps": 50, "timestep_scaling": 10.0},
+    "tcd": {"original_inference_steps": 50},
+}
+"""The options that each sampler has, and what they are where nobody says: as the published SD2 checkpoints have
+them, or as diffusers has them where those say nothing."""
+
+STEPS_OFFSET = 1
+"""What published SD2 checkpoints have, and diffusers' pipelines set."""
+
+_CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
+    "ddim": {"levels": ("spaced", "ays")},
+    "ddpm": {"levels": ("spaced", "ays")},
+    "dpmpp-2s": {
+        "solver_order": (1, 2, 3),
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"),
+    },
+    "dpmpp-2m": {
+        "solver_order": (1, 2, 3),
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": ("dpmsolver++", "dpmsolver"),
+    },
+    "dpmpp-2m-sde": {
+        "solver_order": (1, 2, 3),
+        "solver_type": ("midpoint", "heun"),
+        "algorithm_type": ("sde-dpmsolver++", "sde-dpmsolver"),
+    },
+    "deis": {"solver_order": (1, 2, 3)},
+    "unipc": {"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2")},
+    "sa-solver": {"solver_order": (1, 2, 3)},
+}
+
+
+def default_sampler(name: SamplerName, **options: Any) -> SamplerConfig:
+    """A sampler with its defaults, except for the options given.
+
+    Raises pydantic's ValidationError where a value is none that the sampler takes.
+    """
+    return SamplerConfig(name=name, **{"steps_offset": STEPS_OFFSET, **SAMPLER_OPTIONS[name], **options})
 
 
 def check_side(name: str, side: int) -> None:
