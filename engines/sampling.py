@@ -61,7 +61,7 @@ class SamplerConfig(BaseModel):
     SAMPLER_OPTIONS) stay at the value here, which says that they are not there.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: SamplerName
     spacing: Spacing = "linspace"
