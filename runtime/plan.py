@@ -22,11 +22,10 @@ class Step:
     timestep: float
     weights: Matrix  # [K+1]
     update: Matrix  # [K+1, K+3]
-
-    @property
-    def draws_noise(self) -> bool:
-        """Whether the step needs a fresh normal draw."""
-        return bool(self.update[:, -1].any())
+    level: float
+    """How noisy what the network sees is: the ratio of noise to signal, sigma."""
+    draws_noise: bool
+    """Whether a normal draw is made for it: also where its share is zero, so that later draws are the same."""
 
 
 @dataclass(frozen=True, slots=True)

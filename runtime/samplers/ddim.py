@@ -14,7 +14,7 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     """DDIM, equations 12 and 16 of arXiv:2010.02502; with eta = 1 as noisy as DDPM.
 
     A step goes down by a whole stride, total // steps, which need not be the next timestep of the list;
-    that is how diffusers defines it. With custom timesteps, where there is no stride, it goes to the next
+    that is how diffusers defines it. With timesteps of another rule, where there is no stride, it goes to the next
     of the list. What lies below timestep 0 is clean with set_alpha_to_one, else as noisy as timestep 0.
 
     A late start is the rest of the list, from an image at its first timestep's noise: a is sqrt(a_t), b is
@@ -26,8 +26,8 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     """
     refuse_sigmas(config, options)
     total = noise.config.num_train_timesteps
-    timesteps = table_indices(total, config, options)
-    if options.num_inference_steps is None:
+    timesteps = table_indices(noise, config, options)
+    if options.num_inference_steps is None or config.levels != "spaced":
         targets = [*timesteps[1:], -1]
     else:
         stride = total // options.num_inference_steps
@@ -47,7 +47,8 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         variance = options.eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
         # Zero in exact arithmetic where eta is 1 and the target is clean; never below it.
         direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
-        steps.append(make_step(timestep, sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE))
+        x_next = sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE
+        steps.append(make_step(timestep, noise.sigmas[timestep], x_next, draws_noise=options.eta > 0))
     a_start = a[timesteps[0]]
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)

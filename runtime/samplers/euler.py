@@ -3,63 +3,76 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
 from sd2rt.runtime.samplers.options import SamplingOptions
-from sd2rt.runtime.samplers.rows import D, S, make_step, predict
-from sd2rt.runtime.samplers.timesteps import custom, refuse_eta, spaced, start_index, step_count
+from sd2rt.runtime.samplers.rows import NOISE, D, S, make_step, predict
 
 
 def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """Euler's method on the probability flow ODE dx/dsigma = eps, algorithm 2 of arXiv:2206.00364 without
-    churn.
+    """Euler's method on the probability flow ODE dx/dsigma = eps, algorithm 2 of arXiv:2206.00364.
 
     The state is x_0 + sigma eps, so sigma is the noise-to-signal ratio and the network is shown x /
-    sqrt(sigma**2 + 1). Timesteps may be fractional (linspace spacing and custom lists): noise levels
-    between two training timesteps are interpolated. Custom sigmas are told to the network as the timesteps
-    that interpolation of log(sigma) finds, and must include the level that the last step leaves.
+    sqrt(sigma**2 + 1). Custom sigmas are told to the network as the timesteps that interpolation of log(sigma)
+    finds, and must include the level that the last step leaves.
+
+    With s_churn, noise is added before a step whose level is within s_tmin and s_tmax, s_noise times as much as
+    brings it to (1 + gamma) sigma. As in diffusers, and unlike in the paper, the network has been asked before
+    that: its output at sigma serves for the noisier sample, and a v-prediction is still read with sigma.
 
     A late start is the rest of the levels, from an image at the first of them: a is 1, b is sigma.
-
-    Not supported: churn (s_churn, s_noise), Karras, exponential and beta noise levels, zero terminal SNR.
     """
-    refuse_eta(config, options)
-    timesteps, sigmas = _levels(noise, config, options)
-    # Leading spacing starts below the noisiest level, and diffusers then gives the start its signal's
-    # variance too; it asks the configured spacing even where the request's own list takes its place.
-    largest = max(sigmas)
-    init_scale = sqrt(largest**2 + 1) if config.spacing == "leading" else largest
-    start = start_index(noise.config.num_train_timesteps, options)
-    timesteps, sigmas = timesteps[start:], sigmas[start:]
-
+    grid = variance_exploding(noise, config, options)
+    gamma_most = min(config.s_churn / grid.count, sqrt(2) - 1)
     x = S[0]
     steps = []
-    for timestep, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
+    levels = grid.levels[grid.start :]
+    for timestep, (sigma, sigma_next) in zip(grid.timesteps[grid.start :], pairwise(levels), strict=True):
         alpha = 1 / sqrt(sigma**2 + 1)
+        churned = config.s_tmin <= sigma and (config.s_tmax is None or sigma <= config.s_tmax)
+        gamma = gamma_most if churned else 0.0
+        noisier = sigma * (1 + gamma)
+        hat = x + config.s_noise * sqrt(noisier**2 - sigma**2) * NOISE if gamma > 0 else x
+        if gamma == 0 or noise.config.prediction_type == "epsilon":
+            _, eps = predict(noise.config.prediction_type, alpha * hat, D, alpha, alpha * sigma)
+        else:
+            x0, _ = predict(noise.config.prediction_type, alpha * hat, D, alpha, alpha * sigma)
+            eps = (hat - x0) / noisier
+        x_next = hat + (sigma_next - noisier) * eps
+        steps.append(make_step(timestep, sigma, x_next, input_scale=alpha, draws_noise=gamma > 0))
+    start_noise = None if options.strength is None else (1.0, levels[0])
+    return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
+
+
+def euler_ancestral(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
+    """Euler steps to a lower level than the next, and fresh noise up to that one: ancestral sampling as in
+    k-diffusion (Katherine Crowson), with as much noise as DDPM's posterior has.
+
+    A late start is as euler's. Levels of any rule are taken; diffusers has spaced ones only.
+    """
+    grid = variance_exploding(noise, config, options)
+    x = S[0]
+    steps = []
+    levels = grid.levels[grid.start :]
+    for timestep, (sigma, sigma_next) in zip(grid.timesteps[grid.start :], pairwise(levels), strict=True):
+        alpha = 1 / sqrt(sigma**2 + 1)
+        up, down = ancestral(sigma, sigma_next)
         _, eps = predict(noise.config.prediction_type, alpha * x, D, alpha, alpha * sigma)
-        steps.append(make_step(timestep, x + (sigma_next - sigma) * eps, input_scale=alpha))
-    start_noise = None if options.strength is None else (1.0, sigmas[0])
-    return Plan(init_scale, tuple(steps), start_noise)
+        x_next = x + (down - sigma) * eps + up * NOISE
+        steps.append(make_step(timestep, sigma, x_next, input_scale=alpha, draws_noise=True))
+    start_noise = None if options.strength is None else (1.0, levels[0])
+    return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
 
 
-def _levels(
-    noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions
-) -> tuple[list[float], list[float]]:
-    """Timesteps, and one noise level more than those."""
-    total = noise.config.num_train_timesteps
-    training: NDArray[np.float64] = np.arange(total, dtype=np.float64)
-    if options.sigmas is not None:
-        # Levels outside of the schedule are told as its first or last timestep.
-        timesteps = np.interp(np.log(options.sigmas[:-1]), np.log(noise.sigmas), training)
-        return timesteps.tolist(), list(options.sigmas)
-    if options.timesteps is not None:
-        timesteps = custom(total, options.timesteps, whole=False)
-    else:
-        timesteps = spaced(total, step_count(total, options), config.spacing, config.steps_offset)
-    sigmas = np.interp(timesteps, training, noise.sigmas)
-    final = 0.0 if config.final_sigma == "zero" else float(noise.sigmas[0])
-    return timesteps.tolist(), [*sigmas.tolist(), final]
+def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
+    """The fresh noise of a step between two levels, and the level that is left before it is added.
+
+    Raises RequestError for a step that goes up.
+    """
+    if sigma_next > sigma:
+        raise RequestError(f"noise levels rise from {sigma:g} to {sigma_next:g}: give falling ones")
+    up = sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
+    return up, sqrt(max(0.0, sigma_next**2 - up**2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import STATE_SLOTS, PredictionType
 from sd2rt.runtime.plan import Step
 
@@ -29,19 +30,33 @@ def predict(
     """What the network's output says of x = alpha x_0 + sigma eps: the clean image x_0 and the noise eps.
 
     alpha**2 + sigma**2 is 1. For the v-prediction v = alpha eps - sigma x_0 see arXiv:2202.00512, appendix D.
+
+    Raises RequestError for a noise prediction where alpha is 0: the noise says nothing of the image there.
     """
-    if prediction_type == "epsilon":
-        return (x - sigma * output) / alpha, output
-    return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction_type == "v_prediction":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction_type == "sample":
+        return output, (x - alpha * output) / sigma
+    if alpha == 0:
+        raise RequestError(
+            "a network that predicts noise cannot start from noise alone (zero terminal SNR): leave "
+            "rescale_betas_zero_snr out, or take a checkpoint that predicts v"
+        )
+    return (x - sigma * output) / alpha, output
 
 
-def make_step(timestep: float, *slots: Row, input_scale: float = 1.0) -> Step:
+def make_step(
+    timestep: float, level: float, *slots: Row, input_scale: float = 1.0, draws_noise: bool | None = None
+) -> Step:
     """The step that shows ``input_scale`` times S_0 to the network and leaves the given slots; the others are
-    left at zero, so that nothing stale can reach a later step."""
+    left at zero, so that nothing stale can reach a later step. It draws noise where its update uses some,
+    unless ``draws_noise`` says otherwise."""
     weights = np.zeros(STATE_SLOTS)
     weights[0] = input_scale
     update = np.zeros((STATE_SLOTS, STATE_SLOTS + 2))
     update[: len(slots)] = slots
+    if draws_noise is None:
+        draws_noise = bool(update[:, -1].any())
     weights.setflags(write=False)
     update.setflags(write=False)
-    return Step(float(timestep), weights, update)
+    return Step(float(timestep), weights, update, float(level), draws_noise)

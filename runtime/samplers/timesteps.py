@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerConfig, Spacing
+from sd2rt.runtime.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.levels import ays
 from sd2rt.runtime.samplers.options import SamplingOptions
 
 
@@ -49,11 +51,20 @@ def custom(total: int, timesteps: tuple[float, ...], *, whole: bool) -> NDArray[
     return np.array(timesteps, np.float64)
 
 
-def table_indices(total: int, config: SamplerConfig, options: SamplingOptions) -> list[int]:
+def table_indices(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> list[int]:
     """Timesteps for the samplers that look up the noise schedule at each: whole, and inside of it."""
+    total = noise.config.num_train_timesteps
     if options.timesteps is not None:
+        refuse_levels(config, "timesteps")
         return [int(timestep) for timestep in custom(total, options.timesteps, whole=True)]
     count = step_count(total, options)
+    if config.levels == "ays":
+        timesteps = [int(timestep) for timestep in timesteps_of(noise, ays(count)[:-1]).round()]
+        if len(set(timesteps)) < count:
+            raise RequestError(
+                f"{config.name} with the ays schedule visits timesteps twice in {count} steps: ask for fewer"
+            )
+        return timesteps
     exact = spaced(total, count, config.spacing, config.steps_offset)
     timesteps = [int(timestep) for timestep in exact.round()]
     for timestep in (timesteps[0], timesteps[-1]):
@@ -63,6 +74,21 @@ def table_indices(total: int, config: SamplerConfig, options: SamplingOptions) -
                 f"one of {count} steps at timestep {timestep}, outside 0 to {total - 1}: "
                 f"ask for another number of steps or another spacing"
             )
+    return timesteps
+
+
+def timesteps_of(noise: NoiseSchedule, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The timesteps whose noise levels these are, fractions between two; levels outside of the schedule are told
+    as its first or last one.
+
+    Interpolated in the logarithm, in diffusers' order of operations: some samplers cut the fraction off, and a
+    whole timestep should fall on the same side.
+    """
+    table = noise.log_sigmas
+    wanted = np.log(np.maximum(levels, 1e-10))
+    low = np.clip(np.searchsorted(table, wanted, side="right") - 1, 0, len(table) - 2)
+    share = np.clip((table[low] - wanted) / (table[low] - table[low + 1]), 0, 1)
+    timesteps: NDArray[np.float64] = (1 - share) * low + share * (low + 1)
     return timesteps
 
 
@@ -90,6 +116,12 @@ def start_index(total: int, options: SamplingOptions) -> int:
     return count - left
 
 
+def refuse_levels(config: SamplerConfig, given: str) -> None:
+    """Raise RequestError where a request's own list meets a rule for noise levels, which would overrule it."""
+    if config.levels != "spaced":
+        raise RequestError(f"{given} are given, and the schedule is {config.levels}: leave one of the two out")
+
+
 def refuse_sigmas(config: SamplerConfig, options: SamplingOptions) -> None:
     if options.sigmas is not None:
         raise RequestError(
@@ -99,4 +131,4 @@ def refuse_sigmas(config: SamplerConfig, options: SamplingOptions) -> None:
 
 def refuse_eta(config: SamplerConfig, options: SamplingOptions) -> None:
     if options.eta != 0:
-        raise RequestError(f"{config.name} adds no noise, got eta {options.eta}: leave eta out, or use ddim")
+        raise RequestError(f"{config.name} takes no eta, got {options.eta}: leave it out, or use ddim")

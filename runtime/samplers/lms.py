@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.sampling import SamplerConfig
+from sd2rt.runtime.noise_schedule import NoiseSchedule
+from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.rows import D, S, make_step, predict
+
+# Exact for the cubics that order 4 integrates.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(2)
+
+
+def lms(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
+    """The linear multistep method of Adams and Bashforth on dx/dsigma = eps, up to order 4, with the steps' own
+    lengths: k-diffusion's LMS (Katherine Crowson).
+
+    S_1, S_2, S_3 are the last slopes, the latest first; the order grows with them. diffusers integrates the
+    interpolating polynomial numerically, to 1e-4; here it is exact.
+
+    A late start is the rest of the levels, from an image at the first of them (a is 1, b is sigma). It remembers
+    nothing, and is taken, in diffusers too, for as far in as it is: its first steps would extrapolate slopes that
+    are not there, so they are of the order that the slopes allow.
+    """
+    grid = variance_exploding(noise, config, options)
+    levels = grid.levels
+    x, *slopes = S[:4]
+    steps = []
+    for i in range(grid.start, grid.count):
+        sigma = levels[i]
+        alpha = 1 / sqrt(sigma**2 + 1)
+        _, eps = predict(noise.config.prediction_type, alpha * x, D, alpha, alpha * sigma)
+        order = min(config.solver_order, i - grid.start + 1)
+        known = [eps, *slopes[: order - 1]]
+        x_next = x
+        for weight, slope in zip(_adams(levels, i, order), known, strict=True):
+            x_next = x_next + weight * slope
+        kept = min(config.solver_order - 1, i - grid.start + 1)
+        steps.append(make_step(grid.timesteps[i], sigma, x_next, *[eps, *slopes][:kept], input_scale=alpha))
+    start_noise = None if options.strength is None else (1.0, levels[grid.start])
+    return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
+
+
+def _adams(levels: list[float], i: int, order: int) -> list[float]:
+    """Over the step from level i, the integrals of the polynomials that are 1 at one of the last ``order`` levels,
+    0 at the others."""
+    known = levels[i - order + 1 : i + 1][::-1]
+    if len(set(known)) < order:
+        raise RequestError(
+            f"lms visits the noise level {levels[i]:g} twice: ask for fewer steps or another schedule"
+        )
+    half = (levels[i + 1] - levels[i]) / 2
+    places: NDArray[np.float64] = levels[i] + half * (1 + _NODES)
+    weights = []
+    for own in known:
+        factors = [(places - other) / (own - other) for other in known if other != own]
+        polynomial = np.prod(factors, axis=0) if factors else np.ones_like(places)
+        weights.append(float(half * (_WEIGHTS @ polynomial)))
+    return weights
