@@ -24,9 +24,10 @@ def lms(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -
     S_1, S_2, S_3 are the last slopes, the latest first; the order grows with them. diffusers integrates the
     interpolating polynomial numerically, to 1e-4; here it is exact.
 
-    A late start is the rest of the levels, from an image at the first of them (a is 1, b is sigma). It remembers
-    nothing, and is taken, in diffusers too, for as far in as it is: its first steps would extrapolate slopes that
-    are not there, so they are of the order that the slopes allow.
+    A late start is the rest of the levels, from an image at the first of them: a is 1, b is sigma. Its first steps
+    have the weights of the order that they would have had in the whole list, without the slopes that are not
+    there: a step of order 4 weighs its only slope 55/24 times. That is diffusers' behaviour, followed so that
+    images are equal; it overshoots, and other samplers start late better.
     """
     grid = variance_exploding(noise, config, options)
     levels = grid.levels
@@ -36,10 +37,9 @@ def lms(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -
         sigma = levels[i]
         alpha = 1 / sqrt(sigma**2 + 1)
         _, eps = predict(noise.config.prediction_type, alpha * x, D, alpha, alpha * sigma)
-        order = min(config.solver_order, i - grid.start + 1)
-        known = [eps, *slopes[: order - 1]]
+        known = [eps, *slopes[: i - grid.start]]
         x_next = x
-        for weight, slope in zip(_adams(levels, i, order), known, strict=True):
+        for weight, slope in zip(_adams(levels, i, min(config.solver_order, i + 1)), known, strict=False):
             x_next = x_next + weight * slope
         kept = min(config.solver_order - 1, i - grid.start + 1)
         steps.append(make_step(grid.timesteps[i], sigma, x_next, *[eps, *slopes][:kept], input_scale=alpha))
