@@ -8,6 +8,7 @@ from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.grid import variance_preserving
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.quadrature import weights_of
 from sd2rt.runtime.samplers.rows import D, S, make_step, predict
 from sd2rt.runtime.samplers.signal import Signal
 
@@ -64,16 +65,7 @@ def _weights(levels: list[float], i: int, order: int) -> list[float]:
     moments = [
         ends[0][0] - ends[1][0],
         ends[0][0] * (ends[0][1] - 1) - ends[1][0] * (ends[1][1] - 1),
-        ends[0][0] * (ends[0][1] ** 2 - 2 * ends[0][1] + 2) - ends[1][0] * (ends[1][1] ** 2 - 2 * ends[1][1] + 2),
+        ends[0][0] * (ends[0][1] ** 2 - 2 * ends[0][1] + 2)
+        - ends[1][0] * (ends[1][1] ** 2 - 2 * ends[1][1] + 2),
     ]
-    nodes = [place - places[0] for place in places]
-    if order == 1:
-        return moments[:1]
-    if order == 2:
-        (a, b), span = nodes, nodes[0] - nodes[1]
-        return [(moments[1] - b * moments[0]) / span, (a * moments[0] - moments[1]) / span]
-    weights = []
-    for own in nodes:
-        a, b = (node for node in nodes if node != own)
-        weights.append((moments[2] - (a + b) * moments[1] + a * b * moments[0]) / ((own - a) * (own - b)))
-    return weights
+    return weights_of([place - places[0] for place in places], moments[:order])

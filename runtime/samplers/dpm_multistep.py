@@ -54,9 +54,7 @@ def dpm_multistep(noise: NoiseSchedule, config: SamplerConfig, options: Sampling
             x_next = x_next + _corrections(config, signal, i, known[:reach], reach)
         draws = config.algorithm_type.startswith("sde")
         kept = min(order - 1, i - grid.start + 1)
-        steps.append(
-            make_step(grid.timesteps[i], grid.levels[i], x_next, *known[:kept], draws_noise=draws)
-        )
+        steps.append(make_step(grid.timesteps[i], grid.levels[i], x_next, *known[:kept], draws_noise=draws))
     start_noise = None if options.strength is None else signal.start(grid.start)
     return Plan(1.0, tuple(steps), start_noise)
 

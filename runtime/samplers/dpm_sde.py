@@ -15,8 +15,8 @@ from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 
 def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """DPM-Solver++ for the SDE as in k-diffusion (Katherine Crowson): midpoint steps in log(sigma) on x_0, both halves
-    ancestral.
+    """DPM-Solver++ for the SDE as in k-diffusion (Katherine Crowson): midpoint steps in log(sigma) on x_0, both
+    halves ancestral.
 
     Two network calls a step; the last one, to no noise, is Euler's, so N steps make 2N - 1 calls. S_1 is where the
     step began, S_2 the noise of its first half: the whole step's noise is that of one Brownian path over sigma, so
@@ -41,7 +41,9 @@ def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOption
             steps.append(make_step(grid.timesteps[i], sigma, x0, input_scale=alpha))
             break
         probe = _towards(x, x0, sigma, middle, config.s_noise * NOISE)
-        steps.append(make_step(grid.timesteps[i], sigma, probe, x, NOISE, input_scale=alpha, draws_noise=True))
+        steps.append(
+            make_step(grid.timesteps[i], sigma, probe, x, NOISE, input_scale=alpha, draws_noise=True)
+        )
         alpha = 1 / sqrt(middle**2 + 1)
         x0, _ = predict(kind, alpha * x, D, alpha, alpha * middle)
         share = (sigma - middle) / (sigma - following)

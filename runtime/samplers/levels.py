@@ -62,7 +62,8 @@ def _beta_quantiles(count: int) -> Array:
         u = w ** (1 / power)
         with np.errstate(invalid="ignore", divide="ignore"):
             smooth = np.where(u > 0, np.sin(u) * np.cos(u) / np.where(u > 0, u, 1), 1.0)
-        return ends / 2 * (smooth ** (power - 1) @ weights) / power
+        integrals: Array = ends / 2 * (smooth ** (power - 1) @ weights) / power
+        return integrals
 
     half = (math.pi / 4) ** power
     whole = 2 * mass(np.array([half]))[0]

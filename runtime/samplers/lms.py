@@ -2,19 +2,14 @@ from __future__ import annotations
 
 from math import sqrt
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.quadrature import weights_of
 from sd2rt.runtime.samplers.rows import D, S, make_step, predict
-
-# Exact for the cubics that order 4 integrates.
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(2)
 
 
 def lms(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -55,11 +50,6 @@ def _adams(levels: list[float], i: int, order: int) -> list[float]:
         raise RequestError(
             f"lms visits the noise level {levels[i]:g} twice: ask for fewer steps or another schedule"
         )
-    half = (levels[i + 1] - levels[i]) / 2
-    places: NDArray[np.float64] = levels[i] + half * (1 + _NODES)
-    weights = []
-    for own in known:
-        factors = [(places - other) / (own - other) for other in known if other != own]
-        polynomial = np.prod(factors, axis=0) if factors else np.ones_like(places)
-        weights.append(float(half * (_WEIGHTS @ polynomial)))
-    return weights
+    step = levels[i + 1] - levels[i]
+    moments = [step ** (k + 1) / (k + 1) for k in range(order)]
+    return weights_of([level - levels[i] for level in known], moments)

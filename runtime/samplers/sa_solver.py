@@ -2,15 +2,13 @@ from __future__ import annotations
 
 from math import exp, expm1, sqrt
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.grid import variance_preserving
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.quadrature import weights_of
 from sd2rt.runtime.samplers.rows import NOISE, D, Row, S, make_step, predict
 from sd2rt.runtime.samplers.signal import Signal
 
@@ -33,7 +31,9 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
     lowest = config.model_copy(update={"final_sigmas_type": "sigma_min"})
     grid = variance_preserving(noise, lowest, options, repeat_last=True)
     if grid.levels[-1] == 0:
-        raise RequestError("sa-solver cannot step to no noise: let the sigmas end above 0, or use dpmpp-2m-sde")
+        raise RequestError(
+            "sa-solver cannot step to no noise: let the sigmas end above 0, or use dpmpp-2m-sde"
+        )
     signal, count = Signal(grid.levels), grid.count
     x, prepared, *remembered = S[:4]
     most = max(config.solver_order, config.corrector_order - 1)
@@ -55,9 +55,7 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
         tau = _tau(config, grid.timesteps[i])
         moved = _moved(config, signal, i, tau, sample)
         x_next = moved
-        for weight, value in zip(
-            _adams(config, signal, i, i + 1, tau, i, order), known, strict=False
-        ):
+        for weight, value in zip(_adams(config, signal, i, i + 1, tau, i, order), known, strict=False):
             x_next = x_next + weight * value
         base: Row = 0 * x
         if i + 1 < count:
@@ -65,8 +63,7 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
             _, *weights = _adams(config, signal, i, i + 1, tau, i + 1, corrector)
             for weight, value in zip(weights, known, strict=False):
                 base = base + weight * value
-        kept = min(max(config.solver_order, config.corrector_order - 1) - 1, done + 1)
-        kept = max(kept, min(config.corrector_order - 1, 2, done + 1))
+        kept = min(most - 1, done + 1)
         steps.append(
             make_step(grid.timesteps[i], grid.levels[i], x_next, base, *known[:kept], draws_noise=True)
         )
@@ -126,15 +123,9 @@ def _adams(
 def _lagrange_integrals(places: list[float], start: float, end: float, rate: float) -> list[float]:
     """From start to end, the integrals of e**(rate (u - end)) times the polynomials that are 1 at one of the places,
     0 at the others."""
-    order, h = len(places), end - start
-    # Moments of w = u - end, by parts: M_k = ((0)**k - (-h)**k e**(-rate h)) / rate - k / rate M_(k-1).
+    h = end - start
+    # Moments of w = u - end, by parts.
     moments = [-expm1(-rate * h) / rate]
-    for k in range(1, order):
+    for k in range(1, len(places)):
         moments.append((-((-h) ** k) * exp(-rate * h) - k * moments[-1]) / rate)
-    weights = []
-    for own in places:
-        others = [place - end for place in places if place != own]
-        polynomial: NDArray[np.float64] = np.poly(others) if others else np.ones(1)
-        scale = float(np.prod([own - end - other for other in others]))
-        weights.append(float(polynomial[::-1] @ moments[: len(polynomial)]) / scale)
-    return weights
+    return weights_of([place - end for place in places], moments)

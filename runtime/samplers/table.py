@@ -1,31 +1,102 @@
-"""Choosing a sampler by its name."""
+"""Choosing a sampler by its name, and what there is to know of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig, SamplerName, Spacing
+from sd2rt.engines.sampling import (
+    SAMPLER_OPTIONS,
+    Levels,
+    NoiseConfig,
+    SamplerConfig,
+    SamplerName,
+    Spacing,
+    default_sampler,
+)
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.ddim import ddim
-from sd2rt.runtime.samplers.dpmpp import dpmpp_2m
-from sd2rt.runtime.samplers.euler import euler
+from sd2rt.runtime.samplers.ddpm import ddpm
+from sd2rt.runtime.samplers.deis import deis
+from sd2rt.runtime.samplers.dpm2 import dpm2, dpm2_ancestral
+from sd2rt.runtime.samplers.dpm_multistep import dpm_multistep
+from sd2rt.runtime.samplers.dpm_sde import dpm_sde
+from sd2rt.runtime.samplers.dpm_singlestep import dpm_singlestep
+from sd2rt.runtime.samplers.euler import euler, euler_ancestral
+from sd2rt.runtime.samplers.heun import heun
+from sd2rt.runtime.samplers.ipndm import ipndm
+from sd2rt.runtime.samplers.lcm import lcm
+from sd2rt.runtime.samplers.lms import lms
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.pndm import pndm
+from sd2rt.runtime.samplers.sa_solver import sa_solver
+from sd2rt.runtime.samplers.tcd import tcd
+from sd2rt.runtime.samplers.unipc import unipc
 
-Sampler = Callable[[NoiseSchedule, SamplerConfig, SamplingOptions], Plan]
+Make = Callable[[NoiseSchedule, SamplerConfig, SamplingOptions], Plan]
 
-SAMPLERS: dict[SamplerName, Sampler] = {"ddim": ddim, "pndm": pndm, "euler": euler, "dpmpp-2m": dpmpp_2m}
 
-USUAL_SPACING: dict[SamplerName, Spacing] = {
-    "ddim": "leading",
-    "pndm": "leading",
-    "euler": "linspace",
-    "dpmpp-2m": "linspace",
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """One method, as the field knows it."""
+
+    make: Make
+    title: str
+    paper: str
+    """Where it comes from: an arXiv number, or a code base where there is no paper."""
+    order: str
+    """Of convergence, as its options choose it."""
+    evaluations: int = 1
+    """Network calls for each step asked for."""
+    noise: str = "no"
+    """Whether fresh noise is drawn on the way, or what makes it be."""
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ddim": Sampler(ddim, "DDIM", "arXiv:2010.02502", "1", noise="with eta"),
+    "ddpm": Sampler(ddpm, "DDPM", "arXiv:2006.11239", "1", noise="yes"),
+    "pndm": Sampler(pndm, "PNDM (PLMS)", "arXiv:2202.09778", "2"),
+    "lms": Sampler(lms, "linear multistep", "k-diffusion", "1-4"),
+    "euler": Sampler(euler, "Euler", "arXiv:2206.00364", "1", noise="with s_churn"),
+    "euler-a": Sampler(euler_ancestral, "Euler ancestral", "k-diffusion", "1", noise="yes"),
+    "heun": Sampler(heun, "Heun", "arXiv:2206.00364", "2", evaluations=2),
+    "dpm2": Sampler(dpm2, "DPM-Solver-2", "arXiv:2206.00927", "2", evaluations=2),
+    "dpm2-a": Sampler(
+        dpm2_ancestral, "DPM-Solver-2 ancestral", "k-diffusion", "1", evaluations=2, noise="yes"
+    ),
+    "dpmpp-2s": Sampler(
+        dpm_singlestep, "DPM-Solver++ single-step", "arXiv:2211.01095", "1-3", noise="with an SDE form"
+    ),
+    "dpmpp-2m": Sampler(dpm_multistep, "DPM-Solver++ multistep", "arXiv:2211.01095", "1-3"),
+    "dpmpp-2m-sde": Sampler(
+        dpm_multistep, "DPM-Solver++ multistep, SDE", "arXiv:2211.01095", "1-2", noise="yes"
+    ),
+    "dpmpp-sde": Sampler(dpm_sde, "DPM-Solver++ for the SDE", "k-diffusion", "1", evaluations=2, noise="yes"),
+    "deis": Sampler(deis, "DEIS", "arXiv:2204.13902", "1-3"),
+    "unipc": Sampler(unipc, "UniPC", "arXiv:2302.04867", "1-3"),
+    "ipndm": Sampler(ipndm, "improved PNDM", "arXiv:2204.13902", "1-4"),
+    "sa-solver": Sampler(sa_solver, "SA-Solver", "arXiv:2309.05019", "1-3", noise="yes"),
+    "lcm": Sampler(lcm, "latent consistency model", "arXiv:2310.04378", "-", noise="yes"),
+    "tcd": Sampler(tcd, "trajectory consistency model", "arXiv:2402.19159", "-", noise="with eta"),
 }
-"""The spacing of each of diffusers' schedulers where its configuration does not name one."""
+
+SCHEDULES: dict[str, dict[str, Spacing | Levels]] = {
+    "leading": {"spacing": "leading"},
+    "trailing": {"spacing": "trailing"},
+    "linspace": {"spacing": "linspace"},
+    "karras": {"levels": "karras"},
+    "exponential": {"levels": "exponential"},
+    "beta": {"levels": "beta"},
+    "lambdas": {"levels": "lambdas"},
+    "ays": {"levels": "ays"},
+}
+"""What a request's schedule sets: how timesteps are spaced, or by what other rule noise levels are chosen."""
 
 
 def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -36,9 +107,9 @@ def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOption
     return _plan(noise, config, options)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 def _plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    return SAMPLERS[config.name](_schedule(noise), config, options)
+    return SAMPLERS[config.name].make(_schedule(noise), config, options)
 
 
 @lru_cache(maxsize=8)
@@ -47,32 +118,76 @@ def _schedule(noise: NoiseConfig) -> NoiseSchedule:
 
 
 def sampler_config(
-    name: str, base: SamplerConfig | None = None, spacing: Spacing | None = None
+    name: str | None = None,
+    base: SamplerConfig | None = None,
+    schedule: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> SamplerConfig:
     """The configuration of a sampler that a request names, on a checkpoint whose own one is ``base``.
 
-    It is what ``Scheduler.from_config(pipe.scheduler.config)`` gives in diffusers: options carry over, but
-    for a spacing that the checkpoint left to its scheduler's default, in whose place comes the new
-    scheduler's default. A base does not say what was left to a default, so its sampler's usual spacing is
-    taken to be one. Without a base, the options are those that every published SD2 checkpoint shares.
-    ``spacing`` overrides.
+    It is what ``Scheduler.from_config(pipe.scheduler.config)`` gives in diffusers: options that both samplers have
+    carry over, but for those that the checkpoint left to its scheduler's default, in whose place comes the new
+    scheduler's. A base does not say what was left to a default, so its sampler's usual value is taken to be one.
+    Without a base there is nothing to carry over; without a name, or with the base's own, all of it stays.
+    ``schedule`` and ``options`` override.
 
-    Raises RequestError for a name that is no sampler's.
+    Raises RequestError for a name that is no sampler's, or a schedule or an option that the sampler does not have.
     """
+    sampler = base.name if name is None and base is not None else _named(name)
+    known = SAMPLER_OPTIONS[sampler]
+    if base is None:
+        chosen = default_sampler(sampler)
+    elif sampler == base.name:
+        chosen = base
+    else:
+        usual = SAMPLER_OPTIONS[base.name]
+        kept = {
+            option: getattr(base, option)
+            for option, value in usual.items()
+            if option in known and getattr(base, option) != value and option not in _OWN
+        }
+        chosen = default_sampler(sampler, steps_offset=base.steps_offset, **kept)
+    changes: dict[str, Any] = {}
+    if schedule is not None:
+        changes |= _schedule_changes(sampler, schedule)
+    for option, value in (options or {}).items():
+        if option not in known and option != "steps_offset":
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise RequestError(f"{sampler} has no option {option}: {has}")
+        changes[option] = tuple(value) if isinstance(value, list) else value
+    if not changes:
+        return chosen
+    try:
+        return SamplerConfig.model_validate(chosen.model_dump() | changes, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise RequestError(
+            f"sampler option {where} is {first['input']!r}: {reason}" if where else reason
+        ) from None
+
+
+_OWN = {"solver_type", "algorithm_type"}
+"""Options whose values mean something in one sampler only; diffusers rewrites them to the new scheduler's."""
+
+
+def _named(name: str | None) -> SamplerName:
     sampler = next((known for known in SAMPLERS if known == name), None)
     if sampler is None:
         raise RequestError(f"no sampler is named {name!r}: choose one of {', '.join(SAMPLERS)}")
-    if base is None:
-        base = SamplerConfig(
-            name=sampler,
-            spacing=USUAL_SPACING[sampler],
-            steps_offset=1,
-            set_alpha_to_one=False,
-            final_sigma="zero",
-            lower_order_final=True,
-            solver_type="midpoint",
+    return sampler
+
+
+def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:
+    changes = SCHEDULES.get(schedule)
+    if changes is None:
+        raise RequestError(f"no schedule is named {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    known = SAMPLER_OPTIONS[sampler]
+    if not changes.keys() <= known.keys():
+        taken = [name for name, each in SCHEDULES.items() if each.keys() <= known.keys()]
+        remedy = (
+            f"choose one of {', '.join(taken)}" if taken else "leave it out, it chooses its own timesteps"
         )
-    if spacing is None:
-        usual = base.spacing == USUAL_SPACING[base.name]
-        spacing = USUAL_SPACING[sampler] if usual else base.spacing
-    return base.model_copy(update={"name": sampler, "spacing": spacing})
+        raise RequestError(f"{sampler} has no schedule {schedule}: {remedy}")
+    return {"levels": "spaced", **changes} if "levels" in known else dict(changes)

@@ -119,7 +119,9 @@ def start_index(total: int, options: SamplingOptions) -> int:
 def refuse_levels(config: SamplerConfig, given: str) -> None:
     """Raise RequestError where a request's own list meets a rule for noise levels, which would overrule it."""
     if config.levels != "spaced":
-        raise RequestError(f"{given} are given, and the schedule is {config.levels}: leave one of the two out")
+        raise RequestError(
+            f"{given} are given, and the schedule is {config.levels}: leave one of the two out"
+        )
 
 
 def refuse_sigmas(config: SamplerConfig, options: SamplingOptions) -> None:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 from math import expm1, factorial
 
-import numpy as np
-
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers.grid import variance_preserving
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.quadrature import weights_of
 from sd2rt.runtime.samplers.rows import D, Row, S, make_step, predict
 from sd2rt.runtime.samplers.signal import Signal
 
@@ -71,21 +70,16 @@ def _predicted(
             "unipc steps to no noise by first order only: set lower_order_final, or final_sigmas_type to sigma_min"
         )
     ratios = _ratios(config, signal, i, h, order)
-    matrix, right = _conditions(config, z, [*ratios, 1.0], order)
-    if order == 2:
-        rhos = np.array([0.5])
-    else:
-        rhos = np.linalg.solve(matrix[:-1, :-1], right[:-1])
-    for rho, ratio, value in zip(rhos.tolist(), ratios, known[1:], strict=False):
+    # Of order 2 the paper takes 1/2, which leaves out nothing that it needs.
+    rhos = [0.5] if order == 2 else weights_of(ratios, _conditions(config, z, order - 1))
+    for rho, ratio, value in zip(rhos, ratios, known[1:], strict=False):
         x_next = x_next - scale * _b(config, z) * rho / ratio * (value - known[0])
     return x_next
 
 
-def _corrector(
-    config: SamplerConfig, signal: Signal, i: int, order: int
-) -> tuple[float, float, list[float]]:
-    """UniC at level i: the weights of what is predicted there, of the sample at level i - 1, and of what was predicted
-    at level i - 1 and before."""
+def _corrector(config: SamplerConfig, signal: Signal, i: int, order: int) -> tuple[float, float, list[float]]:
+    """UniC at level i: the weights of what is predicted there, of the sample at level i - 1, and of what was
+    predicted at level i - 1 and before."""
     h = signal.lambdas[i] - signal.lambdas[i - 1]
     keep, scale, z = _frame(config, signal, i - 1, i)
     b = _b(config, z)
@@ -93,8 +87,7 @@ def _corrector(
         ratios, rhos = [], [0.5]
     else:
         ratios = _ratios(config, signal, i - 1, h, order)
-        matrix, right = _conditions(config, z, [*ratios, 1.0], order)
-        rhos = np.linalg.solve(matrix, right).tolist()
+        rhos = weights_of([*ratios, 1.0], _conditions(config, z, order))
     now = -scale * b * rhos[-1]
     earlier = [-scale * b * rho / ratio for rho, ratio in zip(rhos, ratios, strict=False)]
     return now, keep, [-scale * expm1(z) - now - sum(earlier), *earlier]
@@ -125,13 +118,11 @@ def _ratios(config: SamplerConfig, signal: Signal, s: int, h: float, order: int)
     return [lam / h for lam in behind]
 
 
-def _conditions(
-    config: SamplerConfig, z: float, ratios: list[float], order: int
-) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """The order conditions, equations 7 and 10 of the paper."""
+def _conditions(config: SamplerConfig, z: float, order: int) -> list[float]:
+    """The right sides of the order conditions, equations 7 and 10 of the paper."""
     phi = expm1(z) / z - 1
     right = []
     for k in range(1, order + 1):
         right.append(phi * factorial(k) / _b(config, z))
         phi = phi / z - 1 / factorial(k + 1)
-    return np.vander(ratios, order, increasing=True).T, np.array(right)
+    return right
