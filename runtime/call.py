@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -36,6 +36,8 @@ class CallOptions(TypedDict, total=False):
     negative_prompt_embeds: NDArray[Any] | None
     sampler: str | None
     schedule: str | None
+    sampler_options: Mapping[str, Any] | None
+    rescale_betas_zero_snr: bool | None
     eta: float
     timesteps: Sequence[float] | None
     sigmas: Sequence[float] | None

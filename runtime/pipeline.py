@@ -180,15 +180,9 @@ class Pipeline:
 
     def sampler_of(self, request: Request) -> SamplerConfig:
         """The sampler that a request will use."""
-        own = self.manifest.sampler
-        schedule: Any = request.schedule
-        if schedule is not None and schedule not in ("leading", "trailing", "linspace"):
-            raise RequestError(
-                f"no schedule is named {schedule!r}: choose one of leading, trailing, linspace"
-            )
-        if request.sampler is None or request.sampler == own.name:
-            return own if schedule is None else own.model_copy(update={"spacing": schedule})
-        return sampler_config(request.sampler, own, schedule)
+        return sampler_config(
+            request.sampler, self.manifest.sampler, request.schedule, request.sampler_options
+        )
 
     def size_of(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of a request's images."""
@@ -257,7 +251,10 @@ class Pipeline:
             eta=request.eta,
             strength=strength,
         )
-        return make_plan(self.manifest.noise, self.sampler_of(request), options)
+        noise = self.manifest.noise
+        if request.rescale_betas_zero_snr is not None:
+            noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
+        return make_plan(noise, self.sampler_of(request), options)
 
     def pictures(self, request: Request, seed: int) -> list[Picture]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.

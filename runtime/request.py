@@ -98,6 +98,8 @@ Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 Number = Annotated[float, BeforeValidator(_number)]
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
+# What a sampler takes is checked with the sampler.
+Options = dict[str, bool | int | float | str | list[int] | tuple[int, ...] | None]
 # A PIL image once checked; pydantic need not know more of it.
 Image = Annotated[Any, BeforeValidator(_image)]
 Mask = Annotated[Any, BeforeValidator(_mask)]
@@ -109,8 +111,10 @@ class Request(BaseModel):
 
     ``num_inference_steps``, ``guidance_scale``, ``strength`` and ``noise_level`` of None are the bundle's own
     for the task. ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the
-    request takes ``seed + i``. ``sampler`` and ``schedule`` (a timestep spacing) stand in for a scheduler
-    object; None is the checkpoint's own. ``latents`` are the initial noise, [n, C, h, w], before the sampler's
+    request takes ``seed + i``. ``sampler``, ``schedule`` (a timestep spacing, or a rule for noise levels) and
+    ``sampler_options`` (those of :data:`~sd2rt.engines.sampling.SAMPLER_OPTIONS`) stand in for a scheduler object, as
+    does ``rescale_betas_zero_snr``, which makes the last timestep pure noise; None is the checkpoint's own.
+    ``latents`` are the initial noise, [n, C, h, w], before the sampler's
     scale.
 
     ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
@@ -144,6 +148,8 @@ class Request(BaseModel):
     negative_prompt_embeds: Array | None = None
     sampler: str | None = None
     schedule: str | None = None
+    sampler_options: Options | None = None
+    rescale_betas_zero_snr: bool | None = None
     eta: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None

@@ -84,10 +84,32 @@ def run(
     ] = None,
     rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
     sampler: Annotated[
-        str | None, typer.Option(help="ddim, pndm, euler or dpmpp-2m; the checkpoint's own if left out.")
+        str | None, typer.Option(help="A name that `sd2rt samplers` lists; the checkpoint's own if left out.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Timestep spacing: leading, trailing or linspace.")
+        str | None,
+        typer.Option(help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays."),
+    ] = None,
+    sampler_option: Annotated[
+        list[str] | None,
+        typer.Option("--sampler-option", metavar="NAME=VALUE", help="Such as solver_order=3; repeatable."),
+    ] = None,
+    zero_snr: Annotated[
+        bool | None,
+        typer.Option(
+            "--zero-snr/--no-zero-snr",
+            help="Make the last timestep pure noise; as the checkpoint says if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(metavar="T,T,...", help="The timesteps themselves, in the place of --steps.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,...", help="Noise levels, in the place of --steps; the last is what is left."
+        ),
     ] = None,
     eta: Annotated[float, typer.Option(help="ddim: share of fresh noise, 0 to 1.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image; image i uses seed + i.")] = None,
@@ -118,6 +140,10 @@ def run(
         "guidance_rescale": rescale,
         "sampler": sampler,
         "schedule": schedule,
+        "sampler_options": _sampler_options(sampler_option or []),
+        "rescale_betas_zero_snr": zero_snr,
+        "timesteps": _numbers("--timesteps", timesteps),
+        "sigmas": _numbers("--sigmas", sigmas),
         "eta": eta,
         "image": image,
         "mask_image": mask,
@@ -267,6 +293,29 @@ def _save_depth(depth: NDArray[np.float32], path: Path) -> None:
         save_depth(depth, path)
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _sampler_options(given: list[str]) -> dict[str, Any] | None:
+    """NAME=VALUE pairs, the values as JSON where they are, else as words."""
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options or None
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is not a list of numbers, such as 999,750,500") from None
 
 
 def _count(count: int) -> int:

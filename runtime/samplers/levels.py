@@ -41,7 +41,8 @@ def ays(count: int) -> Array:
     if count + 1 == len(_AYS):
         return _AYS.copy()
     places = np.linspace(0, 1, len(_AYS))
-    return np.exp(np.interp(np.linspace(0, 1, count + 1), places, np.log(_AYS)))
+    between: Array = np.exp(np.interp(np.linspace(0, 1, count + 1), places, np.log(_AYS)))
+    return between
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ from sd2rt.engines.manifest import (
     Tensor,
     Tokenizer,
 )
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
+from sd2rt.engines.sampling import NoiseConfig, default_sampler
 from sd2rt.engines.writer import BundleWriter, describe
 
 OnPart = Callable[[BundleWriter, PartName], None]
@@ -113,15 +113,7 @@ def describe_bundle(folder: Path, key: str, parts: dict[PartName, Part]) -> Mani
             beta_schedule="scaled_linear",
             prediction_type="epsilon",
         ),
-        sampler=SamplerConfig(
-            name="pndm",
-            spacing="leading",
-            steps_offset=1,
-            set_alpha_to_one=False,
-            final_sigma="zero",
-            lower_order_final=True,
-            solver_type="midpoint",
-        ),
+        sampler=default_sampler("pndm"),
         latents=Latents(channels=4, vae_factor=8, scaling_factor=0.18215),
         tokenizer=Tokenizer(file=describe(folder, "tokenizer.json"), max_length=77, bos=1, eos=2, pad=0),
         embeddings=Embeddings(file=describe(folder, "embeddings.npy"), tokens=4, width=2, dtype="float32"),
