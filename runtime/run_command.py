@@ -21,6 +21,7 @@ import typer
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.engines.manifest import MANIFEST
 from sd2rt.engines.store import find_bundle, named_bundle
+from sd2rt.runtime import option_text
 from sd2rt.runtime.image_output import check_output, facts_of, save_image
 from sd2rt.runtime.step_bar import Advance, step_bar
 
@@ -140,10 +141,10 @@ def run(
         "guidance_rescale": rescale,
         "sampler": sampler,
         "schedule": schedule,
-        "sampler_options": _sampler_options(sampler_option or []),
+        "sampler_options": option_text.sampler_options(sampler_option or []),
         "rescale_betas_zero_snr": zero_snr,
-        "timesteps": _numbers("--timesteps", timesteps),
-        "sigmas": _numbers("--sigmas", sigmas),
+        "timesteps": option_text.numbers("--timesteps", timesteps),
+        "sigmas": option_text.numbers("--sigmas", sigmas),
         "eta": eta,
         "image": image,
         "mask_image": mask,
@@ -157,7 +158,7 @@ def run(
     if max_image_pixels is not None:
         options["max_image_pixels"] = max_image_pixels
     if size is not None:
-        options["width"], options["height"] = _size(size)
+        options["width"], options["height"] = option_text.size(size)
     from sd2rt.runtime.call import CallOptions, divide
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
@@ -295,29 +296,6 @@ def _save_depth(depth: NDArray[np.float32], path: Path) -> None:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _sampler_options(given: list[str]) -> dict[str, Any] | None:
-    """NAME=VALUE pairs, the values as JSON where they are, else as words."""
-    options: dict[str, Any] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options or None
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise RequestError(f"{option} {text!r} is not a list of numbers, such as 999,750,500") from None
-
-
 def _count(count: int) -> int:
     if count < 1:
         raise RequestError(f"--count is {count}: give at least 1")
@@ -343,13 +321,6 @@ def _prompts() -> list[str]:
     if not prompts:
         raise RequestError("standard input holds no prompt: write one a line")
     return prompts
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
-    return int(width), int(height)
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:

@@ -24,6 +24,8 @@ from sd2rt.runtime.samplers.timesteps import (
 
 Array = NDArray[np.float64]
 
+_SHORT = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -119,7 +121,9 @@ def variance_preserving(
         return Grid(timesteps.tolist(), [*levels.tolist(), final], start)
     chosen = _chosen(config, float(noise.sigmas[0]), float(noise.sigmas[-1]), len(timesteps))
     told = timesteps_of(noise, chosen)
-    told = np.trunc(told) if config.levels in ("exponential", "beta") else told.round()
+    # In diffusers' float32 the highest level comes out just short of the last timestep, and is cut to the one before.
+    cut = config.levels in ("exponential", "beta")
+    told = np.trunc(np.maximum(told - _SHORT, 0)) if cut else told.round()
     if repeat_last and final > 0:
         final = float(chosen[-1])
     return Grid(told.tolist(), [*chosen.tolist(), final], start)

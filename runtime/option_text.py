@@ -1,0 +1,40 @@
+"""What the command line's options hold, as values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sd2rt.engines.errors import RequestError
+
+
+def sampler_options(given: list[str]) -> dict[str, Any] | None:
+    """NAME=VALUE pairs, the values as JSON where they are, else as words; None where there are none."""
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options or None
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas in between; None where the option is not given."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is not a list of numbers, such as 999,750,500") from None
+
+
+def size(text: str) -> tuple[int, int]:
+    """WxH as width and height."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
+    return int(width), int(height)
