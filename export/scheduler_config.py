@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.kinds import Variant
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig, SamplerName
+from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, SamplerName
 from sd2rt.export.schedulers import LEVEL_FLAGS, SCHEDULERS, Key, SchedulerClass
 
 _CLASSES = tuple(dict.fromkeys(entry.name for entry in SCHEDULERS.values()))
@@ -78,7 +78,9 @@ def read_scheduler(
             # A key that a later diffusers adds is off as long as it has its default.
             _refuse_unless(name, key, value, _OFF.get(key, (_defaults(name)[key],)), origin)
 
-    fields = {key.field: _field(name, key, effective[key.name], origin) for key in entry.keys}
+    # What a configuration leaves to step()'s caller is as it is where nobody says.
+    fields = dict(SAMPLER_OPTIONS[sampler])
+    fields |= {key.field: _field(name, key, effective[key.name], origin) for key in entry.keys}
     fields["levels"] = _levels(name, entry, effective, config, origin)
     if str(fields.get("algorithm_type")).endswith("dpmsolver") and fields["final_sigmas_type"] == "zero":
         raise CheckpointError(
