@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
+import diffusers
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -22,34 +20,73 @@ from transformers import CLIPTokenizer
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from sd2rt.engines.kinds import KINDS, TaskName
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
+from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig
 from sd2rt.export.checkpoint import Checkpoint
+from sd2rt.export.schedulers import LEVEL_FLAGS, SCHEDULERS, Key
 
 
 def reference_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
-    """diffusers' scheduler for a sampler's configuration."""
-    shared = {
-        "num_train_timesteps": noise.num_train_timesteps,
-        "beta_start": noise.beta_start,
-        "beta_end": noise.beta_end,
-        "beta_schedule": noise.beta_schedule,
-        "prediction_type": noise.prediction_type,
-        "timestep_spacing": sampler.spacing,
-        "steps_offset": sampler.steps_offset,
-    }
-    if sampler.name == "ddim":
-        return DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=sampler.set_alpha_to_one)
-    if sampler.name == "pndm":
-        return PNDMScheduler(**shared, skip_prk_steps=True, set_alpha_to_one=sampler.set_alpha_to_one)
-    if sampler.name == "euler":
-        return EulerDiscreteScheduler(**shared, final_sigmas_type=sampler.final_sigma)
-    return DPMSolverMultistepScheduler(
-        **shared,
-        final_sigmas_type=sampler.final_sigma,
-        lower_order_final=sampler.lower_order_final,
-        solver_type=sampler.solver_type,
-    )
+    """diffusers' scheduler for a sampler's configuration: its step() takes what diffusers leaves to the caller
+    (the order of lms, the churn of euler) from there too.
 
+    Raises ValueError for what diffusers does not have: ipndm, and options that its class lacks.
+    """
+    scheduler = make_scheduler(noise, sampler)
+    arguments = step_arguments(sampler)
+    if arguments:
+        scheduler.step = partial(scheduler.step, **arguments)
+    return scheduler
+
+
+def make_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
+    """reference_scheduler's, to whose step() step_arguments are still to be given."""
+    entry = SCHEDULERS.get(sampler.name)
+    if entry is None:
+        raise ValueError(f"diffusers has no {sampler.name} on a checkpoint's noise schedule")
+    if noise.rescale_betas_zero_snr and not entry.zero_snr:
+        raise ValueError(f"{entry.name} has no rescale_betas_zero_snr")
+    if sampler.levels not in entry.levels:
+        raise ValueError(f"{entry.name} has no {sampler.levels} levels")
+    keys = {key.name: _written(key, getattr(sampler, key.field)) for key in entry.keys}
+    shared = noise.model_dump(exclude=set() if entry.zero_snr else {"rescale_betas_zero_snr"})
+    flags = {flag: True for flag, levels in LEVEL_FLAGS.items() if levels == sampler.levels}
+    if entry.has_offset:
+        shared["steps_offset"] = sampler.steps_offset
+    if sampler.name == "sa-solver" and _fresh_noise(sampler) != _FRESH_NOISE:
+        tau, start, end = _fresh_noise(sampler)
+        keys["tau_func"] = lambda timestep: tau if start <= timestep <= end else 0.0
+    return getattr(diffusers, entry.name)(**shared, **keys, **flags, **entry.fixed)
+
+
+def step_arguments(sampler: SamplerConfig) -> dict[str, Any]:
+    """What a scheduler's step() is told of its sampler's options at each call, where it is not its default."""
+    arguments = SCHEDULERS[sampler.name].step_arguments
+    usual = SAMPLER_OPTIONS[sampler.name]
+    return {
+        argument: getattr(sampler, field)
+        for argument, field in arguments.items()
+        if getattr(sampler, field) != usual[field]
+    }
+
+
+def _written(key: Key, value: Any) -> Any:
+    """A key's value for that of its field."""
+    if key.values is not None:
+        found = next((written for written, meant in key.values.items() if meant == value), None)
+        if found is None:
+            raise ValueError(f"diffusers has no {key.name} for {key.field} {value!r}")
+        return found
+    if key.field == "lambda_min_clipped" and value is None:
+        return float("-inf")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fresh_noise(sampler: SamplerConfig) -> tuple[float, float, float]:
+    return sampler.tau, sampler.tau_start, sampler.tau_end
+
+
+# What SASolverScheduler has where tau_func is None.
+_FRESH_NOISE = (1.0, 200.0, 800.0)
 
 _PIPELINES: dict[TaskName, Any] = {
     "text-to-image": StableDiffusionPipeline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,52 +12,29 @@ from pydantic import ValidationError
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.kinds import Variant
-from sd2rt.engines.sampling import NoiseConfig, SamplerConfig, SamplerName
+from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, SamplerName
+from sd2rt.export.schedulers import LEVEL_FLAGS, SCHEDULERS, Key, SchedulerClass
 
-_SAMPLERS: dict[str, SamplerName] = {
-    "PNDMScheduler": "pndm",
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "DPMSolverMultistepScheduler": "dpmpp-2m",
-}
+_CLASSES = tuple(dict.fromkeys(entry.name for entry in SCHEDULERS.values()))
 
-# Any of these adds noise in the same way.
-_NOISERS = (*_SAMPLERS, "DDPMScheduler")
+# These look the noise of a timestep up in one table, in the same way.
+_NOISERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-
-# What a scheduler's keys are called in SamplerConfig, and what SamplerConfig says where the scheduler has no
-# such key.
-_SAMPLER_KEYS: dict[str, tuple[str, Any]] = {
-    "timestep_spacing": ("spacing", "leading"),
-    "set_alpha_to_one": ("set_alpha_to_one", False),
-    "final_sigmas_type": ("final_sigma", "zero"),
-    "lower_order_final": ("lower_order_final", True),
-    "solver_type": ("solver_type", "midpoint"),
-}
 
 # Options that sd2rt's samplers do not have: only these values, which leave them out, are accepted.
 _OFF: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
     "clip_sample": (False,),
     "thresholding": (False,),
-    "rescale_betas_zero_snr": (False,),
-    "skip_prk_steps": (True,),
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
     "use_flow_sigmas": (False, None),
-    "use_dynamic_shifting": (False,),
-    "interpolation_type": ("linear",),
+    "use_dynamic_shifting": (False, None),
+    "shift_terminal": (None,),
     "timestep_type": ("discrete",),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
-    "euler_at_final": (False,),
-    "lambda_min_clipped": (float("-inf"),),
     "variance_type": (None,),
+    "tau_func": (None,),
+    "solver_p": (None,),
+    "noise_sampler_seed": (None,),
 }
 
 # Parameters of options that _OFF turns off, and steps_offset (see below).
@@ -88,21 +66,34 @@ def read_scheduler(
     A key that the file leaves out has the default of the diffusers class; a key that the class does not know
     is ignored, as diffusers does. Raises CheckpointError naming the class or the key that cannot be honoured.
     """
-    name, effective = _effective(config, origin, tuple(_SAMPLERS))
-    handled = {*_NOISE_KEYS, *_SAMPLER_KEYS, *_WITHOUT_EFFECT}
+    name, effective = _effective(config, origin, _CLASSES)
+    sampler, entry = _sampler(name, effective)
+    known = {key.name for key in entry.keys} | {*_NOISE_KEYS, *LEVEL_FLAGS, *_WITHOUT_EFFECT}
     for key, value in effective.items():
-        if key not in handled:
-            _refuse_on(name, key, value, origin)
+        if key in known or (key == "rescale_betas_zero_snr" and entry.zero_snr):
+            continue
+        if key in entry.ignored:
+            _refuse_unless(name, key, value, entry.ignored[key], origin)
+        else:
+            # A key that a later diffusers adds is off as long as it has its default.
+            _refuse_unless(name, key, value, _OFF.get(key, (_defaults(name)[key],)), origin)
 
-    sampler = {field: effective.get(key, neutral) for key, (field, neutral) in _SAMPLER_KEYS.items()}
-    offset = effective.get("steps_offset", 0) if kind in _OWN_STEPS_OFFSET else _STEPS_OFFSET
-    try:
-        return (
-            _noise(effective),
-            SamplerConfig(name=_SAMPLERS[name], steps_offset=offset, **sampler),
+    # What a configuration leaves to step()'s caller is as it is where nobody says.
+    fields = dict(SAMPLER_OPTIONS[sampler])
+    fields |= {key.field: _field(name, key, effective[key.name], origin) for key in entry.keys}
+    fields["levels"] = _levels(name, entry, effective, config, origin)
+    if str(fields.get("algorithm_type")).endswith("dpmsolver") and fields["final_sigmas_type"] == "zero":
+        raise CheckpointError(
+            f"{origin}: {name} has final_sigmas_type = 'zero', which algorithm_type "
+            f"{fields['algorithm_type']!r} cannot reach: set final_sigmas_type to sigma_min in "
+            f"scheduler_config.json"
         )
+    offset = effective.get("steps_offset", 0) if kind in _OWN_STEPS_OFFSET else _STEPS_OFFSET
+    noise = _noise(name, effective, origin)
+    try:
+        return noise, SamplerConfig(name=sampler, steps_offset=offset, **fields)
     except ValidationError as error:
-        raise _invalid(name, error, origin) from None
+        raise _invalid(name, error, origin, {key.field: key.name for key in entry.keys}) from None
 
 
 def read_noise(config: Mapping[str, Any], origin: str) -> NoiseConfig:
@@ -112,13 +103,8 @@ def read_noise(config: Mapping[str, Any], origin: str) -> NoiseConfig:
     honoured.
     """
     name, effective = _effective(config, origin, _NOISERS)
-    for key in ("trained_betas", "rescale_betas_zero_snr"):
-        if key in effective:
-            _refuse_on(name, key, effective[key], origin)
-    try:
-        return _noise(effective)
-    except ValidationError as error:
-        raise _invalid(name, error, origin) from None
+    _refuse_unless(name, "trained_betas", effective["trained_betas"], _OFF["trained_betas"], origin)
+    return _noise(name, effective, origin)
 
 
 def _effective(
@@ -127,32 +113,85 @@ def _effective(
     """The scheduler's class, and what each key of that class is once the file's values are in."""
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in classes:
+        why = "has a noise schedule of its own" if name == "IPNDMScheduler" else "is not supported"
         raise CheckpointError(
-            f"{origin}: scheduler class {name!r} is not supported: replace scheduler_config.json by that of "
+            f"{origin}: scheduler class {name!r} {why}: replace scheduler_config.json by that of "
             f"one of {', '.join(classes)}"
         )
     defaults = _defaults(name)
     return name, defaults | {key: value for key, value in config.items() if key in defaults}
 
 
-def _refuse_on(name: str, key: str, value: object, origin: str) -> None:
-    """Raise CheckpointError unless an option that sd2rt does not have is off."""
-    # A key that a later diffusers adds is off as long as it has its default.
-    accepted = _OFF[key] if key in _OFF else (_defaults(name)[key],)
-    if not any(value == off and type(value) is type(off) for off in accepted):
+def _sampler(name: str, effective: Mapping[str, Any]) -> tuple[SamplerName, SchedulerClass]:
+    """The sampler that a class is; of one that is two, that which has the configured algorithm."""
+    first, *others = [(sampler, entry) for sampler, entry in SCHEDULERS.items() if entry.name == name]
+    for sampler, entry in others:
+        [values] = [key.values for key in entry.keys if key.name == "algorithm_type"]
+        if values is not None and _among(effective["algorithm_type"], values):
+            return sampler, entry
+    return first
+
+
+def _field(name: str, key: Key, value: Any, origin: str) -> Any:
+    """What a field of SamplerConfig is by its key's value."""
+    if key.values is not None:
+        _refuse_unless(name, key.name, value, tuple(key.values), origin)
+        return key.values[value]
+    if key.field == "lambda_min_clipped" and value == float("-inf"):
+        return None
+    return value
+
+
+def _levels(
+    name: str, entry: SchedulerClass, effective: Mapping[str, Any], config: Mapping[str, Any], origin: str
+) -> str:
+    """The levels that the flags ask for.
+
+    diffusers reads sigma_min and sigma_max even where they are no keys of the class, once levels are not those
+    of spaced timesteps.
+    """
+    flags = [flag for flag in LEVEL_FLAGS if effective.get(flag) not in (None, False)]
+    for flag in flags:
+        _refuse_unless(name, flag, effective[flag], (True,), origin)
+    if len(flags) > 1:
+        raise CheckpointError(
+            f"{origin}: {name} has both {flags[0]} and {flags[1]}: set one of them to false in "
+            f"scheduler_config.json"
+        )
+    if not flags:
+        return "spaced"
+    for end in {"sigma_min", "sigma_max"} - {key.name for key in entry.keys}:
+        _refuse_unless(name, end, config.get(end), (None,), origin)
+    return LEVEL_FLAGS[flags[0]]
+
+
+def _among(value: object, accepted: Any) -> bool:
+    """Whether a value is one of those accepted: 1 and True are not the same, and a list is none."""
+    return any(value == each and type(value) is type(each) for each in accepted)
+
+
+def _refuse_unless(name: str, key: str, value: object, accepted: tuple[Any, ...], origin: str) -> None:
+    """Raise CheckpointError unless a key's value is one of those accepted; () accepts all."""
+    if accepted and not _among(value, accepted):
         raise CheckpointError(
             f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants "
-            f"{accepted[0]!r}): set {key} to {_json(accepted[0])} in scheduler_config.json"
+            f"{accepted[0]!r}): set {key} to {json.dumps(accepted[0])} in scheduler_config.json"
         )
 
 
-def _noise(effective: Mapping[str, Any]) -> NoiseConfig:
-    return NoiseConfig(**{key: effective[key] for key in _NOISE_KEYS})
+def _noise(name: str, effective: Mapping[str, Any], origin: str) -> NoiseConfig:
+    try:
+        return NoiseConfig(
+            **{key: effective[key] for key in _NOISE_KEYS},
+            rescale_betas_zero_snr=effective.get("rescale_betas_zero_snr", False),
+        )
+    except ValidationError as error:
+        raise _invalid(name, error, origin, {}) from None
 
 
-def _invalid(name: str, error: ValidationError, origin: str) -> CheckpointError:
+def _invalid(name: str, error: ValidationError, origin: str, keys: Mapping[str, str]) -> CheckpointError:
     first = error.errors()[0]
-    key = _original_key(str(first["loc"][0]))
+    key = keys.get(str(first["loc"][0]), str(first["loc"][0]))
     return CheckpointError(
         f"{origin}: {name} has {key} = {first['input']!r}, which sd2rt does not have ({first['msg']}): "
         f"change {key} in scheduler_config.json"
@@ -164,10 +203,3 @@ def _defaults(name: str) -> dict[str, Any]:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in ("self", "kwargs")}
 
-
-def _original_key(field: str) -> str:
-    return next((key for key, (name, _) in _SAMPLER_KEYS.items() if name == field), field)
-
-
-def _json(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value))
