@@ -55,7 +55,7 @@ def samplers(
     if plot is not None:
         if prediction not in ("epsilon", "v_prediction"):
             raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
-        noise = NoiseConfig(**_SD2, prediction_type=prediction)
+        noise = NoiseConfig.model_validate({**_SD2, "prediction_type": prediction})
         options = sampler_options(sampler_option or [])
         plans: dict[str, Plan] = {}
         for name in chosen:

@@ -46,7 +46,9 @@ def test_the_published_schedulers(row: Any) -> None:
         beta_schedule="scaled_linear",
         prediction_type="v_prediction" if row.kind in ("v", "upscaler") else "epsilon",
     )
-    name: SamplerName = "ddim" if row.kind in ("v", "upscaler") else "euler" if row.kind == "turbo" else "pndm"
+    name: SamplerName = (
+        "ddim" if row.kind in ("v", "upscaler") else "euler" if row.kind == "turbo" else "pndm"
+    )
     assert sampler == default_sampler(name, spacing="trailing" if row.kind == "turbo" else "leading")
 
 
@@ -64,7 +66,11 @@ Change = tuple[str, Any, str, Any]
 """A key and its value in a file, and the field and its value in SamplerConfig."""
 
 CLASSES: dict[str, tuple[SamplerName, dict[str, Any], list[Change]]] = {
-    "DDIMScheduler": ("ddim", {"clip_sample": False}, [("set_alpha_to_one", False, "set_alpha_to_one", False)]),
+    "DDIMScheduler": (
+        "ddim",
+        {"clip_sample": False},
+        [("set_alpha_to_one", False, "set_alpha_to_one", False)],
+    ),
     "DDPMScheduler": (
         "ddpm",
         {"clip_sample": False},
@@ -170,7 +176,9 @@ CLASSES: dict[str, tuple[SamplerName, dict[str, Any], list[Change]]] = {
 
 Spacing, levels and zero terminal SNR, which many have, are added to them below."""
 
-SPACED = [name for name in CLASSES if name not in ("DPMSolverSinglestepScheduler", "LCMScheduler", "TCDScheduler")]
+SPACED = [
+    name for name in CLASSES if name not in ("DPMSolverSinglestepScheduler", "LCMScheduler", "TCDScheduler")
+]
 LEVELLED = [
     name
     for name in SPACED
@@ -331,9 +339,7 @@ def test_keys_of_another_class_are_ignored_as_diffusers_ignores_them() -> None:
 
 
 # diffusers reads these keys where levels follow a rule, though the classes do not list them.
-HIDDEN_ENDS = [
-    name for name in LEVELLED if name not in ("EulerDiscreteScheduler", "UniPCMultistepScheduler")
-]
+HIDDEN_ENDS = [name for name in LEVELLED if name not in ("EulerDiscreteScheduler", "UniPCMultistepScheduler")]
 
 
 @pytest.mark.parametrize(

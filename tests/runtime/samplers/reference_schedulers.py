@@ -258,7 +258,9 @@ def reference(
     own = None if "timesteps" in signature(levels.set_timesteps).parameters else options.timesteps
     with ExitStack() as patches:
         if dtype is torch.float64:
-            patches.enter_context(float64_tables(*{id(s): s for s in (levels, scheduler)}.values(), timesteps=own))
+            patches.enter_context(
+                float64_tables(*{id(s): s for s in (levels, scheduler)}.values(), timesteps=own)
+            )
         if hasattr(module, "randn_tensor"):
             patches.enter_context(patch.object(module, "randn_tensor", noises.draw))
         set_timesteps(levels, options)
