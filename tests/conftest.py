@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,12 +27,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Table(Path(target)))
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     number(items)
     if hasattr(config, "workerinput"):
-        # Before pytest-xdist reads the groups.
-        share_out(items)
+        from .group_scheduling import tell
+
+        tell(share_out(items), config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    from .group_scheduling import GroupScheduling
+
+    return GroupScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

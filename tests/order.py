@@ -34,13 +34,13 @@ def number(items: list[pytest.Item]) -> None:
         item.stash[NUMBER] = place
 
 
-def share_out(items: list[pytest.Item]) -> None:
-    """Sort the tests for ``--dist loadgroup``, which gives workers one group after another in this order.
+def share_out(items: list[pytest.Item]) -> dict[str, str]:
+    """Sort the tests for workers that are given one group after another, and say the groups by test.
 
-    Those of a folder that need the same bundles are a group: what the folder's fixtures open, one worker opens. First
-    come as many groups as there are bundles, each the largest that needs one bundle and no other: workers that build
-    at the same time build different ones. The other groups find what they need. Tests without a bundle come last
-    and one by one, so that no worker is idle while another has a long group to finish.
+    Tests of a folder that need the same bundles are a group: what the folder's fixtures open, one worker opens.
+    First come as many groups as there are bundles, each the largest that needs one bundle and no other: workers that
+    build at the same time build different ones. The other groups find what they need. Tests without a bundle come
+    last and are given out one by one, so that no worker is idle while another has a long group to finish.
     """
     groups: dict[_Group, list[pytest.Item]] = defaultdict(list)
     single = []
@@ -49,14 +49,15 @@ def share_out(items: list[pytest.Item]) -> None:
             groups[_Group(item.path.parent.name, needed)].append(item)
         else:
             single.append(item)
-    by_size = sorted(groups, key=lambda key: len(groups[key]))
-    largest = {key.bundles: key for key in by_size}
+    largest = {group.bundles: group for group in sorted(groups, key=lambda group: len(groups[group]))}
     first = [largest[bundle,] for bundle in BUNDLES.values() if (bundle,) in largest]
-    ordered = {key: groups[key] for key in (*first, *groups)}
-    for key, group in ordered.items():
-        for item in group:
-            item.add_marker(pytest.mark.xdist_group(f"{key.folder} with {' '.join(key.bundles)}"))
-    items[:] = [*(item for group in ordered.values() for item in group), *single]
+    ordered = dict.fromkeys((*first, *groups))
+    items[:] = [*(item for group in ordered for item in groups[group]), *single]
+    return {
+        item.nodeid: f"{group.folder} with {' and '.join(group.bundles)}"
+        for group in ordered
+        for item in groups[group]
+    }
 
 
 def _bundles(item: pytest.Item) -> tuple[str, ...]:
