@@ -8,16 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
+from sd2rt.engines.kinds import KINDS
+
 NUMBER = pytest.StashKey[int]()
 """A test's place among all, in the order of the files."""
 
 BUNDLES = {
-    "small_bundle": "base",
-    "small_v_bundle": "v",
-    "small_turbo_bundle": "turbo",
-    "small_inpainting_bundle": "inpainting",
-    "small_depth_bundle": "depth",
-    "small_upscaler_bundle": "upscaler",
+    **{"small_bundle" if kind == "base" else f"small_{kind}_bundle": str(kind) for kind in KINDS},
     "demo_bundle": "demo",
     "half": "half",
 }
