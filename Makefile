@@ -8,9 +8,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 OUT ?= out
+# Processes that share out the tests, at most four: one for each core, or 0 for all tests in one process.
+WORKERS ?= auto
+TEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 INSTALLED := pyproject.toml constraints.txt
 
 .PHONY: demo test lint parity clean
@@ -21,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/sd2rt run "a tiger in the snow, oil painting" --seed 7 --output $(OUT)/demo.png
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) $(TEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -32,7 +36,7 @@ lint: $(VENV)/.dev
 
 # The suite again, for its table of errors.
 parity: $(VENV)/.dev
-	SD2RT_PARITY_TABLE=docs/parity.md $(BIN)/python -m pytest tests/parity
+	SD2RT_PARITY_TABLE=docs/parity.md $(PYTEST) tests/parity
 
 # Each stamp is written last: what was interrupted is done again.
 $(VENV)/.torch:

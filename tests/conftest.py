@@ -6,14 +6,41 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from .made_once import MadeOnce
+from .order import number, share_out
+from .parity.table import TABLE_VARIABLE, Table
 
 if TYPE_CHECKING:
     from sd2rt.export.pipeline_configs import PipelineConfigs
 
-_THREADS = 2
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max(1, min(2, len(os.sched_getaffinity(0)) // _WORKERS))
+"""Of PyTorch in this process: two where it has them to itself."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (target := os.environ.get(TABLE_VARIABLE)) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Table(Path(target)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number(items)
+    if hasattr(config, "workerinput"):
+        from .group_scheduling import tell
+
+        tell(share_out(items), config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    from .group_scheduling import GroupScheduling
+
+    return GroupScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,116 +55,122 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     # Children take the variable, this process the call: torch may have been imported already.
-    os.environ.setdefault("OMP_NUM_THREADS", str(_THREADS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(_THREADS)
+        torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    base = tmp_path_factory.getbasetemp()
+    # A worker's folder is in that of the session which started it.
+    session = base.parent if hasattr(request.config, "workerinput") else base
+    return MadeOnce(session / "shared", tmp_path_factory.mktemp("unfinished"))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(made_once: MadeOnce) -> Path:
     """A diffusers folder of SD2's smallest architecture: 64x64 pixels, epsilon prediction, PNDM."""
     from sd2rt.export.random_configs import SMALL
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", SMALL)
+    return _checkpoint(made_once, "small", SMALL)
 
 
 @pytest.fixture(scope="session")
-def small_v_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_v_checkpoint(made_once: MadeOnce) -> Path:
     """The same with v prediction and DDIM."""
     from sd2rt.export.random_configs import SMALL_V
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-v", SMALL_V)
+    return _checkpoint(made_once, "small-v", SMALL_V)
 
 
 @pytest.fixture(scope="session")
-def small_turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_turbo_checkpoint(made_once: MadeOnce) -> Path:
     """The same as SD-Turbo, which only its folder's name says: Euler, trailing timesteps."""
     from sd2rt.export.random_configs import SMALL_TURBO
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "sd-turbo", SMALL_TURBO)
+    return _checkpoint(made_once, "sd-turbo", SMALL_TURBO)
 
 
 @pytest.fixture(scope="session")
-def small_inpainting_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_inpainting_checkpoint(made_once: MadeOnce) -> Path:
     """The same with a mask and what it leaves as further channels."""
     from sd2rt.export.random_configs import SMALL_INPAINTING
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-inpainting", SMALL_INPAINTING)
+    return _checkpoint(made_once, "small-inpainting", SMALL_INPAINTING)
 
 
 @pytest.fixture(scope="session")
-def small_depth_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_depth_checkpoint(made_once: MadeOnce) -> Path:
     """The same with a depth map as further channel, and a depth estimator of 384x384 pixels."""
     from sd2rt.export.random_configs import SMALL_DEPTH
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-depth", SMALL_DEPTH)
+    return _checkpoint(made_once, "small-depth", SMALL_DEPTH)
 
 
 @pytest.fixture(scope="session")
-def small_upscaler_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_upscaler_checkpoint(made_once: MadeOnce) -> Path:
     """An upscaler from 16x16 to 64x64 pixels: v prediction, DDIM, a VAE of 4 pixels per latent."""
     from sd2rt.export.random_configs import SMALL_UPSCALER
 
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "small-upscaler", SMALL_UPSCALER)
+    return _checkpoint(made_once, "small-upscaler", SMALL_UPSCALER)
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(small_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_checkpoint`. Read only: copy it before damaging it."""
-    return _bundle(str(small_checkpoint), tmp_path_factory.mktemp("bundles") / "small")
+    return _bundle(made_once, str(small_checkpoint), "small")
 
 
 @pytest.fixture(scope="session")
-def small_v_bundle(small_v_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_v_bundle(small_v_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_v_checkpoint`. Read only."""
-    return _bundle(str(small_v_checkpoint), tmp_path_factory.mktemp("bundles") / "small-v")
+    return _bundle(made_once, str(small_v_checkpoint), "small-v")
 
 
 @pytest.fixture(scope="session")
-def small_turbo_bundle(small_turbo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_turbo_bundle(small_turbo_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_turbo_checkpoint`. Read only."""
-    return _bundle(str(small_turbo_checkpoint), tmp_path_factory.mktemp("bundles") / "small-turbo")
+    return _bundle(made_once, str(small_turbo_checkpoint), "small-turbo")
 
 
 @pytest.fixture(scope="session")
-def small_inpainting_bundle(
-    small_inpainting_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def small_inpainting_bundle(small_inpainting_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_inpainting_checkpoint`. Read only."""
-    return _bundle(str(small_inpainting_checkpoint), tmp_path_factory.mktemp("bundles") / "small-inpainting")
+    return _bundle(made_once, str(small_inpainting_checkpoint), "small-inpainting")
 
 
 @pytest.fixture(scope="session")
-def small_depth_bundle(small_depth_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_depth_bundle(small_depth_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_depth_checkpoint`. Read only."""
-    return _bundle(str(small_depth_checkpoint), tmp_path_factory.mktemp("bundles") / "small-depth")
+    return _bundle(made_once, str(small_depth_checkpoint), "small-depth")
 
 
 @pytest.fixture(scope="session")
-def small_upscaler_bundle(small_upscaler_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_upscaler_bundle(small_upscaler_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_upscaler_checkpoint`. Read only."""
-    return _bundle(str(small_upscaler_checkpoint), tmp_path_factory.mktemp("bundles") / "small-upscaler")
+    return _bundle(made_once, str(small_upscaler_checkpoint), "small-upscaler")
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(made_once: MadeOnce) -> Path:
     """The bundle that ``sd2rt build demo`` makes: 128x128 pixels. Read only."""
-    return _bundle("demo", tmp_path_factory.mktemp("bundles") / "demo")
+    return _bundle(made_once, "demo", "demo")
 
 
-def _checkpoint(path: Path, configs: PipelineConfigs) -> Path:
+def _checkpoint(made_once: MadeOnce, name: str, configs: PipelineConfigs) -> Path:
     from sd2rt.export.random_weights import random_checkpoint
 
-    return random_checkpoint(path, configs=configs, seed=1)
+    return made_once(f"checkpoints/{name}", lambda path: random_checkpoint(path, configs=configs, seed=1))
 
 
-def _bundle(checkpoint: str, target: Path) -> Path:
+def _bundle(made_once: MadeOnce, checkpoint: str, name: str) -> Path:
     import torch
 
     from sd2rt.export.build import build
     from sd2rt.export.checkpoint import open_checkpoint
 
-    torch.set_num_threads(_THREADS)
-    return build(open_checkpoint(checkpoint), target).path
+    torch.set_num_threads(THREADS)
+    return made_once(f"bundles/{name}", lambda path: build(open_checkpoint(checkpoint), path))

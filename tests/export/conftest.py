@@ -12,6 +12,8 @@ from sd2rt.engines.kinds import Variant
 from sd2rt.export.random_configs import SMALL, SMALLS
 from sd2rt.export.random_weights import random_checkpoint
 
+from ..made_once import MadeOnce
+
 SEED = 1
 """What small_checkpoint is drawn with: equal weights in every form."""
 
@@ -19,31 +21,29 @@ KindPath = Callable[[Variant], Path]
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checkpoints")
+def legacy_folder(made_once: MadeOnce) -> Path:
+    return made_once(
+        "checkpoints/legacy",
+        lambda path: random_checkpoint(path, configs=SMALL, seed=SEED, legacy_keys=True),
+    )
 
 
 @pytest.fixture(scope="session")
-def legacy_folder(checkpoints: Path) -> Path:
-    return random_checkpoint(checkpoints / "legacy", configs=SMALL, seed=SEED, legacy_keys=True)
+def small_file(kind_file: KindPath) -> Path:
+    return kind_file("base")
 
 
 @pytest.fixture(scope="session")
-def small_file(checkpoints: Path) -> Path:
-    path = checkpoints / "small.safetensors"
-    return random_checkpoint(path, configs=SMALL, seed=SEED, layout="ldm")
+def small_ckpt(made_once: MadeOnce) -> Path:
+    return made_once(
+        "checkpoints/small.ckpt", lambda path: random_checkpoint(path, configs=SMALL, seed=SEED, layout="ldm")
+    )
 
 
 @pytest.fixture(scope="session")
-def small_ckpt(checkpoints: Path) -> Path:
-    return random_checkpoint(checkpoints / "small.ckpt", configs=SMALL, seed=SEED, layout="ldm")
-
-
-@pytest.fixture(scope="session")
-def small_configs(checkpoints: Path) -> Path:
+def small_configs(made_once: MadeOnce) -> Path:
     """A folder of SMALL's configuration files, without weights."""
-    SMALL.write(checkpoints / "configs")
-    return checkpoints / "configs"
+    return made_once("checkpoints/configs", SMALL.write)
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +58,13 @@ def kind_folder(request: pytest.FixtureRequest) -> KindPath:
 
 
 @pytest.fixture(scope="session")
-def kind_file(checkpoints: Path) -> KindPath:
+def kind_file(made_once: MadeOnce) -> KindPath:
     """The same weights as one file."""
 
     def file(kind: Variant) -> Path:
-        path = checkpoints / f"{kind}.safetensors"
-        return (
-            path if path.exists() else random_checkpoint(path, configs=SMALLS[kind], seed=SEED, layout="ldm")
+        return made_once(
+            f"checkpoints/{'small' if kind == 'base' else kind}.safetensors",
+            lambda path: random_checkpoint(path, configs=SMALLS[kind], seed=SEED, layout="ldm"),
         )
 
     return file

@@ -1,12 +1,10 @@
-"""Bundles beside the PyTorch they were made from, and the table of errors that a run of this suite leaves."""
+"""Bundles beside the PyTorch they were made from, and what their tests measured."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
 
-TABLE_VARIABLE = "SD2RT_PARITY_TABLE"
-"""Where to write the table, if anywhere: `make parity` sets it to docs/parity.md."""
+from ..made_once import MadeOnce
+from .table import Rows
 
 
 @dataclass
@@ -30,41 +28,13 @@ class Pair:
     reference: Any
 
 
-@dataclass
-class Table:
-    """Errors measured, by section."""
-
-    sections: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
-
-    def add(self, section: str, what: str, error: str, bound: str) -> None:
-        self.sections.setdefault(section, []).append((what, error, bound))
-
-    def write(self, path: Path) -> None:
-        names = ("torch", "diffusers", "transformers", "onnx", "onnxruntime")
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-        lines = [
-            "# Parity with PyTorch",
-            "",
-            "Written by `make parity` from a run of `tests/parity`: do not edit. Small seeded checkpoints of SD2's",
-            "architecture, in real formats; the reference is diffusers in float32 on the CPU; images are compared",
-            f"before they are rounded to 8 bits. {versions}.",
-        ]
-        for section, rows in sorted(self.sections.items()):
-            lines += ["", f"## {section}", "", "| what | measured | bound |", "| --- | --- | --- |"]
-            lines += [f"| {what} | {error} | {bound} |" for what, error, bound in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> Rows:
+    return Rows(request.node)
 
 
-@pytest.fixture(scope="session")
-def table() -> Iterator[Table]:
-    made = Table()
-    yield made
-    if target := os.environ.get(TABLE_VARIABLE):
-        made.write(Path(target))
-
-
-@pytest.fixture(scope="session")
-def record(table: Table) -> Callable[[str, str, float, float], None]:
+@pytest.fixture
+def record(table: Rows) -> Callable[[str, str, float, float], None]:
     """Notes an image's worst pixel (of 255) and PSNR, and asserts the bounds for float32."""
 
     def note(section: str, what: str, worst: float, psnr: float) -> None:
@@ -113,8 +83,8 @@ def upscaler(small_upscaler_checkpoint: Path, small_upscaler_bundle: Path) -> It
 
 
 @pytest.fixture(scope="session")
-def half(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def half(small_checkpoint: Path, made_once: MadeOnce) -> Iterator[Pair]:
     """The base bundle in fp16, beside PyTorch in fp32."""
-    bundle = tmp_path_factory.mktemp("bundles") / "half"
-    build(open_checkpoint(str(small_checkpoint)), bundle, precision="fp16")
+    checkpoint = open_checkpoint(str(small_checkpoint))
+    bundle = made_once("bundles/half", lambda path: build(checkpoint, path, precision="fp16"))
     yield from _pair(small_checkpoint, bundle)
