@@ -14,7 +14,7 @@ from sd2rt.engines.errors import BundleError
 from sd2rt.engines.kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MANIFEST = "bundle.json"
 
 Precision = Literal["fp32", "fp16"]
@@ -156,7 +156,7 @@ class Source(Model):
 class Manifest(Model):
     """A bundle, in full."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     sd2rt_version: str
     build_key: Sha256
     """Stands for all that the bundle was made from: a build with the same key would make it again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ class Step:
     timestep: float
     weights: Matrix  # [K+1]
     update: Matrix  # [K+1, K+3]
+    level: float = nan
+    """How noisy what the network is shown is: its noise-to-signal ratio sigma."""
 
     @property
     def draws_noise(self) -> bool:
@@ -41,3 +44,8 @@ class Plan:
     init_scale: float
     steps: tuple[Step, ...]
     start_noise: tuple[float, float] | None = None
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Of each call, the noise-to-signal ratio sigma of what the network is shown."""
+        return tuple(step.level for step in self.steps)

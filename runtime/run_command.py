@@ -79,8 +79,20 @@ def run(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the bundle's own if left out.")] = None,
     guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale, 1 or less turns it off; the bundle's own if left out."),
+        str | None,
+        typer.Option(
+            metavar="SCALE[,SCALE...]",
+            help="Guidance scale, 1 or less turns it off; the bundle's own if left out. Several are spread "
+            "evenly over the steps: 9,3 falls from 9 to 3.",
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Noise levels (sigmas) within which steps are guided."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="turbo or lcm: sampler, schedule, steps and guidance that such weights take."),
     ] = None,
     rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
     sampler: Annotated[
@@ -114,8 +126,12 @@ def run(
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        "guidance_scale": None if guidance is None else _numbers("--guidance", guidance, ","),
         "guidance_rescale": rescale,
+        "guidance_interval": None
+        if guidance_interval is None
+        else _numbers("--guidance-interval", guidance_interval, ":"),
+        "preset": preset,
         "sampler": sampler,
         "schedule": schedule,
         "eta": eta,
@@ -301,6 +317,13 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
     return int(width), int(height)
+
+
+def _numbers(option: str, text: str, between: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(between)]
+    except ValueError:
+        raise RequestError(f"{option} {text!r} is not numbers with {between!r} between them") from None
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:

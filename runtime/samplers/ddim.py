@@ -47,7 +47,8 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         variance = options.eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
         # Zero in exact arithmetic where eta is 1 and the target is clean; never below it.
         direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
-        steps.append(make_step(timestep, sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE))
+        x_next = sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE
+        steps.append(make_step(timestep, x_next, level=sqrt((1 - a_t) / a_t)))
     a_start = a[timesteps[0]]
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)

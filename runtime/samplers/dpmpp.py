@@ -72,7 +72,7 @@ def dpmpp_2m(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptio
                 x_next = x_next - alpha_next * decay * h / 2 * slope
             else:
                 x_next = x_next + alpha_next * (decay + h) * slope
-        steps.append(make_step(timestep, x_next, x0))
+        steps.append(make_step(timestep, x_next, x0, level=level))
     alpha = 1 / sqrt(levels[start] ** 2 + 1)
     start_noise = None if options.strength is None else (alpha, alpha * levels[start])
     return Plan(1.0, tuple(steps), start_noise)

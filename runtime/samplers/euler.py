@@ -41,7 +41,7 @@ def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     for timestep, (sigma, sigma_next) in zip(timesteps, pairwise(sigmas), strict=True):
         alpha = 1 / sqrt(sigma**2 + 1)
         _, eps = predict(noise.config.prediction_type, alpha * x, D, alpha, alpha * sigma)
-        steps.append(make_step(timestep, x + (sigma_next - sigma) * eps, input_scale=alpha))
+        steps.append(make_step(timestep, x + (sigma_next - sigma) * eps, level=sigma, input_scale=alpha))
     start_noise = None if options.strength is None else (1.0, sigmas[0])
     return Plan(init_scale, tuple(steps), start_noise)
 

@@ -71,7 +71,9 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         a_t = a[source]
         a_next = a[target] if target >= 0 else a_final
         x0, eps = predict(noise.config.prediction_type, sample, output, sqrt(a_t), sqrt(1 - a_t))
-        steps.append(make_step(timestep, sqrt(a_next) * x0 + sqrt(1 - a_next) * eps, *memory))
+        x_next = sqrt(a_next) * x0 + sqrt(1 - a_next) * eps
+        level = sqrt((1 - a[timestep]) / a[timestep])
+        steps.append(make_step(timestep, x_next, *memory, level=level))
     a_start = a[visits[0]]
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)

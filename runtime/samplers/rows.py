@@ -35,13 +35,14 @@ def predict(
     return alpha * x - sigma * output, sigma * x + alpha * output
 
 
-def make_step(timestep: float, *slots: Row, input_scale: float = 1.0) -> Step:
+def make_step(timestep: float, *slots: Row, level: float, input_scale: float = 1.0) -> Step:
     """The step that shows ``input_scale`` times S_0 to the network and leaves the given slots; the others are
-    left at zero, so that nothing stale can reach a later step."""
+    left at zero, so that nothing stale can reach a later step. ``level`` is the noise-to-signal ratio of what
+    is shown."""
     weights = np.zeros(STATE_SLOTS)
     weights[0] = input_scale
     update = np.zeros((STATE_SLOTS, STATE_SLOTS + 2))
     update[: len(slots)] = slots
     weights.setflags(write=False)
     update.setflags(write=False)
-    return Step(float(timestep), weights, update)
+    return Step(float(timestep), weights, update, level)
