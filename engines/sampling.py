@@ -106,7 +106,7 @@ class SamplerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _choices(self) -> SamplerConfig:
-        for option, allowed in _CHOICES.get(self.name, {}).items():
+        for option, allowed in CHOICES.get(self.name, {}).items():
             value = getattr(self, option)
             if value not in allowed:
                 shown = ", ".join(str(choice) for choice in allowed)
@@ -191,7 +191,7 @@ them, or as diffusers has them where those say nothing."""
 STEPS_OFFSET = 1
 """What published SD2 checkpoints have, and diffusers' pipelines set."""
 
-_CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
+CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
     "ddim": {"levels": ("spaced", "ays")},
     "ddpm": {"levels": ("spaced", "ays")},
     "dpmpp-2s": {
@@ -213,6 +213,7 @@ _CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
     "unipc": {"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2")},
     "sa-solver": {"solver_order": (1, 2, 3)},
 }
+"""Where a sampler takes some of an option's values only."""
 
 
 def default_sampler(name: SamplerName, **options: Any) -> SamplerConfig:

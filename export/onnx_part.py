@@ -38,12 +38,13 @@ WHOLE_OPERATORS = {
 """Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
 one would have to be recognised again from its pieces."""
 
-_EXAMPLE = {"B": 2, "R": 3, "L": 77, "h": 16, "w": 24}
+_EXAMPLE = {"B": 2, "R": 3, "P": 6, "L": 77, "h": 16, "w": 24}
 # Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
 # branch in diffusers (a copy, no other arithmetic), and torch.export would trace both.
 _DIMENSIONS = {
     "B": Dim("B", max=63),
     "R": Dim("R", max=63),
+    "P": Dim("P", max=63),
     "L": Dim("L", max=77 * 16),
     "h": 8 * Dim("h8", max=64),
     "w": 8 * Dim("w8", max=64),
@@ -97,7 +98,8 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
         ("text", fp, ("R", "L", width)),
         ("row", "int64", ("R",)),
         ("uncond", "int64", ("B",)),
-        ("cond", "int64", ("B",)),
+        ("cond", "int64", ("B", "P")),
+        ("shares", f32, ("B", "P")),
     ]
     if dimensions.extra:
         denoiser.append(("extra", fp, ("B", dimensions.extra, "h", "w")))

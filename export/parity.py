@@ -38,9 +38,9 @@ PIXEL_BOUND = 2
 """Largest difference of a pixel, of 255, between images in fp32."""
 
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
-# B, R, L, h and w: a guided and an unguided sample together, on a latent that is not square. M: tokens of a tile's
-# surroundings.
-_DIMS = {"B": 2, "R": 3, "L": 77, "M": 5, "h": 8, "w": 16}
+# B, R, P, L, h and w: a sample guided by two prompts and an unguided one together, on a latent that is not square.
+# M: tokens of a tile's surroundings.
+_DIMS = {"B": 2, "R": 4, "P": 2, "L": 77, "M": 5, "h": 8, "w": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,9 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         # Guided with rescale, and unguided: both of the graph's ways.
         arrays["guidance"] = np.array([[7.5, 0.7], [1, 0]], np.float32)
         arrays["weights"] = np.eye(STATE_SLOTS, dtype=np.float32)[:1].repeat(b, 0)
-        arrays["row"] = np.array([0, 0, 1])
-        arrays["uncond"], arrays["cond"] = np.array([0, 2]), np.array([1, 2])
+        arrays["row"] = np.array([0, 0, 0, 1])
+        arrays["uncond"], arrays["cond"] = np.array([0, 3]), np.array([[1, 2], [3, 3]])
+        arrays["shares"] = np.array([[0.9, 0.4], [1, 0]], np.float32)
         if bundle.manifest.low_resolution is not None:
             arrays["noise_level"] = np.array([20, 3])
     if part in UNTILED:

@@ -1,7 +1,7 @@
 """The PyTorch modules whose graphs become a bundle's parts: what a part computes, as one call.
 
-Shapes: B samples, R network evaluations (rows), K + 1 state slots, C latent channels, Cx channels shown beside
-them, h x w latent size, L tokens, D text width.
+Shapes: B samples, R network evaluations (rows), P prompts of a sample, K + 1 state slots, C latent channels, Cx
+channels shown beside them, h x w latent size, L tokens, D text width.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from transformers import CLIPTextModel
 
 
@@ -35,8 +36,10 @@ class TextEncoder(nn.Module):
 class Denoiser(nn.Module):
     """One whole sampler step: input scaling, the UNet, guidance with rescale, and the sampler's update.
 
-    The latents and the arithmetic around the UNet are float32; the UNet runs in its own dtype. Guidance
-    rescale is equations 15 and 16 of Lin et al. 2023 (arXiv:2305.08891).
+    The latents and the arithmetic around the UNet are float32; the UNet runs in its own dtype. Several prompts
+    of a sample are composed as in equation 11 of Liu et al. 2022 (arXiv:2206.01714): m_c = m_u + sum_p
+    shares_p (m_p - m_u). Guidance rescale is equations 15 and 16 of Lin et al. 2023 (arXiv:2305.08891), with
+    the spread of m_c.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -54,7 +57,8 @@ class Denoiser(nn.Module):
         text: Tensor,  # [R, L, D] in the UNet's dtype
         row: Tensor,  # [R] i64: the sample that a row belongs to
         uncond: Tensor,  # [B] i64: the row without the prompt
-        cond: Tensor,  # [B] i64: the row with it
+        cond: Tensor,  # [B, P] i64: the rows with one each
+        shares: Tensor,  # [B, P] f32: how much of each; 0 for a row that fills up
         extra: Tensor | None = None,  # [B, Cx, h, w] in the UNet's dtype: what it sees beside the latents
         noise_level: Tensor | None = None,  # [B] i64: the class label of a UNet that takes one
     ) -> tuple[Tensor, Tensor]:
@@ -67,18 +71,22 @@ class Denoiser(nn.Module):
         rows = x.index_select(0, row)  # [R, C + Cx, h, w]
         labels = None if noise_level is None else noise_level.index_select(0, row)
         times = timestep.index_select(0, row)
-        output = self.unet(rows, times, text, class_labels=labels, return_dict=False)[0].float()
-        m_u = output.index_select(0, uncond)
-        m_c = output.index_select(0, cond)
-        scale, rescale = guidance[:, 0].view(-1, 1, 1, 1), guidance[:, 1].view(-1, 1, 1, 1)
+        output = self.unet(rows, times, text, class_labels=labels, return_dict=False)[0].float().flatten(1)
+        m_u = output.index_select(0, uncond)  # [B, Chw]
+        # An embedding is the look-up that takes a table of indices; each sample's are of its own rows, so that
+        # what is not finite in another one never meets a share of 0.
+        m_p = embedding(cond, output)  # [B, P, Chw]
+        # One prompt of share 1 is 1 m_p + 0 m_u: itself, to the bit.
+        rest = 1 - shares.sum(1, keepdim=True)
+        m_c = torch.bmm(shares.unsqueeze(1), m_p).squeeze(1) + rest * m_u
+        scale, rescale = guidance.split(1, dim=1)  # [B, 1] each
         d = m_u + scale * (m_c - m_u)
-        std_c = m_c.flatten(1).std(1).view(-1, 1, 1, 1)
-        std_d = d.flatten(1).std(1).view(-1, 1, 1, 1)
+        std_c, std_d = m_c.std(1).unsqueeze(1), d.std(1).unsqueeze(1)
         # phi = 0 leaves D as it is to the bit, whatever the spread of the outputs: no 0 / 0 on the way.
         off = rescale == 0
-        ratio = std_c / torch.where(off, torch.ones_like(std_d), std_d)
-        d = d * torch.where(off, torch.ones_like(ratio), rescale * ratio + (1 - rescale))
-        inputs = torch.cat([flat, d.flatten(1).unsqueeze(1), noise.flatten(1).unsqueeze(1)], dim=1)
+        ratio = std_c / torch.where(off, 1.0, std_d)
+        d = d * torch.where(off, 1.0, rescale * ratio + (1 - rescale))
+        inputs = torch.cat([flat, d.unsqueeze(1), noise.flatten(1).unsqueeze(1)], dim=1)
         new = torch.bmm(update, inputs)  # [B, K+1, Chw]
         finite = torch.isfinite(new).flatten(1).all(1).to(torch.uint8)
         return new.reshape(b, slots, c, h, w), finite

@@ -202,4 +202,3 @@ def _defaults(name: str) -> dict[str, Any]:
     """What the installed diffusers assumes for the keys that a file leaves out."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in ("self", "kwargs")}
-

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.presets import PresetName
 from sd2rt.runtime.request import OutputType, Request, check_mask, make_request
 
 
@@ -25,8 +26,10 @@ class CallOptions(TypedDict, total=False):
     paste_blur: float
     negative_prompt: str | list[str] | None
     num_inference_steps: int | None
-    guidance_scale: float | None
+    guidance_scale: float | Sequence[float] | None
     guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    preset: PresetName | None
     height: int | None
     width: int | None
     num_images_per_prompt: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,14 @@ def check_output(output: Path, total: int, option: str = "--output") -> None:
 def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     """What made a resolved request's image, as it goes into the file and into ``--json``."""
     width, height = pipeline.size_of(request)
-    optional = {"strength": request.strength, "noise_level": request.noise_level}
+    interval = request.guidance_interval
+    optional = {
+        "strength": request.strength,
+        "noise_level": request.noise_level,
+        # As JSON has no infinity.
+        "guidance_interval": interval
+        and tuple(level if math.isfinite(level) else None for level in interval),
+    }
     return {
         "task": pipeline.task_of(request),
         "prompt": request.prompt,
@@ -72,8 +80,15 @@ def _parameters(facts: dict[str, Any], version: str) -> str:
     extra += [f"Eta: {facts['eta']:g}, "] if facts["eta"] else []
     extra += [f"Denoising strength: {facts['strength']:g}, "] if "strength" in facts else []
     extra += [f"CFG rescale: {facts['guidance_rescale']:g}, "] if facts["guidance_rescale"] else []
+    scale = facts["guidance_scale"]
+    scales = scale if isinstance(scale, tuple) else (scale,)
+    # One number is read back there: the one that steps begin with.
+    extra += [f"CFG scales: {'/'.join(f'{scale:g}' for scale in scales)}, "] if len(scales) > 1 else []
+    if "guidance_interval" in facts:
+        low, high = facts["guidance_interval"]
+        extra.append(f"CFG interval: {low:g}:{'inf' if high is None else f'{high:g}'}, ")
     lines.append(
-        f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {facts['guidance_scale']:g}, "
+        f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {scales[0]:g}, "
         f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
         f"{''.join(extra)}Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
     )

@@ -22,14 +22,14 @@ def sampler_options(given: list[str]) -> dict[str, Any] | None:
     return options or None
 
 
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Numbers with commas in between; None where the option is not given."""
+def numbers(option: str, text: str | None, between: str = ",") -> tuple[float, ...] | None:
+    """Numbers with a sign in between; None where the option is not given."""
     if text is None:
         return None
     try:
-        return tuple(float(number) for number in text.split(","))
+        return tuple(float(number) for number in text.split(between))
     except ValueError:
-        raise RequestError(f"{option} {text!r} is not a list of numbers, such as 999,750,500") from None
+        raise RequestError(f"{option} {text!r} is not numbers with {between!r} between them") from None
 
 
 def size(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from sd2rt.engines.session import Device
 from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.guidance import plan_guidance
 from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
@@ -29,6 +30,7 @@ from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refuse_unless, resolve, task_of
+from sd2rt.runtime.texts import Texts
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
@@ -272,7 +274,10 @@ class Pipeline:
             raise RequestError(
                 f"latents have the shape {list(given.shape)}, this request needs {[count, *shape]}"
             )
-        cond, uncond = self._encode(request)
+        scale = request.guidance_scale
+        assert scale is not None
+        guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
+        texts = guidance.of((self._encode(request, any(guidance.guided)),) * len(plan.steps))
         side = self._tile if conditioning.tileable else max(shape[1:])
         tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
         pictures = []
@@ -288,10 +293,8 @@ class Pipeline:
                 Trajectory(
                     plan=plan,
                     latents=box.cut(start.noise),
-                    cond=cond,
-                    uncond=uncond,
-                    guidance_scale=cast(float, request.guidance_scale) if request.guided else 1.0,
-                    guidance_rescale=request.guidance_rescale if request.guided else 0.0,
+                    texts=texts,
+                    guidance=guidance.values,
                     generator=tile,
                     seed=seed + index,
                     image_latents=None if start.image_latents is None else box.cut(start.image_latents),
@@ -303,13 +306,13 @@ class Pipeline:
             pictures.append(Picture(conditioning, trajectories, tiling))
         return pictures
 
-    def _encode(self, request: Request) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    def _encode(self, request: Request, guided: bool) -> Texts:
         cond = self._embeds("prompt_embeds", request.prompt_embeds)
         if cond is None:
             assert request.prompt is not None
             cond = self._networks.text(request.prompt)
-        if not request.guided:
-            return cond, None
+        if not guided:
+            return Texts((cond,))
         uncond = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
         if uncond is None:
             uncond = self._networks.text(request.negative_prompt or "")
@@ -318,7 +321,7 @@ class Pipeline:
                 f"the prompt has {len(cond)} token embeddings and the negative prompt {len(uncond)}: "
                 "give prompt_embeds and negative_prompt_embeds of one length"
             )
-        return cond, uncond
+        return Texts((cond,), uncond)
 
     def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
         if embeds is None:

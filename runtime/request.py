@@ -22,6 +22,7 @@ from pydantic import (
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import check_side
 from sd2rt.runtime.image_file import MAX_PIXELS
+from sd2rt.runtime.presets import PresetName
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -94,8 +95,37 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
+def _scales(value: Any) -> Any:
+    """A guidance scale, or several in turn; a list of one is that one."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or np.ndim(value) == 0:
+        scale = _number(value)
+        if isinstance(scale, float | int) and not math.isfinite(scale):
+            raise ValueError("give a finite number")
+        return scale
+    scales = tuple(_number(scale) for scale in value)
+    if not scales or not all(scale is not None and math.isfinite(scale) for scale in scales):
+        raise ValueError("give finite numbers, at least one")
+    return scales[0] if len(scales) == 1 else scales
+
+
+def _interval(value: Any) -> Any:
+    """Two noise levels; None in the upper one's place, as JSON has no infinity, is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or np.shape(value) != (2,):
+        raise ValueError("give two noise levels, the lower one first")
+    low, high = (_number(level) for level in value)
+    if high is None:
+        high = math.inf
+    if low is None or not 0 <= low < high:
+        raise ValueError("give two noise levels of at least 0, the lower one first")
+    return low, high
+
+
 Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 Number = Annotated[float, BeforeValidator(_number)]
+Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
 Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
 # What a sampler takes is checked with the sampler.
@@ -117,6 +147,11 @@ class Request(BaseModel):
     ``latents`` are the initial noise, [n, C, h, w], before the sampler's
     scale.
 
+    Several values of ``guidance_scale`` are spread evenly over the denoiser's calls, with straight lines between
+    them. ``guidance_interval``, two noise levels (noise-to-signal ratios, sigmas of k-diffusion), confines
+    guidance to the calls above the first and up to the second. ``preset`` names settings that come before the
+    bundle's own: see :mod:`sd2rt.runtime.presets`.
+
     ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
     (see :mod:`sd2rt.runtime.image_input`); they are read where the request is made, and refused before they are
     decoded if they have more than ``max_image_pixels``. White of a mask is made
@@ -137,8 +172,10 @@ class Request(BaseModel):
     paste: bool = False
     paste_blur: Number = Field(4.0, ge=0, le=256, allow_inf_nan=False)
     num_inference_steps: Whole | None = Field(None, ge=1)
-    guidance_scale: Number | None = Field(None, allow_inf_nan=False)
+    guidance_scale: Scales | None = None
     guidance_rescale: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    guidance_interval: Interval | None = None
+    preset: PresetName | None = None
     height: Whole | None = None
     width: Whole | None = None
     num_images_per_prompt: Whole = Field(1, ge=1)
@@ -157,11 +194,11 @@ class Request(BaseModel):
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional row is evaluated too: as in diffusers, where the scale is above 1.
+        """Whether the unconditional row may be evaluated too: as in diffusers, where a scale is above 1.
 
         Told of a request whose defaults have been filled in.
         """
-        return self.guidance_scale is not None and self.guidance_scale > 1
+        return self.guidance_scale is not None and bool(np.max(self.guidance_scale) > 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Request:

@@ -16,7 +16,7 @@ from sd2rt.runtime.image import NotFiniteError, to_pil, to_unit
 from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.step_loop import Batch, run_steps
-from sd2rt.runtime.trajectory import Latents, Trajectory
+from sd2rt.runtime.trajectory import Latents, Trajectory, batchable
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline import Pipeline
@@ -172,10 +172,8 @@ def _unless_failed(outcomes: list[Output | EngineError]) -> list[Output]:
 
 def _steps(pipeline: Pipeline, trajectories: list[Trajectory], total: int) -> Generator[Progress]:
     # Not a method: a generator that held its run would keep a forgotten one, and so the pipeline, from release.
-    done, groups = 0, dict[object, list[Trajectory]]()
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.group, []).append(trajectory)
-    for group in groups.values():
+    done = 0
+    for group in batchable(trajectories):
         with closing(run_steps(pipeline.engine("denoiser"), group, pipeline.max_batch)) as batches:
             for batch in batches:
                 done += len(batch.active)

@@ -80,8 +80,20 @@ def run(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the bundle's own if left out.")] = None,
     guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale, 1 or less turns it off; the bundle's own if left out."),
+        str | None,
+        typer.Option(
+            metavar="SCALE[,SCALE...]",
+            help="Guidance scale, 1 or less turns it off; the bundle's own if left out. Several are spread "
+            "evenly over the steps: 9,3 falls from 9 to 3.",
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Noise levels (sigmas) within which steps are guided."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="turbo or lcm: sampler, schedule, steps and guidance that such weights take."),
     ] = None,
     rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
     sampler: Annotated[
@@ -137,8 +149,10 @@ def run(
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        "guidance_scale": option_text.numbers("--guidance", guidance),
         "guidance_rescale": rescale,
+        "guidance_interval": option_text.numbers("--guidance-interval", guidance_interval, between=":"),
+        "preset": preset,
         "sampler": sampler,
         "schedule": schedule,
         "sampler_options": option_text.sampler_options(sampler_option or []),

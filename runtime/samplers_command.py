@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerName
+from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig
 from sd2rt.runtime.option_text import sampler_options
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def samplers(
     ] = "epsilon",
 ) -> None:
     """List the samplers with their options; draw their tables."""
-    from sd2rt.runtime.samplers import SAMPLERS, SCHEDULES, SamplingOptions, make_plan, sampler_config
+    from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config, schedules_of
 
     chosen = [sampler_config(name).name for name in names] if names else list(SAMPLERS)
     if plot is not None:
@@ -77,7 +77,7 @@ def samplers(
             "order": SAMPLERS[name].order,
             "evaluations_per_step": SAMPLERS[name].evaluations,
             "noise": SAMPLERS[name].noise,
-            "schedules": _schedules(name, SCHEDULES),
+            "schedules": schedules_of(name),
             "options": SAMPLER_OPTIONS[name],
         }
         for name in chosen
@@ -98,17 +98,3 @@ def samplers(
         cells = (each["title"], each["order"], each["evaluations_per_step"], each["noise"], schedules)
         table.add_row(each["name"], *map(str, cells))
     console.print(table)
-
-
-def _schedules(name: SamplerName, schedules: dict[str, dict[str, Any]]) -> list[str]:
-    """The schedules that a sampler takes."""
-    from sd2rt.runtime.samplers import sampler_config
-
-    taken = []
-    for schedule in schedules:
-        try:
-            sampler_config(name, schedule=schedule)
-        except RequestError:
-            continue
-        taken.append(schedule)
-    return taken

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import Engine, Session
+from sd2rt.runtime.rows import Rows
 from sd2rt.runtime.trajectory import Latents, Trajectory
 
 _CARRY = {"state_out": "state"}
 
 
 def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int) -> Generator[Batch]:
-    """Bring every trajectory to its end, at most ``max_batch`` in a call; they must be of one group.
+    """Bring every trajectory to its end, at most ``max_batch`` in a call; they must be able to share a batch.
 
-    Yields the batch after each call. Every trajectory has its own plan, prompt and guidance. One that ends
+    Yields the batch after each call. Every trajectory has its own plan, prompts and guidance. One that ends
     leaves the batch and the next one waiting takes its place, between two steps. One whose latents are no
     longer finite leaves with ``error`` set; the others go on.
     """
-    waiting, batch, ended = deque(trajectories), Batch(denoiser, []), True
+    waiting, batch = deque(trajectories), Batch(denoiser, [], None)
     while True:
-        if ended:
-            going = [(t, state) for t, state in batch.states() if not t.finished]
-            joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]
-            if not (going or joining):
-                return
-            batch = Batch(denoiser, [*going, *((t, _initial_state(t)) for t in joining)])
-        ended = batch.step()
-        try:
-            yield batch
-        except GeneratorExit:
-            # The caller stops here: what the steps so far have made is the result.
-            batch.collect(everything=True)
-            raise
-        if ended:
-            batch.collect(everything=False)
+        going = [trajectory for trajectory in batch.active if not trajectory.finished]
+        joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]
+        if not (going or joining):
+            return
+        batch, turned = Batch(denoiser, [*going, *joining], batch), False
+        while not turned:
+            turned = batch.step()
+            try:
+                yield batch
+            except GeneratorExit:
+                # The caller stops here: what the steps so far have made is the result.
+                batch.collect(everything=True)
+                raise
+        batch.collect(everything=False)
 
 
 def _initial_state(trajectory: Trajectory) -> Latents:
@@ -48,56 +48,59 @@ def _initial_state(trajectory: Trajectory) -> Latents:
 
 
 class Batch:
-    """The trajectories of one call, and the session whose buffers hold them; remade when they change."""
+    """The trajectories of one call, and the session whose buffers hold them.
 
-    def __init__(self, denoiser: Engine, members: list[tuple[Trajectory, Latents]]) -> None:
-        self.active = tuple(trajectory for trajectory, _ in members)
-        if not members:
+    Remade when they change, or the texts that one of them is told: from ``last``, whose states it takes over.
+    """
+
+    def __init__(self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None) -> None:
+        self.active = tuple(active)
+        if last is None:
             return
-        count, first = len(members), self.active[0]
-        texts, row, uncond, cond = [], [], [], []
-        for index, trajectory in enumerate(self.active):
-            if trajectory.uncond is not None:
-                texts.append(trajectory.uncond)
-                row.append(index)
-            texts.append(trajectory.cond)
-            row.append(index)
-            cond.append(len(row) - 1)
-            uncond.append(len(row) - (1 if trajectory.uncond is None else 2))
-        _, h, w = first.latents.shape
-        dims = {"B": count, "R": len(row), "L": len(first.cond), "h": h, "w": w}
+        self._rows = rows = Rows.of([t.texts[t.done] for t in self.active])
+        _, h, w = self.active[0].latents.shape
+        dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
         self._session: Session = denoiser.session(dims, _CARRY)
         self._buffers = buffers = self._session.buffers
-        buffers["state"].write(np.stack([state for _, state in members]))
-        buffers["text"].write(np.stack(texts))
-        buffers["row"].write(np.array(row))
-        buffers["uncond"].write(np.array(uncond))
-        buffers["cond"].write(np.array(cond))
+        self._timestep, self._weights, self._update, self._guidance, self._noise, self._finite = (
+            buffers[name] for name in ("timestep", "weights", "update", "guidance", "noise", "finite")
+        )
+        # Sizes that come again come with their session: what it holds already may be in place.
+        own = bool(last.active) and last._session is self._session
+        rows.write(buffers, last._rows if own else None)
+        self._guidance.write(np.stack([t.guidance[t.done] for t in self.active]))
+        if own and last.active == self.active:
+            return
+        # A copy: the session may be the one that the states are written to, in another order.
+        states = dict(last.states())
+        buffers["state"].write(
+            np.stack([states[t] if t in states else _initial_state(t) for t in self.active])
+        )
         for name in ("extra", "noise_level"):
             if name in buffers:
                 buffers[name].write(np.stack([getattr(t, name) for t in self.active]))
-        guidance = [(t.guidance_scale, t.guidance_rescale) for t in self.active]
-        buffers["guidance"].write(np.array(guidance, np.float32))
-        buffers["noise"].write(np.zeros(buffers["noise"].shape, np.float32))
-        self._timestep, self._weights, self._update, self._noise, self._finite = (
-            buffers[name] for name in ("timestep", "weights", "update", "noise", "finite")
-        )
+        self._noise.write(np.zeros(self._noise.shape, np.float32))
 
     def step(self) -> bool:
-        """Make one call and move every trajectory one step on; true where one of them ended."""
+        """Make one call and move every trajectory one step on; true where the batch must be remade for the next."""
         timesteps, weights, updates = self._timestep.host, self._weights.host, self._update.host
-        draws = ended = False
+        draws = ramps = turned = False
         for index, trajectory in enumerate(self.active):
             done = trajectory.done
             timesteps[index] = trajectory.timesteps[done]
             weights[index] = trajectory.weights[done]
             updates[index] = trajectory.updates[done]
+            if trajectory.ramps[done]:
+                self._guidance.host[index] = trajectory.guidance[done]
+                ramps = True
             if trajectory.noisy[done]:
                 self._noise.host[index] = trajectory.generator.randn(trajectory.latents.shape)
                 draws = True
         self._timestep.push()
         self._weights.push()
         self._update.push()
+        if ramps:
+            self._guidance.push()
         if draws:
             # A sample that draws none has a zero column for it: what is left from earlier steps is harmless.
             self._noise.push()
@@ -107,8 +110,10 @@ class Batch:
             trajectory.done += 1
             if not finite[index]:
                 trajectory.error = _not_finite(trajectory)
-            ended = ended or trajectory.finished
-        return ended
+                turned = True
+            elif trajectory.turns[trajectory.done]:
+                turned = True
+        return turned
 
     def latents(self) -> Latents:
         """A copy of the latents, [B, C, h, w], in the order of ``active``."""

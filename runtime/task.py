@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import TASKS, InputName, Task, TaskName, kinds_for
 from sd2rt.engines.manifest import Manifest
+from sd2rt.runtime.presets import PRESETS
 from sd2rt.runtime.request import Request
 
 _OPTIONS: dict[InputName, str] = {
@@ -35,18 +38,30 @@ def task_of(request: Request, manifest: Manifest) -> Task:
 
 
 def resolve(request: Request, manifest: Manifest) -> Request:
-    """The request with the bundle's defaults where it left something open.
+    """The request with its preset's settings, and then the bundle's defaults, where it left something open.
 
     Raises:
         RequestError: the bundle does not do what is asked.
     """
     task = task_of(request, manifest)
     defaults = manifest.tasks[task.name]
-    filled = {
-        name: getattr(defaults, name)
-        for name in ("num_inference_steps", "guidance_scale", "strength", "noise_level")
-        if getattr(request, name) is None
-    }
+    names = ("num_inference_steps", "guidance_scale", "strength", "noise_level")
+    settings: dict[str, Any] = {name: getattr(defaults, name) for name in names}
+    if request.preset is not None:
+        preset = PRESETS[request.preset]
+        settings |= {
+            "sampler": preset.sampler,
+            "schedule": preset.schedule,
+            "num_inference_steps": preset.num_inference_steps,
+            "guidance_scale": preset.guidance_scale,
+        }
+        if (
+            preset.late_start is not None
+            and defaults.strength is not None
+            and not task.noise_at_full_strength
+        ):
+            settings["num_inference_steps"], settings["strength"] = preset.late_start
+    filled = {name: value for name, value in settings.items() if getattr(request, name) is None}
     request = request.model_copy(update=filled)
     level, low = request.noise_level, manifest.low_resolution
     if level is not None and low is not None and level > low.max_noise_level:

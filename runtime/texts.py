@@ -26,3 +26,8 @@ class Texts:
     @property
     def rows(self) -> int:
         return len(self.conds) + (self.uncond is not None)
+
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return len(self.conds[0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.texts import Texts
 from sd2rt.runtime.tile_noise import TileGenerator
 
 Latents = NDArray[np.float32]
@@ -22,10 +26,8 @@ class Trajectory:
 
     plan: Plan
     latents: Latents  # [C, h, w]: unit noise, of which the start is made; the result, when finished
-    cond: NDArray[Any]  # [L, D]
-    uncond: NDArray[Any] | None  # [L, D]; None where there is no guidance
-    guidance_scale: float
-    guidance_rescale: float
+    texts: tuple[Texts, ...]  # one for each call; calls that are told the same share one object
+    guidance: NDArray[np.float32]  # [N, 2]: scale and rescale of each call
     generator: Generator | TileGenerator
     seed: int
     image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
@@ -37,6 +39,10 @@ class Trajectory:
     weights: NDArray[np.float32] = field(init=False)  # [N, K+1]
     updates: NDArray[np.float32] = field(init=False)  # [N, K+1, K+3]
     noisy: tuple[bool, ...] = field(init=False)
+    ramps: tuple[bool, ...] = field(init=False)
+    """For each call, whether it is guided otherwise than the one before."""
+    turns: tuple[bool, ...] = field(init=False)
+    """For each call and the end, whether it is told other texts than the one before, or is the end."""
 
     def __post_init__(self) -> None:
         steps = self.plan.steps
@@ -45,6 +51,13 @@ class Trajectory:
         self.weights = np.array([step.weights for step in steps], np.float32)
         self.updates = np.array([step.update for step in steps], np.float32)
         self.noisy = tuple(step.draws_noise for step in steps)
+        if len(self.texts) != self.length or self.guidance.shape != (self.length, 2):
+            raise ValueError(
+                f"{len(self.texts)} texts and guidance of the shape {list(self.guidance.shape)} are given for "
+                f"{self.length} calls: give one of each for each"
+            )
+        self.ramps = (False, *(self.guidance[1:] != self.guidance[:-1]).any(1).tolist())
+        self.turns = (False, *(now is not last for last, now in pairwise(self.texts)), True)
         self.latents = self._start(self.latents).astype(np.float32)
 
     def _start(self, noise: Latents) -> Latents:
@@ -72,6 +85,23 @@ class Trajectory:
         return self.done == self.length or self.error is not None
 
     @property
-    def group(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Trajectories of one group can share a batch: their latents and their texts have one shape."""
-        return self.latents.shape, self.cond.shape
+    def group(self) -> tuple[tuple[int, ...], int]:
+        """The shape of its latents, and the length L of its texts: trajectories of one group can share a batch."""
+        return self.latents.shape, lcm(*{texts.tokens for texts in self.texts})
+
+
+def batchable(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Trajectories divided into those that can share a batch, each in the order given.
+
+    Their latents have one shape. Their texts may differ in length where each length divides the longest: a text
+    that is repeated whole changes nothing but rounding.
+    """
+    homes: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]] = {}
+    for group in sorted({t.group for t in trajectories}, key=lambda group: group[1], reverse=True):
+        shape, length = group
+        longer = (home for home in homes.values() if home[0] == shape and home[1] % length == 0)
+        homes[group] = next(longer, group)
+    groups: dict[tuple[tuple[int, ...], int], list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(homes[trajectory.group], []).append(trajectory)
+    return list(groups.values())

@@ -1,6 +1,21 @@
 """Samplers: pure functions from a noise schedule, a configuration and a request's options to a plan."""
 
 from sd2rt.runtime.samplers.options import SamplingOptions
-from sd2rt.runtime.samplers.table import SAMPLERS, SCHEDULES, Sampler, make_plan, sampler_config
+from sd2rt.runtime.samplers.table import (
+    SAMPLERS,
+    SCHEDULES,
+    Sampler,
+    make_plan,
+    sampler_config,
+    schedules_of,
+)
 
-__all__ = ["SAMPLERS", "SCHEDULES", "Sampler", "SamplingOptions", "make_plan", "sampler_config"]
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULES",
+    "Sampler",
+    "SamplingOptions",
+    "make_plan",
+    "sampler_config",
+    "schedules_of",
+]

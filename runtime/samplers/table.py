@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import (
+    CHOICES,
     SAMPLER_OPTIONS,
     Levels,
     NoiseConfig,
@@ -179,15 +180,25 @@ def _named(name: str | None) -> SamplerName:
     return sampler
 
 
-def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:
-    changes = SCHEDULES.get(schedule)
-    if changes is None:
-        raise RequestError(f"no schedule is named {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+def schedules_of(sampler: SamplerName) -> list[str]:
+    """The schedules that a sampler takes; none where it chooses its timesteps itself."""
     known = SAMPLER_OPTIONS[sampler]
-    if not changes.keys() <= known.keys():
-        taken = [name for name, each in SCHEDULES.items() if each.keys() <= known.keys()]
+    levels = CHOICES.get(sampler, {}).get("levels", get_args(Levels))
+    return [
+        name
+        for name, changes in SCHEDULES.items()
+        if changes.keys() <= known.keys() and changes.get("levels", "spaced") in levels
+    ]
+
+
+def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:
+    if schedule not in SCHEDULES:
+        raise RequestError(f"no schedule is named {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    taken = schedules_of(sampler)
+    if schedule not in taken:
         remedy = (
             f"choose one of {', '.join(taken)}" if taken else "leave it out, it chooses its own timesteps"
         )
         raise RequestError(f"{sampler} has no schedule {schedule}: {remedy}")
-    return {"levels": "spaced", **changes} if "levels" in known else dict(changes)
+    changes = SCHEDULES[schedule]
+    return {"levels": "spaced", **changes} if "levels" in SAMPLER_OPTIONS[sampler] else dict(changes)

@@ -18,7 +18,7 @@ from sd2rt.engines.session import Device, Session
 
 CPU = Device("cpu")
 CARRY = {"state_out": "state"}
-DIMS = {"B": 1, "R": 2, "L": 77, "h": 8, "w": 8}
+DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def fill(session: Session, seed: int = 0) -> dict[str, NDArray[Any]]:
         "update": 0.3 * random.standard_normal((1, 5, 7)).astype(np.float32),
         "row": np.array([0, 0]),
         "uncond": np.array([0]),
-        "cond": np.array([1]),
+        "cond": np.array([[1]]),
+        "shares": np.ones((1, 1), np.float32),
     }
     for name, value in values.items():
         session.buffers[name].write(value)

@@ -49,11 +49,12 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
         "text": rng.standard_normal((r, tokens, 32), np.float32),
         "row": np.concatenate([np.arange(r - b), np.arange(b)]),
         "uncond": np.where(np.arange(b) < r - b, np.arange(b), cond),
-        "cond": cond,
+        "cond": cond[:, None],
+        "shares": np.ones((b, 1), np.float32),
     }
     part = manifest.parts["denoiser"]
     with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime), Device("cpu")) as engine:
-        session = engine.session({"B": b, "R": r, "L": tokens, "h": h, "w": w})
+        session = engine.session({"B": b, "R": r, "P": 1, "L": tokens, "h": h, "w": w})
         for name, array in feed.items():
             session.buffers[name].write(array)
         session.launch()
@@ -88,12 +89,11 @@ def test_rescale_is_exact_at_zero(base: Any) -> None:
     update = torch.zeros(1, 5, 7)
     update[0, 0, 5] = 1
     guidance, one = torch.tensor([[7.5, 0.0]]), torch.zeros(1)
-    indices = torch.tensor([0])
+    index = torch.tensor([0])
     text = torch.zeros(1, 77, 32)
+    rows = (text, index, index, index.unsqueeze(1), torch.ones(1, 1))
     with torch.no_grad():
-        new, finite = module(
-            state, state[:, 0], one, torch.eye(5)[:1], guidance, update, text, indices, indices, indices
-        )
+        new, finite = module(state, state[:, 0], one, torch.eye(5)[:1], guidance, update, *rows)
     assert finite.tolist() == [1]
     assert not new.any()
 

@@ -117,7 +117,7 @@ def test_turbo_defaults(turbo: Any) -> None:
     """One step, one row: what the checkpoint was distilled for."""
     with turbo.pipeline.stream(PROMPT, seed=1) as run:
         (trajectory,) = run.pictures[0][0].trajectories
-        assert (run.total, trajectory.uncond, trajectory.timesteps.tolist()) == (1, None, [999.0])
+        assert (run.total, trajectory.texts[0].rows, trajectory.timesteps.tolist()) == (1, 1, [999.0])
         run.result()
 
 

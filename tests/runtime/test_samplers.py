@@ -24,6 +24,7 @@ from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.texts import Texts
 from sd2rt.runtime.trajectory import Trajectory as RuntimeTrajectory
 
 from .reference_schedulers import (
@@ -88,10 +89,8 @@ def runtime_trajectory(plan: Plan, noise: Array, image: Array | None) -> Runtime
     return RuntimeTrajectory(
         plan=plan,
         latents=noise.astype(np.float32),
-        cond=np.zeros((77, 8), np.float32),
-        uncond=None,
-        guidance_scale=1.0,
-        guidance_rescale=0.0,
+        texts=(Texts((np.zeros((77, 8), np.float32),)),) * len(plan.steps),
+        guidance=np.tile(np.float32([1, 0]), (len(plan.steps), 1)),
         generator=Generator(0),
         seed=0,
         image_latents=None if image is None else image.astype(np.float32),
