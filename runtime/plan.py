@@ -40,3 +40,8 @@ class Plan:
     init_scale: float
     steps: tuple[Step, ...]
     start_noise: tuple[float, float] | None = None
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """How noisy what the network sees is at each call."""
+        return tuple(step.level for step in self.steps)
