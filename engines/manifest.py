@@ -14,7 +14,7 @@ from sd2rt.engines.errors import BundleError
 from sd2rt.engines.kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 MANIFEST = "bundle.json"
 
 Precision = Literal["fp32", "fp16"]
@@ -101,12 +101,14 @@ class Latents(Model):
 
 
 class Embeddings(Model):
-    """The token table: one row a token, looked up on the host."""
+    """The token table: one row a token, looked up on the host; and the text encoder that it is made for."""
 
     file: File
     tokens: int = Field(ge=1)
     width: int = Field(ge=1)
     dtype: Literal["float32", "float16"]
+    layers: int = Field(ge=1)
+    """Of the text encoder, each of which can be the last one that is run."""
 
 
 class Tokenizer(Model):
@@ -156,7 +158,7 @@ class Source(Model):
 class Manifest(Model):
     """A bundle, in full."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     sd2rt_version: str
     build_key: Sha256
     """Stands for all that the bundle was made from: a build with the same key would make it again."""

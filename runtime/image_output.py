@@ -39,7 +39,13 @@ def check_output(output: Path, total: int, option: str = "--output") -> None:
 def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     """What made a resolved request's image, as it goes into the file and into ``--json``."""
     width, height = pipeline.size_of(request)
-    optional = {"strength": request.strength, "noise_level": request.noise_level}
+    optional = {
+        "strength": request.strength,
+        "noise_level": request.noise_level,
+        "prompt_syntax": None if request.prompt_syntax == "plain" else request.prompt_syntax,
+        "clip_skip": request.clip_skip,
+        "embeddings": {e.token: e.sha256[:12] for e in pipeline.embeddings} or None,
+    }
     return {
         "task": pipeline.task_of(request),
         "prompt": request.prompt,

@@ -25,10 +25,13 @@ from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.prompt_texts import schedule_texts
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refuse_unless, resolve, task_of
+from sd2rt.runtime.texts import Texts
+from sd2rt.runtime.textual_inversion import Embedding, load_embedding
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
@@ -206,6 +209,45 @@ class Pipeline:
         """What the request asks for. Raises RequestError as :meth:`resolve` does."""
         return task_of(request, self.manifest).name
 
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The textual inversions that prompts can name."""
+        return self._networks.text.embeddings
+
+    def load_embedding(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        token: str | None = None,
+        *,
+        allow_pickle: bool = False,
+    ) -> Embedding:
+        """Let a name in prompts stand for the vectors of a textual inversion.
+
+        Args:
+            source: a ``.safetensors`` file, a ``.pt`` or ``.bin`` one, or a state dict; in diffusers' layout or
+                AUTOMATIC1111's.
+            token: the name; None for the one that is given there, or else the file's own.
+            allow_pickle: read ``.pt`` and ``.bin``, of which nothing but tensors is taken.
+
+        Raises:
+            RequestError: it cannot be read, was not made for Stable Diffusion 2, or its name is taken.
+        """
+        embedding = load_embedding(source, token, allow_pickle=allow_pickle)
+        self.acquire()
+        try:
+            self._networks.text.add_embedding(embedding)
+        finally:
+            self.release()
+        return embedding
+
+    def unload_embedding(self, token: str) -> None:
+        """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""
+        self.acquire()
+        try:
+            self._networks.text.remove_embedding(token)
+        finally:
+            self.release()
+
     def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
         """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
 
@@ -275,7 +317,7 @@ class Pipeline:
             raise RequestError(
                 f"latents have the shape {list(given.shape)}, this request needs {[count, *shape]}"
             )
-        cond, uncond = self._encode(request)
+        texts = self._texts(request, len(plan.steps))
         side = self._tile if conditioning.tileable else max(shape[1:])
         tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
         pictures = []
@@ -291,8 +333,8 @@ class Pipeline:
                 Trajectory(
                     plan=plan,
                     latents=box.cut(start.noise),
-                    cond=cond,
-                    uncond=uncond,
+                    cond=texts[0].conds[0],
+                    uncond=texts[0].uncond,
                     guidance_scale=cast(float, request.guidance_scale) if request.guided else 1.0,
                     guidance_rescale=request.guidance_rescale if request.guided else 0.0,
                     generator=tile,
@@ -306,22 +348,19 @@ class Pipeline:
             pictures.append(Picture(conditioning, trajectories, tiling))
         return pictures
 
-    def _encode(self, request: Request) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        cond = self._embeds("prompt_embeds", request.prompt_embeds)
-        if cond is None:
-            assert request.prompt is not None
-            cond = self._networks.text(request.prompt)
-        if not request.guided:
-            return cond, None
-        uncond = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
-        if uncond is None:
-            uncond = self._networks.text(request.negative_prompt or "")
-        if uncond.shape != cond.shape:
-            raise RequestError(
-                f"the prompt has {len(cond)} token embeddings and the negative prompt {len(uncond)}: "
-                "give prompt_embeds and negative_prompt_embeds of one length"
-            )
-        return cond, uncond
+    def _texts(self, request: Request, calls: int) -> tuple[Texts, ...]:
+        prompt = self._embeds("prompt_embeds", request.prompt_embeds)
+        negative = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
+        return schedule_texts(
+            self._networks.text,
+            request.prompt or "" if prompt is None else prompt,
+            request.negative_prompt or "" if negative is None else negative,
+            guided=request.guided,
+            syntax=request.prompt_syntax,
+            clip_skip=request.clip_skip or 0,
+            calls=calls,
+            steps=request.num_inference_steps or calls,
+        )
 
     def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
         if embeds is None:

@@ -24,6 +24,7 @@ from sd2rt.engines.sampling import check_side
 from sd2rt.runtime.image_file import MAX_PIXELS
 
 OutputType = Literal["pil", "np", "latent"]
+PromptSyntax = Literal["plain", "a1111"]
 
 
 _SHOWN = 80
@@ -113,6 +114,11 @@ class Request(BaseModel):
     object; None is the checkpoint's own. ``latents`` are the initial noise, [n, C, h, w], before the sampler's
     scale.
 
+    ``prompt_syntax`` is ``plain``, prompts as diffusers reads them, or ``a1111``, as AUTOMATIC1111 does: weights,
+    ``AND``, ``BREAK``, edits and any length (see :mod:`sd2rt.runtime.prompt_texts`). ``clip_skip`` is the number
+    of the text encoder's layers that are left out at the end; of a plain prompt only, not of its negative, as in
+    diffusers.
+
     ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
     (see :mod:`sd2rt.runtime.image_input`); they are read where the request is made, and refused before they are
     decoded if they have more than ``max_image_pixels``. White of a mask is made
@@ -124,6 +130,8 @@ class Request(BaseModel):
 
     prompt: Text | None = None
     negative_prompt: Text | None = None
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: Whole | None = Field(None, ge=0)
     max_image_pixels: Whole = Field(MAX_PIXELS, ge=1)
     image: Image = None
     mask_image: Mask = None

@@ -129,10 +129,10 @@ def test_file_listed_twice_with_two_hashes(paper: Path) -> None:
     assert "embeddings.npy is listed twice, with different contents" in refusal(paper)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None, [3]])
 def test_other_schema_version(paper: Path, version: object) -> None:
     edit(paper, lambda data: data.update(schema_version=version))
-    assert f"schema version {version!r}, this sd2rt reads 2" in refusal(paper)
+    assert f"schema version {version!r}, this sd2rt reads 3" in refusal(paper)
 
 
 @pytest.mark.parametrize(
