@@ -15,8 +15,8 @@ from sd2rt.runtime.request import PromptSyntax
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.texts import Texts
 
-LONGEST = 77 * 12
-"""Tokens that the denoiser attends to at most."""
+LONGEST = 77 * 16
+"""Tokens that the denoiser is exported for."""
 
 States = NDArray[Any]  # [L, D]
 Line = tuple[States, ...]
@@ -74,7 +74,14 @@ def schedule_texts(
         else:
             uncond = (encoder(negative),) * calls
         told = [*lines, uncond]
-    told = _repeated(told, LONGEST if edited else 0)
+    first, last = len(told[0][0]), len(told[-1][0])
+    if edited:
+        told = _repeated(told)
+    elif first != last:
+        raise RequestError(
+            f"the prompt has {first} token embeddings and the negative prompt {last}: "
+            "give prompt_embeds and negative_prompt_embeds of one length"
+        )
     made: dict[tuple[int, ...], Texts] = {}
 
     def texts(rows: tuple[States, ...]) -> Texts:
@@ -105,16 +112,14 @@ def _of_one_length(lines: list[Line]) -> list[Line]:
     return [line if len(line[0]) == longest else _each(line, longer) for line in lines]
 
 
-def _repeated(lines: list[Line], longest: int) -> list[Line]:
-    """Sequences of one length; they are given one where that is at most ``longest``."""
+def _repeated(lines: list[Line]) -> list[Line]:
+    """Sequences of one length: each is repeated whole."""
     first, last = len(lines[0][0]), len(lines[-1][0])
     common = math.lcm(first, last)
-    if first != last and common > longest:
-        either = (
-            "of one length" if longest == 0 else f"shorter, or of lengths with a multiple up to {longest}"
-        )
+    if common > LONGEST:
         raise RequestError(
-            f"the prompt has {first} token embeddings and the negative prompt {last}: make them {either}"
+            f"the prompt has {first} token embeddings and the negative prompt {last}, and {common} would be needed "
+            f"for both: make them shorter or of one length, at most {LONGEST}"
         )
     return [
         line
