@@ -101,12 +101,14 @@ class Latents(Model):
 
 
 class Embeddings(Model):
-    """The token table: one row a token, looked up on the host."""
+    """The token table: one row a token, looked up on the host; and the text encoder that it is made for."""
 
     file: File
     tokens: int = Field(ge=1)
     width: int = Field(ge=1)
     dtype: Literal["float32", "float16"]
+    layers: int = Field(ge=1)
+    """Of the text encoder, each of which can be the last one that is run."""
 
 
 class Tokenizer(Model):

@@ -264,6 +264,7 @@ def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision
         tokens=array.shape[0],
         width=array.shape[1],
         dtype=_NUMPY[precision],
+        layers=int(checkpoint.parts.config("text_encoder")["num_hidden_layers"]),
     )
 
 
@@ -290,6 +291,7 @@ def _key(
         "precision": precision,
         "native": native,
         "opset": OPSET,
+        "schema": SCHEMA_VERSION,
         "exporter": exporter,
         "sd2rt": version,
     }

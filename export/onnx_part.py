@@ -120,7 +120,10 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
         ("tokens", f32, (dimensions.tokens_width, "h", "w")),
     ]
     tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
-        "text_encoder": ([("embeddings", fp, hidden)], [("hidden", fp, hidden)]),
+        "text_encoder": (
+            [("embeddings", fp, hidden), ("skip", "int64", (1,))],
+            [("hidden", fp, hidden)],
+        ),
         "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
         "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
         "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),

@@ -147,6 +147,8 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         shape = shape_of(tensor, _DIMS)
         if tensor.dtype != "int64":
             arrays[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
+    if part == "text_encoder":
+        arrays["skip"] = np.array([0])
     if part == "denoiser":
         b = _DIMS["B"]
         arrays["timestep"] = np.array([801, 21], np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.presets import PresetName
-from sd2rt.runtime.request import OutputType, Request, check_mask, make_request
+from sd2rt.runtime.request import OutputType, PromptSyntax, Request, check_mask, make_request
 
 
 class CallOptions(TypedDict, total=False):
@@ -25,6 +25,8 @@ class CallOptions(TypedDict, total=False):
     paste: bool
     paste_blur: float
     negative_prompt: str | list[str] | None
+    prompt_syntax: PromptSyntax
+    clip_skip: int | None
     num_inference_steps: int | None
     guidance_scale: float | Sequence[float] | None
     guidance_rescale: float

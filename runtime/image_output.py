@@ -47,6 +47,9 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         # As JSON has no infinity.
         "guidance_interval": interval
         and tuple(level if math.isfinite(level) else None for level in interval),
+        "prompt_syntax": None if request.prompt_syntax == "plain" else request.prompt_syntax,
+        "clip_skip": request.clip_skip,
+        "embeddings": {e.token: e.sha256[:12] for e in pipeline.embeddings} or None,
     }
     return {
         "task": pipeline.task_of(request),

@@ -26,11 +26,13 @@ from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.prompt_texts import schedule_texts
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refuse_unless, resolve, task_of
 from sd2rt.runtime.texts import Texts
+from sd2rt.runtime.textual_inversion import Embedding, load_embedding
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
@@ -202,6 +204,45 @@ class Pipeline:
         """What the request asks for. Raises RequestError as :meth:`resolve` does."""
         return task_of(request, self.manifest).name
 
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The textual inversions that prompts can name."""
+        return self._networks.text.embeddings
+
+    def load_embedding(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        token: str | None = None,
+        *,
+        allow_pickle: bool = False,
+    ) -> Embedding:
+        """Let a name in prompts stand for the vectors of a textual inversion.
+
+        Args:
+            source: a ``.safetensors`` file, a ``.pt`` or ``.bin`` one, or a state dict; in diffusers' layout or
+                AUTOMATIC1111's.
+            token: the name; None for the one that is given there, or else the file's own.
+            allow_pickle: read ``.pt`` and ``.bin``, of which nothing but tensors is taken.
+
+        Raises:
+            RequestError: it cannot be read, was not made for Stable Diffusion 2, or its name is taken.
+        """
+        embedding = load_embedding(source, token, allow_pickle=allow_pickle)
+        self.acquire()
+        try:
+            self._networks.text.add_embedding(embedding)
+        finally:
+            self.release()
+        return embedding
+
+    def unload_embedding(self, token: str) -> None:
+        """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""
+        self.acquire()
+        try:
+            self._networks.text.remove_embedding(token)
+        finally:
+            self.release()
+
     def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
         """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
 
@@ -245,18 +286,10 @@ class Pipeline:
         return self([prompt] * len(listed) if isinstance(prompt, str) else prompt, **options)
 
     def _plan(self, request: Request, strength: float | None) -> Plan:
-        custom = request.timesteps is not None or request.sigmas is not None
-        options = SamplingOptions(
-            num_inference_steps=None if custom else request.num_inference_steps,
-            timesteps=request.timesteps,
-            sigmas=request.sigmas,
-            eta=request.eta,
-            strength=strength,
-        )
         noise = self.manifest.noise
         if request.rescale_betas_zero_snr is not None:
             noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
-        return make_plan(noise, self.sampler_of(request), options)
+        return make_plan(noise, self.sampler_of(request), _sampling(request, strength))
 
     def pictures(self, request: Request, seed: int) -> list[Picture]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.
@@ -277,7 +310,7 @@ class Pipeline:
         scale = request.guidance_scale
         assert scale is not None
         guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
-        texts = guidance.of((self._encode(request, any(guidance.guided)),) * len(plan.steps))
+        texts = guidance.of(self._texts(request, len(plan.steps), any(guidance.guided)))
         side = self._tile if conditioning.tileable else max(shape[1:])
         tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
         pictures = []
@@ -306,22 +339,19 @@ class Pipeline:
             pictures.append(Picture(conditioning, trajectories, tiling))
         return pictures
 
-    def _encode(self, request: Request, guided: bool) -> Texts:
-        cond = self._embeds("prompt_embeds", request.prompt_embeds)
-        if cond is None:
-            assert request.prompt is not None
-            cond = self._networks.text(request.prompt)
-        if not guided:
-            return Texts((cond,))
-        uncond = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
-        if uncond is None:
-            uncond = self._networks.text(request.negative_prompt or "")
-        if uncond.shape != cond.shape:
-            raise RequestError(
-                f"the prompt has {len(cond)} token embeddings and the negative prompt {len(uncond)}: "
-                "give prompt_embeds and negative_prompt_embeds of one length"
-            )
-        return Texts((cond,), uncond)
+    def _texts(self, request: Request, calls: int, guided: bool) -> tuple[Texts, ...]:
+        prompt = self._embeds("prompt_embeds", request.prompt_embeds)
+        negative = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
+        return schedule_texts(
+            self._networks.text,
+            request.prompt or "" if prompt is None else prompt,
+            request.negative_prompt or "" if negative is None else negative,
+            guided=guided,
+            syntax=request.prompt_syntax,
+            clip_skip=request.clip_skip or 0,
+            calls=calls,
+            steps=_sampling(request, None).step_count,
+        )
 
     def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
         if embeds is None:
@@ -361,3 +391,14 @@ class Pipeline:
         """Let others have them."""
         self._owner = None
         self._lock.release()
+
+
+def _sampling(request: Request, strength: float | None) -> SamplingOptions:
+    custom = request.timesteps is not None or request.sigmas is not None
+    return SamplingOptions(
+        num_inference_steps=None if custom else request.num_inference_steps,
+        timesteps=request.timesteps,
+        sigmas=request.sigmas,
+        eta=request.eta,
+        strength=strength,
+    )

@@ -25,6 +25,7 @@ from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.presets import PresetName
 
 OutputType = Literal["pil", "np", "latent"]
+PromptSyntax = Literal["plain", "a1111"]
 
 
 _SHOWN = 80
@@ -151,6 +152,10 @@ class Request(BaseModel):
     them. ``guidance_interval``, two noise levels (noise-to-signal ratios, sigmas of k-diffusion), confines
     guidance to the calls above the first and up to the second. ``preset`` names settings that come before the
     bundle's own: see :mod:`sd2rt.runtime.presets`.
+    ``prompt_syntax`` is ``plain``, prompts as diffusers reads them, or ``a1111``, as AUTOMATIC1111 does: weights,
+    ``AND``, ``BREAK``, edits and any length (see :mod:`sd2rt.runtime.prompt_texts`). ``clip_skip`` is the number
+    of the text encoder's layers that are left out at the end; of a plain prompt only, not of its negative, as in
+    diffusers.
 
     ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
     (see :mod:`sd2rt.runtime.image_input`); they are read where the request is made, and refused before they are
@@ -163,6 +168,8 @@ class Request(BaseModel):
 
     prompt: Text | None = None
     negative_prompt: Text | None = None
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: Whole | None = Field(None, ge=0)
     max_image_pixels: Whole = Field(MAX_PIXELS, ge=1)
     image: Image = None
     mask_image: Mask = None

@@ -46,6 +46,20 @@ def run(
         ),
     ],
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    prompt_syntax: Annotated[
+        str,
+        typer.Option(help="plain; or a1111: (weights:1.3), AND, BREAK, [edits:by step:0.4], any length."),
+    ] = "plain",
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layers of the text encoder to leave out at the end.")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TOKEN=]PATH", help="A textual inversion that prompts can name; repeatable."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .pt and .bin embeddings: tensors only, no code.")
+    ] = False,
     image: Annotated[
         str | None, typer.Option(help="A PNG, JPEG or WebP to start from; - reads standard input.")
     ] = None,
@@ -148,6 +162,8 @@ def run(
     _check_standard_input(prompts, {"--image": image, "--mask": mask, "--depth": depth})
     options: dict[str, Any] = {
         "negative_prompt": negative,
+        "prompt_syntax": prompt_syntax,
+        "clip_skip": clip_skip,
         "num_inference_steps": steps,
         "guidance_scale": option_text.numbers("--guidance", guidance),
         "guidance_rescale": rescale,
@@ -180,6 +196,7 @@ def run(
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
     check_output(output, len(requests))
+    embeddings = [_embedding(text) for text in embedding or ()]
     _check_save_depth(save_depth, output)
     from sd2rt.engines.bundle import locate
     from sd2rt.engines.manifest import read_manifest
@@ -198,7 +215,7 @@ def run(
         larger = read_manifest(locate(upscale))
         refuse_unless("upscaling", larger)
         # Any image will do: only what it is asked with is looked at.
-        resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0), larger)
+        resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
     opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
     with (
         _shown_warnings(quiet),
@@ -206,6 +223,9 @@ def run(
         nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
+        for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
+            for token, source in embeddings:
+                target.load_embedding(source, token, allow_pickle=allow_pickle)
         failures: list[EngineError] = []
         # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
         for start in range(0, len(requests), pipeline.max_batch):
@@ -258,7 +278,7 @@ def _upscaled(
             yield outcome
             continue
         image, facts = outcome
-        own = (facts["prompt"], facts["negative_prompt"], facts["seed"])
+        own = (facts["prompt"], facts["negative_prompt"], facts["seed"], facts.get("prompt_syntax", "plain"))
         (result,) = _make(upscaler, [_upscaling(image, noise_level, *own)], "upscaling", advance)
         if isinstance(result, EngineError):
             yield result
@@ -268,12 +288,15 @@ def _upscaled(
         yield image, {**facts, **sides, "upscaled": about}
 
 
-def _upscaling(image: Any, noise_level: int | None, prompt: str, negative: str | None, seed: int) -> Request:
+def _upscaling(
+    image: Any, noise_level: int | None, prompt: str, negative: str | None, seed: int, syntax: str
+) -> Request:
     from sd2rt.runtime.request import make_request
 
     return make_request(
         prompt=prompt,
         negative_prompt=negative,
+        prompt_syntax=syntax,
         seed=seed,
         image=image,
         noise_level=noise_level,
@@ -335,6 +358,21 @@ def _prompts() -> list[str]:
     if not prompts:
         raise RequestError("standard input holds no prompt: write one a line")
     return prompts
+
+
+def _embedding(text: str) -> tuple[str | None, str]:
+    """The token, if one is given, and the file of an ``--embedding``."""
+    token, equals, path = text.partition("=")
+    if not equals or os.path.exists(text):
+        return None, text
+    return token, path
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
+    return int(width), int(height)
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:

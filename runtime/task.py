@@ -68,6 +68,12 @@ def resolve(request: Request, manifest: Manifest) -> Request:
         raise RequestError(
             f"noise level is {level}, {manifest.name} was trained up to {low.max_noise_level}: give at most that"
         )
+    layers = manifest.embeddings.layers
+    if request.clip_skip is not None and request.clip_skip >= layers:
+        raise RequestError(
+            f"clip_skip is {request.clip_skip}, {manifest.name}'s text encoder has {layers} layers: "
+            f"give at most {layers - 1}"
+        )
     return request
 
 

@@ -4,63 +4,142 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.errors import BundleError
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.session import Array, Engine
+from sd2rt.runtime.prompt_chunks import make_chunks
+from sd2rt.runtime.prompt_emphasis import emphasize
+from sd2rt.runtime.textual_inversion import Embedding, check_embedding
 from sd2rt.runtime.tokenizer import Tokenizer
 
-_PROMPTS_KEPT = 64
+_KEPT = 64
 _SHOWN = 400
 
 
 class TextEncoder:
-    """Tokenizer, token table and text encoder engine; remembers the last 64 prompts."""
+    """Tokenizer, token table and text encoder engine; remembers the last 64 texts, or chunks of longer ones."""
 
     def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._table = _open_table(bundle)
         self._engine = engine
-        self._known: OrderedDict[str, tuple[Array, str]] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, int], Array] = OrderedDict()
+        self._embeddings: dict[str, tuple[Embedding, tuple[int, ...]]] = {}
+        self._rows: dict[int, Array] = {}
+        self._next_id = len(self._table)
 
     @property
     def width(self) -> int:
         """D, the numbers a token becomes."""
         return int(self._table.shape[1])
 
-    def __call__(self, prompt: str) -> NDArray[Any]:
-        """The hidden states of one prompt, [77, D] in the bundle's precision.
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """What names stand for vectors of their own, in the order in which they were added."""
+        return tuple(embedding for embedding, _ in self._embeddings.values())
+
+    def add_embedding(self, embedding: Embedding) -> None:
+        """Let a name stand for the vectors of a textual inversion.
+
+        Raises:
+            RequestError: the vectors do not fit, or the name is taken.
+        """
+        check_embedding(embedding, self.width, self._tokenizer.config.max_length - 2)
+        name = embedding.token
+        if self._tokenizer.knows(name):
+            raise RequestError(f"{name!r} is a token of the vocabulary: give the embedding another name")
+        for other in self._embeddings:
+            if self._tokenizer.spelled_alike(name, other):
+                raise RequestError(
+                    f"an embedding is named {other!r} already: give {name!r} another name, or unload that one"
+                )
+        # Ids are never given twice: what is remembered of one embedding cannot be taken for another's.
+        ids = tuple(range(self._next_id, self._next_id + len(embedding.vectors)))
+        self._next_id += len(ids)
+        self._rows |= zip(ids, embedding.vectors.astype(self._table.dtype), strict=True)
+        self._embeddings[name] = embedding, ids
+        self._rename()
+
+    def remove_embedding(self, token: str) -> None:
+        """Forget a name.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        if token not in self._embeddings:
+            known = ", ".join(self._embeddings) or "none"
+            raise RequestError(f"no embedding is named {token!r}: {known} is loaded")
+        _, ids = self._embeddings.pop(token)
+        for row in ids:
+            del self._rows[row]
+        self._rename()
+
+    def _rename(self) -> None:
+        self._tokenizer = self._tokenizer.naming({name: ids for name, (_, ids) in self._embeddings.items()})
+
+    def __call__(self, prompt: str, clip_skip: int = 0) -> NDArray[Any]:
+        """The hidden states of one prompt as diffusers makes them, [77, D] in the bundle's precision.
 
         A prompt of more than 77 tokens is cut, with a warning that shows what was cut. Prompts are encoded one
         at a time, so that what a prompt becomes does not depend on those beside it.
+
+        Args:
+            clip_skip: layers of the text encoder that are left out at the end.
         """
-        found = self._known.get(prompt)
-        if found is None:
-            found = self._encode(prompt)
-            self._known[prompt] = found
-            if len(self._known) > _PROMPTS_KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(prompt)
-        hidden, cut = found
-        if cut:
+        tokens = self._tokenizer(prompt)
+        if tokens.cut:
             warnings.warn(
-                f"the prompt is longer than {len(hidden)} tokens, this end of it was cut: {_shortened(cut)!r}",
+                f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: "
+                f"{_shortened(tokens.cut)!r}",
                 stacklevel=2,
             )
-        return hidden
+        return self._hidden(tokens.ids, clip_skip)
 
-    def _encode(self, prompt: str) -> tuple[Array, str]:
-        tokens = self._tokenizer(prompt)
+    def weighted(self, texts: Sequence[str], clip_skip: int = 0) -> tuple[NDArray[Any], ...]:
+        """The hidden states of texts that one prompt says in turns, as AUTOMATIC1111 makes them: each [77 n, D].
+
+        Weights, ``BREAK`` and chunks of 75 tokens are read from the texts. All get the n of the longest, and
+        share in each other's mean; equal texts share one array.
+
+        Raises:
+            RequestError: the weights leave values that are not finite.
+        """
+        tokenizer = self._tokenizer
+        chunks = {
+            text: make_chunks(text, tokenizer.words, tokenizer.config, tokenizer.comma) for text in texts
+        }
+        return emphasize(
+            [chunks[text] for text in texts], tokenizer.config, lambda ids: self._hidden(ids, clip_skip)
+        )
+
+    def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
+        key = ids.tobytes(), skip
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._encode(ids, skip)
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return found
+
+    def _encode(self, ids: NDArray[np.int64], skip: int) -> Array:
+        added = ids >= len(self._table)
+        embeddings = self._table[np.where(added, 0, ids)]
+        for position in np.flatnonzero(added):
+            embeddings[position] = self._rows[int(ids[position])]
         session = self._engine.session({"B": 1})
-        session.buffers["embeddings"].write(self._table[tokens.ids][None])
+        session.buffers["embeddings"].write(embeddings[None])
+        session.buffers["skip"].write(np.array([skip]))
         session.launch()
-        hidden = session.buffers["hidden"].read()[0]
+        hidden: Array = session.buffers["hidden"].read()[0]
         hidden.flags.writeable = False
-        return hidden, tokens.cut
+        return hidden
 
 
 def _open_table(bundle: Bundle) -> Array:

@@ -116,7 +116,9 @@ def describe_bundle(folder: Path, key: str, parts: dict[PartName, Part]) -> Mani
         sampler=default_sampler("pndm"),
         latents=Latents(channels=4, vae_factor=8, scaling_factor=0.18215),
         tokenizer=Tokenizer(file=describe(folder, "tokenizer.json"), max_length=77, bos=1, eos=2, pad=0),
-        embeddings=Embeddings(file=describe(folder, "embeddings.npy"), tokens=4, width=2, dtype="float32"),
+        embeddings=Embeddings(
+            file=describe(folder, "embeddings.npy"), tokens=4, width=2, dtype="float32", layers=1
+        ),
         parts=parts,
         source=Source(name="paper", release=None, files={"unet.safetensors": key}),
         exporter={"torch": "2.13.0"},
