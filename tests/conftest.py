@@ -35,6 +35,23 @@ def _few_threads() -> None:
         torch.set_num_threads(_THREADS)
 
 
+@pytest.fixture
+def launched_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each of the denoiser's calls evaluates, as they are made."""
+    from sd2rt.engines.ort import OnnxRuntimeSession
+
+    rows: list[int] = []
+    launch = OnnxRuntimeSession.launch
+
+    def counted(self: OnnxRuntimeSession) -> None:
+        if "row" in self.buffers:
+            rows.append(len(self.buffers["row"].host))
+        launch(self)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "launch", counted)
+    return rows
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of SD2's smallest architecture: 64x64 pixels, epsilon prediction, PNDM."""
