@@ -85,7 +85,7 @@ class Denoiser(nn.Module):
         # One prompt of share 1 is 1 m_p + 0 m_u: itself, to the bit.
         rest = 1 - shares.sum(1, keepdim=True)
         m_c = torch.bmm(shares.unsqueeze(1), m_p).squeeze(1) + rest * m_u
-        scale, rescale = guidance.split(1, dim=1)  # [B, 1] each
+        scale, rescale = guidance.chunk(2, dim=1)  # [B, 1] each
         d = m_u + scale * (m_c - m_u)
         std_c, std_d = m_c.std(1).unsqueeze(1), d.std(1).unsqueeze(1)
         # phi = 0 leaves D as it is to the bit, whatever the spread of the outputs: no 0 / 0 on the way.

@@ -62,6 +62,23 @@ def _few_threads() -> None:
         torch.set_num_threads(THREADS)
 
 
+@pytest.fixture
+def launched_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each of the denoiser's calls evaluates, as they are made."""
+    from sd2rt.engines.ort import OnnxRuntimeSession
+
+    rows: list[int] = []
+    launch = OnnxRuntimeSession.launch
+
+    def counted(self: OnnxRuntimeSession) -> None:
+        if "row" in self.buffers:
+            rows.append(len(self.buffers["row"].host))
+        launch(self)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "launch", counted)
+    return rows
+
+
 @pytest.fixture(scope="session")
 def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     base = tmp_path_factory.getbasetemp()

@@ -22,7 +22,7 @@ def scales(*given: float, calls: int = 5) -> list[float]:
 def test_one_scale_is_every_calls() -> None:
     guidance = plan_guidance(7.5, 0.7, None, LEVELS)
     assert guidance.values.dtype == np.float32
-    np.testing.assert_array_equal(guidance.values, np.tile(np.float32([7.5, 0.7]), (5, 1)))
+    np.testing.assert_array_equal(guidance.values, np.array([[7.5, 0.7]] * 5, np.float32))
     assert guidance.guided == (True,) * 5
 
 
@@ -45,7 +45,7 @@ def test_a_scale_of_one_or_less_guides_nothing(scale: float | tuple[float, ...])
         warnings.simplefilter("error")
         guidance = plan_guidance(scale, 0.7, (0.5, 2), LEVELS)
     assert guidance.guided == (False,) * 5
-    np.testing.assert_array_equal(guidance.values, np.tile(np.float32([1, 0]), (5, 1)))
+    np.testing.assert_array_equal(guidance.values, [[1, 0]] * 5)
 
 
 def test_a_ramp_to_nothing_stops_guiding_where_it_reaches_one() -> None:
@@ -57,8 +57,8 @@ def test_a_ramp_to_nothing_stops_guiding_where_it_reaches_one() -> None:
 def test_an_interval_is_open_below_and_closed_above() -> None:
     guidance = plan_guidance(5, 0.7, (1.0, 6.0), LEVELS)
     assert guidance.guided == (False, True, True, False, False)
-    np.testing.assert_array_equal(guidance.values[[0, 3, 4]], np.tile(np.float32([1, 0]), (3, 1)))
-    np.testing.assert_array_equal(guidance.values[1:3], np.tile(np.float32([5, 0.7]), (2, 1)))
+    np.testing.assert_array_equal(guidance.values[[0, 3, 4]], [[1, 0]] * 3)
+    np.testing.assert_array_equal(guidance.values[1:3], np.array([[5, 0.7]] * 2, np.float32))
     assert plan_guidance(5, 0, (0, np.inf), (np.inf, *LEVELS)).guided == (True,) * 6
 
 

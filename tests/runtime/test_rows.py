@@ -45,7 +45,7 @@ def test_a_guided_and_an_unguided_sample() -> None:
     assert rows.cond.tolist() == [[1], [2]]
     assert rows.shares.tolist() == [[1], [1]]
     assert rows.dims == {"R": 3, "P": 1, "L": 2}
-    assert (rows.row.dtype, rows.cond.dtype, rows.shares.dtype) == (np.int64, np.int64, np.float32)
+    assert [array.dtype.name for array in (rows.row, rows.cond, rows.shares)] == ["int64", "int64", "float32"]
 
 
 def test_samples_of_fewer_prompts_are_filled_up_with_rows_of_their_own() -> None:

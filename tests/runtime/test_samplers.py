@@ -90,7 +90,7 @@ def runtime_trajectory(plan: Plan, noise: Array, image: Array | None) -> Runtime
         plan=plan,
         latents=noise.astype(np.float32),
         texts=(Texts((np.zeros((77, 8), np.float32),)),) * len(plan.steps),
-        guidance=np.tile(np.float32([1, 0]), (len(plan.steps), 1)),
+        guidance=np.array([[1, 0]] * len(plan.steps), np.float32),
         generator=Generator(0),
         seed=0,
         image_latents=None if image is None else image.astype(np.float32),

@@ -30,7 +30,7 @@ def trajectory(**changes: Any) -> Trajectory:
         "plan": PLAN,
         "latents": np.zeros((4, 8, 8), np.float32),
         "texts": (told(),) * 4,
-        "guidance": np.tile(np.float32([1, 0]), (4, 1)),
+        "guidance": np.array([[1, 0]] * 4, np.float32),
         "generator": Generator(0),
         "seed": 0,
     }

@@ -1,0 +1,121 @@
+"""What a guidance interval saves: rows that the denoiser evaluates, and the time of its steps, beside full guidance.
+
+    python -m benchmarks.guidance_interval [--bundle BUNDLE] [--size N] [--interval LOW:HIGH ...]
+
+Full guidance and the intervals take turns in one process, so that what else the machine does meets them alike.
+A call outside of the interval runs one row where a guided one runs two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, process, report
+from sd2rt.runtime import Pipeline, Request
+
+INTERVALS = ("0.3:5.5", "1:5.5", "100:200")
+"""Two that leave out the noisiest and the cleanest calls, and one that leaves out all: the most there is to save."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.guidance_interval", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
+    parser.add_argument("--interval", nargs="+", default=INTERVALS, metavar="LOW:HIGH")
+    parser.add_argument("--sampler", default="dpmpp-2m")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of the engine; one per core if left out")
+    report.add_output(parser)
+    options = parser.parse_args()
+    facts = machine.facts()
+    with tempfile.TemporaryDirectory(prefix="sd2rt-interval-") as name:
+        scratch = Path(name)
+        os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
+        bundle = options.bundle
+        if bundle is None:
+            bundle = str(scratch / "demo")
+            process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
+        with Pipeline.open(bundle, threads=options.threads) as pipeline:
+            busy, own = process.busy_seconds(), time.process_time()
+            cases = _measure(pipeline, options)
+            others = process.busy_seconds() - busy - (time.process_time() - own)
+    result = {
+        "benchmark": "guidance-interval",
+        "bundle": "demo" if options.bundle is None else Path(options.bundle).name,
+        "sampler": options.sampler,
+        "steps": options.steps,
+        "threads": options.threads,
+        "cases": cases,
+        "others_cpu_seconds": round(max(others, 0.0), 2),
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+    rows = [
+        (
+            case["interval"] or "full guidance",
+            f"{case['guided']} of {case['calls']}",
+            case["rows"],
+            f"{case['rows_ratio']:.3f}",
+            f"{case['seconds']['median']:.3f}",
+            *(f"{case['time_ratio'][key]:.3f}" for key in ("median", "min", "max")),
+        )
+        for case in cases
+    ]
+    header = ("interval", "guided calls", "rows", "ratio", "s/image", "ratio", "min", "max")
+    report.finish(result, header, rows, options.output)
+
+
+def _measure(pipeline: Pipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows and times of full guidance and of each interval; ratios are to the full guidance of the same turn."""
+    sides = {} if options.size is None else {"width": options.size, "height": options.size}
+    texts = [None, *options.interval]
+    seconds: list[list[float]] = [[] for _ in texts]
+    told: list[Any] = [()] * len(texts)
+    for turn in range(options.repetitions + 1):
+        for index, text in enumerate(texts):
+            request = Request.model_validate(
+                {
+                    "prompt": "a lighthouse on a cliff at dusk",
+                    "seed": 1,
+                    "sampler": options.sampler,
+                    "num_inference_steps": options.steps,
+                    "guidance_interval": None if text is None else tuple(map(float, text.split(":"))),
+                    "output_type": "latent",
+                    **sides,
+                }
+            )
+            with pipeline.stream_requests([request]) as run:
+                told[index] = run.pictures[0][0].trajectories[0].texts
+                start = time.perf_counter()
+                for _ in run:
+                    pass
+                taken = time.perf_counter() - start
+            if turn:  # the first makes the sessions and the caches warm
+                seconds[index].append(taken)
+    rows = [sum(call.rows for call in calls) for calls in told]
+    return [
+        {
+            "interval": text,
+            "calls": len(told[index]),
+            "guided": sum(call.rows > 1 for call in told[index]),
+            "rows": rows[index],
+            "rows_ratio": round(rows[index] / rows[0], 4),
+            "seconds": report.summary(seconds[index]),
+            "time_ratio": report.summary(
+                own / full for own, full in zip(seconds[index], seconds[0], strict=True)
+            ),
+        }
+        for index, text in enumerate(texts)
+    ]
+
+
+if __name__ == "__main__":
+    main()
