@@ -82,11 +82,16 @@ def read_scheduler(
     fields = dict(SAMPLER_OPTIONS[sampler])
     fields |= {key.field: _field(name, key, effective[key.name], origin) for key in entry.keys}
     fields["levels"] = _levels(name, entry, effective, config, origin)
-    if str(fields.get("algorithm_type")).endswith("dpmsolver") and fields["final_sigmas_type"] == "zero":
+    algorithm = effective.get("algorithm_type")
+    if algorithm in ("dpmsolver", "sde-dpmsolver", "deis") and fields.get("final_sigmas_type") == "zero":
         raise CheckpointError(
-            f"{origin}: {name} has final_sigmas_type = 'zero', which algorithm_type "
-            f"{fields['algorithm_type']!r} cannot reach: set final_sigmas_type to sigma_min in "
-            f"scheduler_config.json"
+            f"{origin}: {name} has final_sigmas_type = 'zero', which its algorithm_type {algorithm!r} cannot "
+            f"reach: set final_sigmas_type to sigma_min in scheduler_config.json"
+        )
+    if algorithm == "sde-dpmsolver" and fields["solver_order"] == 3:
+        raise CheckpointError(
+            f"{origin}: {name} has solver_order = 3, which its algorithm_type 'sde-dpmsolver' does not have: set "
+            f"solver_order to 2 in scheduler_config.json"
         )
     offset = effective.get("steps_offset", 0) if kind in _OWN_STEPS_OFFSET else _STEPS_OFFSET
     noise = _noise(name, effective, origin)

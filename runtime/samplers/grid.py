@@ -73,7 +73,7 @@ def variance_exploding(
         final = float(levels[-1])
     if config.levels == "spaced":
         return Grid(timesteps.tolist(), [*levels[: len(timesteps)].tolist(), final], start)
-    chosen = _chosen(config, float(levels[-1]), float(levels[0]), len(timesteps))
+    chosen = _chosen(config, float(levels[-1]), float(levels[0]), options.step_count)
     told = timesteps_of(noise, chosen)
     if whole and config.levels == "karras":
         told = told.round()
@@ -119,7 +119,7 @@ def variance_preserving(
     if config.levels == "spaced":
         levels = np.interp(timesteps, np.arange(total), noise.sigmas)
         return Grid(timesteps.tolist(), [*levels.tolist(), final], start)
-    chosen = _chosen(config, float(noise.sigmas[0]), float(noise.sigmas[-1]), len(timesteps))
+    chosen = _chosen(config, float(noise.sigmas[0]), float(noise.sigmas[-1]), options.step_count)
     told = timesteps_of(noise, chosen)
     # In diffusers' float32 the highest level comes out just short of the last timestep, and is cut to the one before.
     cut = config.levels in ("exponential", "beta")

@@ -23,7 +23,8 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
     towards the end. The last step ends at the schedule's lowest level, or, where levels follow another rule, goes
     nowhere: diffusers repeats their last one.
 
-    A late start is the rest of the list, from an image at its first noise level.
+    A late start is the rest of the list, from an image at the noise of its first timestep: where levels follow
+    another rule that is not quite the level of the first step, in diffusers neither.
 
     Not supported: other functions of the timestep for tau, flow levels, eta, a last step to no noise, levels
     visited twice.
@@ -68,7 +69,8 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
             make_step(grid.timesteps[i], grid.levels[i], x_next, base, *known[:kept], draws_noise=True)
         )
         corrected = corrector
-    start_noise = None if options.strength is None else signal.start(grid.start)
+    a_start = noise.alphas_cumprod[int(grid.timesteps[grid.start])].item()
+    start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, IPNDMScheduler, StableDiffusionImg2ImgPipeline
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.sampling import STATE_SLOTS, NoiseConfig, SamplerConfig, default_sampler
 from sd2rt.export.reference import make_scheduler, step_arguments
+from sd2rt.export.schedulers import SCHEDULERS
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
@@ -159,7 +161,14 @@ def _widen(scheduler: Any) -> None:
 
 @lru_cache(maxsize=512)
 def _made(noise: NoiseConfig, config: SamplerConfig) -> Any:
-    return make_scheduler(noise, config)
+    scheduler_class = getattr(diffusers, SCHEDULERS[config.name].name)
+    # Some set all training timesteps when they are made, slowly, only to have others set before their first use.
+    with patch.object(scheduler_class, "set_timesteps", _set_none):
+        return make_scheduler(noise, config)
+
+
+def _set_none(scheduler: Any, *_: Any) -> None:
+    scheduler.sigmas = torch.zeros(1)
 
 
 def fresh_scheduler(noise: NoiseConfig, config: SamplerConfig) -> Any:
@@ -233,6 +242,16 @@ def start_of(
     return timesteps, levels.add_noise(torch.from_numpy(draws.image).to(dtype), noise, timesteps[:1])
 
 
+NO_SAMPLE_PREDICTION = ("pndm", "euler-a", "dpm2", "dpm2-a", "dpmpp-sde")
+"""Samplers whose diffusers class does not know a network that predicts the clean image."""
+
+
+def _as_noise(shown: torch.Tensor, clean: torch.Tensor, level: float) -> torch.Tensor:
+    """The noise of what a network is shown at a noise-to-signal ratio, by the clean image that it predicts."""
+    alpha = 1 / (level**2 + 1) ** 0.5
+    return (shown - alpha * clean) / (alpha * level)
+
+
 def _velocity(scheduler: Any, kind: str, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """What IPNDMScheduler is given: it knows v-predictions alone."""
     if kind == "v_prediction":
@@ -250,17 +269,25 @@ def reference(
     options: SamplingOptions,
     draws: Draws,
     dtype: torch.dtype = torch.float64,
+    shown_levels: Sequence[float] | None = None,
+    from_the_first: bool = False,
 ) -> Trajectory:
-    """diffusers' trajectory, by the loop of its pipelines; raises what diffusers raises."""
+    """diffusers' trajectory, by the loop of its pipelines; raises what diffusers raises.
+
+    With ``shown_levels`` the outputs are clean images that are turned into noises of these levels, for the
+    classes of NO_SAMPLE_PREDICTION. With ``from_the_first`` a scheduler is told that it begins at its first
+    timestep. It looks that up otherwise, and takes the second of two that are the same.
+    """
+    if shown_levels is not None:
+        noise = noise.model_copy(update={"prediction_type": "epsilon"})
     scheduler, levels = _pair(noise, config, options)
     noises = Noises(torch.from_numpy(draws.noises).to(dtype))
     module = sys.modules[type(scheduler).__module__]
     own = None if "timesteps" in signature(levels.set_timesteps).parameters else options.timesteps
     with ExitStack() as patches:
         if dtype is torch.float64:
-            patches.enter_context(
-                float64_tables(*{id(s): s for s in (levels, scheduler)}.values(), timesteps=own)
-            )
+            both = (scheduler,) if levels is scheduler else (scheduler, levels)
+            patches.enter_context(float64_tables(*both, timesteps=own))
         if hasattr(module, "randn_tensor"):
             patches.enter_context(patch.object(module, "randn_tensor", noises.draw))
         set_timesteps(levels, options)
@@ -272,11 +299,15 @@ def reference(
         if "eta" in signature(scheduler.step).parameters:
             arguments["eta"] = options.eta
         timesteps, start = start_of(scheduler, levels, options, draws, dtype)
+        if from_the_first and options.strength is None and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
         sample = start
         inputs, samples = [], []
         for noises.call, timestep in enumerate(timesteps):
             inputs.append(scheduler.scale_model_input(sample, timestep))
             output = torch.from_numpy(draws.outputs[noises.call]).to(dtype)
+            if shown_levels is not None:
+                output = _as_noise(inputs[-1], output, shown_levels[noises.call])
             if config.name == "ipndm":
                 output = _velocity(scheduler, noise.prediction_type, sample, output)
                 # It is of order 4 once it remembers three noises.

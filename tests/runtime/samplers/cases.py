@@ -1,0 +1,121 @@
+"""What the tests of the samplers share: SD2's noise, every option's values, and the comparison itself."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+
+from sd2rt.engines.sampling import (
+    SAMPLER_OPTIONS,
+    Levels,
+    NoiseConfig,
+    PredictionType,
+    SamplerConfig,
+    SamplerName,
+    Spacing,
+    default_sampler,
+)
+from sd2rt.export.schedulers import SCHEDULERS
+from sd2rt.runtime.samplers import SamplingOptions, make_plan
+
+from .reference_schedulers import NO_SAMPLE_PREDICTION, Draws, Trajectory, follow, reference, trajectory_error
+
+BOUND = 1e-9
+"""The design asks for 1e-5 of the tables; both sides being float64, anything near it would be a mistake."""
+
+ZERO_SNR_BOUND = 1e-6
+"""Rescaled betas are rounded to float32 after a square root, in which torch is not the same everywhere."""
+
+NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+PREDICTIONS: tuple[PredictionType, ...] = get_args(PredictionType)
+STEPS = (1, 2, 3, 5, 10, 20, 50, 100)
+
+DISTILLED = ("lcm", "tcd")
+"""Samplers that choose from the timesteps that their model was distilled with."""
+LOOKED_UP = ("ddim", "ddpm", "pndm", *DISTILLED)
+"""Samplers whose levels are those of whole timesteps, and no others."""
+EXPLODING = ("lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpmpp-sde")
+PRESERVING = tuple(name for name in NAMES if name not in (*LOOKED_UP, *EXPLODING))
+
+OPTION_VALUES: dict[str, tuple[Any, ...]] = {
+    "spacing": SPACINGS,
+    "set_alpha_to_one": (False, True),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "solver_order": (1, 2, 3, 4),
+    "corrector_order": (1, 2, 3),
+    "predict_x0": (True, False),
+    "lower_order_final": (True, False),
+    "euler_at_final": (False, True),
+    "disable_corrector": ((), (0,), (1, 3)),
+    "skip_prk_steps": (True, False),
+    "variance_type": ("fixed_small", "fixed_large"),
+    "interpolation_type": ("linear", "log_linear"),
+    "sigma_min": (None, 0.05),
+    "sigma_max": (None, 9.0),
+    "lambda_min_clipped": (None, -1.3),
+    "s_churn": (0.0, 3.0, 50.0),
+    "s_tmin": (0.0, 0.5),
+    "s_tmax": (None, 8.0),
+    "s_noise": (1.0, 1.007, 0.0),
+    "tau": (1.0, 0.4, 0.0),
+    "tau_start": (200.0, 0.0),
+    "tau_end": (800.0, 1000.0),
+    "original_inference_steps": (50, 40, 100),
+    "timestep_scaling": (10.0, 3.0),
+}
+"""Values of every option, where a sampler does not say itself which it takes."""
+
+
+def levels_of(name: SamplerName) -> tuple[Levels, ...]:
+    """The rules for noise levels that diffusers has for a sampler; euler-a and ipndm borrow another class's."""
+    if name == "euler-a":
+        return SCHEDULERS["euler"].levels
+    if name == "ipndm":
+        return SCHEDULERS["dpmpp-2m"].levels
+    return SCHEDULERS[name].levels
+
+
+def noise_config(prediction_type: PredictionType = "epsilon", **changes: Any) -> NoiseConfig:
+    sd2: dict[str, Any] = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": prediction_type,
+    }
+    return NoiseConfig(**sd2 | changes)
+
+
+def config_of(name: SamplerName, spacing: Spacing | None = None, **options: Any) -> SamplerConfig:
+    if spacing is not None and "spacing" in SAMPLER_OPTIONS[name]:
+        options["spacing"] = spacing
+    return default_sampler(name, **options)
+
+
+def compared(
+    noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions
+) -> tuple[Trajectory, Trajectory]:
+    """Our trajectory and diffusers'; raises what make_plan and diffusers raise.
+
+    A class that knows no clean-image predictions is given the noises that these mean.
+    """
+    plan = make_plan(noise, config, options)
+    draws = Draws.seeded(len(plan.steps))
+    clean = noise.prediction_type == "sample" and config.name in NO_SAMPLE_PREDICTION
+    levels = [step.level for step in plan.steps] if clean else None
+    expected = reference(noise, config, options, draws, shown_levels=levels, from_the_first=True)
+    return follow(plan, draws), expected
+
+
+def assert_close(found: Trajectory, expected: Trajectory, bound: float = BOUND) -> None:
+    np.testing.assert_allclose(found.timesteps, expected.timesteps, rtol=bound, atol=bound)
+    assert found.drawn == expected.drawn
+    assert np.isfinite(found.samples).all()
+    assert trajectory_error(found, expected) <= bound
+
+
+def assert_like_diffusers(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> None:
+    found, expected = compared(noise, config, options)
+    assert_close(found, expected, ZERO_SNR_BOUND if noise.rescale_betas_zero_snr else BOUND)
