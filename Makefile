@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint parity clean
+.PHONY: demo test lint parity samplers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sd2rt build demo
@@ -37,6 +37,10 @@ lint: $(VENV)/.dev
 # The suite again, for its table of errors.
 parity: $(VENV)/.dev
 	SD2RT_PARITY_TABLE=docs/parity.md $(PYTEST) tests/parity
+
+# The samplers' page, with their errors and pictures.
+samplers: $(VENV)/.dev
+	$(BIN)/python -m tests.runtime.samplers.page
 
 # Each stamp is written last: what was interrupted is done again.
 $(VENV)/.torch:
