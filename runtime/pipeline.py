@@ -228,12 +228,16 @@ class Pipeline:
             RequestError: it cannot be read, was not made for Stable Diffusion 2, or its name is taken.
         """
         embedding = load_embedding(source, token, allow_pickle=allow_pickle)
+        self.add_embedding(embedding)
+        return embedding
+
+    def add_embedding(self, embedding: Embedding) -> None:
+        """The same for one that has been read. Raises RequestError where it does not fit."""
         self.acquire()
         try:
             self._networks.text.add_embedding(embedding)
         finally:
             self.release()
-        return embedding
 
     def unload_embedding(self, token: str) -> None:
         """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""

@@ -58,6 +58,7 @@ class EditedPrompt:
     if it has a point (``0.4``), else a step. ``[a|b|...]`` takes turns. Both can be nested and hold weights; in
     round brackets, weights' colons among them, they are found too. What looks like neither stays as it is typed,
     and so does all of a text with a ``|`` outside of ``[a|b]`` or a backslash with nothing to escape.
+    Where brackets do not balance, what can be read as an edit is one; AUTOMATIC1111 leaves some of these as typed.
 
     As AUTOMATIC1111 counts from 0 and switches after the call that ``when`` names, the first text is said once
     more than its number, and the first of ``[a|b]`` twice.

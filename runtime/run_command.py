@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
+    from sd2rt.runtime.textual_inversion import Embedding
 
 DEMO = "demo"
 
@@ -196,17 +197,20 @@ def run(
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
     check_output(output, len(requests))
-    embeddings = [_embedding(text) for text in embedding or ()]
+    embeddings = [_embedding(text, allow_pickle) for text in embedding or ()]
     _check_save_depth(save_depth, output)
     from sd2rt.engines.bundle import locate
     from sd2rt.engines.manifest import read_manifest
     from sd2rt.runtime.pipeline import TILE, Pipeline
     from sd2rt.runtime.task import refuse_unless, resolve
+    from sd2rt.runtime.textual_inversion import check_embedding
 
     path = _bundle(bundle, quiet or as_json)
     # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
     manifest = read_manifest(locate(path))
     requests = [resolve(request, manifest) for request in requests]
+    for known in embeddings:
+        check_embedding(known, manifest)
     if save_depth is not None:
         refuse_unless("depth-to-image", manifest)
     if upscale is not None:
@@ -214,6 +218,8 @@ def run(
 
         larger = read_manifest(locate(upscale))
         refuse_unless("upscaling", larger)
+        for known in embeddings:
+            check_embedding(known, larger)
         # Any image will do: only what it is asked with is looked at.
         resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
     opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
@@ -224,8 +230,8 @@ def run(
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
         for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
-            for token, source in embeddings:
-                target.load_embedding(source, token, allow_pickle=allow_pickle)
+            for known in embeddings:
+                target.add_embedding(known)
         failures: list[EngineError] = []
         # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
         for start in range(0, len(requests), pipeline.max_batch):
@@ -360,12 +366,14 @@ def _prompts() -> list[str]:
     return prompts
 
 
-def _embedding(text: str) -> tuple[str | None, str]:
-    """The token, if one is given, and the file of an ``--embedding``."""
+def _embedding(text: str, allow_pickle: bool) -> Embedding:
+    """What ``--embedding`` names: a file, or a token and its file."""
+    from sd2rt.runtime.textual_inversion import load_embedding
+
     token, equals, path = text.partition("=")
     if not equals or os.path.exists(text):
-        return None, text
-    return token, path
+        return load_embedding(text, None, allow_pickle=allow_pickle)
+    return load_embedding(path, token, allow_pickle=allow_pickle)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -26,6 +26,7 @@ class TextEncoder:
     """Tokenizer, token table and text encoder engine; remembers the last 64 texts, or chunks of longer ones."""
 
     def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._manifest = bundle.manifest
         self._tokenizer = tokenizer
         self._table = _open_table(bundle)
         self._engine = engine
@@ -50,7 +51,7 @@ class TextEncoder:
         Raises:
             RequestError: the vectors do not fit, or the name is taken.
         """
-        check_embedding(embedding, self.width, self._tokenizer.config.max_length - 2)
+        check_embedding(embedding, self._manifest)
         name = embedding.token
         if self._tokenizer.knows(name):
             raise RequestError(f"{name!r} is a token of the vocabulary: give the embedding another name")

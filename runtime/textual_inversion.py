@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.manifest import Manifest
 from sd2rt.runtime.pickled_tensors import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.runtime.safetensors_file import read_safetensors
 
@@ -62,16 +63,13 @@ def load_embedding(
     return Embedding(own, vectors, digest)
 
 
-def check_embedding(embedding: Embedding, width: int, room: int) -> None:
-    """See that an embedding fits a text encoder.
-
-    Args:
-        width: D, of the token table.
-        room: tokens that a prompt can have at once.
+def check_embedding(embedding: Embedding, manifest: Manifest) -> None:
+    """See that an embedding fits a bundle's text encoder.
 
     Raises:
         RequestError: naming the model that it was made for, where its width tells.
     """
+    width, room = manifest.embeddings.width, manifest.tokenizer.max_length - 2
     count, own = embedding.vectors.shape
     if own != width:
         other = _OTHER_MODELS.get(own, "another model")

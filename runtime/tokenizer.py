@@ -103,6 +103,8 @@ class Tokenizer:
 
         It differs from transformers' in that no text stands for a special token: ``!`` is a letter. Names are
         found by their tokens, the longest first, as AUTOMATIC1111 finds embeddings.
+
+        OpenCLIP repairs text first (ftfy's quotes, HTML's entities); here it is taken as it is typed.
         """
         ids = self._spell(text)
         found: list[Sequence[int]] = []

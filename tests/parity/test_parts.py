@@ -67,6 +67,28 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
     assert finite.tolist() == [1] * b
 
 
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_text_encoder_without_its_last_layers(base: Any, table: Any, skip: int) -> None:
+    """transformers' hidden state of that layer, through the final norm; two samples in one call."""
+    part = base.pipeline.manifest.parts["text_encoder"]
+    ids = torch.randint(0, 49408, (2, 77), generator=torch.Generator().manual_seed(skip))
+    model = base.checkpoint.text_encoder()
+    text_model = getattr(model, "text_model", model)
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states
+        expected = text_model.final_layer_norm(states[-1 - skip]).numpy()
+        embeddings = text_model.embeddings.token_embedding(ids).numpy()
+    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime), Device("cpu")) as engine:
+        session = engine.session({"B": 2})
+        session.buffers["embeddings"].write(embeddings)
+        session.buffers["skip"].write(np.array([skip]))
+        session.launch()
+        found = session.buffers["hidden"].read()
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    table.add("Parts", f"base, text_encoder, clip-skip {skip}", f"{error:.1e} of max", "0.0001")
+    assert error <= PART_BOUNDS["fp32"]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_portable_graph(base: Any, table: Any, part: Any) -> None:
     """model.onnx, which other backends build from, computes what ONNX Runtime's own graph does."""
