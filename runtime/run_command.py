@@ -126,11 +126,9 @@ def run(
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "num_inference_steps": steps,
-        "guidance_scale": None if guidance is None else _numbers("--guidance", guidance, ","),
+        "guidance_scale": _numbers("--guidance", guidance, ","),
         "guidance_rescale": rescale,
-        "guidance_interval": None
-        if guidance_interval is None
-        else _numbers("--guidance-interval", guidance_interval, ":"),
+        "guidance_interval": _numbers("--guidance-interval", guidance_interval, ":"),
         "preset": preset,
         "sampler": sampler,
         "schedule": schedule,
@@ -319,11 +317,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _numbers(option: str, text: str, between: str) -> list[float]:
+def _numbers(option: str, text: str | None, between: str) -> float | list[float] | None:
+    if text is None:
+        return None
     try:
-        return [float(number) for number in text.split(between)]
+        numbers = [float(number) for number in text.split(between)]
     except ValueError:
         raise RequestError(f"{option} {text!r} is not numbers with {between!r} between them") from None
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:
