@@ -32,6 +32,12 @@ def numbers(option: str, text: str | None, between: str = ",") -> tuple[float, .
         raise RequestError(f"{option} {text!r} is not numbers with {between!r} between them") from None
 
 
+def one_or_more(option: str, text: str | None) -> float | tuple[float, ...] | None:
+    """A number, or several with commas in between; None where the option is not given."""
+    given = numbers(option, text)
+    return given[0] if given is not None and len(given) == 1 else given
+
+
 def size(text: str) -> tuple[int, int]:
     """WxH as width and height."""
     width, _, height = text.lower().partition("x")

@@ -166,7 +166,7 @@ def run(
         "prompt_syntax": prompt_syntax,
         "clip_skip": clip_skip,
         "num_inference_steps": steps,
-        "guidance_scale": option_text.numbers("--guidance", guidance),
+        "guidance_scale": option_text.one_or_more("--guidance", guidance),
         "guidance_rescale": rescale,
         "guidance_interval": option_text.numbers("--guidance-interval", guidance_interval, between=":"),
         "preset": preset,
@@ -374,13 +374,6 @@ def _embedding(text: str, allow_pickle: bool) -> Embedding:
     if not equals or os.path.exists(text):
         return load_embedding(text, None, allow_pickle=allow_pickle)
     return load_embedding(path, token, allow_pickle=allow_pickle)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
-    return int(width), int(height)
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:

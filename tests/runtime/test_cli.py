@@ -19,6 +19,7 @@ from PIL import Image
 from sd2rt.engines.manifest import read_manifest
 from sd2rt.runtime import __version__
 from sd2rt.runtime.pipeline import Pipeline
+from sd2rt.runtime.request import make_request
 
 from .conftest import Command, Refused
 
@@ -67,6 +68,14 @@ def names(folder: Path) -> list[str]:
         ),
         (("--guidance", "nan"), "guidance_scale is nan: give a finite number"),
         (("--guidance", "inf"), "guidance_scale is inf: give a finite number"),
+        (("--guidance", "9,nan"), "guidance_scale is [9.0, nan]: give finite numbers, at least one"),
+        (("--guidance", "9,"), "--guidance '9,' is not numbers with ',' between them"),
+        (("--guidance-interval", "1-5"), "--guidance-interval '1-5' is not numbers with ':' between them"),
+        (
+            ("--guidance-interval", "5:1"),
+            "guidance_interval is [5.0, 1.0]: give two noise levels of at least 0, the lower one first",
+        ),
+        (("--preset", "fast"), "preset is 'fast': input should be 'turbo' or 'lcm'"),
         (("--rescale", "nan"), "guidance_rescale is nan: give a finite number"),
         (("--rescale", "1.5"), "guidance_rescale is 1.5: input should be less than or equal to 1"),
         (("--eta", "-inf"), "eta is -inf: give a finite number"),
@@ -394,6 +403,32 @@ def test_count(sd2rt: Command, small_bundle: Path, here: Path) -> None:
             assert f"Seed: {seed}," in image.text["parameters"]  # type: ignore[attr-defined]
             pixels.append(np.asarray(image))
     assert not np.array_equal(pixels[0], pixels[1])
+
+
+def test_guidance_by_call(sd2rt: Command, small_bundle: Path) -> None:
+    words = ("--sampler", "ddim", "--guidance", "9,3", "--guidance-interval", "0.2:inf", *FAST)
+    assert sd2rt("run", small_bundle, "a", *words).code == 0
+    options: dict[str, Any] = {"guidance_scale": [9, 3], "guidance_interval": (0.2, None), "sampler": "ddim"}
+    with Pipeline.open(small_bundle, threads=1) as pipe:
+        (expected,) = pipe("a", num_inference_steps=2, seed=5, **options).images
+        (whole,) = pipe("a", num_inference_steps=2, seed=5, sampler="ddim", guidance_scale=9).images
+    with Image.open("5.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+        assert not np.array_equal(np.asarray(image), np.asarray(whole))
+        text = image.text  # type: ignore[attr-defined]
+    assert "CFG scale: 9, " in text["parameters"]
+    assert "CFG scales: 9/3, CFG interval: 0.2:inf, " in text["parameters"]
+    facts = json.loads(text["sd2rt"])
+    assert (facts["guidance_scale"], facts["guidance_interval"]) == ([9, 3], [0.2, None])
+    again = make_request(prompt="a", **{name: facts[name] for name in options if name != "sampler"})
+    assert (again.guidance_scale, again.guidance_interval) == ((9, 3), (0.2, float("inf")))
+
+
+def test_preset(sd2rt: Command, small_bundle: Path) -> None:
+    said = sd2rt("run", small_bundle, "a", "--preset", "turbo", "--seed", "5", "--json", "--threads", "1")
+    (line,) = (json.loads(line) for line in said.out.splitlines())
+    expected = {"sampler": "euler", "schedule": "trailing", "steps": 1, "guidance_scale": 0}
+    assert expected.items() <= line.items()
 
 
 def test_json(sd2rt: Command, small_bundle: Path) -> None:

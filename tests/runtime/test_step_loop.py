@@ -21,8 +21,8 @@ from sd2rt.runtime.step_loop import run_steps
 from sd2rt.runtime.texts import Texts
 from sd2rt.runtime.trajectory import Trajectory, batchable
 
-CLOSE = 2e-5
-"""Rows of one sample in a larger batch: oneDNN and MLAS add up in another order."""
+CLOSE = 1e-5
+"""Of the largest value: with more rows in a call, the engine's kernels add up in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,10 @@ def by_hand(pipe: Pipeline, asked: Trajectory) -> NDArray[np.float32]:
     return latents
 
 
+def assert_close(found: Any, expected: Any, what: str = "") -> None:
+    assert np.abs(np.subtract(found, expected)).max() <= CLOSE * np.abs(expected).max(), what
+
+
 CASES: dict[str, Callable[[Pipeline], Trajectory]] = {
     "plain": lambda pipe: trajectory(plan_of(pipe, "ddim", 5), (PLAIN,), 1),
     "interval": lambda pipe: trajectory(
@@ -133,7 +137,7 @@ def test_a_mixed_batch_is_each_alone(pipe: Pipeline, max_batch: int) -> None:
     together = finished(pipe, [make(pipe) for make in CASES.values()], max_batch)
     for name, found in zip(CASES, together, strict=True):
         (alone,) = finished(pipe, [CASES[name](pipe)])
-        np.testing.assert_allclose(found, alone, atol=CLOSE, err_msg=name)
+        assert_close(found, alone, name)
 
 
 def test_calls_outside_of_the_interval_run_one_row(pipe: Pipeline, launched_rows: list[int]) -> None:
@@ -154,14 +158,14 @@ def test_a_prompt_of_no_share_is_as_if_it_were_not_there(pipe: Pipeline) -> None
         found, expected = (
             finished(pipe, [trajectory(plan, (told,), 1, rescale=0.5)]) for told in (texts, PLAIN)
         )
-        np.testing.assert_allclose(found, expected, atol=CLOSE)
+        assert_close(found, expected)
 
 
 def test_shares_of_one_prompt_add_up(pipe: Pipeline) -> None:
     plan = plan_of(pipe, "ddim", 5)
     halves = Texts((FOX, FOX), NOTHING, (0.25, 0.75))
     found, expected = (finished(pipe, [trajectory(plan, (told,), 1)]) for told in (halves, PLAIN))
-    np.testing.assert_allclose(found, expected, atol=CLOSE)
+    assert_close(found, expected)
 
 
 def test_the_whole_interval_is_plain_guidance(pipe: Pipeline) -> None:
@@ -186,7 +190,7 @@ def test_what_is_not_finite_stays_in_its_sample(pipe: Pipeline, bad: float) -> N
     assert "step 3 of 5" in str(spoilt.error)
     for seed, found in enumerate(others, 1):
         (alone,) = finished(pipe, [trajectory(plan, (texts[seed],), seed)])
-        np.testing.assert_allclose(found.latents, alone, atol=CLOSE)
+        assert_close(found.latents, alone)
 
 
 def test_texts_of_two_lengths_share_a_batch(pipe: Pipeline, launched_rows: list[int]) -> None:
@@ -202,7 +206,7 @@ def test_texts_of_two_lengths_share_a_batch(pipe: Pipeline, launched_rows: list[
     together = pipe.generate(requests)
     assert launched_rows == [5, 5, 5]
     for found, expected in zip(together, alone, strict=True):
-        np.testing.assert_allclose(found.images, expected, atol=CLOSE)
+        assert_close(found.images, expected)
 
 
 def test_requests_say_their_guidance(pipe: Pipeline, launched_rows: list[int]) -> None:
@@ -220,7 +224,7 @@ def test_requests_say_their_guidance(pipe: Pipeline, launched_rows: list[int]) -
     assert len(launched_rows) == 6
     assert 3 < min(launched_rows) + 1 <= max(launched_rows) <= 7
     for found, expected in zip(together, alone, strict=True):
-        np.testing.assert_allclose(found.images, expected, atol=CLOSE)
+        assert_close(found.images, expected)
     assert not np.array_equal(alone[0], alone[2])
 
 
