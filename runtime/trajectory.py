@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
-from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.plan import Plan
-from sd2rt.runtime.tile_noise import TileGenerator
+from sd2rt.runtime.rng import Normals
 
 Latents = NDArray[np.float32]
 
@@ -26,7 +25,7 @@ class Trajectory:
     uncond: NDArray[Any] | None  # [L, D]; None where there is no guidance
     guidance_scale: float
     guidance_rescale: float
-    generator: Generator | TileGenerator
+    generator: Normals
     seed: int
     image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
     extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents
