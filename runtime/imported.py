@@ -49,7 +49,6 @@ _UNTOLD = (
 """Settings that say nothing of the picture, or nothing that is not said elsewhere."""
 
 _SYNTAX = re.compile(r"[()\[\]]|\b(?:BREAK|AND)\b")
-_SHOWN = 60
 
 
 class Imported:
@@ -86,7 +85,7 @@ class Imported:
         self._clip_skip(own)
         for name, value in self._values.items():
             if name not in _UNTOLD:
-                self.notes.append(f"{_shown(f'{name}: {value}')} is not honoured")
+                self.notes.append(f"{shown(f'{name}: {value}')} is not honoured")
 
     def _take(self, name: str) -> str | None:
         return self._values.pop(name, None)
@@ -118,15 +117,15 @@ class Imported:
         if name.endswith(" heun") and name.removesuffix(" heun") in _SAMPLERS:
             name = name.removesuffix(" heun")
             self._set(
-                "sampler_options", {"solver_type": "heun"}, f"Sampler {_shown(told)}: its solver, Heun's,"
+                "sampler_options", {"solver_type": "heun"}, f"Sampler {shown(told)}: its solver, Heun's,"
             )
         sampler = _SAMPLERS.get(name)
         if sampler is None or sampler not in BUILT_SAMPLERS:
-            self.notes.append(f"Sampler {_shown(told)} is not known: the bundle's own takes its place")
+            self.notes.append(f"Sampler {shown(told)} is not known: the bundle's own takes its place")
             return
         self.fields["sampler"] = sampler
         if sampler in _BROWNIAN:
-            self.notes.append(f"Sampler {_shown(told)} draws other noise on the way than there")
+            self.notes.append(f"Sampler {shown(told)} draws other noise on the way than there")
         if spacing is not None:
             chosen: str | None = spacing
         elif schedule is None:
@@ -137,7 +136,7 @@ class Imported:
             self.fields["schedule"] = chosen
         elif chosen is not None:
             self.notes.append(
-                f"Schedule type {_shown(chosen)} is not known: the sampler's usual takes its place"
+                f"Schedule type {shown(chosen)} is not known: the sampler's usual takes its place"
             )
 
     def _numbers(self, hires: bool) -> None:
@@ -161,7 +160,7 @@ class Imported:
             for name, side in sides.items():
                 check_side(name, side)
         except (RequestError, ValueError) as error:
-            self.notes.append(f"Size {_shown(size)} cannot be honoured ({error}): the bundle's own is taken")
+            self.notes.append(f"Size {shown(size)} cannot be honoured ({error}): the bundle's own is taken")
         else:
             self.fields |= sides
 
@@ -175,7 +174,7 @@ class Imported:
                 raise ValueError
             Request.model_validate({"prompt": "", name: number})
         except (ValueError, OverflowError):
-            self.notes.append(f"{told} {_shown(value)} cannot be honoured")
+            self.notes.append(f"{told} {shown(value)} cannot be honoured")
         else:
             self.fields[name] = number
 
@@ -183,7 +182,7 @@ class Imported:
         source = self._take("RNG")
         rng = "cpu" if source is not None and source.upper() == "CPU" else "cuda"
         if source is not None and source.upper() not in ("CPU", "GPU", "NV"):
-            self.notes.append(f"RNG {_shown(source)} is not known: a GPU's takes its place")
+            self.notes.append(f"RNG {shown(source)} is not known: a GPU's takes its place")
         self.fields["rng"] = rng
         seed, strength = self._take("Variation seed"), self._take("Variation seed strength")
         if seed is None or strength is None:
@@ -192,9 +191,7 @@ class Imported:
             variation = {"variation_seed": int(seed), "variation_strength": float(strength)}
             Request.model_validate({"prompt": "", **variation})
         except ValueError:
-            self.notes.append(
-                f"Variation seed {_shown(seed)}, strength {_shown(strength)} cannot be honoured"
-            )
+            self.notes.append(f"Variation seed {shown(seed)}, strength {shown(strength)} cannot be honoured")
             return
         self.fields |= variation
         if variation["variation_strength"] not in (0, 1):
@@ -208,7 +205,7 @@ class Imported:
         if told is None or not (own or self._values.get("Version", "").startswith("f")):
             return
         if not told.isdecimal() or len(told) > 2 or int(told) < 1:
-            self.notes.append(f"Clip skip {_shown(told)} cannot be honoured")
+            self.notes.append(f"Clip skip {shown(told)} cannot be honoured")
         elif int(told) > 1:
             # There 1 is the last layer; here that is none skipped.
             self._set("clip_skip", int(told) - 1, f"Clip skip {told}")
@@ -223,7 +220,7 @@ def _split(sampler: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _shown(text: str) -> str:
+def shown(text: str, limit: int = 60) -> str:
     """A value in a message: printable, on one line, not long."""
-    clear = "".join(character if character.isprintable() else "?" for character in text[:_SHOWN])
-    return clear if len(text) <= _SHOWN else f"{clear}…"
+    clear = "".join(character if character.isprintable() else "?" for character in text[:limit])
+    return clear if len(text) <= limit else f"{clear}…"

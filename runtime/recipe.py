@@ -16,7 +16,7 @@ from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.manifest import MANIFEST, Manifest
 from sd2rt.engines.store import named_bundle
 from sd2rt.runtime.image_file import read_text
-from sd2rt.runtime.imported import Imported
+from sd2rt.runtime.imported import Imported, shown
 from sd2rt.runtime.parameters import parse_parameters
 from sd2rt.runtime.request import Request, make_request
 
@@ -32,6 +32,10 @@ INPUTS = ("image", "mask_image", "depth_map", "latents", "prompt_embeds", "negat
 
 _UNSAID = (*INPUTS, "max_image_pixels", "output_type", "num_images_per_prompt")
 """Neither are these in it: they are of the call, not of the one picture."""
+
+_MOST_NOTES = 20
+
+_IDENTITY_DIGITS = 64
 
 _OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
 
@@ -70,7 +74,7 @@ class Recipe:
             told = (
                 "does not name its bundle"
                 if self.bundle is None
-                else f"is of the bundle {_shown(self.bundle)}"
+                else f"is of the bundle {shown(self.bundle)}"
             )
             raise RequestError(
                 f"{self.path} {told}, which is not in the cache: name a bundle before the prompt"
@@ -81,15 +85,20 @@ class Recipe:
         """What there is to say where the picture is made again with this bundle."""
         if self.identity is None:
             return []
-        if len(self.identity) == hashlib.sha256().digest_size * 2:
+        name = "an unnamed one" if self.bundle is None else shown(self.bundle)
+        made = f"{self.path} was made with"
+        if len(self.identity) == _IDENTITY_DIGITS:
             same = self.identity == manifest.identity
-        else:
-            same = any(known.startswith(self.identity.lower()) for known in manifest.source.files.values())
-        if same:
+            return (
+                []
+                if same
+                else [f"{made} another bundle than {manifest.name} ({name}, {shown(self.identity, 10)})"]
+            )
+        files = manifest.source.files.values()
+        if any(known.startswith(self.identity.lower()) for known in files):
             return []
-        name = "an unnamed one" if self.bundle is None else _shown(self.bundle)
         return [
-            f"{self.path} was made with another model than {manifest.name} ({name}, {_shown(self.identity[:10])})"
+            f"{made} the model {name} ({shown(self.identity)}), {manifest.name} was built from other files"
         ]
 
     def check_inputs(self, request: Request) -> list[str]:
@@ -182,20 +191,20 @@ def _own(path: str, text: str) -> Recipe:
     except (RequestError, ValueError) as error:
         reason = str(error)
     raise RequestError(
-        f"what {path} tells of itself is wrong ({_shown(reason)}): give another picture, or the options"
+        f"what {path} tells of itself is wrong ({shown(reason, 200)}): give another picture, or the options"
     )
 
 
 def _recipe(path: str, made: _Made) -> Recipe:
     known = [name for name in made.request if name in Request.model_fields and name not in _UNSAID]
-    notes = [f"{_shown(name)} is not honoured" for name in made.request if name not in known]
+    notes = [f"{shown(name)} is not honoured" for name in made.request if name not in known]
     fields = {name: made.request[name] for name in known}
     # Checked here, where it can be told that the file is wrong, and no option.
     make_request(**{"prompt": "", **fields})
     return Recipe(
         path=path,
         fields=fields,
-        notes=tuple(notes),
+        notes=_few(notes),
         inputs={name: value for name, value in made.inputs.items() if name in INPUTS},
         bundle=made.bundle,
         identity=made.identity,
@@ -209,7 +218,7 @@ def _imported(path: str, text: str) -> Recipe:
     return Recipe(
         path=path,
         fields=imported.fields,
-        notes=tuple(imported.notes),
+        notes=_few(imported.notes),
         inputs={name: None for name, needed in given.items() if needed},
         bundle=imported.model,
         identity=imported.model_hash,
@@ -222,6 +231,11 @@ def _article(what: str) -> str:
     return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
-def _shown(text: str) -> str:
-    clear = "".join(character if character.isprintable() else "?" for character in text[:200])
-    return clear if len(text) <= 200 else f"{clear}…"
+def _few(notes: list[str]) -> tuple[str, ...]:
+    """A file may tell any number of things that are not known."""
+    rest = len(notes) - _MOST_NOTES
+    return (
+        tuple(notes)
+        if rest <= 0
+        else (*notes[:_MOST_NOTES], f"{rest} more things that it tells are not honoured")
+    )

@@ -178,7 +178,7 @@ def test_another_bundle_is_told(sd2rt: Command, refused: Refused, small_bundle: 
     path = write(tmp_path / "x.png", sd2rt=chunk(identity="ab" * 32))
     said = sd2rt("run", "--from", path, small_bundle, "--steps", "1", "--threads", "1")
     assert said.code == 0
-    assert said.err == (f"sd2rt: note: {path} was made with another model than small (small, {'ab' * 5})\n")
+    assert said.err == (f"sd2rt: note: {path} was made with another bundle than small (small, {'ab' * 5}…)\n")
     said = sd2rt("run", "--from", path, small_bundle, "--steps", "1", "--threads", "1", "--quiet")
     assert (said.code, said.err) == (0, "")
 
@@ -210,7 +210,7 @@ def test_text_of_automatic1111(sd2rt: Command, small_bundle: Path, tmp_path: Pat
     assert said.err.splitlines() == [
         "sd2rt: note: Sampler DPM adaptive is not known: the bundle's own takes its place",
         "sd2rt: note: Hires upscale: 2 is not honoured",
-        f"sd2rt: note: {path} was made with another model than small (other, 4bdfc29cda)",
+        f"sd2rt: note: {path} was made with the model other (4bdfc29cda), small was built from other files",
     ]
     expected = {"prompt": "a fox,\nat dusk", "negative_prompt": "blurry", "steps": 2, "guidance_scale": 3.0}
     expected |= {"seed": 9, "width": 64, "height": 128}
@@ -287,6 +287,13 @@ def test_no_file_is_read_that_another_names(
     recipe = read_recipe(write(tmp_path / "x.png", sd2rt=chunk(request=fields)))
     assert recipe.fields == {"prompt": "a"}
     assert recipe.notes == tuple(f"{name} is not honoured" for name in list(fields)[1:])
+
+
+def test_a_file_does_not_flood_the_terminal(tmp_path: Path) -> None:
+    unknown = {f"new{number}": 1 for number in range(1000)}
+    recipe = read_recipe(write(tmp_path / "x.png", sd2rt=chunk(request=unknown)))
+    assert len(recipe.notes) == 21
+    assert recipe.notes[-1] == "980 more things that it tells are not honoured"
 
 
 def test_files_that_tell_nothing(refused: Refused, photo: Path, tmp_path: Path) -> None:
