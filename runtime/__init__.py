@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline import Pipeline
+    from sd2rt.runtime.recipe import Recipe, read_recipe
     from sd2rt.runtime.request import Request
     from sd2rt.runtime.run import Output, Progress, Run
 
-__all__ = ["Output", "Pipeline", "Progress", "Request", "Run", "__version__"]
+__all__ = ["Output", "Pipeline", "Progress", "Recipe", "Request", "Run", "__version__", "read_recipe"]
 
 _HOMES = {
     "Output": "run",
     "Pipeline": "pipeline",
     "Progress": "run",
+    "Recipe": "recipe",
     "Request": "request",
     "Run": "run",
+    "read_recipe": "recipe",
 }
 
 

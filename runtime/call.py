@@ -36,6 +36,9 @@ class CallOptions(TypedDict, total=False):
     width: int | None
     num_images_per_prompt: int
     seed: int | None
+    rng: str
+    variation_seed: int | None
+    variation_strength: float
     latents: NDArray[Any] | None
     prompt_embeds: NDArray[Any] | None
     negative_prompt_embeds: NDArray[Any] | None
@@ -50,6 +53,7 @@ class CallOptions(TypedDict, total=False):
 
 
 _PICTURES = ("image", "mask_image", "depth_map")
+_COUNTED = ("num_images_per_prompt", "seed", "variation_seed", "variation_strength")
 
 
 def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Request]:
@@ -89,7 +93,7 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
     shared = {name: getattr(loaded, name) for name in single}
     own_pictures = {name: _each(name, value, count) for name, value in given.items() if name not in single}
     # What the division needs must be numbers already; the rest is checked with each request.
-    numbers = {name: fields[name] for name in ("num_images_per_prompt", "seed") if name in fields}
+    numbers = {name: fields[name] for name in _COUNTED if name in fields}
     checked = make_request(prompt="", **numbers)
     each, seed = checked.num_images_per_prompt, checked.seed
     if latents is not None:
@@ -108,8 +112,11 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
             own["negative_prompt_embeds"] = negative_embeds[index % len(negative_embeds)]
         if latents is not None:
             own["latents"] = latents[index * each : (index + 1) * each]
+        first, other = checked.seeds_of(0 if seed is None else seed, index * each)
         if seed is not None:
-            own["seed"] = seed + index * each
+            own["seed"] = first
+        if other is not None:
+            own["variation_seed"] = other
         request = make_request(**own).model_copy(update=shared)
         check_mask(request.image, request.mask_image)
         requests.append(request)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import ConditionName
 from sd2rt.engines.sampling import check_side
-from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.noise_schedule import NoiseSchedule
 from sd2rt.runtime.request import Request
+from sd2rt.runtime.rng import Normals
 from sd2rt.runtime.task import task_of
 from sd2rt.runtime.trajectory import Latents
+from sd2rt.runtime.variation import between
 
 if TYPE_CHECKING:
     from sd2rt.engines.manifest import Manifest
@@ -81,8 +82,14 @@ class Conditioning:
             return None
         return strength
 
-    def draw(self, generator: Generator, noise: Latents | None) -> Start:
-        """Make the draws of one image, in the order of diffusers' pipelines; ``noise`` stands in for its own."""
+    def draw(
+        self, generator: Normals, noise: Latents | None = None, variation: Normals | None = None
+    ) -> Start:
+        """Make the draws of one image, in the order of diffusers' pipelines; ``noise`` stands in for its own.
+
+        Towards what ``variation`` draws first the noise is moved by the request's strength of variation; all
+        other draws are ``generator``'s.
+        """
         names = [condition.name for condition in self._manifest.conditions]
         shown = {
             name: CONDITIONS[name].make(self, generator) for name in names if CONDITIONS[name].before_start
@@ -90,13 +97,15 @@ class Conditioning:
         image_latents = None if self.strength is None else self.sampled(self.image_moments, generator)
         if noise is None:
             noise = generator.randn(self.shape)
+        if variation is not None:
+            noise = between(noise, variation.randn(self.shape), self._request.variation_strength)
         for name in names:
             if name not in shown:
                 shown[name] = CONDITIONS[name].make(self, generator)
         extra = np.concatenate([shown[name] for name in names]) if names else None
         return Start(noise, image_latents, extra)
 
-    def sampled(self, moments: Array, generator: Generator) -> Latents:
+    def sampled(self, moments: Array, generator: Normals) -> Latents:
         """A draw from what the encoder says of an image, in the sampler's scale."""
         mean, logvar = np.split(moments, 2)
         deviation = np.exp(np.float32(0.5) * logvar)
@@ -170,7 +179,7 @@ class Conditioning:
         _, h, w = self.shape
         return np.pad(image, ((0, 0), (0, h - height), (0, w - width)), mode="edge")
 
-    def noised_low_res(self, generator: Generator) -> Array:
+    def noised_low_res(self, generator: Normals) -> Array:
         """The low-resolution image with the request's level of noise, [3, h, w]."""
         low, level = self._manifest.low_resolution, self._request.noise_level
         assert low is not None
@@ -195,7 +204,7 @@ class Conditioning:
 class Channels:
     """How one of the denoiser's conditions is made."""
 
-    make: Callable[[Conditioning, Generator], Array]
+    make: Callable[[Conditioning, Normals], Array]
     before_start: bool = False
     """Its random draws come before those of the sampler's start."""
 

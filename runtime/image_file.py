@@ -75,6 +75,22 @@ def read_image(source: ImageSource, what: str, max_pixels: int) -> tuple[str, Im
     return name, _upright(image, name)
 
 
+def read_text(path: str) -> tuple[str, dict[str, str]]:
+    """A PNG's name in messages, and the text in it by its keys.
+
+    Raises:
+        RequestError: it cannot be read, is no PNG, is animated or damaged, or is larger than ``MAX_PIXELS``.
+    """
+    from PIL.PngImagePlugin import PngImageFile
+
+    with _stream(path) as (name, stream):
+        image = _identified(stream, name, MAX_PIXELS)
+    if not isinstance(image, PngImageFile):
+        raise RequestError(f"{name} is a {image.format}: give a PNG, which tells how it was made")
+    with _decoding(name, image.format):
+        return name, {key: str(value) for key, value in image.text.items()}
+
+
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
     """Refuse a width and height without pixels, or with more than ``max_pixels``.
 

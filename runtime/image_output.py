@@ -38,7 +38,16 @@ def check_output(output: Path, total: int, option: str = "--output") -> None:
 
 
 def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
-    """What made a resolved request's image, as it goes into the file and into ``--json``."""
+    """What made a resolved request's image, as it goes into the file and into ``--json``.
+
+    ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
+    """
+    from sd2rt.runtime import __version__
+    from sd2rt.runtime.pipeline import TILE
+    from sd2rt.runtime.recipe import settings_of
+
+    settings, inputs = settings_of(request)
+    sampler = pipeline.sampler_of(request)
     width, height = pipeline.size_of(request)
     interval = request.guidance_interval
     optional = {
@@ -56,8 +65,8 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "steps": request.num_inference_steps,
-        "sampler": pipeline.sampler_of(request).name,
-        "schedule": pipeline.sampler_of(request).spacing,
+        "sampler": sampler.name,
+        "schedule": sampler.spacing if sampler.levels == "spaced" else sampler.levels,
         "eta": request.eta,
         "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,
@@ -66,46 +75,24 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "height": height,
         "bundle": pipeline.manifest.name,
         "identity": pipeline.manifest.identity,
+        "version": __version__,
+        "request": settings,
+        **({"inputs": inputs} if inputs else {}),
+        **({"tile": pipeline.tile} if pipeline.tile != TILE else {}),
         **{name: value for name, value in optional.items() if value is not None},
     }
 
 
-_A1111_SAMPLERS = {"ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "dpmpp-2m": "DPM++ 2M"}
-
-
-def _parameters(facts: dict[str, Any], version: str) -> str:
-    """The text that AUTOMATIC1111's web interface writes into a PNG and reads back from it."""
-    lines = [facts["prompt"] or ""]
-    if facts["negative_prompt"]:
-        lines.append(f"Negative prompt: {facts['negative_prompt']}")
-    sampler = _A1111_SAMPLERS[facts["sampler"]]
-    extra = [f"Spacing: {facts['schedule']}, "]
-    extra += [f"Eta: {facts['eta']:g}, "] if facts["eta"] else []
-    extra += [f"Denoising strength: {facts['strength']:g}, "] if "strength" in facts else []
-    extra += [f"CFG rescale: {facts['guidance_rescale']:g}, "] if facts["guidance_rescale"] else []
-    scale = facts["guidance_scale"]
-    scales = scale if isinstance(scale, tuple) else (scale,)
-    # One number is read back there: the one that steps begin with.
-    extra += [f"CFG scales: {'/'.join(f'{scale:g}' for scale in scales)}, "] if len(scales) > 1 else []
-    if "guidance_interval" in facts:
-        low, high = facts["guidance_interval"]
-        extra.append(f"CFG interval: {low:g}:{'inf' if high is None else f'{high:g}'}, ")
-    lines.append(
-        f"Steps: {facts['steps']}, Sampler: {sampler}, CFG scale: {scales[0]:g}, "
-        f"Seed: {facts['seed']}, Size: {facts['width']}x{facts['height']}, "
-        f"{''.join(extra)}Model hash: {facts['identity'][:10]}, Model: {facts['bundle']}, Version: sd2rt {version}"
-    )
-    return "\n".join(lines)
-
-
 def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
     """Write an image into ``output``, a file or a folder, and return where it is."""
-    from sd2rt.runtime import __version__
     from sd2rt.runtime.image import save_png
+    from sd2rt.runtime.parameters import write_parameters
+    from sd2rt.runtime.recipe import A1111_CHUNK, CHUNK
 
-    text = {"parameters": _parameters(facts, __version__), "sd2rt": json.dumps(facts)}
+    text = {A1111_CHUNK: write_parameters(facts, facts["version"]), CHUNK: json.dumps(facts)}
     named = output.suffix.lower() == ".png" and not output.is_dir()
-    path, number = output if named else output / f"{facts['seed']}.png", 1
+    name = _name(facts)
+    path, number = output if named else output / f"{name}.png", 1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -114,6 +101,16 @@ def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
                 return path
             except FileExistsError:
                 # An earlier image is never overwritten unless it was named.
-                path, number = output / f"{facts['seed']}-{number}.png", number + 1
+                path, number = output / f"{name}-{number}.png", number + 1
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _name(facts: dict[str, Any]) -> str:
+    """The seed, and the one that it varies towards."""
+    settings = facts["request"]
+    return (
+        f"{facts['seed']}v{settings['variation_seed']}"
+        if "variation_strength" in settings
+        else f"{facts['seed']}"
+    )

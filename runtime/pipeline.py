@@ -20,7 +20,6 @@ from sd2rt.engines.sampling import SamplerConfig
 from sd2rt.engines.session import Device
 from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
-from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.guidance import plan_guidance
 from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
@@ -28,6 +27,7 @@ from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.prompt_texts import schedule_texts
 from sd2rt.runtime.request import Request
+from sd2rt.runtime.rng import Normals, make_generator
 from sd2rt.runtime.run import Output, Run
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refuse_unless, resolve, task_of
@@ -54,7 +54,7 @@ class Pipeline:
         self.bundle = networks.bundle
         self.max_batch = max_batch
         self._networks = networks
-        self._tile = tile
+        self.tile = tile
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -138,7 +138,8 @@ class Pipeline:
 
         ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; latents
         in what it returns take the place of the old ones. It sees one batch at a time: more images than
-        the pipeline's ``max_batch`` come one batch after another. Image i of the call uses ``seed + i``.
+        the pipeline's ``max_batch`` come one batch after another. Image i of the call uses ``seed + i``, or
+        ``variation_seed + i`` where there is a variation.
 
         Raises:
             RequestError: an option is unknown or cannot be honoured.
@@ -315,16 +316,18 @@ class Pipeline:
         assert scale is not None
         guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
         texts = guidance.of(self._texts(request, len(plan.steps), any(guidance.guided)))
-        side = self._tile if conditioning.tileable else max(shape[1:])
+        side = self.tile if conditioning.tileable else max(shape[1:])
         tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
         pictures = []
         for index in range(count):
-            generator = Generator(seed + index)
+            first, other = request.seeds_of(seed, index)
+            generator = make_generator(request.rng, first)
+            variation = None if other is None else make_generator(request.rng, other)
             own = None if given is None else np.asarray(given[index], np.float32)
-            start = conditioning.draw(generator, own)
-            tiles: Sequence[Generator | TileGenerator] = [generator]
+            start = conditioning.draw(generator, own, variation)
+            tiles: Sequence[Normals] = [generator]
             if len(tiling.boxes) > 1:
-                noise = ImageNoise(seed + index, shape)
+                noise = ImageNoise(first, shape, request.rng)
                 tiles = [TileGenerator(noise, box) for box in tiling.boxes]
             trajectories = [
                 Trajectory(
@@ -333,7 +336,7 @@ class Pipeline:
                     texts=texts,
                     guidance=guidance.values,
                     generator=tile,
-                    seed=seed + index,
+                    seed=first,
                     image_latents=None if start.image_latents is None else box.cut(start.image_latents),
                     extra=None if start.extra is None else box.cut(start.extra),
                     noise_level=request.noise_level,

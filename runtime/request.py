@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,6 +24,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import check_side
 from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.presets import PresetName
+from sd2rt.runtime.rng import check_rng
 
 OutputType = Literal["pil", "np", "latent"]
 PromptSyntax = Literal["plain", "a1111"]
@@ -131,6 +133,7 @@ Array = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
 # What a sampler takes is checked with the sampler.
 Options = dict[str, bool | int | float | str | list[int] | tuple[int, ...] | None]
+Rng = Annotated[str, AfterValidator(check_rng)]
 # A PIL image once checked; pydantic need not know more of it.
 Image = Annotated[Any, BeforeValidator(_image)]
 Mask = Annotated[Any, BeforeValidator(_mask)]
@@ -142,7 +145,10 @@ class Request(BaseModel):
 
     ``num_inference_steps``, ``guidance_scale``, ``strength`` and ``noise_level`` of None are the bundle's own
     for the task. ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the
-    request takes ``seed + i``. ``sampler``, ``schedule`` (a timestep spacing, or a rule for noise levels) and
+    request takes ``seed + i``. With ``rng`` ``cuda`` (or ``cuda:N``, ``cuda:NxT``; see
+    :func:`~sd2rt.runtime.rng.make_generator`) it is torch's generator of a GPU. ``variation_strength`` above 0
+    moves the initial noise towards ``variation_seed``'s, up to 1, all the way; then image i takes ``seed`` and
+    ``variation_seed + i``. ``sampler``, ``schedule`` (a timestep spacing, or a rule for noise levels) and
     ``sampler_options`` (those of :data:`~sd2rt.engines.sampling.SAMPLER_OPTIONS`) stand in for a scheduler object, as
     does ``rescale_betas_zero_snr``, which makes the last timestep pure noise; None is the checkpoint's own.
     ``latents`` are the initial noise, [n, C, h, w], before the sampler's
@@ -187,6 +193,9 @@ class Request(BaseModel):
     width: Whole | None = None
     num_images_per_prompt: Whole = Field(1, ge=1)
     seed: Whole | None = None
+    rng: Rng = "cpu"
+    variation_seed: Whole | None = None
+    variation_strength: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     latents: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -207,12 +216,33 @@ class Request(BaseModel):
         """
         return self.guidance_scale is not None and bool(np.max(self.guidance_scale) > 1)
 
+    @property
+    def varied(self) -> bool:
+        """Whether the initial noise is not that of ``seed`` alone."""
+        return self.variation_strength > 0
+
+    def seeds_of(self, seed: int, index: int) -> tuple[int, int | None]:
+        """The seed of image ``index``, where the first one has ``seed``, and the seed that it varies towards.
+
+        With a variation only the second counts up, as in AUTOMATIC1111's interface: the images are then
+        variations of one.
+        """
+        if self.variation_seed is None or not self.varied:
+            return seed + index, None
+        return seed, self.variation_seed + index
+
     @model_validator(mode="after")
     def _consistent(self) -> Request:
         if (self.prompt is None) == (self.prompt_embeds is None):
             raise ValueError("give one of prompt and prompt_embeds")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
             raise ValueError("give one of negative_prompt and negative_prompt_embeds")
+        if self.varied and self.variation_seed is None:
+            raise ValueError(
+                "variation_strength is given without variation_seed: give the seed to move towards"
+            )
+        if self.varied and self.latents is not None:
+            raise ValueError("latents are given, and a variation is of a seed's: leave one of the two out")
         if self.timesteps is not None and self.sigmas is not None:
             raise ValueError("give one of timesteps and sigmas")
         check_mask(self.image, self.mask_image)
@@ -248,7 +278,7 @@ def make_request(**fields: Any) -> Request:
         raise RequestError(
             "generator is not taken: give seed=N for what torch.Generator('cpu').manual_seed(N) draws"
         )
-    for name in ("guidance_scale", "guidance_rescale", "eta", "strength"):
+    for name in ("guidance_scale", "guidance_rescale", "eta", "strength", "variation_strength"):
         value = fields.get(name)
         if isinstance(value, float) and not math.isfinite(value):
             raise RequestError(f"{name} is {value}: give a finite number")

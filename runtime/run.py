@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The images of a call, in the order of its prompts, and the seed that makes each again alone.
+    """The images of a call, in the order of its prompts, and the seed that makes each again alone; with a
+    variation, that seed is every image's, and image i has ``variation_seed + i``.
 
     ``images`` is a list of PIL images, or an array: [n, H, W, 3] in [0, 1] for output type ``np``,
     [n, C, h, w] for ``latent``.
@@ -149,7 +150,7 @@ class Run:
         for picture in group:
             if picture.error is not None:
                 return picture.error
-        seeds = [seed + index for index in range(len(group))]
+        seeds = [request.seeds_of(seed, index)[0] for index in range(len(group))]
         if request.output_type == "latent":
             return Output(np.stack([picture.latents() for picture in group]), seeds)
         try:

@@ -36,16 +36,39 @@ if TYPE_CHECKING:
 DEMO = "demo"
 
 
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "negative": ("negative_prompt",),
+    "mask": ("mask_image",),
+    "depth": ("depth_map",),
+    "steps": ("num_inference_steps", "timesteps", "sigmas"),
+    "guidance": ("guidance_scale",),
+    "rescale": ("guidance_rescale",),
+    "sampler": ("sampler", "sampler_options"),
+    "variation": ("variation_seed", "variation_strength"),
+    "size": ("width", "height"),
+}
+"""Fields of a request whose place an option takes where --from gives them, if not those of its own name."""
+
+
 def run(
+    context: typer.Context,
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[BUNDLE] PROMPT",
             help="A bundle (a folder, or a name in the cache; the demo if left out) and a prompt; "
             "- reads prompts from standard input, one a line.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    recipe_of: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PNG",
+            help="Make this picture again, as it tells itself; what else is given takes the place of what it says.",
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     prompt_syntax: Annotated[
         str,
@@ -141,6 +164,19 @@ def run(
     ] = None,
     eta: Annotated[float, typer.Option(help="ddim: share of fresh noise, 0 to 1.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image; image i uses seed + i.")] = None,
+    rng: Annotated[
+        str,
+        typer.Option(
+            help="Whose random numbers: cpu or cuda, torch's; cuda:N of a GPU of N multiprocessors."
+        ),
+    ] = "cpu",
+    variation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEED:STRENGTH",
+            help="Move the noise towards another seed's, up to strength 1; image i moves towards SEED + i.",
+        ),
+    ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 64.")] = None,
     count: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
     output: Annotated[
@@ -159,8 +195,8 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Make images from a bundle."""
-    bundle, prompts = _words(words)
-    _check_standard_input(prompts, {"--image": image, "--mask": mask, "--depth": depth})
+    bundle, prompts = _words(words or [], recipe_of is not None)
+    _check_standard_input(prompts, {"--from": recipe_of, "--image": image, "--mask": mask, "--depth": depth})
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "prompt_syntax": prompt_syntax,
@@ -177,6 +213,7 @@ def run(
         "timesteps": option_text.numbers("--timesteps", timesteps),
         "sigmas": option_text.numbers("--sigmas", sigmas),
         "eta": eta,
+        "rng": rng,
         "image": image,
         "mask_image": mask,
         "depth_map": depth,
@@ -190,12 +227,32 @@ def run(
         options["max_image_pixels"] = max_image_pixels
     if size is not None:
         options["width"], options["height"] = option_text.size(size)
+    if variation is not None:
+        options["variation_seed"], options["variation_strength"] = _variation(variation)
+    recipe = None
+    if recipe_of is not None:
+        from sd2rt.runtime.recipe import read_recipe
+
+        recipe = read_recipe(recipe_of)
+        told = {name: value for name, value in recipe.fields.items() if name not in _given(context)}
+        prompt, own_seed = told.pop("prompt", ""), told.pop("seed", None)
+        options |= told
+        prompts = [prompt] if prompts == [] else prompts
+        bundle = str(recipe.bundle_path()) if bundle is None else bundle
+        seed = own_seed if seed is None else seed
+        tile = recipe.tile if tile is None else tile
+        if recipe.upscaled is not None and upscale is None:
+            upscale = str(recipe.upscaled.bundle_path())
+            if noise_level is None:
+                noise_level = recipe.upscaled.fields.get("noise_level")
+            options["noise_level"] = None
     from sd2rt.runtime.call import CallOptions, divide
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
     each = [prompt for prompt in prompts or _prompts() for _ in range(_count(count))]
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
+    notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0])]
     check_output(output, len(requests))
     embeddings = [_embedding(text, allow_pickle) for text in embedding or ()]
     _check_save_depth(save_depth, output)
@@ -211,6 +268,8 @@ def run(
     requests = [resolve(request, manifest) for request in requests]
     for known in embeddings:
         check_embedding(known, manifest)
+    if recipe is not None:
+        notes += recipe.bundle_notes(manifest)
     if save_depth is not None:
         refuse_unless("depth-to-image", manifest)
     if upscale is not None:
@@ -220,8 +279,13 @@ def run(
         refuse_unless("upscaling", larger)
         for known in embeddings:
             check_embedding(known, larger)
+        if recipe is not None and recipe.upscaled is not None:
+            notes += recipe.upscaled.bundle_notes(larger)
         # Any image will do: only what it is asked with is looked at.
         resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
+    if not quiet:
+        for note in notes:
+            print(f"sd2rt: note: {note}", file=sys.stderr)
     opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
     with (
         _shown_warnings(quiet),
@@ -345,14 +409,22 @@ def _count(count: int) -> int:
     return count
 
 
-def _words(words: list[str]) -> tuple[str | None, list[str] | None]:
-    """The bundle, if one is named, and the prompts; None where they are to be read from standard input."""
+def _words(words: list[str], told: bool) -> tuple[str | None, list[str] | None]:
+    """The bundle, if one is named, and the prompts; None where they are to be read from standard input.
+
+    Where --from tells both, either may be left out; without a prompt there are none.
+    """
     if len(words) > 2:
         raise RequestError(f"{len(words)} arguments, expected [BUNDLE] PROMPT: put the prompt in quotes")
-    bundle, prompt = (None, words[0]) if len(words) == 1 else (words[0], words[1])
-    if bundle is None and os.path.isfile(find_bundle(prompt) / MANIFEST):
-        raise RequestError(f"{prompt!r} is a bundle, and there is no prompt: give one after it")
-    return bundle, None if prompt == "-" else [prompt]
+    if not words and not told:
+        raise typer.BadParameter("there is none: give one, in quotes", param_hint="PROMPT")
+    *bundles, prompt = words or [""]
+    if not bundles and words and os.path.isfile(find_bundle(prompt) / MANIFEST):
+        if not told:
+            raise RequestError(f"{prompt!r} is a bundle, and there is no prompt: give one after it")
+        bundles, words = [prompt], []
+    bundle = bundles[0] if bundles else None
+    return bundle, [] if not words else None if prompt == "-" else [prompt]
 
 
 def _prompts() -> list[str]:
@@ -374,6 +446,21 @@ def _embedding(text: str, allow_pickle: bool) -> Embedding:
     if not equals or os.path.exists(text):
         return load_embedding(text, None, allow_pickle=allow_pickle)
     return load_embedding(path, token, allow_pickle=allow_pickle)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The fields of a request that options on the command line are for."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {field for name in given for field in _FIELDS.get(name, (name,))}
+
+
+def _variation(text: str) -> tuple[int, float]:
+    seed, _, strength = text.rpartition(":")
+    try:
+        return int(seed), float(strength)
+    except ValueError:
+        raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
 
 
 def _bundle(name: str | None, quiet: bool) -> str | Path:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.rng import make_generator
 from sd2rt.runtime.tiles import Box
 
 # Apart from the seeds of a request's other images, which count up from its own.
@@ -21,17 +21,18 @@ class ImageNoise:
     of a batch come together, and find the last ones made.
     """
 
-    def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, seed: int, shape: tuple[int, ...], rng: str = "cpu") -> None:
         self._seed = seed
+        self._rng = rng
         self._shape = shape
         self.draw = lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, number: int) -> NDArray[np.float32]:
-        return Generator(self._seed + _STEP_SEEDS * (number + 1)).randn(self._shape)
+        return make_generator(self._rng, self._seed + _STEP_SEEDS * (number + 1)).randn(self._shape)
 
 
 class TileGenerator:
-    """Stands in for a :class:`Generator` where a tile is made: its draws agree with its neighbours'.
+    """Stands in for an image's own generator where a tile is made: its draws agree with its neighbours'.
 
     Tiles with noise of their own would become different pictures, and blur where they are blended.
     """

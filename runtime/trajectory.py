@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
-from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.rng import Normals
 from sd2rt.runtime.texts import Texts
-from sd2rt.runtime.tile_noise import TileGenerator
 
 Latents = NDArray[np.float32]
 
@@ -28,7 +27,7 @@ class Trajectory:
     latents: Latents  # [C, h, w]: unit noise, of which the start is made; the result, when finished
     texts: tuple[Texts, ...]  # one for each call; calls that are told the same share one object
     guidance: NDArray[np.float32]  # [N, 2]: scale and rescale of each call
-    generator: Generator | TileGenerator
+    generator: Normals
     seed: int
     image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
     extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents

@@ -75,7 +75,7 @@ def test_public_names() -> None:
     assert dir(runtime) == runtime.__all__
     for name in runtime.__all__:
         assert getattr(runtime, name) is not None
-    assert {"Pipeline", "Request", "__version__"} <= set(runtime.__all__)
+    assert {"Pipeline", "Recipe", "Request", "__version__", "read_recipe"} <= set(runtime.__all__)
     with pytest.raises(AttributeError, match="Pipelines"):
         _ = runtime.Pipelines
 

@@ -342,7 +342,7 @@ def test_image_and_what_it_says(sd2rt: Command, small_bundle: Path, here: Path) 
         text = image.text  # type: ignore[attr-defined]
     assert text["parameters"] == (
         f"{prompt}\nNegative prompt: {negative}\n"
-        f"Steps: 2, Sampler: PLMS, CFG scale: 7.5, Seed: 5, Size: 64x128, Spacing: leading, "
+        f"Steps: 2, Sampler: PLMS, CFG scale: 7.5, Seed: 5, Size: 64x128, Spacing: leading, RNG: CPU, "
         f"Model hash: {manifest.identity[:10]}, Model: small, Version: sd2rt {__version__}"
     )
     facts = json.loads(text["sd2rt"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,3 +64,25 @@ def test_normals_are_standard() -> None:
     assert abs(normals.mean()) < 5 / math.sqrt(normals.size)
     assert abs(normals.std() - 1) < 5 / math.sqrt(normals.size)
     assert np.isfinite(normals).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(
+        st.one_of(st.integers(0, 40), st.sampled_from([623, 624, 625, 1024, 4 * 96 * 96])),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_draws_on_both_sides_of_sixteen_and_across_the_twister_s_state(seed: int, sizes: list[int]) -> None:
+    assert_same_stream(seed, [(size,) for size in sizes])
+
+
+def test_numpy_s_random_numbers_are_not_loaded() -> None:
+    """Importing them takes ten times what an image's noise does."""
+    code = (
+        "import sys\nfrom sd2rt.runtime.generator import Generator\nGenerator(3).randn((4, 96, 96))\n"
+        "assert 'numpy.random' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

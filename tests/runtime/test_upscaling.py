@@ -15,7 +15,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.call import CallOptions
-from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.rng import make_generator
 from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 
@@ -157,15 +157,16 @@ def test_size_is_the_images_own(whole: Pipeline, side: str) -> None:
         whole("a", **cast(CallOptions, {"image": picture(8, 8, textured=False), side: 64}))
 
 
-def test_tiles_share_their_noise() -> None:
-    noise = ImageNoise(5, (4, 64, 96))
+@pytest.mark.parametrize("rng", ["cpu", "cuda"])
+def test_tiles_share_their_noise(rng: str) -> None:
+    noise = ImageNoise(5, (4, 64, 96), rng)
     tiling = Tiling(64, 96, 32, 8)
     tiles = [TileGenerator(noise, box) for box in tiling.boxes]
     for number in range(4):
         # Tiles of a later batch come to a draw when it is long forgotten.
-        expected = ImageNoise(5, (4, 64, 96)).draw(number)
+        expected = ImageNoise(5, (4, 64, 96), rng).draw(number)
         for tile, box in zip(tiles, tiling.boxes, strict=True):
             np.testing.assert_array_equal(tile.randn((4, 32, 32)), box.cut(expected))
-    first, second = (ImageNoise(5, (4, 64, 96)).draw(number) for number in (0, 1))
+    first, second = (ImageNoise(5, (4, 64, 96), rng).draw(number) for number in (0, 1))
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
-    assert abs(np.corrcoef(first.ravel(), Generator(5).randn((4, 64, 96)).ravel())[0, 1]) < 0.05
+    assert abs(np.corrcoef(first.ravel(), make_generator(rng, 5).randn((4, 64, 96)).ravel())[0, 1]) < 0.05

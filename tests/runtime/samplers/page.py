@@ -23,7 +23,7 @@ from sd2rt.export.schedulers import SCHEDULERS
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config, schedules_of
 from sd2rt.runtime.samplers_plot import draw
 
-from .cases import DISTILLED, NAMES, STEPS, compared, levels_of, noise_config
+from .cases import NAMES, STEPS, compared, levels_of, noise_config
 from .reference_schedulers import Draws, reference, trajectory_error
 
 DOCS = Path("docs")
@@ -142,8 +142,8 @@ Every sampler is a function from a noise schedule, options and a number of steps
 for each network call ([design](design.md)). This page is made by `make samplers`, from the tables themselves.
 
 `error` is the proof: the worst relative difference, at any call, between a table and diffusers' scheduler of the
-same name, which is driven in float64 over the same random outputs and noises; both predictions, {", ".join(map(str, STEPS))}
-steps, every schedule that diffusers has for it, from noise and from an image (strength {_LATE}). The bound is 1e-5.
+same name, which is driven in float64 over the same random outputs and noises; both predictions,
+{", ".join(map(str, STEPS))} steps, every schedule that diffusers has for it, from noise and from an image (strength {_LATE}). The bound is 1e-5.
 `diffusers` is how far that scheduler is from itself when it runs in its own float32. `order` is that of convergence,
 measured on Gaussian data, for which the solution is known (tests/runtime/samplers/test_convergence.py).
 
@@ -159,9 +159,10 @@ _SCHEDULES = """## Schedules
 `--schedule` says which noise levels a sampler goes through. `leading`, `trailing` and `linspace` space timesteps
 ([arXiv:2305.08891](https://arxiv.org/abs/2305.08891), table 2); the others choose noise levels, between the
 schedule's ends: `karras` ([arXiv:2206.00364](https://arxiv.org/abs/2206.00364), rho 7), `exponential` and `lambdas`
-(even logarithms; they differ in how timesteps are rounded), `beta` ([arXiv:2407.12173](https://arxiv.org/abs/2407.12173)),
-`ays` (Align Your Steps, [arXiv:2404.14507](https://arxiv.org/abs/2404.14507); its Stable Diffusion 1.5 levels, as SD2 has
-the same noise schedule). `--timesteps` and `--sigmas` give the list itself, and `--zero-snr` makes the last timestep
+(even logarithms; they differ in how timesteps are rounded), `beta`
+([arXiv:2407.12173](https://arxiv.org/abs/2407.12173)), `ays` (Align Your Steps,
+[arXiv:2404.14507](https://arxiv.org/abs/2404.14507); its Stable Diffusion 1.5 levels, as SD2 has the same noise
+schedule). `--timesteps` and `--sigmas` give the list itself, and `--zero-snr` makes the last timestep
 pure noise.
 """
 

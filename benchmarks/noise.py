@@ -1,0 +1,118 @@
+"""What drawing noise costs: the initial noise of an image with its seeding, and the fresh noise of a step.
+
+    python -m benchmarks.noise [--rng cpu cuda]
+
+Cold is the first draw of a process, in several of them; after a pause is one that finds the processor's caches
+full of something else, as between two calls of an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, process, report
+from sd2rt.runtime.rng import make_generator
+
+MILLISECONDS_BOUND = 3.0
+INITIAL = {"512": (4, 64, 64), "768": (4, 96, 96), "1024": (4, 128, 128)}
+STEP = (4, 16, 16)
+_PAUSE_SECONDS = 0.02
+_OTHER_BYTES = 64 << 20
+
+_COLD = """
+import time
+import numpy
+from sd2rt.runtime.rng import make_generator
+start = time.perf_counter_ns()
+make_generator({rng!r}, 7).randn({shape!r})
+print(time.perf_counter_ns() - start)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__.splitlines()[0])
+    parser.add_argument("--rng", nargs="+", default=["cpu", "cuda"], help="generators, as --rng of sd2rt run")
+    parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=10, help="for the cold draws")
+    report.add_output(parser)
+    options = parser.parse_args()
+    facts, busy, own = machine.facts(), process.busy_seconds(), time.process_time()
+    cases: list[dict[str, Any]] = []
+    for side, shape in INITIAL.items():
+        for rng in options.rng:
+            cold = _cold(rng, shape, options.processes)
+            warm = _timed(partial(_initial, rng, shape), options.repetitions)
+            cases.append({"draw": f"initial, {side}", "rng": rng, "cold": cold, "warm": warm})
+    for rng in options.rng:
+        draw = partial(make_generator(rng, 7).randn, STEP)
+        warm, after = _timed(draw, options.repetitions), _timed(draw, options.repetitions // 4, pause=True)
+        cases.append({"draw": "step, 128", "rng": rng, "warm": warm, "after_pause": after})
+    bounded = [case for case in cases if case["draw"] == "initial, 768"]
+    result = {
+        "benchmark": "noise",
+        "unit": "ms",
+        "cases": cases,
+        "bounds": {
+            case["rng"]: {
+                "bound_ms": MILLISECONDS_BOUND,
+                "holds": max(case[kind]["median"] for kind in ("cold", "warm")) <= MILLISECONDS_BOUND,
+            }
+            for case in bounded
+        },
+        "others_cpu_seconds": round(max(process.busy_seconds() - busy - (time.process_time() - own), 0.0), 2),
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+    kinds = [(kind, key) for kind in ("cold", "warm", "after_pause") for key in ("median", "min")]
+    rows = [
+        (
+            case["draw"],
+            case["rng"],
+            *(f"{case[kind][key]:.2f}" if kind in case else "" for kind, key in kinds),
+            f"<= {MILLISECONDS_BOUND:g}" if case in bounded else "",
+        )
+        for case in cases
+    ]
+    header = ("draw", "rng", "cold ms", "min", "warm ms", "min", "after a pause ms", "min", "bound")
+    report.finish(result, header, rows, options.output)
+
+
+def _initial(rng: str, shape: tuple[int, ...]) -> None:
+    make_generator(rng, 7).randn(shape)
+
+
+def _timed(draw: Callable[[], object], repetitions: int, pause: bool = False) -> dict[str, float]:
+    """Milliseconds of a call; before each, with ``pause``, the caches are filled with something else."""
+    other = np.zeros(_OTHER_BYTES if pause else 1, np.uint8)
+    taken = []
+    draw()
+    for _ in range(repetitions):
+        if pause:
+            time.sleep(_PAUSE_SECONDS)
+            other += 1
+        start = time.perf_counter_ns()
+        draw()
+        taken.append((time.perf_counter_ns() - start) / 1e6)
+    return report.summary(taken)
+
+
+def _cold(rng: str, shape: tuple[int, ...], processes: int) -> dict[str, float]:
+    code = _COLD.format(rng=rng, shape=shape)
+    runs = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(processes)
+    )
+    return report.summary(json.loads(run.stdout) / 1e6 for run in runs)
+
+
+if __name__ == "__main__":
+    main()
