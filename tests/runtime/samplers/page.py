@@ -99,13 +99,14 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     options = [option for option in options if not option.startswith(("`spacing`", "`levels`"))]
     schedules = ", ".join(f"`{schedule}`" for schedule in schedules_of(name)) or "its own timesteps"
     usual = SAMPLER_OPTIONS[name].get("spacing")
+    known = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, whose noise schedule is another"
     return "\n".join(
         [
             f"## {name}",
             "",
             what,
             "",
-            f"- From: {paper(sampler.paper)}; in diffusers: {SCHEDULERS[name].name}",
+            f"- From: {paper(sampler.paper)}; in diffusers: {known}",
             f"- Order {sampler.order}; {sampler.evaluations} network call"
             f"{'' if sampler.evaluations == 1 else 's'} a step; fresh noise: {sampler.noise}",
             f"- Schedules: {schedules}" + (f"; `{usual}` where none is named" if usual else ""),
@@ -143,7 +144,8 @@ for each network call ([design](design.md)). This page is made by `make samplers
 
 `error` is the proof: the worst relative difference, at any call, between a table and diffusers' scheduler of the
 same name, which is driven in float64 over the same random outputs and noises; both predictions,
-{", ".join(map(str, STEPS))} steps, every schedule that diffusers has for it, from noise and from an image (strength {_LATE}). The bound is 1e-5.
+{", ".join(map(str, STEPS))} steps, every schedule that diffusers has for it, from noise and from an image (strength
+{_LATE}). The bound is 1e-5.
 `diffusers` is how far that scheduler is from itself when it runs in its own float32. `order` is that of convergence,
 measured on Gaussian data, for which the solution is known (tests/runtime/samplers/test_convergence.py).
 
