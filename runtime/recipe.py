@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class Recipe:
     """Of the bundle, in full; or the first ten digits of its checkpoint's hash, from AUTOMATIC1111's text."""
     tile: int | None = None
     """The pipeline's ``tile``, where it was not the usual one."""
+    embeddings: dict[str, str] = field(default_factory=dict)
+    """Textual inversions that the pipeline had, by token, with the beginnings of their files' hashes."""
     upscaled: Recipe | None = None
     """What was made of the picture afterwards, by an upscaler's bundle."""
 
@@ -101,6 +104,11 @@ class Recipe:
             f"{made} the model {name} ({shown(self.identity)}), {manifest.name} was built from other files"
         ]
 
+    def embedding_notes(self, given: Mapping[str, str]) -> list[str]:
+        """What there is to say where the pipeline has these embeddings: their files' hashes, by token."""
+        notes = (_embedding_note(token, wanted, given) for token, wanted in self.embeddings.items())
+        return [note for note in notes if note is not None]
+
     def check_inputs(self, request: Request) -> list[str]:
         """Compare what a request is given with what the picture was made from; what to say where it differs.
 
@@ -122,6 +130,14 @@ class Recipe:
             if expected is not None and digest(given) != expected:
                 notes.append(f"the {what} is not the one that {self.path} was made from")
         return notes
+
+
+def _embedding_note(token: str, wanted: str, given: Mapping[str, str]) -> str | None:
+    if token not in given:
+        return f"the embedding {shown(token)} ({shown(wanted)}) is not in it: give its file with --embedding"
+    if not given[token].startswith(wanted):
+        return f"the embedding {shown(token)} is another file than the one that it was made with"
+    return None
 
 
 def settings_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
@@ -172,6 +188,7 @@ class _Made(BaseModel):
     bundle: str | None = None
     identity: str | None = None
     tile: int | None = None
+    embeddings: dict[str, str] = {}
 
 
 class _Chunk(_Made):
@@ -209,6 +226,7 @@ def _recipe(path: str, made: _Made) -> Recipe:
         bundle=made.bundle,
         identity=made.identity,
         tile=made.tile,
+        embeddings=made.embeddings,
     )
 
 

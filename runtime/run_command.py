@@ -270,6 +270,7 @@ def run(
         check_embedding(known, manifest)
     if recipe is not None:
         notes += recipe.bundle_notes(manifest)
+        notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
     if save_depth is not None:
         refuse_unless("depth-to-image", manifest)
     if upscale is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import read_manifest
@@ -82,6 +83,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("--rng", "cuda", "--sampler", "ddim", "--eta", "1"),
     "another gpu": ("--rng", "cuda:28x1536"),
     "variation": ("--variation", "9:0.3"),
+    "prompt": ("--prompt-syntax", "a1111", "--clip-skip", "2", "--negative", "[a:b:0.5] (c:0.4)"),
+    "karras": ("--sampler", "unipc", "--schedule", "karras", "--sampler-option", "solver_order=3"),
+    "options": ("--sampler", "euler", "--sampler-option", "s_churn=3", "--zero-snr", "--schedule", "trailing"),
+    "levels": ("--sampler", "dpmpp-2m", "--sigmas", "14,5,1.5,0.3,0", "--guidance", "9,3"),
+    "timesteps": ("--sampler", "ddpm", "--timesteps", "999,700,300,20", "--guidance-interval", "0.2:inf"),
+    "preset": ("--preset", "lcm"),
 }
 
 
@@ -95,6 +102,20 @@ def test_the_same_picture_again(sd2rt: Command, stored: Path, options: tuple[str
     assert (second.code, second.err) == (0, "")
     np.testing.assert_array_equal(pixels("second.png"), pixels("first.png"))
     assert text_of("second.png") == text_of("first.png")
+
+
+def test_an_embedding_is_asked_for_again(sd2rt: Command, stored: Path) -> None:
+    for name, seed in (("toy.safetensors", 1), ("other.safetensors", 2)):
+        values = np.random.default_rng(seed).standard_normal((2, 32)).astype(np.float32)
+        save_file({"<toy>": values}, name)
+    first = sd2rt("run", stored, "a <toy>", *FAST, "--embedding", "toy.safetensors", "-o", "first.png")
+    assert first.code == 0, first.err
+    again = ("run", "--from", "first.png", "--threads", "1", "-o", "second.png")
+    with_it = sd2rt(*again, "--embedding", "toy.safetensors")
+    assert (with_it.code, with_it.err) == (0, "")
+    np.testing.assert_array_equal(pixels("second.png"), pixels("first.png"))
+    assert "note: the embedding '<toy>' (" in sd2rt(*again).err
+    assert "is another file" in sd2rt(*again, "--embedding", "other.safetensors").err
 
 
 def test_every_image_of_a_batch_again(sd2rt: Command, small_bundle: Path) -> None:
