@@ -136,7 +136,10 @@ FAILURES = [
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda each: f"{each.name}, {each.reason}")
 def test_diffusers_fails(failure: Failure) -> None:
-    noise, config = noise_config(failure.prediction_type, **failure.noise), config_of(failure.name, **failure.config)
+    noise, config = (
+        noise_config(failure.prediction_type, **failure.noise),
+        config_of(failure.name, **failure.config),
+    )
     draws = Draws.seeded(1100)
     if failure.raises in ("nan", "wraps"):
         with np.errstate(all="ignore"):
@@ -152,7 +155,10 @@ def test_diffusers_fails(failure: Failure) -> None:
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda each: f"{each.name}, {each.reason}")
 def test_ours_is_finite_or_refused(failure: Failure) -> None:
-    noise, config = noise_config(failure.prediction_type, **failure.noise), config_of(failure.name, **failure.config)
+    noise, config = (
+        noise_config(failure.prediction_type, **failure.noise),
+        config_of(failure.name, **failure.config),
+    )
     if failure.ours != "finite":
         with pytest.raises(RequestError, match=failure.ours) as refusal:
             make_plan(noise, config, failure.options)
@@ -181,5 +187,7 @@ def test_pndm_reads_clean_images_as_their_noises() -> None:
     found = follow(make_plan(clean, config, options), draws)
     alpha = 1 / (step.level**2 + 1) ** 0.5
     eps = (found.start - alpha * draws.outputs[0]) / (alpha * step.level)
-    same = follow(make_plan(noises, config, options), Draws(draws.start, eps[None], draws.noises, draws.image))
+    same = follow(
+        make_plan(noises, config, options), Draws(draws.start, eps[None], draws.noises, draws.image)
+    )
     np.testing.assert_allclose(found.samples, same.samples, rtol=1e-12)
