@@ -42,8 +42,8 @@ def error(plan: Plan, toy: Gaussian, kind: PredictionType, calls: int) -> float:
     """How far mean and standard deviation are from the exact ones once that many calls are made, from the exact ones
     at the first call's level to the next call's.
 
-    Without fresh noise the exact flow is x = mean + deviation z for one and the same z, so this is the method's strong
-    error; with it, the weak one.
+    Without fresh noise the exact flow is x = mean + deviation z for one and the same z, so this is the strong error;
+    with it, the weak one.
     """
     mean, covariance = np.zeros(STATE_SLOTS), np.zeros((STATE_SLOTS, STATE_SLOTS))
     first, following = plan.steps[0], plan.steps[calls]

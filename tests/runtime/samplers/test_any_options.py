@@ -11,7 +11,14 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import CHOICES, SAMPLER_OPTIONS, SamplerConfig, SamplerName, default_sampler
+from sd2rt.engines.sampling import (
+    CHOICES,
+    SAMPLER_OPTIONS,
+    SamplerConfig,
+    SamplerName,
+    Spacing,
+    default_sampler,
+)
 from sd2rt.export.schedulers import SCHEDULERS
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
@@ -43,6 +50,9 @@ pytestmark = [
 ]
 
 drawn = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+
+
+CUT_OFF = ("exponential", "beta")
 
 
 def configurations(name: SamplerName) -> st.SearchStrategy[SamplerConfig]:
@@ -90,7 +100,7 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     assume(strength is None or int(steps * strength) > 0)
     assume(config.original_inference_steps <= noise.num_train_timesteps)
     # Its start and tau look timesteps up, of which a last bit decides where fractions are cut off: see below.
-    assume(name != "sa-solver" or config.levels == "spaced" or noise == noise_config(noise.prediction_type))
+    assume(name != "sa-solver" or config.levels not in CUT_OFF)
     options = SamplingOptions(steps, eta=eta, strength=strength)
     try:
         make_plan(noise, config, options)
@@ -106,14 +116,18 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
         return
     found, expected = compared(noise, config, options)
     assert np.isfinite(found.samples).all()
-    broken = ~np.isfinite(expected.samples).all(axis=(1, 2, 3, 4))
-    if broken.any():
-        assert broken.tolist() == [False] * (len(broken) - 1) + [True]
+    broken = [not np.isfinite(sample).all() for sample in expected.samples]
+    if any(broken):
+        if name == "ddim":
+            # Rounding leaves less than zero of 1 - a - variance, of which diffusers takes the root.
+            assert (eta, noise.rescale_betas_zero_snr) == (1, True)
+            return
+        assert broken == [False] * (len(broken) - 1) + [True]
         assert_the_last_step_is_documented(config, found)
         if len(broken) == 1:
             return
         found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
-    if name in PRESERVING and config.levels in ("exponential", "beta"):
+    if name in PRESERVING and config.levels in CUT_OFF:
         # Fractions are cut off, and of a whole timestep the last bit decides.
         assert np.abs(found.timesteps - expected.timesteps).max() <= 1
         found = replace(found, timesteps=expected.timesteps)
@@ -156,5 +170,6 @@ def test_any_custom_sigmas(name: SamplerName, data: st.DataObject) -> None:
     assume(steps == 1 or np.diff(logarithms).min() > 0.01)
     end = 0.01 if name in ("deis", "sa-solver") else 0.0
     options = SamplingOptions(sigmas=(*np.exp(logarithms)[::-1].tolist(), end))
-    spacing = data.draw(st.sampled_from(["linspace", "leading"])) if name in EXPLODING else "linspace"
+    spacings: tuple[Spacing, ...] = ("linspace", "leading") if name in EXPLODING else ("linspace",)
+    spacing = data.draw(st.sampled_from(spacings))
     assert_like_diffusers(noise, config_of(name, spacing), options)

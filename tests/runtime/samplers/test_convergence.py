@@ -13,11 +13,10 @@ from sd2rt.engines.sampling import PredictionType, SamplerName, default_sampler
 from sd2rt.runtime.plan import Plan
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
-from .cases import PREDICTIONS, noise_config
+from .cases import PREDICTIONS, TWO_CALLS, noise_config
 from .gaussian import Gaussian, error
 
 COUNTS = (96, 192)
-TWO_CALLS = ("heun", "dpm2", "dpm2-a", "dpmpp-sde")
 DENSE = 192_000
 """Training timesteps, so many that rounding to whole ones is far below the errors that are measured."""
 
@@ -152,7 +151,11 @@ def test_a_method_of_order_k_shows_order_k(name: SamplerName, options: dict[str,
 @pytest.mark.parametrize("kind", PREDICTIONS)
 @pytest.mark.parametrize("name", ["euler", "dpm2", "dpmpp-2m", "deis", "unipc"])
 def test_the_order_is_that_of_every_prediction(name: SamplerName, kind: PredictionType) -> None:
-    options = {"dpmpp-2m": OPEN_END, "unipc": OPEN_END, "deis": {"lower_order_final": False}}.get(name, {})
+    options: dict[str, Any] = {
+        "dpmpp-2m": OPEN_END,
+        "unipc": OPEN_END,
+        "deis": {"lower_order_final": False},
+    }.get(name, {})
     order = {"euler": 1, "unipc": 3}.get(name, 2)
     assert order - 0.3 <= measured(name, options, kind) <= order + 0.7
 
