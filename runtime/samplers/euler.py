@@ -26,7 +26,9 @@ def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     A late start is the rest of the levels, from an image at the first of them: a is 1, b is sigma.
     """
     grid = variance_exploding(noise, config, options)
-    gamma_most = min(config.s_churn / grid.count, sqrt(2) - 1)
+    # diffusers shares the churn out over its list of levels, which log_linear makes one longer.
+    longer = config.interpolation_type == "log_linear" and config.levels == "spaced"
+    gamma_most = min(config.s_churn / (grid.count + longer), sqrt(2) - 1)
     x = S[0]
     steps = []
     levels = grid.levels[grid.start :]

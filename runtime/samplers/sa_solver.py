@@ -39,14 +39,13 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
     x, prepared, *remembered = S[:4]
     most = max(config.solver_order, config.corrector_order - 1)
     steps = []
-    corrected = 0
+    now: float | None = None  # the weight in the correction of what is predicted now
     for i in range(grid.start, count):
         done = i - grid.start
         x0, eps = predict(noise.config.prediction_type, x, D, signal.alpha[i], signal.sigma[i])
         known = [x0 if config.predict_x0 else eps, *remembered]
         sample = x
-        if corrected:
-            now, *_ = _adams(config, signal, i - 1, i, _tau(config, grid.timesteps[i - 1]), i, corrected)
+        if now is not None:
             sample = prepared + now * known[0]
         order, corrector = config.solver_order, config.corrector_order
         if config.lower_order_final:
@@ -61,14 +60,13 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
         base: Row = 0 * x
         if i + 1 < count:
             base = moved
-            _, *weights = _adams(config, signal, i, i + 1, tau, i + 1, corrector)
+            now, *weights = _adams(config, signal, i, i + 1, tau, i + 1, corrector)
             for weight, value in zip(weights, known, strict=False):
                 base = base + weight * value
         kept = min(most - 1, done + 1)
         steps.append(
             make_step(grid.timesteps[i], grid.levels[i], x_next, base, *known[:kept], draws_noise=True)
         )
-        corrected = corrector
     a_start = noise.alphas_cumprod[int(grid.timesteps[grid.start])].item()
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)

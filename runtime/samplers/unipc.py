@@ -32,26 +32,25 @@ def unipc(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     signal, count = Signal(grid.levels), grid.count
     x, prepared, *remembered = S[:4]
     steps = []
-    last_order = 0
+    now: float | None = None  # the weight in the correction of what is predicted now
     for i in range(grid.start, count):
         x0, eps = predict(noise.config.prediction_type, x, D, signal.alpha[i], signal.sigma[i])
         known = [x0 if config.predict_x0 else eps, *remembered]
         sample = x
-        if last_order and i - 1 not in config.disable_corrector:
-            sample = prepared + _corrector(config, signal, i, last_order)[0] * known[0]
+        if now is not None and i - 1 not in config.disable_corrector:
+            sample = prepared + now * known[0]
         order = min(config.solver_order, i - grid.start + 1)
         if config.lower_order_final:
             order = min(order, count - i)
         x_next = _predicted(config, signal, i, order, sample, known)
         base: Row = 0 * x
         if i + 1 < count:
-            _, keep, weights = _corrector(config, signal, i + 1, order)
+            now, keep, weights = _corrector(config, signal, i + 1, order)
             base = keep * sample
             for weight, value in zip(weights, known, strict=False):
                 base = base + weight * value
         kept = min(config.solver_order - 1, i - grid.start + 1)
         steps.append(make_step(grid.timesteps[i], grid.levels[i], x_next, base, *known[:kept]))
-        last_order = order
     start_noise = None if options.strength is None else signal.start(grid.start)
     return Plan(1.0, tuple(steps), start_noise)
 

@@ -37,6 +37,8 @@ DISTILLED = ("lcm", "tcd")
 LOOKED_UP = ("ddim", "ddpm", "pndm", *DISTILLED)
 """Samplers whose levels are those of whole timesteps, and no others."""
 EXPLODING = ("lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpmpp-sde")
+TWO_CALLS = ("heun", "dpm2", "dpm2-a", "dpmpp-sde")
+"""Of those, the ones that call the network twice a step, but for the last."""
 PRESERVING = tuple(name for name in NAMES if name not in (*LOOKED_UP, *EXPLODING))
 
 OPTION_VALUES: dict[str, tuple[Any, ...]] = {

@@ -102,8 +102,9 @@ class Noises:
             self.half = (sigma, sigma_next, fresh)
             return fresh
         (begin, middle, first), self.half = self.half, None
-        whole = (begin - middle) ** 0.5 * first + (middle - sigma_next) ** 0.5 * fresh
-        return whole / (begin - sigma_next) ** 0.5
+        whole: torch.Tensor = (begin - middle) ** 0.5 * first + (middle - sigma_next) ** 0.5 * fresh
+        whole /= (begin - sigma_next) ** 0.5
+        return whole
 
 
 class _Widened:
@@ -249,7 +250,8 @@ NO_SAMPLE_PREDICTION = ("pndm", "euler-a", "dpm2", "dpm2-a", "dpmpp-sde")
 def _as_noise(shown: torch.Tensor, clean: torch.Tensor, level: float) -> torch.Tensor:
     """The noise of what a network is shown at a noise-to-signal ratio, by the clean image that it predicts."""
     alpha = 1 / (level**2 + 1) ** 0.5
-    return (shown - alpha * clean) / (alpha * level)
+    noise: torch.Tensor = (shown - alpha * clean) / (alpha * level)
+    return noise
 
 
 def _velocity(scheduler: Any, kind: str, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -260,7 +262,8 @@ def _velocity(scheduler: Any, kind: str, sample: torch.Tensor, output: torch.Ten
         scheduler._init_step_index(scheduler.timesteps[0])
     alpha, sigma = scheduler.alphas[scheduler.step_index], scheduler.betas[scheduler.step_index]
     eps = output if kind == "epsilon" else (sample - alpha * output) / sigma
-    return (eps - sigma * sample) / alpha
+    velocity: torch.Tensor = (eps - sigma * sample) / alpha
+    return velocity
 
 
 def reference(

@@ -7,7 +7,7 @@ from itertools import cycle, product
 import pytest
 from diffusers.schedulers import AysSchedules
 
-from sd2rt.engines.sampling import Levels, PredictionType, SamplerName
+from sd2rt.engines.sampling import Levels, PredictionType, SamplerName, Spacing
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
 
 from .cases import (
@@ -80,8 +80,9 @@ def test_a_late_start_gives_every_step_of_diffusers(
     "name", ["ddim", "ddpm", "euler", "euler-a", "dpmpp-2m", "dpmpp-2m-sde", "unipc", *DISTILLED]
 )
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_zero_terminal_snr(name: SamplerName, spacing: str) -> None:
-    for prediction_type, schedule in (("v_prediction", "scaled_linear"), ("sample", "linear")):
+def test_zero_terminal_snr(name: SamplerName, spacing: Spacing) -> None:
+    kinds: dict[PredictionType, str] = {"v_prediction": "scaled_linear", "sample": "linear"}
+    for prediction_type, schedule in kinds.items():
         noise = noise_config(prediction_type, beta_schedule=schedule, rescale_betas_zero_snr=True)
         for steps in (1, 2, 5, 20, 50):
             config = config_of(name, spacing)

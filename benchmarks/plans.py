@@ -1,0 +1,117 @@
+"""How long a sampler's plan takes to build: with every cache empty, and again.
+
+    python -m benchmarks.plans [--steps N] [--repetitions N]
+
+Cold is what the first request of a process pays, the noise schedule included; again is what every later one with the
+same options does. LCM and TCD are given as many timesteps to choose from as there are steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import machine, report
+from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, default_sampler
+from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
+
+COLD_MS_BOUND = 10.0
+AGAIN_MS_BOUND = 0.1
+
+NOISE = NoiseConfig(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plans", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repetitions", type=int, default=30)
+    report.add_output(parser)
+    options = parser.parse_args()
+    facts = machine.facts()
+    cases = [_measure(config, options) for config in _configurations(options.steps)]
+    worst = {key: max(case[key]["median"] for case in cases) for key in ("cold_ms", "again_ms")}
+    result = {
+        "benchmark": "plans",
+        "steps": options.steps,
+        "cases": cases,
+        "worst_median": worst,
+        "bounds": {
+            "cold_ms": {"bound": COLD_MS_BOUND, "holds": worst["cold_ms"] <= COLD_MS_BOUND},
+            "again_ms": {"bound": AGAIN_MS_BOUND, "holds": worst["again_ms"] <= AGAIN_MS_BOUND},
+        },
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+    rows = [
+        (
+            f"{case['sampler']}, {case['levels']}",
+            case["calls"],
+            *(f"{case['cold_ms'][key]:.2f}" for key in ("median", "max")),
+            *(f"{case['again_ms'][key]:.4f}" for key in ("median", "max")),
+        )
+        for case in cases
+    ]
+    bounds = ("bound", "", f"<= {COLD_MS_BOUND:g}", "", f"<= {AGAIN_MS_BOUND:g}", "")
+    header = ("sampler, levels", "calls", "cold ms", "worst", "again ms", "worst")
+    report.finish(result, header, [*rows, bounds], options.output)
+
+
+def _configurations(steps: int) -> Iterator[SamplerConfig]:
+    """Every sampler as it is by default, of the highest order that it has, and on the levels that cost most."""
+    for name in SAMPLERS:
+        known = SAMPLER_OPTIONS[name]
+        changes: dict[str, Any] = {}
+        if "original_inference_steps" in known:
+            changes["original_inference_steps"] = steps
+        if "solver_order" in known:
+            changes["solver_order"] = 4 if known["solver_order"] == 4 else 3
+        yield default_sampler(name, **changes)
+        if "levels" in known and name not in ("ddim", "ddpm"):
+            yield default_sampler(name, **changes, levels="beta")
+
+
+def _measure(config: SamplerConfig, options: argparse.Namespace) -> dict[str, Any]:
+    asked = SamplingOptions(options.steps)
+    cold, again = [], []
+    for _ in range(options.repetitions):
+        _empty_caches()
+        first, plan = _timed(config, asked)
+        second, same = _timed(config, asked)
+        assert same is plan
+        cold.append(first)
+        again.append(second)
+    return {
+        "sampler": config.name,
+        "levels": config.levels,
+        "calls": len(plan.steps),
+        "cold_ms": report.summary(cold),
+        "again_ms": report.summary(again),
+    }
+
+
+def _timed(config: SamplerConfig, asked: SamplingOptions) -> tuple[float, Plan]:
+    began = time.perf_counter()
+    plan = make_plan(NOISE, config, asked)
+    return (time.perf_counter() - began) * 1e3, plan
+
+
+def _empty_caches() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sd2rt.runtime"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Options as they come, in all combinations, against diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.sampling import (
+    CHOICES,
+    SAMPLER_OPTIONS,
+    SamplerConfig,
+    SamplerName,
+    Spacing,
+    default_sampler,
+)
+from sd2rt.export.schedulers import SCHEDULERS
+from sd2rt.runtime.samplers import SamplingOptions, make_plan
+
+from .cases import (
+    BOUND,
+    DISTILLED,
+    EXPLODING,
+    LOOKED_UP,
+    NAMES,
+    OPTION_VALUES,
+    PREDICTIONS,
+    PRESERVING,
+    ZERO_SNR_BOUND,
+    assert_close,
+    assert_like_diffusers,
+    compared,
+    config_of,
+    levels_of,
+    noise_config,
+)
+from .reference_schedulers import Draws, Trajectory, reference
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
+    # Where diffusers steps to no noise by a logarithm, or divides by a step of no length.
+    pytest.mark.filterwarnings("ignore:divide by zero|invalid value:RuntimeWarning"),
+]
+
+drawn = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+
+
+CUT_OFF = ("exponential", "beta")
+
+
+def configurations(name: SamplerName) -> st.SearchStrategy[SamplerConfig]:
+    options: dict[str, st.SearchStrategy[Any]] = {}
+    for option in SAMPLER_OPTIONS[name]:
+        values = CHOICES.get(name, {}).get(option) or OPTION_VALUES.get(option, ())
+        options[option] = st.sampled_from(levels_of(name) if option == "levels" else values)
+    options["steps_offset"] = st.integers(0, 3)
+    return st.builds(lambda **chosen: default_sampler(name, **chosen), **options)
+
+
+def noises(name: SamplerName) -> st.SearchStrategy[Any]:
+    zero_snr = name in SCHEDULERS and SCHEDULERS[name].zero_snr
+    return st.builds(
+        noise_config,
+        st.sampled_from(PREDICTIONS),
+        num_train_timesteps=st.sampled_from([60, 1000]),
+        beta_schedule=st.sampled_from(["linear", "scaled_linear"]),
+        beta_end=st.sampled_from([0.006, 0.012, 0.02]),
+        rescale_betas_zero_snr=st.sampled_from([False, False, zero_snr]),
+    )
+
+
+def diffusers_is_broken(noise: Any, config: SamplerConfig, options: SamplingOptions) -> bool:
+    """Whether diffusers raises, computes NaN or inf, or reads its tables at timestep -1: from their other end."""
+    try:
+        found = reference(noise, config, options, Draws.seeded(2 * noise.num_train_timesteps + 10))
+    except (IndexError, ValueError, NotImplementedError, UnboundLocalError, RuntimeError):
+        return True
+    wraps = config.name in LOOKED_UP and bool((found.timesteps < 0).any())
+    return wraps or not np.isfinite(found.samples).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@drawn
+@given(data=st.data())
+def test_any_options(name: SamplerName, data: st.DataObject) -> None:
+    noise, config = data.draw(noises(name)), data.draw(configurations(name))
+    most = min(noise.num_train_timesteps, 35)
+    strength = data.draw(st.sampled_from([None, None, 1.0, 0.58, 0.3]))
+    steps = data.draw(
+        st.integers(1, min(most, config.original_inference_steps) if name in DISTILLED else most)
+    )
+    eta = data.draw(st.sampled_from([0.0, 0.5, 1.0])) if name in ("ddim", "tcd") else 0.0
+    assume(strength is None or int(steps * strength) > 0)
+    assume(config.original_inference_steps <= noise.num_train_timesteps)
+    # Its start and tau look timesteps up, of which a last bit decides where fractions are cut off: see below.
+    assume(name != "sa-solver" or config.levels not in CUT_OFF)
+    options = SamplingOptions(steps, eta=eta, strength=strength)
+    try:
+        make_plan(noise, config, options)
+    except RequestError as refusal:
+        if "Runge-Kutta" in str(refusal) and strength is not None:
+            return  # diffusers tells the network one timestep and reckons with another's noise.
+        if "no third order" in str(refusal):
+            return  # diffusers fails where it comes to take such a step.
+        # A whole list is refused where any of it is broken, though a late start might not reach that.
+        assert diffusers_is_broken(noise, config, replace(options, strength=None))
+        return
+    if name == "pndm" and noise.prediction_type == "sample":
+        return
+    found, expected = compared(noise, config, options)
+    assert np.isfinite(found.samples).all()
+    broken = [not np.isfinite(sample).all() for sample in expected.samples]
+    if any(broken):
+        if name == "ddim":
+            # Rounding leaves less than zero of 1 - a - variance, of which diffusers takes the root.
+            assert (eta, noise.rescale_betas_zero_snr) == (1, True)
+            return
+        assert broken == [False] * (len(broken) - 1) + [True]
+        assert_the_last_step_is_documented(config, found)
+        if len(broken) == 1:
+            return
+        found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
+    if name in PRESERVING and config.levels in CUT_OFF:
+        # Fractions are cut off, and of a whole timestep the last bit decides.
+        assert np.abs(found.timesteps - expected.timesteps).max() <= 1
+        found = replace(found, timesteps=expected.timesteps)
+    assert_close(found, expected, ZERO_SNR_BOUND if noise.rescale_betas_zero_snr else BOUND)
+
+
+def assert_the_last_step_is_documented(config: SamplerConfig, found: Trajectory) -> None:
+    """diffusers multiplies an infinite step of UniPC's bh1 with zero, and divides by a last step that goes nowhere;
+    that leaves the sample as it is."""
+    if config.name == "unipc" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
+        return
+    assert config.final_sigmas_type == "sigma_min"
+    if config.name != "unipc":  # which corrects it once more
+        np.testing.assert_allclose(found.samples[-1], found.samples[-2], rtol=1e-9)
+
+
+custom = [name for name in NAMES if name not in ("ddim", "pndm")]
+
+
+@pytest.mark.parametrize("name", custom)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(data=st.data())
+def test_any_custom_timesteps(name: SamplerName, data: st.DataObject) -> None:
+    noise = noise_config(data.draw(st.sampled_from(PREDICTIONS)))
+    chosen = data.draw(st.sets(st.integers(1, 999), min_size=1, max_size=20))
+    options = SamplingOptions(
+        timesteps=tuple(sorted(chosen, reverse=True)), strength=data.draw(st.sampled_from([None, 1.0]))
+    )
+    assert_like_diffusers(noise, config_of(name, "linspace"), options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LOOKED_UP])
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(data=st.data())
+def test_any_custom_sigmas(name: SamplerName, data: st.DataObject) -> None:
+    """Of which diffusers' classes take none, but for Euler's: they are given them as the levels of a rule."""
+    noise = noise_config(data.draw(st.sampled_from(PREDICTIONS)))
+    steps = data.draw(st.integers(1, 12))
+    logarithms = np.sort(np.array(data.draw(st.lists(st.floats(-3.4, 2.6), min_size=steps, max_size=steps))))
+    assume(steps == 1 or np.diff(logarithms).min() > 0.01)
+    end = 0.01 if name in ("deis", "sa-solver") else 0.0
+    options = SamplingOptions(sigmas=(*np.exp(logarithms)[::-1].tolist(), end))
+    spacings: tuple[Spacing, ...] = ("linspace", "leading") if name in EXPLODING else ("linspace",)
+    spacing = data.draw(st.sampled_from(spacings))
+    assert_like_diffusers(noise, config_of(name, spacing), options)

@@ -1,0 +1,202 @@
+"""Orders of convergence, measured on a problem with an exact solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd2rt.engines.sampling import PredictionType, SamplerName, default_sampler
+from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.samplers import SamplingOptions, make_plan
+
+from .cases import PREDICTIONS, TWO_CALLS, noise_config
+from .gaussian import Gaussian, error
+
+COUNTS = (96, 192)
+DENSE = 192_000
+"""Training timesteps, so many that rounding to whole ones is far below the errors that are measured."""
+
+Case = tuple[SamplerName, dict[str, Any], float]
+OPEN_END = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+ALWAYS = {"tau": 1.0, "tau_start": 0.0, "tau_end": 1000.0}
+
+ODE: list[Case] = [
+    ("euler", {}, 1),
+    ("heun", {}, 2),
+    ("dpm2", {}, 2),
+    *(("lms", {"solver_order": order}, order) for order in (1, 2, 3, 4)),
+    *(
+        (
+            "dpmpp-2m",
+            {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, **OPEN_END},
+            order,
+        )
+        for order in (1, 2)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver++", "dpmsolver")
+    ),
+    *(
+        (
+            "dpmpp-2s",
+            {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm, **OPEN_END},
+            order,
+        )
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver++", "dpmsolver")
+    ),
+    *(("deis", {"solver_order": order, "lower_order_final": False}, order) for order in (1, 2, 3)),
+    *(
+        ("unipc", {"solver_order": order, "solver_type": kind, "predict_x0": clean, **OPEN_END}, order + 1)
+        for order in (1, 2)
+        for kind in ("bh1", "bh2")
+        for clean in (True, False)
+    ),
+    *(("unipc", {"solver_order": 3, "solver_type": kind, **OPEN_END}, 4) for kind in ("bh1", "bh2")),
+    *(
+        ("unipc", {"solver_order": order, "disable_corrector": tuple(range(max(COUNTS))), **OPEN_END}, order)
+        for order in (1, 2, 3)
+    ),
+    ("ipndm", {"solver_order": 1, "final_sigmas_type": "sigma_min"}, 1),
+    ("ipndm", {"solver_order": 2, "final_sigmas_type": "sigma_min"}, 2),
+    *(
+        (
+            "sa-solver",
+            {"solver_order": order, "corrector_order": corrector, "tau": 0.0, "lower_order_final": False},
+            corrector,
+        )
+        for order, corrector in ((1, 1), (1, 2), (2, 2), (2, 3), (3, 3))
+    ),
+]
+"""Without fresh noise: errors of every sample. UniPC's corrector is worth one order; what SA-Solver keeps is the
+corrector's result, so its order is the corrector's, which uses at most one output more than the predictor."""
+
+SDE: list[Case] = [
+    ("euler-a", {}, 1),
+    ("dpm2-a", {}, 2),
+    ("dpmpp-sde", {}, 2),
+    *(
+        ("dpmpp-2m-sde", {"solver_order": 2, "solver_type": kind, "algorithm_type": algorithm, **OPEN_END}, 2)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("sde-dpmsolver++", "sde-dpmsolver")
+    ),
+    ("dpmpp-2m-sde", {"solver_order": 1, **OPEN_END}, 1),
+    ("dpmpp-2s", {"solver_order": 1, "algorithm_type": "sde-dpmsolver++", **OPEN_END}, 1),
+    ("sa-solver", {"solver_order": 1, "corrector_order": 1, "lower_order_final": False, **ALWAYS}, 1),
+    ("sa-solver", {"solver_order": 2, "corrector_order": 2, "lower_order_final": False, **ALWAYS}, 2),
+    ("sa-solver", {"solver_order": 3, "corrector_order": 3, "lower_order_final": False, **ALWAYS}, 2),
+]
+"""With fresh noise: errors of mean and deviation, on this linear problem."""
+
+
+def graded(steps: int) -> tuple[float, ...]:
+    """Levels that start with tiny steps: a multistep method's first one is of first order, and the error that it
+    leaves, of the step's length squared, would hide a higher order of all the others."""
+    return tuple(np.exp(np.interp(np.linspace(0, 1, steps + 1) ** 2, [0, 1], [log(8.0), log(0.15)])).tolist())
+
+
+def even(steps: int) -> tuple[float, ...]:
+    return tuple(np.linspace(8.0, 0.15, steps + 1).tolist())
+
+
+def slope(errors: dict[int, float]) -> float:
+    (few, more), (at_few, at_more) = errors.keys(), errors.values()
+    return log(at_few / at_more) / log(more / few)
+
+
+def measured(
+    name: SamplerName,
+    options: dict[str, Any],
+    kind: PredictionType = "epsilon",
+    levels: Callable[[int], tuple[float, ...]] = graded,
+) -> float:
+    """The order of a sampler's error in the number of its steps."""
+    # A single-step method is measured where one of its groups ends.
+    rest = int(options.get("solver_order", 1)) if name == "dpmpp-2s" else 1
+    errors = {}
+    for steps in COUNTS:
+        sigmas = SamplingOptions(sigmas=levels(steps))
+        plan = make_plan(noise_config(kind), default_sampler(name, **options), sigmas)
+        calls = (steps - rest) * (2 if name in TWO_CALLS else 1)
+        errors[steps] = error(plan, Gaussian(), kind, calls)
+    return slope(errors)
+
+
+def measured_in_timesteps(name: SamplerName, **options: Any) -> float:
+    """The same for a sampler that knows whole timesteps alone, over three quarters of a dense schedule."""
+    noise = noise_config(num_train_timesteps=DENSE, beta_start=0.85 / DENSE, beta_end=12.0 / DENSE)
+    errors = {}
+    for steps in COUNTS:
+        plan: Plan = make_plan(
+            noise, default_sampler(name, spacing="leading", **options), SamplingOptions(steps)
+        )
+        calls = next(i for i, step in enumerate(plan.steps) if step.timestep <= DENSE // 4 + 1)
+        errors[steps] = error(plan, Gaussian(), "epsilon", calls)
+    return slope(errors)
+
+
+def named(value: object) -> str:
+    return " ".join(f"{each}" for each in value.values())[:60] if isinstance(value, dict) else str(value)
+
+
+@pytest.mark.parametrize(("name", "options", "order"), [*ODE, *SDE], ids=named)
+def test_a_method_of_order_k_shows_order_k(name: SamplerName, options: dict[str, Any], order: float) -> None:
+    assert order - 0.3 <= measured(name, options) <= order + 0.7
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("name", ["euler", "dpm2", "dpmpp-2m", "deis", "unipc"])
+def test_the_order_is_that_of_every_prediction(name: SamplerName, kind: PredictionType) -> None:
+    options: dict[str, Any] = {
+        "dpmpp-2m": OPEN_END,
+        "unipc": OPEN_END,
+        "deis": {"lower_order_final": False},
+    }.get(name, {})
+    order = {"euler": 1, "unipc": 3}.get(name, 2)
+    assert order - 0.3 <= measured(name, options, kind) <= order + 0.7
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("ddpm", 1), ("pndm", 2)])
+def test_methods_in_whole_timesteps(name: SamplerName, order: int) -> None:
+    """PLMS is of order 2, not 4: its weights are those of equal steps in the variable of integration, and timesteps
+    are not equally far apart in sigma; and its first step is of order 2."""
+    assert abs(measured_in_timesteps(name) - order) < 0.3
+
+
+def test_ddim_with_noise_is_of_weak_order_1() -> None:
+    noise = noise_config(num_train_timesteps=DENSE, beta_start=0.85 / DENSE, beta_end=12.0 / DENSE)
+    errors = {}
+    for steps in COUNTS:
+        plan = make_plan(noise, default_sampler("ddim"), SamplingOptions(steps, eta=1.0))
+        errors[steps] = error(plan, Gaussian(), "epsilon", steps - steps // 4 - 1)
+    assert abs(slope(errors) - 1) < 0.3
+
+
+@pytest.mark.parametrize("order", [3, 4])
+def test_ipndm_is_of_order_2_but_on_equal_steps(order: int) -> None:
+    """Its weights are those of equal steps in sigma, whatever the levels are. On such levels it shows more, until
+    the error of its first step, of first order, is all that is left."""
+    options = {"solver_order": order, "final_sigmas_type": "sigma_min"}
+    assert abs(measured("ipndm", options) - 2) < 0.3
+    assert measured("ipndm", {**options, "solver_order": 3}, levels=even) > 2.7
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
+def test_the_third_order_of_dpmpp_2m_is_of_order_2(algorithm: str) -> None:
+    """The authors' formula, which diffusers has, weighs the second difference with half of what its integral
+    wants: the error's constant is smaller than the second order's, its order is not."""
+    options = {"algorithm_type": algorithm, "solver_type": "heun", **OPEN_END}
+    assert abs(measured("dpmpp-2m", {"solver_order": 3, **options}) - 2) < 0.5
+
+
+def test_sde_forms_of_higher_order_are_of_weak_order_1() -> None:
+    """dpmpp-2m-sde's third order has a sign wrong in diffusers. dpmpp-2s draws fresh noise for each of its calls,
+    also for those that start where the one before started."""
+    assert abs(measured("dpmpp-2m-sde", {"solver_order": 3, **OPEN_END}) - 1) < 0.3
+    for order in (2, 3):
+        sde = {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **OPEN_END}
+        assert abs(measured("dpmpp-2s", sde) - 1) < 0.3

@@ -1,0 +1,62 @@
+"""Where a trajectory starts: the plan's numbers applied as the runtime applies them, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sd2rt.engines.sampling import SamplerName
+from sd2rt.runtime.generator import Generator
+from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.texts import Texts
+from sd2rt.runtime.trajectory import Trajectory
+
+from .cases import NAMES, config_of, noise_config
+from .reference_schedulers import SHAPE, Array, Draws, reference, relative_error
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
+
+
+def trajectory(plan: Plan, noise: Array, image: Array | None) -> Trajectory:
+    return Trajectory(
+        plan=plan,
+        latents=noise.astype(np.float32),
+        texts=(Texts((np.zeros((77, 8), np.float32),)),) * len(plan.steps),
+        guidance=np.tile(np.array([1, 0], np.float32), (len(plan.steps), 1)),
+        generator=Generator(0),
+        seed=0,
+        image_latents=None if image is None else image.astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("strength", [None, 0.58])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trajectory_starts_where_diffusers_does(name: SamplerName, strength: float | None) -> None:
+    noise, config, options = noise_config(), config_of(name), SamplingOptions(10, strength=strength)
+    plan, draws = make_plan(noise, config, options), Draws.seeded(20)
+    expected = reference(noise, config, options, draws, torch.float32).start
+    found = trajectory(plan, draws.start[0], None if strength is None else draws.image[0])
+    assert found.latents.dtype == np.float32
+    assert relative_error(found.latents[None].astype(np.float64), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("strength", "image_shape", "message"),
+    [
+        (None, SHAPE[1:], "image latents given to a plan that starts from noise"),
+        (0.5, None, "no image latents given"),
+        (0.5, (1, 4, 4), r"image latents have the shape \[1, 4, 4\], the noise \[4, 4, 4\]"),
+    ],
+)
+def test_a_trajectory_needs_what_its_plan_starts_from(
+    strength: float | None, image_shape: tuple[int, ...] | None, message: str
+) -> None:
+    plan = make_plan(noise_config(), config_of("ddim"), SamplingOptions(5, strength=strength))
+    image = None if image_shape is None else np.zeros(image_shape)
+    with pytest.raises(ValueError, match=message):
+        trajectory(plan, np.zeros(SHAPE[1:]), image)
