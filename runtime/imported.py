@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import Spacing, check_side
+from sd2rt.engines.sampling import SamplerName, check_side
 from sd2rt.runtime.parameters import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
 from sd2rt.runtime.request import Request
-from sd2rt.runtime.samplers import SAMPLERS as BUILT_SAMPLERS
+from sd2rt.runtime.samplers import schedules_of
 
-_SAMPLERS = {theirs.casefold(): ours for ours, theirs in SAMPLERS.items()}
+_SAMPLERS: dict[str, SamplerName] = {theirs.casefold(): ours for ours, theirs in SAMPLERS.items()}
 _SAMPLERS |= {name: name for name in (*SAMPLERS, *OWN_SAMPLERS)}
 
 _SCHEDULES = {theirs.casefold(): ours for ours, theirs in SCHEDULES.items()} | {
@@ -27,6 +27,15 @@ _SCHEDULES = {theirs.casefold(): ours for ours, theirs in SCHEDULES.items()} | {
 }
 _SPACINGS = {"ddim": "leading", "pndm": "leading", "unipc": "leading", "lcm": None, "ddpm": None}
 """What samplers take there where no schedule type is named; all others are evenly spaced, both ends included."""
+
+_AUTOMATIC: dict[SamplerName, str] = {
+    "dpmpp-2m": "karras",
+    "dpmpp-sde": "karras",
+    "dpmpp-2m-sde": "exponential",
+    "dpm2": "karras",
+    "dpm2-a": "karras",
+}
+"""What its newer versions take where the schedule type is said to be automatic."""
 
 _BROWNIAN = ("dpmpp-sde", "dpmpp-2m-sde")
 
@@ -112,7 +121,8 @@ class Imported:
         if told is None:
             return
         name, combined = _split(told)
-        if schedule is None or schedule.casefold() == "automatic":
+        automatic = schedule is not None and schedule.casefold() == "automatic"
+        if schedule is None or automatic:
             schedule = combined
         if name.endswith(" heun") and name.removesuffix(" heun") in _SAMPLERS:
             name = name.removesuffix(" heun")
@@ -120,7 +130,7 @@ class Imported:
                 "sampler_options", {"solver_type": "heun"}, f"Sampler {shown(told)}: its solver, Heun's,"
             )
         sampler = _SAMPLERS.get(name)
-        if sampler is None or sampler not in BUILT_SAMPLERS:
+        if sampler is None:
             self.notes.append(f"Sampler {shown(told)} is not known: the bundle's own takes its place")
             return
         self.fields["sampler"] = sampler
@@ -129,14 +139,15 @@ class Imported:
         if spacing is not None:
             chosen: str | None = spacing
         elif schedule is None:
-            chosen = _SPACINGS.get(sampler, "linspace")
+            chosen = _AUTOMATIC.get(sampler) if automatic else None
+            chosen = _SPACINGS.get(sampler, "linspace") if chosen is None else chosen
         else:
             chosen = _SCHEDULES.get(schedule.casefold(), schedule)
-        if chosen in get_args(Spacing):
+        if chosen in schedules_of(sampler):
             self.fields["schedule"] = chosen
-        elif chosen is not None:
+        elif schedule is not None or spacing is not None:
             self.notes.append(
-                f"Schedule type {shown(chosen)} is not known: the sampler's usual takes its place"
+                f"Schedule type {shown(chosen)} is none of {sampler}'s: its usual one takes its place"
             )
 
     def _numbers(self, hires: bool) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-SAMPLERS: dict[str, str] = {
+from sd2rt.engines.sampling import SamplerName
+
+SAMPLERS: dict[SamplerName, str] = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "pndm": "PLMS",
@@ -27,7 +29,7 @@ SAMPLERS: dict[str, str] = {
 }
 """What that interface, or a fork of it, calls a sampler; one that none of them has keeps its own name."""
 
-OWN_SAMPLERS = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
+OWN_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
 """Samplers that none of them has: their DPM++ 2S a draws noise, which dpmpp-2s does not."""
 
 SCHEDULES: dict[str, str] = {
@@ -75,7 +77,7 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
         "Eta": facts["eta"] or None,
         "Denoising strength": facts.get("strength"),
         "CFG scales": "/".join(f"{scale:g}" for scale in scales) if len(scales) > 1 else None,
-        "CFG interval": None if interval is None else "/".join(map(str, interval)),
+        "CFG interval": None if interval is None else _levels(*interval),
         "CFG rescale": facts["guidance_rescale"] or None,
         # Its layers are counted from one.
         "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,
@@ -89,6 +91,10 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
     }
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value is not None))
     return "\n".join(lines)
+
+
+def _levels(low: float, high: float | None) -> str:
+    return f"{low:g}/{'inf' if high is None else f'{high:g}'}"
 
 
 def _quoted(value: Any) -> str:

@@ -149,7 +149,8 @@ def settings_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
     }
     inputs = {name: getattr(request, name) for name in INPUTS}
     hashes = {name: digest(value) for name, value in inputs.items() if value is not None}
-    return request.model_dump(mode="json", include=names), hashes
+    # By way of its text, which has null in the place of infinity.
+    return json.loads(request.model_dump_json(include=names)), hashes
 
 
 def digest(value: Image | np.ndarray[Any, Any]) -> str:

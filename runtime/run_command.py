@@ -44,6 +44,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "guidance": ("guidance_scale",),
     "rescale": ("guidance_rescale",),
     "sampler": ("sampler", "sampler_options"),
+    "sampler_option": ("sampler_options",),
+    "timesteps": ("timesteps", "sigmas"),
+    "sigmas": ("timesteps", "sigmas"),
+    "zero_snr": ("rescale_betas_zero_snr",),
     "variation": ("variation_seed", "variation_strength"),
     "size": ("width", "height"),
 }

@@ -68,19 +68,28 @@ def names(folder: Path) -> list[str]:
         ),
         (("--guidance", "nan"), "guidance_scale is nan: give a finite number"),
         (("--guidance", "inf"), "guidance_scale is inf: give a finite number"),
-        (("--guidance", "9,nan"), "guidance_scale is [9.0, nan]: give finite numbers, at least one"),
+        (("--guidance", "9,nan"), "guidance_scale is (9.0, nan): give finite numbers, at least one"),
         (("--guidance", "9,"), "--guidance '9,' is not numbers with ',' between them"),
         (("--guidance-interval", "1-5"), "--guidance-interval '1-5' is not numbers with ':' between them"),
         (
             ("--guidance-interval", "5:1"),
-            "guidance_interval is [5.0, 1.0]: give two noise levels of at least 0, the lower one first",
+            "guidance_interval is (5.0, 1.0): give two noise levels of at least 0, the lower one first",
         ),
         (("--preset", "fast"), "preset is 'fast': input should be 'turbo' or 'lcm'"),
         (("--rescale", "nan"), "guidance_rescale is nan: give a finite number"),
         (("--rescale", "1.5"), "guidance_rescale is 1.5: input should be less than or equal to 1"),
         (("--eta", "-inf"), "eta is -inf: give a finite number"),
-        (("--sampler", "magic"), "no sampler is named 'magic': choose one of ddim, pndm, euler, dpmpp-2m"),
-        (("--schedule", "magic"), "no schedule is named 'magic': choose one of leading, trailing, linspace"),
+        (
+            ("--sampler", "magic"),
+            "no sampler is named 'magic': choose one of ddim, ddpm, pndm, "
+            "lms, euler, euler-a, heun, dpm2, dpm2-a, dpmpp-2s, dpmpp-2m, dpmpp-2m-sde, dpmpp-sde, deis, unipc, ipndm, "
+            "sa-solver, lcm, tcd",
+        ),
+        (
+            ("--schedule", "magic"),
+            "no schedule is named 'magic': choose one of leading, trailing, linspace, "
+            "karras, exponential, beta, lambdas, ays",
+        ),
         (("--count", "0"), "--count is 0: give at least 1"),
         (("--device", "gpu"), "'gpu' is no device: use cpu, cuda or cuda:N"),
         (("--threads", "0"), "threads is 0: give at least 1"),
@@ -417,7 +426,7 @@ def test_guidance_by_call(sd2rt: Command, small_bundle: Path) -> None:
         assert not np.array_equal(np.asarray(image), np.asarray(whole))
         text = image.text  # type: ignore[attr-defined]
     assert "CFG scale: 9, " in text["parameters"]
-    assert "CFG scales: 9/3, CFG interval: 0.2:inf, " in text["parameters"]
+    assert "CFG scales: 9/3, CFG interval: 0.2/inf, " in text["parameters"]
     facts = json.loads(text["sd2rt"])
     assert (facts["guidance_scale"], facts["guidance_interval"]) == ([9, 3], [0.2, None])
     again = make_request(prompt="a", **{name: facts[name] for name in options if name != "sampler"})

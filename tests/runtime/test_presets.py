@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ class Offered:
 
     low_resolution = None
     name = "paper"
+    embeddings = SimpleNamespace(layers=3)
 
     def __init__(self, variant: Variant) -> None:
         self.variant, self.tasks = variant, KINDS[variant].tasks
