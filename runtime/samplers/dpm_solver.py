@@ -32,7 +32,7 @@ def stretch(algorithm: str, signal: Signal, s: int, t: int) -> Stretch:
 
     dpmsolver++ and its SDE form integrate x_0 (arXiv:2211.01095, appendix A and equation 14), dpmsolver and its SDE
     form the noise (arXiv:2206.00927). sde-dpmsolver has no third order; the one of sde-dpmsolver++ is diffusers',
-    which has a sign wrong and so gains nothing over the second.
+    which has a sign wrong and converges with the first order only.
 
     Raises RequestError where a noise prediction is to step to no noise.
     """

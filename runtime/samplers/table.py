@@ -52,7 +52,8 @@ class Sampler:
     paper: str
     """Where it comes from: an arXiv number, or a code base where there is no paper."""
     order: str
-    """Of convergence, as its options choose it."""
+    """Of convergence, as its options choose it: measured (tests/runtime/samplers/test_convergence.py), with fresh
+    noise that of mean and deviation."""
     evaluations: int = 1
     """Network calls for each step asked for."""
     noise: str = "no"
@@ -69,19 +70,19 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "heun": Sampler(heun, "Heun", "arXiv:2206.00364", "2", evaluations=2),
     "dpm2": Sampler(dpm2, "DPM-Solver-2", "arXiv:2206.00927", "2", evaluations=2),
     "dpm2-a": Sampler(
-        dpm2_ancestral, "DPM-Solver-2 ancestral", "k-diffusion", "1", evaluations=2, noise="yes"
+        dpm2_ancestral, "DPM-Solver-2 ancestral", "k-diffusion", "2", evaluations=2, noise="yes"
     ),
     "dpmpp-2s": Sampler(
         dpm_singlestep, "DPM-Solver++ single-step", "arXiv:2211.01095", "1-3", noise="with an SDE form"
     ),
-    "dpmpp-2m": Sampler(dpm_multistep, "DPM-Solver++ multistep", "arXiv:2211.01095", "1-3"),
+    "dpmpp-2m": Sampler(dpm_multistep, "DPM-Solver++ multistep", "arXiv:2211.01095", "1-2"),
     "dpmpp-2m-sde": Sampler(
         dpm_multistep, "DPM-Solver++ multistep, SDE", "arXiv:2211.01095", "1-2", noise="yes"
     ),
-    "dpmpp-sde": Sampler(dpm_sde, "DPM-Solver++ for the SDE", "k-diffusion", "1", evaluations=2, noise="yes"),
+    "dpmpp-sde": Sampler(dpm_sde, "DPM-Solver++ for the SDE", "k-diffusion", "2", evaluations=2, noise="yes"),
     "deis": Sampler(deis, "DEIS", "arXiv:2204.13902", "1-3"),
-    "unipc": Sampler(unipc, "UniPC", "arXiv:2302.04867", "1-3"),
-    "ipndm": Sampler(ipndm, "improved PNDM", "arXiv:2204.13902", "1-4"),
+    "unipc": Sampler(unipc, "UniPC", "arXiv:2302.04867", "2-4"),
+    "ipndm": Sampler(ipndm, "improved PNDM", "arXiv:2204.13902", "1-2"),
     "sa-solver": Sampler(sa_solver, "SA-Solver", "arXiv:2309.05019", "1-3", noise="yes"),
     "lcm": Sampler(lcm, "latent consistency model", "arXiv:2310.04378", "-", noise="yes"),
     "tcd": Sampler(tcd, "trajectory consistency model", "arXiv:2402.19159", "-", noise="with eta"),

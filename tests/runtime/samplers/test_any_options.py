@@ -24,6 +24,7 @@ from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import (
     BOUND,
+    CUT_OFF,
     DISTILLED,
     EXPLODING,
     LOOKED_UP,
@@ -50,9 +51,6 @@ pytestmark = [
 ]
 
 drawn = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
-
-
-CUT_OFF = ("exponential", "beta")
 
 
 def configurations(name: SamplerName) -> st.SearchStrategy[SamplerConfig]:
@@ -99,7 +97,7 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     eta = data.draw(st.sampled_from([0.0, 0.5, 1.0])) if name in ("ddim", "tcd") else 0.0
     assume(strength is None or int(steps * strength) > 0)
     assume(config.original_inference_steps <= noise.num_train_timesteps)
-    # Its start and tau look timesteps up, of which a last bit decides where fractions are cut off: see below.
+    # Its late start and tau look timesteps up.
     assume(name != "sa-solver" or config.levels not in CUT_OFF)
     options = SamplingOptions(steps, eta=eta, strength=strength)
     try:
@@ -128,7 +126,6 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
             return
         found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
     if name in PRESERVING and config.levels in CUT_OFF:
-        # Fractions are cut off, and of a whole timestep the last bit decides.
         assert np.abs(found.timesteps - expected.timesteps).max() <= 1
         found = replace(found, timesteps=expected.timesteps)
     assert_close(found, expected, ZERO_SNR_BOUND if noise.rescale_betas_zero_snr else BOUND)

@@ -151,11 +151,12 @@ def test_a_method_of_order_k_shows_order_k(name: SamplerName, options: dict[str,
 @pytest.mark.parametrize("kind", PREDICTIONS)
 @pytest.mark.parametrize("name", ["euler", "dpm2", "dpmpp-2m", "deis", "unipc"])
 def test_the_order_is_that_of_every_prediction(name: SamplerName, kind: PredictionType) -> None:
-    options: dict[str, Any] = {
+    ends: dict[str, dict[str, Any]] = {
         "dpmpp-2m": OPEN_END,
         "unipc": OPEN_END,
         "deis": {"lower_order_final": False},
-    }.get(name, {})
+    }
+    options = ends.get(name, {})
     order = {"euler": 1, "unipc": 3}.get(name, 2)
     assert order - 0.3 <= measured(name, options, kind) <= order + 0.7
 

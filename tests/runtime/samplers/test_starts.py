@@ -45,6 +45,17 @@ def test_a_trajectory_starts_where_diffusers_does(name: SamplerName, strength: f
     assert relative_error(found.latents[None].astype(np.float64), expected) < 1e-6
 
 
+@pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("strength", [1.0, 0.58])
+def test_sa_solver_starts_late_at_its_timesteps_noise(strength: float, levels: str) -> None:
+    config, options = config_of("sa-solver", levels=levels), SamplingOptions(20, strength=strength)
+    plan, draws = make_plan(noise_config(), config, options), Draws.seeded(20)
+    expected = reference(noise_config(), config, options, draws, torch.float32)
+    np.testing.assert_array_equal([step.timestep for step in plan.steps], expected.timesteps)
+    found = trajectory(plan, draws.start[0], draws.image[0])
+    assert relative_error(found.latents[None].astype(np.float64), expected.start) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("strength", "image_shape", "message"),
     [

@@ -12,6 +12,7 @@ from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
 
 from .cases import (
     BOUND,
+    CUT_OFF,
     DISTILLED,
     NAMES,
     PREDICTIONS,
@@ -58,7 +59,9 @@ def test_every_rule_for_levels(name: SamplerName, levels: Levels) -> None:
     kinds = cycle(PREDICTIONS)
     for steps, spacing in zip((1, 2, 5, 10, 30, 100), cycle(SPACINGS), strict=False):
         noise, config = noise_config(next(kinds)), config_of(name, spacing, levels=levels)
-        for strength in LATE:
+        # SA-Solver's late start looks a timestep up that may be another in float64: see test_starts.
+        strengths = (None,) if name == "sa-solver" and levels in CUT_OFF else LATE
+        for strength in strengths:
             if strength is None or int(steps * strength) > 0:
                 assert_like_diffusers(noise, config, SamplingOptions(steps, strength=strength))
 
