@@ -45,9 +45,11 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     from sd2rt.runtime import __version__
     from sd2rt.runtime.pipeline import TILE
     from sd2rt.runtime.recipe import settings_of
+    from sd2rt.runtime.samplers import schedules_of
 
     settings, inputs = settings_of(request)
     sampler = pipeline.sampler_of(request)
+    schedule = sampler.spacing if sampler.levels == "spaced" else sampler.levels
     width, height = pipeline.size_of(request)
     interval = request.guidance_interval
     optional = {
@@ -66,7 +68,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "negative_prompt": request.negative_prompt,
         "steps": request.num_inference_steps,
         "sampler": sampler.name,
-        "schedule": sampler.spacing if sampler.levels == "spaced" else sampler.levels,
+        "schedule": schedule if schedule in schedules_of(sampler.name) else None,
         "eta": request.eta,
         "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,

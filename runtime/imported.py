@@ -145,7 +145,7 @@ class Imported:
             chosen = _SCHEDULES.get(schedule.casefold(), schedule)
         if chosen in schedules_of(sampler):
             self.fields["schedule"] = chosen
-        elif schedule is not None or spacing is not None:
+        elif chosen is not None and (schedule is not None or spacing is not None):
             self.notes.append(
                 f"Schedule type {shown(chosen)} is none of {sampler}'s: its usual one takes its place"
             )

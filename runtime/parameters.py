@@ -69,7 +69,7 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
     values: dict[str, Any] = {
         "Steps": facts["steps"],
         "Sampler": SAMPLERS.get(facts["sampler"], facts["sampler"]),
-        "Schedule type": SCHEDULES.get(schedule),
+        "Schedule type": SCHEDULES.get(schedule or ""),
         "CFG scale": scales[0],
         "Seed": facts["seed"],
         "Size": f"{facts['width']}x{facts['height']}",

@@ -146,7 +146,9 @@ def sampler_config(
         kept = {
             option: getattr(base, option)
             for option, value in usual.items()
-            if option in known and getattr(base, option) != value and option not in _OWN
+            if option in known
+            and getattr(base, option) != value
+            and option not in _own_options(sampler, base.name)
         }
         chosen = default_sampler(sampler, steps_offset=base.steps_offset, **kept)
     changes: dict[str, Any] = {}
@@ -170,8 +172,11 @@ def sampler_config(
         ) from None
 
 
-_OWN = {"solver_type", "algorithm_type"}
-"""Options whose values mean something in one sampler only; diffusers rewrites them to the new scheduler's."""
+def _own_options(*samplers: SamplerName) -> set[str]:
+    """Options whose values mean something in one of the samplers only: diffusers rewrites them to the new
+    scheduler's, or has them under another name."""
+    own = {"solver_type", "algorithm_type"}
+    return own | {"solver_order"} if any(name in ("lms", "ipndm", "sa-solver") for name in samplers) else own
 
 
 def _named(name: str | None) -> SamplerName:
