@@ -457,7 +457,7 @@ def test_a_folder_without_a_configuration(folder_copy: Damage, file: str) -> Non
         ("text_encoder/config.json", {"num_attention_heads": 0}, "configuration of text_encoder"),
         ("text_encoder/config.json", {"num_attention_heads": 5}, "configuration of text_encoder"),
         ("text_encoder/config.json", {"hidden_act": "what"}, "configuration of text_encoder"),
-        ("scheduler/scheduler_config.json", {"_class_name": "LMSDiscreteScheduler"}, "LMSDiscreteScheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         (
             "scheduler/scheduler_config.json",
             {"clip_sample": True, "_class_name": "DDIMScheduler"},
