@@ -39,7 +39,7 @@ PHASES = (
     ("plan and noise", "sd2rt.runtime.run", "Run.__init__"),
     ("steps", "sd2rt.runtime.step_loop", "Batch.step"),
     ("decode", "sd2rt.runtime.run", "Run.outcomes"),
-    ("save", "sd2rt.runtime.run_command", "_save"),
+    ("save", "sd2rt.runtime.run_command", "save_image"),
 )
 """What is timed, without what it calls that is timed itself; imports and the rest are phases too."""
 ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHASES), "exit")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.textual_inversion import Embedding
 
 
 def sampler_options(given: list[str]) -> dict[str, Any] | None:
@@ -44,3 +48,22 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
     return int(width), int(height)
+
+
+def variation(text: str) -> tuple[int, float]:
+    """SEED:STRENGTH as both."""
+    seed, _, strength = text.rpartition(":")
+    try:
+        return int(seed), float(strength)
+    except ValueError:
+        raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
+
+
+def embedding(text: str, allow_pickle: bool) -> Embedding:
+    """What ``--embedding`` names: a file, or a token and its file."""
+    from sd2rt.runtime.textual_inversion import load_embedding
+
+    token, equals, path = text.partition("=")
+    if not equals or os.path.exists(text):
+        return load_embedding(text, None, allow_pickle=allow_pickle)
+    return load_embedding(path, token, allow_pickle=allow_pickle)

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
-from sd2rt.engines.manifest import MANIFEST
-from sd2rt.engines.store import find_bundle, named_bundle
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime import option_text
-from sd2rt.runtime.image_output import check_output, facts_of, save_image
-from sd2rt.runtime.step_bar import Advance, step_bar
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from sd2rt.runtime.pipeline import Pipeline
-    from sd2rt.runtime.request import Request
-    from sd2rt.runtime.textual_inversion import Embedding
-
-DEMO = "demo"
-
+from sd2rt.runtime.demo_bundle import bundle_or_demo
+from sd2rt.runtime.image_output import check_output, save_image
+from sd2rt.runtime.making import check_save_depth, make, upscaled, upscaling
+from sd2rt.runtime.run_words import bundle_and_prompts, check_standard_input, prompts_of_standard_input
+from sd2rt.runtime.step_bar import step_bar
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "negative": ("negative_prompt",),
@@ -199,8 +185,8 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Make images from a bundle."""
-    bundle, prompts = _words(words or [], recipe_of is not None)
-    _check_standard_input(prompts, {"--from": recipe_of, "--image": image, "--mask": mask, "--depth": depth})
+    bundle, prompts = bundle_and_prompts(words or [], recipe_of is not None)
+    check_standard_input(prompts, {"--from": recipe_of, "--image": image, "--mask": mask, "--depth": depth})
     options: dict[str, Any] = {
         "negative_prompt": negative,
         "prompt_syntax": prompt_syntax,
@@ -232,7 +218,7 @@ def run(
     if size is not None:
         options["width"], options["height"] = option_text.size(size)
     if variation is not None:
-        options["variation_seed"], options["variation_strength"] = _variation(variation)
+        options["variation_seed"], options["variation_strength"] = option_text.variation(variation)
     recipe = None
     if recipe_of is not None:
         from sd2rt.runtime.recipe import read_recipe
@@ -253,20 +239,20 @@ def run(
     from sd2rt.runtime.call import CallOptions, divide
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
-    each = [prompt for prompt in prompts or _prompts() for _ in range(_count(count))]
+    each = [prompt for prompt in prompts or prompts_of_standard_input() for _ in range(_count(count))]
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
     notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0])]
     check_output(output, len(requests))
-    embeddings = [_embedding(text, allow_pickle) for text in embedding or ()]
-    _check_save_depth(save_depth, output)
+    embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
+    check_save_depth(save_depth, output)
     from sd2rt.engines.bundle import locate
     from sd2rt.engines.manifest import read_manifest
     from sd2rt.runtime.pipeline import TILE, Pipeline
     from sd2rt.runtime.task import refuse_unless, resolve
     from sd2rt.runtime.textual_inversion import check_embedding
 
-    path = _bundle(bundle, quiet or as_json)
+    path = bundle_or_demo(bundle, quiet or as_json)
     # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
     manifest = read_manifest(locate(path))
     requests = [resolve(request, manifest) for request in requests]
@@ -287,7 +273,7 @@ def run(
         if recipe is not None and recipe.upscaled is not None:
             notes += recipe.upscaled.bundle_notes(larger)
         # Any image will do: only what it is asked with is looked at.
-        resolve(_upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
+        resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
     if not quiet:
         for note in notes:
             print(f"sd2rt: note: {note}", file=sys.stderr)
@@ -305,9 +291,9 @@ def run(
         # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
         for start in range(0, len(requests), pipeline.max_batch):
             batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
-            made = iter(_make(pipeline, batch, "", advance, save_depth if start == 0 else None))
+            made = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
             if upscaler is not None:
-                made = _upscaled(upscaler, made, noise_level, advance)
+                made = upscaled(upscaler, made, noise_level, advance)
             for outcome in made:
                 if isinstance(outcome, EngineError):
                     failures.append(outcome)
@@ -324,133 +310,10 @@ def run(
         raise EngineError(f"{others}{failures[0]}")
 
 
-Made = tuple[Any, dict[str, Any]]
-"""An image, and the facts that go into its file."""
-
-
-def _make(
-    pipeline: Pipeline, requests: list[Request], stage: str, advance: Advance, save_depth: Path | None = None
-) -> list[Made | EngineError]:
-    with pipeline.stream_requests(requests) as running:
-        if save_depth is not None:
-            # Of a request that has been planned: one that is refused leaves no file.
-            _save_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
-        for progress in running:
-            advance(stage, progress, len(requests))
-        outcomes = running.outcomes()
-    return [
-        outcome if isinstance(outcome, EngineError) else (outcome.images[0], facts_of(pipeline, request))
-        for request, outcome in zip(running.requests, outcomes, strict=True)
-    ]
-
-
-def _upscaled(
-    upscaler: Pipeline, made: Iterator[Made | EngineError], noise_level: int | None, advance: Advance
-) -> Iterator[Made | EngineError]:
-    """The same images four times as large, one at a time: a large image is many tiles, a batch by itself."""
-    for outcome in made:
-        if isinstance(outcome, EngineError):
-            yield outcome
-            continue
-        image, facts = outcome
-        own = (facts["prompt"], facts["negative_prompt"], facts["seed"], facts.get("prompt_syntax", "plain"))
-        (result,) = _make(upscaler, [_upscaling(image, noise_level, *own)], "upscaling", advance)
-        if isinstance(result, EngineError):
-            yield result
-            continue
-        image, about = result
-        sides = {"width": image.width, "height": image.height}
-        yield image, {**facts, **sides, "upscaled": about}
-
-
-def _upscaling(
-    image: Any, noise_level: int | None, prompt: str, negative: str | None, seed: int, syntax: str
-) -> Request:
-    from sd2rt.runtime.request import make_request
-
-    return make_request(
-        prompt=prompt,
-        negative_prompt=negative,
-        prompt_syntax=syntax,
-        seed=seed,
-        image=image,
-        noise_level=noise_level,
-        # What sd2rt has made itself is not too large for it.
-        max_image_pixels=image.width * image.height,
-    )
-
-
-def _check_standard_input(prompts: list[str] | None, pictures: dict[str, str | None]) -> None:
-    takers = ["the prompts"] * (prompts is None) + [name for name, value in pictures.items() if value == "-"]
-    if len(takers) > 1:
-        raise RequestError(
-            f"{' and '.join(takers)} are to be read from standard input: give one of them a name"
-        )
-
-
-def _check_save_depth(path: Path | None, output: Path) -> None:
-    if path is None:
-        return
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise RequestError(f"--save-depth {path} is no .png file: depth maps are PNG")
-    if path.absolute() == output.absolute():
-        raise RequestError(f"--save-depth and --output are both {path}: give them two names")
-    check_output(path, 1, option="--save-depth")
-
-
-def _save_depth(depth: NDArray[np.float32], path: Path) -> None:
-    from sd2rt.runtime.depth_map import save_depth
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_depth(depth, path)
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
 def _count(count: int) -> int:
     if count < 1:
         raise RequestError(f"--count is {count}: give at least 1")
     return count
-
-
-def _words(words: list[str], told: bool) -> tuple[str | None, list[str] | None]:
-    """The bundle, if one is named, and the prompts; None where they are to be read from standard input.
-
-    Where --from tells both, either may be left out; without a prompt there are none.
-    """
-    if len(words) > 2:
-        raise RequestError(f"{len(words)} arguments, expected [BUNDLE] PROMPT: put the prompt in quotes")
-    if not words and not told:
-        raise typer.BadParameter("there is none: give one, in quotes", param_hint="PROMPT")
-    *bundles, prompt = words or [""]
-    if not bundles and words and os.path.isfile(find_bundle(prompt) / MANIFEST):
-        if not told:
-            raise RequestError(f"{prompt!r} is a bundle, and there is no prompt: give one after it")
-        bundles, words = [prompt], []
-    bundle = bundles[0] if bundles else None
-    return bundle, [] if not words else None if prompt == "-" else [prompt]
-
-
-def _prompts() -> list[str]:
-    try:
-        prompts = [line.rstrip("\r\n") for line in sys.stdin]
-    except UnicodeDecodeError as error:
-        raise RequestError(f"standard input is not {error.encoding} text ({error.reason})") from None
-    prompts = [line for line in prompts if line.strip()]
-    if not prompts:
-        raise RequestError("standard input holds no prompt: write one a line")
-    return prompts
-
-
-def _embedding(text: str, allow_pickle: bool) -> Embedding:
-    """What ``--embedding`` names: a file, or a token and its file."""
-    from sd2rt.runtime.textual_inversion import load_embedding
-
-    token, equals, path = text.partition("=")
-    if not equals or os.path.exists(text):
-        return load_embedding(text, None, allow_pickle=allow_pickle)
-    return load_embedding(path, token, allow_pickle=allow_pickle)
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -458,53 +321,6 @@ def _given(context: typer.Context) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     return {field for name in given for field in _FIELDS.get(name, (name,))}
-
-
-def _variation(text: str) -> tuple[int, float]:
-    seed, _, strength = text.rpartition(":")
-    try:
-        return int(seed), float(strength)
-    except ValueError:
-        raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
-
-
-def _bundle(name: str | None, quiet: bool) -> str | Path:
-    """The bundle that was named, or the demo, which is built where it is missing and can be."""
-    if name is not None:
-        return name
-    demo = named_bundle(DEMO)
-    if not (demo / MANIFEST).is_file():
-        if find_spec("torch") is None:
-            raise MissingDependencyError(
-                "no bundle was named and the demo is not built: pip install 'sd2rt[export]' and run "
-                "'sd2rt build demo', or name a bundle"
-            )
-        if not quiet:
-            print("sd2rt: building the demo bundle, once", file=sys.stderr)
-        code = _build_demo()
-        if code != 0:
-            # What was wrong stands on standard error already, in the words of the build.
-            raise typer.Exit(code)
-    return demo
-
-
-def _build_demo() -> int:
-    """Build in a process of its own, so that this one stays free of torch, and return its exit code."""
-    child = subprocess.Popen(
-        # Without -P the working directory would come before what is installed.
-        [sys.executable, "-P", "-m", "sd2rt.runtime", "build", DEMO],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        try:
-            # A terminal tells both of them; the child has things to put in order.
-            child.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
-            child.wait()
-        raise
 
 
 @contextmanager

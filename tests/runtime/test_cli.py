@@ -297,7 +297,7 @@ def test_build_without_export(refused: Refused, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_bundle_and_no_export(refused: Refused, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sd2rt.runtime.run_command.find_spec", lambda name: None)
+    monkeypatch.setattr("sd2rt.runtime.demo_bundle.find_spec", lambda name: None)
     text = refused(6, "run", "a prompt")
     assert "pip install 'sd2rt[export]' and run 'sd2rt build demo'" in text
     assert not cache.exists()

@@ -151,10 +151,10 @@ def test_upscaled_images_are_saved_one_by_one(
     sd2rt: Command, small_bundle: Path, small_upscaler_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interruption in the second leaves the first."""
-    from sd2rt.runtime import run_command
+    from sd2rt.runtime import making
 
     calls: list[str] = []
-    own = run_command._make
+    own = making.make
 
     def make(pipeline: Any, requests: Any, stage: str, *rest: Any) -> Any:
         calls.append(stage)
@@ -162,7 +162,7 @@ def test_upscaled_images_are_saved_one_by_one(
             raise KeyboardInterrupt
         return own(pipeline, requests, stage, *rest)
 
-    monkeypatch.setattr(run_command, "_make", make)
+    monkeypatch.setattr(making, "make", make)
     said = sd2rt(
         "run", small_bundle, "a", *FAST, "--count", "3", "--upscale", small_upscaler_bundle, "-o", "out"
     )
