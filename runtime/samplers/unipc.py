@@ -119,9 +119,9 @@ def _ratios(config: SamplerConfig, signal: Signal, s: int, h: float, order: int)
 
 def _conditions(config: SamplerConfig, z: float, order: int) -> list[float]:
     """The right sides of the order conditions, equations 7 and 10 of the paper."""
-    phi = expm1(z) / z - 1
+    phi, b = expm1(z) / z - 1, _b(config, z)
     right = []
     for k in range(1, order + 1):
-        right.append(phi * factorial(k) / _b(config, z))
+        right.append(phi * factorial(k) / b)
         phi = phi / z - 1 / factorial(k + 1)
     return right
