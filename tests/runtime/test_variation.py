@@ -16,7 +16,7 @@ FIRST, SECOND = Generator(1).randn((4, 8, 8)), Generator(2).randn((4, 8, 8))
 def angle(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
     # Rounding can leave the cosine a little above 1.
-    return math.acos(min(1.0, a @ b / math.sqrt((a @ a) * (b @ b))))
+    return math.acos(min(1.0, float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))))
 
 
 def test_ends_are_exact() -> None:
