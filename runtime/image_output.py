@@ -43,7 +43,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
     """
     from sd2rt.runtime import __version__
-    from sd2rt.runtime.pipeline import TILE
+    from sd2rt.runtime.pipeline import TILE, sampling_of
     from sd2rt.runtime.recipe import settings_of
     from sd2rt.runtime.samplers import schedules_of
 
@@ -66,7 +66,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "task": pipeline.task_of(request),
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
-        "steps": request.num_inference_steps,
+        "steps": sampling_of(request, None).step_count,
         "sampler": sampler.name,
         "schedule": schedule if schedule in schedules_of(sampler.name) else None,
         "eta": request.eta,

@@ -294,7 +294,7 @@ class Pipeline:
         noise = self.manifest.noise
         if request.rescale_betas_zero_snr is not None:
             noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
-        return make_plan(noise, self.sampler_of(request), _sampling(request, strength))
+        return make_plan(noise, self.sampler_of(request), sampling_of(request, strength))
 
     def pictures(self, request: Request, seed: int) -> list[Picture]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.
@@ -357,7 +357,7 @@ class Pipeline:
             syntax=request.prompt_syntax,
             clip_skip=request.clip_skip or 0,
             calls=calls,
-            steps=_sampling(request, None).step_count,
+            steps=sampling_of(request, None).step_count,
         )
 
     def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
@@ -400,7 +400,8 @@ class Pipeline:
         self._lock.release()
 
 
-def _sampling(request: Request, strength: float | None) -> SamplingOptions:
+def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
+    """What a resolved request asks of a sampler: its own timesteps or noise levels come before a number of steps."""
     custom = request.timesteps is not None or request.sigmas is not None
     return SamplingOptions(
         num_inference_steps=None if custom else request.num_inference_steps,

@@ -112,6 +112,12 @@ def test_the_same_picture_again(sd2rt: Command, stored: Path, options: tuple[str
     assert text_of("second.png") == text_of("first.png")
 
 
+def test_steps_are_those_of_a_list_of_its_own(sd2rt: Command, stored: Path) -> None:
+    words = ("--sampler", "euler", "--sigmas", "14,5,0.3,0", "--seed", "1", "-o", "own.png")
+    assert sd2rt("run", stored, "a", *words).code == 0
+    assert "Steps: 3," in text_of("own.png")["parameters"]
+
+
 def test_an_embedding_is_asked_for_again(sd2rt: Command, stored: Path) -> None:
     for name, seed in (("toy.safetensors", 1), ("other.safetensors", 2)):
         values = np.random.default_rng(seed).standard_normal((2, 32)).astype(np.float32)
