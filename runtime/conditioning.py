@@ -15,9 +15,9 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import ConditionName
 from sd2rt.engines.sampling import check_side
 from sd2rt.runtime.noise_schedule import NoiseSchedule
+from sd2rt.runtime.planning import strength_of
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.rng import Normals
-from sd2rt.runtime.task import task_of
 from sd2rt.runtime.trajectory import Latents
 from sd2rt.runtime.variation import between
 
@@ -48,7 +48,6 @@ class Conditioning:
         self._manifest = manifest = networks.bundle.manifest
         self._networks = networks
         self._request = request
-        self._task = task_of(request, manifest)
         self.width, self.height = size_of(manifest, request)
         """Of the result, in pixels."""
         factor = manifest.latents.vae_factor
@@ -77,10 +76,7 @@ class Conditioning:
     @property
     def strength(self) -> float | None:
         """How far from the image the sampler starts; None where it starts from noise alone."""
-        strength = self._request.strength
-        if strength == 1 and self._task.noise_at_full_strength:
-            return None
-        return strength
+        return strength_of(self._request, self._manifest)
 
     def draw(
         self, generator: Normals, noise: Latents | None = None, variation: Normals | None = None

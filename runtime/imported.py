@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,6 @@ _UNTOLD = (
     "Version",
     "Model",
     "Model hash",
-    "VAE",
     "VAE hash",
     "Batch size",
     "Batch pos",
@@ -52,24 +50,21 @@ _UNTOLD = (
     "Hashes",
     "Lora hashes",
     "TI hashes",
-    "Pad conds",
-    "Pad conds v0",
 )
 """Settings that say nothing of the picture, or nothing that is not said elsewhere."""
-
-_SYNTAX = re.compile(r"[()\[\]]|\b(?:BREAK|AND)\b")
 
 
 class Imported:
     """What a text of that interface asks for, as fields of a request.
 
     Attributes:
-        fields: of a request; every one that this version has, and can take.
+        fields: of a request.
         notes: a line each on what cannot be honoured.
         from_image: whether it began with an image, which is not in the text.
         masked: whether part of that was masked.
         model: the name of the model, where it is told.
         model_hash: the first ten digits of the SHA-256 of its file, where it is told.
+        embeddings: the textual inversions that the prompts named, by name; its hashes of them are of another kind.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -81,6 +76,8 @@ class Imported:
         self.notes: list[str] = []
         self.model = self._values.get("Model")
         self.model_hash = self._values.get("Model hash")
+        told = self._values.get("TI hashes", "")
+        self.embeddings = [pair.partition(":")[0].strip() for pair in told.split(",") if pair.strip()]
         hires = any(name.startswith("Hires") for name in self._values)
         self.from_image = "Denoising strength" in self._values and not hires
         self.masked = self.from_image and any(
@@ -94,24 +91,21 @@ class Imported:
         self._clip_skip(own)
         for name, value in self._values.items():
             if name not in _UNTOLD:
-                self.notes.append(f"{shown(f'{name}: {value}')} is not honoured")
+                self._unused(name, value)
 
     def _take(self, name: str) -> str | None:
         return self._values.pop(name, None)
 
-    def _set(self, name: str, value: Any, what: str) -> None:
-        """Ask for something, where requests of this version have it."""
-        if name in Request.model_fields:
-            self.fields[name] = value
-        else:
-            self.notes.append(f"{what} cannot be honoured")
+    def _unused(self, name: str, value: str | None) -> None:
+        if value is not None:
+            self.notes.append(f"{shown(f'{name}: {value}')} is not honoured")
 
     def _prompts(self, own: bool) -> None:
         texts = f"{self.fields['prompt']} {self.fields['negative_prompt']}"
-        if own:
+        syntax = self._take("Prompt syntax")
+        if own and syntax is None:
             return
-        if _SYNTAX.search(texts) or "prompt_syntax" in Request.model_fields:
-            self._set("prompt_syntax", "a1111", "the prompt's syntax, such as weights in parentheses,")
+        self.fields["prompt_syntax"] = "a1111"
         if "<lora:" in texts or "<hypernet:" in texts:
             self.notes.append("the networks that the prompt names in <> are not applied")
 
@@ -119,6 +113,7 @@ class Imported:
         told, schedule = self._take("Sampler"), self._take("Schedule type")
         spacing = self._take("Spacing")
         if told is None:
+            self._unused("Schedule type", schedule)
             return
         name, combined = _split(told)
         automatic = schedule is not None and schedule.casefold() == "automatic"
@@ -126,12 +121,11 @@ class Imported:
             schedule = combined
         if name.endswith(" heun") and name.removesuffix(" heun") in _SAMPLERS:
             name = name.removesuffix(" heun")
-            self._set(
-                "sampler_options", {"solver_type": "heun"}, f"Sampler {shown(told)}: its solver, Heun's,"
-            )
+            self.fields["sampler_options"] = {"solver_type": "heun"}
         sampler = _SAMPLERS.get(name)
         if sampler is None:
             self.notes.append(f"Sampler {shown(told)} is not known: the bundle's own takes its place")
+            self._unused("Schedule type", schedule)
             return
         self.fields["sampler"] = sampler
         if sampler in _BROWNIAN:
@@ -219,7 +213,7 @@ class Imported:
             self.notes.append(f"Clip skip {shown(told)} cannot be honoured")
         elif int(told) > 1:
             # There 1 is the last layer; here that is none skipped.
-            self._set("clip_skip", int(told) - 1, f"Clip skip {told}")
+            self.fields["clip_skip"] = int(told) - 1
 
 
 def _split(sampler: str) -> tuple[str, str | None]:

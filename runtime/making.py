@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.request import Request
+
+TOLD = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
+"""Fields of a request that hold for making its image larger, too."""
 
 Made = tuple[Any, dict[str, Any]]
 """An image, and the facts that go into its file."""
@@ -46,8 +49,8 @@ def upscaled(
             yield outcome
             continue
         image, facts = outcome
-        own = (facts["prompt"], facts["negative_prompt"], facts["seed"], facts.get("prompt_syntax", "plain"))
-        (result,) = make(upscaler, [upscaling(image, noise_level, *own)], "upscaling", advance)
+        own = {name: facts["request"][name] for name in TOLD if name in facts["request"]}
+        (result,) = make(upscaler, [upscaling(image, noise_level, own)], "upscaling", advance)
         if isinstance(result, EngineError):
             yield result
             continue
@@ -56,21 +59,13 @@ def upscaled(
         yield image, {**facts, **sides, "upscaled": about}
 
 
-def upscaling(
-    image: Any, noise_level: int | None, prompt: str, negative: str | None, seed: int, syntax: str
-) -> Request:
+def upscaling(image: Any, noise_level: int | None, told: Mapping[str, Any]) -> Request:
+    """The request that makes an image larger, told what the image's own was told."""
     from sd2rt.runtime.request import make_request
 
-    return make_request(
-        prompt=prompt,
-        negative_prompt=negative,
-        prompt_syntax=syntax,
-        seed=seed,
-        image=image,
-        noise_level=noise_level,
-        # What sd2rt has made itself is not too large for it.
-        max_image_pixels=image.width * image.height,
-    )
+    # What sd2rt has made itself is not too large for it.
+    pixels = image.width * image.height
+    return make_request(**told, image=image, noise_level=noise_level, max_image_pixels=pixels)
 
 
 def check_save_depth(path: Path | None, output: Path) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sd2rt.runtime.textual_inversion import Embedding
 
 
+_JSON = {"true": "true", "false": "false", "none": "null"}
+
+
 def sampler_options(given: list[str]) -> dict[str, Any] | None:
     """NAME=VALUE pairs, the values as JSON where they are, else as words; None where there are none."""
     options: dict[str, Any] = {}
@@ -20,7 +23,8 @@ def sampler_options(given: list[str]) -> dict[str, Any] | None:
         if not equals or not name:
             raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
         try:
-            options[name] = json.loads(value)
+            # As Python writes them, too.
+            options[name] = json.loads(_JSON.get(value.lower(), value))
         except ValueError:
             options[name] = value
     return options or None
@@ -45,7 +49,7 @@ def one_or_more(option: str, text: str | None) -> float | tuple[float, ...] | No
 def size(text: str) -> tuple[int, int]:
     """WxH as width and height."""
     width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+    if not all(side.isascii() and side.isdigit() and len(side) < 10 for side in (width, height)):
         raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
     return int(width), int(height)
 

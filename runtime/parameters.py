@@ -79,6 +79,7 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
         "CFG scales": "/".join(f"{scale:g}" for scale in scales) if len(scales) > 1 else None,
         "CFG interval": None if interval is None else _levels(*interval),
         "CFG rescale": facts["guidance_rescale"] or None,
+        "Prompt syntax": request.get("prompt_syntax"),
         # Its layers are counted from one.
         "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,
         "Variation seed": request.get("variation_seed") if "variation_strength" in request else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ _STORAGES = {
     "IntStorage": "<i4",
 }
 _LARGEST_BYTES = 64 << 20
+_MOST_INSTRUCTIONS = 10_000
 
 
 class ForbiddenError(Exception):
@@ -73,7 +75,7 @@ def read_pickled(data: bytes) -> Any:
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError):
         raise ValueError("it is no zip archive, as torch.save writes since PyTorch 1.6") from None
     with archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -86,8 +88,9 @@ def read_pickled(data: bytes) -> Any:
         try:
             if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
                 raise ValueError("its numbers are big-endian")
-            reader = _Reader(archive.read(pickles[0]), lambda key: archive.read(f"{root}data/{key}"))
-            return reader.load()
+            code = archive.read(pickles[0])
+            _check(code)
+            return _Reader(code, lambda key: archive.read(f"{root}data/{key}")).load()
         except (ForbiddenError, ValueError):
             raise
         except Exception as error:
@@ -95,10 +98,22 @@ def read_pickled(data: bytes) -> Any:
             raise ValueError(f"its pickle is damaged ({type(error).__name__})") from None
 
 
+def _check(code: bytes) -> None:
+    """Refuse what would take the unpickler itself out of bounds: towers of containers, and memory for memos that
+    no tensor needs. A file of embeddings has some hundred instructions."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(code), 1):
+        if opcode.name == "BUILD":
+            raise ForbiddenError("a change of what it has made")
+        memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
+        if count > _MOST_INSTRUCTIONS or (isinstance(memo, int) and memo > _MOST_INSTRUCTIONS):
+            raise ForbiddenError(f"more than {_MOST_INSTRUCTIONS} instructions")
+
+
 class _Reader(pickle.Unpickler):
     def __init__(self, data: bytes, read: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self._read = read
+        self._storages: dict[str, bytes] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -113,7 +128,9 @@ class _Reader(pickle.Unpickler):
         what, kind, key = pid[:3]
         if what != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
             raise ForbiddenError(f"a persistent {what!r}")
-        return _Storage(kind.name, self._read(key))
+        if key not in self._storages:
+            self._storages[key] = self._read(key)
+        return _Storage(kind.name, self._storages[key])
 
 
 def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: object) -> PickledTensor:
@@ -125,7 +142,8 @@ def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: ob
         raise ValueError("its tensor has no shape")
     flat = np.frombuffer(storage.data, _STORAGES[storage.kind])
     count = math.prod(shape)
-    if count * flat.itemsize > _LARGEST_BYTES or len(steps) != len(shape):
+    # More numbers than are stored would repeat some.
+    if count > len(flat) or count * flat.itemsize > _LARGEST_BYTES or len(steps) != len(shape):
         raise ValueError(f"its tensor has the shape {list(shape)}")
     last = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) if count else -1
     if last >= len(flat):

@@ -24,12 +24,11 @@ from sd2rt.runtime.guidance import plan_guidance
 from sd2rt.runtime.image_file import MAX_PIXELS
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
-from sd2rt.runtime.plan import Plan
+from sd2rt.runtime.planning import plan_of, sampler_of, sampling_of
 from sd2rt.runtime.prompt_texts import schedule_texts
 from sd2rt.runtime.request import Request
 from sd2rt.runtime.rng import Normals, make_generator
 from sd2rt.runtime.run import Output, Run
-from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.task import refuse_unless, resolve, task_of
 from sd2rt.runtime.texts import Texts
 from sd2rt.runtime.textual_inversion import Embedding, load_embedding
@@ -185,9 +184,7 @@ class Pipeline:
 
     def sampler_of(self, request: Request) -> SamplerConfig:
         """The sampler that a request will use."""
-        return sampler_config(
-            request.sampler, self.manifest.sampler, request.schedule, request.sampler_options
-        )
+        return sampler_of(request, self.manifest)
 
     def size_of(self, request: Request) -> tuple[int, int]:
         """Width and height in pixels of a request's images."""
@@ -290,12 +287,6 @@ class Pipeline:
         options["image"] = listed
         return self([prompt] * len(listed) if isinstance(prompt, str) else prompt, **options)
 
-    def _plan(self, request: Request, strength: float | None) -> Plan:
-        noise = self.manifest.noise
-        if request.rescale_betas_zero_snr is not None:
-            noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
-        return make_plan(noise, self.sampler_of(request), sampling_of(request, strength))
-
     def pictures(self, request: Request, seed: int) -> list[Picture]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.
 
@@ -303,7 +294,7 @@ class Pipeline:
             RequestError: the request cannot be honoured by this bundle.
         """
         conditioning = Conditioning(self._networks, request)
-        plan = self._plan(request, conditioning.strength)
+        plan = plan_of(request, self.manifest)
         count, shape = request.num_images_per_prompt, conditioning.shape
         given = request.latents
         if given is not None and conditioning.strength is not None:
@@ -398,15 +389,3 @@ class Pipeline:
         """Let others have them."""
         self._owner = None
         self._lock.release()
-
-
-def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
-    """What a resolved request asks of a sampler: its own timesteps or noise levels come before a number of steps."""
-    custom = request.timesteps is not None or request.sigmas is not None
-    return SamplingOptions(
-        num_inference_steps=None if custom else request.num_inference_steps,
-        timesteps=request.timesteps,
-        sigmas=request.sigmas,
-        eta=request.eta,
-        strength=strength,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,14 +109,18 @@ class Recipe:
         notes = (_embedding_note(token, wanted, given) for token, wanted in self.embeddings.items())
         return [note for note in notes if note is not None]
 
-    def check_inputs(self, request: Request) -> list[str]:
+    def check_inputs(self, request: Request, replaced: Collection[str] = ()) -> list[str]:
         """Compare what a request is given with what the picture was made from; what to say where it differs.
+
+        ``replaced`` are inputs in whose place something else is given.
 
         Raises:
             RequestError: something is missing.
         """
         notes = []
         for name, expected in self.inputs.items():
+            if name in replaced:
+                continue
             given, what = getattr(request, name), name.replace("_", " ")
             if given is None:
                 how = (
@@ -134,7 +138,8 @@ class Recipe:
 
 def _embedding_note(token: str, wanted: str, given: Mapping[str, str]) -> str | None:
     if token not in given:
-        return f"the embedding {shown(token)} ({shown(wanted)}) is not in it: give its file with --embedding"
+        which = f"{shown(token)} ({shown(wanted)})" if wanted else shown(token)
+        return f"the embedding {which} is not in it: give its file with --embedding"
     if not given[token].startswith(wanted):
         return f"the embedding {shown(token)} is another file than the one that it was made with"
     return None
@@ -241,6 +246,7 @@ def _imported(path: str, text: str) -> Recipe:
         inputs={name: None for name, needed in given.items() if needed},
         bundle=imported.model,
         identity=imported.model_hash,
+        embeddings=dict.fromkeys(imported.embeddings, ""),
     )
 
 

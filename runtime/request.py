@@ -91,11 +91,14 @@ def _depth(value: Any, info: ValidationInfo) -> Any:
 
 def _number(value: Any) -> Any:
     """Numbers of any library, and neither texts nor truth values that could pass for one."""
-    if value is None or (isinstance(value, float | int) and not isinstance(value, bool)):
+    if value is None or isinstance(value, float):
         return value
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise ValueError("give a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("give a number that a float can hold") from None
 
 
 def _scales(value: Any) -> Any:

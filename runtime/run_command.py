@@ -18,7 +18,7 @@ from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime import option_text
 from sd2rt.runtime.demo_bundle import bundle_or_demo
 from sd2rt.runtime.image_output import check_output, save_image
-from sd2rt.runtime.making import check_save_depth, make, upscaled, upscaling
+from sd2rt.runtime.making import TOLD, check_save_depth, make, upscaled, upscaling
 from sd2rt.runtime.run_words import bundle_and_prompts, check_standard_input, prompts_of_standard_input
 from sd2rt.runtime.step_bar import step_bar
 
@@ -29,6 +29,17 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "steps": ("num_inference_steps", "timesteps", "sigmas"),
     "guidance": ("guidance_scale",),
     "rescale": ("guidance_rescale",),
+    "preset": (
+        "preset",
+        "sampler",
+        "sampler_options",
+        "schedule",
+        "num_inference_steps",
+        "guidance_scale",
+        "strength",
+        "timesteps",
+        "sigmas",
+    ),
     "sampler": ("sampler", "sampler_options"),
     "sampler_option": ("sampler_options",),
     "timesteps": ("timesteps", "sigmas"),
@@ -152,7 +163,7 @@ def run(
             metavar="S,S,...", help="Noise levels, in the place of --steps; the last is what is left."
         ),
     ] = None,
-    eta: Annotated[float, typer.Option(help="ddim: share of fresh noise, 0 to 1.")] = 0.0,
+    eta: Annotated[float, typer.Option(help="ddim, tcd: share of fresh noise, 0 to 1.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image; image i uses seed + i.")] = None,
     rng: Annotated[
         str,
@@ -219,7 +230,7 @@ def run(
         options["width"], options["height"] = option_text.size(size)
     if variation is not None:
         options["variation_seed"], options["variation_strength"] = option_text.variation(variation)
-    recipe = None
+    recipe, mistyped, replaced = None, False, set[str]()
     if recipe_of is not None:
         from sd2rt.runtime.recipe import read_recipe
 
@@ -227,6 +238,9 @@ def run(
         told = {name: value for name, value in recipe.fields.items() if name not in _given(context)}
         prompt, own_seed = told.pop("prompt", ""), told.pop("seed", None)
         options |= told
+        mistyped = bundle is None and prompts is not None and prompts != [] and len(prompts[0].split()) == 1
+        replaced |= {"prompt_embeds"} if prompts != [] else set()
+        replaced |= {"negative_prompt_embeds"} if "negative_prompt" in _given(context) else set()
         prompts = [prompt] if prompts == [] else prompts
         bundle = str(recipe.bundle_path()) if bundle is None else bundle
         seed = own_seed if seed is None else seed
@@ -237,12 +251,16 @@ def run(
                 noise_level = recipe.upscaled.fields.get("noise_level")
             options["noise_level"] = None
     from sd2rt.runtime.call import CallOptions, divide
+    from sd2rt.runtime.planning import check_names, plan_of
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
     each = [prompt for prompt in prompts or prompts_of_standard_input() for _ in range(_count(count))]
     first = secrets.randbits(32) if seed is None else seed
     requests = divide(each, cast(CallOptions, {**options, "seed": first}))
-    notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0])]
+    check_names(requests[0])
+    notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0], replaced)]
+    if mistyped:
+        notes.append(f"{requests[0].prompt!r} is no bundle: it is taken for the prompt")
     check_output(output, len(requests))
     embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
     check_save_depth(save_depth, output)
@@ -256,6 +274,7 @@ def run(
     # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
     manifest = read_manifest(locate(path))
     requests = [resolve(request, manifest) for request in requests]
+    plan_of(requests[0], manifest)
     for known in embeddings:
         check_embedding(known, manifest)
     if recipe is not None:
@@ -273,7 +292,8 @@ def run(
         if recipe is not None and recipe.upscaled is not None:
             notes += recipe.upscaled.bundle_notes(larger)
         # Any image will do: only what it is asked with is looked at.
-        resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, "", "", 0, "plain"), larger)
+        told = {name: getattr(requests[0], name) for name in TOLD}
+        resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), larger)
     if not quiet:
         for note in notes:
             print(f"sd2rt: note: {note}", file=sys.stderr)

@@ -31,7 +31,14 @@ def read_safetensors(data: bytes) -> dict[str, NDArray[np.float32]]:
     if not isinstance(header, dict):
         raise ValueError("its header is not JSON of names")
     body = memoryview(data)[8 + length :]
-    return {name: _tensor(name, entry, body) for name, entry in header.items() if name != "__metadata__"}
+    views = {name: _view(name, entry, body) for name, entry in header.items() if name != "__metadata__"}
+    # No two tensors of such a file share bytes, so that what is read of it is no larger than it is.
+    if sum(view.nbytes for view in views.values()) > len(body):
+        raise ValueError("its tensors overlap")
+    return {
+        name: widen_bfloat16(view) if header[name]["dtype"] == "BF16" else view.astype(np.float32)
+        for name, view in views.items()
+    }
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -39,7 +46,8 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _tensor(name: str, entry: Any, body: memoryview) -> NDArray[np.float32]:
+def _view(name: str, entry: Any, body: memoryview) -> NDArray[Any]:
+    """A tensor in place, its bfloat16 as bits."""
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
@@ -49,5 +57,4 @@ def _tensor(name: str, entry: Any, body: memoryview) -> NDArray[np.float32]:
         raise ValueError(f"its tensor {name!r} is {dtype}, expected one of {', '.join(_DTYPES)}")
     if not whole or end > len(body) or end - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
         raise ValueError(f"its tensor {name!r} has the shape {list(shape)} and bytes {start} to {end}")
-    array = np.frombuffer(body[start:end], _DTYPES[dtype]).reshape(shape)
-    return widen_bfloat16(array) if dtype == "BF16" else array.astype(np.float32)
+    return np.frombuffer(body[start:end], _DTYPES[dtype]).reshape(shape)

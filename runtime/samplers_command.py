@@ -49,9 +49,18 @@ def samplers(
     ] = "epsilon",
 ) -> None:
     """List the samplers with their options; draw their tables."""
-    from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config, schedules_of
+    from sd2rt.runtime.samplers import (
+        SAMPLERS,
+        SamplingOptions,
+        choices_of,
+        make_plan,
+        sampler_config,
+        schedules_of,
+    )
 
     chosen = [sampler_config(name).name for name in names] if names else list(SAMPLERS)
+    if plot is None and (schedule is not None or sampler_option):
+        raise RequestError("--schedule and --sampler-option are for a picture: give --plot too")
     if plot is not None:
         if prediction not in ("epsilon", "v_prediction"):
             raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
@@ -79,6 +88,7 @@ def samplers(
             "noise": SAMPLERS[name].noise,
             "schedules": schedules_of(name),
             "options": SAMPLER_OPTIONS[name],
+            "choices": choices_of(name),
         }
         for name in chosen
     ]
@@ -98,3 +108,18 @@ def samplers(
         cells = (each["title"], each["order"], each["evaluations_per_step"], each["noise"], schedules)
         table.add_row(each["name"], *map(str, cells))
     console.print(table)
+    if not names:
+        return
+    for each in facts:
+        console.print(
+            f"\n{each['name']}: --sampler-option takes JSON; its options and their defaults", style="bold"
+        )
+        for option, value in each["options"].items():
+            choices = each["choices"].get(option)
+            console.print(
+                f"  {option}={json.dumps(value)}{'' if choices is None else f'  ({_either(choices)})'}"
+            )
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    return " or ".join(json.dumps(choice) for choice in choices)

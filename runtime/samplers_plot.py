@@ -14,9 +14,10 @@ from sd2rt.runtime.plan import Plan
 
 _SUFFIXES = (".png", ".svg")
 _ROW_INCHES = 1.9
-_LABELS = ("sample", *(f"memory {k}" for k in range(1, STATE_SLOTS)), "network", "fresh noise")
+_LABELS = ("sample S_0", *(f"memory S_{k}" for k in range(1, STATE_SLOTS)), "network D", "fresh noise")
+_TICKS = (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20)
 # Distinguishable by the colour blind: Okabe and Ito's colours.
-_COLOURS = ("#000000", "#009E73", "#56B4E9", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+_COLOURS = ("#000000", "#009E73", "#56B4E9", "#CC79A7", "#B8860B", "#D55E00", "#0072B2")
 
 
 def draw(plans: Mapping[str, Plan], path: Path) -> None:
@@ -71,7 +72,12 @@ def _draw_row(axes: Any, name: str, plan: Plan) -> None:
     for column, label, colour in zip(made.T, _LABELS, _COLOURS, strict=True):
         if column.any():
             weights.plot(calls, column, ".-", color=colour, label=label, linewidth=0.5)
+    # Even up to 1, logarithmic beyond.
     weights.set_yscale("symlog", linthresh=1)
+    low, high = weights.get_ylim()
+    shown = [tick for tick in _TICKS if low <= tick <= high]
+    weights.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    weights.minorticks_off()
     weights.axhline(0, color="#bbbbbb", linewidth=0.5, zorder=0)
     for axis in axes:
         axis.tick_params(labelsize=7)

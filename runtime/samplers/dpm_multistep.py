@@ -19,7 +19,8 @@ def dpm_multistep(noise: NoiseSchedule, config: SamplerConfig, options: Sampling
     algorithm_type names: dpmsolver (arXiv:2206.00927), and the SDE ones of arXiv:2211.01095, equation 14.
 
     The third order is so by name: it weighs the second difference with half of what its integral wants, in the
-    authors' code and in diffusers, and converges with the second order, if from a smaller error.
+    authors' code and in diffusers, and converges with the second order, if from a smaller error; that of
+    sde-dpmsolver++ has a sign wrong in diffusers, and converges with the first (weakly).
 
     S_1 and S_2 remember what was predicted in the last steps, the latest first; the order grows with them. The last
     step is of first order where it ends at no noise at all, with euler_at_final, or where lower_order_final is set

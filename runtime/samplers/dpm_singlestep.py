@@ -19,6 +19,8 @@ def dpm_singlestep(noise: NoiseSchedule, config: SamplerConfig, options: Samplin
     what is left over at the end is of lower order, as is the last call where it ends at no noise. Where
     lower_order_final is off and the groups come out even there is no such rest.
 
+    sde-dpmsolver++ converges with the first order (weakly) whatever solver_order is.
+
     S_1 is where the group began; S_2 and S_3 are what was predicted in it, the latest first. A late start is the
     rest of the calls, from an image at the first one's noise level; its first ones are of the order that what is
     remembered allows.

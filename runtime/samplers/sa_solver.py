@@ -17,6 +17,8 @@ def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOpti
     """SA-Solver, arXiv:2309.05019: Adams steps on the SDE whose share of noise is tau, predicted with solver_order
     outputs and corrected with corrector_order, on x_0 or on the noise.
 
+    The order is that of the corrector where tau is 0; with noise it is at most 2 (weakly).
+
     tau counts from timestep tau_start to tau_end; outside of it the ODE is followed, and a draw is made all the
     same. S_1 is all that the correction needs of the past, its noise included, made when it was at hand; S_2 and
     S_3 are what was predicted, the latest first. The orders grow with them, and with lower_order_final fall again

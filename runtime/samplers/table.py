@@ -158,7 +158,7 @@ def sampler_config(
         if option not in known and option != "steps_offset":
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise RequestError(f"{sampler} has no option {option}: {has}")
-        changes[option] = tuple(value) if isinstance(value, list) else value
+        changes[option] = _typed(sampler, option, value)
     if not changes:
         return chosen
     try:
@@ -170,6 +170,23 @@ def sampler_config(
         raise RequestError(
             f"sampler option {where} is {first['input']!r}: {reason}" if where else reason
         ) from None
+
+
+def _typed(sampler: SamplerName, option: str, value: Any) -> Any:
+    """A request's value as the configuration has it.
+
+    Raises RequestError where the sampler takes other values.
+    """
+    if option in _LISTS:
+        return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
+    allowed = CHOICES.get(sampler, {}).get(option)
+    if allowed is not None and value not in allowed:
+        shown = ", ".join(str(choice) for choice in allowed)
+        raise RequestError(f"{option} of {sampler} is {value}: choose one of {shown}")
+    return value
+
+
+_LISTS = {"disable_corrector"}
 
 
 def _own_options(*samplers: SamplerName) -> set[str]:
@@ -195,6 +212,16 @@ def schedules_of(sampler: SamplerName) -> list[str]:
         for name, changes in SCHEDULES.items()
         if changes.keys() <= known.keys() and changes.get("levels", "spaced") in levels
     ]
+
+
+def choices_of(sampler: SamplerName) -> dict[str, tuple[Any, ...]]:
+    """What its options may be, where that is one of a few words or orders."""
+    choices = {}
+    for option in SAMPLER_OPTIONS[sampler]:
+        words = get_args(SamplerConfig.model_fields[option].annotation)
+        if all(isinstance(word, str) for word in words) and words:
+            choices[option] = words
+    return choices | CHOICES.get(sampler, {})
 
 
 def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:

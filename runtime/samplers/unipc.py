@@ -18,7 +18,8 @@ def unipc(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
 
     Each call corrects the sample that it was shown with what it says, then predicts the next one. S_1 is all that
     the correction needs of the past, made when it was at hand; S_2 and S_3 are what was predicted, the latest first.
-    The order grows with them; with lower_order_final it falls again towards the end.
+    The order grows with them; with lower_order_final it falls again towards the end. The correction is worth one
+    order: solver_order 1 to 3 converges with order 2 to 4, and with 1 to 3 where nothing is corrected.
 
     A late start is the rest of the list, from an image at its first noise level; disable_corrector counts steps of
     the whole list.

@@ -112,6 +112,22 @@ def test_the_same_picture_again(sd2rt: Command, stored: Path, options: tuple[str
     assert text_of("second.png") == text_of("first.png")
 
 
+def test_a_preset_takes_the_place_of_all_that_it_sets(sd2rt: Command, stored: Path) -> None:
+    first = sd2rt("run", stored, "a", *FAST, "--sampler", "ddim", "--guidance", "5", "-o", "first.png")
+    assert first.code == 0, first.err
+    said = sd2rt("run", "--from", "first.png", "--preset", "turbo", "--json", "-q", "-o", "second.png")
+    facts = json.loads(said.out)
+    assert (facts["sampler"], facts["schedule"], facts["steps"]) == ("euler", "trailing", 1)
+    assert facts["guidance_scale"] == 0
+
+
+def test_a_word_that_may_be_a_mistyped_bundle_is_told(sd2rt: Command, stored: Path) -> None:
+    assert sd2rt("run", stored, "a", *FAST, "-o", "first.png").code == 0
+    said = sd2rt("run", "--from", "first.png", "smal", "-o", "second.png")
+    assert "note: 'smal' is no bundle: it is taken for the prompt" in said.err
+    assert "taken for the prompt" not in sd2rt("run", "--from", "first.png", "a fox", "-o", "third.png").err
+
+
 def test_steps_are_those_of_a_list_of_its_own(sd2rt: Command, stored: Path) -> None:
     words = ("--sampler", "euler", "--sigmas", "14,5,0.3,0", "--seed", "1", "-o", "own.png")
     assert sd2rt("run", stored, "a", *words).code == 0

@@ -20,7 +20,14 @@ import torch
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SAMPLER_OPTIONS, PredictionType, SamplerConfig, SamplerName
 from sd2rt.export.schedulers import SCHEDULERS
-from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan, sampler_config, schedules_of
+from sd2rt.runtime.samplers import (
+    SAMPLERS,
+    SamplingOptions,
+    choices_of,
+    make_plan,
+    sampler_config,
+    schedules_of,
+)
 from sd2rt.runtime.samplers_plot import draw
 
 from .cases import NAMES, STEPS, compared, levels_of, noise_config
@@ -61,7 +68,9 @@ def errors(name: SamplerName) -> tuple[float, float, int]:
     trajectories: both predictions, every schedule that diffusers has for it, from noise and late."""
     worst = single = 0.0
     cases = 0
-    for schedule in [None, *(s for s in schedules_of(name) if s != "ays")]:
+    # The usual one is among them, where there are spacings.
+    unnamed = [] if "spacing" in SAMPLER_OPTIONS[name] else [None]
+    for schedule in [*unnamed, *(s for s in schedules_of(name) if s != "ays")]:
         if schedule in ("karras", "exponential", "beta", "lambdas") and schedule not in levels_of(name):
             continue
         for prediction in ("epsilon", "v_prediction"):
@@ -95,10 +104,14 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     sampler = SAMPLERS[name]
     what = inspect.getdoc(sampler.make) or ""
     what = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", what)
-    options = [f"`{option}` = {shown(value)}" for option, value in SAMPLER_OPTIONS[name].items()]
+    choices = choices_of(name)
+    options = [
+        f"`{option}` = {shown(value)}{either(choices.get(option))}"
+        for option, value in SAMPLER_OPTIONS[name].items()
+    ]
     options = [option for option in options if not option.startswith(("`spacing`", "`levels`"))]
     schedules = ", ".join(f"`{schedule}`" for schedule in schedules_of(name)) or "its own timesteps"
-    usual = SAMPLER_OPTIONS[name].get("spacing")
+    usual = SAMPLER_OPTIONS[name].get("spacing", "linspace" if "levels" in SAMPLER_OPTIONS[name] else None)
     known = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, whose noise schedule is another"
     return "\n".join(
         [
@@ -125,6 +138,10 @@ def paper(source: str) -> str:
     return f"[{source}](https://arxiv.org/abs/{number})" if number != source else source
 
 
+def either(choices: tuple[Any, ...] | None) -> str:
+    return "" if choices is None else f" ({' or '.join(map(str, choices))})"
+
+
 def shown(value: Any) -> str:
     if value is None or value == ():
         return "none"
@@ -145,11 +162,17 @@ for each network call ([design](design.md)). This page is made by `make samplers
 `error` is the proof: the worst relative difference, at any call, between a table and diffusers' scheduler of the
 same name, which is driven in float64 over the same random outputs and noises; both predictions,
 {", ".join(map(str, STEPS))} steps, every schedule that diffusers has for it, from noise and from an image (strength
-{_LATE}). The bound is 1e-5.
+{_LATE}); `ays` is not a scheduler's there, and the levels of `euler-a` and `ipndm` are another class's. The bound
+is 1e-5.
 `diffusers` is how far that scheduler is from itself when it runs in its own float32. `order` is that of convergence,
 measured on Gaussian data, for which the solution is known (tests/runtime/samplers/test_convergence.py).
 
-    sd2rt samplers                          # this list
+A picture shows, call by call, the noise level and the timestep that the network is told, and the weights of what
+the next sample is summed of: the sample S_0, what the method remembers (S_1 to S_4), the network's output D, and
+fresh noise. A late start begins with a times the image and b times noise. Values of `--sampler-option` are JSON;
+"with eta" is `--eta`.
+
+    sd2rt samplers                          # this list; with a name, its options too
     sd2rt samplers unipc --plot unipc.png --steps 12 --schedule karras --sampler-option solver_order=3
     sd2rt run BUNDLE "a prompt" --sampler unipc --schedule karras --sampler-option solver_order=3
 
