@@ -31,16 +31,7 @@ class ForbiddenError(Exception):
     """A pickle asks for something else than tensors and containers; names it."""
 
 
-class _Sealed:
-    """What a pickle makes, and may not change afterwards."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise ForbiddenError(f"a change of a {type(self).__name__}")
-
-
-class PickledTensor(_Sealed):
+class PickledTensor:
     """A tensor as a pickle rebuilds it."""
 
     __slots__ = ("array",)
@@ -49,7 +40,7 @@ class PickledTensor(_Sealed):
         self.array = array
 
 
-class _Storage(_Sealed):
+class _Storage:
     __slots__ = ("data", "kind")
 
     def __init__(self, kind: str, data: bytes) -> None:
@@ -57,7 +48,7 @@ class _Storage(_Sealed):
         self.data = data
 
 
-class _StorageKind(_Sealed):
+class _StorageKind:
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
@@ -101,12 +92,15 @@ def read_pickled(data: bytes) -> Any:
 def _check(code: bytes) -> None:
     """Refuse what would take the unpickler itself out of bounds: towers of containers, and memory for memos that
     no tensor needs. A file of embeddings has some hundred instructions."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(code), 1):
-        if opcode.name == "BUILD":
-            raise ForbiddenError("a change of what it has made")
-        memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
-        if count > _MOST_INSTRUCTIONS or (isinstance(memo, int) and memo > _MOST_INSTRUCTIONS):
-            raise ForbiddenError(f"more than {_MOST_INSTRUCTIONS} instructions")
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(code), 1):
+            if opcode.name == "BUILD":
+                raise ForbiddenError("a change of what it has made")
+            memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
+            if count > _MOST_INSTRUCTIONS or (isinstance(memo, int) and memo > _MOST_INSTRUCTIONS):
+                raise ForbiddenError(f"more than {_MOST_INSTRUCTIONS} instructions")
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged: {error}") from None
 
 
 class _Reader(pickle.Unpickler):
@@ -159,7 +153,7 @@ def _rebuild_parameter(tensor: object, *_: object) -> object:
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    # A plain one keeps the order too, and has no attributes that could be set.
+    # A plain one keeps the order too.
     ("collections", "OrderedDict"): dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
