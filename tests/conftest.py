@@ -36,6 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tell(share_out(items), config)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes by their number: an archive's hold the time of its making, and processes must agree on the names."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from .group_scheduling import GroupScheduling
