@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from sd2rt.engines.errors import BundleError
 from sd2rt.engines.kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 MANIFEST = "bundle.json"
 
 Precision = Literal["fp32", "fp16"]
@@ -63,6 +64,9 @@ class Tensor(Model):
     shape: tuple[Dimension, ...]
 
 
+_Size = Annotated[int, Field(ge=1)]
+
+
 class Part(Model):
     """One network of the pipeline as ONNX.
 
@@ -90,6 +94,60 @@ class Part(Model):
             if path not in listed:
                 raise ValueError(f"{path} is not among the part's files")
         return self
+
+
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+
+
+class Profile(Model):
+    """The sizes that an engine takes: for each symbol of its part's shapes the least, the one it is tuned for and
+    the most. A symbol whose three are one number is fixed."""
+
+    name: str
+    dims: dict[str, tuple[_Size, _Size, _Size]]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        for symbol, (least, tuned, most) in self.dims.items():
+            if not least <= tuned <= most:
+                raise ValueError(f"profile {self.name}: {symbol} goes from {least} over {tuned} to {most}")
+        return self
+
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Whether all of these sizes are within the profile."""
+        return all(least <= dims.get(symbol, least) <= most for symbol, (least, _, most) in self.dims.items())
+
+
+class EngineEntry(Model):
+    """A part compiled by TensorRT or TensorRT for RTX, for some GPUs and sizes."""
+
+    part: PartName
+    backend: EngineBackend
+    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
+    """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...]
+    """Of the GPUs that it was compiled for."""
+    gpu: str | None
+    """Where it was built: the GPU's name and its driver's version, None where there was none."""
+    driver: str | None
+    platform: str
+    """Operating system and processor, such as ``linux-x86_64``."""
+    precision: Precision
+    version_compatible: bool
+    """It runs in the lean runtime of later versions too."""
+    hardware_compatible: bool
+    """It runs on later GPUs too."""
+    refittable: bool
+    flags: tuple[str, ...]
+    """The builder's, by name."""
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
+    file: File
+    report: File
+    """What it is made of, layer by layer."""
+    onnx: Sha256
+    """Of the graph that it was built from."""
+    weights: Sha256
+    """Stands for the weights in it: the ONNX weights' own hash, or with it what was merged into them."""
 
 
 class Latents(Model):
@@ -158,7 +216,7 @@ class Source(Model):
 class Manifest(Model):
     """A bundle, in full."""
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     sd2rt_version: str
     build_key: Sha256
     """Stands for all that the bundle was made from: a build with the same key would make it again."""
@@ -183,6 +241,8 @@ class Manifest(Model):
     source: Source
     exporter: dict[str, str]
     license: str
+    engines: tuple[EngineEntry, ...] = ()
+    """Additions: a bundle of ONNX alone is whole."""
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
@@ -212,8 +272,10 @@ class Manifest(Model):
             raise ValueError("depth_input and the condition depth go together")
         if ("low_res" in shown) != (self.low_resolution is not None):
             raise ValueError("low_resolution and the condition low_res go together")
+        if strangers := {engine.part for engine in self.engines} - set(self.parts):
+            raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
         seen: dict[str, File] = {}
-        for file in self._listed():
+        for file in (*self._listed(), *self.engine_files):
             if seen.setdefault(file.path, file) != file:
                 raise ValueError(f"{file.path} is listed twice, with different contents")
         return self
@@ -226,15 +288,21 @@ class Manifest(Model):
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Every file that the manifest vouches for, each once."""
+        """Every file that the manifest vouches for but the engines', each once."""
         return tuple({file.path: file for file in self._listed()}.values())
 
     @property
+    def engine_files(self) -> tuple[File, ...]:
+        """The engines and their reports: hashed where they are opened, each time."""
+        return tuple(file for engine in self.engines for file in (engine.file, engine.report))
+
+    @property
     def identity(self) -> str:
-        """SHA-256 over the manifest: two bundles with one identity make the same images."""
+        """SHA-256 over the manifest without its engines: bundles with one identity make the same images, each
+        backend within its bounds."""
         import hashlib
 
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_copy(update={"engines": ()}).to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest as it stands in ``bundle.json``."""

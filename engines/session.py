@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -67,6 +67,10 @@ class Buffer(Protocol):
     def read(self) -> Array:
         """A copy on the host."""
 
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
+        """Copy entries along the first axis, on the device: of each pair, entry ``[0]`` of ``source`` to entry
+        ``[1]`` here. ``source`` may be this buffer, and is read as it was before."""
+
 
 class Session(Protocol):
     """An engine bound to fixed shapes, its buffers allocated once.
@@ -79,10 +83,18 @@ class Session(Protocol):
     def buffers(self) -> Mapping[str, Buffer]: ...
 
     def launch(self) -> None:
-        """Run once on what the input buffers hold.
+        """Run once on what the input buffers hold; it may be enqueued only.
 
         Raises:
             EngineError: the device reported an error, or had no memory left.
+        """
+
+    def watched(self, *, wait: bool) -> list[Array]:
+        """Copies of the watched output of those launches whose has not been handed out yet, in order: of all of them
+        where ``wait``, else of those that the device has finished.
+
+        Raises:
+            EngineError: the device reported an error.
         """
 
 
@@ -91,8 +103,13 @@ class Engine(Protocol):
 
     part: Part
 
-    def session(self, dims: Mapping[str, int], carry: Mapping[str, str] = ...) -> Session:
-        """The session for these sizes of the part's symbols; the same one when asked again."""
+    def session(
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = ..., watch: str | None = ...
+    ) -> Session:
+        """The session for these sizes of the part's symbols; the same one when asked again.
+
+        ``watch`` names a small output of which :meth:`Session.watched` tells every launch's.
+        """
 
     def close(self) -> None: ...
 
