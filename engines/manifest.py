@@ -122,6 +122,8 @@ class EngineEntry(Model):
     """A part compiled by TensorRT or TensorRT for RTX, for some GPUs and sizes."""
 
     part: PartName
+    key: Sha256
+    """Stands for all that it was built from and how: a build with the same key would make it again."""
     backend: EngineBackend
     version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
     """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
@@ -140,6 +142,8 @@ class EngineEntry(Model):
     refittable: bool
     flags: tuple[str, ...]
     """The builder's, by name."""
+    label: str
+    """The sizes that it takes, in short."""
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     file: File
     report: File

@@ -37,6 +37,16 @@ def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def symbols_of(part: Part) -> tuple[str, ...]:
+    """The symbols of a part's shapes, in the order in which its inputs have them."""
+    found: dict[str, None] = {}
+    for tensor in (*part.inputs, *part.outputs):
+        for item in tensor.shape:
+            if isinstance(item, str) and (match := _PRODUCT.fullmatch(item)):
+                found[match[2]] = None
+    return tuple(found)
+
+
 class Buffer(Protocol):
     """A tensor of a session: memory that the engine reads or writes in place."""
 

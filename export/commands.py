@@ -9,13 +9,49 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sd2rt.engines.engine_options import (
+    BackendOption,
+    BatchOption,
+    ChunksOption,
+    DecomposedOption,
+    EngineRequest,
+    EnginesOnlyOption,
+    LevelOption,
+    PartOption,
+    PortableOption,
+    PromptsOption,
+    RefitOption,
+    RowsOption,
+    SmOption,
+    WorkspaceOption,
+    engine_request,
+)
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.manifest import Precision
 from sd2rt.engines.store import find_bundle, named_bundle
+from sd2rt.engines.tensorrt_module import MODULES, import_backend
+
+if TYPE_CHECKING:
+    from sd2rt.engines.engine_build import EngineBuild
+
+_OF_ENGINES = {
+    "batch",
+    "sm",
+    "portable",
+    "part",
+    "rows",
+    "prompt_chunks",
+    "prompts",
+    "allow_decomposed",
+    "refit",
+    "workspace",
+    "optimization_level",
+}
+_OF_CHECKPOINTS = {"output", "variant", "precision", "allow_pickle", "config"}
 
 PART_LABELS = {
     "text_encoder": "text encoder",
@@ -55,6 +91,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def build(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     output: Annotated[
         str | None,
@@ -74,9 +111,53 @@ def build(
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
+    backend: BackendOption = None,
+    engines_only: EnginesOnlyOption = False,
+    batch: BatchOption = "1,4",
+    sm: SmOption = None,
+    portable: PortableOption = False,
+    part: PartOption = None,
+    rows: RowsOption = "any",
+    prompt_chunks: ChunksOption = 1,
+    prompts: PromptsOption = 1,
+    allow_decomposed: DecomposedOption = False,
+    refit: RefitOption = "no",
+    workspace: WorkspaceOption = None,
+    optimization_level: LevelOption = None,
 ) -> None:
-    """Make a bundle from a checkpoint: export its networks to ONNX."""
+    """Make a bundle from a checkpoint: export its networks to ONNX, and compile engines of them if asked."""
     sizes = [_size(text) for text in size or ()]
+    engines: EngineRequest | None = None
+    if backend is not None or engines_only:
+        engines = engine_request(
+            backend,
+            sizes=sizes,
+            batch=batch,
+            sm=sm or (),
+            portable=portable,
+            parts=part or (),
+            rows=rows,
+            prompt_chunks=prompt_chunks,
+            prompts=prompts,
+            allow_decomposed=allow_decomposed,
+            refit=refit,
+            workspace=workspace,
+            optimization_level=optimization_level,
+        )
+    elif given := sorted(_given(context) & _OF_ENGINES):
+        raise RequestError(f"--{given[0].replace('_', '-')} is about engines: give --backend too")
+    if engines_only:
+        assert engines is not None
+        if refused := sorted(_given(context) & _OF_CHECKPOINTS):
+            raise RequestError(
+                f"--{refused[0].replace('_', '-')} is about a checkpoint, and what is given here is a bundle"
+            )
+        with _display(as_json) as (_, progress):
+            _report(_build_engines(checkpoint, engines, force, progress), as_json)
+        return
+    if engines is not None:
+        # Before minutes of export.
+        import_backend(MODULES[engines.options.backend])
     # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
     target = Path(os.path.expanduser(output)) if output is not None else named_bundle(_name(checkpoint))
     require_export()
@@ -97,13 +178,42 @@ def build(
             again=force,
             progress=progress,
         )
-    manifest = result.manifest
+        built = None if engines is None else _build_engines(str(result.path), engines, force, progress)
+    manifest = result.manifest if built is None else built.manifest
     if as_json:
         facts = {"path": str(result.path), "fresh": result.fresh, "identity": manifest.identity}
         size_bytes = sum(file.size for file in manifest.files)
         print(json.dumps({"event": "done", **facts, "bytes": size_bytes}))
     else:
         print(result.path if result.fresh else f"{result.path} (was built before, and is whole)")
+    if built is not None:
+        _report(built, as_json)
+
+
+def _build_engines(
+    bundle: str, request: EngineRequest, again: bool, progress: Callable[[str, float], None]
+) -> EngineBuild:
+    from sd2rt.engines.engine_build import build_engines
+
+    return build_engines(
+        find_bundle(bundle),
+        request.shapes,
+        request.options,
+        parts=request.parts,
+        again=again,
+        progress=progress,
+    )
+
+
+def _report(built: EngineBuild, as_json: bool) -> None:
+    for entry in (*built.made, *built.kept):
+        fresh = entry in built.made
+        if as_json:
+            facts = {"part": entry.part, "label": entry.label, "fresh": fresh, "bytes": entry.file.size}
+            print(json.dumps({"event": "engine", "path": str(built.path / entry.file.path), **facts}))
+        else:
+            told = f"{entry.file.size / 1e6:.1f} MB" if fresh else "was built before, and is whole"
+            print(f"{built.path / entry.file.path} ({told})")
 
 
 def parity(
@@ -181,6 +291,18 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _given(context: typer.Context) -> set[str]:
+    """The options on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _label(what: str) -> str:
+    """A part, or an engine of one and its sizes, for people."""
+    name, _, rest = what.partition(" ")
+    return f"{PART_LABELS.get(name, name)}{rest and f' {rest}'}"
+
+
 Say = Callable[[str], None]
 
 
@@ -200,9 +322,7 @@ def _display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]
 
         def line(part: str, fraction: float) -> None:
             if fraction in (0.0, 1.0):
-                print(
-                    f"{PART_LABELS[part]}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True
-                )
+                print(f"{_label(part)}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True)
 
         yield lambda message: print(message, file=sys.stderr, flush=True), line
     else:
@@ -215,7 +335,7 @@ def _display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]
 
             def draw(part: str, fraction: float) -> None:
                 if part not in tasks:
-                    tasks[part] = bar.add_task(PART_LABELS[part], total=1.0)
+                    tasks[part] = bar.add_task(_label(part), total=1.0)
                 bar.update(tasks[part], completed=fraction)
 
             yield lambda message: bar.console.print(message, highlight=False, markup=False), draw

@@ -42,8 +42,8 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
 
     ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
     """
+    from sd2rt.engines.kinds import TILE
     from sd2rt.runtime import __version__
-    from sd2rt.runtime.pipeline import TILE
     from sd2rt.runtime.planning import sampling_of
     from sd2rt.runtime.recipe import settings_of
     from sd2rt.runtime.samplers import schedules_of

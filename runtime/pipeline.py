@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.kinds import PartName, TaskName
+from sd2rt.engines.kinds import TILE, PartName, TaskName
 from sd2rt.engines.manifest import Manifest
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import SamplerConfig
@@ -36,8 +36,6 @@ from sd2rt.runtime.tile_noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
 
-TILE = 128
-"""Latents of 1024 pixels of SD2's images, or of the 512 that the upscaler makes of 128."""
 SMALLEST_TILE = 32
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]

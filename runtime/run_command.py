@@ -265,8 +265,9 @@ def run(
     embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
     check_save_depth(save_depth, output)
     from sd2rt.engines.bundle import locate
+    from sd2rt.engines.kinds import TILE
     from sd2rt.engines.manifest import read_manifest
-    from sd2rt.runtime.pipeline import TILE, Pipeline
+    from sd2rt.runtime.pipeline import Pipeline
     from sd2rt.runtime.task import refuse_unless, resolve
     from sd2rt.runtime.textual_inversion import check_embedding
 

@@ -1,0 +1,31 @@
+"""The GPU at hand, as far as engines are bound to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """A GPU: its name, its compute capability such as ``8.9``, and the CUDA version of its driver."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def gpu_at_hand(index: int = 0) -> GpuFacts | None:
+    """The GPU of this number, or None where there is none that cuda-python can see: it never fails."""
+    try:
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        device = Device(index)
+        device.set_current()
+        capability = device.compute_capability
+        _, version = driver.cuDriverGetVersion()
+        cuda = f"CUDA {int(version) // 1000}.{int(version) % 1000 // 10}"
+        return GpuFacts(str(device.name), f"{capability.major}.{capability.minor}", cuda)
+    except Exception:
+        # No cuda-python, no driver, no GPU: whoever needs one says so.
+        return None

@@ -1,0 +1,97 @@
+"""What a backend says of an engine that it has built: its layers, and what goes in and comes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w*), .*?TacticName: (?P<tactic>[^,]*), .*?Metadata: (?P<onnx>.*)",
+    re.S,
+)
+_TENSOR = re.compile(
+    r"Name: (?P<name>[^,]+), IOMode: (?P<mode>\w+), DataType: (?P<dtype>\w+), Dimensions: \[(?P<shape>[-\d,]*)\]"
+)
+_RANGE = re.compile(r"MinShape: \[([\d,]*)\], OptShape: \[([\d,]*)\], MaxShape: \[([\d,]*)\]")
+_FUSED = re.compile(r"mha", re.IGNORECASE)
+"""Part of the names of all dedicated attention kernels: ``_gemm_mha_v2``, ``fmha``, ``_mha_v4``."""
+DTYPES = {"Float": "float32", "Half": "float16", "Int64": "int64", "UInt8": "uint8", "Bool": "bool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A kernel, or a few of them, and the ONNX nodes whose work it does."""
+
+    name: str
+    kind: str
+    tactic: str
+    onnx: tuple[str, ...]
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether it is a kernel made for attention: scores, softmax and sum in one."""
+        return bool(_FUSED.search(self.name) or _FUSED.search(self.tactic))
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTensor:
+    """An input or output of an engine. -1 stands for a size that differs; then there is one range a profile."""
+
+    name: str
+    is_input: bool
+    dtype: str
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """An engine, as its builder lists it."""
+
+    layers: tuple[Layer, ...]
+    tensors: tuple[BuiltTensor, ...]
+
+    @property
+    def fused_attention(self) -> int:
+        """How many kernels made for attention there are."""
+        return sum(layer.fused_attention for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def parse_log(messages: Sequence[str]) -> LayerReport | None:
+    """What TensorRT for RTX logs of an engine at the end of its build; None where nothing was logged."""
+    found = [message for message in messages if message.startswith("Layers:")]
+    if not found:
+        return None
+    # A builder may list parts of what it builds before the whole.
+    listed, _, rest = found[-1].partition("\nI/O Tensors:")
+    layers = []
+    for text in re.split(r"\n(?=Name: )", listed):
+        if match := _LAYER.search(text):
+            nodes = tuple(dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["onnx"])))
+            layers.append(Layer(match["name"].strip(), match["kind"], match["tactic"].strip(), nodes))
+    return LayerReport(
+        tuple(layers), tuple(_tensor(line) for line in rest.splitlines() if _TENSOR.search(line))
+    )
+
+
+def _tensor(line: str) -> BuiltTensor:
+    match = _TENSOR.search(line)
+    assert match is not None
+    ranges = tuple(tuple(_numbers(text) for text in found) for found in _RANGE.findall(line))
+    return BuiltTensor(
+        match["name"].strip(),
+        match["mode"] == "Input",
+        DTYPES.get(match["dtype"], match["dtype"]),
+        _numbers(match["shape"]),
+        ranges,  # type: ignore[arg-type]
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(item) for item in text.split(",") if item)
