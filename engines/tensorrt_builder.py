@@ -77,10 +77,11 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     _check_engine(report, task)
     fused = report.fused_attention
     if task.name in FUSED_PARTS and task.part.precision == "fp16" and not options.allow_decomposed:
-        lost = len(attentions) - fused
+        # Each profile has kernels of its own.
+        lost = len(attentions) * len(task.profiles) - fused
         if lost > 0:
             raise BuildError(
-                f"{task.name}: {options.backend} has no dedicated kernel for {lost} of {len(attentions)} attention "
+                f"{task.name}: {options.backend} has no dedicated kernel for {lost} of {len(attentions) * len(task.profiles)} attention "
                 "layers at these sizes: --allow-decomposed builds them of several kernels, slower"
             )
     if cache is not None and task.timing_cache is not None:

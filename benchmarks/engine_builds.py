@@ -1,0 +1,127 @@
+"""Engines of every published checkpoint in full size, compiled with no GPU: seconds, memory and what they are made of.
+
+    python -m benchmarks.engine_builds [--variants 2.0-depth x4-upscaler ...] [--size 512 768] [--sm 89] [--output]
+    python -m benchmarks.engine_builds --small      the same on tiny networks, in minutes
+
+Random weights take the time and the memory of trained ones. TensorRT for RTX compiles ahead of time for the compute
+capability given; each engine is compiled in a process of its own, which reports its time and its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, process, report
+from benchmarks.process import sd2rt
+from sd2rt.export.variants import SUPPORTED, Variant, find_variant
+
+FULL_BYTES = 30_000_000_000
+SECONDS_BOUND = 90.0
+BYTES_BOUND = 8_000_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine_builds", description=__doc__.splitlines()[0]
+    )
+    names = [row.name for row in SUPPORTED]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="VARIANT")
+    parser.add_argument("--size", nargs="+", default=["512", "768"])
+    parser.add_argument("--sm", default="89", help="the compute capability to compile for")
+    parser.add_argument("--batch", default="1", help="as sd2rt build takes it")
+    parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
+    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    report.add_output(parser)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="sd2rt-engine-builds-", dir=options.workdir))
+    try:
+        free = shutil.disk_usage(folder).free
+        if not options.small and free < FULL_BYTES:
+            sys.exit(
+                f"this needs {FULL_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir"
+            )
+        result = _measure([find_variant(name) for name in options.variants], options, folder)
+    finally:
+        shutil.rmtree(folder)
+    report.finish(result, _COLUMNS, _rows(result), options.output)
+
+
+def _measure(variants: list[Variant], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    facts, env = machine.facts(), process.environment(folder)
+    found: dict[str, Any] = {}
+    for row in variants:
+        checkpoint, bundle = folder / "checkpoint", folder / "bundle"
+        configs = f"small-{row.kind}" if options.small else str(row.configs)
+        print(f"{row.name}: its bundle ...", file=sys.stderr, flush=True)
+        write = [sys.executable, "-m", "benchmarks.checkpoint", str(checkpoint), "--configs", configs]
+        process.measure(write, env)
+        build = ("build", checkpoint, "-o", bundle, "--variant", row.name, "--precision", "fp16")
+        process.measure(sd2rt(*build), env)
+        shutil.rmtree(checkpoint)
+        print(f"{row.name}: its engines ...", file=sys.stderr, flush=True)
+        asked = ["--backend", "tensorrt-rtx", "--sm", options.sm, "--batch", options.batch]
+        asked += [word for size in options.size for word in ("--size", size)]
+        measured = process.measure(sd2rt("build", bundle, "--engines-only", "--json", *asked), env)
+        engines = []
+        for entry in json.loads((bundle / "bundle.json").read_text())["engines"]:
+            built = json.loads((bundle / entry["report"]["path"]).read_text())["built"]
+            engines.append(
+                {
+                    **{name: entry[name] for name in ("part", "label", "precision", "backend", "version")},
+                    **{
+                        name: built[name]
+                        for name in ("seconds", "peak_bytes", "layers", "attentions", "fused")
+                    },
+                    "bytes": entry["file"]["size"],
+                }
+            )
+        found[row.name] = {
+            "kind": row.kind,
+            "engines": engines,
+            "seconds": round(measured.seconds, 1),
+            "others_cpu_seconds": round(measured.others_cpu_seconds, 1),
+        }
+        shutil.rmtree(bundle)
+    return {
+        "benchmark": "engine-builds-small" if options.small else "engine-builds",
+        "sm": options.sm,
+        "sizes": options.size,
+        "batch": options.batch,
+        "bounds": {"seconds": SECONDS_BOUND, "peak_bytes": BYTES_BOUND},
+        "variants": found,
+        "machine": facts,
+        "load_average_after": machine.load_average(),
+    }
+
+
+_COLUMNS = ("", "engine", "build, s", "peak, GB", "engine, MB", "layers", "fused attention", "holds")
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, found in result["variants"].items():
+        for engine in found["engines"]:
+            holds = engine["seconds"] <= SECONDS_BOUND and engine["peak_bytes"] <= BYTES_BOUND
+            rows.append(
+                (
+                    name,
+                    f"{engine['part']} {engine['label']}",
+                    f"{engine['seconds']:.1f}",
+                    f"{engine['peak_bytes'] / 1e9:.2f}",
+                    f"{engine['bytes'] / 1e6:.0f}",
+                    str(engine["layers"]),
+                    f"{engine['fused']} of {engine['attentions']}",
+                    "yes" if holds else "NO",
+                )
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
