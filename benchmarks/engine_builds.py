@@ -1,4 +1,4 @@
-"""Engines of every published checkpoint in full size, compiled with no GPU: seconds, memory and what they are made of.
+"""Engines of every published checkpoint in full size, compiled with no GPU: seconds, memory, fused attention.
 
     python -m benchmarks.engine_builds [--variants 2.0-depth x4-upscaler ...] [--size 512 768] [--sm 89] [--output]
     python -m benchmarks.engine_builds --small      the same on tiny networks, in minutes

@@ -78,10 +78,10 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     fused = report.fused_attention
     if task.name in FUSED_PARTS and task.part.precision == "fp16" and not options.allow_decomposed:
         # Each profile has kernels of its own.
-        lost = len(attentions) * len(task.profiles) - fused
-        if lost > 0:
+        wanted = len(attentions) * len(task.profiles)
+        if fused < wanted:
             raise BuildError(
-                f"{task.name}: {options.backend} has no dedicated kernel for {lost} of {len(attentions) * len(task.profiles)} attention "
+                f"{task.name}: {options.backend} has no dedicated kernel for {wanted - fused} of {wanted} attention "
                 "layers at these sizes: --allow-decomposed builds them of several kernels, slower"
             )
     if cache is not None and task.timing_cache is not None:

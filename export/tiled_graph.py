@@ -194,12 +194,16 @@ class _Surgery:
         q = self._make("Concat", q, ones, axis=2)
         k = self._make("Concat", k, self._make("Concat", none, bias, axis=1), axis=2)
         q = self._make("Reshape", q, self._constant(np.array([_QUERY_BLOCKS, 1, -1, width + 1])))
+        # TensorRT's attention takes queries, keys and values of one width alone.
+        v = self._make("Pad", v, self._constant(np.array([0, 0, 0, 0, 0, 1])))
         k, v = self._unsqueeze(k, 1), self._unsqueeze(v, 1)
         split = ir.node("Split", [q], {"axis": 0, "num_outputs": _QUERY_BLOCKS}, num_outputs=_QUERY_BLOCKS)
         self._graph.insert_before(self._anchor, split)
         found = [self._make("Attention", part, k, v, scale=scale) for part in split.outputs]
-        joined = self._make("Concat", *found, axis=2)  # [1, 1, hw, C]
-        out.replace_input_with(0, self._make("Squeeze", joined, self._constant(np.array([1]))))
+        joined = self._make("Concat", *found, axis=2)  # [1, 1, hw, C + 1]
+        joined = self._make("Squeeze", joined, self._constant(np.array([1])))
+        first = (self._constant(np.array([i])) for i in (0, width, 2))
+        out.replace_input_with(0, self._make("Slice", joined, *first))
         size = self._make("Concat", self._constant(np.array([width])), self._shape_of_tile(), axis=0)
         swapped = self._make("Transpose", self._f32(tokens), perm=[0, 2, 1])
         return self._make("Reshape", swapped, size)

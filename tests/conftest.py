@@ -15,6 +15,7 @@ from .order import number, share_out
 from .parity.table import TABLE_VARIABLE, Table
 
 if TYPE_CHECKING:
+    from sd2rt.engines.manifest import Precision
     from sd2rt.export.pipeline_configs import PipelineConfigs
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -177,9 +178,9 @@ def small_upscaler_bundle(small_upscaler_checkpoint: Path, made_once: MadeOnce) 
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(made_once: MadeOnce) -> Path:
-    """The bundle that ``sd2rt build demo`` makes: 128x128 pixels. Read only."""
-    return _bundle(made_once, "demo", "demo")
+def small_half_bundle(small_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """The fp16 bundle of :func:`small_checkpoint`. Read only."""
+    return _bundle(made_once, str(small_checkpoint), "small-half", "fp16")
 
 
 def _checkpoint(made_once: MadeOnce, name: str, configs: PipelineConfigs) -> Path:
@@ -188,11 +189,13 @@ def _checkpoint(made_once: MadeOnce, name: str, configs: PipelineConfigs) -> Pat
     return made_once(f"checkpoints/{name}", lambda path: random_checkpoint(path, configs=configs, seed=1))
 
 
-def _bundle(made_once: MadeOnce, checkpoint: str, name: str) -> Path:
+def _bundle(made_once: MadeOnce, checkpoint: str, name: str, precision: Precision = "fp32") -> Path:
     import torch
 
     from sd2rt.export.build import build
     from sd2rt.export.checkpoint import open_checkpoint
 
     torch.set_num_threads(THREADS)
-    return made_once(f"bundles/{name}", lambda path: build(open_checkpoint(checkpoint), path))
+    return made_once(
+        f"bundles/{name}", lambda path: build(open_checkpoint(checkpoint), path, precision=precision)
+    )

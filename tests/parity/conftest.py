@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from sd2rt.export.build import build
 from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
 
-from ..made_once import MadeOnce
 from .table import Rows
 
 
@@ -83,8 +81,6 @@ def upscaler(small_upscaler_checkpoint: Path, small_upscaler_bundle: Path) -> It
 
 
 @pytest.fixture(scope="session")
-def half(small_checkpoint: Path, made_once: MadeOnce) -> Iterator[Pair]:
+def half(small_checkpoint: Path, small_half_bundle: Path) -> Iterator[Pair]:
     """The base bundle in fp16, beside PyTorch in fp32."""
-    checkpoint = open_checkpoint(str(small_checkpoint))
-    bundle = made_once("bundles/half", lambda path: build(checkpoint, path, precision="fp16"))
-    yield from _pair(small_checkpoint, bundle)
+    yield from _pair(small_checkpoint, small_half_bundle)
