@@ -1,8 +1,9 @@
 """A GPU that is not there: the part of ``cuda.core`` that sd2rt uses, over host memory at real addresses.
 
 A stream is a queue, and what is enqueued is done later: when something waits for it, or at moments that a seeded
-generator chooses. So what relies on an order that nothing enforces reads the wrong values, as it does on a GPU. Memory
-that is not written yet is NaN, memory that was given back is gone, and what the device cannot reach is refused.
+generator chooses. So what relies on an order that nothing enforces reads the wrong values, as it does on a GPU.
+Memory that is not written yet is NaN, memory that was given back is gone, and what the device cannot reach is
+refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class CUDAError(Exception):
     """Named as cuda.core's own."""
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What an operation on the device raises: the driver says it from then on."""
 
 
@@ -160,7 +161,7 @@ class SimulatedGpu:
     def reach(self, address: int, nbytes: int) -> None:
         """The device touches these bytes."""
         if self.within(address, nbytes) is None:
-            raise Fault("CUDA_ERROR_ILLEGAL_ADDRESS")
+            raise FaultError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     def load(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """What lies on the device, read by the device."""
@@ -211,7 +212,7 @@ class Stream:
             count -= 1
             try:
                 self.queue.popleft()()
-            except Fault as fault:
+            except FaultError as fault:
                 self._gpu.fault = str(fault)
 
     def drain(self) -> None:
@@ -310,7 +311,9 @@ class GraphBuilder:
 class Buffer:
     gpu: SimulatedGpu
 
-    def __init__(self, gpu: SimulatedGpu, address: int, size: int, owns: Allocation | None, stream: Any) -> None:
+    def __init__(
+        self, gpu: SimulatedGpu, address: int, size: int, owns: Allocation | None, stream: Any
+    ) -> None:
         self._gpu, self._address, self._size, self._owns, self._stream = gpu, address, size, owns, stream
         self._owner: object = None
 
@@ -335,7 +338,9 @@ class Buffer:
         gpu, source, target, size = self._gpu, self._address, dst._address, self._size
         gpu.called("copy")
         if dst._size != size:
-            raise ValueError(f"buffer sizes mismatch between src and dst (sizes are: src={size}, dst={dst._size})")
+            raise ValueError(
+                f"buffer sizes mismatch between src and dst (sizes are: src={size}, dst={dst._size})"
+            )
         for address in (source, target):
             # Memory that the driver does not know would be copied by the host, and the host would wait.
             assert gpu.within(address, size), "neither device memory nor page-locked"

@@ -1,7 +1,7 @@
 """A TensorRT that is not there: what sd2rt uses of its runtime, with ONNX Runtime on the CPU for kernels.
 
-An engine is a few lines of JSON that name a part's ONNX. It is run at the moment that the simulated GPU comes to it, on
-the memory at the addresses that were bound when it was enqueued.
+An engine is a few lines of JSON that name a part's ONNX. It is run at the moment that the simulated GPU comes to it,
+on the memory at the addresses that were bound when it was enqueued.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from sd2rt.engines.manifest import EngineEntry, File, Part, Profile, Tensor
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Device, shape_of
 
-from .simulated_gpu import Fault, SimulatedGpu
+from .simulated_gpu import FaultError, SimulatedGpu
 
 Sizes = dict[str, tuple[int, int, int]]
 
@@ -68,9 +68,7 @@ def build(
         "hardware_compatible": False,
         "refittable": False,
         "flags": (),
-        "profiles": tuple(
-            Profile(name=f"profile-{index}", dims=dims) for index, dims in enumerate(profiles)
-        ),
+        "profiles": tuple(Profile(name=f"profile-{index}", dims=dims) for index, dims in enumerate(profiles)),
         "file": file,
         "report": file,
         "onnx": "0" * 64,
@@ -136,7 +134,6 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
 
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
-    Severity = Severity
 
     def log(self, severity: Severity, msg: str) -> None:
         raise NotImplementedError
@@ -157,7 +154,9 @@ class Runtime:
             if plan["module"] != self.module.__name__:
                 raise ValueError(f"engine of {plan['module']}")
         except ValueError as error:
-            self.logger.log(Severity.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: Serialization\n({error})")
+            self.logger.log(
+                Severity.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: Serialization\n({error})"
+            )
             self.logger.log(Severity.ERROR, "what follows from it")
             return None
         if said := plan.get("refused"):
@@ -193,7 +192,7 @@ class ICudaEngine:
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return enum.Enum("DataType", [_NAMES[self.tensors[name].dtype]])[_NAMES[self.tensors[name].dtype]]
+        return SimpleNamespace(name=_NAMES[self.tensors[name].dtype])
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name in self.plan.get("on_host", ()) else TensorLocation.DEVICE
@@ -306,7 +305,7 @@ class IExecutionContext:
         return shape_of(self.engine.tensors[name], self._dims())
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return 4096 * int(np.prod([size for size in self._dims().values()] or [1]))
+        return 4096 * int(np.prod(list(self._dims().values()) or [1]))
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0
@@ -336,7 +335,7 @@ class IExecutionContext:
 
         def run() -> None:
             if fault:
-                raise Fault(fault)
+                raise FaultError(fault)
             feeds = {
                 name: gpu.load(addresses[name], shapes[name], engine.tensors[name].dtype)
                 for name in engine.inputs
@@ -348,7 +347,7 @@ class IExecutionContext:
                 found = engine.kernels.run(engine.outputs, feeds)
             except Exception as error:
                 # An index out of range, mostly.
-                raise Fault("CUDA_ERROR_ILLEGAL_ADDRESS") from error
+                raise FaultError("CUDA_ERROR_ILLEGAL_ADDRESS") from error
             for name, array in zip(engine.outputs, found, strict=True):
                 assert array.shape == shapes[name]
                 gpu.store(addresses[name], array)

@@ -48,7 +48,9 @@ def test_what_a_device_says_of_itself(device: CudaDevice) -> None:
 
 def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'sd2rt\[tensorrt\]' or 'sd2rt\[rtx\]'") as caught:
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'sd2rt\[tensorrt\]' or 'sd2rt\[rtx\]'"
+    ) as caught:
         CudaDevice()
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
@@ -57,14 +59,19 @@ def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        (RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search.\nx'), "driver"),
+        (
+            RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search.\nx'),
+            "driver",
+        ),
         (CUDAError("CUDA_ERROR_NO_DEVICE: no CUDA-capable device"), "CUDA_ERROR_NO_DEVICE"),
         (CUDAError("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: mismatch"), "nvidia-smi"),
     ],
 )
 def test_no_gpu(gpu: SimulatedGpu, missing: Exception, said: str) -> None:
     gpu.missing = missing
-    with pytest.raises(MissingDependencyError, match=f"CUDA could not start on cuda:0 .*{said}.*--device cpu") as caught:
+    with pytest.raises(
+        MissingDependencyError, match=f"CUDA could not start on cuda:0 .*{said}.*--device cpu"
+    ) as caught:
         CudaDevice()
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
@@ -83,7 +90,9 @@ def test_real_machine_without_a_driver() -> None:
 
 
 def test_a_gpu_that_is_not_there(gpu: SimulatedGpu) -> None:
-    with pytest.raises(MissingDependencyError, match=r"there is no cuda:3 \(device_id must be within \[0, 1\)"):
+    with pytest.raises(
+        MissingDependencyError, match=r"there is no cuda:3 \(device_id must be within \[0, 1\)"
+    ):
         CudaDevice(3)
 
 
@@ -111,7 +120,10 @@ def test_bytes_are_shown(nbytes: int, text: str) -> None:
 @pytest.mark.parametrize("name", STICKY)
 def test_after_a_sticky_error_every_call_says_so(device: CudaDevice, gpu: SimulatedGpu, name: str) -> None:
     gpu.fault = name
-    with pytest.raises(EngineError, match=f"^x: cuda:0 reported {name}, .*: start it again$"), device.errors("x"):
+    with (
+        pytest.raises(EngineError, match=f"^x: cuda:0 reported {name}, .*: start it again$"),
+        device.errors("x"),
+    ):
         device.synchronize()
     # Whatever the driver says from then on.
     gpu.fault = None
@@ -122,10 +134,13 @@ def test_after_a_sticky_error_every_call_says_so(device: CudaDevice, gpu: Simula
 
 
 def test_an_error_told_in_other_words_is_found_to_be_sticky(device: CudaDevice, gpu: SimulatedGpu) -> None:
-    with pytest.raises(EngineError, match="^a launch: something went wrong$"), device.errors("a launch"):
+    with pytest.raises(EngineError, match=r"^a launch: something went wrong$"), device.errors("a launch"):
         raise RuntimeError("something went wrong\nat length")
     gpu.fault = "CUDA_ERROR_ILLEGAL_ADDRESS"
-    with pytest.raises(EngineError, match="CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"), device.errors("a launch"):
+    with (
+        pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"),
+        device.errors("a launch"),
+    ):
         raise RuntimeError("cudaError 700")
 
 
