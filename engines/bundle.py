@@ -46,7 +46,7 @@ def open_bundle(
     manifest = read_manifest(path)
     receipts = _Receipts(path, use=trust_receipts)
     for file in manifest.files:
-        status = _plain_file(path, file)
+        status = plain_file(path, file)
         if receipts.vouch(file, status):
             progress(file, file.size)
             continue
@@ -77,7 +77,12 @@ def _hash(bundle: Path, file: File, progress: Callable[[File, int], None]) -> st
         ) from None
 
 
-def _plain_file(bundle: Path, file: File) -> os.stat_result:
+def plain_file(bundle: Path, file: File) -> os.stat_result:
+    """The status of a file that is a file, by no link, and has the size that its manifest says.
+
+    Raises:
+        BundleError: it is not.
+    """
     path = bundle
     for name in Path(file.path).parts:
         path = path / name

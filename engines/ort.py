@@ -7,7 +7,7 @@ import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -84,7 +84,9 @@ class OnnxRuntimeEngine:
         self.device = device
         self._sessions: OrderedDict[tuple[object, ...], OnnxRuntimeSession] = OrderedDict()
 
-    def session(self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING) -> Session:
+    def session(
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+    ) -> Session:
         """The session for these sizes, made on first use; the least recently used is dropped after 16.
 
         Raises:
@@ -92,10 +94,10 @@ class OnnxRuntimeEngine:
         """
         if self._session is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())))
+        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
         found = self._sessions.get(key)
         if found is None:
-            found = OnnxRuntimeSession(self._session, self.part, self.device, dims, carry)
+            found = OnnxRuntimeSession(self._session, self.part, self.device, dims, carry, watch)
             self._sessions[key] = found
             if len(self._sessions) > _SESSIONS_KEPT:
                 self._sessions.popitem(last=False)
@@ -130,6 +132,7 @@ class OnnxRuntimeSession:
         device: Device,
         dims: Mapping[str, int],
         carry: Mapping[str, str],
+        watch: str | None,
     ) -> None:
         import onnxruntime as ort
 
@@ -157,6 +160,8 @@ class OnnxRuntimeSession:
             raise _engine_error(f"{self._label} cannot be prepared", error) from error
         self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
         self._carried = [buffers[target] for target in twins]
+        self._watch = None if watch is None else buffers[watch]
+        self._seen: list[Array] = []
         self._options = [ort.RunOptions() for _ in self._bindings]
         for options in self._options:
             # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
@@ -174,6 +179,13 @@ class OnnxRuntimeSession:
             self._phase ^= 1
             for buffer in self._carried:
                 buffer.phase = self._phase
+        if self._watch is not None:
+            self._seen.append(self._watch.read())
+
+    def watched(self, *, wait: bool) -> list[Array]:
+        """What has not been handed out yet: a launch is done when it returns, so all there is."""
+        seen, self._seen = self._seen, []
+        return seen
 
 
 class _Buffer(ABC):
@@ -190,10 +202,13 @@ class _Buffer(ABC):
     def host(self) -> Array: ...
 
     @abstractmethod
-    def push(self) -> None: ...
+    def push(self, rows: slice | None = None) -> None: ...
 
     @abstractmethod
     def pull(self) -> Array: ...
+
+    @abstractmethod
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None: ...
 
     def write(self, array: Array) -> None:
         if array.shape != self.shape:
@@ -222,11 +237,17 @@ class HostBuffer(_Buffer):
     def host(self) -> Array:
         return self._arrays[self.phase]
 
-    def push(self) -> None:
+    def push(self, rows: slice | None = None) -> None:
         return
 
     def pull(self) -> Array:
         return self._arrays[self.phase]
+
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
+        if rows:
+            taken, to = map(list, zip(*rows, strict=True))
+            # Indexed by lists, it is a copy: the source may be this array.
+            self.host[to] = source.pull()[taken]
 
 
 class DeviceBuffer(_Buffer):
@@ -245,12 +266,24 @@ class DeviceBuffer(_Buffer):
     def host(self) -> Array:
         return self._host
 
-    def push(self) -> None:
+    def push(self, rows: slice | None = None) -> None:
+        if rows is not None:
+            # There is no update of a part: what the rest holds by now is fetched first.
+            pushed = self._host[rows].copy()
+            self.pull()[rows] = pushed
         self.values[self.phase].update_inplace(self._host)
 
     def pull(self) -> Array:
         np.copyto(self._host, self.values[self.phase].numpy())
         return self._host
+
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
+        """By way of the host: ONNX Runtime copies no parts of tensors."""
+        if rows:
+            taken, to = map(list, zip(*rows, strict=True))
+            entries = source.read()[taken]
+            self.pull()[to] = entries
+            self.push()
 
 
 def _onnxruntime(device: Device) -> Any:

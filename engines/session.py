@@ -61,8 +61,12 @@ class Buffer(Protocol):
         """The buffer's array on the host: what :meth:`push` sends and :meth:`pull` fills. On the CPU it is the
         buffer itself; a buffer that is carried has another one after every launch."""
 
-    def push(self) -> None:
-        """Make what :attr:`host` holds the buffer's contents; it may be enqueued only."""
+    def push(self, rows: slice | None = None) -> None:
+        """Make what :attr:`host` holds the buffer's contents; it may be enqueued only.
+
+        Of these consecutive entries along the first axis alone where ``rows`` is given. What is changed on the host
+        and not pushed may be sent all the same, by the next push of another buffer.
+        """
 
     def pull(self) -> Array:
         """Make the buffer's contents what :attr:`host` holds, and return that: no copy, so not to be kept."""
@@ -79,7 +83,8 @@ class Buffer(Protocol):
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
         """Copy entries along the first axis, on the device: of each pair, entry ``[0]`` of ``source`` to entry
-        ``[1]`` here. ``source`` may be this buffer, and is read as it was before."""
+        ``[1]`` here. ``source`` may be this buffer, and is read as it was before. What :attr:`host` holds
+        is not said: pull it."""
 
 
 class Session(Protocol):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import Engine, Session
+from sd2rt.runtime.launches import WATCHED, Launches
 from sd2rt.runtime.rows import Rows
 from sd2rt.runtime.trajectory import Latents, Trajectory
 
@@ -22,14 +23,17 @@ def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: i
     Yields the batch after each call. Every trajectory has its own plan, prompts and guidance. One that ends
     leaves the batch and the next one waiting takes its place, between two steps. One whose latents are no
     longer finite leaves with ``error`` set; the others go on.
+
+    A step is enqueued when the batch is yielded, and no step waits for the one before: where the device is behind,
+    an error is noticed some steps late, and still names its step. What waits is the end of a trajectory.
     """
-    waiting, batch = deque(trajectories), Batch(denoiser, [], None)
+    waiting, batch = deque(trajectories), Batch(denoiser, [], None, Launches())
     while True:
         going = [trajectory for trajectory in batch.active if not trajectory.finished]
         joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]
         if not (going or joining):
             return
-        batch, turned = Batch(denoiser, [*going, *joining], batch), False
+        batch, turned = Batch(denoiser, [*going, *joining], batch, batch.launches), False
         while not turned:
             turned = batch.step()
             try:
@@ -51,19 +55,23 @@ class Batch:
     """The trajectories of one call, and the session whose buffers hold them.
 
     Remade when they change, or the texts that one of them is told: from ``last``, whose states it takes over.
+    Those of them that were in ``last`` come first.
     """
 
-    def __init__(self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None) -> None:
-        self.active = tuple(active)
+    def __init__(
+        self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None, launches: Launches
+    ) -> None:
+        self.active, self.launches = tuple(active), launches
         if last is None:
             return
         self._rows = rows = Rows.of([t.texts[t.done] for t in self.active])
         _, h, w = self.active[0].latents.shape
         dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
-        self._session: Session = denoiser.session(dims, _CARRY)
+        self._session: Session = denoiser.session(dims, _CARRY, WATCHED)
+        launches.enter(self._session)
         self._buffers = buffers = self._session.buffers
-        self._timestep, self._weights, self._update, self._guidance, self._noise, self._finite = (
-            buffers[name] for name in ("timestep", "weights", "update", "guidance", "noise", "finite")
+        self._timestep, self._weights, self._update, self._guidance, self._noise, self._state = (
+            buffers[name] for name in ("timestep", "weights", "update", "guidance", "noise", "state")
         )
         # Sizes that come again come with their session: what it holds already may be in place.
         own = bool(last.active) and last._session is self._session
@@ -71,11 +79,13 @@ class Batch:
         self._guidance.write(np.stack([t.guidance[t.done] for t in self.active]))
         if own and last.active == self.active:
             return
-        # A copy: the session may be the one that the states are written to, in another order.
-        states = dict(last.states())
-        buffers["state"].write(
-            np.stack([states[t] if t in states else _initial_state(t) for t in self.active])
-        )
+        places = {trajectory: index for index, trajectory in enumerate(last.active)}
+        kept = [(places[t], index) for index, t in enumerate(self.active) if t in places]
+        if kept:
+            self._state.take(last._state, kept)
+        for index in range(len(kept), len(self.active)):
+            self._state.host[index] = _initial_state(self.active[index])
+        self._state.push(slice(len(kept), len(self.active)))
         for name in ("extra", "noise_level"):
             if name in buffers:
                 buffers[name].write(np.stack([getattr(t, name) for t in self.active]))
@@ -105,19 +115,15 @@ class Batch:
             # A sample that draws none has a zero column for it: what is left from earlier steps is harmless.
             self._noise.push()
         self._session.launch()
-        finite = self._finite.pull()
-        for index, trajectory in enumerate(self.active):
+        for trajectory in self.active:
             trajectory.done += 1
-            if not finite[index]:
-                trajectory.error = _not_finite(trajectory)
-                turned = True
-            elif trajectory.turns[trajectory.done]:
-                turned = True
-        return turned
+            turned |= trajectory.turns[trajectory.done]
+        self.launches.add(self._session, self.active)
+        return self.launches.settle(wait=False) or turned
 
     def latents(self) -> Latents:
         """A copy of the latents, [B, C, h, w], in the order of ``active``."""
-        return self._buffers["state"].pull()[:, 0].copy()
+        return self._state.pull()[:, 0].copy()
 
     def replace(self, latents: Latents) -> None:
         """Put other latents in their place.
@@ -125,31 +131,19 @@ class Batch:
         Raises:
             RequestError: they have another shape.
         """
-        state = self._buffers["state"].read()
+        state = self._state.read()
         if latents.shape != state[:, 0].shape:
             raise RequestError(
                 f"a callback returned latents of the shape {list(latents.shape)}, expected {list(state[:, 0].shape)}"
             )
         state[:, 0] = latents
-        self._buffers["state"].write(state)
-
-    def states(self) -> Iterator[tuple[Trajectory, Latents]]:
-        """Each trajectory with its whole state."""
-        if not self.active:
-            return iter(())
-        return zip(self.active, self._buffers["state"].read(), strict=True)
+        self._state.write(state)
 
     def collect(self, everything: bool) -> None:
-        """Hand trajectories their latents: those that have just ended, or all."""
-        for trajectory, state in self.states():
+        """Hand trajectories their latents: those that have just ended, or all; waits for them."""
+        if not (everything or any(trajectory.finished for trajectory in self.active)):
+            return
+        self.launches.settle(wait=True)
+        for trajectory, latents in zip(self.active, self.latents(), strict=True):
             if everything or trajectory.finished:
-                trajectory.latents = state[0]
-
-
-def _not_finite(trajectory: Trajectory) -> EngineError:
-    step, t = trajectory.done, trajectory.timesteps[trajectory.done - 1]
-    return EngineError(
-        f"seed {trajectory.seed}: step {step} of {trajectory.length} (timestep {t:g}) left latents that are not "
-        "finite: the weights overflow in this precision, or guidance is too strong; try a fp32 bundle or a lower "
-        "guidance scale"
-    )
+                trajectory.latents = latents

@@ -1,0 +1,422 @@
+"""A GPU that is not there: the part of ``cuda.core`` that sd2rt uses, over host memory at real addresses.
+
+A stream is a queue, and what is enqueued is done later: when something waits for it, or at moments that a seeded
+generator chooses. So what relies on an order that nothing enforces reads the wrong values, as it does on a GPU.
+Memory that is not written yet is NaN, memory that was given back is gone, and what the device cannot reach is
+refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+GARBAGE = 0xFF
+"""A byte of what nobody has written: NaN as a float, -1 as an integer."""
+
+Operation = Callable[[], None]
+Pace = Literal["lazy", "eager", "random"]
+
+
+class CUDAError(Exception):
+    """Named as cuda.core's own."""
+
+
+class FaultError(Exception):
+    """What an operation on the device raises: the driver says it from then on."""
+
+
+@dataclass(eq=False)
+class Allocation:
+    address: int
+    nbytes: int
+    pinned: bool
+    backing: NDArray[np.uint8]
+    alive: bool = True
+
+    def poison(self) -> None:
+        start = self.address - self.backing.ctypes.data
+        self.backing[start : start + self.nbytes] = GARBAGE
+
+    def end(self) -> None:
+        self.alive = False
+        self.poison()
+
+
+@dataclass(eq=False)
+class SimulatedGpu:
+    """The device, and what happened to it.
+
+    Args:
+        pace: ``lazy`` works only when something waits, ``eager`` at once, ``random`` now and then.
+        missing: what opening a device raises, where there is none.
+    """
+
+    pace: Pace = "random"
+    seed: int = 0
+    total_bytes: int = 1 << 30
+    devices: int = 1
+    capability: tuple[int, int] = (9, 0)
+    missing: Exception | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    fault: str | None = None
+    allocations: list[Allocation] = field(default_factory=list)
+    streams: dict[int, Stream] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.thread = threading.local()
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be what ``cuda.core`` finds."""
+        monkeypatch.setitem(sys.modules, "cuda.core", self.core_module())
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.driver_module())
+        # What a thread had made current was another test's.
+        monkeypatch.setattr("sd2rt.engines.cuda._THREAD", threading.local())
+
+    def core_module(self) -> Any:
+        gpu: Any = self
+        module: Any = ModuleType("cuda.core")
+        module.StreamOptions = StreamOptions
+        module.EventOptions = EventOptions
+        module.Buffer = type("Buffer", (Buffer,), {"gpu": gpu})
+        module.LegacyPinnedMemoryResource = lambda: LegacyPinnedMemoryResource(gpu)
+        module.Device = lambda index: Device(gpu, index)
+        module.system = SimpleNamespace(
+            get_kernel_mode_driver_version=lambda: (580, 65, 6),
+            get_user_mode_driver_version=lambda: (13, 0),
+        )
+        return module
+
+    def driver_module(self) -> Any:
+        module: Any = ModuleType("cuda.bindings.driver")
+        module.cuMemGetInfo = lambda: (0, self.free_bytes, self.total_bytes)
+        return module
+
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - sum(a.nbytes for a in self.allocations if a.alive and not a.pinned)
+
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(a.nbytes for a in self.allocations if a.alive and a.pinned)
+
+    @property
+    def waits(self) -> int:
+        """How often the host has waited for the device."""
+        return self.counts["stream sync"] + self.counts["event wait"]
+
+    def called(self, name: str, *, needs_context: bool = True) -> None:
+        """A call of the driver has been made."""
+        self.counts[name] += 1
+        if self.fault is not None:
+            raise CUDAError(f"{self.fault}: simulated")
+        if needs_context and not hasattr(self.thread, "current"):
+            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: simulated: no context is current in this thread")
+        self.progress()
+
+    def progress(self) -> None:
+        """Time passes."""
+        for stream in self.streams.values():
+            if self.pace == "eager":
+                stream.drain()
+            elif self.pace == "random":
+                stream.work(self.random.choice((0, 0, 0, 1, 2, 5)))
+
+    def forbid_in_capture(self) -> None:
+        """A call that no capture of this thread survives has been made."""
+        for stream in self.streams.values():
+            if stream.captured is not None:
+                stream.broken = True
+                raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: simulated")
+
+    def allocate(self, nbytes: int, *, pinned: bool) -> Allocation:
+        if not pinned and nbytes > self.free_bytes:
+            raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: simulated")
+        backing = np.empty(nbytes + 512, np.uint8)
+        address = -(-backing.ctypes.data // 512) * 512
+        made = Allocation(address, nbytes, pinned, backing)
+        made.poison()
+        self.allocations.append(made)
+        return made
+
+    def within(self, address: int, nbytes: int) -> Allocation | None:
+        """The living allocation that these bytes are of."""
+        for made in self.allocations:
+            if made.alive and made.address <= address and address + nbytes <= made.address + made.nbytes:
+                return made
+        return None
+
+    def reach(self, address: int, nbytes: int) -> None:
+        """The device touches these bytes."""
+        if self.within(address, nbytes) is None:
+            raise FaultError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    def load(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """What lies on the device, read by the device."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.reach(address, nbytes)
+        return np.frombuffer(ctypes.string_at(address, nbytes), dtype).reshape(shape)
+
+    def store(self, address: int, array: NDArray[Any]) -> None:
+        """Written by the device."""
+        content = np.ascontiguousarray(array).tobytes()
+        self.reach(address, len(content))
+        ctypes.memmove(address, content, len(content))
+
+
+@dataclass
+class StreamOptions:
+    nonblocking: bool = True
+    priority: int | None = None
+
+
+@dataclass
+class EventOptions:
+    timing_enabled: bool | None = False
+    blocking_sync: bool | None = False
+    ipc_enabled: bool | None = False
+
+
+class Stream:
+    def __init__(self, gpu: SimulatedGpu, options: StreamOptions) -> None:
+        assert options.nonblocking
+        self._gpu = gpu
+        self.handle = 0x5000 + len(gpu.streams)
+        gpu.streams[self.handle] = self
+        self.queue: deque[Operation] = deque()
+        self.captured: list[Operation] | None = None
+        self.broken = False
+
+    def enqueue(self, operation: Operation) -> None:
+        if self.captured is not None:
+            self.captured.append(operation)
+        else:
+            self.queue.append(operation)
+            self._gpu.progress()
+
+    def work(self, count: int) -> None:
+        """Do so many of the operations that wait."""
+        while self.queue and count > 0 and self._gpu.fault is None:
+            count -= 1
+            try:
+                self.queue.popleft()()
+            except FaultError as fault:
+                self._gpu.fault = str(fault)
+
+    def drain(self) -> None:
+        self.work(len(self.queue))
+
+    def sync(self) -> None:
+        self._gpu.forbid_in_capture()
+        self._gpu.called("stream sync")
+        self.drain()
+        if self._gpu.fault is not None:
+            raise CUDAError(f"{self._gpu.fault}: simulated")
+
+    def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
+        assert event is not None
+        self._gpu.forbid_in_capture()
+        self._gpu.called("record")
+        event.recorded += 1
+        self.enqueue(lambda number=event.recorded: event.reach(number))  # type: ignore[misc]
+        return event
+
+    def create_graph_builder(self) -> GraphBuilder:
+        return GraphBuilder(self._gpu, self)
+
+    def close(self) -> None:
+        assert not self.queue
+        del self._gpu.streams[self.handle]
+
+
+class Event:
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self._gpu = gpu
+        self.recorded = self._reached = 0
+
+    def reach(self, number: int) -> None:
+        self._reached = number
+
+    @property
+    def is_done(self) -> bool:
+        self._gpu.forbid_in_capture()
+        self._gpu.called("poll")
+        return self._reached == self.recorded
+
+    def sync(self) -> None:
+        self._gpu.forbid_in_capture()
+        if self._reached != self.recorded:
+            self._gpu.called("event wait")
+        # Whatever comes before it on its stream, and nothing behind it.
+        while self._reached != self.recorded and self._gpu.fault is None:
+            for stream in list(self._gpu.streams.values()):
+                stream.work(1)
+        if self._gpu.fault is not None:
+            raise CUDAError(f"{self._gpu.fault}: simulated")
+
+
+class Graph:
+    def __init__(self, gpu: SimulatedGpu, operations: list[Operation]) -> None:
+        self._gpu, self._operations = gpu, operations
+        self._closed = False
+
+    def launch(self, stream: Stream) -> None:
+        assert not self._closed, "a graph that is closed is launched"
+        self._gpu.called("graph launch")
+        for operation in self._operations:
+            stream.enqueue(operation)
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class GraphBuilder:
+    def __init__(self, gpu: SimulatedGpu, stream: Stream) -> None:
+        self._gpu, self._stream = gpu, stream
+        self._operations: list[Operation] = []
+
+    def begin_building(self, mode: str | None = "relaxed") -> GraphBuilder:
+        self._gpu.called("capture")
+        assert mode == "thread_local"
+        assert self._stream.captured is None
+        self._stream.captured, self._stream.broken = [], False
+        return self
+
+    def end_building(self) -> GraphBuilder:
+        assert self._stream.captured is not None
+        self._operations, self._stream.captured = self._stream.captured, None
+        if self._stream.broken:
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: simulated")
+        return self
+
+    def complete(self, options: Any = None) -> Graph:
+        return Graph(self._gpu, self._operations)
+
+    def close(self) -> None:
+        self._stream.captured = None
+
+
+class Buffer:
+    gpu: SimulatedGpu
+
+    def __init__(
+        self, gpu: SimulatedGpu, address: int, size: int, owns: Allocation | None, stream: Any
+    ) -> None:
+        self._gpu, self._address, self._size, self._owns, self._stream = gpu, address, size, owns, stream
+        self._owner: object = None
+
+    @classmethod
+    def from_handle(cls, ptr: int, size: int, mr: object = None, owner: object = None) -> Buffer:
+        assert mr is None
+        assert owner is not None
+        made = Buffer(cls.gpu, ptr, size, None, None)
+        made._owner = owner
+        return made
+
+    @property
+    def handle(self) -> int:
+        return self._address
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def copy_to(self, dst: Buffer | None = None, *, stream: Stream, options: Any = None) -> Buffer:
+        assert dst is not None
+        gpu, source, target, size = self._gpu, self._address, dst._address, self._size
+        gpu.called("copy")
+        if dst._size != size:
+            raise ValueError(
+                f"buffer sizes mismatch between src and dst (sizes are: src={size}, dst={dst._size})"
+            )
+        for address in (source, target):
+            # Memory that the driver does not know would be copied by the host, and the host would wait.
+            assert gpu.within(address, size), "neither device memory nor page-locked"
+        assert source + size <= target or target + size <= source, "a copy over itself"
+
+        def copy() -> None:
+            gpu.reach(source, size)
+            gpu.reach(target, size)
+            ctypes.memmove(target, source, size)
+
+        stream.enqueue(copy)
+        return dst
+
+    def fill(self, value: int, *, stream: Stream) -> None:
+        self._gpu.called("fill")
+        address, size = self._address, self._size
+
+        def fill() -> None:
+            self._gpu.reach(address, size)
+            ctypes.memset(address, value, size)
+
+        stream.enqueue(fill)
+
+    def close(self, stream: Stream | None = None) -> None:
+        owned, self._owns = self._owns, None
+        if owned is None:
+            return
+        self._gpu.forbid_in_capture()
+        stream = stream or self._stream
+        if owned.pinned:
+            stream.sync()
+            owned.end()
+        else:
+            self._gpu.called("free")
+            stream.enqueue(owned.end)
+
+    def __del__(self) -> None:
+        if self._owns is not None and not self._owns.pinned and self._gpu.fault is None:
+            self._stream.queue.append(self._owns.end)
+
+
+class LegacyPinnedMemoryResource:
+    def __init__(self, gpu: SimulatedGpu) -> None:
+        self._gpu = gpu
+
+    def allocate(self, size: int, *, stream: Any = None) -> Buffer:
+        self._gpu.forbid_in_capture()
+        self._gpu.called("pin")
+        made = self._gpu.allocate(size, pinned=True)
+        return Buffer(self._gpu, made.address, size, made, None)
+
+
+class Device:
+    def __init__(self, gpu: SimulatedGpu, index: int) -> None:
+        if gpu.missing is not None:
+            raise gpu.missing
+        if index >= gpu.devices:
+            raise ValueError(f"device_id must be within [0, {gpu.devices}), got {index}")
+        self._gpu, self._index = gpu, index
+        self.name = "Simulated GPU 1"
+        self.compute_capability = SimpleNamespace(major=gpu.capability[0], minor=gpu.capability[1])
+
+    def set_current(self) -> None:
+        self._gpu.thread.current = self._index
+
+    def create_stream(self, obj: Any = None, options: StreamOptions | None = None) -> Stream:
+        self._gpu.called("create stream")
+        assert options is not None
+        return Stream(self._gpu, options)
+
+    def create_event(self, options: EventOptions | None = None) -> Event:
+        self._gpu.called("create event")
+        return Event(self._gpu)
+
+    def allocate(self, size: int, *, stream: Stream) -> Buffer:
+        self._gpu.forbid_in_capture()
+        self._gpu.called("allocate")
+        made = self._gpu.allocate(size, pinned=False)
+        return Buffer(self._gpu, made.address, size, made, stream)
