@@ -104,6 +104,33 @@ def read_lora(path: str | os.PathLike[str], *, scale: float = 1.0, name: str | N
     return Lora(own, float(scale), digest.hexdigest(), str(file), layers)
 
 
+def named_loras(words: Sequence[str]) -> list[Lora]:
+    """Read what ``FILE[:SCALE]`` names, a LoRA each; scale 1 where none is given.
+
+    A file whose name is another's too is called by its path.
+
+    Raises:
+        RequestError: as :func:`read_lora`.
+    """
+    pairs = [_file_and_scale(word) for word in words]
+    stems = [Path(file).stem for file, _ in pairs]
+    return [
+        read_lora(file, scale=scale, name=stem if stems.count(stem) == 1 else file)
+        for (file, scale), stem in zip(pairs, stems, strict=True)
+    ]
+
+
+def _file_and_scale(word: str) -> tuple[str, float]:
+    file, colon, scale = word.rpartition(":")
+    # A path may have a colon in it.
+    if not colon or os.path.exists(word):
+        return word, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        return word, 1.0
+
+
 def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
@@ -236,8 +263,15 @@ def changes(loras: Sequence[Lora], shapes: Shapes) -> dict[PartName, dict[str, C
     """What LoRAs together add to which weights; the order that they are given in makes no difference to a bit.
 
     Raises:
-        RequestError: one was made for another model, or changes layers that the networks do not have.
+        RequestError: one was made for another model, or changes layers that the networks do not have; or two have
+            one name.
     """
+    names = [lora.name for lora in loras]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(
+                f"two LoRAs are named {name!r}: give one of them another name, or leave it out"
+            )
     terms: dict[PartName, dict[str, list[tuple[Lora, LowRank]]]] = {}
     # Sums of floats depend on their order.
     for lora in sorted(loras, key=lambda lora: (lora.sha256, lora.scale)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lora import PARTS, Lora, MergedWeights, changes
 from sd2rt.engines.weights import Weights
@@ -18,12 +17,6 @@ def merged_weights(bundle: Bundle, loras: Sequence[Lora]) -> dict[PartName, Merg
         RequestError: a LoRA was made for another model, or two have one name.
         BundleError: the bundle's map of its weights cannot be read.
     """
-    names = [lora.name for lora in loras]
-    for name in names:
-        if names.count(name) > 1:
-            raise RequestError(
-                f"a LoRA is named {name!r} already: give this one another name, or unload that one"
-            )
     if not loras:
         return {}
     known = {}
