@@ -73,8 +73,8 @@ class Part(Model):
     ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
     the same file, or the same graph on the same weights with operators that it has kernels for.
     ``precision`` is that of its weights; it may be higher than the bundle's.
-    ``initializers`` maps those initialisers that do not carry their PyTorch name to it; where
-    ``transposed``, the ONNX tensor is the PyTorch one with its two axes exchanged.
+    ``initializers`` maps every weight by its PyTorch name to the initialiser that holds it, and to its bytes in the
+    data file that lies beside the graphs and that they share; see :class:`sd2rt.engines.weights.WeightMap`.
     """
 
     precision: Precision

@@ -17,6 +17,7 @@ import numpy as np
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.manifest import Part
 from sd2rt.engines.session import Array, Buffer, Device, Session, shape_of
+from sd2rt.engines.weights import Weights
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,14 +39,24 @@ class OnnxRuntimeEngine:
         threads: threads within an operator, None for one per core.
         cuda_graph: on a GPU, capture each session's launch as a CUDA graph and replay it; ONNX Runtime
             refuses a model of which it would run a compute node on the CPU.
+        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. ONNX
+            Runtime copies them while it opens, and they need not be kept.
 
     Raises:
         MissingDependencyError: ONNX Runtime or its CUDA provider is not installed, or there is no such GPU.
-        EngineError: the model cannot be loaded on the device.
+        EngineError: the model cannot be loaded on the device, or has no such weights.
+        BundleError: there are weights to replace, and the part's map of them cannot be read.
     """
 
     def __init__(
-        self, part: Part, path: Path, device: Device, *, threads: int | None = None, cuda_graph: bool = False
+        self,
+        part: Part,
+        path: Path,
+        device: Device,
+        *,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
         ort = _onnxruntime(device)
         options = ort.SessionOptions()
@@ -70,6 +81,8 @@ class OnnxRuntimeEngine:
             }
             providers.insert(0, ("CUDAExecutionProvider", cuda))
         self._label = f"{Path(part.onnx).parent.name} on {device}"
+        # Held while the session opens, and no longer.
+        replaced = _replace(options, self._label, Weights.of(part, path), weights) if weights else []
         self._session: onnxruntime.InferenceSession | None
         try:
             # Without its fallback, which would load everything on the CPU and say so on standard output.
@@ -78,6 +91,7 @@ class OnnxRuntimeEngine:
             if device.kind == "cuda" and "CUDA" in str(error):
                 raise _no_cuda(device, str(error)) from error
             raise _engine_error(f"{path} cannot be loaded on {device}", error) from error
+        del replaced
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise _no_cuda(device, "its CUDA provider did not start")
         self.part = part
@@ -302,6 +316,32 @@ def _onnxruntime(device: Device) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
     return ort
+
+
+def _replace(options: Any, label: str, known: Weights, values: Mapping[str, Array]) -> list[Any]:
+    """Have a session that is opened with ``options`` take these weights; returns what must live until it is open.
+
+    External initialisers are replaced before the graph is optimised, and so in all that is folded from them. The
+    other way, ``add_initializer``, comes after that: it leaves what was folded from the old ones as it was.
+    """
+    import onnxruntime as ort
+
+    strangers = sorted(set(values) - set(known))
+    if strangers:
+        raise EngineError(
+            f"{label} has no weights named {', '.join(strangers[:5])}"
+            f"{f' and {len(strangers) - 5} more' if len(strangers) > 5 else ''}: give names of its map of weights"
+        )
+    names, held = [], []
+    for name, value in values.items():
+        try:
+            initializer, stored = known.replacement(name, value)
+        except ValueError as error:
+            raise EngineError(f"{label}: {error}: give a weight of the same shape") from None
+        names.append(initializer)
+        held.append(ort.OrtValue.ortvalue_from_numpy(stored))
+    options.add_external_initializers(names, held)
+    return held
 
 
 def _no_cuda(device: Device, reason: str) -> MissingDependencyError:

@@ -87,6 +87,12 @@ ConfigOption = Annotated[
         help="Configuration files, as a diffusers folder, for a single file of unusual architecture."
     ),
 ]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:SCALE]", help="A LoRA to add to the weights, at scale 1 if left out; repeatable."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -108,6 +114,7 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="Build again, and replace what bundle is there.")
     ] = False,
+    lora: LoraOption = None,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -159,15 +166,21 @@ def build(
         # Before minutes of export.
         import_backend(MODULES[engines.options.backend])
     # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
-    target = Path(os.path.expanduser(output)) if output is not None else named_bundle(_name(checkpoint))
+    target = (
+        Path(os.path.expanduser(output))
+        if output is not None
+        else named_bundle(_name(checkpoint, lora or []))
+    )
     require_export()
     from sd2rt.export.build import build as build_bundle
     from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.merged_parts import with_loras
 
     with _display(as_json) as (say, progress):
         opened = open_checkpoint(
             checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
         )
+        opened = with_loras(opened, lora or [])
         result = build_bundle(
             opened,
             target,
@@ -223,6 +236,7 @@ def parity(
     checkpoint: CheckpointArgument,
     variant: VariantOption = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps of the whole images.")] = 10,
+    lora: LoraOption = None,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -234,12 +248,14 @@ def parity(
     # It warns, at import of what nothing here uses, that torchvision is missing.
     transformers.logging.set_verbosity_error()
     from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.merged_parts import with_loras
     from sd2rt.export.parity import compare
 
     with _display(as_json) as (say, _):
         opened = open_checkpoint(
             checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
         )
+        opened = with_loras(opened, lora or [])
         report = compare(find_bundle(bundle), opened, steps=steps, say=say)
     if as_json:
         print(json.dumps(report.as_dict()))
@@ -272,11 +288,12 @@ def require_export() -> None:
             )
 
 
-def _name(checkpoint: str) -> str:
-    """The name that a bundle gets in the cache: the checkpoint's own last part."""
+def _name(checkpoint: str, loras: list[str]) -> str:
+    """The name that a bundle gets in the cache: the checkpoint's own last part, and those of LoRAs in it."""
     path = Path(checkpoint)
     name = path.stem if path.suffix in (".safetensors", ".ckpt", ".pt") else path.resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "bundle"
+    names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(lora)) for lora in loras))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-._") or "bundle"
 
 
 def _size(text: str) -> tuple[int, int]:

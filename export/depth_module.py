@@ -20,7 +20,8 @@ class DepthEstimator(nn.Module):
 
     Weights are shared with ``model`` and keep its names. But where the ResNet standardises the weights of its
     convolutions at every call, here that is done once; and what ``model`` computes for nothing, or never
-    calls, is left out, so that each weight of this module is one of its graph.
+    calls, is left out, so that each weight of this module is one of its graph. A bundle's map of weights thus has
+    the standardised kernels of the ResNet under their names, and nothing that these could be made of again.
 
     Raises CheckpointError where ``model`` is a DPT of another kind than SD2's.
     """

@@ -80,7 +80,7 @@ def assemble(
     # A copy even where no cast is needed: a view of a memory-mapped file is unaligned and dies with the file.
     own = {}
     for key, tensor in tensors.items():
-        name = _current_name(part, key)
+        name = current_name(part, key)
         if name in expected:
             own[name] = tensor.to(dtype, copy=True).reshape(expected[name])
     network.load_state_dict(own, assign=True, strict=True)
@@ -104,7 +104,7 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     origin: str,
 ) -> None:
-    given = {_current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
+    given = {current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
     missing = sorted(expected.keys() - given.keys())
     if missing:
         raise CheckpointError(
@@ -124,7 +124,8 @@ def _check(
             )
 
 
-def _current_name(part: PartName, key: str) -> str:
+def current_name(part: PartName, key: str) -> str:
+    """A weight's name in the network as it is made here, whatever release has saved it."""
     if part == "text_encoder":
         return key.removeprefix("text_model.")
     if part == "vae":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections import Counter
@@ -23,6 +22,7 @@ from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Part, Precision, Tensor
 from sd2rt.engines.sampling import STATE_SLOTS
 from sd2rt.engines.session import shape_of
+from sd2rt.engines.weights import Weight, WeightMap
 from sd2rt.engines.writer import describe
 from sd2rt.export.lowering import lower_for_onnxruntime
 
@@ -37,6 +37,9 @@ WHOLE_OPERATORS = {
 }
 """Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
 one would have to be recognised again from its pieces."""
+
+_LARGE = 1024
+"""Bytes from which on a constant that is no weight is kept outside of the graph."""
 
 _EXAMPLE = {"B": 2, "R": 3, "P": 6, "L": 77, "h": 16, "w": 24}
 # Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
@@ -175,17 +178,18 @@ def _export(
     prefix = "unet." if name == "denoiser" else ""
     model = _trace(name, module, interface)
     progress(0.7)
-    renamed = _name_weights(model, prefix)
+    transposed = _name_weights(model, prefix)
     _optimize(model)
     _strip(model)
     _check_operators(name, model, module)
-    _check_weights(name, model, renamed, [key.removeprefix(prefix) for key in module.state_dict()])
+    weights = _weights(name, model, transposed, [key.removeprefix(prefix) for key in module.state_dict()])
     progress(0.8)
-    _save(model, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction))
+    known = _save(
+        model, weights, transposed, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction)
+    )
     lowered = folder / "onnxruntime.onnx"
     own_graph = lower_for_onnxruntime(folder / "model.onnx", lowered)
-    kept = {k: v for k, v in renamed.items() if k in model.graph.initializers}
-    (folder / "initializers.json").write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
+    (folder / "initializers.json").write_text(known.to_json())
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
         precision=precision,
@@ -241,22 +245,22 @@ def _example(tensor: Tensor) -> torch.Tensor:
     return torch.zeros(shape_of(tensor, _EXAMPLE), dtype=getattr(torch, tensor.dtype))
 
 
-def _name_weights(model: ir.Model, prefix: str) -> dict[str, dict[str, object]]:
-    """Give initialisers the names of the network's own state dict; those that optimising will transpose get
-    a name that says so, and an entry in what is returned."""
-    renamed: dict[str, dict[str, object]] = {}
+def _name_weights(model: ir.Model, prefix: str) -> dict[str, str]:
+    """Give initialisers the names of the network's own state dict. Those that optimising will transpose get a name
+    that says so, and are returned with the weight that each is of."""
+    transposed: dict[str, str] = {}
     graph = model.graph
     for value in list(graph.initializers.values()):
         plain = (value.name or "").removeprefix(prefix)
         for node in value.consumers():
             if node.op_type == "Transpose" and len(value.shape or ()) == 2:
                 node.outputs[0].name = f"{plain}.transposed"
-                renamed[f"{plain}.transposed"] = {"name": plain, "transposed": True}
+                transposed[f"{plain}.transposed"] = plain
         if value.name != plain:
             del graph.initializers[value.name or ""]
             value.name = plain
             graph.initializers[plain] = value
-    return renamed
+    return transposed
 
 
 def _optimize(model: ir.Model) -> None:
@@ -297,20 +301,71 @@ def _check_operators(part: str, model: ir.Model, module: nn.Module) -> None:
             )
 
 
-def _check_weights(
-    part: str, model: ir.Model, renamed: dict[str, dict[str, object]], names: list[str]
-) -> None:
-    found = {str(renamed[name]["name"]) if name in renamed else name for name in model.graph.initializers}
-    lost = [name for name in names if name not in found]
+def _weights(
+    part: str, model: ir.Model, transposed: Mapping[str, str], names: Sequence[str]
+) -> dict[str, ir.Value]:
+    """The initialiser of every weight, each of which must have one: a second one would keep the old value where
+    the first is replaced."""
+    found: dict[str, list[ir.Value]] = {name: [] for name in names}
+    for name, value in model.graph.initializers.items():
+        weight = transposed.get(name, name)
+        if weight in found:
+            found[weight].append(value)
+    lost = [name for name, values in found.items() if not values]
     if lost:
         raise BuildError(f"{part}: the exported graph has no trace of {len(lost)} weights, first {lost[0]}")
+    twice = [name for name, values in found.items() if len(values) > 1]
+    if twice:
+        raise BuildError(f"{part}: the exported graph holds {len(twice)} weights twice, first {twice[0]}")
+    return {name: values[0] for name, values in found.items()}
 
 
-def _save(model: ir.Model, path: Path, progress: Callable[[float], None]) -> None:
+def _save(
+    model: ir.Model,
+    weights: Mapping[str, ir.Value],
+    transposed: Mapping[str, str],
+    path: Path,
+    progress: Callable[[float], None],
+) -> WeightMap:
+    """Write the graph, and into a file beside it all weights, then what else is large.
+
+    The small weights too: one that lies in the graph itself could not be replaced when ONNX Runtime opens it.
+    """
+
     def saved(tensor: object, info: ir.external_data.CallbackInfo) -> None:
         progress((info.index + 1) / info.total)
 
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024, callback=saved)
+    named = {value.name for value in weights.values()}
+    others = (value for name, value in model.graph.initializers.items() if name not in named)
+    values = [
+        *weights.values(),
+        *(v for v in others if v.const_value is not None and v.const_value.nbytes > _LARGE),
+    ]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    data = f"{path.name}.data"
+    external = ir.external_data.convert_tensors_to_external(tensors, path.parent, data, callback=saved)
+    for value, tensor in zip(values, external, strict=True):
+        value.const_value = tensor
+    ir.save(model, path)
+    entries = {
+        name: _entry(tensor, tensor.name in transposed)
+        for name, tensor in zip(weights, external[: len(weights)], strict=True)
+    }
+    return WeightMap(file=data, weights=entries)
+
+
+def _entry(tensor: ir.ExternalTensor, transposed: bool) -> Weight:
+    stored = tuple(int(side) for side in tensor.shape)
+    return Weight.model_validate(
+        {
+            "initializer": tensor.name,
+            "transposed": transposed,
+            "dtype": tensor.dtype.numpy().name,
+            "shape": stored[::-1] if transposed else stored,
+            "offset": tensor.offset,
+            "length": tensor.length,
+        }
+    )
 
 
 @contextmanager

@@ -62,6 +62,10 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "prompt_syntax": None if request.prompt_syntax == "plain" else request.prompt_syntax,
         "clip_skip": request.clip_skip,
         "embeddings": {e.token: e.sha256[:12] for e in pipeline.embeddings} or None,
+        "loras": [
+            {"name": lora.name, "scale": lora.scale, "sha256": lora.sha256[:12]} for lora in pipeline.loras
+        ]
+        or None,
     }
     return {
         "task": pipeline.task_of(request),

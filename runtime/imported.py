@@ -9,7 +9,7 @@ from typing import Any
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.sampling import SamplerName, check_side
 from sd2rt.runtime.parameters import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
-from sd2rt.runtime.request import Request
+from sd2rt.runtime.request import NAMED_NETWORK, Request
 from sd2rt.runtime.samplers import schedules_of
 
 _SAMPLERS: dict[str, SamplerName] = {theirs.casefold(): ours for ours, theirs in SAMPLERS.items()}
@@ -65,6 +65,7 @@ class Imported:
         model: the name of the model, where it is told.
         model_hash: the first ten digits of the SHA-256 of its file, where it is told.
         embeddings: the textual inversions that the prompts named, by name; its hashes of them are of another kind.
+        loras: the LoRAs that the prompts named, which are no longer in them, with their scales where there is one.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -77,6 +78,7 @@ class Imported:
         self.model = self._values.get("Model")
         self.model_hash = self._values.get("Model hash")
         told = self._values.get("TI hashes", "")
+        self.loras: list[tuple[str, float | None]] = []
         self.embeddings = [pair.partition(":")[0].strip() for pair in told.split(",") if pair.strip()]
         hires = any(name.startswith("Hires") for name in self._values)
         self.from_image = "Denoising strength" in self._values and not hires
@@ -106,8 +108,14 @@ class Imported:
         if own and syntax is None:
             return
         self.fields["prompt_syntax"] = "a1111"
-        if "<lora:" in texts or "<hypernet:" in texts:
-            self.notes.append("the networks that the prompt names in <> are not applied")
+        for name in ("prompt", "negative_prompt"):
+            self.fields[name] = NAMED_NETWORK.sub("", self.fields[name])
+        for kind, network in NAMED_NETWORK.findall(texts):
+            name, _, strength = network.partition(":")
+            if kind == "hypernet":
+                self.notes.append(f"the hypernetwork {shown(name)} is not applied")
+            else:
+                self.loras.append((name, _strength(strength)))
 
     def _sampler(self) -> None:
         told, schedule = self._take("Sampler"), self._take("Schedule type")
@@ -214,6 +222,15 @@ class Imported:
         elif int(told) > 1:
             # There 1 is the last layer; here that is none skipped.
             self.fields["clip_skip"] = int(told) - 1
+
+
+def _strength(text: str) -> float | None:
+    """What stands after a LoRA's name; 1 where nothing does, None where it is more than a number."""
+    try:
+        scale = float(text or 1)
+    except ValueError:
+        return None
+    return scale if math.isfinite(scale) else None
 
 
 def _split(sampler: str) -> tuple[str, str | None]:

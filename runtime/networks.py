@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Device
+from sd2rt.engines.session import Array, Device
 from sd2rt.runtime.recent import Recent
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.tokenizer import Tokenizer
@@ -21,6 +23,10 @@ from sd2rt.runtime.vae import Vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+PartWeights = Mapping[PartName, Mapping[str, Array] | None]
+"""Weights by part and PyTorch name; None stands for the bundle's own."""
+_NOTHING: PartWeights = MappingProxyType({})
 
 _AT_ONCE: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 """What every image takes; the other parts are loaded where the first image that needs them is made."""
@@ -31,6 +37,7 @@ class Networks:
 
     Args:
         tile: the longest side of latents that encoder and decoder work on at once.
+        weights: by part and PyTorch name, what to put in the place of the bundle's own.
 
     Raises:
         EngineError: a part cannot be loaded on the device.
@@ -38,7 +45,14 @@ class Networks:
     """
 
     def __init__(
-        self, bundle: Bundle, device: Device, *, threads: int | None, cuda_graph: bool, tile: int
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        threads: int | None,
+        cuda_graph: bool,
+        tile: int,
+        weights: PartWeights = _NOTHING,
     ) -> None:
         self.bundle = bundle
         self._device = device
@@ -47,7 +61,7 @@ class Networks:
         self._tile = tile
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
         with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
-            futures = {part: pool.submit(self._load, part) for part in _AT_ONCE}
+            futures = {part: pool.submit(self._load, part, weights.get(part)) for part in _AT_ONCE}
             tokenizer = Tokenizer(bundle)
         self._engines: dict[PartName, OnnxRuntimeEngine] | None = {
             part: future.result() for part, future in futures.items()
@@ -55,7 +69,7 @@ class Networks:
         self.recent = Recent()
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
-    def _load(self, part: PartName) -> OnnxRuntimeEngine:
+    def _load(self, part: PartName, weights: Mapping[str, Array] | None = None) -> OnnxRuntimeEngine:
         entry = self.bundle.manifest.parts.get(part)
         if entry is None:
             raise BundleError(
@@ -63,7 +77,12 @@ class Networks:
             )
         path = self.bundle.file(entry.onnxruntime)
         return OnnxRuntimeEngine(
-            entry, path, self._device, threads=self._threads, cuda_graph=self._cuda_graph
+            entry,
+            path,
+            self._device,
+            threads=self._threads,
+            cuda_graph=self._cuda_graph,
+            weights=weights,
         )
 
     @property
@@ -82,6 +101,37 @@ class Networks:
         if part not in self._engines:
             self._engines[part] = self._load(part)
         return self._engines[part]
+
+    def replace_weights(self, weights: PartWeights) -> None:
+        """Open parts anew with other weights; parts that are not named keep what they have.
+
+        The old engines are closed when all of the new ones are open: for that long both take memory, and where one
+        cannot be opened nothing has changed.
+
+        Args:
+            weights: by part and PyTorch name; None in the place of a part's gives it the bundle's own again.
+
+        Raises:
+            RequestError: the networks are closed.
+            EngineError: a part cannot be loaded on the device, or has no such weights.
+        """
+        if self._engines is None:
+            raise RequestError("this pipeline is closed: open it again")
+        made: dict[PartName, OnnxRuntimeEngine] = {}
+        try:
+            for part, values in weights.items():
+                made[part] = self._load(part, values)
+        except BaseException:
+            for engine in made.values():
+                engine.close()
+            raise
+        for part, engine in made.items():
+            old = self._engines.get(part)
+            self._engines[part] = engine
+            if part == "text_encoder":
+                self.text.replace_engine(engine)
+            if old is not None:
+                old.close()
 
     @cached_property
     def vae(self) -> Vae:

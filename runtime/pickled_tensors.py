@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.runtime.safetensors_file import widen_bfloat16
+from sd2rt.engines.safetensors_file import widen_bfloat16
 
 _STORAGES = {
     "DoubleStorage": "<f8",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import TILE, PartName, TaskName
+from sd2rt.engines.lora import Lora, read_lora
 from sd2rt.engines.manifest import Manifest
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import SamplerConfig
@@ -22,6 +23,7 @@ from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.guidance import plan_guidance
 from sd2rt.runtime.image_file import MAX_PIXELS
+from sd2rt.runtime.loras import changed_parts, merged_weights
 from sd2rt.runtime.networks import Networks
 from sd2rt.runtime.picture import Picture
 from sd2rt.runtime.planning import plan_of, sampler_of, sampling_of
@@ -47,8 +49,9 @@ class Pipeline:
     Calls from several threads wait for each other.
     """
 
-    def __init__(self, networks: Networks, max_batch: int, tile: int) -> None:
+    def __init__(self, networks: Networks, max_batch: int, tile: int, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
+        self._loras = tuple(loras)
         self.max_batch = max_batch
         self._networks = networks
         self.tile = tile
@@ -65,6 +68,7 @@ class Pipeline:
         max_batch: int = 4,
         cuda_graph: bool = False,
         tile: int = TILE,
+        loras: Sequence[Lora] = (),
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
 
@@ -77,12 +81,13 @@ class Pipeline:
             cuda_graph: on a GPU, capture and replay CUDA graphs.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
                 larger ones are worked on in tiles, which bounds the memory that this takes.
+            loras: those that it has from the start, which spares opening a part twice; see :meth:`load_lora`.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
             MissingDependencyError: no ONNX Runtime for the device is installed.
             EngineError: a part cannot be loaded on the device.
-            RequestError: no such device, or a number below 1.
+            RequestError: no such device, a number below 1, or a LoRA that does not fit.
         """
         place = Device(device)
         for name, number in (("threads", threads), ("max_batch", max_batch)):
@@ -90,8 +95,10 @@ class Pipeline:
                 raise RequestError(f"{name} is {number}: give at least 1")
         if tile < SMALLEST_TILE or tile % 8:
             raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
-        networks = Networks(open_bundle(bundle), place, threads=threads, cuda_graph=cuda_graph, tile=tile)
-        return cls(networks, max_batch, tile)
+        opened = open_bundle(bundle)
+        weights = merged_weights(opened, loras)
+        networks = Networks(opened, place, threads=threads, cuda_graph=cuda_graph, tile=tile, weights=weights)
+        return cls(networks, max_batch, tile, loras)
 
     @property
     def manifest(self) -> Manifest:
@@ -242,6 +249,56 @@ class Pipeline:
             self._networks.text.remove_embedding(token)
         finally:
             self.release()
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs that images are made with, in the order in which they were loaded."""
+        return self._loras
+
+    def load_lora(self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> Lora:
+        """Make images with a LoRA from here on, beside those that are loaded.
+
+        The parts that it changes are opened anew, with its changes added to their weights: images take as long as
+        without it. Where that fails, all stays as it was.
+
+        Args:
+            source: a ``.safetensors`` file in kohya's layout, diffusers' or PEFT's.
+            scale: how strongly; 0 is not at all, and below it the other way.
+            name: for :meth:`unload_lora`; None for the file's own.
+
+        Raises:
+            RequestError: it cannot be read, was not made for this model, is of another kind, or its name is taken.
+            EngineError: there is no memory for the new engines beside the old ones.
+        """
+        lora = read_lora(source, scale=scale, name=name)
+        self.acquire()
+        try:
+            self._change_loras((*self._loras, lora))
+        finally:
+            self.release()
+        return lora
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Make images without a LoRA, or without any where no name is given.
+
+        Raises:
+            RequestError: none of that name is loaded.
+            EngineError: there is no memory for the new engines beside the old ones.
+        """
+        self.acquire()
+        try:
+            kept = tuple(lora for lora in self._loras if name is not None and lora.name != name)
+            if name is not None and len(kept) == len(self._loras):
+                known = ", ".join(lora.name for lora in self._loras) or "none"
+                raise RequestError(f"no LoRA is named {name!r}: {known} is loaded")
+            self._change_loras(kept)
+        finally:
+            self.release()
+
+    def _change_loras(self, loras: tuple[Lora, ...]) -> None:
+        merged = merged_weights(self.bundle, loras)
+        self._networks.replace_weights(changed_parts(self._loras, loras, merged))
+        self._loras = loras
 
     def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
         """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.

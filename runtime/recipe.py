@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from sd2rt.runtime.request import Request, make_request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sd2rt.engines.lora import Lora
+
 CHUNK = "sd2rt"
 """The PNG's text that is this project's own."""
 A1111_CHUNK = "parameters"
@@ -39,6 +41,17 @@ _MOST_NOTES = 20
 _IDENTITY_DIGITS = 64
 
 _OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
+
+
+class ToldLora(BaseModel):
+    """A LoRA as a file tells of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    name: str
+    scale: float | None = None
+    sha256: str = ""
+    """The beginning of its file's hash, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,8 @@ class Recipe:
     """The pipeline's ``tile``, where it was not the usual one."""
     embeddings: dict[str, str] = field(default_factory=dict)
     """Textual inversions that the pipeline had, by token, with the beginnings of their files' hashes."""
+    loras: tuple[ToldLora, ...] = ()
+    """LoRAs that the pipeline had."""
     upscaled: Recipe | None = None
     """What was made of the picture afterwards, by an upscaler's bundle."""
 
@@ -109,6 +124,11 @@ class Recipe:
         notes = (_embedding_note(token, wanted, given) for token, wanted in self.embeddings.items())
         return [note for note in notes if note is not None]
 
+    def lora_notes(self, given: Sequence[Lora]) -> list[str]:
+        """What there is to say where the pipeline has these LoRAs."""
+        notes = (_lora_note(told, given) for told in self.loras)
+        return [note for note in notes if note is not None]
+
     def check_inputs(self, request: Request, replaced: Collection[str] = ()) -> list[str]:
         """Compare what a request is given with what the picture was made from; what to say where it differs.
 
@@ -142,6 +162,23 @@ def _embedding_note(token: str, wanted: str, given: Mapping[str, str]) -> str | 
         return f"the embedding {which} is not in it: give its file with --embedding"
     if not given[token].startswith(wanted):
         return f"the embedding {shown(token)} is another file than the one that it was made with"
+    return None
+
+
+def _lora_note(told: ToldLora, given: Sequence[Lora]) -> str | None:
+    name, at = shown(told.name), "" if told.scale is None else f":{told.scale:g}"
+    same = [
+        lora
+        for lora in given
+        if lora.sha256.startswith(told.sha256) and (told.sha256 or lora.name == told.name)
+    ]
+    if not same:
+        if any(lora.name == told.name for lora in given):
+            return f"the LoRA {name} is another file than the one that it was made with"
+        which = f"{name} ({shown(told.sha256)})" if told.sha256 else name
+        return f"the LoRA {which} is not in it: give its file with --lora FILE{at}"
+    if told.scale is not None and all(lora.scale != told.scale for lora in same):
+        return f"the LoRA {name} is given at {same[0].scale:g}, it was made with it at {told.scale:g}"
     return None
 
 
@@ -195,6 +232,7 @@ class _Made(BaseModel):
     identity: str | None = None
     tile: int | None = None
     embeddings: dict[str, str] = {}
+    loras: list[ToldLora] = []
 
 
 class _Chunk(_Made):
@@ -233,6 +271,7 @@ def _recipe(path: str, made: _Made) -> Recipe:
         identity=made.identity,
         tile=made.tile,
         embeddings=made.embeddings,
+        loras=tuple(made.loras[:_MOST_NOTES]),
     )
 
 
@@ -247,6 +286,7 @@ def _imported(path: str, text: str) -> Recipe:
         bundle=imported.model,
         identity=imported.model_hash,
         embeddings=dict.fromkeys(imported.embeddings, ""),
+        loras=tuple(ToldLora(name=name, scale=scale) for name, scale in imported.loras[:_MOST_NOTES]),
     )
 
 

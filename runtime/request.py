@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,6 +30,9 @@ from sd2rt.runtime.rng import check_rng
 OutputType = Literal["pil", "np", "latent"]
 PromptSyntax = Literal["plain", "a1111"]
 
+
+NAMED_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
+"""How AUTOMATIC1111's prompts name files of networks, and their strengths."""
 
 _SHOWN = 80
 
@@ -240,6 +244,14 @@ class Request(BaseModel):
             raise ValueError("give one of prompt and prompt_embeds")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
             raise ValueError("give one of negative_prompt and negative_prompt_embeds")
+        if self.prompt_syntax == "a1111":
+            for text in (self.prompt, self.negative_prompt):
+                named = NAMED_NETWORK.search(text or "")
+                if named is not None:
+                    raise ValueError(
+                        f"the prompt names {named[0][:_SHOWN]}, and a prompt names no files here: give a LoRA "
+                        "with --lora FILE:SCALE, or load_lora(), and leave it out of the prompt"
+                    )
         if self.varied and self.variation_seed is None:
             raise ValueError(
                 "variation_strength is given without variation_seed: give the seed to move towards"

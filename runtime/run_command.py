@@ -85,6 +85,12 @@ def run(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .pt and .bin embeddings: tensors only, no code.")
     ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]", help="A LoRA to make the images with, at scale 1 if left out; repeatable."
+        ),
+    ] = None,
     image: Annotated[
         str | None, typer.Option(help="A PNG, JPEG or WebP to start from; - reads standard input.")
     ] = None,
@@ -250,6 +256,7 @@ def run(
             if noise_level is None:
                 noise_level = recipe.upscaled.fields.get("noise_level")
             options["noise_level"] = None
+    from sd2rt.engines.lora import named_loras
     from sd2rt.runtime.call import CallOptions, divide
     from sd2rt.runtime.planning import check_names, plan_of
 
@@ -263,6 +270,7 @@ def run(
         notes.append(f"{requests[0].prompt!r} is no bundle: it is taken for the prompt")
     check_output(output, len(requests))
     embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
+    loras = named_loras(lora or [])
     check_save_depth(save_depth, output)
     from sd2rt.engines.bundle import locate
     from sd2rt.engines.kinds import TILE
@@ -281,6 +289,7 @@ def run(
     if recipe is not None:
         notes += recipe.bundle_notes(manifest)
         notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
+        notes += recipe.lora_notes(loras)
     if save_depth is not None:
         refuse_unless("depth-to-image", manifest)
     if upscale is not None:
@@ -301,7 +310,7 @@ def run(
     opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
     with (
         _shown_warnings(quiet),
-        Pipeline.open(path, **opening) as pipeline,
+        Pipeline.open(path, **opening, loras=loras) as pipeline,
         nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):

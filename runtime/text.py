@@ -81,6 +81,11 @@ class TextEncoder:
             del self._rows[row]
         self._rename()
 
+    def replace_engine(self, engine: Engine) -> None:
+        """Go on with another engine of the part; what the old one has made is forgotten."""
+        self._engine = engine
+        self._known.clear()
+
     def _rename(self) -> None:
         self._tokenizer = self._tokenizer.naming({name: ids for name, (_, ids) in self._embeddings.items()})
 

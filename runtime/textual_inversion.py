@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import Manifest
+from sd2rt.engines.safetensors_file import read_safetensors
 from sd2rt.runtime.pickled_tensors import ForbiddenError, PickledTensor, read_pickled
-from sd2rt.runtime.safetensors_file import read_safetensors
 
 _LARGEST_BYTES = 64 << 20
 _PICKLES = (".pt", ".bin", ".pth", ".ckpt")

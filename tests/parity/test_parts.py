@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,30 +132,6 @@ def test_operators_stay_whole(base: Any) -> None:
         assert {operator: found[operator] for operator in counts} == counts, name
         assert not {"Softmax", "InstanceNormalization", "Erf", "ReduceVariance"} & set(found)
         assert set(counts) <= set(WHOLE_OPERATORS)
-
-
-def test_weights_keep_their_names(base: Any, tmp_path: Path) -> None:
-    """Every weight of the network is found in the file by its PyTorch name or through the recorded map."""
-    import json
-
-    import onnx_ir as ir
-
-    bundle = base.pipeline.bundle
-    part = bundle.manifest.parts["denoiser"]
-    # onnx and onnx_ir refuse weights that are hard links, as those are that bundles share: a copy is none.
-    path = Path(shutil.copytree(bundle.file(part.onnx).parent, tmp_path / "denoiser")) / "model.onnx"
-    renamed = json.loads(bundle.file(part.initializers).read_text())
-    held = {
-        name: value.const_value.numpy()
-        for name, value in ir.load(path).graph.initializers.items()
-        if value.const_value is not None
-    }
-    found = {}
-    for name, array in held.items():
-        entry = renamed.get(name, {"name": name, "transposed": False})
-        found[entry["name"]] = array.T if entry["transposed"] else array
-    for name, weight in base.checkpoint.unet().state_dict().items():
-        np.testing.assert_array_equal(found[name], weight.numpy(), err_msg=name)
 
 
 def test_no_paths_of_the_building_machine(base: Any) -> None:

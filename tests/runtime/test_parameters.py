@@ -207,7 +207,10 @@ def test_syntax_of_the_prompt() -> None:
     else:
         assert plain.notes == []
         assert weighted.notes == ["the prompt's syntax, such as weights in parentheses, cannot be honoured"]
-    assert imported("Seed: 1", "a <lora:fox:0.8>").notes[-1].startswith("the networks that the prompt names")
+    named = imported("Seed: 1", "a <lora:fox:0.8>fox<lyco:hen> <lora:cat:1:0.5> <hypernet:b:1>")
+    assert named.loras == [("fox", 0.8), ("hen", 1.0), ("cat", None)]
+    assert named.fields["prompt"] == "a fox  "
+    assert named.notes == ["the hypernetwork b is not applied"]
 
 
 def test_a_line_is_settings_where_it_has_three() -> None:

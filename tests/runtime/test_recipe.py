@@ -219,7 +219,7 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
         "threads",
         "tile",
     }
-    own |= {"as_json", "quiet", "embedding", "allow_pickle"}
+    own |= {"as_json", "quiet", "embedding", "allow_pickle", "lora"}
     for name in set(inspect.signature(run).parameters) - own:
         assert set(_FIELDS.get(name, (name,))) & set(Request.model_fields), name
     assert set(_FIELDS) <= set(inspect.signature(run).parameters)

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import Manifest
+from sd2rt.engines.safetensors_file import read_safetensors
 from sd2rt.runtime.pickled_tensors import ForbiddenError, PickledTensor, read_pickled
-from sd2rt.runtime.safetensors_file import read_safetensors
 from sd2rt.runtime.textual_inversion import Embedding, check_embedding, load_embedding
 
 VECTORS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
