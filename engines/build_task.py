@@ -2,34 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
-
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.manifest import EngineBackend, Model, Part, Profile
-
-Refit = Literal["no", "all", "individual", "identical"]
-
-
-class BuilderOptions(Model):
-    """How a backend is to build, whatever the part."""
-
-    backend: EngineBackend
-    compute_capabilities: tuple[str, ...] = ()
-    """Of the GPUs to build for, such as ``8.9``; empty for the GPU at hand, or where ``portable`` for all that the
-    backend builds for unasked."""
-    portable: bool = False
-    """For later GPUs too, and with TensorRT for later versions of it too."""
-    allow_decomposed: bool = False
-    """Attention may be built of kernels that were not made for it."""
-    refit: Refit = "no"
-    """Which weights can be replaced in the finished engine: none, all, those that a LoRA changes, or all by the
-    same ones, of which the engine then holds none."""
-    workspace_bytes: int | None = Field(default=None, ge=1)
-    """The most memory that a kernel may ask for while it runs; None for the backend's own limit."""
-    optimization_level: int | None = Field(default=None, ge=0, le=5)
-    """How long kernels are searched for; None for the backend's own choice."""
+from sd2rt.engines.manifest import BuilderOptions, Model, Part, Profile
 
 
 class BuildTask(Model):

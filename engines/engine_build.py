@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from sd2rt.engines.build_task import Answer, BuilderOptions, BuildTask, Built
+from sd2rt.engines.build_task import Answer, BuildTask, Built
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import (
     BuildError,
@@ -28,10 +28,10 @@ from sd2rt.engines.errors import (
 from sd2rt.engines.gpu_facts import gpu_at_hand
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
-from sd2rt.engines.manifest import MANIFEST, EngineEntry, File, Manifest, Part, read_manifest
+from sd2rt.engines.manifest import MANIFEST, BuilderOptions, EngineEntry, File, Manifest, Part, read_manifest
 from sd2rt.engines.profiles import EnginePlan, Shapes, plan_engines
 from sd2rt.engines.store import cache_dir
-from sd2rt.engines.tensorrt_module import MODULES, import_backend, this_platform
+from sd2rt.engines.tensorrt_module import load_module, this_platform
 from sd2rt.engines.writer import describe, reported
 
 Progress = Callable[[str, float], None]
@@ -83,7 +83,7 @@ def build_engines(
     if not shapes.sizes:
         shapes = replace(shapes, sizes=manifest.native_sizes)
     plans = plan_engines(manifest, tuple(parts) or tuple(manifest.parts), shapes)
-    version = str(import_backend(MODULES[options.backend]).__version__)
+    version = str(load_module(options.backend).__version__)
     lock = FileLock(path.parent / f".{path.name}.lock")
     with reported(path):
         if not lock.acquire():
@@ -211,7 +211,7 @@ def _keep(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str)
         precision=part.precision,
         version_compatible=built.version_compatible,
         hardware_compatible=built.hardware_compatible,
-        refittable=task.options.refit != "no",
+        options=task.options,
         flags=built.flags,
         label=plan.label,
         profiles=plan.profiles,

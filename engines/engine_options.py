@@ -9,10 +9,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from sd2rt.engines.build_task import BuilderOptions, Refit
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.manifest import EngineBackend
+from sd2rt.engines.manifest import BuilderOptions, EngineBackend, Refit
 from sd2rt.engines.profiles import Rows, Shapes, parse_batches
 
 PANEL = "Engines"

@@ -99,6 +99,29 @@ class Part(Model):
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 
 
+Refit = Literal["no", "all", "individual", "identical"]
+
+
+class BuilderOptions(Model):
+    """How a backend is to build, whatever the part."""
+
+    backend: EngineBackend
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the GPUs to build for, such as ``8.9``; empty for the GPU at hand, or where ``portable`` for all that the
+    backend builds for unasked."""
+    portable: bool = False
+    """For later GPUs too, and with TensorRT for later versions of it too."""
+    allow_decomposed: bool = False
+    """Attention may be built of kernels that were not made for it."""
+    refit: Refit = "no"
+    """Which weights can be replaced in the finished engine: none, all, those that a LoRA changes, or all by the
+    same ones, of which the engine then holds none."""
+    workspace_bytes: int | None = Field(default=None, ge=1)
+    """The most memory that a kernel may ask for while it runs; None for the backend's own limit."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """How long kernels are searched for; None for the backend's own choice."""
+
+
 class Profile(Model):
     """The sizes that an engine takes: for each symbol of its part's shapes the least, the one it is tuned for and
     the most. A symbol whose three are one number is fixed."""
@@ -112,6 +135,11 @@ class Profile(Model):
             if not least <= tuned <= most:
                 raise ValueError(f"profile {self.name}: {symbol} goes from {least} over {tuned} to {most}")
         return self
+
+    @property
+    def width(self) -> int:
+        """How much it leaves open: 0 where everything is fixed."""
+        return sum(most - least for least, _, most in self.dims.values())
 
     def takes(self, dims: Mapping[str, int]) -> bool:
         """Whether all of these sizes are within the profile."""
@@ -139,9 +167,9 @@ class EngineEntry(Model):
     """It runs in the lean runtime of later versions too."""
     hardware_compatible: bool
     """It runs on later GPUs too."""
-    refittable: bool
+    options: BuilderOptions
+    """What its builder was told, and what it set of it, by name."""
     flags: tuple[str, ...]
-    """The builder's, by name."""
     label: str
     """The sizes that it takes, in short."""
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]

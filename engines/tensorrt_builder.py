@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.build_task import BuilderOptions, BuildTask, Built
+from sd2rt.engines.build_task import BuildTask, Built
 from sd2rt.engines.errors import BuildError, MissingDependencyError, RequestError
 from sd2rt.engines.gpu_facts import GpuFacts, gpu_at_hand
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.layer_report import BuiltTensor, Layer, LayerReport, parse_log
-from sd2rt.engines.manifest import Part, Profile, Tensor
+from sd2rt.engines.manifest import BuilderOptions, Part, Profile, Tensor
 from sd2rt.engines.session import shape_of, symbols_of
-from sd2rt.engines.tensorrt_module import MODULES, import_backend
+from sd2rt.engines.tensorrt_module import load_module
 
 FUSED_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser")
 """Where each attention must become a kernel made for it. The autoencoder's is one of one head, 512 wide, which
@@ -44,7 +44,7 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
         MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
     """
     began = time.perf_counter()
-    trt, options = import_backend(MODULES[task.options.backend]), task.options
+    trt, options = load_module(task.options.backend), task.options
     log = _make_log(trt)
     gpu = gpu_at_hand()
     targets = _targets(trt, options, gpu)

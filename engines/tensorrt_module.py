@@ -4,34 +4,61 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
 from typing import Any
 
 from sd2rt.engines.errors import MissingDependencyError
-from sd2rt.engines.manifest import EngineBackend
+from sd2rt.engines.manifest import EngineBackend, EngineEntry
 
-MODULES: dict[EngineBackend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-LEAN = "tensorrt_lean"
-"""Runs version-compatible engines of TensorRT, without its builder."""
-_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", LEAN: "lean"}
+_MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
+    ("tensorrt", False): ("tensorrt", "tensorrt"),
+    ("tensorrt", True): ("tensorrt_lean", "lean"),
+    ("tensorrt-rtx", False): ("tensorrt_rtx", "rtx"),
+    ("tensorrt-rtx", True): ("tensorrt_rtx", "rtx"),
+}
+"""By backend, and whether the engine runs in other versions: the module that runs it, and the extra it comes with."""
 
 
-def import_backend(name: str) -> Any:
-    """One of the modules, such as ``tensorrt_rtx``.
+def load_module(backend: EngineBackend, portable: bool = False) -> Any:
+    """The Python module that runs a backend's engines; ``portable`` ones are those of other versions too.
 
     Raises:
-        MissingDependencyError: it is not installed, or a library that it loads is missing.
+        MissingDependencyError: it is not installed.
     """
+    name, extra = _MODULES[backend, portable]
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        command = f"pip install 'sd2rt[{_EXTRAS[name]}]'"
-        if isinstance(error, ModuleNotFoundError) and error.name == name:
-            raise MissingDependencyError(f"{name} is not installed: {command}") from None
-        reason = " ".join(str(error).split())[:200]
+    except (ImportError, OSError) as error:
+        # OSError: the package is there, and a library of CUDA that it loads is not.
+        reason = str(error).strip().splitlines()[0]
         raise MissingDependencyError(
-            f"{name} cannot be loaded ({reason}): install it again with {command}"
-        ) from error
+            f"{name} cannot be loaded ({reason}): pip install 'sd2rt[{extra}]'"
+        ) from None
+
+
+def unfit(entry: EngineEntry, version: str, compute_capability: str) -> str | None:
+    """Why an engine does not run in this version of its backend on this GPU, None where it does.
+
+    Args:
+        version: of the module, such as ``11.4.0.106``.
+        compute_capability: of the GPU, such as ``9.0``.
+    """
+    if entry.version_compatible:
+        if _numbers(version) < _numbers(entry.version):
+            return f"it was built by {entry.backend} {entry.version}, and needs it or a later one: this is {version}"
+    elif version != entry.version:
+        return f"it was built by {entry.backend} {entry.version}, and runs in no other: this is {version}"
+    built = sorted(entry.compute_capabilities, key=_numbers)
+    later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(built[0])
+    if compute_capability not in built and not later:
+        places = ", ".join(f"sm_{capability.replace('.', '')}" for capability in built)
+        return f"it was built for {places}, this GPU is sm_{compute_capability.replace('.', '')}"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def this_platform() -> str:

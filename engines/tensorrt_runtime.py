@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import re
 from collections import OrderedDict, deque
@@ -21,63 +20,17 @@ from typing import Any, Self
 from sd2rt.engines.bundle import plain_file
 from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.cuda_session import CudaSession
-from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError
-from sd2rt.engines.manifest import EngineBackend, EngineEntry, Part, Tensor
-from sd2rt.engines.session import Session, shape_of
+from sd2rt.engines.errors import BundleError, EngineError
+from sd2rt.engines.manifest import EngineEntry, Part, Tensor
+from sd2rt.engines.session import Array, Session, shape_of
 from sd2rt.engines.store import cache_dir
+from sd2rt.engines.tensorrt_module import unfit
+from sd2rt.engines.weights import Weights
 
 _SESSIONS_KEPT = 16
 _CHUNK_BYTES = 16 << 20
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
-_MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
-    ("tensorrt", False): ("tensorrt", "tensorrt"),
-    ("tensorrt", True): ("tensorrt_lean", "lean"),
-    ("tensorrt-rtx", False): ("tensorrt_rtx", "rtx"),
-    ("tensorrt-rtx", True): ("tensorrt_rtx", "rtx"),
-}
-"""By backend, and whether the engine runs in other versions: the module that runs it, and the extra it comes with."""
-
-
-def load_module(backend: EngineBackend, portable: bool = False) -> Any:
-    """The Python module that runs a backend's engines; ``portable`` ones are those of other versions too.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    name, extra = _MODULES[backend, portable]
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        # OSError: the package is there, and a library of CUDA that it loads is not.
-        reason = str(error).strip().splitlines()[0]
-        raise MissingDependencyError(
-            f"{name} cannot be loaded ({reason}): pip install 'sd2rt[{extra}]'"
-        ) from None
-
-
-def unfit(entry: EngineEntry, version: str, compute_capability: str) -> str | None:
-    """Why an engine does not run in this version of its backend on this GPU, None where it does.
-
-    Args:
-        version: of the module, such as ``11.4.0.106``.
-        compute_capability: of the GPU, such as ``9.0``.
-    """
-    if entry.version_compatible:
-        if _numbers(version) < _numbers(entry.version):
-            return f"it was built by {entry.backend} {entry.version}, and needs it or a later one: this is {version}"
-    elif version != entry.version:
-        return f"it was built by {entry.backend} {entry.version}, and runs in no other: this is {version}"
-    built = sorted(entry.compute_capabilities, key=_numbers)
-    later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(built[0])
-    if compute_capability not in built and not later:
-        places = ", ".join(f"sm_{capability.replace('.', '')}" for capability in built)
-        return f"it was built for {places}, this GPU is sm_{compute_capability.replace('.', '')}"
-    return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 class TensorRtEngine:
@@ -260,6 +213,48 @@ class TensorRtEngine:
         if context is None:
             raise RuntimeError(self._logger.take())
         return context
+
+    def refit(self, graph: Path, weights: Mapping[str, Array] | None) -> None:
+        """Replace weights in the engine, in place; it must have been built to be refitted.
+
+        Sessions are closed: what they captured may hold what was derived from the weights before.
+
+        Args:
+            graph: the part's ONNX file.
+            weights: by PyTorch name, in PyTorch's orientation; None for all of the graph's own, which an engine
+                that was built without any takes once.
+
+        Raises:
+            BundleError: the graph's weights cannot be read.
+            EngineError: the backend refuses one of them.
+        """
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        with self.device.errors(f"{self._path} cannot be refitted"):
+            self._logger.take()
+            refitter = self._trt.Refitter(self._engine, self._logger)
+            kept = []
+            if weights is None:
+                done = self._trt.OnnxParserRefitter(refitter, self._logger).refit_from_file(str(graph))
+                if not done:
+                    raise RuntimeError(self._logger.take())
+            else:
+                own = Weights.of(self.part, graph)
+                for name, value in weights.items():
+                    initializer, array = own.replacement(name, value)
+                    # The refitter keeps pointers.
+                    kept.append(array)
+                    if not refitter.set_named_weights(initializer, self._trt.Weights(array)):
+                        raise RuntimeError(f"{name}: {self._logger.take()}")
+            if missing := refitter.get_missing_weights():
+                raise RuntimeError(
+                    f"{len(missing)} weights that go with them are missing, first {missing[0]}"
+                )
+            if not refitter.refit_cuda_engine_async(self.device.stream):
+                raise RuntimeError(self._logger.take())
+            self.device.synchronize()
+            kept.clear()
 
     def close(self) -> None:
         """Free the engine and its sessions, whoever still holds one."""

@@ -33,7 +33,7 @@ from sd2rt.engines.engine_options import (
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.manifest import Precision
 from sd2rt.engines.store import find_bundle, named_bundle
-from sd2rt.engines.tensorrt_module import MODULES, import_backend
+from sd2rt.engines.tensorrt_module import load_module
 
 if TYPE_CHECKING:
     from sd2rt.engines.engine_build import EngineBuild
@@ -164,7 +164,7 @@ def build(
         return
     if engines is not None:
         # Before minutes of export.
-        import_backend(MODULES[engines.options.backend])
+        load_module(engines.options.backend)
     # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
     target = (
         Path(os.path.expanduser(output))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.backends import BackendName, open_backend
 from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Array, Device
+from sd2rt.engines.session import Array, Device, Engine
 from sd2rt.runtime.recent import Recent
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.tokenizer import Tokenizer
@@ -37,11 +37,14 @@ class Networks:
 
     Args:
         tile: the longest side of latents that encoder and decoder work on at once.
+        backend: see :func:`sd2rt.engines.backends.open_backend`.
         weights: by part and PyTorch name, what to put in the place of the bundle's own.
 
     Raises:
         EngineError: a part cannot be loaded on the device.
-        MissingDependencyError: no ONNX Runtime for the device is installed.
+        BundleError: no engine of the bundle fits, where a backend was named that needs one.
+        RequestError: the backend does not run on the device.
+        MissingDependencyError: no backend for the device is installed.
     """
 
     def __init__(
@@ -50,46 +53,31 @@ class Networks:
         device: Device,
         *,
         threads: int | None,
-        cuda_graph: bool,
+        cuda_graph: bool | None,
         tile: int,
+        backend: BackendName = "auto",
         weights: PartWeights = _NOTHING,
     ) -> None:
         self.bundle = bundle
-        self._device = device
-        self._threads = threads
-        self._cuda_graph = cuda_graph
         self._tile = tile
+        self._backend = open_backend(
+            bundle, device, backend, needed=_AT_ONCE, threads=threads, cuda_graph=cuda_graph
+        )
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
         with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
-            futures = {part: pool.submit(self._load, part, weights.get(part)) for part in _AT_ONCE}
+            futures = {part: pool.submit(self._backend.open, part, weights.get(part)) for part in _AT_ONCE}
             tokenizer = Tokenizer(bundle)
-        self._engines: dict[PartName, OnnxRuntimeEngine] | None = {
+        self._engines: dict[PartName, Engine] | None = {
             part: future.result() for part, future in futures.items()
         }
         self.recent = Recent()
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
-    def _load(self, part: PartName, weights: Mapping[str, Array] | None = None) -> OnnxRuntimeEngine:
-        entry = self.bundle.manifest.parts.get(part)
-        if entry is None:
-            raise BundleError(
-                f"{self.bundle.path} has no part {part}, which this takes: build the bundle again"
-            )
-        path = self.bundle.file(entry.onnxruntime)
-        return OnnxRuntimeEngine(
-            entry,
-            path,
-            self._device,
-            threads=self._threads,
-            cuda_graph=self._cuda_graph,
-            weights=weights,
-        )
-
     @property
     def closed(self) -> bool:
         return self._engines is None
 
-    def engine(self, part: PartName) -> OnnxRuntimeEngine:
+    def engine(self, part: PartName) -> Engine:
         """The engine of a part, loaded where it is not yet.
 
         Raises:
@@ -99,7 +87,7 @@ class Networks:
         if self._engines is None:
             raise RequestError("this pipeline is closed: open it again")
         if part not in self._engines:
-            self._engines[part] = self._load(part)
+            self._engines[part] = self._backend.open(part)
         return self._engines[part]
 
     def replace_weights(self, weights: PartWeights) -> None:
@@ -117,10 +105,10 @@ class Networks:
         """
         if self._engines is None:
             raise RequestError("this pipeline is closed: open it again")
-        made: dict[PartName, OnnxRuntimeEngine] = {}
+        made: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
-                made[part] = self._load(part, values)
+                made[part] = self._backend.open(part, values)
         except BaseException:
             for engine in made.values():
                 engine.close()
@@ -157,6 +145,9 @@ class Networks:
 
     def close(self) -> None:
         """Free the engines."""
-        engines, self._engines = self._engines or {}, None
+        engines, self._engines = self._engines, None
+        if engines is None:
+            return
         for engine in engines.values():
             engine.close()
+        self._backend.close()

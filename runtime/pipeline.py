@@ -11,14 +11,14 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.backends import BackendName
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import TILE, PartName, TaskName
 from sd2rt.engines.lora import Lora, read_lora
 from sd2rt.engines.manifest import Manifest
-from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.sampling import SamplerConfig
-from sd2rt.engines.session import Device
+from sd2rt.engines.session import Device, Engine
 from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.guidance import plan_guidance
@@ -66,8 +66,9 @@ class Pipeline:
         device: str = "cpu",
         threads: int | None = None,
         max_batch: int = 4,
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
         tile: int = TILE,
+        backend: BackendName = "auto",
         loras: Sequence[Lora] = (),
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
@@ -78,14 +79,16 @@ class Pipeline:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads within an operator, None for one per core.
             max_batch: images denoised in one call at most; more wait for a place.
-            cuda_graph: on a GPU, capture and replay CUDA graphs.
+            cuda_graph: on a GPU, capture and replay CUDA graphs; None for engines alone.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
                 larger ones are worked on in tiles, which bounds the memory that this takes.
+            backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's engines where they
+                fit the GPU, else ONNX Runtime.
             loras: those that it has from the start, which spares opening a part twice; see :meth:`load_lora`.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
-            MissingDependencyError: no ONNX Runtime for the device is installed.
+            MissingDependencyError: no backend for the device is installed, or there is no such GPU.
             EngineError: a part cannot be loaded on the device.
             RequestError: no such device, a number below 1, or a LoRA that does not fit.
         """
@@ -97,7 +100,15 @@ class Pipeline:
             raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
         opened = open_bundle(bundle)
         weights = merged_weights(opened, loras)
-        networks = Networks(opened, place, threads=threads, cuda_graph=cuda_graph, tile=tile, weights=weights)
+        networks = Networks(
+            opened,
+            place,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            tile=tile,
+            backend=backend,
+            weights=weights,
+        )
         return cls(networks, max_batch, tile, loras)
 
     @property
@@ -115,7 +126,7 @@ class Pipeline:
             if not own:
                 self._lock.release()
 
-    def engine(self, part: PartName) -> OnnxRuntimeEngine:
+    def engine(self, part: PartName) -> Engine:
         """The engine of a part.
 
         Raises:

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from sd2rt.engines import engine_build
-from sd2rt.engines.build_task import BuilderOptions, BuildTask
+from sd2rt.engines.build_task import BuildTask
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.engine_build import build_engines, compile_in_process
 from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
-from sd2rt.engines.manifest import Manifest, read_manifest
+from sd2rt.engines.manifest import BuilderOptions, Manifest, read_manifest
 from sd2rt.engines.profiles import Shapes, plan_engines
 
 pytest.importorskip("tensorrt_rtx")

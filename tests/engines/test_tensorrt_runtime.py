@@ -18,7 +18,8 @@ from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError
 from sd2rt.engines.manifest import EngineEntry, Part
 from sd2rt.engines.store import cache_dir
-from sd2rt.engines.tensorrt_runtime import TensorRtEngine, load_module
+from sd2rt.engines.tensorrt_module import load_module
+from sd2rt.engines.tensorrt_runtime import TensorRtEngine
 
 from .simulated_gpu import SimulatedGpu
 from .simulated_tensorrt import build, make_tensorrt
