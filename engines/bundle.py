@@ -61,6 +61,21 @@ def open_bundle(
     return Bundle(path, manifest)
 
 
+def verify_engines(bundle: Bundle, progress: Callable[[File, int], None] = lambda file, read: None) -> None:
+    """Read the engines' files, which opening a bundle leaves to the backend, and compare their hashes.
+
+    Raises:
+        BundleError: one is missing, unsafe or not what the manifest says.
+    """
+    for file in bundle.manifest.engine_files:
+        plain_file(bundle.path, file)
+        if _hash(bundle.path, file, progress) != file.sha256:
+            raise BundleError(
+                f"{bundle.path / file.path} is not what its manifest says: build it again with "
+                "'sd2rt build --engines-only'"
+            )
+
+
 def locate(bundle: str | os.PathLike[str]) -> Path:
     """The folder of a bundle given by path or name, put back in its place where a killed build left it aside."""
     path = Path(os.path.realpath(find_bundle(bundle)))

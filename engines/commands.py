@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.bundle import locate, open_bundle
+from sd2rt.engines.bundle import locate, open_bundle, verify_engines
 from sd2rt.engines.kinds import TASKS, Defaults
 from sd2rt.engines.manifest import File, Manifest, read_manifest
 from sd2rt.engines.objects import shared_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
@@ -66,6 +69,27 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print(facts)
     console.print()
     console.print(parts)
+    if manifest.engines:
+        console.print()
+        console.print(_engines(manifest))
+
+
+def _engines(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    names = ("engine", "backend", "for", "precision", "MB", "profiles")
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    for entry in manifest.engines:
+        gpus = ", ".join(f"sm_{item.replace('.', '')}" for item in entry.compute_capabilities)
+        table.add_row(
+            f"{entry.part} {entry.label}",
+            f"{entry.backend} {entry.version}",
+            f"{gpus} and later" if entry.hardware_compatible else gpus,
+            entry.precision,
+            f"{entry.file.size / 1e6:.1f}",
+            ", ".join(profile.name for profile in entry.profiles),
+        )
+    return table
 
 
 def _count(number: int, noun: str) -> str:
@@ -118,6 +142,8 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         "made by": f"sd2rt {manifest.sd2rt_version}; "
         + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
         "license": manifest.license,
+        "engines": ", ".join(sorted({f"{entry.backend} {entry.version}" for entry in manifest.engines}))
+        or "none",
         "stored": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files, "
         f"{shared / 1e6:.1f} MB of them shared with other bundles",
     }
@@ -128,20 +154,20 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     path = locate(bundle)
     if as_json or not sys.stderr.isatty():
         opened = open_bundle(path, trust_receipts=False)
+        verify_engines(opened)
     else:
         opened = _with_progress(str(path), read_manifest(path))
-    size = sum(file.size for file in opened.manifest.files)
+    files = (*opened.manifest.files, *opened.manifest.engine_files)
+    size = sum(file.size for file in files)
     if as_json:
         facts: dict[str, Any] = {
             "path": str(opened.path),
             "identity": opened.manifest.identity,
             "bytes": size,
         }
-        print(json.dumps({**facts, "files": len(opened.manifest.files), "ok": True}))
+        print(json.dumps({**facts, "files": len(files), "ok": True}))
     else:
-        print(
-            f"{opened.path}: {len(opened.manifest.files)} files, {size / 1e6:.1f} MB, all as the manifest says"
-        )
+        print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all as the manifest says")
 
 
 def _with_progress(path: str, manifest: Manifest) -> Any:
@@ -150,9 +176,12 @@ def _with_progress(path: str, manifest: Manifest) -> Any:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=sum(file.size for file in manifest.files))
+        files = (*manifest.files, *manifest.engine_files)
+        task = bar.add_task("", total=sum(file.size for file in files))
 
         def read(file: File, count: int) -> None:
             bar.update(task, advance=count, description=file.path)
 
-        return open_bundle(path, trust_receipts=False, progress=read)
+        opened = open_bundle(path, trust_receipts=False, progress=read)
+        verify_engines(opened, read)
+        return opened

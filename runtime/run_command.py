@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from sd2rt.engines.backends import BackendName
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime import option_text
 from sd2rt.runtime.demo_bundle import bundle_or_demo
@@ -190,6 +191,12 @@ def run(
         Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
     ] = Path("."),
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    backend: Annotated[
+        BackendName,
+        typer.Option(
+            help="What runs the networks; auto takes engines on a GPU where they fit, else ONNX Runtime."
+        ),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if left out.")] = None,
     tile: Annotated[
         int | None,
@@ -307,7 +314,12 @@ def run(
     if not quiet:
         for note in notes:
             print(f"sd2rt: note: {note}", file=sys.stderr)
-    opening: dict[str, Any] = {"device": device, "threads": threads, "tile": TILE if tile is None else tile}
+    opening: dict[str, Any] = {
+        "device": device,
+        "backend": backend,
+        "threads": threads,
+        "tile": TILE if tile is None else tile,
+    }
     with (
         _shown_warnings(quiet),
         Pipeline.open(path, **opening, loras=loras) as pipeline,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.manifest import EngineEntry, File, Part, Profile, Tensor
+from sd2rt.engines.manifest import BuilderOptions, EngineEntry, File, Part, Profile, Tensor
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Device, shape_of
 
@@ -66,7 +66,9 @@ def build(
         "precision": "fp32",
         "version_compatible": False,
         "hardware_compatible": False,
-        "refittable": False,
+        "key": file.sha256,
+        "label": "b1",
+        "options": BuilderOptions(backend=backend),
         "flags": (),
         "profiles": tuple(Profile(name=f"profile-{index}", dims=dims) for index, dims in enumerate(profiles)),
         "file": file,

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines import engine_build
 from sd2rt.engines.build_task import BuildTask
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.engine_build import build_engines, compile_in_process
@@ -293,7 +292,7 @@ def test_a_compiler_that_dies(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(engine_build.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(BuildError, match=said):
         build_engines(bundle, SIZE, ADA, parts=TEXT)
     assert not list(bundle.rglob("*.building*"))
