@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, get_args
 
 from sd2rt.engines.build_task import Answer, BuildTask, Built
 from sd2rt.engines.bundle import open_bundle
@@ -79,10 +79,11 @@ def build_engines(
     path, manifest = opened.path, opened.manifest
     for name in parts:
         if name not in manifest.parts:
-            raise RequestError(f"--part {name}: {path} has {', '.join(manifest.parts)}")
+            raise RequestError(f"--part {name}: {path} has {', '.join(sorted(manifest.parts))}")
     if not shapes.sizes:
         shapes = replace(shapes, sizes=manifest.native_sizes)
-    plans = plan_engines(manifest, tuple(parts) or tuple(manifest.parts), shapes)
+    everything = tuple(name for name in get_args(PartName) if name in manifest.parts)
+    plans = plan_engines(manifest, tuple(parts) or everything, shapes)
     version = str(load_module(options.backend).__version__)
     lock = FileLock(path.parent / f".{path.name}.lock")
     with reported(path):

@@ -58,10 +58,10 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     kept = _parse(trt, network, log, task)
     _check_network(network, task.part)
     attentions = _attentions(trt, network)
-    if options.allow_decomposed or task.part.precision == "fp32":
+    fuse = task.name in FUSED_PARTS and task.part.precision == "fp16" and not options.allow_decomposed
+    for layer in attentions:
         # No backend has dedicated kernels for attention in float32.
-        for layer in attentions:
-            layer.attention.decomposable = True
+        layer.attention.decomposable = not fuse
     config = builder.create_builder_config()
     flags = _configure(trt, config, network, task, targets)
     for profile in _pin(builder, network, task.part, task.profiles):
@@ -76,7 +76,7 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     report = parse_log(log.messages) or _inspect(trt, log, plan, task)
     _check_engine(report, task)
     fused = report.fused_attention
-    if task.name in FUSED_PARTS and task.part.precision == "fp16" and not options.allow_decomposed:
+    if fuse:
         # Each profile has kernels of its own.
         wanted = len(attentions) * len(task.profiles)
         if fused < wanted:

@@ -178,6 +178,12 @@ def small_upscaler_bundle(small_upscaler_checkpoint: Path, made_once: MadeOnce) 
 
 
 @pytest.fixture(scope="session")
+def demo_half_bundle(made_once: MadeOnce) -> Path:
+    """The demo's bundle in fp16: 128x128 pixels, and heads of 16, the narrowest with attention kernels. Read only."""
+    return _bundle(made_once, "demo", "demo-half", "fp16")
+
+
+@pytest.fixture(scope="session")
 def small_half_bundle(small_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp16 bundle of :func:`small_checkpoint`. Read only."""
     return _bundle(made_once, str(small_checkpoint), "small-half", "fp16")

@@ -24,11 +24,12 @@ from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
 from sd2rt.engines.manifest import BuilderOptions, Manifest, read_manifest
 from sd2rt.engines.profiles import Shapes, plan_engines
+from sd2rt.engines.weights import Weights
 
 pytest.importorskip("tensorrt_rtx")
 
 ADA = BuilderOptions(backend="tensorrt-rtx", compute_capabilities=("8.9",))
-SIZE = Shapes(((64, 64),))
+SIZE = Shapes(((128, 128),))
 TEXT: tuple[PartName, ...] = ("text_encoder",)
 
 
@@ -40,8 +41,8 @@ def copy(bundle: Path, folder: Path) -> Path:
 
 
 @pytest.fixture
-def bundle(small_half_bundle: Path, tmp_path: Path) -> Path:
-    return copy(small_half_bundle, tmp_path)
+def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
+    return copy(demo_half_bundle, tmp_path)
 
 
 def report_of(bundle: Path, manifest: Manifest, part: PartName) -> dict[str, Any]:
@@ -51,10 +52,10 @@ def report_of(bundle: Path, manifest: Manifest, part: PartName) -> dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def built(small_half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(demo_half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp16 bundle with engines of all its parts, at a size of one tile and at one of several. Read only."""
-    target = copy(small_half_bundle, tmp_path_factory.mktemp("built"))
-    build_engines(target, Shapes(((64, 64),), ((1, 1), (2, 4))), ADA)
+    target = copy(demo_half_bundle, tmp_path_factory.mktemp("built"))
+    build_engines(target, Shapes(((128, 128),), ((1, 1), (2, 4))), ADA)
     build_engines(target, Shapes(((1088, 64),)), ADA, parts=("tiled_decoder", "tiled_encoder"))
     return target
 
@@ -89,15 +90,15 @@ def _operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
 
-def test_engines_change_nothing_of_what_a_bundle_is(built: Path, small_half_bundle: Path) -> None:
-    assert read_manifest(built).identity == read_manifest(small_half_bundle).identity
+def test_engines_change_nothing_of_what_a_bundle_is(built: Path, demo_half_bundle: Path) -> None:
+    assert read_manifest(built).identity == read_manifest(demo_half_bundle).identity
     assert open_bundle(built).manifest.engines
 
 
 def test_what_is_there_is_kept(built: Path, tmp_path: Path) -> None:
     bundle = copy(built, tmp_path)
     before = read_manifest(bundle)
-    again = build_engines(bundle, Shapes(((64, 64),), ((1, 1), (2, 4))), ADA)
+    again = build_engines(bundle, Shapes(((128, 128),), ((1, 1), (2, 4))), ADA)
     assert not again.made
     assert len(again.kept) == 4
     assert read_manifest(bundle) == before
@@ -151,13 +152,13 @@ def test_every_part_of_every_variant(kind: str, tmp_path: Path, request: pytest.
 
 def test_everything_fixed(bundle: Path) -> None:
     """One image, guided: nothing is left open, and the backend knows every shape."""
-    shapes = Shapes(((64, 64),), rows="guided")
+    shapes = Shapes(((128, 128),), rows="guided")
     manifest = build_engines(bundle, shapes, ADA, parts=("denoiser",)).manifest
     told = report_of(bundle, manifest, "denoiser")
     shapes_found = {tensor["name"]: tensor["shape"] for tensor in told["tensors"]}
     assert shapes_found["text"] == [2, 77, 64]
     assert not any(-1 in shape for shape in shapes_found.values())
-    assert manifest.engines[0].label == "64x64-b1-guided"
+    assert manifest.engines[0].label == "128x128-b1-guided"
 
 
 def test_replaced_weights(bundle: Path, tmp_path: Path) -> None:
@@ -165,12 +166,14 @@ def test_replaced_weights(bundle: Path, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
     (plan,) = plan_engines(manifest, TEXT, SIZE)
     part = manifest.parts["text_encoder"]
-    values = _initialisers(bundle / part.onnx)
+    weights = Weights.of(part, bundle / part.onnx)
     name = "encoder.layers.0.mlp.fc1.bias"
     rng = np.random.default_rng(0)
     sizes = {}
-    for what, array in {"own": values[name], "other": rng.standard_normal(values[name].shape)}.items():
-        np.savez(tmp_path / f"{what}.npz", **{name: array.astype(values[name].dtype)})
+    own = weights.read(name)
+    for what, array in {"own": own, "other": rng.standard_normal(own.shape)}.items():
+        initializer, value = weights.replacement(name, array)
+        np.savez(tmp_path / f"{what}.npz", allow_pickle=False, **{initializer: value})
         task = BuildTask(
             name="text_encoder",
             part=part,
@@ -182,17 +185,9 @@ def test_replaced_weights(bundle: Path, tmp_path: Path) -> None:
         )
         compile_in_process(task)
         sizes[what] = (tmp_path / what).read_bytes()
-    half = np.asarray(np.load(tmp_path / "other.npz")[name]).tobytes()
+    half = value.tobytes()
     assert half in sizes["other"]
     assert half not in sizes["own"]
-
-
-def _initialisers(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(path)
-    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
 def test_a_replacement_of_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -254,7 +249,7 @@ def test_tensorrt_is_not_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_part_that_is_not_there(bundle: Path) -> None:
-    with pytest.raises(RequestError, match=r"--part depth_estimator: .* has text_encoder, denoiser"):
+    with pytest.raises(RequestError, match=r"--part depth_estimator: .* has decoder, denoiser"):
         build_engines(bundle, SIZE, ADA, parts=("depth_estimator",))
 
 
@@ -329,6 +324,6 @@ def test_interrupted(bundle: Path) -> None:
         time.sleep(0.05)
     assert not Path(f"/proc/{children[0]}").exists()
     assert [entry.part for entry in read_manifest(bundle).engines] == ["text_encoder"]
-    again = build_engines(bundle, Shapes(((64, 64),), ((1, 1), (2, 4))), ADA, parts=TEXT)
+    again = build_engines(bundle, Shapes(((128, 128),), ((1, 1), (2, 4))), ADA, parts=TEXT)
     assert (len(again.made), len(again.kept)) == (0, 1)
     assert not list(bundle.rglob("*.building*"))
