@@ -25,9 +25,16 @@ class Launches:
             session.watched(wait=True)
             self._heard[session] = deque()
 
-    def add(self, session: Session, made: Sequence[Trajectory]) -> None:
-        """A launch that has just brought these trajectories to where they are."""
+    def add(self, session: Session, made: Sequence[Trajectory]) -> bool:
+        """A launch that has just brought these trajectories to where they are; true where one has failed by now."""
+        if not self._waiting:
+            told = session.watched(wait=False)
+            if told and all(told[0].tolist()):
+                # Where a launch is done when it returns, all that a step costs here is this.
+                return False
+            self._heard[session].extend(told)
         self._waiting.append((session, made, [trajectory.done for trajectory in made]))
+        return self.settle(wait=False)
 
     def settle(self, *, wait: bool) -> bool:
         """Give trajectories their errors: of the launches that are finished by now, or of all where ``wait``.
