@@ -262,7 +262,9 @@ class TensorRtEngine:
             session.close()
         self._sessions.clear()
         if self._engine is not None and self._kernels is not None:
-            self._kernels.save()
+            # After an error that is for good they are compiled again.
+            with contextlib.suppress(EngineError), self.device.errors(f"{self._label} cannot be closed"):
+                self._kernels.save()
         self._engine = self._runtime = self._kernels = None
 
     def __enter__(self) -> Self:

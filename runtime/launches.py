@@ -16,7 +16,7 @@ class Launches:
     """The calls of one step loop, in their order; what a device says of them may come some steps late."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Session, list[tuple[Trajectory, int]]]] = deque()
+        self._waiting: deque[tuple[Session, Sequence[Trajectory], list[int]]] = deque()
         self._heard: dict[Session, deque[Array]] = {}
 
     def enter(self, session: Session) -> None:
@@ -25,9 +25,16 @@ class Launches:
             session.watched(wait=True)
             self._heard[session] = deque()
 
-    def add(self, session: Session, made: Sequence[Trajectory]) -> None:
-        """A launch that has just brought these trajectories to where they are."""
-        self._waiting.append((session, [(trajectory, trajectory.done) for trajectory in made]))
+    def add(self, session: Session, made: Sequence[Trajectory]) -> bool:
+        """A launch that has just brought these trajectories to where they are; true where one has failed by now."""
+        if not self._waiting:
+            told = session.watched(wait=False)
+            if told and all(told[0].tolist()):
+                # Where a launch is done when it returns, all that a step costs here is this.
+                return False
+            self._heard[session].extend(told)
+        self._waiting.append((session, made, [trajectory.done for trajectory in made]))
+        return self.settle(wait=False)
 
     def settle(self, *, wait: bool) -> bool:
         """Give trajectories their errors: of the launches that are finished by now, or of all where ``wait``.
@@ -40,14 +47,17 @@ class Launches:
         """
         failed = False
         while self._waiting:
-            session, made = self._waiting[0]
+            session, made, steps = self._waiting[0]
             heard = self._heard[session]
             if not heard:
                 heard.extend(session.watched(wait=wait))
             if not heard:
                 break
             self._waiting.popleft()
-            for (trajectory, step), finite in zip(made, heard.popleft().tolist(), strict=True):
+            flags = heard.popleft().tolist()
+            if all(flags):
+                continue
+            for trajectory, step, finite in zip(made, steps, flags, strict=True):
                 if not finite and trajectory.error is None:
                     trajectory.error = _not_finite(trajectory, step)
                     failed = True

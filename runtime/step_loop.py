@@ -118,8 +118,7 @@ class Batch:
         for trajectory in self.active:
             trajectory.done += 1
             turned |= trajectory.turns[trajectory.done]
-        self.launches.add(self._session, self.active)
-        return self.launches.settle(wait=False) or turned
+        return self.launches.add(self._session, self.active) or turned
 
     def latents(self) -> Latents:
         """A copy of the latents, [B, C, h, w], in the order of ``active``."""

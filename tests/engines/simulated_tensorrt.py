@@ -307,7 +307,7 @@ class IExecutionContext:
         return shape_of(self.engine.tensors[name], self._dims())
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return 4096 * int(np.prod(list(self._dims().values()) or [1]))
+        return 4096 * sum(self._dims().values(), 1)
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0

@@ -118,9 +118,7 @@ def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[
 
 
 @pytest.mark.parametrize("small", [True, False])
-@pytest.mark.parametrize(
-    ("pace", "seed"), [("lazy", 0), ("eager", 0), *(("random", seed) for seed in range(4))]
-)
+@pytest.mark.parametrize(("pace", "seed"), [("lazy", 0), ("eager", 0), ("random", 0), ("random", 1)])
 def test_steps_are_those_of_the_cpu(
     on_gpu: Open, cpu: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch, pace: Pace, seed: int, small: bool
 ) -> None:
@@ -217,7 +215,7 @@ def test_inputs_that_are_not_pushed_again_stay(on_gpu: Open, cpu: OnnxRuntimeEng
         for _ in range(3):
             session.launch()
         found.append(session.buffers["state"].read())
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_what_was_never_written_is_zero(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
@@ -230,7 +228,7 @@ def test_what_was_never_written_is_zero(on_gpu: Open, cpu: OnnxRuntimeEngine) ->
         found.append(session.buffers["state_out"].read())
         assert not session.buffers["noise"].read().any()
         assert not session.buffers["text"].pull().any()
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_buffers(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
@@ -316,7 +314,7 @@ def test_a_state_moves_with_what_was_launched_before(on_gpu: Open, cpu: OnnxRunt
         second.launch()
         assert gpu.waits == waits
         ends.append(second.buffers["state"].read())
-    np.testing.assert_array_equal(*ends)
+    np.testing.assert_array_equal(ends[0], ends[1])
 
 
 def test_arena_that_grows_is_told_to_all_and_captured_again(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
