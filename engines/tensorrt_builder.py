@@ -184,6 +184,9 @@ def _configure(
             member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
             config.set_compute_capability(member, index)
     wanted = []
+    if options.backend == "tensorrt-rtx":
+        # Without it a launch may allocate, and then no CUDA graph can be captured of it.
+        wanted.append("REQUIRE_USER_ALLOCATION")
     if options.portable and options.backend == "tensorrt":
         wanted.append("VERSION_COMPATIBLE")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS

@@ -74,6 +74,11 @@ class Networks:
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
     @property
+    def backend(self) -> str:
+        """The name of what runs them."""
+        return self._backend.name
+
+    @property
     def closed(self) -> bool:
         return self._engines is None
 

@@ -112,6 +112,11 @@ class Pipeline:
         return cls(networks, max_batch, tile, loras)
 
     @property
+    def backend(self) -> str:
+        """What runs the networks: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``."""
+        return self._networks.backend
+
+    @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.manifest import Part, read_manifest
-from sd2rt.engines.tensorrt_runtime import TensorRtEngine
+from sd2rt.engines.manifest import read_manifest
+from sd2rt.engines.session import symbols_of
 from sd2rt.runtime import Pipeline, Request
 from sd2rt.runtime.generator import Generator
 from sd2rt.runtime.guidance import plan_guidance
@@ -42,33 +44,38 @@ def cpu(small_bundle: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
+def compiled(source: Path, target: Path, module: Any, **entry: Any) -> Path:
+    """A copy of a bundle with an engine of each part, as the simulated module has them."""
+    shutil.copytree(source, target, copy_function=os.link)
+    manifest = read_manifest(target)
+    engines = []
+    for name, part in manifest.parts.items():
+        sizes = {symbol: SIZES[symbol] for symbol in symbols_of(part)}
+        engines.append(build(target, name, part, target / part.onnxruntime, [sizes], module=module, **entry))
+    (target / "bundle.json").unlink()
+    (target / "bundle.json").write_text(manifest.model_copy(update={"engines": tuple(engines)}).to_json())
+    return target
+
+
 Open = Callable[..., tuple[SimulatedGpu, Pipeline]]
 
 
 @pytest.fixture
 def on_gpu(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    opened: list[Any] = []
+    opened: list[Pipeline] = []
 
     def open_pipeline(pace: Pace = "random", seed: int = 0, **options: Any) -> tuple[SimulatedGpu, Pipeline]:
         gpu = SimulatedGpu(pace=pace, seed=seed)
         gpu.install(monkeypatch)
-        device, module = CudaDevice(), make_tensorrt(gpu)
-        parts = read_manifest(small_bundle).parts
-
-        def load(part: Part, path: Path, *_: Any, **__: Any) -> TensorRtEngine:
-            name = next(name for name, listed in parts.items() if listed == part)
-            used = "".join(str(item) for tensor in part.inputs for item in tensor.shape)
-            sizes = {symbol: bounds for symbol, bounds in SIZES.items() if symbol in used}
-            entry = build(tmp_path, name, part, path, [sizes], module=module)
-            return TensorRtEngine(part, entry, tmp_path, device, module)
-
-        monkeypatch.setattr("sd2rt.runtime.networks.OnnxRuntimeEngine", load)
-        opened.extend((device, pipeline := Pipeline.open(small_bundle, threads=1, **options)))
+        module = make_tensorrt(gpu)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        bundle = compiled(small_bundle, tmp_path / f"bundle-{len(opened)}", module)
+        opened.append(pipeline := Pipeline.open(bundle, device="cuda", threads=1, **options))
         return gpu, pipeline
 
     yield open_pipeline
-    for thing in reversed(opened):
-        thing.close()
+    for pipeline in opened:
+        pipeline.close()
 
 
 COMMON: dict[str, Any] = {"output_type": "np"}
@@ -111,7 +118,8 @@ def test_mixed_batches_are_the_cpus(expected: list[NDArray[Any]], on_gpu: Open, 
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     assert len({image.tobytes() for image in found}) == len(REQUESTS)
-    denoiser: Any = pipeline.engine("denoiser")
+    part: Any = pipeline.engine("denoiser")
+    (denoiser,) = part._engines.values()
     launched = [session for session in denoiser._sessions.values() if session._graph is not None]
     assert gpu.counts["graph launch"] > len(launched) > 1
 
