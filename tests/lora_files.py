@@ -58,7 +58,8 @@ class Factors:
         """As the two layers compute it, one after the other, in float64."""
         down, up = (factor.astype(np.float64) for factor in (self.down, self.up))
         equation = "or,ri->oi" if down.ndim == 2 else "orxy,rikl->oikl"
-        return self.alpha / len(down) * np.einsum(equation, up, down)
+        product: NDArray[np.float64] = np.einsum(equation, up, down)
+        return self.alpha / len(down) * product
 
 
 Set = dict[tuple[str, str], Factors]

@@ -190,7 +190,8 @@ def test_peft_with_one_alpha_and_roots(tmp_path: Path) -> None:
 
 
 def test_several_add_up_in_any_order(tmp_path: Path) -> None:
-    paths, total = [], {}
+    paths: list[Path] = []
+    total: dict[tuple[str, str], Any] = {}
     for seed in range(3):
         factors = draw(EVERYTHING, NETWORKS, seed=seed)
         paths.append(write(tmp_path / f"{seed}.safetensors", "kohya", factors))
