@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -82,7 +83,7 @@ class OnnxRuntimeEngine:
             providers.insert(0, ("CUDAExecutionProvider", cuda))
         self._label = f"{Path(part.onnx).parent.name} on {device}"
         # Held while the session opens, and no longer.
-        replaced = _replace(options, self._label, Weights.of(part, path), weights) if weights else []
+        replaced = _replace(options, self._label, Weights.of(part, path), weights, threads) if weights else []
         self._session: onnxruntime.InferenceSession | None
         try:
             # Without its fallback, which would load everything on the CPU and say so on standard output.
@@ -318,7 +319,9 @@ def _onnxruntime(device: Device) -> Any:
     return ort
 
 
-def _replace(options: Any, label: str, known: Weights, values: Mapping[str, Array]) -> list[Any]:
+def _replace(
+    options: Any, label: str, known: Weights, values: Mapping[str, Array], threads: int | None
+) -> list[Any]:
     """Have a session that is opened with ``options`` take these weights; returns what must live until it is open.
 
     External initialisers are replaced before the graph is optimised, and so in all that is folded from them. The
@@ -332,16 +335,19 @@ def _replace(options: Any, label: str, known: Weights, values: Mapping[str, Arra
             f"{label} has no weights named {', '.join(strangers[:5])}"
             f"{f' and {len(strangers) - 5} more' if len(strangers) > 5 else ''}: give names of its map of weights"
         )
-    names, held = [], []
-    for name, value in values.items():
+
+    def made(name: str) -> tuple[str, Any]:
         try:
-            initializer, stored = known.replacement(name, value)
+            initializer, stored = known.replacement(name, values[name])
         except ValueError as error:
             raise EngineError(f"{label}: {error}: give a weight of the same shape") from None
-        names.append(initializer)
-        held.append(ort.OrtValue.ortvalue_from_numpy(stored))
-    options.add_external_initializers(names, held)
-    return held
+        return initializer, ort.OrtValue.ortvalue_from_numpy(stored)
+
+    # A mapping may make its values when they are asked for, which NumPy does on as many cores as it is asked from.
+    with ThreadPoolExecutor(threads) as pool:
+        replaced = list(pool.map(made, values))
+    options.add_external_initializers([name for name, _ in replaced], [value for _, value in replaced])
+    return replaced
 
 
 def _no_cuda(device: Device, reason: str) -> MissingDependencyError:

@@ -114,7 +114,10 @@ class Weights(Mapping[str, Weight]):
         return {name: weight.shape for name, weight in self._weights.items()}
 
     def read(self, name: str) -> Array:
-        """A weight's value in PyTorch's orientation and the part's precision, C-contiguous, in memory of its own.
+        """A weight's value in PyTorch's orientation and the part's precision, in memory of its own.
+
+        It lies in the initialiser's order, so that a transposed one is not C-contiguous: turning hundreds of
+        millions of numbers over and back takes as long as all else that is done with them.
 
         Raises:
             BundleError: the data file cannot be read, or ends before it.
@@ -130,13 +133,14 @@ class Weights(Mapping[str, Weight]):
         if flat.nbytes != weight.length:
             raise BundleError(f"{self._data} ends before {name}: copy or build the bundle again")
         stored = flat.reshape(weight.stored_shape)
-        return np.ascontiguousarray(stored.T if weight.transposed else stored)
+        return stored.T if weight.transposed else stored
 
     def replacement(self, name: str, value: Array) -> tuple[str, Array]:
         """The initialiser that stands for a weight, and what to put in its place for ``value``.
 
         Args:
-            value: in PyTorch's orientation; it is rounded to the part's precision.
+            value: in PyTorch's orientation; it is rounded to the part's precision, and copied where it does not lie
+                in the initialiser's order.
 
         Raises:
             KeyError: the part has no such weight.

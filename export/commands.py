@@ -174,13 +174,14 @@ def build(
     require_export()
     from sd2rt.export.build import build as build_bundle
     from sd2rt.export.checkpoint import open_checkpoint
-    from sd2rt.export.merged_parts import with_loras
+    from sd2rt.export.merged_parts import read_loras, with_loras
 
+    loras = read_loras(lora or [])
     with _display(as_json) as (say, progress):
         opened = open_checkpoint(
             checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
         )
-        opened = with_loras(opened, lora or [])
+        opened = with_loras(opened, loras)
         result = build_bundle(
             opened,
             target,
@@ -248,14 +249,15 @@ def parity(
     # It warns, at import of what nothing here uses, that torchvision is missing.
     transformers.logging.set_verbosity_error()
     from sd2rt.export.checkpoint import open_checkpoint
-    from sd2rt.export.merged_parts import with_loras
+    from sd2rt.export.merged_parts import read_loras, with_loras
     from sd2rt.export.parity import compare
 
+    loras = read_loras(lora or [])
     with _display(as_json) as (say, _):
         opened = open_checkpoint(
             checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
         )
-        opened = with_loras(opened, lora or [])
+        opened = with_loras(opened, loras)
         report = compare(find_bundle(bundle), opened, steps=steps, say=say)
     if as_json:
         print(json.dumps(report.as_dict()))

@@ -17,19 +17,30 @@ from sd2rt.export.pipeline_configs import Config
 from sd2rt.export.pipeline_configs import PartName as NetworkName
 
 
-def with_loras(checkpoint: Checkpoint, words: Sequence[str]) -> Checkpoint:
-    """The checkpoint with each LoRA that ``FILE[:SCALE]`` names in its UNet and text encoder.
+def read_loras(words: Sequence[str]) -> list[Lora]:
+    """What ``FILE[:SCALE]`` names, a LoRA each; before a checkpoint of gigabytes is opened.
+
+    Raises:
+        CheckpointError: a file cannot be read, or is of another kind.
+    """
+    try:
+        return named_loras(words)
+    except RequestError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
+    """The checkpoint with LoRAs in its UNet and text encoder.
 
     The sums are in float32, and rounded once, to what a network is asked for in. The files' hashes, with their
     names and scales, are in the checkpoint's source: a bundle of it is another one than without them.
 
     Raises:
-        CheckpointError: a file cannot be read, is of another kind, or was made for another model.
+        CheckpointError: a LoRA was made for another model, or two have one name.
     """
-    if not words:
+    if not loras:
         return checkpoint
     try:
-        loras = named_loras(words)
         changed = changes(loras, {part: _shapes(checkpoint, network) for network, part in PARTS.items()})
     except RequestError as error:
         raise CheckpointError(str(error)) from None

@@ -205,3 +205,45 @@ def test_bundle_says_what_it_can_do(
     assert ("noise_level" in shown) == row.class_label
     if row.conditions:
         assert shown["extra"] == ("B", row.in_channels - 4, "h", "w")
+
+
+def test_loras_are_part_of_what_a_bundle_is_made_from(
+    exporter: Exporter, checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    from sd2rt.export.merged_parts import read_loras, with_loras
+
+    from ..lora_files import ATTENTION, draw, write
+
+    networks = {"unet": checkpoint.unet(), "text_encoder": checkpoint.text_encoder()}
+    shapes = {
+        network: {key.removeprefix("text_model."): tuple(v.shape) for key, v in module.state_dict().items()}
+        for network, module in networks.items()
+    }
+    path = write(tmp_path / "toy.safetensors", "kohya", draw(ATTENTION, shapes))
+    plain = build(checkpoint, target).manifest
+    keys = {plain.build_key}
+    for word in (str(path), f"{path}:0.5"):
+        merged = build(with_loras(checkpoint, read_loras([word])), target, replace=True).manifest
+        assert merged.source.files.items() > plain.source.files.items()
+        keys.add(merged.build_key)
+    assert len(keys) == 3
+    assert with_loras(checkpoint, []) is checkpoint
+
+
+def test_a_lora_that_cannot_be_built_in(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sd2rt.runtime.cli import main
+
+    words = [
+        "build",
+        str(small_checkpoint),
+        "-o",
+        str(tmp_path / "b"),
+        "--lora",
+        str(tmp_path / "no.safetensors"),
+    ]
+    assert main(words) == 3
+    said = capsys.readouterr().err
+    assert said == f"sd2rt: {tmp_path}/no.safetensors cannot be read: No such file or directory\n"
+    assert not (tmp_path / "b").exists()

@@ -1,0 +1,244 @@
+"""LoRAs against diffusers with the same changes added to its weights by hand, or by PEFT."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sd2rt.engines.errors import CheckpointError, EngineError, RequestError
+from sd2rt.engines.lora import read_lora
+from sd2rt.engines.weights import Weights
+from sd2rt.export.merged_parts import read_loras, with_loras
+from sd2rt.export.reference import reference_pipeline
+from sd2rt.runtime import Pipeline
+from sd2rt.runtime.loras import merged_weights
+from sd2rt.runtime.networks import Networks
+
+from ..lora_files import ATTENTION, CONVOLUTIONS, LINEAR, Layout, Set, draw, write
+from .test_images import difference
+
+OPTIONS: dict[str, Any] = {
+    "prompt": "a lighthouse on a cliff at dusk",
+    "negative_prompt": "blurry",
+    "num_inference_steps": 6,
+    "output_type": "np",
+}
+EVERYTHING = {network: LINEAR[network] + CONVOLUTIONS[network] for network in LINEAR}
+TEXT = {"unet": [], "text_encoder": LINEAR["text_encoder"]}
+
+
+@pytest.fixture
+def pipe(base: Any) -> Iterator[Pipeline]:
+    """A pipeline of its test's own."""
+    with Pipeline.open(base.pipeline.bundle.path, threads=2) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="session")
+def networks(base: Any) -> dict[str, Any]:
+    """The shapes of the bundle's weights, by network."""
+    bundle = base.pipeline.bundle
+    return {
+        network: Weights.of(
+            bundle.manifest.parts[part], bundle.file(bundle.manifest.parts[part].onnx)
+        ).shapes()
+        for network, part in (("unet", "denoiser"), ("text_encoder", "text_encoder"))
+    }
+
+
+def image(pipe: Pipeline) -> Any:
+    return pipe(**OPTIONS, seed=5).images
+
+
+def expected(reference: Any) -> Any:
+    return reference(**OPTIONS, generator=torch.Generator().manual_seed(5)).images
+
+
+def fused(base: Any, *sets: tuple[Set, float]) -> Any:
+    """diffusers' pipeline with changes added to its weights, in float64."""
+    reference = reference_pipeline(base.checkpoint)
+    for factors, scale in sets:
+        for (network, module), own in factors.items():
+            model = getattr(reference, network)
+            model = getattr(model, "text_model", model)
+            layer = model.get_submodule(module)
+            changed = layer.weight.double() + scale * torch.from_numpy(own.delta()).reshape(
+                layer.weight.shape
+            )
+            layer.weight.data = changed.float()
+    return reference
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "diffusers-peft"])
+def test_images(
+    base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path, layout: Layout
+) -> None:
+    factors = draw(EVERYTHING, networks)
+    plain = image(pipe)
+    pipe.load_lora(write(tmp_path / "toy.safetensors", layout, factors), scale=0.8)
+    found = image(pipe)
+    record(
+        "LoRAs",
+        f"base, {layout}, scale 0.8, 6 steps",
+        *difference(found, expected(fused(base, (factors, 0.8)))),
+    )
+    # A change that is not seen proves nothing.
+    assert difference(found, plain)[1] < 30
+
+
+def test_several_and_none(base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path) -> None:
+    """Two add up, in any order to the same bits; without them all is as before, to the bit."""
+    sets = [draw(EVERYTHING, networks, seed=1), draw(LINEAR, networks, seed=2)]
+    paths = [write(tmp_path / f"{n}.safetensors", "kohya", factors) for n, factors in enumerate(sets)]
+    plain = image(pipe)
+    first = pipe.load_lora(paths[0], 0.7)
+    alone = image(pipe)
+    pipe.load_lora(paths[1], -0.4, "other")
+    assert [lora.name for lora in pipe.loras] == ["0", "other"]
+    both = image(pipe)
+    named = "base, two of kohya's, scales 0.7 and -0.4, 6 steps"
+    record("LoRAs", named, *difference(both, expected(fused(base, (sets[0], 0.7), (sets[1], -0.4)))))
+    pipe.unload_lora("other")
+    assert pipe.loras == (first,)
+    np.testing.assert_array_equal(image(pipe), alone)
+    pipe.unload_lora()
+    assert not pipe.loras
+    np.testing.assert_array_equal(image(pipe), plain)
+    pipe.load_lora(paths[1], -0.4)
+    pipe.load_lora(paths[0], 0.7)
+    np.testing.assert_array_equal(image(pipe), both)
+    with Pipeline.open(pipe.bundle.path, loras=pipe.loras) as other:
+        np.testing.assert_array_equal(image(other), both)
+
+
+def test_texts_are_encoded_anew(
+    base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path
+) -> None:
+    factors = draw(TEXT, networks)
+    plain = image(pipe)
+    denoiser = pipe.engine("denoiser")
+    pipe.load_lora(write(tmp_path / "toy.safetensors", "kohya", factors))
+    assert pipe.engine("denoiser") is denoiser
+    found = image(pipe)
+    record(
+        "LoRAs",
+        "base, of the text encoder alone, 6 steps",
+        *difference(found, expected(fused(base, (factors, 1)))),
+    )
+    assert np.abs(found - plain).max() > 0.01
+    pipe.unload_lora("toy")
+    np.testing.assert_array_equal(image(pipe), plain)
+
+
+def test_what_fails_changes_nothing(
+    pipe: Pipeline, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "toy.safetensors", "kohya", draw(LINEAR, networks))
+    first = pipe.load_lora(path, 0.5)
+    before = image(pipe)
+    engines = [pipe.engine("denoiser"), pipe.engine("text_encoder")]
+    stray = {("unet", "mid_block.attentions.7.proj_in"): next(iter(draw(ATTENTION, networks).values()))}
+    with pytest.raises(RequestError, match="changes 1 layers that this bundle's networks do not have"):
+        pipe.load_lora(write(tmp_path / "stray.safetensors", "kohya", stray))
+    with pytest.raises(RequestError, match="two LoRAs are named 'toy'"):
+        pipe.load_lora(path)
+    with pytest.raises(RequestError, match="weights are larger than float32 holds"):
+        pipe.load_lora(path, 1e39, "strong")
+    with pytest.raises(RequestError, match="no LoRA is named 'cat': toy is loaded"):
+        pipe.unload_lora("cat")
+    load = Networks._load
+
+    def no_room(self: Networks, part: Any, weights: Any = None) -> Any:
+        if part == "text_encoder":
+            raise EngineError("text_encoder cannot be loaded: out of memory")
+        return load(self, part, weights)
+
+    monkeypatch.setattr(Networks, "_load", no_room)
+    with pytest.raises(EngineError, match="out of memory"):
+        pipe.unload_lora()
+    assert pipe.loras == (first,)
+    assert [pipe.engine("denoiser"), pipe.engine("text_encoder")] == engines
+    np.testing.assert_array_equal(image(pipe), before)
+
+
+def test_waits_for_runs(pipe: Pipeline, networks: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "toy.safetensors", "kohya", draw(LINEAR, networks))
+    plain = image(pipe)
+    with pipe.stream(**OPTIONS, seed=5) as run:
+        next(iter(run))
+        with pytest.raises(RequestError, match="in the middle of another run"):
+            pipe.load_lora(path)
+        loading = threading.Thread(target=pipe.load_lora, args=(path,))
+        loading.start()
+        # Images that are being made are made to their end as they were begun.
+        (output,) = run.result()
+    loading.join()
+    np.testing.assert_array_equal(output.images, plain)
+    assert np.abs(image(pipe) - plain).max() > 0.01
+    pipe.close()
+    with pytest.raises(RequestError, match="this pipeline is closed"):
+        pipe.unload_lora()
+
+
+def test_built_in_is_equal_to_the_bit(base: Any, networks: Any, tmp_path: Path) -> None:
+    """What a build exports is what a pipeline puts in its place."""
+    paths = [
+        write(tmp_path / f"{seed}.safetensors", "kohya", draw(EVERYTHING, networks, seed=seed))
+        for seed in range(2)
+    ]
+    words = [f"{paths[0]}:0.75", str(paths[1])]
+    checkpoint = with_loras(base.checkpoint, read_loras(words))
+    merged = merged_weights(base.pipeline.bundle, [read_lora(paths[0], scale=0.75), read_lora(paths[1])])
+    states = {
+        "denoiser": checkpoint.unet().state_dict(),
+        "text_encoder": checkpoint.text_encoder().state_dict(),
+    }
+    own = {
+        "denoiser": base.checkpoint.unet().state_dict(),
+        "text_encoder": base.checkpoint.text_encoder().state_dict(),
+    }
+    for part, state in states.items():
+        weights = merged[part]  # type: ignore[index]
+        for key, value in state.items():
+            name = key.removeprefix("text_model.")
+            expected = weights[name] if name in weights else own[part][key].numpy()
+            np.testing.assert_array_equal(value.numpy(), expected, err_msg=key)
+    added = set(checkpoint.source.items()) - set(base.checkpoint.source.items())
+    assert added == {
+        ("LoRA 0 at 0.75", read_lora(paths[0]).sha256),
+        ("LoRA 1 at 1", read_lora(paths[1]).sha256),
+    }
+    with pytest.raises(CheckpointError, match="none cannot be read: No such file"):
+        read_loras(["none"])
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers-old", "diffusers", "diffusers-peft"])
+def test_as_diffusers_loads_it(
+    base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path, layout: Layout
+) -> None:
+    """The same file, read by diffusers and PEFT.
+
+    Alphas are one for all layers, or the ranks: where they differ diffusers 0.42 does not find the layers of some of
+    kohya's, and its own layout has no place for them.
+    """
+    pytest.importorskip("peft")
+    layers = ATTENTION if layout == "diffusers-old" else LINEAR
+    if layout == "diffusers-peft":
+        # With a configuration it looks for the text encoder's layers under names of transformers before 5.6.
+        layers = {"unet": LINEAR["unet"]}
+    factors = draw(layers, networks, alpha=3.0)
+    if layout in ("diffusers-old", "diffusers"):
+        factors = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+    path = write(tmp_path / "toy.safetensors", layout, factors)
+    reference = reference_pipeline(base.checkpoint)
+    reference.load_lora_weights(tmp_path, weight_name=path.name)
+    pipe.load_lora(path)
+    theirs, plain = expected(reference), image(base.pipeline)
+    assert np.abs(theirs - plain).max() > 0.01
+    record("LoRAs", f"base, {layout}, loaded by diffusers, 6 steps", *difference(image(pipe), theirs))
