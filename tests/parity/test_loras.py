@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sd2rt.engines.backends import OnnxRuntimeBackend
 from sd2rt.engines.errors import CheckpointError, EngineError, RequestError
 from sd2rt.engines.lora import read_lora
 from sd2rt.engines.weights import Weights
@@ -18,7 +19,6 @@ from sd2rt.export.merged_parts import read_loras, with_loras
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.loras import merged_weights
-from sd2rt.runtime.networks import Networks
 
 from ..lora_files import ATTENTION, CONVOLUTIONS, LINEAR, Layout, Set, draw, write
 from .test_images import difference
@@ -152,14 +152,14 @@ def test_what_fails_changes_nothing(
         pipe.load_lora(path, 1e39, "strong")
     with pytest.raises(RequestError, match="no LoRA is named 'cat': toy is loaded"):
         pipe.unload_lora("cat")
-    load = Networks._load
+    load = OnnxRuntimeBackend.open
 
-    def no_room(self: Networks, part: Any, weights: Any = None) -> Any:
+    def no_room(self: OnnxRuntimeBackend, part: Any, weights: Any = None) -> Any:
         if part == "text_encoder":
             raise EngineError("text_encoder cannot be loaded: out of memory")
         return load(self, part, weights)
 
-    monkeypatch.setattr(Networks, "_load", no_room)
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", no_room)
     with pytest.raises(EngineError, match="out of memory"):
         pipe.unload_lora()
     assert pipe.loras == (first,)
