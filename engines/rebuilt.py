@@ -52,6 +52,8 @@ def rebuilt_engine(
         BuildError: it cannot be compiled, or the disk is full.
         BundleError: the part's map of its weights cannot be read.
     """
+    # Each value may be made where it is asked for.
+    weights = dict(weights)
     digest = weights_digest(weights)
     key = hashlib.sha256(f"{entry.key} {digest}".encode()).hexdigest()
     folder = cache_dir() / "rebuilt" / key

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -129,10 +130,10 @@ def test_file_listed_twice_with_two_hashes(paper: Path) -> None:
     assert "embeddings.npy is listed twice, with different contents" in refusal(paper)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, "3", None, [3]])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, [4]])
 def test_other_schema_version(paper: Path, version: object) -> None:
     edit(paper, lambda data: data.update(schema_version=version))
-    assert f"schema version {version!r}, this sd2rt reads 3" in refusal(paper)
+    assert f"schema version {version!r}, this sd2rt reads 4" in refusal(paper)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +275,56 @@ def test_manifest_that_is_a_link(paper: Path) -> None:
 
 def test_name_that_is_too_long(tmp_path: Path) -> None:
     assert "cannot be read: File name too long" in refusal(tmp_path / ("x" * 300))
+
+
+def an_engine(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    sha = hashlib.sha256(b"").hexdigest()
+    files = {"file": "denoiser/a.engine", "report": "denoiser/a.json"}
+    entry = {
+        "part": "denoiser",
+        "key": sha,
+        "backend": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "compute_capabilities": ["8.9"],
+        "gpu": None,
+        "driver": None,
+        "platform": "linux-x86_64",
+        "precision": "fp16",
+        "version_compatible": False,
+        "hardware_compatible": False,
+        "options": {"backend": "tensorrt-rtx"},
+        "flags": [],
+        "label": "512x512-b1",
+        "profiles": [{"name": "batch 1", "dims": {"B": [1, 1, 1]}}],
+        **{name: {"path": path, "size": 0, "sha256": sha} for name, path in files.items()},
+        "onnx": sha,
+        "weights": sha,
+    }
+    return {**entry, **changes}
+
+
+def test_engines_are_an_addition(paper: Path) -> None:
+    before = read_manifest(paper)
+    edit(paper, lambda data: data.update(engines=[an_engine(data)]))
+    after = read_manifest(paper)
+    assert (after.identity, after.files) == (before.identity, before.files)
+    assert [file.path for file in after.engine_files] == ["denoiser/a.engine", "denoiser/a.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"part": "encoder"}, "engines of encoder, which is no part"),
+        ({"compute_capabilities": ["89"]}, "engines.0.compute_capabilities"),
+        ({"version": "new"}, "engines.0.version"),
+        ({"profiles": []}, "engines.0.profiles"),
+        ({"profiles": [{"name": "a", "dims": {"B": [2, 1, 4]}}]}, "B goes from 2 over 1 to 4"),
+        ({"backend": "onnxruntime"}, "engines.0.backend"),
+        ({"file": {"path": "../a", "size": 0, "sha256": "0" * 64}}, "leaves the bundle"),
+        ({"file": {"path": "tokenizer.json", "size": 0, "sha256": "0" * 64}}, "listed twice"),
+        ({"fast": True}, "unknown key"),
+    ],
+)
+def test_engines_that_are_wrong(paper: Path, changes: dict[str, Any], said: str) -> None:
+    edit(paper, lambda data: data.update(engines=[an_engine(data, **changes)]))
+    assert said in refusal(paper)
