@@ -31,6 +31,7 @@ from sd2rt.engines.lock import FileLock
 from sd2rt.engines.manifest import MANIFEST, BuilderOptions, EngineEntry, File, Manifest, Part, read_manifest
 from sd2rt.engines.profiles import EnginePlan, Shapes, plan_engines
 from sd2rt.engines.store import cache_dir
+from sd2rt.engines.tensorrt_builder import targets_of
 from sd2rt.engines.tensorrt_module import load_module, this_platform
 from sd2rt.engines.writer import describe, reported
 
@@ -84,7 +85,10 @@ def build_engines(
         shapes = replace(shapes, sizes=manifest.native_sizes)
     everything = tuple(name for name in get_args(PartName) if name in manifest.parts)
     plans = plan_engines(manifest, tuple(parts) or everything, shapes)
-    version = str(load_module(options.backend).__version__)
+    module = load_module(options.backend)
+    # What cannot be is said before anything is begun.
+    targets_of(module, options, gpu_at_hand())
+    version = str(module.__version__)
     lock = FileLock(path.parent / f".{path.name}.lock")
     with reported(path):
         if not lock.acquire():

@@ -47,7 +47,7 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     trt, options = load_module(task.options.backend), task.options
     log = _make_log(trt)
     gpu = gpu_at_hand()
-    targets = _targets(trt, options, gpu)
+    targets = targets_of(trt, options, gpu)
     builder = trt.Builder(log)
     if builder is None:
         raise MissingDependencyError(
@@ -107,8 +107,17 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
     return built
 
 
-def _targets(trt: Any, options: BuilderOptions, gpu: GpuFacts | None) -> tuple[str, ...]:
-    """The compute capabilities to set, none for the backend's own choice."""
+def targets_of(trt: Any, options: BuilderOptions, gpu: GpuFacts | None) -> tuple[str, ...]:
+    """The compute capabilities to build for, none for the backend's own choice.
+
+    Args:
+        trt: the backend's module.
+        gpu: the one at hand.
+
+    Raises:
+        RequestError: the options ask for what the backend cannot do.
+        MissingDependencyError: it takes a GPU, and there is none.
+    """
     asked = options.compute_capabilities
     if options.backend == "tensorrt":
         if asked:
