@@ -18,7 +18,6 @@ import numpy as np
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.manifest import Part
 from sd2rt.engines.session import Array, Buffer, Device, Session, shape_of
-from sd2rt.engines.weights import Weights
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -83,7 +82,7 @@ class OnnxRuntimeEngine:
             providers.insert(0, ("CUDAExecutionProvider", cuda))
         self._label = f"{Path(part.onnx).parent.name} on {device}"
         # Held while the session opens, and no longer.
-        replaced = _replace(options, self._label, Weights.of(part, path), weights, threads) if weights else []
+        replaced = _replace(options, self._label, part, path, weights, threads) if weights else []
         self._session: onnxruntime.InferenceSession | None
         try:
             # Without its fallback, which would load everything on the CPU and say so on standard output.
@@ -320,7 +319,7 @@ def _onnxruntime(device: Device) -> Any:
 
 
 def _replace(
-    options: Any, label: str, known: Weights, values: Mapping[str, Array], threads: int | None
+    options: Any, label: str, part: Part, path: Path, values: Mapping[str, Array], threads: int | None
 ) -> list[Any]:
     """Have a session that is opened with ``options`` take these weights; returns what must live until it is open.
 
@@ -329,6 +328,9 @@ def _replace(
     """
     import onnxruntime as ort
 
+    from sd2rt.engines.weights import Weights
+
+    known = Weights.of(part, path)
     strangers = sorted(set(values) - set(known))
     if strangers:
         raise EngineError(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lora import PARTS, Lora, MergedWeights, changes
-from sd2rt.engines.weights import Weights
 
 
 def merged_weights(bundle: Bundle, loras: Sequence[Lora]) -> dict[PartName, MergedWeights]:
@@ -19,6 +18,9 @@ def merged_weights(bundle: Bundle, loras: Sequence[Lora]) -> dict[PartName, Merg
     """
     if not loras:
         return {}
+    # Nothing else of a run takes this map, and it is a sixth of what there is to import.
+    from sd2rt.engines.weights import Weights
+
     known = {}
     for part in PARTS.values():
         entry = bundle.manifest.parts[part]
