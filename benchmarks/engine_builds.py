@@ -104,7 +104,7 @@ _COLUMNS = ("", "engine", "build, s", "peak, GB", "engine, MB", "layers", "fused
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, found in result["variants"].items():
         for engine in found["engines"]:
             holds = engine["seconds"] <= SECONDS_BOUND and engine["peak_bytes"] <= BYTES_BOUND

@@ -155,6 +155,9 @@ class Check:
         base = process.environment(workdir)
         # What is installed has its modules compiled already: in a cache of their own all would be compiled anew.
         del base["PYTHONPYCACHEPREFIX"]
+        if settings.device == "cpu":
+            # Of tiny networks, threads only get into each other's way.
+            base.setdefault("OMP_NUM_THREADS", "1")
         self._env = environment(base, site, installed)
 
     def run(self, job: Job, *, again: bool) -> None:

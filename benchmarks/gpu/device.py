@@ -95,7 +95,7 @@ class DeviceClock:
             launch(session)
             watch.stop()
 
-        CudaSession.launch = timed  # type: ignore[method-assign]
+        CudaSession.launch = timed  # type: ignore[assignment,method-assign]
         return self
 
     def __exit__(

@@ -89,8 +89,14 @@ def _little_memory(left: int) -> Iterator[int]:
     held = []
     try:
         free, _ = checked(driver.cuMemGetInfo())
-        while free > left + (64 << 20):
-            held.append(checked(driver.cuMemAlloc(min(free - left, 8 << 30))))
+        piece = 8 << 30
+        while free > left + (64 << 20) and piece >= 16 << 20:
+            result, address = driver.cuMemAlloc(min(free - left, piece))
+            if int(result):
+                # What is free may lie in pieces.
+                piece //= 2
+                continue
+            held.append(address)
             free, _ = checked(driver.cuMemGetInfo())
         yield int(free)
     finally:

@@ -72,7 +72,7 @@ def _milliseconds(work: Callable[[], object], real: bool) -> list[float]:
     found = []
     for index in range(_TIMES + 5):
         if real:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             work()
             end.record()

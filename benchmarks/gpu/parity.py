@@ -43,12 +43,20 @@ def compare(
     bundle, checkpoint = open_bundle(path), open_checkpoint(str(source), variant=variant)
     for side in sides(settings, variant, precision):
         for part in bundle.manifest.parts:
-            yield from _part(settings, bundle, checkpoint, part, side, backend)
+            # Of the engines, one image takes the fixed one, and several take the bucketed one.
+            for batch in (1, 4) if part == "denoiser" else (1,):
+                yield from _part(settings, bundle, checkpoint, part, side, batch, backend)
         yield from _images(settings, bundle, checkpoint, side, backend)
 
 
 def _part(
-    settings: Settings, bundle: Bundle, checkpoint: Any, part: PartName, side: int, backend: BackendName
+    settings: Settings,
+    bundle: Bundle,
+    checkpoint: Any,
+    part: PartName,
+    side: int,
+    batch: int,
+    backend: BackendName,
 ) -> Iterator[Record]:
     import torch
 
@@ -56,7 +64,7 @@ def _part(
     from sd2rt.export.parity import PART_BOUNDS
 
     entry = bundle.manifest.parts[part]
-    dims = dims_of(bundle.manifest, part, side)
+    dims = dims_of(bundle.manifest, part, side, batch)
     inputs = part_inputs(bundle.manifest, part, dims)
     try:
         opened = open_backend(bundle, Device(settings.device), backend, needed=(part,), cuda_graph=False)
@@ -69,9 +77,9 @@ def _part(
                 outputs = {tensor.name: session.buffers[tensor.name].read() for tensor in entry.outputs}
         finally:
             opened.close()
-    except BundleError as error:
+    except BundleError as refusal:
         # The parts for tiles have engines for large images alone.
-        yield {"part": part, "side": side, "refused": str(error)}
+        yield {"part": part, "side": side, "batch": batch, "refused": str(refusal)}
         return
     references: dict[str, list[NDArray[np.float64]]] = {}
     kinds: tuple[Literal["fp32", "fp16"], ...] = (
@@ -100,6 +108,7 @@ def _part(
             "part": part,
             "output": tensor.name,
             "side": side,
+            "batch": batch,
             "precision": entry.precision,
             "error_of_max": error,
             "bound": bound,
@@ -150,8 +159,8 @@ def _images(
             try:
                 latents = pipeline(PROMPT, output_type="latent", **options).images
                 ours[label] = latents, np.asarray(pipeline(PROMPT, **options).images[0])
-            except Sd2rtError as error:
-                ours[label] = str(error)
+            except Sd2rtError as refusal:
+                ours[label] = str(refusal)
     expected = {
         label: (theirs(guidance, "latent").float().cpu().numpy(), np.asarray(theirs(guidance, "pil")[0]))
         for label, guidance in scales.items()

@@ -69,7 +69,7 @@ def _unet(settings: Settings, variant: str) -> Any:
     if not source.is_dir():
         raise CannotRunError(f"there is no checkpoint of {variant}: run the stage checkpoint first")
     dtype = torch.float16 if settings.device == "cuda" else torch.float32
-    unet = open_checkpoint(str(source), variant=variant).unet(dtype).to(settings.device).eval()  # type: ignore[arg-type]
+    unet = open_checkpoint(str(source), variant=variant).unet(dtype).to(settings.device).eval()
     return unet.requires_grad_(False)
 
 
