@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import STAGES, CannotRunError, Stage
 from benchmarks.gpu.tables import shown
+from benchmarks.process import CommandError
 
 
 def main() -> None:
@@ -39,7 +40,11 @@ def main() -> None:
             traceback.print_exc()
             # sd2rt's own errors are one line that says what to do.
             own = hasattr(error, "exit_code")
-            line = " ".join(str(error).split())[:600]
+            text = str(error)
+            if isinstance(error, CommandError):
+                # A command's own last line says why, and the worker's log has the rest.
+                text, own = text.splitlines()[-1], True
+            line = " ".join(text.split())[:600]
             told = {"outcome": "failed", "reason": line if own else f"{type(error).__name__}: {line}"}
     used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     # Kilobytes on Linux.
