@@ -35,6 +35,8 @@ class Stage:
     """What must be importable."""
     cpu: bool = False
     """A dry run does it, on the CPU."""
+    anywhere: bool = False
+    """It never uses a GPU: what it makes can be made before there is one."""
 
     def work(self, settings: Settings, variant: str) -> Iterator[Record]:
         function = getattr(import_module(f"benchmarks.gpu.{self.module}"), self.function)
@@ -42,7 +44,8 @@ class Stage:
 
     @property
     def needs(self) -> str:
-        return ", ".join([*self.packages, *([] if self.cpu else ["a GPU"])]) or "nothing"
+        gpu = [] if self.anywhere else ["a GPU or a dry run" if self.cpu else "a GPU"]
+        return ", ".join([*self.packages, *gpu])
 
 
 _EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors")
@@ -91,8 +94,25 @@ STAGES: tuple[Stage, ...] = (
         per="machine",
         packages=("torch",),
     ),
-    Stage("checkpoint", "random weights in full size", "bundles", "checkpoint", packages=_EXPORT, cpu=True),
-    Stage("bundle", "sd2rt build, fp16", "bundles", "bundle", ("fp16",), packages=_EXPORT, cpu=True),
+    Stage(
+        "checkpoint",
+        "random weights in full size",
+        "bundles",
+        "checkpoint",
+        packages=_EXPORT,
+        cpu=True,
+        anywhere=True,
+    ),
+    Stage(
+        "bundle",
+        "sd2rt build, fp16",
+        "bundles",
+        "bundle",
+        ("fp16",),
+        packages=_EXPORT,
+        cpu=True,
+        anywhere=True,
+    ),
     *_each(
         "sd2rt build --engines-only: fully fixed for one guided image, and buckets",
         "bundles",
@@ -185,6 +205,7 @@ STAGES: tuple[Stage, ...] = (
         per="first",
         packages=_EXPORT,
         cpu=True,
+        anywhere=True,
     ),
     Stage(
         "parity-fp32",

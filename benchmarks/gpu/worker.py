@@ -68,7 +68,7 @@ def check(stage: Stage, settings: Settings) -> None:
     if settings.device == "cpu":
         if not stage.cpu:
             raise CannotRunError("it needs an NVIDIA GPU, and this is a dry run")
-    elif not any(_gpus()):
+    elif not stage.anywhere and not any(_gpus()):
         raise CannotRunError("there is no NVIDIA GPU that cuda-python or torch could use")
 
 
