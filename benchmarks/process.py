@@ -107,7 +107,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(_POLL_SECONDS):
-            found = [_memory(pid) for pid in _tree(self._pid)]
+            found = [_memory(pid) for pid in tree(self._pid)]
             self.rss = max(self.rss, sum(rss for rss, _ in found))
             self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in found))
 
@@ -122,14 +122,15 @@ def busy_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
+    """A process and all that it has started, as far as they are there."""
     yield pid
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return
     for child in children.split():
-        yield from _tree(int(child))
+        yield from tree(int(child))
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -1,0 +1,93 @@
+"""A denoiser's engine by itself, launched many times: what remains without the loop around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.gpu.device import Stopwatch
+from benchmarks.gpu.part_inputs import dims_of, part_inputs
+from sd2rt.engines.bundle import Bundle
+from sd2rt.engines.cuda import CudaDevice
+from sd2rt.engines.manifest import EngineBackend, EngineEntry
+from sd2rt.engines.tensorrt_module import load_module, unfit
+from sd2rt.engines.tensorrt_runtime import TensorRtEngine
+
+LAUNCHES = 20
+
+
+class Launched:
+    """An engine of the denoiser on a device of its own, ready for guided images: a context manager.
+
+    Raises:
+        BundleError: it was not built for them.
+    """
+
+    def __init__(self, bundle: Bundle, entry: EngineEntry, side: int, batch: int, graph: bool = True) -> None:
+        manifest = bundle.manifest
+        self._device = CudaDevice(0)
+        self._engine = TensorRtEngine(
+            manifest.parts["denoiser"],
+            entry,
+            bundle.path,
+            self._device,
+            load_module(entry.backend),
+            cuda_graph=graph,
+        )
+        dims = dims_of(manifest, "denoiser", side, batch)
+        self._session = self._engine.session(dims, {"state_out": "state"}, "finite")
+        for name, array in part_inputs(manifest, "denoiser", dims, still=True).items():
+            self._session.buffers[name].write(array)
+        for _ in range(3):
+            self._session.launch()
+        self._wait()
+
+    def _wait(self) -> None:
+        self._session.watched(wait=True)
+        self._device.synchronize()
+
+    def wall_ms(self) -> float:
+        """Of a launch, over several and their end."""
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(LAUNCHES):
+            self._session.launch()
+        self._wait()
+        return (time.perf_counter() - began) / LAUNCHES * 1e3
+
+    def device_ms(self) -> float:
+        """Of a launch by the device's clock, from the first of several to the end of the last."""
+        self._wait()
+        watch = Stopwatch(self._device.stream)
+        watch.start("denoiser")
+        for _ in range(LAUNCHES):
+            self._session.launch()
+        watch.stop()
+        self._wait()
+        return watch.milliseconds()[0][1] / LAUNCHES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.close()
+        self._device.close()
+
+
+def denoisers(bundle: Bundle, backend: EngineBackend, takes: Callable[[Any], bool]) -> list[EngineEntry]:
+    """The bundle's engines of the denoiser that run here and of which a profile ``takes`` what is wanted."""
+    with CudaDevice(0) as device:
+        capability = device.compute_capability
+    version = str(load_module(backend).__version__)
+    return [
+        entry
+        for entry in bundle.manifest.engines
+        if entry.part == "denoiser"
+        and entry.backend == backend
+        and unfit(entry, version, capability) is None
+        and any(takes(profile) for profile in entry.profiles)
+    ]

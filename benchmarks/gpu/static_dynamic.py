@@ -1,0 +1,47 @@
+"""What it is worth to fix every shape of an engine: the fixed one and the bucketed one, taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from benchmarks.gpu.bundles import bundle_of, sides
+from benchmarks.gpu.launching import Launched, denoisers
+from benchmarks.gpu.part_inputs import dims_of
+from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.stage import CannotRunError, Record
+from benchmarks.gpu.timing import interleaved, ratios, spread
+from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.manifest import EngineBackend
+
+
+def compare(settings: Settings, variant: str, backend: EngineBackend) -> Iterator[Record]:
+    """One guided image, each engine with a CUDA graph and without."""
+    bundle = open_bundle(bundle_of(settings, variant))
+    for side in sides(settings, variant):
+        dims = dims_of(bundle.manifest, "denoiser", side)
+        entries = denoisers(bundle, backend, lambda profile, dims=dims: profile.takes(dims))  # type: ignore[misc]
+        if len(entries) < 2:
+            raise CannotRunError(
+                f"{len(entries)} engines of {variant} take one guided image of {side}x{side}: run the stage "
+                f"engines-{backend} first"
+            )
+        with ExitStack() as stack:
+            sides_of = {
+                f"{entry.label}{'' if graph else ', no graph'}": stack.enter_context(
+                    Launched(bundle, entry, side, 1, graph)
+                )
+                for entry in entries
+                for graph in (True, False)
+            }
+            walls = interleaved({name: side.wall_ms for name, side in sides_of.items()}, settings.rounds)
+            devices = interleaved({name: side.device_ms for name, side in sides_of.items()}, settings.rounds)
+        first = next(iter(walls))
+        for name, found in walls.items():
+            yield {
+                "engine": name,
+                "side": side,
+                "wall_ms": spread(found),
+                "device_ms": spread(devices[name]),
+                "times_of_the_first": ratios(walls[first], found),
+            }

@@ -1,0 +1,77 @@
+"""The results of the GPU check as Markdown: what became of each stage, then a table of each one's results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def shown(value: object) -> str:
+    """A value in a cell: four digits of a number, a spread as its median with the 10th and 90th percentile."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "NO"
+        case float():
+            return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+        case int():
+            return f"{value:,}"
+        case {"median": median, "p10": low, "p90": high}:
+            return f"{shown(median)} ({shown(low)} to {shown(high)})"
+        case dict():
+            return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
+        case list() | tuple():
+            return ", ".join(map(shown, value))
+        case _:
+            return str(value)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The whole result as a page."""
+    facts = result["machine"]
+    lines = [
+        "# What a GPU makes of sd2rt",
+        "",
+        f"{facts['date']}, commit {facts['commit'] or 'unknown'}{' with changes' if facts['dirty'] else ''}; "
+        f"{facts['cpu']}, {facts['cores']} cores; Python {facts['python']}; "
+        + ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
+        + ".",
+        "",
+    ]
+    stages = result["stages"]
+    rows = [(name, s["outcome"], s.get("seconds"), s.get("reason")) for name, s in stages.items()]
+    lines += _table(("stage", "outcome", "s", "why"), rows)
+    for name, stage in stages.items():
+        records = stage.get("records") or []
+        if records:
+            lines += ["", f"## {name}", "", *_records(records)]
+    return "\n".join(lines) + "\n"
+
+
+def _records(records: Sequence[dict[str, Any]]) -> list[str]:
+    """One table for each set of consecutive records that have the same first column."""
+    lines: list[str] = []
+    group: list[dict[str, Any]] = []
+    for record in [*records, {}]:
+        if group and next(iter(record), None) != next(iter(group[0])):
+            header = list(dict.fromkeys(key for item in group for key in item))
+            lines += _table(header, [[item.get(key) for key in header] for item in group])
+            lines.append("")
+            group = []
+        group.append(record)
+    return lines[:-1]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *[[_cell(value) for value in row] for row in rows]]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(value: object) -> str:
+    return " ".join(shown(value).split()).replace("|", "\\|")
+
+
+def dumped(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1) + "\n"

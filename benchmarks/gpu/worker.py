@@ -1,0 +1,94 @@
+"""The process of one stage: it prints its results as they come, and writes them with what became of it.
+
+python -m benchmarks.gpu.worker STAGE VARIANT RECORDS OUTCOME < settings.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.stage import STAGES, CannotRunError, Stage
+from benchmarks.gpu.tables import shown
+from benchmarks.process import CommandError
+
+
+def main() -> None:
+    name, variant, records, outcome = sys.argv[1:]
+    settings = Settings.from_json(sys.stdin.read())
+    stage = next(stage for stage in STAGES if stage.name == name)
+    told: dict[str, Any] = {"outcome": "done", "reason": None}
+    with Path(records).open("w", encoding="utf-8") as file:
+        try:
+            check(stage, settings)
+            for found in stage.work(settings, variant):
+                record = sound(found)
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                print("   ", ", ".join(f"{key} {shown(value)}" for key, value in record.items()), flush=True)
+        except CannotRunError as error:
+            told = {"outcome": "skipped", "reason": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            # sd2rt's own errors are one line that says what to do.
+            own = hasattr(error, "exit_code")
+            text = str(error)
+            if isinstance(error, CommandError):
+                # A command's own last line says why, and the worker's log has the rest.
+                text, own = text.splitlines()[-1], True
+            line = " ".join(text.split())[:600]
+            told = {"outcome": "failed", "reason": line if own else f"{type(error).__name__}: {line}"}
+    used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    # Kilobytes on Linux.
+    Path(outcome).write_text(json.dumps({**told, "peak_rss_bytes": used * 1024}))
+
+
+def sound(value: Any) -> Any:
+    """What JSON can hold: it has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: sound(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def check(stage: Stage, settings: Settings) -> None:
+    """See that what the stage needs is here. Raises CannotRunError."""
+    for package in stage.packages:
+        if not _is_there(package):
+            raise CannotRunError(f"{package} is not installed")
+    if settings.device == "cpu":
+        if not stage.cpu:
+            raise CannotRunError("it needs an NVIDIA GPU, and this is a dry run")
+    elif not stage.anywhere and not any(_gpus()):
+        raise CannotRunError("there is no NVIDIA GPU that cuda-python or torch could use")
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        # A dotted name whose parent is missing.
+        return False
+
+
+def _gpus() -> Iterator[bool]:
+    from sd2rt.engines.gpu_facts import gpu_at_hand
+
+    yield gpu_at_hand() is not None
+    if _is_there("torch"):
+        import torch
+
+        yield torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Everything that only a GPU can say, in one command: facts, parity, speed, peers, LoRAs, errors.
+
+    python -m benchmarks.gpu_check --output results/            on a machine with an NVIDIA GPU
+    python -m benchmarks.gpu_check --dry-run --output /tmp/dry  anywhere: tiny networks on the CPU, in minutes
+
+Every stage is a process of its own with a limit of time. What it finds is kept in --workdir as soon as it is there:
+the same command again does what is not done yet. Runs from a bare checkout: ``sd2rt`` need not be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, process
+from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.site import ROOT, environment, install_wheels, make_site
+from benchmarks.gpu.stage import STAGES, Job, jobs
+from benchmarks.gpu.tables import dumped, markdown
+
+REPORT = "report"
+LIMIT_SECONDS = 480.0
+VARIANTS = ("2.1-base@512", "2.1-v@768")
+
+
+def main() -> None:
+    options = _options()
+    if options.list:
+        for stage in STAGES:
+            print(f"{stage.name:<28} {stage.what}; needs {stage.needs}")
+        return
+    options.workdir = options.workdir.resolve()
+    settings = _settings(options)
+    chosen = [name for name in options.stages if name != REPORT]
+    try:
+        todo = [] if options.stages == [REPORT] else jobs(settings, chosen)
+        check = Check(settings, options.workdir, options.wheels, options.limit)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
+    try:
+        for job in todo:
+            check.run(job, again=options.again)
+    finally:
+        # Also when interrupted: what there is by then is a result.
+        for path in check.report(options.output or options.workdir, options.commit):
+            print(path, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("/tmp/sd2rt-gpu-check"), help="where all files go"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for the JSON and the Markdown; the workdir if left out"
+    )
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="all if left out; NAME, NAME@VARIANT, or report",
+    )
+    parser.add_argument("--list", action="store_true", help="list the stages, with what they need")
+    parser.add_argument("--again", action="store_true", help="do what is done already, too")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT_SECONDS,
+        metavar="S",
+        help="seconds after which a stage is stopped",
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        default=None,
+        metavar="NAME[@SIDE,...]",
+        help=f"checkpoints, and sides of their images; default {' '.join(VARIANTS)}",
+    )
+    parser.add_argument("--small", action="store_true", help="tiny networks of 64x64 pixels")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="no GPU: --small on the CPU, what can run there; the rest says why not",
+    )
+    parser.add_argument("--sm", help="compile TensorRT for RTX for this compute capability; 89 in a dry run")
+    parser.add_argument("--buckets", default="1,4,8", help="batches of the bucketed engines")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=None,
+        help="images of a call that are timed; 1 4 8 16, in a dry run 1 4",
+    )
+    parser.add_argument(
+        "--compile-batches", type=int, nargs="+", default=[1], help="those that PyTorch compiles for"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="of an image; 20, in a dry run 3")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="turns of each side of a comparison; 9, in a dry run 2"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, metavar="FOLDER", help="install its wheels into the workdir, without a network"
+    )
+    parser.add_argument("--commit", help="what is measured, where there is no git to ask")
+    return parser.parse_args()  # fmt: skip
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    dry = options.dry_run
+    small = options.small or dry
+    # A small network of another variant has nothing new for speed; its size is its own.
+    named = options.variant or (VARIANTS[:1] if dry else VARIANTS)
+    sizes = []
+    for word in named:
+        name, _, sides = word.partition("@")
+        sizes.append((name, () if small else tuple(int(side) for side in sides.split(",") if side)))
+    return Settings(
+        workdir=str(options.workdir),
+        device="cpu" if dry else "cuda",
+        small=small,
+        sm=options.sm or ("89" if dry else None),
+        sizes=tuple(sizes),
+        buckets=options.buckets,
+        batches=tuple(options.batches or ((1, 4) if dry else (1, 4, 8, 16))),
+        compile_batches=tuple(options.compile_batches),
+        steps=options.steps or (3 if dry else 20),
+        rounds=options.rounds or (2 if dry else 9),
+    )
+
+
+class Check:
+    """The stages' processes, and what is kept of them."""
+
+    def __init__(self, settings: Settings, workdir: Path, wheels: Path | None, limit: float) -> None:
+        self._settings, self._folder, self._limit = settings, workdir, limit
+        for name in ("records", "outcomes", "logs"):
+            (workdir / name).mkdir(parents=True, exist_ok=True)
+        site = make_site(workdir / "site")
+        installed = None if wheels is None else install_wheels(wheels, workdir / "wheels")
+        if installed is None and (workdir / "wheels").is_dir():
+            # From an earlier call.
+            installed = workdir / "wheels"
+        base = process.environment(workdir)
+        # What is installed has its modules compiled already: in a cache of their own all would be compiled anew.
+        del base["PYTHONPYCACHEPREFIX"]
+        if settings.device == "cpu":
+            # Of tiny networks, threads only get into each other's way.
+            base.setdefault("OMP_NUM_THREADS", "1")
+        self._env = environment(base, site, installed)
+
+    def run(self, job: Job, *, again: bool) -> None:
+        """Do a stage, unless it is done; whatever becomes of it, the next one can follow."""
+        told = self._settings.to_json()
+        before = self._outcome(job)
+        if not again and before.get("outcome") == "done" and before.get("settings") == told:
+            print(f"{job.name}: was done before, in {before['seconds']:.0f} s", flush=True)
+            return
+        print(f"{job.name} ...", flush=True)
+        date, began = machine.facts()["date"], time.monotonic()
+        found = self._process(job, told)
+        seconds = round(time.monotonic() - began, 1)
+        found |= {"seconds": seconds, "date": date, "settings": told}
+        self._path("outcomes", job, "json").write_text(json.dumps(found, indent=1) + "\n")
+        reason = found["reason"]
+        print(
+            f"{job.name}: {found['outcome']} in {seconds:.0f} s{f': {reason}' if reason else ''}", flush=True
+        )
+
+    def _process(self, job: Job, told: str) -> dict[str, Any]:
+        records, outcome, log = (
+            self._path(*place)
+            for place in (("records", job, "jsonl"), ("outcomes", job, "new"), ("logs", job, "txt"))
+        )
+        outcome.unlink(missing_ok=True)
+        records.write_text("")
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu.worker",
+            job.stage.name,
+            job.variant,
+            str(records),
+            str(outcome),
+        ]
+        with log.open("w") as errors:
+            running = subprocess.Popen(
+                command, cwd=ROOT, env=self._env, stdin=subprocess.PIPE, stderr=errors, text=True
+            )
+            try:
+                assert running.stdin is not None
+                running.stdin.write(told)
+                running.stdin.close()
+                running.wait(self._limit)
+            except subprocess.TimeoutExpired:
+                return {"outcome": "stopped", "reason": f"it took longer than {self._limit:g} s"}
+            finally:
+                _end(running)
+        if outcome.is_file():
+            found: dict[str, Any] = json.loads(outcome.read_text())
+            outcome.unlink()
+            return found
+        code = running.returncode
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return {"outcome": "failed", "reason": f"its process {how}: {' '.join(lines[-1:])[:300]}"}
+
+    def report(self, output: Path, commit: str | None) -> tuple[Path, Path]:
+        """Write all that is known by now, as JSON and as Markdown."""
+        asked = [sys.executable, "-m", "benchmarks.machine"]
+        # As the stages see it: with the packages of the wheels.
+        facts = json.loads(subprocess.check_output(asked, cwd=ROOT, env=self._env))
+        facts["commit"] = facts["commit"] or commit
+        stages = {}
+        for job in jobs(self._settings, []):
+            found = self._outcome(job)
+            if found:
+                found["settings"] = json.loads(found["settings"])
+                del found["settings"]["workdir"]
+                lines = self._path("records", job, "jsonl").read_text().splitlines()
+                stages[job.name] = {**found, "records": [json.loads(line) for line in lines]}
+        name = "gpu-check-dry" if self._settings.device == "cpu" else "gpu-check"
+        result = {"benchmark": name, "machine": facts, "stages": stages}
+        output.mkdir(parents=True, exist_ok=True)
+        files = tuple(output / f"{facts['date'][:10]}-{name}.{kind}" for kind in ("json", "md"))
+        # What a tool has said may name the folder that it worked in.
+        for file, text in zip(files, (dumped(result), markdown(result)), strict=True):
+            file.write_text(text.replace(str(self._folder), "WORKDIR"), encoding="utf-8")
+        return files[0], files[1]
+
+    def _outcome(self, job: Job) -> dict[str, Any]:
+        path = self._path("outcomes", job, "json")
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def _path(self, kind: str, job: Job, suffix: str) -> Path:
+        return self._folder / kind / f"{job.name}.{suffix}"
+
+
+def _end(running: subprocess.Popen[str]) -> None:
+    """Stop a stage with all that it has started: a compiler has a session of its own, and outlives its parent."""
+    if running.poll() is not None:
+        return
+    family = list(process.tree(running.pid))
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    running.wait()
+
+
+if __name__ == "__main__":
+    main()
