@@ -20,11 +20,21 @@ class Backend(Protocol):
 
     name: str
 
-    def open(self, part: PartName, weights: Mapping[str, Array] | None = None) -> Engine:
+    @property
+    def max_batch(self) -> int | None:
+        """Images of a denoiser call, at most; None where there is no such bound."""
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
         """The engine of a part, with these weights by PyTorch name in the place of the bundle's own.
+
+        Args:
+            like: the one whose place it takes, where there is one: what that has loaded is loaded at once.
 
         Raises:
             BundleError: the bundle has no such part, or nothing of it that fits.
+            BuildError: an engine with these weights cannot be compiled.
             EngineError: it cannot be loaded on the device.
         """
 
@@ -41,7 +51,13 @@ class OnnxRuntimeBackend:
         self._bundle, self._device = bundle, device
         self._threads, self._cuda_graph = threads, cuda_graph
 
-    def open(self, part: PartName, weights: Mapping[str, Array] | None = None) -> Engine:
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
         entry = part_of(self._bundle, part)
         return OnnxRuntimeEngine(
             entry,

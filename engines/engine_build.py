@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, get_args
 
 from sd2rt.engines.build_task import Answer, BuildTask, Built
-from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.bundle import locate, open_bundle
 from sd2rt.engines.errors import (
     BuildError,
     BundleError,
@@ -75,16 +75,17 @@ def build_engines(
         RequestError: the options ask for what the backend cannot do.
         MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
     """
-    # Its ONNX is read by another process: what is not as the manifest says stops here.
-    opened = open_bundle(bundle)
-    path, manifest = opened.path, opened.manifest
+    path = locate(bundle)
+    manifest = read_manifest(path)
     for name in parts:
         if name not in manifest.parts:
             raise RequestError(f"--part {name}: {path} has {', '.join(sorted(manifest.parts))}")
     if not shapes.sizes:
         shapes = replace(shapes, sizes=manifest.native_sizes)
     everything = tuple(name for name in get_args(PartName) if name in manifest.parts)
-    plans = plan_engines(manifest, tuple(parts) or everything, shapes)
+    if not plan_engines(manifest, tuple(parts) or everything, shapes):
+        sizes = ", ".join(f"{width}x{height}" for width, height in shapes.sizes)
+        raise RequestError(f"--part {', '.join(parts)}: images of {sizes} take no such part")
     module = load_module(options.backend)
     # What cannot be is said before anything is begun.
     targets_of(module, options, gpu_at_hand())
@@ -96,8 +97,11 @@ def build_engines(
     made: list[EngineEntry] = []
     kept: list[EngineEntry] = []
     try:
-        _clear(path, manifest)
-        for plan in plans:
+        # Its ONNX is read by another process: what is not as the manifest says stops here.
+        manifest = open_bundle(path).manifest
+        with reported(path):
+            _clear(path, manifest)
+        for plan in plan_engines(manifest, tuple(parts) or everything, shapes):
             key = _key(manifest.parts[plan.part], plan, options, version)
             found = next((entry for entry in manifest.engines if entry.key == key), None)
             if found is not None and not again and _is_whole(path, found):
@@ -144,10 +148,21 @@ def _is_whole(path: Path, entry: EngineEntry) -> bool:
 
 
 def _clear(path: Path, manifest: Manifest) -> None:
-    """Remove what a killed build left."""
+    """Remove what a killed build left: unfinished engines, and finished ones that did not get into the manifest.
+
+    Raises:
+        BundleError: a part's folder is a link: nothing is written or removed through one.
+    """
+    listed = {file.path for file in manifest.engine_files}
     for name in manifest.parts:
-        for left in (path / name).glob(f"*{_UNFINISHED}*"):
-            left.unlink(missing_ok=True)
+        folder = path / name
+        if folder.is_symlink():
+            raise BundleError(
+                f"{folder} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'"
+            )
+        for left in folder.glob("tensorrt*"):
+            if left.relative_to(path).as_posix() not in listed and not left.is_dir():
+                left.unlink(missing_ok=True)
 
 
 def _build(
@@ -165,10 +180,10 @@ def _build(
     free = shutil.disk_usage(path).free
     if free < weights * 1.3:
         raise BuildError(
-            f"{path} has {free / 1e9:.1f} GB free, and an engine of {plan.part} takes "
-            f"{weights * 1.1 / 1e9:.1f} GB: make room"
+            f"{path} has {free / 1e9:.1f} GB free, and an engine of {plan.part} takes up to "
+            f"{weights * 1.3 / 1e9:.1f} GB: make room"
         )
-    target = folder / f"{options.backend}-{plan.label}{_UNFINISHED}"
+    target = folder / f"{options.backend}-{plan.label}-{os.getpid()}{_UNFINISHED}"
     task = BuildTask(
         name=plan.part,
         part=part,

@@ -51,7 +51,7 @@ PortableOption = Annotated[
     bool,
     typer.Option(
         "--portable",
-        help="For all GPUs from Ampere on; with TensorRT, for later versions of it and its lean runtime too.",
+        help="For all GPUs from Ampere on; with TensorRT, in its lean runtime too.",
         rich_help_panel=PANEL,
     ),
 ]

@@ -155,7 +155,9 @@ class EngineEntry(Model):
     backend: EngineBackend
     version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
     """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
-    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...]
+    compute_capabilities: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...], Field(min_length=1)
+    ]
     """Of the GPUs that it was compiled for."""
     gpu: str | None
     """Where it was built: the GPU's name and its driver's version, None where there was none."""
@@ -164,7 +166,7 @@ class EngineEntry(Model):
     """Operating system and processor, such as ``linux-x86_64``."""
     precision: Precision
     version_compatible: bool
-    """It runs in the lean runtime of later versions too."""
+    """It runs in the lean runtime of its version too."""
     hardware_compatible: bool
     """It runs on later GPUs too."""
     options: BuilderOptions
@@ -304,6 +306,14 @@ class Manifest(Model):
             raise ValueError("depth_input and the condition depth go together")
         if ("low_res" in shown) != (self.low_resolution is not None):
             raise ValueError("low_resolution and the condition low_res go together")
+        for engine in self.engines:
+            for file, suffix in ((engine.file, ".engine"), (engine.report, ".json")):
+                if PurePosixPath(file.path).parent != PurePosixPath(engine.part) or not file.path.endswith(
+                    suffix
+                ):
+                    raise ValueError(f"{file.path} is no place for an engine of {engine.part}")
+        if taken := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
+            raise ValueError(f"{min(taken)} is an engine's and another file's")
         if strangers := {engine.part for engine in self.engines} - set(self.parts):
             raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
         seen: dict[str, File] = {}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,16 +18,19 @@ from pydantic import ValidationError
 
 from sd2rt.engines.build_task import BuildTask
 from sd2rt.engines.engine_build import compile_in_process
+from sd2rt.engines.errors import BuildError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import EngineEntry, Part
 from sd2rt.engines.session import Array
 from sd2rt.engines.store import cache_dir
+from sd2rt.engines.tensorrt_module import load_module
 from sd2rt.engines.weights import Weights
 from sd2rt.engines.writer import describe, reported
 
-_KEPT = 4
-"""Engines of a full-size denoiser are 1.8 GB each."""
-_ENTRY, _ENGINE = "entry.json", "rebuilt.engine"
+_KEPT = 8
+"""Two sizes and the text encoder are three; those of a full-size denoiser are 1.8 GB each."""
+_DAY = 24 * 3600
+_ENTRY, _ENGINE, _UNFINISHED = "entry.json", "rebuilt.engine", ".unfinished-"
 
 
 def weights_digest(weights: Mapping[str, Array]) -> str:
@@ -43,7 +49,7 @@ def rebuilt_engine(
     """The same engine with other weights: its folder, and its entry as a manifest would have it.
 
     It is compiled where the cache has none for these weights, which takes as long as any engine of the part; the
-    four used last are kept.
+    eight used last are kept.
 
     Args:
         weights: by PyTorch name, in PyTorch's orientation.
@@ -54,20 +60,27 @@ def rebuilt_engine(
     """
     # Each value may be made where it is asked for.
     weights = dict(weights)
-    digest = weights_digest(weights)
-    key = hashlib.sha256(f"{entry.key} {digest}".encode()).hexdigest()
+    digest, module = weights_digest(weights), load_module(entry.backend)
+    # Nothing of its own can be refitted: a plan without weights would take the bundle's again.
+    options = entry.options.model_copy(update={"refit": "no"})
+    facts = {
+        "built": [entry.onnx, entry.weights, *entry.compute_capabilities],
+        "weights": digest,
+        "version": str(module.__version__),
+        "options": options.model_dump(mode="json"),
+        "profiles": [profile.model_dump(mode="json") for profile in entry.profiles],
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = cache_dir() / "rebuilt" / key
-    with contextlib.suppress(OSError, ValidationError):
-        found = EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
-        # What was used last stays longest.
-        os.utime(folder)
+    if (found := _whole(folder)) is not None:
         return folder, found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _prune(folder.parent)
-    own = Weights.of(part, bundle / part.onnx)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    with reported(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _prune(folder.parent)
+        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
     try:
         with reported(folder):
+            own = Weights.of(part, bundle / part.onnx)
             replaced = dict(own.replacement(weight, value) for weight, value in weights.items())
             np.savez(unfinished / "weights.npz", allow_pickle=False, **replaced)
             task = BuildTask(
@@ -75,9 +88,12 @@ def rebuilt_engine(
                 part=part,
                 onnx=str(bundle / part.onnx),
                 profiles=entry.profiles,
-                options=entry.options,
+                options=options,
                 target=str(unfinished / _ENGINE),
                 replaced=str(unfinished / "weights.npz"),
+            )
+            warnings.warn(
+                f"compiling {name} {entry.label} with other weights, once", RuntimeWarning, stacklevel=2
             )
             built = compile_in_process(task)
             (unfinished / "weights.npz").unlink()
@@ -86,23 +102,48 @@ def rebuilt_engine(
                 update={
                     "key": key,
                     "version": built.version,
+                    "gpu": built.gpu,
+                    "driver": built.driver,
+                    "flags": built.flags,
+                    "options": options,
                     "file": describe(unfinished, _ENGINE),
                     "report": describe(unfinished, report.name),
                     "weights": digest,
                 }
             )
             (unfinished / _ENTRY).write_text(made.model_dump_json())
+            # What was there is damaged, or another process was first: then its one is as good.
+            shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
-                # Another process may have been first: then its one is as good.
                 unfinished.rename(folder)
-        return folder, EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
+        found = _whole(folder)
+        if found is None:
+            raise BuildError(f"{folder} was changed while it was written: try again")
+        return folder, found
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _prune(folder: Path) -> None:
-    """Make room: all but the engines used last go."""
+def _whole(folder: Path) -> EngineEntry | None:
+    """The entry of a finished engine whose file is what it says."""
+    try:
+        found = EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
+        if describe(folder, found.file.path) != found.file:
+            return None
+    except (OSError, ValidationError):
+        return None
     with contextlib.suppress(OSError):
+        # What was used last stays longest.
+        os.utime(folder)
+    return found
+
+
+def _prune(folder: Path) -> None:
+    """Make room: all but the engines used last go, and what was left unfinished a day ago."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            if left.stat().st_mtime < time.time() - _DAY:
+                shutil.rmtree(left, ignore_errors=True)
         known = sorted(
             (path for path in folder.iterdir() if not path.name.startswith(".")),
             key=lambda path: path.stat().st_mtime,

@@ -34,15 +34,21 @@ class TensorRtBackend:
         self._bundle, self._device, self._backend = bundle, device, backend
         self._module, self._engines, self._cuda_graph = module, engines, cuda_graph
 
-    def open(self, part: PartName, weights: Mapping[str, Array] | None = None) -> Engine:
+    @property
+    def max_batch(self) -> int | None:
+        return max(profile.dims["B"][2] for entry in self._engines["denoiser"] for profile in entry.profiles)
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
         entry, engines = part_of(self._bundle, part), self._engines.get(part, ())
         pixels = self._bundle.manifest.latents.vae_factor
         if not engines:
             raise BundleError(
                 f"{self._bundle.path} has no {self._backend} engine of its {part} that fits {self._device.name}: "
-                f"{build_command(self._bundle.path, self._backend, {}, pixels)}"
+                f"{build_command(self._bundle.path, self._backend, part, {}, pixels)}"
             )
-        return TensorRtPart(
+        made = TensorRtPart(
             part,
             entry,
             engines,
@@ -53,6 +59,13 @@ class TensorRtBackend:
             cuda_graph=self._cuda_graph,
             weights=weights,
         )
+        if isinstance(like, TensorRtPart):
+            try:
+                made.load_as(like)
+            except BaseException:
+                made.close()
+                raise
+        return made
 
     def close(self) -> None:
         self._device.close()
@@ -95,7 +108,7 @@ def open_tensorrt(
     # Of the backends that the bundle has nothing of, nobody need hear.
     known = {entry.backend for entry in bundle.manifest.engines}
     told = [str(error) for backend, error in zip(wanted, reasons, strict=True) if backend in known]
-    warnings.warn(f"ONNX Runtime is used: {told[-1]}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"ONNX Runtime is used: {'; '.join(told)}", RuntimeWarning, stacklevel=2)
     return None
 
 
@@ -113,11 +126,14 @@ def _fitting(
     bundle: Bundle, backend: EngineBackend, module: Any, gpu: CudaDevice, needed: Sequence[PartName]
 ) -> tuple[dict[PartName, list[EngineEntry]], str | None]:
     """The engines that fit, by part; and why those of the needed parts do not."""
+    lean = module.__name__ == "tensorrt_lean"
     fits: dict[PartName, list[EngineEntry]] = {}
     reasons: dict[PartName, str] = {}
     for entry in bundle.manifest.engines:
         if entry.backend == backend:
             why = unfit(entry, str(module.__version__), gpu.compute_capability)
+            if why is None and lean and not entry.version_compatible:
+                why = "it takes the whole of TensorRT: pip install 'sd2rt[tensorrt]'"
             if why is None:
                 fits.setdefault(entry.part, []).append(entry)
             else:
@@ -131,6 +147,6 @@ def _fitting(
         if part in reasons
         else f"it has none of its {part}"
     )
-    command = build_command(bundle.path, backend, {}, bundle.manifest.latents.vae_factor)
+    command = build_command(bundle.path, backend, part, {}, bundle.manifest.latents.vae_factor)
     where = f"{gpu.name} (sm_{gpu.compute_capability.replace('.', '')})"
     return fits, f"{bundle.path} lacks {backend} {module.__version__} engines for {where}: {why}: {command}"

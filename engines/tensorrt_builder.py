@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import resource
 import time
@@ -20,6 +22,7 @@ from sd2rt.engines.layer_report import BuiltTensor, Layer, LayerReport, parse_lo
 from sd2rt.engines.manifest import BuilderOptions, Part, Profile, Tensor
 from sd2rt.engines.session import shape_of, symbols_of
 from sd2rt.engines.tensorrt_module import load_module
+from sd2rt.engines.weights import Weights
 
 FUSED_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser")
 """Where each attention must become a kernel made for it. The autoencoder's is one of one head, 512 wide, which
@@ -69,14 +72,19 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
             raise BuildError(f"{task.name}: {options.backend} refused a profile: {log.first_error()}")
     config.progress_monitor = _make_monitor(trt, progress)
     cache = _timing_cache(config, task)
+    # A cache that was refused is no reason for what may fail from here on.
+    log.errors.clear()
     plan = builder.build_serialized_network(network, config)
     kept.clear()
     if plan is None:
         raise BuildError(_failure(task, log.first_error()))
-    report = parse_log(log.messages) or _inspect(trt, log, plan, task)
+    logged = parse_log(log.messages)
+    report = _inspect(trt, log, plan, task) if logged is None else logged
     _check_engine(report, task)
     fused = report.fused_attention
-    if fuse:
+    # Layers that are read out of an engine are those of one profile, and TensorRT may call its kernels otherwise:
+    # it refuses attention that it has no kernel for by itself, which has to do until a GPU has shown more.
+    if fuse and logged is not None:
         # Each profile has kernels of its own.
         wanted = len(attentions) * len(task.profiles)
         if fused < wanted:
@@ -84,12 +92,14 @@ def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction:
                 f"{task.name}: {options.backend} has no dedicated kernel for {wanted - fused} of {wanted} attention "
                 "layers at these sizes: --allow-decomposed builds them of several kernels, slower"
             )
-    if cache is not None and task.timing_cache is not None:
-        _write(Path(task.timing_cache), config.get_timing_cache().serialize())
     _write(Path(task.target), plan)
+    if cache is not None and task.timing_cache is not None:
+        # A cache that cannot be written costs time at the next build, nothing else.
+        with contextlib.suppress(OSError):
+            _write(Path(task.timing_cache), config.get_timing_cache().serialize())
     built = Built(
         version=trt.__version__,
-        compute_capabilities=targets or ((gpu.compute_capability,) if gpu is not None else _PORTABLE),
+        compute_capabilities=_capabilities(options, targets, gpu),
         hardware_compatible=options.portable,
         version_compatible=options.portable and options.backend == "tensorrt",
         gpu=None if gpu is None else gpu.name,
@@ -146,6 +156,13 @@ def targets_of(trt: Any, options: BuilderOptions, gpu: GpuFacts | None) -> tuple
     return asked
 
 
+def _capabilities(options: BuilderOptions, targets: tuple[str, ...], gpu: GpuFacts | None) -> tuple[str, ...]:
+    """What an engine runs on; of one for all GPUs, the oldest of them."""
+    if options.portable or gpu is None:
+        return targets or _PORTABLE
+    return targets or (gpu.compute_capability,)
+
+
 def _parse(trt: Any, network: Any, log: Any, task: BuildTask) -> dict[str, Any]:
     """Read the graph into the network; the arrays returned are those that it points into."""
     parser = trt.OnnxParser(network, log)
@@ -197,7 +214,9 @@ def _configure(
         # Without it a launch may allocate, and then no CUDA graph can be captured of it.
         wanted.append("REQUIRE_USER_ALLOCATION")
     if options.portable and options.backend == "tensorrt":
-        wanted.append("VERSION_COMPATIBLE")
+        # Without the runtime that would be packed into it: that is code, which no engine is to bring. The lean
+        # runtime of the same version, or TensorRT itself, runs what is left.
+        wanted += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"]
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         said.append("AMPERE_PLUS")
     wanted += {"no": [], "all": ["REFIT"], "individual": ["REFIT_INDIVIDUAL"]}.get(
@@ -206,7 +225,7 @@ def _configure(
     for name in wanted:
         config.set_flag(getattr(trt.BuilderFlag, name))
     if options.refit == "individual":
-        _mark_refittable(trt, network)
+        _mark_refittable(network, task)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         said.append(f"workspace={options.workspace_bytes}")
@@ -218,15 +237,14 @@ def _configure(
     return (*wanted, *said)
 
 
-def _mark_refittable(trt: Any, network: Any) -> None:
-    """Mark what a LoRA changes: the weights that have two axes or more."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type != trt.LayerType.CONSTANT:
-            continue
-        layer.__class__ = trt.IConstantLayer
-        if len(tuple(layer.shape)) >= 2 and layer.name:
-            network.mark_weights_refittable(layer.name)
+def _mark_refittable(network: Any, task: BuildTask) -> None:
+    """Mark what a LoRA can change: the weights that have two axes or more."""
+    weights = Weights.of(task.part, Path(task.onnx))
+    for name, weight in weights.items():
+        if len(weight.shape) >= 2 and not network.mark_weights_refittable(weight.initializer):
+            raise BuildError(
+                f"{task.name}: {task.options.backend} cannot have {name} replaced: build with --refit all"
+            )
 
 
 def _pin(builder: Any, network: Any, part: Part, profiles: Sequence[Profile]) -> Iterator[Any]:
@@ -318,12 +336,16 @@ def _check_engine(report: LayerReport, task: BuildTask) -> None:
 
 def _inspect(trt: Any, log: Any, plan: Any, task: BuildTask) -> LayerReport:
     """The report of a backend that does not log it: from the engine itself, which takes a GPU."""
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    # An engine keeps nothing of its runtime alive.
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BuildError(f"{task.name}: the engine that was built cannot be read back: {log.first_error()}")
-    told = json.loads(
-        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    )
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = {"Layers": text.splitlines()}
     layers = []
     for item in told.get("Layers", ()):
         entry = item if isinstance(item, dict) else {"Name": str(item)}
@@ -367,8 +389,10 @@ def _timing_cache(config: Any, task: BuildTask) -> Any:
     """What earlier builds measured, where the backend measures: TensorRT for RTX chooses kernels without."""
     if task.options.backend != "tensorrt" or task.timing_cache is None:
         return None
-    path = Path(task.timing_cache)
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    known = b""
+    with contextlib.suppress(OSError):
+        known = Path(task.timing_cache).read_bytes()
+    cache = config.create_timing_cache(known)
     # Of another GPU or version: a new one then, the old measurements say nothing here.
     if not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
@@ -378,7 +402,7 @@ def _timing_cache(config: Any, task: BuildTask) -> Any:
 
 def _write(path: Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

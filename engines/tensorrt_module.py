@@ -21,7 +21,7 @@ _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
 
 
 def load_module(backend: EngineBackend, portable: bool = False) -> Any:
-    """The Python module that runs a backend's engines; ``portable`` ones are those of other versions too.
+    """The Python module that runs a backend's engines; ``portable`` for the lean runtime.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -44,10 +44,9 @@ def unfit(entry: EngineEntry, version: str, compute_capability: str) -> str | No
         version: of the module, such as ``11.4.0.106``.
         compute_capability: of the GPU, such as ``9.0``.
     """
-    if entry.version_compatible:
-        if _numbers(version) < _numbers(entry.version):
-            return f"it was built by {entry.backend} {entry.version}, and needs it or a later one: this is {version}"
-    elif version != entry.version:
+    if entry.platform != this_platform():
+        return f"it was built for {entry.platform}, this is {this_platform()}"
+    if version != entry.version:
         return f"it was built by {entry.backend} {entry.version}, and runs in no other: this is {version}"
     built = sorted(entry.compute_capabilities, key=_numbers)
     later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(built[0])

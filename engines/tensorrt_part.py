@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.kinds import PartName
+from sd2rt.engines.kinds import TILE, UNTILED, PartName
 from sd2rt.engines.manifest import EngineBackend, EngineEntry, Part
 from sd2rt.engines.rebuilt import rebuilt_engine
 from sd2rt.engines.session import Array, Session
@@ -70,6 +70,18 @@ class TensorRtPart:
             engine = self._engines[entry.key] = self._open(entry)
         return engine.session(dims, carry, watch)
 
+    def load_as(self, other: TensorRtPart) -> None:
+        """Load the engines that another one has loaded.
+
+        Raises:
+            BuildError: one with these weights cannot be compiled.
+            EngineError: there is no memory for it.
+        """
+        assert self._engines is not None
+        for entry in self._entries:
+            if entry.key in (other._engines or ()) and entry.key not in self._engines:
+                self._engines[entry.key] = self._open(entry)
+
     def _choose(self, dims: Mapping[str, int]) -> EngineEntry:
         """The engine with the narrowest profile that takes these sizes: what is fixed is fastest."""
         taking = [
@@ -83,7 +95,7 @@ class TensorRtPart:
             asked = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
             raise BundleError(
                 f"{self._bundle} has no engine of its {self._name} for {asked}, but for {found}: "
-                f"{build_command(self._bundle, backend, dims, self._pixels)}"
+                f"{build_command(self._bundle, backend, self._name, dims, self._pixels)}"
             )
         return self._entries[min(taking)[1]]
 
@@ -122,10 +134,17 @@ class TensorRtPart:
         self.close()
 
 
-def build_command(bundle: Path, backend: EngineBackend, dims: Mapping[str, int], pixels: int) -> str:
+def build_command(
+    bundle: Path, backend: EngineBackend, part: PartName, dims: Mapping[str, int], pixels: int
+) -> str:
     """The command that builds what is missing, for an error to name."""
     words = [f"sd2rt build {bundle} --engines-only --backend {backend}"]
-    if "h" in dims and "w" in dims:
+    if part in UNTILED:
+        # Those that work on tiles are for images larger than a tile.
+        sides = [dims.get(symbol, TILE) for symbol in ("w", "h")]
+        width, height = (side * pixels + (64 if side >= TILE else 0) for side in sides)
+        words.append(f"--size {width}x{height}")
+    elif "h" in dims and "w" in dims:
         words.append(f"--size {dims['w'] * pixels}x{dims['h'] * pixels}")
     if dims.get("B", 1) > 1:
         words.append(f"--batch {dims['B']}")

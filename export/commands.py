@@ -31,6 +31,7 @@ from sd2rt.engines.engine_options import (
     engine_request,
 )
 from sd2rt.engines.errors import MissingDependencyError, RequestError
+from sd2rt.engines.gpu_facts import gpu_at_hand
 from sd2rt.engines.manifest import Precision
 from sd2rt.engines.store import find_bundle, named_bundle
 from sd2rt.engines.tensorrt_module import load_module
@@ -51,7 +52,7 @@ _OF_ENGINES = {
     "workspace",
     "optimization_level",
 }
-_OF_CHECKPOINTS = {"output", "variant", "precision", "allow_pickle", "config"}
+_OF_CHECKPOINTS = {"output", "variant", "precision", "allow_pickle", "config", "lora"}
 
 PART_LABELS = {
     "text_encoder": "text encoder",
@@ -108,7 +109,8 @@ def build(
     size: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N|WxH", help="A native size to record, the first being the default; may repeat."
+            metavar="N|WxH",
+            help="A native size to record, the first being the default, and to compile engines for; may repeat.",
         ),
     ] = None,
     force: Annotated[
@@ -164,7 +166,9 @@ def build(
         return
     if engines is not None:
         # Before minutes of export.
-        load_module(engines.options.backend)
+        from sd2rt.engines.tensorrt_builder import targets_of
+
+        targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
     # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
     target = (
         Path(os.path.expanduser(output))

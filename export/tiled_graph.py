@@ -117,6 +117,7 @@ class _Surgery:
             value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(dtype))
             self._inputs[tensor.name] = value
             graph.inputs.append(value)
+        self._half = self._inputs["context"].dtype == ir.DataType.FLOAT16
         self._total = self._make("ReduceSum", self._inputs["weights"], keepdims=0)
         self._own_share = self._make("Sub", self._constant(np.float32(1)), self._inputs["given"])
 
@@ -194,19 +195,34 @@ class _Surgery:
         q = self._make("Concat", q, ones, axis=2)
         k = self._make("Concat", k, self._make("Concat", none, bias, axis=1), axis=2)
         q = self._make("Reshape", q, self._constant(np.array([_QUERY_BLOCKS, 1, -1, width + 1])))
-        # TensorRT's attention takes queries, keys and values of one width alone.
-        v = self._make("Pad", v, self._constant(np.array([0, 0, 0, 0, 0, 1])))
         k, v = self._unsqueeze(k, 1), self._unsqueeze(v, 1)
         split = ir.node("Split", [q], {"axis": 0, "num_outputs": _QUERY_BLOCKS}, num_outputs=_QUERY_BLOCKS)
         self._graph.insert_before(self._anchor, split)
-        found = [self._make("Attention", part, k, v, scale=scale) for part in split.outputs]
-        joined = self._make("Concat", *found, axis=2)  # [1, 1, hw, C + 1]
-        joined = self._make("Squeeze", joined, self._constant(np.array([1])))
+        attend = self._attend if self._half else self._attend_in_steps
+        joined = self._make("Concat", *attend(split.outputs, k, v, scale), axis=2)
+        joined = self._make("Squeeze", joined, self._constant(np.array([1])))  # [1, hw, C], or a channel more
         first = (self._constant(np.array([i])) for i in (0, width, 2))
-        out.replace_input_with(0, self._make("Slice", joined, *first))
+        out.replace_input_with(0, self._make("Slice", joined, *first) if self._half else joined)
         size = self._make("Concat", self._constant(np.array([width])), self._shape_of_tile(), axis=0)
         swapped = self._make("Transpose", self._f32(tokens), perm=[0, 2, 1])
         return self._make("Reshape", swapped, size)
+
+    def _attend(self, queries: Sequence[ir.Value], k: ir.Value, v: ir.Value, scale: float) -> list[ir.Value]:
+        # TensorRT's attention takes queries, keys and values of one width alone.
+        v = self._make("Pad", v, self._constant(np.array([0, 0, 0, 0, 0, 0, 0, 1])))
+        return [self._make("Attention", query, k, v, scale=scale) for query in queries]
+
+    def _attend_in_steps(
+        self, queries: Sequence[ir.Value], k: ir.Value, v: ir.Value, scale: float
+    ) -> list[ir.Value]:
+        """The same of a product, a softmax and a product: TensorRT for RTX 1.7 crashes on several attentions in
+        float32 that share their keys. Nothing is lost by it: no backend has a kernel for the whole in float32."""
+        turned = self._make("Transpose", k, perm=[0, 1, 3, 2])
+        found = []
+        for query in queries:
+            scores = self._make("Mul", self._make("MatMul", query, turned), self._constant(np.float32(scale)))
+            found.append(self._make("MatMul", self._make("Softmax", scores, axis=-1), v))
+        return found
 
     def finish(self, own: list[ir.Value], tokens: ir.Value) -> None:
         """Hand out the tile's statistics and tokens, under the interface's names."""

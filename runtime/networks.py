@@ -67,9 +67,16 @@ class Networks:
         with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
             futures = {part: pool.submit(self._backend.open, part, weights.get(part)) for part in _AT_ONCE}
             tokenizer = Tokenizer(bundle)
-        self._engines: dict[PartName, Engine] | None = {
-            part: future.result() for part, future in futures.items()
-        }
+        try:
+            self._engines: dict[PartName, Engine] | None = {
+                part: future.result() for part, future in futures.items()
+            }
+        except BaseException:
+            for future in futures.values():
+                if future.exception() is None:
+                    future.result().close()
+            self._backend.close()
+            raise
         self.recent = Recent()
         self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
 
@@ -77,6 +84,11 @@ class Networks:
     def backend(self) -> str:
         """The name of what runs them."""
         return self._backend.name
+
+    @property
+    def max_batch(self) -> int | None:
+        """Images of a denoiser call that the engines take, at most; None where there is no such bound."""
+        return self._backend.max_batch
 
     @property
     def closed(self) -> bool:
@@ -113,7 +125,7 @@ class Networks:
         made: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
-                made[part] = self._backend.open(part, values)
+                made[part] = self._backend.open(part, values, self._engines.get(part))
         except BaseException:
             for engine in made.values():
                 engine.close()

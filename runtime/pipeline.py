@@ -39,6 +39,8 @@ from sd2rt.runtime.tiles import Tiling
 from sd2rt.runtime.trajectory import Latents, Trajectory
 
 SMALLEST_TILE = 32
+DEFAULT_BATCH = 4
+"""Images of a call: on a CPU more cost memory and win nothing."""
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -65,7 +67,7 @@ class Pipeline:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        max_batch: int = 4,
+        max_batch: int | None = None,
         cuda_graph: bool | None = None,
         tile: int = TILE,
         backend: BackendName = "auto",
@@ -78,7 +80,8 @@ class Pipeline:
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             threads: CPU threads within an operator, None for one per core.
-            max_batch: images denoised in one call at most; more wait for a place.
+            max_batch: images denoised in one call at most; more wait for a place. None for 4, or what the
+                engines take where that is less.
             cuda_graph: on a GPU, capture and replay CUDA graphs; None for engines alone.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
                 larger ones are worked on in tiles, which bounds the memory that this takes.
@@ -109,6 +112,8 @@ class Pipeline:
             backend=backend,
             weights=weights,
         )
+        if max_batch is None:
+            max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
         return cls(networks, max_batch, tile, loras)
 
     @property

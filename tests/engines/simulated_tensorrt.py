@@ -55,6 +55,9 @@ def build(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     file = File(path=f"{name}/{path.name}", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    told = path.with_suffix(".json")
+    told.write_bytes(b"{}")
+    report = File(path=f"{name}/{told.name}", size=2, sha256=hashlib.sha256(b"{}").hexdigest())
     fields: dict[str, Any] = {
         "part": name,
         "backend": backend,
@@ -72,7 +75,7 @@ def build(
         "flags": (),
         "profiles": tuple(Profile(name=f"profile-{index}", dims=dims) for index, dims in enumerate(profiles)),
         "file": file,
-        "report": file,
+        "report": report,
         "onnx": "0" * 64,
         "weights": "0" * 64,
     }

@@ -321,7 +321,15 @@ def test_engines_are_an_addition(paper: Path) -> None:
         ({"profiles": [{"name": "a", "dims": {"B": [2, 1, 4]}}]}, "B goes from 2 over 1 to 4"),
         ({"backend": "onnxruntime"}, "engines.0.backend"),
         ({"file": {"path": "../a", "size": 0, "sha256": "0" * 64}}, "leaves the bundle"),
-        ({"file": {"path": "tokenizer.json", "size": 0, "sha256": "0" * 64}}, "listed twice"),
+        (
+            {"file": {"path": "bundle.json", "size": 0, "sha256": "0" * 64}},
+            "bundle.json is no place for an engine",
+        ),
+        (
+            {"file": {"path": "decoder/a.engine", "size": 0, "sha256": "0" * 64}},
+            "is no place for an engine of denoiser",
+        ),
+        ({"compute_capabilities": []}, "engines.0.compute_capabilities"),
         ({"fast": True}, "unknown key"),
     ],
 )

@@ -61,9 +61,11 @@ def test_once_for_each_set_of_weights(
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
-def test_four_are_kept(built: tuple[Path, EngineEntry], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_are_kept(
+    built: tuple[Path, EngineEntry], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle, entry = built
-    for index in range(6):
+    for index in range(10):
         (cache / f"{index}").mkdir(parents=True)
         os.utime(cache / f"{index}", (index, index))
 
@@ -76,7 +78,7 @@ def test_four_are_kept(built: tuple[Path, EngineEntry], cache: Path, monkeypatch
     with pytest.raises(BuildError, match="no"):
         rebuilt_engine(bundle, "text_encoder", part, entry, {NAME: value})
     # Room for the one that was to come, and nothing unfinished.
-    assert sorted(path.name for path in cache.iterdir()) == ["3", "4", "5"]
+    assert sorted(path.name for path in cache.iterdir()) == ["3", "4", "5", "6", "7", "8", "9"]
 
 
 def test_the_digest_is_of_names_shapes_and_values() -> None:

@@ -123,7 +123,8 @@ def test_file_that_changes_after_its_size_was_read(bench: Bench, monkeypatch: py
             {"version": "11.4.0.99"},
             "was built by tensorrt 11.4.0.99, and runs in no other: this is 11.4.0.106",
         ),
-        ({"version": "12.0", "version_compatible": True}, "needs it or a later one: this is 11.4.0.106"),
+        ({"version": "12.0", "version_compatible": True}, "runs in no other: this is 11.4.0.106"),
+        ({"platform": "linux-aarch64"}, "was built for linux-aarch64, this is linux-"),
         ({"compute_capabilities": ("8.6", "8.0")}, "was built for sm_80, sm_86, this GPU is sm_90"),
         (
             {"compute_capabilities": ("12.0",), "hardware_compatible": True},
@@ -138,15 +139,9 @@ def test_engine_of_another_version_or_gpu(bench: Bench, entry: dict[str, Any], s
     assert bench.gpu.counts["deserialize"] == 0
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"version": "11.2.1", "version_compatible": True},
-        {"compute_capabilities": ("8.0",), "hardware_compatible": True},
-    ],
-)
-def test_engine_that_runs_elsewhere_too(bench: Bench, entry: dict[str, Any]) -> None:
-    with bench.open(bench.build(**entry)) as engine:
+def test_engine_that_runs_elsewhere_too(bench: Bench) -> None:
+    entry = bench.build(compute_capabilities=("8.0",), hardware_compatible=True)
+    with bench.open(entry) as engine:
         assert np.isfinite(decode(engine)).all()
 
 
