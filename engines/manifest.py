@@ -306,6 +306,8 @@ class Manifest(Model):
             raise ValueError("depth_input and the condition depth go together")
         if ("low_res" in shown) != (self.low_resolution is not None):
             raise ValueError("low_resolution and the condition low_res go together")
+        if strangers := {engine.part for engine in self.engines} - set(self.parts):
+            raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
         for engine in self.engines:
             for file, suffix in ((engine.file, ".engine"), (engine.report, ".json")):
                 if PurePosixPath(file.path).parent != PurePosixPath(engine.part) or not file.path.endswith(
@@ -314,8 +316,6 @@ class Manifest(Model):
                     raise ValueError(f"{file.path} is no place for an engine of {engine.part}")
         if taken := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
             raise ValueError(f"{min(taken)} is an engine's and another file's")
-        if strangers := {engine.part for engine in self.engines} - set(self.parts):
-            raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
         seen: dict[str, File] = {}
         for file in (*self._listed(), *self.engine_files):
             if seen.setdefault(file.path, file) != file:

@@ -22,6 +22,7 @@ from sd2rt.engines.writer import describe
 from .test_engine_build import ADA, SIZE, copy
 
 pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.filterwarnings("ignore:compiling .* with other weights, once:RuntimeWarning")
 NAME = "encoder.layers.0.mlp.fc1.weight"
 
 
