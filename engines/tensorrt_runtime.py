@@ -358,8 +358,8 @@ class _KernelCache:
         if self._path is None:
             return
         with contextlib.suppress(OSError, RuntimeError):
-            content = bytes(memoryview(self._cache.serialize()))
-            if content == self._known:
+            serialized = self._cache.serialize()
+            if serialized is None or (content := bytes(memoryview(serialized))) == self._known:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(f".{os.getpid()}")
