@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -111,7 +111,10 @@ def test_more_values_than_threads_on_an_rtx_3060() -> None:
 
 
 def by_the_kernel(seed: int, threads: int, sizes: list[int]) -> list[list[float]]:
-    """torch's kernel, thread by thread: DistributionTemplates.h and cuRAND's curand_normal4, in double precision."""
+    """torch's kernel, thread by thread: DistributionTemplates.h and cuRAND's curand_normal4, in double precision.
+
+    But for the uniform number, which is a float32 there: near 1 its logarithm is little more than that rounding.
+    """
     key, offset, draws = (seed % 2**32, seed % 2**64 >> 32), 0, []
     for size in sizes:
         grid = min(threads // 256, -(-size // 256))
@@ -122,7 +125,8 @@ def by_the_kernel(seed: int, threads: int, sizes: list[int]) -> list[list[float]
                 counter = offset // 4 + turn
                 x = one_by_one((counter % 2**32, counter >> 32, thread, 0), key)
                 pairs = [(x[0], x[1]), (x[2], x[3])]
-                radii = [math.sqrt(-2 * math.log(u * 2**-32 + 2**-33)) for u, _ in pairs]
+                units = [float(np.float32(u) * np.float32(2**-32) + np.float32(2**-33)) for u, _ in pairs]
+                radii = [math.sqrt(-2 * math.log(unit)) for unit in units]
                 angles = [(v + 0.5) * 2**-32 * 2 * math.pi for _, v in pairs]
                 four = [r * f(a) for r, a in zip(radii, angles, strict=True) for f in (math.sin, math.cos)]
                 for lane, value in enumerate(four):
@@ -135,6 +139,7 @@ def by_the_kernel(seed: int, threads: int, sizes: list[int]) -> list[list[float]
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=340127, threads=512, sizes=[295])
 @given(
     seed=st.integers(-(2**63), 2**64 - 1),
     threads=st.integers(1, 3).map(lambda blocks: 256 * blocks),
