@@ -154,10 +154,10 @@ def test_what_fails_changes_nothing(
         pipe.unload_lora("cat")
     load = OnnxRuntimeBackend.open
 
-    def no_room(self: OnnxRuntimeBackend, part: Any, weights: Any = None) -> Any:
+    def no_room(self: OnnxRuntimeBackend, part: Any, *rest: Any) -> Any:
         if part == "text_encoder":
             raise EngineError("text_encoder cannot be loaded: out of memory")
-        return load(self, part, weights)
+        return load(self, part, *rest)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "open", no_room)
     with pytest.raises(EngineError, match="out of memory"):
