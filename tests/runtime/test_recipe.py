@@ -216,6 +216,7 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
         "count",
         "output",
         "device",
+        "backend",
         "threads",
         "tile",
     }
