@@ -46,7 +46,6 @@ class Answer(Model):
     """A line from the compiling process: how far it is, what it made, or why it failed."""
 
     fraction: float | None = None
-    phase: str = ""
     built: Built | None = None
     error: str | None = None
     exit_code: int = 0

@@ -25,7 +25,7 @@ from sd2rt.engines.errors import (
     RequestError,
     Sd2rtError,
 )
-from sd2rt.engines.gpu_facts import gpu_at_hand
+from sd2rt.engines.gpu_facts import GpuFacts, gpu_at_hand
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.lock import FileLock
 from sd2rt.engines.manifest import MANIFEST, BuilderOptions, EngineEntry, File, Manifest, Part, read_manifest
@@ -88,7 +88,8 @@ def build_engines(
         raise RequestError(f"--part {', '.join(parts)}: images of {sizes} take no such part")
     module = load_module(options.backend)
     # What cannot be is said before anything is begun.
-    targets_of(module, options, gpu_at_hand())
+    gpu = gpu_at_hand()
+    targets_of(module, options, gpu)
     version = str(module.__version__)
     lock = FileLock(path.parent / f".{path.name}.lock")
     with reported(path):
@@ -102,13 +103,13 @@ def build_engines(
         with reported(path):
             _clear(path, manifest)
         for plan in plan_engines(manifest, tuple(parts) or everything, shapes):
-            key = _key(manifest.parts[plan.part], plan, options, version)
+            key = _key(manifest.parts[plan.part], plan, options, version, gpu)
             found = next((entry for entry in manifest.engines if entry.key == key), None)
             if found is not None and not again and _is_whole(path, found):
                 kept.append(found)
                 continue
             with reported(path):
-                entry = _build(path, manifest, plan, options, key, progress)
+                entry = _build(path, manifest, plan, options, key, gpu, progress)
                 manifest = _add(path, entry)
             made.append(entry)
     finally:
@@ -116,15 +117,16 @@ def build_engines(
     return EngineBuild(path, manifest, tuple(made), tuple(kept))
 
 
-def _key(part: Part, plan: EnginePlan, options: BuilderOptions, version: str) -> str:
-    gpu = None if options.compute_capabilities or options.portable else gpu_at_hand()
+def _key(part: Part, plan: EnginePlan, options: BuilderOptions, version: str, gpu: GpuFacts | None) -> str:
+    # What is built for others is the same wherever it is built.
+    own = None if options.compute_capabilities or options.portable else gpu
     facts = {
         "onnx": _hash_of(part, part.onnx),
         "weights": _weights(part),
         "profiles": [profile.model_dump(mode="json") for profile in plan.profiles],
         "options": options.model_dump(mode="json"),
         "version": version,
-        "gpu": gpu and gpu.compute_capability,
+        "gpu": own and own.compute_capability,
         "platform": this_platform(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -171,6 +173,7 @@ def _build(
     plan: EnginePlan,
     options: BuilderOptions,
     key: str,
+    gpu: GpuFacts | None,
     progress: Progress,
 ) -> EngineEntry:
     part = manifest.parts[plan.part]
@@ -191,7 +194,7 @@ def _build(
         profiles=plan.profiles,
         options=options,
         target=str(target),
-        timing_cache=_timing_cache(options),
+        timing_cache=_timing_cache(options, gpu),
     )
     label = f"{plan.part} {plan.label}"
     progress(label, 0.0)
@@ -278,11 +281,10 @@ def _add(path: Path, entry: EngineEntry) -> Manifest:
     return changed
 
 
-def _timing_cache(options: BuilderOptions) -> str | None:
+def _timing_cache(options: BuilderOptions, gpu: GpuFacts | None) -> str | None:
     if options.backend != "tensorrt":
         return None
     with contextlib.suppress(BundleError):
-        gpu = gpu_at_hand()
         name = "none" if gpu is None else f"sm{gpu.compute_capability.replace('.', '')}"
         return str(cache_dir() / "timing" / f"{options.backend}-{name}.cache")
     # No home directory: every build measures anew.

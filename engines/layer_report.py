@@ -63,6 +63,11 @@ class LayerReport:
         return asdict(self)
 
 
+def onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """The ONNX nodes that a layer's metadata names, each once."""
+    return tuple(dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)))
+
+
 def parse_log(messages: Sequence[str]) -> LayerReport | None:
     """What TensorRT for RTX logs of an engine at the end of its build; None where nothing was logged."""
     found = [message for message in messages if message.startswith("Layers:")]
@@ -73,7 +78,7 @@ def parse_log(messages: Sequence[str]) -> LayerReport | None:
     layers = []
     for text in re.split(r"\n(?=Name: )", listed):
         if match := _LAYER.search(text):
-            nodes = tuple(dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["onnx"])))
+            nodes = onnx_nodes(match["onnx"])
             layers.append(Layer(match["name"].strip(), match["kind"], match["tactic"].strip(), nodes))
     return LayerReport(
         tuple(layers), tuple(_tensor(line) for line in rest.splitlines() if _TENSOR.search(line))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ from sd2rt.engines.build_task import BuildTask, Built
 from sd2rt.engines.errors import BuildError, MissingDependencyError, RequestError
 from sd2rt.engines.gpu_facts import GpuFacts, gpu_at_hand
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.layer_report import BuiltTensor, Layer, LayerReport, parse_log
+from sd2rt.engines.layer_report import BuiltTensor, Layer, LayerReport, onnx_nodes, parse_log
 from sd2rt.engines.manifest import BuilderOptions, Part, Profile, Tensor
 from sd2rt.engines.session import shape_of, symbols_of
-from sd2rt.engines.tensorrt_module import load_module
+from sd2rt.engines.tensorrt_module import DTYPES, load_module
 from sd2rt.engines.weights import Weights
 
 FUSED_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser")
@@ -32,10 +31,10 @@ which there is no such kernel."""
 _PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT for RTX builds for where nothing is said; newer GPUs run it too."""
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[float], None]
 
 
-def compile_engine(task: BuildTask, progress: Progress = lambda phase, fraction: None) -> Built:
+def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) -> Built:
     """Write the engine of a task to its target, and what it is made of beside it.
 
     The engine's inputs, outputs and profiles are compared with the manifest's before it is written, and its
@@ -299,11 +298,8 @@ def _check_network(network: Any, part: Part) -> None:
             )
 
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
-
-
 def _dtype(dtype: Any) -> str:
-    return _DTYPES.get(dtype.name, str(dtype.name))
+    return DTYPES.get(dtype.name, str(dtype.name))
 
 
 def _check_engine(report: LayerReport, task: BuildTask) -> None:
@@ -349,13 +345,12 @@ def _inspect(trt: Any, log: Any, plan: Any, task: BuildTask) -> LayerReport:
     layers = []
     for item in told.get("Layers", ()):
         entry = item if isinstance(item, dict) else {"Name": str(item)}
-        nodes = re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(entry.get("Metadata", "")))
         layers.append(
             Layer(
                 str(entry.get("Name", "")),
                 str(entry.get("LayerType", "")),
                 str(entry.get("TacticName", "")),
-                tuple(dict.fromkeys(nodes)),
+                onnx_nodes(str(entry.get("Metadata", ""))),
             )
         )
     tensors = []
@@ -466,6 +461,6 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
                 done, steps = self._phases[name]
                 fraction += share * min(done, steps) / steps
                 share /= steps
-            progress(self._order[-1] if self._order else "", min(fraction, 1.0))
+            progress(min(fraction, 1.0))
 
     return Monitor()

@@ -20,6 +20,10 @@ _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
 """By backend, and whether the engine runs in other versions: the module that runs it, and the extra it comes with."""
 
 
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
+"""The backends' types, by their names, as a manifest calls them."""
+
+
 def load_module(backend: EngineBackend, portable: bool = False) -> Any:
     """The Python module that runs a backend's engines; ``portable`` for the lean runtime.
 

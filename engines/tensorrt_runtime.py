@@ -24,13 +24,12 @@ from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.manifest import EngineEntry, Part, Tensor
 from sd2rt.engines.session import Array, Session, shape_of
 from sd2rt.engines.store import cache_dir
-from sd2rt.engines.tensorrt_module import unfit
+from sd2rt.engines.tensorrt_module import DTYPES, unfit
 from sd2rt.engines.weights import Weights
 
 _SESSIONS_KEPT = 16
 _CHUNK_BYTES = 16 << 20
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
 
 
 class TensorRtEngine:
@@ -118,7 +117,7 @@ class TensorRtEngine:
         for name, (tensor, mode) in expected.items():
             found = (
                 engine.get_tensor_mode(name).name,
-                _DTYPES.get(engine.get_tensor_dtype(name).name, "another"),
+                DTYPES.get(engine.get_tensor_dtype(name).name, "another"),
             )
             if found != (mode, tensor.dtype):
                 raise self._mismatch(

@@ -30,11 +30,11 @@ def main() -> None:
             # Whoever asked is gone.
             os._exit(1)
 
-    def progress(phase: str, fraction: float) -> None:
+    def progress(fraction: float) -> None:
         nonlocal last
         if abs(fraction - last) >= 0.01:
             last = fraction
-            say(Answer(fraction=fraction, phase=phase))
+            say(Answer(fraction=fraction))
 
     try:
         say(Answer(built=compile_engine(task, progress)))

@@ -18,7 +18,7 @@ from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError
 from sd2rt.engines.manifest import EngineEntry, Part
 from sd2rt.engines.store import cache_dir
-from sd2rt.engines.tensorrt_module import load_module
+from sd2rt.engines.tensorrt_module import DTYPES, load_module
 from sd2rt.engines.tensorrt_runtime import TensorRtEngine
 
 from .simulated_gpu import SimulatedGpu
@@ -409,7 +409,7 @@ def test_what_is_used_of_tensorrt_is_there(name: str) -> None:
     assert "USER_MANAGED" in module.ExecutionContextAllocationStrategy.__members__
     assert "DEVICE" in module.TensorLocation.__members__
     assert {"INPUT", "OUTPUT"} <= set(module.TensorIOMode.__members__)
-    assert set(tensorrt_runtime._DTYPES) <= set(module.DataType.__members__)
+    assert set(DTYPES) <= set(module.DataType.__members__)
     if name == "tensorrt_rtx":
         assert "EAGER" in module.DynamicShapesKernelSpecializationStrategy.__members__
         assert "DISABLED" in module.CudaGraphStrategy.__members__
