@@ -343,7 +343,11 @@ def test_interrupted(bundle: Path) -> None:
     for line in process.stdout:
         if json.loads(line)["part"].startswith("denoiser"):
             break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    # The line is printed before the compiler's process is made.
+    deadline = time.monotonic() + 60
+    children: list[str] = []
+    while not children and time.monotonic() < deadline:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGINT)
     process.stdout.close()
     assert process.wait(10) == 130
