@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
 from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.manifest import EngineBackend, Part
+from sd2rt.engines.manifest import EngineBackend
 from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Array, Device, Engine
+from sd2rt.engines.session import Array, ComputePrecision, Device, Engine
 
-BackendName = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 
 class Backend(Protocol):
@@ -58,7 +58,7 @@ class OnnxRuntimeBackend:
     def open(
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
-        entry = part_of(self._bundle, part)
+        entry = self._bundle.part(part)
         return OnnxRuntimeEngine(
             entry,
             self._bundle.file(entry.onnxruntime),
@@ -72,14 +72,6 @@ class OnnxRuntimeBackend:
         return
 
 
-def part_of(bundle: Bundle, part: PartName) -> Part:
-    """The manifest's entry of a part. Raises BundleError where the bundle has none."""
-    entry = bundle.manifest.parts.get(part)
-    if entry is None:
-        raise BundleError(f"{bundle.path} has no part {part}, which this takes: build the bundle again")
-    return entry
-
-
 def open_backend(
     bundle: Bundle,
     device: Device,
@@ -88,20 +80,34 @@ def open_backend(
     needed: Sequence[PartName],
     threads: int | None = None,
     cuda_graph: bool | None = None,
+    precision: ComputePrecision | None = None,
 ) -> Backend:
     """What to run a bundle with on a device.
 
     ``auto`` takes engines where the bundle has those of all ``needed`` parts that fit the GPU and an installed
-    version, TensorRT's before TensorRT for RTX's; else ONNX Runtime, and warns where there were engines.
+    version, TensorRT's before TensorRT for RTX's; else ONNX Runtime, and warns where there were engines. With a
+    ``precision`` it takes OpenVINO.
 
     Args:
         cuda_graph: capture and replay CUDA graphs; None for engines alone.
+        precision: what to multiply in, where that is not the bundle's own precision.
 
     Raises:
         RequestError: the backend does not run on the device.
         BundleError: a backend was named, and no engine of the bundle fits.
         MissingDependencyError: it is not installed, or there is no such GPU.
     """
+    if name == "openvino" or (name == "auto" and precision is not None):
+        if device.kind != "cpu":
+            what = "openvino" if name == "openvino" else f"--precision {precision}"
+            raise RequestError(f"{what} is for CPUs: give --device cpu, or leave it out")
+        from sd2rt.engines.openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, threads=threads, precision=precision)
+    if precision is not None:
+        raise RequestError(
+            f"--precision {precision} takes --backend openvino: {name} runs what is in the bundle"
+        )
     compiled = get_args(EngineBackend)
     if device.kind == "cpu" and name in compiled:
         raise RequestError(f"{name} runs on an NVIDIA GPU: give --device cuda, or leave --backend out")

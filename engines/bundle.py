@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd2rt.engines.errors import BundleError
-from sd2rt.engines.manifest import File, Manifest, read_manifest
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.manifest import File, Manifest, Part, read_manifest
 from sd2rt.engines.store import cache_dir, find_bundle
 from sd2rt.engines.writer import recover_abandoned, sha256
 
@@ -26,6 +27,13 @@ class Bundle:
     def file(self, path: str) -> Path:
         """Where a file of the manifest lies."""
         return self.path / path
+
+    def part(self, name: PartName) -> Part:
+        """The manifest's entry of a part. Raises BundleError where the bundle has none."""
+        entry = self.manifest.parts.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path} has no part {name}, which this takes: build the bundle again")
+        return entry
 
 
 def open_bundle(

@@ -56,3 +56,15 @@ class MissingDependencyError(Sd2rtError):
     """A backend or an extra that the work needs is not there."""
 
     exit_code = 6
+
+
+def engine_error(what: str, error: Exception) -> EngineError:
+    """What a backend raised, as one line that begins with ``what``, and what to do where memory ran out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO begins with places in its sources.
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    reason = (told or lines or [type(error).__name__])[0]
+    no_memory = ("Failed to allocate memory", "bad allocation", "bad_alloc")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in no_memory):
+        return EngineError(f"{what}: out of memory ({reason}): ask for a smaller --size or batch")
+    return EngineError(f"{what}: {reason}")

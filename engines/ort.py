@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError, MissingDependencyError
+from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
+from sd2rt.engines.host_buffer import ArrayBuffer, HostBuffer
 from sd2rt.engines.manifest import Part
 from sd2rt.engines.session import Array, Buffer, Device, Session, shape_of
+from sd2rt.engines.weights import replaced_initializers
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -90,7 +90,7 @@ class OnnxRuntimeEngine:
         except Exception as error:
             if device.kind == "cuda" and "CUDA" in str(error):
                 raise _no_cuda(device, str(error)) from error
-            raise _engine_error(f"{path} cannot be loaded on {device}", error) from error
+            raise engine_error(f"{path} cannot be loaded on {device}", error) from error
         del replaced
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise _no_cuda(device, "its CUDA provider did not start")
@@ -153,8 +153,8 @@ class OnnxRuntimeSession:
         self._session = session
         self._label = f"{Path(part.onnx).parent.name} at {dict(dims)} on {device}"
         twins = {target: source for source, target in carry.items()}
-        buffers: dict[str, HostBuffer | DeviceBuffer] = {}
-        kind = HostBuffer if device.kind == "cpu" else DeviceBuffer
+        buffers: dict[str, OrtHostBuffer | DeviceBuffer] = {}
+        kind = OrtHostBuffer if device.kind == "cpu" else DeviceBuffer
         self._bindings = []
         try:
             for tensor in (*part.inputs, *part.outputs):
@@ -171,7 +171,7 @@ class OnnxRuntimeSession:
                     binding.bind_ortvalue_output(tensor.name, values[(phase + 1) % len(values)])
                 self._bindings.append(binding)
         except Exception as error:
-            raise _engine_error(f"{self._label} cannot be prepared", error) from error
+            raise engine_error(f"{self._label} cannot be prepared", error) from error
         self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
         self._carried = [buffers[target] for target in twins]
         self._watch = None if watch is None else buffers[watch]
@@ -188,7 +188,7 @@ class OnnxRuntimeSession:
         try:
             self._session.run_with_iobinding(self._bindings[self._phase], self._options[self._phase])
         except Exception as error:
-            raise _engine_error(f"{self._label} failed", error) from error
+            raise engine_error(f"{self._label} failed", error) from error
         if self._carried:
             self._phase ^= 1
             for buffer in self._carried:
@@ -202,69 +202,17 @@ class OnnxRuntimeSession:
         return seen
 
 
-class _Buffer(ABC):
-    """A tensor of a session: one OrtValue, or two that change places; see :class:`sd2rt.engines.session.Buffer`."""
-
-    values: list[onnxruntime.OrtValue]
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self.shape, self.dtype = shape, np.dtype(dtype)
-        self.phase = 0
-
-    @property
-    @abstractmethod
-    def host(self) -> Array: ...
-
-    @abstractmethod
-    def push(self, rows: slice | None = None) -> None: ...
-
-    @abstractmethod
-    def pull(self) -> Array: ...
-
-    @abstractmethod
-    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None: ...
-
-    def write(self, array: Array) -> None:
-        if array.shape != self.shape:
-            # NumPy would repeat what is too small, silently.
-            raise ValueError(
-                f"an array of shape {list(array.shape)} was written to a buffer of {list(self.shape)}"
-            )
-        np.copyto(self.host, array)
-        self.push()
-
-    def read(self) -> Array:
-        return self.pull().copy()
-
-
-class HostBuffer(_Buffer):
-    """NumPy arrays that ONNX Runtime reads and writes in place."""
+class OrtHostBuffer(HostBuffer):
+    """Arrays on the host, as ONNX Runtime binds them."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
         import onnxruntime as ort
 
-        super().__init__(shape, dtype)
-        self._arrays = [np.zeros(shape, dtype) for _ in range(copies)]
-        self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
-
-    @property
-    def host(self) -> Array:
-        return self._arrays[self.phase]
-
-    def push(self, rows: slice | None = None) -> None:
-        return
-
-    def pull(self) -> Array:
-        return self._arrays[self.phase]
-
-    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
-        if rows:
-            taken, to = map(list, zip(*rows, strict=True))
-            # Indexed by lists, it is a copy: the source may be this array.
-            self.host[to] = source.pull()[taken]
+        super().__init__(shape, dtype, copies)
+        self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
 
 
-class DeviceBuffer(_Buffer):
+class DeviceBuffer(ArrayBuffer):
     """Memory on a GPU, and an array beside it on the host."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
@@ -328,28 +276,12 @@ def _replace(
     """
     import onnxruntime as ort
 
-    from sd2rt.engines.weights import Weights
-
-    known = Weights.of(part, path)
-    strangers = sorted(set(values) - set(known))
-    if strangers:
-        raise EngineError(
-            f"{label} has no weights named {', '.join(strangers[:5])}"
-            f"{f' and {len(strangers) - 5} more' if len(strangers) > 5 else ''}: give names of its map of weights"
-        )
-
-    def made(name: str) -> tuple[str, Any]:
-        try:
-            initializer, stored = known.replacement(name, values[name])
-        except ValueError as error:
-            raise EngineError(f"{label}: {error}: give a weight of the same shape") from None
-        return initializer, ort.OrtValue.ortvalue_from_numpy(stored)
-
-    # A mapping may make its values when they are asked for, which NumPy does on as many cores as it is asked from.
-    with ThreadPoolExecutor(threads) as pool:
-        replaced = list(pool.map(made, values))
-    options.add_external_initializers([name for name, _ in replaced], [value for _, value in replaced])
-    return replaced
+    replaced = {
+        name: ort.OrtValue.ortvalue_from_numpy(stored)
+        for name, stored in replaced_initializers(label, part, path, values, threads)
+    }
+    options.add_external_initializers(list(replaced), list(replaced.values()))
+    return list(replaced.values())
 
 
 def _no_cuda(device: Device, reason: str) -> MissingDependencyError:
@@ -358,11 +290,3 @@ def _no_cuda(device: Device, reason: str) -> MissingDependencyError:
         f"ONNX Runtime could not start CUDA on {device} ({first}): check the driver and the CUDA libraries "
         "with 'nvidia-smi', or use --device cpu"
     )
-
-
-def _engine_error(what: str, error: Exception) -> EngineError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    no_memory = ("Failed to allocate memory", "bad allocation", "bad_alloc")
-    if isinstance(error, MemoryError) or any(words in str(error) for words in no_memory):
-        return EngineError(f"{what}: out of memory ({reason}): ask for a smaller --size or batch")
-    return EngineError(f"{what}: {reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sd2rt.engines.manifest import Part, Tensor
 
 Array = NDArray[Any]
+ComputePrecision = Literal["bf16"]
+"""What a backend may multiply in, in the place of the bundle's own precision."""
 
 _PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sd2rt.engines.backends import Backend, part_of
+from sd2rt.engines.backends import Backend
 from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
@@ -41,7 +41,7 @@ class TensorRtBackend:
     def open(
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
-        entry, engines = part_of(self._bundle, part), self._engines.get(part, ())
+        entry, engines = self._bundle.part(part), self._engines.get(part, ())
         pixels = self._bundle.manifest.latents.vae_factor
         if not engines:
             raise BundleError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from sd2rt.engines.errors import BundleError
+from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.manifest import Model, Part, RelativePath
 from sd2rt.engines.session import Array
 
@@ -151,3 +152,37 @@ class Weights(Mapping[str, Weight]):
             raise ValueError(f"{name} has the shape {list(weight.shape)}, not {list(value.shape)}")
         stored = value.T if weight.transposed else value
         return weight.initializer, np.ascontiguousarray(stored, weight.dtype)
+
+
+def replaced_initializers(
+    label: str, part: Part, graph: Path, values: Mapping[str, Array], threads: int | None
+) -> Iterator[tuple[str, Array]]:
+    """The initialisers that stand for weights, and what to put in their place, as they become ready.
+
+    Args:
+        label: of the engine, for errors.
+        graph: where the part's graph lies.
+        values: by PyTorch name, in PyTorch's orientation.
+        threads: on which values are made; None for the executor's own choice.
+
+    Raises:
+        EngineError: the part has no such weights, or of other shapes.
+        BundleError: its map of them cannot be read.
+    """
+    known = Weights.of(part, graph)
+    strangers = sorted(set(values) - set(known))
+    if strangers:
+        raise EngineError(
+            f"{label} has no weights named {', '.join(strangers[:5])}"
+            f"{f' and {len(strangers) - 5} more' if len(strangers) > 5 else ''}: give names of its map of weights"
+        )
+
+    def made(name: str) -> tuple[str, Array]:
+        try:
+            return known.replacement(name, values[name])
+        except ValueError as error:
+            raise EngineError(f"{label}: {error}: give a weight of the same shape") from None
+
+    # A mapping may make its values when they are asked for, which NumPy does on as many cores as it is asked from.
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(made, values)

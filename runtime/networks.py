@@ -15,7 +15,7 @@ from sd2rt.engines.backends import BackendName, open_backend
 from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.session import Array, Device, Engine
+from sd2rt.engines.session import Array, ComputePrecision, Device, Engine
 from sd2rt.runtime.recent import Recent
 from sd2rt.runtime.text import TextEncoder
 from sd2rt.runtime.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class Networks:
 
     Args:
         tile: the longest side of latents that encoder and decoder work on at once.
-        backend: see :func:`sd2rt.engines.backends.open_backend`.
+        backend, precision: see :func:`sd2rt.engines.backends.open_backend`.
         weights: by part and PyTorch name, what to put in the place of the bundle's own.
 
     Raises:
@@ -56,12 +56,19 @@ class Networks:
         cuda_graph: bool | None,
         tile: int,
         backend: BackendName = "auto",
+        precision: ComputePrecision | None = None,
         weights: PartWeights = _NOTHING,
     ) -> None:
         self.bundle = bundle
         self._tile = tile
         self._backend = open_backend(
-            bundle, device, backend, needed=_AT_ONCE, threads=threads, cuda_graph=cuda_graph
+            bundle,
+            device,
+            backend,
+            needed=_AT_ONCE,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            precision=precision,
         )
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
         with ThreadPoolExecutor(len(_AT_ONCE)) as pool:

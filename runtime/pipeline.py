@@ -18,7 +18,7 @@ from sd2rt.engines.kinds import TILE, PartName, TaskName
 from sd2rt.engines.lora import Lora, read_lora
 from sd2rt.engines.manifest import Manifest
 from sd2rt.engines.sampling import SamplerConfig
-from sd2rt.engines.session import Device, Engine
+from sd2rt.engines.session import ComputePrecision, Device, Engine
 from sd2rt.runtime.call import CallOptions, divide
 from sd2rt.runtime.conditioning import Conditioning, size_of
 from sd2rt.runtime.guidance import plan_guidance
@@ -71,6 +71,7 @@ class Pipeline:
         cuda_graph: bool | None = None,
         tile: int = TILE,
         backend: BackendName = "auto",
+        precision: ComputePrecision | None = None,
         loras: Sequence[Lora] = (),
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
@@ -85,8 +86,10 @@ class Pipeline:
             cuda_graph: on a GPU, capture and replay CUDA graphs; None for engines alone.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
                 larger ones are worked on in tiles, which bounds the memory that this takes.
-            backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's engines where they
-                fit the GPU, else ONNX Runtime.
+            backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's
+                engines where they fit the GPU, else ONNX Runtime, or OpenVINO where there is a ``precision``.
+            precision: ``bf16`` to multiply in bfloat16, on CPUs that have instructions for it; None for the
+                bundle's own precision.
             loras: those that it has from the start, which spares opening a part twice; see :meth:`load_lora`.
 
         Raises:
@@ -110,6 +113,7 @@ class Pipeline:
             cuda_graph=cuda_graph,
             tile=tile,
             backend=backend,
+            precision=precision,
             weights=weights,
         )
         if max_batch is None:
@@ -118,7 +122,7 @@ class Pipeline:
 
     @property
     def backend(self) -> str:
-        """What runs the networks: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``."""
+        """What runs the networks: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``."""
         return self._networks.backend
 
     @property

@@ -16,6 +16,7 @@ import typer
 
 from sd2rt.engines.backends import BackendName
 from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.session import ComputePrecision
 from sd2rt.runtime import option_text
 from sd2rt.runtime.demo_bundle import bundle_or_demo
 from sd2rt.runtime.image_output import check_output, save_image
@@ -197,6 +198,13 @@ def run(
             help="What runs the networks; auto takes engines on a GPU where they fit, else ONNX Runtime."
         ),
     ] = "auto",
+    precision: Annotated[
+        ComputePrecision | None,
+        typer.Option(
+            help="Multiply in bfloat16, on CPUs that have it (OpenVINO); the bundle's own precision if left out.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if left out.")] = None,
     tile: Annotated[
         int | None,
@@ -317,6 +325,7 @@ def run(
     opening: dict[str, Any] = {
         "device": device,
         "backend": backend,
+        "precision": precision,
         "threads": threads,
         "tile": TILE if tile is None else tile,
     }

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Manifest, Part
 from sd2rt.engines.ort import OnnxRuntimeEngine, OnnxRuntimeSession
-from sd2rt.engines.session import Device, Session
+from sd2rt.engines.session import Device
+
+from .test_cpu_sessions import CARRY, DIMS, fill
 
 CPU = Device("cpu")
-CARRY = {"state_out": "state"}
-DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
 
 
 @pytest.fixture(scope="module")
@@ -39,110 +38,17 @@ def denoiser(bundle: tuple[Path, Manifest]) -> Iterator[OnnxRuntimeEngine]:
         yield opened
 
 
-def fill(session: Session, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Write inputs of a step that remembers: every slot of the new state depends on the old ones."""
-    random = np.random.default_rng(seed)
-    values = {
-        name: random.standard_normal(session.buffers[name].shape).astype(np.float32)
-        for name in ("state", "noise", "text")
-    }
-    values |= {
-        "timestep": np.array([500], np.float32),
-        "weights": np.array([[1, 0.5, 0, 0, 0]], np.float32),
-        "guidance": np.array([[2, 0.5]], np.float32),
-        "update": 0.3 * random.standard_normal((1, 5, 7)).astype(np.float32),
-        "row": np.array([0, 0]),
-        "uncond": np.array([0]),
-        "cond": np.array([[1]]),
-        "shares": np.ones((1, 1), np.float32),
-    }
-    for name, value in values.items():
-        session.buffers[name].write(value)
-    return values
-
-
-def test_session_is_made_once_for_its_sizes(denoiser: OnnxRuntimeEngine) -> None:
-    first = denoiser.session(DIMS, CARRY)
-    assert denoiser.session(dict(reversed(DIMS.items())), dict(CARRY)) is first
-    assert denoiser.session(DIMS) is not first
-    assert denoiser.session({**DIMS, "w": 16}, CARRY) is not first
-
-
-def test_least_recently_used_session_is_dropped(bundle: tuple[Path, Manifest]) -> None:
-    with engine(bundle, "text_encoder") as encoder:
-        first, second = encoder.session({"B": 1}), encoder.session({"B": 2})
-        for size in range(3, 17):
-            encoder.session({"B": size})
-        assert encoder.session({"B": 1}) is first
-        encoder.session({"B": 17})
-        assert encoder.session({"B": 1}) is first
-        assert encoder.session({"B": 2}) is not second
-
-
-def test_buffers_have_the_manifests_shapes(denoiser: OnnxRuntimeEngine) -> None:
-    session = denoiser.session({**DIMS, "h": 16})
-    shapes = {name: (buffer.shape, str(buffer.dtype)) for name, buffer in session.buffers.items()}
-    assert shapes["state"] == shapes["state_out"] == ((1, 5, 4, 16, 8), "float32")
-    assert shapes["text"] == ((2, 77, 32), "float32")
-    assert shapes["row"] == ((2,), "int64")
-    assert shapes["finite"] == ((1,), "uint8")
-    assert "state_out" not in denoiser.session(DIMS, CARRY).buffers
-
-
-def test_what_is_written_is_read_back_as_a_copy(denoiser: OnnxRuntimeEngine) -> None:
-    buffer = denoiser.session(DIMS, CARRY).buffers["state"]
-    value = np.random.default_rng(0).standard_normal(buffer.shape).astype(np.float32)
-    buffer.write(value)
-    read = buffer.read()
-    np.testing.assert_array_equal(read, value)
-    read[:] = 0
-    np.testing.assert_array_equal(buffer.read(), value)
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (5, 4, 8, 8), (2, 5, 4, 8, 8)])
-def test_array_of_another_shape_is_refused(denoiser: OnnxRuntimeEngine, shape: tuple[int, ...]) -> None:
-    """NumPy would repeat the smaller ones over the buffer."""
-    buffer = denoiser.session(DIMS, CARRY).buffers["state"]
-    with pytest.raises(ValueError, match="was written to a buffer of"):
-        buffer.write(np.zeros(shape, np.float32))
-
-
-def test_carried_output_is_the_next_input(denoiser: OnnxRuntimeEngine) -> None:
-    carried, plain = denoiser.session(DIMS, CARRY), denoiser.session(DIMS)
-    fill(carried)
-    fill(plain)
-    for _ in range(3):
-        carried.launch()
-        plain.launch()
-        state = plain.buffers["state_out"].read()
-        assert np.isfinite(state).all()
-        np.testing.assert_array_equal(carried.buffers["state"].read(), state)
-        np.testing.assert_array_equal(carried.buffers["finite"].read(), [1])
-        plain.buffers["state"].write(state)
-
-
-def test_carried_input_can_be_written_between_launches(denoiser: OnnxRuntimeEngine) -> None:
-    session = denoiser.session(DIMS, CARRY)
-    values = fill(session)
-    session.launch()
-    expected = session.buffers["state"].read()
-    for _ in range(2):
-        session.buffers["state"].write(values["state"])
-        session.launch()
-        np.testing.assert_array_equal(session.buffers["state"].read(), expected)
-
-
 def test_carry_copies_nothing(denoiser: OnnxRuntimeEngine) -> None:
     """Two pieces of memory change places: the launches write to one and the other in turn."""
     session = denoiser.session(DIMS, CARRY)
     assert isinstance(session, OnnxRuntimeSession)
     fill(session)
     buffer: Any = session.buffers["state"]
-    places = [array.__array_interface__["data"][0] for array in buffer._arrays]
+    places = [array.__array_interface__["data"][0] for array in buffer.arrays]
     assert len(set(places)) == 2
     assert [value.data_ptr() for value in buffer.values] == places
     for _ in range(3):
-        source, destination = buffer._arrays[buffer.phase], buffer._arrays[buffer.phase ^ 1]
+        source, destination = buffer.arrays[buffer.phase], buffer.arrays[buffer.phase ^ 1]
         before = source.copy()
         session.launch()
         np.testing.assert_array_equal(source, before)
@@ -154,31 +60,8 @@ def test_result_is_in_the_buffers_own_memory(denoiser: OnnxRuntimeEngine) -> Non
     fill(session)
     output: Any = session.buffers["state_out"]
     session.launch()
-    assert output.values[0].data_ptr() == output._arrays[0].__array_interface__["data"][0]
+    assert output.values[0].data_ptr() == output.arrays[0].__array_interface__["data"][0]
     np.testing.assert_array_equal(output.values[0].numpy(), output.read())
-
-
-def test_sessions_of_one_engine_do_not_disturb_each_other(denoiser: OnnxRuntimeEngine) -> None:
-    first, second = denoiser.session(DIMS, CARRY), denoiser.session({**DIMS, "w": 16}, CARRY)
-    values = fill(first)
-    first.launch()
-    alone = first.buffers["state"].read()
-    first.buffers["state"].write(values["state"])
-    fill(second, seed=1)
-    second.launch()
-    first.launch()
-    np.testing.assert_array_equal(first.buffers["state"].read(), alone)
-
-
-def test_state_that_is_not_finite_is_told(denoiser: OnnxRuntimeEngine) -> None:
-    session = denoiser.session(DIMS, CARRY)
-    values = fill(session)
-    for bad in (np.nan, np.inf):
-        state = values["state"].copy()
-        state[0, 0, 0, 0, 0] = bad
-        session.buffers["state"].write(state)
-        session.launch()
-        np.testing.assert_array_equal(session.buffers["finite"].read(), [0])
 
 
 @pytest.mark.parametrize(("threads", "given"), [(None, 0), (1, 1), (3, 3)])
@@ -207,20 +90,6 @@ def test_index_out_of_range(
     fill(session)
     session.launch()
     np.testing.assert_array_equal(session.buffers["state"].read(), expected)
-
-
-def test_size_without_memory(denoiser: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(shape: tuple[int, ...], dtype: str) -> None:
-        raise MemoryError(f"Unable to allocate 12 TiB for an array with shape {shape}")
-
-    monkeypatch.setattr("sd2rt.engines.ort.np.zeros", no_memory)
-    with pytest.raises(EngineError, match=r"out of memory .*: ask for a smaller --size or batch"):
-        denoiser.session({**DIMS, "h": 1 << 20, "w": 1 << 20})
-
-
-def test_size_that_is_not_given(denoiser: OnnxRuntimeEngine) -> None:
-    with pytest.raises(EngineError, match="state has the dimension 'w', and sizes are given for"):
-        denoiser.session({"B": 1, "R": 1, "L": 77, "h": 8})
 
 
 def test_model_that_is_not_the_manifests(bundle: tuple[Path, Manifest]) -> None:

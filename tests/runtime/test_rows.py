@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sd2rt.engines.ort import HostBuffer
-from sd2rt.engines.session import Device
+from sd2rt.engines.host_buffer import HostBuffer
 from sd2rt.runtime.rows import Rows
 from sd2rt.runtime.texts import Texts
 
@@ -26,9 +25,7 @@ def buffers(rows: Rows) -> dict[str, Any]:
     shapes = {"text": (len(rows.row), rows.length, WIDTH), "row": (len(rows.row),), "uncond": (count,)}
     shapes |= {"cond": (count, prompts), "shares": (count, prompts)}
     dtypes = {"text": "float32", "shares": "float32"}
-    return {
-        name: HostBuffer(shape, dtypes.get(name, "int64"), Device("cpu"), 1) for name, shape in shapes.items()
-    }
+    return {name: HostBuffer(shape, dtypes.get(name, "int64")) for name, shape in shapes.items()}
 
 
 def combined(rows: Rows, sample: int, values: NDArray[np.float64]) -> float:
