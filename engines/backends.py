@@ -10,6 +10,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import EngineBackend
 from sd2rt.engines.ort import OnnxRuntimeEngine
+from sd2rt.engines.prepared import find_prepared
 from sd2rt.engines.session import Array, ComputePrecision, Device, Engine
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -59,6 +60,7 @@ class OnnxRuntimeBackend:
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
         entry = self._bundle.part(part)
+        plain = self._device.kind == "cpu" and weights is None
         return OnnxRuntimeEngine(
             entry,
             self._bundle.file(entry.onnxruntime),
@@ -66,6 +68,7 @@ class OnnxRuntimeBackend:
             threads=self._threads,
             cuda_graph=self._cuda_graph,
             weights=weights,
+            prepared=find_prepared(entry) if plain else None,
         )
 
     def close(self) -> None:

@@ -41,6 +41,8 @@ class OnnxRuntimeEngine:
             refuses a model of which it would run a compute node on the CPU.
         weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. ONNX
             Runtime copies them while it opens, and they need not be kept.
+        prepared: on the CPU, and without other weights, the same graph as
+            :func:`sd2rt.engines.prepared.find_prepared` found it.
 
     Raises:
         MissingDependencyError: ONNX Runtime or its CUDA provider is not installed, or there is no such GPU.
@@ -57,19 +59,14 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         cuda_graph: bool = False,
         weights: Mapping[str, Array] | None = None,
+        prepared: Path | None = None,
     ) -> None:
-        ort = _onnxruntime(device)
-        options = ort.SessionOptions()
-        # What it would print about an error is in the exception; its warnings are not the user's.
-        options.log_severity_level = _FATAL
-        options.intra_op_num_threads = 0 if threads is None else threads
-        # One graph at a time and no parallel branches worth a second pool.
-        options.inter_op_num_threads = 1
-        # Threads that spin between two operators win nothing here, and lose much beside other processes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Planning which tensors could share memory takes a third of the time to open; at SD2's size the
-        # allocator's own reuse makes do with less than the plan.
-        options.enable_mem_reuse = False
+        ort = import_onnxruntime(device)
+        options = cpu_options(threads)
+        if prepared is not None:
+            path = prepared
+            # All that there is to do was done before it was saved.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers: list[Any] = ["CPUExecutionProvider"]
         if device.kind == "cuda":
             cuda = {
@@ -130,6 +127,24 @@ class OnnxRuntimeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def cpu_options(threads: int | None) -> onnxruntime.SessionOptions:
+    """How every session is opened; None threads are one per core."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # What it would print about an error is in the exception; its warnings are not the user's.
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = 0 if threads is None else threads
+    # One graph at a time and no parallel branches worth a second pool.
+    options.inter_op_num_threads = 1
+    # Threads that spin between two operators win nothing here, and lose much beside other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Planning which tensors could share memory takes a third of the time to open; at SD2's size the
+    # allocator's own reuse makes do with less than the plan.
+    options.enable_mem_reuse = False
+    return options
 
 
 class OnnxRuntimeSession:
@@ -248,7 +263,8 @@ class DeviceBuffer(ArrayBuffer):
             self.push()
 
 
-def _onnxruntime(device: Device) -> Any:
+def import_onnxruntime(device: Device) -> Any:
+    """The module. Raises MissingDependencyError where it, or its CUDA provider for a GPU, is not installed."""
     extra = "cpu" if device.kind == "cpu" else "cuda"
     try:
         import onnxruntime as ort
