@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,8 @@ def device_memory(index: int = 0) -> tuple[int, int] | None:
     What a pool keeps for reuse is in use.
     """
     try:
-        from cuda.bindings import driver
-        from cuda.core import Device
-
-        Device(index).set_current()
-        result, free, total = driver.cuMemGetInfo()
+        import_module("cuda.core").Device(index).set_current()
+        result, free, total = import_module("cuda.bindings.driver").cuMemGetInfo()
     except Exception:
         return None
     return None if int(result) else (int(total) - int(free), int(total))

@@ -75,6 +75,8 @@ def bench(
 ) -> None:
     """Measure how fast a bundle's images are made here, and in how much memory."""
     batches, sizes = _batches(batch), _sizes(size)
+    if prompt == "-":
+        raise RequestError("--prompt - is what 'sd2rt run' reads standard input for: give a text")
     from sd2rt.runtime.bench.comparison import compare as compared
     from sd2rt.runtime.bench.comparison import read_result
     from sd2rt.runtime.bench.progress import telling

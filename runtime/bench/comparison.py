@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.bench.summary import digits
@@ -14,6 +14,7 @@ from sd2rt.runtime.bench.summary import digits
 NAME = "bench"
 _TOLD = ("bundle", "settings", "machine")
 _OF_THE_MOMENT = ("date", "load_average", "commit", "dirty")
+_MEASURED = ("opening", "first_image", "peak_rss_bytes", "device_bytes")
 _LABELS = ("width", "height", "batch", "calls", "iterations_per_image", "n")
 """Numbers that say what was measured, not how it went."""
 
@@ -52,48 +53,64 @@ def _json(text: str) -> Any:
 
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The ratio of every figure that both have, new over old, and what was different around them."""
+    """The ratio of every figure that both have, new over old, and what was different around them.
+
+    ``apart`` says whether all of the new values lie on one side of all the old ones; None of what is measured once.
+    """
     ours, theirs = figures(new), figures(old)
-    common = [name for name in ours if name in theirs]
     return {
         "differences": list(_differences(new, old)),
         "only_new": [name for name in ours if name not in theirs],
         "only_old": [name for name in theirs if name not in ours],
-        "figures": {
-            name: {
-                "old": theirs[name],
-                "new": ours[name],
-                "ratio": digits(ours[name] / theirs[name]) if theirs[name] else None,
-            }
-            for name in common
-        },
+        "figures": {name: _beside(ours[name], theirs[name]) for name in ours if name in theirs},
     }
 
 
-def figures(result: dict[str, Any]) -> dict[str, float]:
-    """Every number that was measured, by a name that says of what; of repeated ones the median."""
-    found = {
-        key: value
-        for section in ("opening", "first_image", "peak_rss_bytes", "device_bytes")
-        for key, value in _numbers(section, result.get(section))
+class Figure(NamedTuple):
+    """Something that was measured: its median, and between what it lay; equal where it was measured once."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _beside(new: Figure, old: Figure) -> dict[str, Any]:
+    once = new.low == new.high and old.low == old.high
+    return {
+        "old": old.value,
+        "new": new.value,
+        "ratio": digits(new.value / old.value) if old.value else None,
+        "apart": None if once else new.high < old.low or new.low > old.high,
     }
+
+
+def figures(result: dict[str, Any]) -> dict[str, Figure]:
+    """Everything that was measured, by a name that says of what."""
+    found = dict(figure for name in _MEASURED for figure in _figures(name, result.get(name)))
     for case in result["cases"]:
         if isinstance(case, dict):
             name = f"{case.get('width')}x{case.get('height')} x {case.get('batch')}"
-            found.update(_numbers(name, case))
+            found.update(_figures(name, case))
     return found
 
 
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+def _figures(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
     if isinstance(value, dict):
         if "median" in value:
-            yield from _numbers(name, value["median"])
+            spread = [_number(value.get(key)) for key in ("median", "min", "max")]
+            if None not in spread:
+                yield name, Figure(*(number for number in spread if number is not None))
             return
         for key, inner in value.items():
             if key not in _LABELS:
-                yield from _numbers(f"{name}: {key}" if ":" not in name else f"{name}, {key}", inner)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        yield name, float(value)
+                yield from _figures(f"{name}, {key}", inner)
+    elif (number := _number(value)) is not None:
+        yield name, Figure(number, number, number)
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:

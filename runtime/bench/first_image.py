@@ -56,10 +56,10 @@ def first_images(
         folder = Path(name)
         command = [
             # Without -P the working directory would come before what is installed.
-            *(sys.executable, "-P", "-m", "sd2rt.runtime", "run", bundle, workload.prompt, "--quiet"),
+            *(sys.executable, "-P", "-m", "sd2rt.runtime", "run", "--quiet"),
             *workload.options(size, folder),
             *options,
-            f"--output={folder / 'first.png'}",
+            *(f"--output={folder / 'first.png'}", "--", bundle, workload.prompt),
         ]
         children = []
         for turn in range(repetitions + 1):
@@ -80,7 +80,6 @@ def run_child(command: list[str]) -> Child:
     """Run a command to its end; see :func:`first_images` for what is raised."""
     own = peak_rss_bytes()
     start = time.perf_counter()
-    # A prompt that begins with a dash cannot come here: this command line's own would not have taken it.
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         _, status, usage = os.wait4(child.pid, 0)

@@ -51,10 +51,12 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         names = comparison[f"only_{which}"]
         if names:
             console.print(f"only in the {which} result: {', '.join(names)}")
-    table = _table("", "old", "new", "new/old")
+    table = _table("", "old", "new", "new/old", "")
     for name, found in comparison["figures"].items():
         ratio = "" if found["ratio"] is None else f"{found['ratio']:.3f}"
-        table.add_row(name, f"{found['old']:.4g}", f"{found['new']:.4g}", ratio)
+        # Their ranges overlap: the ratio may be chance.
+        doubt = "~" if found["apart"] is False else ""
+        table.add_row(name, _number(found["old"]), _number(found["new"]), ratio, doubt)
     console.print(table)
 
 
