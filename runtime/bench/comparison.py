@@ -55,11 +55,16 @@ def _json(text: str) -> Any:
 def compare(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """The ratio of every figure that both have, new over old, and what was different around them.
 
-    ``apart`` says whether all of the new values lie on one side of all the old ones; None of what is measured once.
+    Two results are not taken in turns: what else the machines did meanwhile, of which ``load_average`` tells, is
+    in their ratio. ``apart`` says whether all of the new values lie on one side of all the old ones; None of what
+    is measured once.
     """
     ours, theirs = figures(new), figures(old)
     return {
         "differences": list(_differences(new, old)),
+        "load_average": {
+            which: each["machine"].get("load_average") for which, each in (("old", old), ("new", new))
+        },
         "only_new": [name for name in ours if name not in theirs],
         "only_old": [name for name in theirs if name not in ours],
         "figures": {name: _beside(ours[name], theirs[name]) for name in ours if name in theirs},

@@ -51,6 +51,8 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         names = comparison[f"only_{which}"]
         if names:
             console.print(f"only in the {which} result: {', '.join(names)}")
+    load = comparison["load_average"]
+    console.print(f"load average before: {load['new']}, was {load['old']}")
     table = _table("", "old", "new", "new/old", "")
     for name, found in comparison["figures"].items():
         ratio = "" if found["ratio"] is None else f"{found['ratio']:.3f}"

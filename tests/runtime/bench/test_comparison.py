@@ -108,6 +108,7 @@ def test_against_itself(sd2rt: Command, small_bundle: Path, here: Path) -> None:
     found = json.loads(line)["comparison"]
     assert found["differences"] == ["settings.guidance_scale is 1.0, was 7.5"]
     assert (found["only_new"], found["only_old"]) == ([], [])
+    assert len(found["load_average"]["old"]) == len(found["load_average"]["new"]) == 3
     rate = found["figures"]["64x64 x 1, it_per_second"]
     assert rate["ratio"] == pytest.approx(rate["new"] / rate["old"], rel=1e-4)
     old = json.loads((here / "old.json").read_text())
