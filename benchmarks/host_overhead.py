@@ -13,14 +13,13 @@ import os
 import pstats
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, process, report
-from sd2rt.engines.ort import OnnxRuntimeSession
 from sd2rt.runtime import Pipeline
+from sd2rt.runtime.bench.making import StepTime, make_steps, step_times
+from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 
 MICROSECONDS_BOUND = 100.0
 SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -51,7 +50,7 @@ def main() -> None:
         if bundle is None:
             bundle = str(scratch / "demo")
             process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
-        with Pipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline:
+        with TimedPipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline:
             busy, own = process.busy_seconds(), time.process_time()
             cases = [
                 _measure(pipeline, batch, sampler, settings, options)
@@ -106,17 +105,17 @@ def main() -> None:
 
 
 def _measure(
-    pipeline: Pipeline, batch: int, sampler: str, settings: dict[str, Any], options: argparse.Namespace
+    pipeline: TimedPipeline, batch: int, sampler: str, settings: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """One batch size and sampler: the steps after the first of every repetition, and the first ones apart."""
     width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
     hosts, launches, firsts = [], [], []
     for repetition in range(options.repetitions + 1):
-        steps = list(_steps(pipeline, batch, width, height, options.steps, settings))
+        steps = _steps(pipeline, batch, width, height, options.steps, settings)
         if repetition:  # the first makes the session and the caches warm
-            firsts.append(steps[0][0])
-            hosts += [host for host, _ in steps[1:]]
-            launches += [launch for _, launch in steps[1:]]
+            firsts.append(steps[0].host / 1e3)
+            hosts += [step.host / 1e3 for step in steps[1:]]
+            launches += [step.launch / 1e3 for step in steps[1:]]
     hosts.sort()
     spread = {f"p{share}": round(hosts[len(hosts) * share // 100], 1) for share in (10, 90)}
     return {
@@ -131,46 +130,23 @@ def _measure(
 
 
 def _steps(
-    pipeline: Pipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
-) -> Iterator[tuple[float, float]]:
-    """Microseconds outside and inside the engine of each step, asked for as a caller asks for it."""
+    pipeline: TimedPipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
+) -> list[StepTime]:
+    """Each step, asked for as a caller asks for it."""
     prompts = [f"lighthouse number {index}" for index in range(batch)]
-    with _timed_launches() as launched:
-        run = pipeline.stream(
-            prompts,
-            num_inference_steps=steps,
-            seed=1,
-            width=width,
-            height=height,
-            output_type="latent",
-            **settings,
-        )
-        with run:
-            launched.clear()
-            start = time.perf_counter_ns()
-            for _ in run:
-                taken, inside = time.perf_counter_ns() - start, sum(launched)
-                launched.clear()
-                yield (taken - inside) / 1e3, inside / 1e3
-                start = time.perf_counter_ns()
-
-
-@contextmanager
-def _timed_launches() -> Iterator[list[int]]:
-    """Nanoseconds of every launch of any session, while this lasts."""
-    launched: list[int] = []
-    launch = OnnxRuntimeSession.launch
-
-    def timed(self: OnnxRuntimeSession) -> None:
-        start = time.perf_counter_ns()
-        launch(self)
-        launched.append(time.perf_counter_ns() - start)
-
-    OnnxRuntimeSession.launch = timed  # type: ignore[method-assign]
-    try:
-        yield launched
-    finally:
-        OnnxRuntimeSession.launch = launch  # type: ignore[method-assign]
+    run = pipeline.stream(
+        prompts,
+        num_inference_steps=steps,
+        seed=1,
+        width=width,
+        height=height,
+        output_type="latent",
+        **settings,
+    )
+    with run:
+        pipeline.timeline.take()
+        make_steps(pipeline.timeline, run, lambda progress: None)
+    return step_times(pipeline.timeline.take())
 
 
 def _profile(pipeline: Pipeline, options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +30,16 @@ def gpu_at_hand(index: int = 0) -> GpuFacts | None:
     except Exception:
         # No cuda-python, no driver, no GPU: whoever needs one says so.
         return None
+
+
+def device_memory(index: int = 0) -> tuple[int, int] | None:
+    """Bytes of a GPU's memory that are in use, by all processes, and bytes in all; None where nobody says.
+
+    What a pool keeps for reuse is in use.
+    """
+    try:
+        import_module("cuda.core").Device(index).set_current()
+        result, free, total = import_module("cuda.bindings.driver").cuMemGetInfo()
+    except Exception:
+        return None
+    return None if int(result) else (int(total) - int(free), int(total))

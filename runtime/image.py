@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,20 @@ def to_pil(unit: NDArray[np.float32]) -> Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
+def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> None:
+    """Encode a PNG with text chunks into a file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    image.save(target, format="PNG", pnginfo=info)
+
+
 def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -> None:
     """Write a PNG with text chunks; the file appears whole or not at all.
 
@@ -47,17 +61,12 @@ def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -
         FileExistsError: there is a file of that name, and ``replace`` is false.
         OSError: the file cannot be written.
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
     if not replace:
         # Taken before it is written: two processes cannot both find the name free.
         path.touch(exist_ok=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        image.save(temporary, format="PNG", pnginfo=info)
+        write_png(image, temporary, text)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -85,7 +85,10 @@ class Networks:
             self._backend.close()
             raise
         self.recent = Recent()
-        self.text = TextEncoder(bundle, self.engine("text_encoder"), tokenizer)
+        self.text = self._text_encoder(tokenizer)
+
+    def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
+        return TextEncoder(self.bundle, self.engine("text_encoder"), tokenizer)
 
     @property
     def backend(self) -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class Pipeline:
 
     Calls from several threads wait for each other.
     """
+
+    _networks_type: ClassVar[type[Networks]] = Networks
 
     def __init__(self, networks: Networks, max_batch: int, tile: int, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
@@ -106,7 +108,7 @@ class Pipeline:
             raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
         opened = open_bundle(bundle)
         weights = merged_weights(opened, loras)
-        networks = Networks(
+        networks = cls._networks_type(
             opened,
             place,
             threads=threads,

@@ -6,9 +6,7 @@ import json
 import secrets
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -22,6 +20,7 @@ from sd2rt.runtime.demo_bundle import bundle_or_demo
 from sd2rt.runtime.image_output import check_output, save_image
 from sd2rt.runtime.making import TOLD, check_save_depth, make, upscaled, upscaling
 from sd2rt.runtime.run_words import bundle_and_prompts, check_standard_input, prompts_of_standard_input
+from sd2rt.runtime.shown_warnings import shown_warnings
 from sd2rt.runtime.step_bar import step_bar
 
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -330,7 +329,7 @@ def run(
         "tile": TILE if tile is None else tile,
     }
     with (
-        _shown_warnings(quiet),
+        shown_warnings(quiet),
         Pipeline.open(path, **opening, loras=loras) as pipeline,
         nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
@@ -372,22 +371,3 @@ def _given(context: typer.Context) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     return {field for name in given for field in _FIELDS.get(name, (name,))}
-
-
-@contextmanager
-def _shown_warnings(quiet: bool) -> Iterator[None]:
-    """Warnings as a line each on standard error, or not at all."""
-
-    shown: set[str] = set()
-
-    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
-        line = " ".join(str(message).splitlines())
-        # Many images of one request say the same thing.
-        if line not in shown:
-            shown.add(line)
-            print(f"sd2rt: warning: {line}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore" if quiet else "always")
-        warnings.showwarning = show
-        yield

@@ -16,7 +16,7 @@ from sd2rt.engines.session import Array, Engine
 from sd2rt.runtime.prompt_chunks import make_chunks
 from sd2rt.runtime.prompt_emphasis import emphasize
 from sd2rt.runtime.textual_inversion import Embedding, check_embedding
-from sd2rt.runtime.tokenizer import Tokenizer
+from sd2rt.runtime.tokenizer import Tokenizer, Tokens
 
 _KEPT = 64
 _SHOWN = 400
@@ -84,6 +84,10 @@ class TextEncoder:
     def replace_engine(self, engine: Engine) -> None:
         """Go on with another engine of the part; what the old one has made is forgotten."""
         self._engine = engine
+        self.forget()
+
+    def forget(self) -> None:
+        """Encode texts anew that were encoded before."""
         self._known.clear()
 
     def _rename(self) -> None:
@@ -98,7 +102,7 @@ class TextEncoder:
         Args:
             clip_skip: layers of the text encoder that are left out at the end.
         """
-        tokens = self._tokenizer(prompt)
+        tokens = self._tokenize(prompt)
         if tokens.cut:
             warnings.warn(
                 f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: "
@@ -123,6 +127,9 @@ class TextEncoder:
         return emphasize(
             [chunks[text] for text in texts], tokenizer.config, lambda ids: self._hidden(ids, clip_skip)
         )
+
+    def _tokenize(self, prompt: str) -> Tokens:
+        return self._tokenizer(prompt)
 
     def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
         key = ids.tobytes(), skip

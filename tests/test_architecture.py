@@ -119,6 +119,7 @@ for line in (
     ["inspect", {bundle!r}],
     ["verify", {bundle!r}],
     ["run", {bundle!r}, "a", "--steps", "2", "--threads", "1", "-o", {output!r}],
+    ["bench", {bundle!r}, "--steps", "2", "--threads", "1", "--repetitions", "1", "--no-first-image"],
 ):
     assert main(line) == 0, line
 import sys

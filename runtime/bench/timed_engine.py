@@ -1,0 +1,116 @@
+"""Engines that record when they were launched and waited for, whatever their backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter_ns
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.session import Array, Buffer, Engine, Session
+from sd2rt.runtime.bench.timeline import Timeline
+
+LAUNCH, WAIT = "launch", "wait"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class TimedEngine:
+    """An engine whose sessions record ``launch`` and ``wait``; see :class:`sd2rt.engines.session.Engine`."""
+
+    def __init__(self, engine: Engine, name: PartName, timeline: Timeline) -> None:
+        self.inner, self.part = engine, engine.part
+        self._name, self._timeline = name, timeline
+        # Only those that are in use: the engine keeps no more than some, and this must not keep the others.
+        self._sessions: WeakValueDictionary[int, TimedSession] = WeakValueDictionary()
+
+    def session(
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+    ) -> Session:
+        inner = self.inner.session(dims, carry, watch)
+        found = self._sessions.get(id(inner))
+        if found is None:
+            outputs = {tensor.name for tensor in self.part.outputs}
+            found = self._sessions[id(inner)] = TimedSession(inner, self._name, outputs, self._timeline)
+        return found
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TimedSession:
+    """See :class:`sd2rt.engines.session.Session`."""
+
+    def __init__(self, session: Session, name: PartName, outputs: set[str], timeline: Timeline) -> None:
+        self._name, self._timeline, self._add = name, timeline, timeline.add
+        self._launch, self._watched = session.launch, session.watched
+        # A carried output is no buffer, and its input stays as it is: sessions hand states to each other.
+        self.buffers: Mapping[str, Buffer] = MappingProxyType(
+            {
+                key: _TimedBuffer(buffer, name, timeline) if key in outputs else buffer
+                for key, buffer in session.buffers.items()
+            }
+        )
+
+    def launch(self) -> None:
+        if self._timeline.ranges is not None:
+            with self._timeline.span(LAUNCH, self._name):
+                self._launch()
+            return
+        # As little as can be: what it takes is counted to the host's part of a step.
+        start = perf_counter_ns()
+        self._launch()
+        self._add((LAUNCH, self._name, start, perf_counter_ns()))
+
+    def watched(self, *, wait: bool) -> list[Array]:
+        if not wait:
+            return self._watched(wait=False)
+        with self._timeline.span(WAIT, self._name):
+            return self._watched(wait=True)
+
+
+class _TimedBuffer:
+    """An output: reading it waits for the device."""
+
+    def __init__(self, buffer: Buffer, name: PartName, timeline: Timeline) -> None:
+        self._inner, self._name, self._timeline = buffer, name, timeline
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._inner.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._inner.dtype
+
+    @property
+    def host(self) -> Array:
+        return self._inner.host
+
+    def push(self, rows: slice | None = None) -> None:
+        self._inner.push(rows)
+
+    def pull(self) -> Array:
+        with self._timeline.span(WAIT, self._name):
+            return self._inner.pull()
+
+    def write(self, array: Array) -> None:
+        self._inner.write(array)
+
+    def read(self) -> Array:
+        with self._timeline.span(WAIT, self._name):
+            return self._inner.read()
+
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
+        self._inner.take(source, rows)

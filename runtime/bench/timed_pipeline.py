@@ -1,0 +1,99 @@
+"""A pipeline that records what it does when; the plain one knows nothing of it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.kinds import PartName
+from sd2rt.engines.session import Engine
+from sd2rt.runtime.bench.timed_engine import TimedEngine
+from sd2rt.runtime.bench.timeline import Timeline
+from sd2rt.runtime.networks import Networks
+from sd2rt.runtime.pipeline import Pipeline
+from sd2rt.runtime.text import TextEncoder
+from sd2rt.runtime.tokenizer import Tokenizer, Tokens
+from sd2rt.runtime.vae import Array, Vae
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TOKENISE, TEXT, ENCODER, DECODER, DEPTH = "tokenise", "text", "encoder", "decoder", "depth"
+
+
+class TimedNetworks(Networks):
+    """A bundle's networks whose calls are recorded."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # What is opened asks for engines already.
+        self.timeline = Timeline()
+        self._timed: dict[PartName, TimedEngine] = {}
+        super().__init__(*args, **options)
+
+    def engine(self, part: PartName) -> Engine:
+        engine, found = super().engine(part), self._timed.get(part)
+        if found is None or found.inner is not engine:
+            found = self._timed[part] = TimedEngine(engine, part, self.timeline)
+        return found
+
+    def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
+        return _TimedText(self.timeline, self.bundle, self.engine("text_encoder"), tokenizer)
+
+    @cached_property
+    def vae(self) -> Vae:
+        return _TimedVae(self.timeline, self.engine, self.bundle.manifest.latents, self._tile)
+
+    def depth(self, image: Image) -> NDArray[np.float32]:
+        with self.timeline.span(DEPTH):
+            return super().depth(image)
+
+
+class _TimedText(TextEncoder):
+    def __init__(self, timeline: Timeline, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._timeline = timeline
+
+    def __call__(self, prompt: str, clip_skip: int = 0) -> NDArray[Any]:
+        with self._timeline.span(TEXT):
+            return super().__call__(prompt, clip_skip)
+
+    def _tokenize(self, prompt: str) -> Tokens:
+        with self._timeline.span(TOKENISE):
+            return super()._tokenize(prompt)
+
+
+class _TimedVae(Vae):
+    def __init__(self, timeline: Timeline, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._timeline = timeline
+
+    def decode(self, latents: Array) -> Array:
+        with self._timeline.span(DECODER):
+            return super().decode(latents)
+
+    def encode(self, image: Array) -> Array:
+        with self._timeline.span(ENCODER):
+            return super().encode(image)
+
+
+class TimedPipeline(Pipeline):
+    """Records launches and waits of every part, and what texts, pictures and latents take around them."""
+
+    _networks_type: ClassVar[type[Networks]] = TimedNetworks
+
+    @property
+    def timeline(self) -> Timeline:
+        assert isinstance(self._networks, TimedNetworks)
+        return self._networks.timeline
+
+    def forget(self) -> None:
+        """Encode texts anew that were encoded before, as a pipeline does that has not seen them."""
+        self._networks.text.forget()
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Images of a call that the engines take, at most; None where there is no such bound."""
+        return self._networks.max_batch
