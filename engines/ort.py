@@ -160,10 +160,8 @@ def _share_memory() -> bool:
     """
     import onnxruntime as ort
 
-    place = ort.OrtMemoryInfo(
-        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
-    )
-    # What is asked for, not the next power of two.
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # By powers of two: regions of just what was asked for fit nothing else later, and end up a tenth larger.
     config = ort.OrtArenaCfg({"arena_extend_strategy": 0})
     try:
         ort.create_and_register_allocator(place, config)
