@@ -253,8 +253,8 @@ def note(curve: dict[str, Any], counts: Sequence[Counts]) -> str:
         if exponent > flops + WORSE - 1:
             rates = [f / s["median"] / 1e9 for f, s in zip(curve["flops"], curve["seconds"], strict=True)]
             text += (
-                f"; time grows faster than they do: from {rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s, while what products "
-                f"move goes from {first.bytes / 1e6:.0f} to {last.bytes / 1e6:.0f} MB (last cache: "
+                f"; time grows faster than they do: from {rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s, while what "
+                f"products move goes from {first.bytes / 1e6:.0f} to {last.bytes / 1e6:.0f} MB (last cache: "
                 f"{last_cache_bytes() / 1e6:.0f} MB)"
             )
         said.append(text)

@@ -44,7 +44,7 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
                 axes.legend(fontsize=8)
             else:
                 axes.set_title(f"on top of opening ~ x^{curve['memory_exponent']['median']:.2f}", fontsize=10)
-                axes.set_ylim(0, None)
+                axes.set_ylim(0, 1.15 * max(middle))
             axes.set_xscale("log")
             names = [f"{round(x**0.5)}²" if curve["grows"] == "pixels" else f"{x:g}" for x in curve["x"]]
             axes.set_xticks(curve["x"], names, fontsize=8)

@@ -38,13 +38,15 @@ class Point:
 
     def requests(self) -> list[Request]:
         return [
-            Request(
-                prompt="a lighthouse on a cliff at dusk",
-                seed=index,
-                num_inference_steps=steps,
-                width=self.side,
-                height=self.side,
-                output_type="latent",
+            Request.model_validate(
+                {
+                    "prompt": "a lighthouse on a cliff at dusk",
+                    "seed": index,
+                    "num_inference_steps": steps,
+                    "width": self.side,
+                    "height": self.side,
+                    "output_type": "latent",
+                }
             )
             for index, steps in enumerate(self.steps)
         ]

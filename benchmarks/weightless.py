@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.shapes import Graph
-from sd2rt.engines.kinds import KINDS, PartName
+from sd2rt.engines.kinds import PartName
 from sd2rt.engines.session import shape_of
 from sd2rt.export.depth_module import DepthEstimator
 from sd2rt.export.networks import skeleton
@@ -89,8 +89,6 @@ def _dimensions(configs: PipelineConfigs) -> Dimensions:
         channels=channels,
         factor=2 ** (len(configs.vae["block_out_channels"]) - 1),
         extra=shown,
-        class_label=any(
-            kind.class_label for kind in KINDS.values() if kind.in_channels == configs.unet["in_channels"]
-        ),
+        class_label=configs.unet.get("num_class_embeds") is not None,
         depth_size=(side, side),
     )

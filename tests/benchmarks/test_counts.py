@@ -87,21 +87,28 @@ def test_products_of_activations() -> None:
 def test_nothing_is_left_out_silently() -> None:
     with pytest.raises(CountError, match="Einsum"):
         one("Einsum", {"a": (2, 3), "b": (3, 4)}, equation="ij,jk->ik")
-    with pytest.raises(ShapeError, match="NonZero|shape"):
-        nodes = [
-            helper.make_node("NonZero", ["x"], ["places"]),
-            helper.make_node("Cast", ["places"], ["y"], to=TensorProto.FLOAT),
-            helper.make_node("MatMul", ["y", "y"], ["out"]),
-        ]
-        given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])]
-        graph = helper.make_graph(nodes, "g", given, [helper.make_empty_tensor_value_info("out")])
-        count(Graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), {"x": (4, 4)}))
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["y"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["y", "y"], ["out"]),
+    ]
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])]
+    graph = helper.make_graph(nodes, "g", given, [helper.make_empty_tensor_value_info("out")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    with pytest.raises(ShapeError, match="y has a shape that depends on values"):
+        count(Graph(model, {"x": (4, 4)}))
 
 
 @pytest.mark.parametrize(
     ("kind", "part"),
-    [("base", "denoiser"), ("base", "decoder"), ("base", "encoder"), ("base", "text_encoder")]
-    + [("upscaler", "denoiser"), ("upscaler", "decoder")],
+    [
+        ("base", "denoiser"),
+        ("base", "decoder"),
+        ("base", "encoder"),
+        ("base", "text_encoder"),
+        ("upscaler", "denoiser"),
+        ("upscaler", "decoder"),
+    ],
 )
 def test_a_bundle_counts_as_its_network_does(
     kind: str, part: PartName, request: pytest.FixtureRequest
