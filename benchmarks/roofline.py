@@ -177,10 +177,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{part['bytes'] / 1e6:.1f}",
                 f"{part['flops'] / part['bytes']:.0f}",
                 f"{part['seconds']['median'] * 1e3:.2f}",
-                *(
-                    f"{share[key]['median']:.0%}" if key in share else ""
-                    for key in ("gemm_fp32", "gemm_bf16", "copy")
-                ),
+                *shares,
                 part["bound"],
             )
         )
