@@ -112,7 +112,7 @@ def _measure(
     width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
     hosts, launches, firsts = [], [], []
     for repetition in range(options.repetitions + 1):
-        steps = list(_steps(pipeline, batch, width, height, options.steps, settings))
+        steps = list(timed_steps(pipeline, batch, width, height, options.steps, settings))
         if repetition:  # the first makes the session and the caches warm
             firsts.append(steps[0][0])
             hosts += [host for host, _ in steps[1:]]
@@ -130,7 +130,7 @@ def _measure(
     }
 
 
-def _steps(
+def timed_steps(
     pipeline: Pipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
 ) -> Iterator[tuple[float, float]]:
     """Microseconds outside and inside the engine of each step, asked for as a caller asks for it."""

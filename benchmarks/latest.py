@@ -49,7 +49,7 @@ class Results:
         self._found = sorted(found, key=lambda result: result.date)
 
     def newest(self, name: str, which: Callable[[dict[str, Any]], bool] = lambda value: True) -> Result:
-        """The newest result of a benchmark of which ``which`` is true. Raises NotMeasuredError where there is none."""
+        """The newest result of a benchmark that ``which`` is true of. Raises NotMeasuredError where there is none."""
         for result in reversed(self._found):
             if result.name == name and which(result.value):
                 return result

@@ -52,6 +52,6 @@ def origin(result: Result, folder: Path) -> str:
     commit = (told.get("commit") or "unknown")[:10] + (" with changes" if told.get("dirty") else "")
     load = told.get("load_average", [0.0])[0]
     return (
-        f"[{result.path.name}]({link(result, folder)}): {result.date[:10]}, commit {commit}, {told['cores']} cores of "
-        f"{told['cpu']}, load {load:g} before."
+        f"[{result.path.name}]({link(result, folder)}): {result.date[:10]}, commit {commit}, "
+        f"{told['cores']} cores of {told['cpu']}, load {load:g} before."
     )

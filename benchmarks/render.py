@@ -1,8 +1,8 @@
 """The README's table of performance and docs/performance.md, from the results alone.
 
-    python -m benchmarks.render              write both
-    python -m benchmarks.render --check      end with 1 where they are not what the results give
-    python -m benchmarks.render --results FOLDER --output FOLDER      performance.md of other results
+python -m benchmarks.render              write both
+python -m benchmarks.render --check      end with 1 where they are not what the results give
+python -m benchmarks.render --results FOLDER --output FOLDER      performance.md of other results
 """
 
 from __future__ import annotations

@@ -54,7 +54,10 @@ def _bench_tables(value: dict[str, Any]) -> str:
     ]
     stages = dict.fromkeys(stage for case in value["cases"] for stage in case["stages"])
     rows += [
-        [f"{stage}, ms", *(spread(c["stages"][stage], 1e3) if stage in c["stages"] else "" for c in value["cases"])]
+        [
+            f"{stage}, ms",
+            *(spread(c["stages"][stage], 1e3) if stage in c["stages"] else "" for c in value["cases"]),
+        ]
         for stage in stages
     ]
     rows.append(["peak memory, MB", *(_megabytes(case["peak_rss_bytes"]) for case in value["cases"])])
@@ -105,7 +108,8 @@ def _peers(value: dict[str, Any]) -> str:
         "", "precision", "s/step", "step / sd2rt", "step / diffusers", "image / diffusers", "open, s", "warm-up, s",
         "peak, GB", "off by, of 255", "PSNR, dB",
     )  # fmt: skip
-    told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, {value['threads']} threads."
+    told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
+    told += f"{value['threads']} threads."
     lines = [told, markdown.table(header, rows)]
     missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
     if missing:
@@ -133,8 +137,8 @@ def _roofline(value: dict[str, Any]) -> str:
     text = markdown.table(roofline.COLUMNS, roofline.rows(value))
     gemm, copy = value["rates_measured"]["gemm"], value["rates_measured"]["copy"]
     told = (
-        f"{_size(value['size_px'])}, batch {value['batch']}, {value['precision']}, {value['threads']} threads. The GEMM is "
-        f"{gemm['side']}x{gemm['side']} by {gemm['library']}, the copy {copy['bytes'] / 1e6:.0f} MB by "
+        f"{_size(value['size_px'])}, batch {value['batch']}, {value['precision']}, {value['threads']} threads. "
+        f"The GEMM is {gemm['side']}x{gemm['side']} by {gemm['library']}, the copy {copy['bytes'] / 1e6:.0f} MB by "
         f"{copy['library']}."
     )
     if value["agreement"]:
@@ -253,7 +257,9 @@ def _engine_builds(results: Results, folder: Path) -> str:
         for engine in variant["engines"]
     ]
     header = ("", "build, s", "peak, GB", "engine, MB", "fused attention")
-    return "\n\n".join((markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found)))
+    return "\n\n".join(
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+    )
 
 
 def _variants(results: Results, folder: Path) -> str:
@@ -272,7 +278,9 @@ def _variants(results: Results, folder: Path) -> str:
         for name, one in result.value["variants"].items()
     ]
     header = ("", "parameters, M", "bundle, GB", "build, s", "build, GB", "image of one step, s", "run, GB")
-    return "\n\n".join((markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found)))
+    return "\n\n".join(
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+    )
 
 
 SECTIONS: dict[str, Section] = {
@@ -295,4 +303,3 @@ SECTIONS: dict[str, Section] = {
     "variants": _variants,
 }
 """By the name that the template calls each by."""
-
