@@ -16,6 +16,7 @@ from benchmarks import render, report, roofline, scaling
 from benchmarks.counts import Counts
 from benchmarks.goals import GOALS, goals
 from benchmarks.latest import NotMeasuredError, Results
+from benchmarks.tables import SECTIONS
 
 MACHINE = {
     "date": "2030-01-02T00:00:00+00:00",
@@ -109,7 +110,7 @@ def test_a_stale_page_is_noticed(tmp_path: Path, peers: Path) -> None:
 
 def test_missing_results_are_said_to_be(tmp_path: Path) -> None:
     page = render.page(Results(tmp_path), tmp_path)
-    assert page.count("Not measured yet") == len(render.SECTIONS)
+    assert page.count("Not measured yet") == len(SECTIONS)
     assert page.count("| not measured yet |") == len(GOALS)
     write(tmp_path, "noise", unit="ms")
     assert "Not measured yet: the result has no 'cases'." in render.page(Results(tmp_path), tmp_path)
