@@ -35,7 +35,7 @@ from sd2rt.engines.kinds import PartName
 from sd2rt.runtime import Pipeline
 
 WORSE = 1.1
-"""An exponent above this is worse than linear; below, it is noise."""
+"""An exponent above this is worse than linear, where no round's is below 1; else it is noise."""
 _MIX = (4, 8, 12, 6)
 """Steps of requests that share the loop, in turns, as a share of --call-steps of 6."""
 
@@ -236,6 +236,10 @@ def attention_share(counts: Counts) -> float:
     return (counts.self_attention + counts.cross_attention) / counts.flops
 
 
+def _worse(exponent: dict[str, float]) -> bool:
+    return exponent["median"] > WORSE and exponent["min"] > 1
+
+
 def note(curve: dict[str, Any], counts: Sequence[Counts]) -> str:
     """What explains a curve that grows faster than linearly; empty where none does.
 
@@ -245,7 +249,7 @@ def note(curve: dict[str, Any], counts: Sequence[Counts]) -> str:
     said = []
     first, last = counts[0], counts[-1]
     exponent, flops = curve["time_exponent"]["median"], curve["flops_exponent"]
-    if exponent > WORSE:
+    if _worse(curve["time_exponent"]):
         shares = (
             f"attention's share of them goes from {attention_share(first):.0%} to {attention_share(last):.0%}"
         )
@@ -259,7 +263,7 @@ def note(curve: dict[str, Any], counts: Sequence[Counts]) -> str:
             )
         said.append(text)
     memory = curve.get("memory_exponent")
-    if memory is not None and memory["median"] > WORSE:
+    if memory is not None and _worse(memory):
         said.append(
             f"memory: the largest attention's scores go from {first.score_bytes / 1e6:.0f} to "
             f"{last.score_bytes / 1e6:.0f} MB"

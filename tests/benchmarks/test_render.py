@@ -198,4 +198,6 @@ def test_growth_that_is_worse_than_linear_is_explained() -> None:
     worse = scaling.note(curve(1.6, 1.25), counts)
     assert "from 1 to 0 GFLOP/s" in worse
     assert "from 2 to 9 MB" in worse
-    assert scaling.note({**curve(1.05, 1.0), "memory_exponent": summary(0.8)}, counts) == ""
+    for flat in (summary(1.05), summary(0.9, 1.2, 1.5)):
+        calm = {**curve(1.0, 1.0), "time_exponent": flat, "memory_exponent": summary(0.8)}
+        assert scaling.note(calm, counts) == ""
