@@ -1,4 +1,4 @@
-# make demo: from nothing to a picture. make test: from nothing to the test suite's verdict.
+# make demo: from nothing to a picture. make test: from nothing to the test suite's verdict. make bench: to a page on speed.
 # Both may be interrupted and run again, and need the network the first time only.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint parity samplers clean
+.PHONY: demo test lint parity samplers bench performance clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sd2rt build demo
@@ -41,6 +41,25 @@ parity: $(VENV)/.dev
 # The samplers' page, with their errors and pictures.
 samplers: $(VENV)/.dev
 	$(BIN)/python -m tests.runtime.samplers.page
+
+# The demo on this machine's processor, in about five minutes: results and a page of them in $(BENCH). What is committed
+# under benchmarks/results stays as it is.
+BENCH = $(OUT)/bench
+bench: $(VENV)/.dev
+	@mkdir -p $(BENCH)
+	$(BIN)/sd2rt build demo --output $(BENCH)/demo
+	$(BIN)/sd2rt bench $(BENCH)/demo --output $(BENCH)/bench.json
+	$(BIN)/python -m benchmarks.peers --small --output $(BENCH)/peers-small.json
+	$(BIN)/python -m benchmarks.first_image --output $(BENCH)/first-image.json
+	$(BIN)/python -m benchmarks.host_overhead --bundle $(BENCH)/demo --repetitions 3 --output $(BENCH)/host-overhead.json
+	$(BIN)/python -m benchmarks.roofline --bundle $(BENCH)/demo --what demo --repetitions 3 --output $(BENCH)/roofline.json
+	$(BIN)/python -m benchmarks.scaling --bundle $(BENCH)/demo --what demo --repetitions 3 --memory-repetitions 1 \
+		--output $(BENCH)/scaling.json
+	$(BIN)/python -m benchmarks.render --results $(BENCH) --output $(BENCH)
+
+# The page on performance and the README's table, from the results that are committed.
+performance: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.render
 
 # Each stamp is written last: what was interrupted is done again.
 $(VENV)/.torch:

@@ -111,7 +111,7 @@ def _measure(
     width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
     hosts, launches, firsts = [], [], []
     for repetition in range(options.repetitions + 1):
-        steps = _steps(pipeline, batch, width, height, options.steps, settings)
+        steps = timed_steps(pipeline, batch, width, height, options.steps, settings)
         if repetition:  # the first makes the session and the caches warm
             firsts.append(steps[0].host / 1e3)
             hosts += [step.host / 1e3 for step in steps[1:]]
@@ -129,7 +129,7 @@ def _measure(
     }
 
 
-def _steps(
+def timed_steps(
     pipeline: TimedPipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
 ) -> list[StepTime]:
     """Each step, asked for as a caller asks for it."""

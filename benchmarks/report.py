@@ -48,10 +48,14 @@ def finish(
     print(json.dumps(result))
 
 
+def path_of(result: dict[str, Any], output: str) -> Path:
+    """Where a result goes: ``output``, or where that is empty a file of its own among the results."""
+    name = f"{result['machine']['date'][:10]}-{result['benchmark']}.json"
+    return Path(output) if output else RESULTS / name
+
+
 def _write(result: dict[str, Any], output: str) -> None:
-    path = (
-        Path(output) if output else RESULTS / f"{result['machine']['date'][:10]}-{result['benchmark']}.json"
-    )
+    path = path_of(result, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 

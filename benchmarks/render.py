@@ -1,0 +1,84 @@
+"""The README's table of performance and docs/performance.md, from the results alone.
+
+python -m benchmarks.render              write both
+python -m benchmarks.render --check      end with 1 where they are not what the results give
+python -m benchmarks.render --results FOLDER --output FOLDER      performance.md of other results
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from string import Template
+
+from benchmarks import report
+from benchmarks.goals import goals
+from benchmarks.latest import NotMeasuredError, Results
+from benchmarks.tables import SECTIONS, Section
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
+END = "<!-- end of performance -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=report.RESULTS, help="the folder of results")
+    parser.add_argument("--output", type=Path, help="write performance.md into this folder, and nothing else")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    try:
+        results = Results(options.results)
+        if options.output is not None:
+            files = {options.output / PAGE.name: page(results, options.output)}
+        else:
+            files = {README: with_table(README.read_text(), results), PAGE: page(results, PAGE.parent)}
+    except ValueError as error:
+        sys.exit(f"benchmarks.render: {error}")
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
+    if options.check:
+        if stale:
+            names = ", ".join(path.name for path in stale)
+            sys.exit(f"{names}: not what the results give; run 'python -m benchmarks.render'")
+        return
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[path])
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def page(results: Results, folder: Path) -> str:
+    """The page on performance as it is in ``folder``, which its links are relative to."""
+    texts = {name: _section(section, results, folder) for name, section in SECTIONS.items()}
+    texts["goals"] = goals(results, folder)
+    texts["did_not_work"] = (HERE / "did_not_work.md").read_text().rstrip()
+    return Template((HERE / "performance.md.in").read_text()).substitute(texts)
+
+
+def _section(section: Section, results: Results, folder: Path) -> str:
+    try:
+        return section(results, folder)
+    except NotMeasuredError as missing:
+        return f"Not measured yet: {missing}."
+    except KeyError as missing:
+        return f"Not measured yet: the result has no {missing}."
+
+
+def with_table(readme: str, results: Results) -> str:
+    """The README with the table of goals between its two markers.
+
+    Raises:
+        ValueError: it has not each of the markers once.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md: there must be one line {BEGIN!r} and one {END!r}")
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{goals(results, ROOT)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    main()
