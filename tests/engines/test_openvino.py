@@ -159,16 +159,16 @@ def test_requests_that_share_a_batch(small_bundle: Path) -> None:
     """They come and go: batches of several sizes, of guided and unguided rows, from one compiled engine."""
     from sd2rt.runtime import Request
 
-    requests = [
-        Request(prompt="snow", seed=1, sampler="euler", num_inference_steps=6),
-        Request(prompt="rain", seed=2, sampler="dpmpp-2m", num_inference_steps=3, guidance_scale=4.0),
-        Request(prompt="fog", seed=3, sampler="ddim", num_inference_steps=4, guidance_scale=1.0),
+    told: list[dict[str, Any]] = [
+        {"prompt": "snow", "seed": 1, "sampler": "euler", "num_inference_steps": 6},
+        {"prompt": "rain", "seed": 2, "sampler": "dpmpp-2m", "num_inference_steps": 3, "guidance_scale": 4.0},
+        {"prompt": "fog", "seed": 3, "sampler": "ddim", "num_inference_steps": 4, "guidance_scale": 1.0},
     ]
-    options: dict[str, Any] = {"output_type": "np"}
+    requests = [Request(output_type="np", **options) for options in told]
     with Pipeline.open(small_bundle, backend="openvino", threads=1) as pipeline:
         assert pipeline.backend == "openvino"
-        together = pipeline.generate([request.model_copy(update=options) for request in requests])
+        together = pipeline.generate(requests)
         with Pipeline.open(small_bundle, threads=1) as reference:
             for request, output in zip(requests, together, strict=True):
-                alone = reference.generate([request.model_copy(update=options)])[0]
+                alone = reference.generate([request])[0]
                 assert np.abs(np.asarray(output.images) - np.asarray(alone.images)).max() <= 2 / 255
