@@ -18,10 +18,12 @@ They need neither sd2rt nor each other. A peer whose packages are missing is lis
 | --- | --- |
 | ``catalogue.py`` | the table of peers |
 | ``job.py`` | what a peer is told, and what its adapter has to offer |
-| ``sd2rt_pipeline.py`` ``diffusers_pipeline.py`` ``unet_loop.py`` ``optimum_onnx.py`` ``openvino_pipeline.py`` | the adapters |
+| ``sd2rt_pipeline.py`` ``diffusers_pipeline.py`` ``unet_loop.py`` | the adapters |
+| ``optimum_onnx.py`` ``openvino_pipeline.py`` | those of other environments |
 | ``diffusers_call.py`` | an image by a pipeline that is called as diffusers' are |
 | ``unet_runners.py`` ``tensorrt_unet.py`` | a UNet by another runtime, within diffusers' loop |
 | ``worker.py`` ``client.py`` | a peer's process, and the driver's end of it |
-| ``contest.py`` ``findings.py`` ``images.py`` | turns; what they come to; how far images are apart |
+| ``groups.py`` ``contest.py`` | who is open at the same time; turns |
+| ``findings.py`` ``images.py`` ``step_clock.py`` | what the turns come to; how far images are apart; when calls ended |
 | ``site.py`` ``__main__.py`` | the files that peers share; the command line |
 """

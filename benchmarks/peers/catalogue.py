@@ -36,7 +36,9 @@ PEERS: dict[str, tuple[Peer, ...]] = {
     "cpu": (
         Peer(OURS, "sd2rt, ONNX Runtime", "sd2rt_pipeline", memory=1.3),
         Peer(REFERENCE, "diffusers, eager", _DIFFUSERS, memory=1.3),
-        Peer("diffusers-compile", "diffusers, torch.compile of the UNet", _DIFFUSERS, options={"compile": True}),
+        Peer(
+            "diffusers-compile", "diffusers, torch.compile of the UNet", _DIFFUSERS, options={"compile": True}
+        ),
         Peer("diffusers-bf16", "diffusers, eager", _DIFFUSERS, "bf16", {"dtype": "bfloat16"}, 1.0),
         Peer("optimum-onnx", "optimum-onnx, ONNX Runtime", "optimum_onnx", memory=2.0),
         Peer("openvino", "optimum-intel, OpenVINO", _OPENVINO, options={"precision": "f32"}),
@@ -81,7 +83,9 @@ PEERS: dict[str, tuple[Peer, ...]] = {
             {**_HALF, "runner": "onnxruntime"},
             1.0,
         ),
-        Peer("tensorrt", "diffusers, its UNet by TensorRT", _UNET, "fp16", {**_HALF, "runner": "tensorrt"}, 1.0),
+        Peer(
+            "tensorrt", "diffusers, its UNet by TensorRT", _UNET, "fp16", {**_HALF, "runner": "tensorrt"}, 1.0
+        ),
     ),
 }
 """By where the images are made. The ends that all are divided by have the same names on both."""

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make, UnavailableError
+from benchmarks.peers.job import Job, Make, UnavailableError, require
 
 PACKAGES = ("diffusers", "torch", "transformers", "triton")
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
 def prepare(job: Job) -> None:
-    import diffusers  # noqa: F401
-
+    require("diffusers", "torch")
     check_device(job)
     compiler = os.environ.get("CXX", "g++")
     if job.options.get("compile") and on_cpu(job) and shutil.which(compiler) is None:
@@ -56,9 +55,9 @@ def on_cpu(job: Job) -> bool:
 
 def check_device(job: Job) -> None:
     """Raises UnavailableError where the hardware lacks what the options name."""
-    import torch
-
     if not on_cpu(job):
+        import torch
+
         if not torch.cuda.is_available():
             raise UnavailableError(f"torch {torch.__version__} sees no GPU")
     elif job.options.get("dtype") == "bfloat16" and not _BF16_FLAGS & _cpu_flags():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,8 +51,15 @@ class Job:
         return Path(self.prepared)
 
 
+def require(*modules: str) -> None:
+    """Raises UnavailableError where one is not installed. Imports none: that takes long, and is done to open."""
+    for name in modules:
+        if find_spec(name) is None:
+            raise UnavailableError(f"No module named {name!r}")
+
+
 class Adapter(Protocol):
-    """A module that makes a peer. Imports its packages within its functions, or an ImportError is the reason."""
+    """A module that makes a peer. Imports its packages within its functions: an ImportError is a reason."""
 
     PACKAGES: tuple[str, ...]
     """Distributions whose versions a result states."""

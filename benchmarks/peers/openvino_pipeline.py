@@ -15,7 +15,7 @@ PACKAGES = ("optimum-intel", "optimum", "openvino", "diffusers", "transformers",
 
 
 def prepare(job: Job) -> None:
-    pipeline = _pipeline()
+    require("optimum.intel")
     check_precision(job)
     if not job.folder.exists():
         exported = pipeline.from_pretrained(job.checkpoint, export=True, compile=False, load_in_8bit=False)

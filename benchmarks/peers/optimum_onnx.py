@@ -12,9 +12,11 @@ _PROVIDER = "CPUExecutionProvider"
 
 
 def prepare(job: Job) -> None:
-    pipeline = _pipeline()
+    require("optimum.onnxruntime")
     if not job.folder.exists():
-        pipeline.from_pretrained(job.checkpoint, export=True, provider=_PROVIDER).save_pretrained(job.prepared)
+        pipeline.from_pretrained(job.checkpoint, export=True, provider=_PROVIDER).save_pretrained(
+            job.prepared
+        )
 
 
 def open_pipeline(job: Job) -> Make:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.job import Image, Job, Make, UnavailableError
+from benchmarks.peers.job import Image, Job, Make, UnavailableError, require
 from benchmarks.peers.step_clock import StepClock
 
 PACKAGES = ("sd2rt", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")
@@ -14,8 +14,7 @@ PACKAGES = ("sd2rt", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "
 
 def prepare(job: Job) -> None:
     """Nothing: the bundle is there."""
-    import sd2rt.runtime  # noqa: F401
-
+    require("sd2rt.runtime")
     if job.options.get("bundle", job.bundle) is None:
         raise UnavailableError("no bundle was given")
 

@@ -26,7 +26,7 @@ def runner(job: Job, path: Path) -> Callable[[Any, Any, Any], Any]:
     dtype = torch_dtype(job)
     output = torch.empty((2, *job.latent_shape[1:]), dtype=dtype, device="cuda")
     # TensorRT advises against the default stream, on which it would wait for every call.
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def run(sample: Any, timestep: Any, text: Any) -> Any:
         given = {

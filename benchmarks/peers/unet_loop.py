@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
 from benchmarks.peers.diffusers_pipeline import check_device, load, torch_dtype
-from benchmarks.peers.job import Job, Make
+from benchmarks.peers.job import Job, Make, require
 
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "diffusers", "torch", "transformers",
@@ -21,6 +21,7 @@ _ROWS = 2
 
 
 def prepare(job: Job) -> None:
+    require("diffusers", "torch")
     check_device(job)
     runners = import_module("benchmarks.peers.unet_runners")
     runners.check(job)
@@ -35,7 +36,7 @@ def open_pipeline(job: Job) -> Make:
     run = getattr(runners, job.options["runner"])(job, job.folder / "unet.onnx")
     device = job.options.get("device", "cpu")
 
-    class Unet(torch.nn.Module):  # type: ignore[misc]
+    class Unet(torch.nn.Module):
         """What the pipeline asks of its UNet."""
 
         def __init__(self, config: Any) -> None:
