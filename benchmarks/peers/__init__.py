@@ -24,6 +24,6 @@ They need neither sd2rt nor each other. A peer whose packages are missing is lis
 | ``unet_runners.py`` ``tensorrt_unet.py`` | a UNet by another runtime, within diffusers' loop |
 | ``worker.py`` ``client.py`` | a peer's process, and the driver's end of it |
 | ``groups.py`` ``contest.py`` | who is open at the same time; turns |
-| ``findings.py`` ``images.py`` ``step_clock.py`` | what the turns come to; how far images are apart; when calls ended |
+| ``findings.py`` ``images.py`` ``step_clock.py`` | what the turns come to; how far images are apart; when calls end |
 | ``site.py`` ``__main__.py`` | the files that peers share; the command line |
 """

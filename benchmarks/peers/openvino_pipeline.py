@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make, UnavailableError
+from benchmarks.peers.job import Job, Make, UnavailableError, require
 
 PACKAGES = ("optimum-intel", "optimum", "openvino", "diffusers", "transformers", "torch")
 
@@ -18,7 +18,7 @@ def prepare(job: Job) -> None:
     require("optimum.intel")
     check_precision(job)
     if not job.folder.exists():
-        exported = pipeline.from_pretrained(job.checkpoint, export=True, compile=False, load_in_8bit=False)
+        exported = _pipeline().from_pretrained(job.checkpoint, export=True, compile=False, load_in_8bit=False)
         exported.save_pretrained(job.prepared)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make
+from benchmarks.peers.job import Job, Make, require
 
 PACKAGES = ("optimum-onnx", "optimum", "onnxruntime", "diffusers", "transformers", "torch")
 _PROVIDER = "CPUExecutionProvider"
@@ -14,9 +14,8 @@ _PROVIDER = "CPUExecutionProvider"
 def prepare(job: Job) -> None:
     require("optimum.onnxruntime")
     if not job.folder.exists():
-        pipeline.from_pretrained(job.checkpoint, export=True, provider=_PROVIDER).save_pretrained(
-            job.prepared
-        )
+        exported = _pipeline().from_pretrained(job.checkpoint, export=True, provider=_PROVIDER)
+        exported.save_pretrained(job.prepared)
 
 
 def open_pipeline(job: Job) -> Make:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.diffusers_pipeline import on_cpu, torch_dtype
-from benchmarks.peers.job import Job, UnavailableError
+from benchmarks.peers.job import Job, UnavailableError, require
 
 Run = Callable[[Any, Any, Any], Any]
 
@@ -23,7 +23,7 @@ def check(job: Job) -> None:
 
         check_precision(job)
     elif runner == "tensorrt":
-        import tensorrt  # noqa: F401
+        require("tensorrt")
     else:
         import onnxruntime
 

@@ -19,7 +19,8 @@ from benchmarks.peers.step_clock import StepClock
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHED = """#!{python}
-import os, runpy, sys
+import os, sys
+sys.path.insert(0, os.getcwd())
 from benchmarks.peers import worker
 make = worker._Worker._image
 made = []
