@@ -18,6 +18,8 @@ def maker(pipeline: Any, job: Job, *, dtype: Any = None, device: str = "cpu") ->
     """
     import torch
 
+    # The environment does not always decide; the other runtimes are told where they are opened.
+    torch.set_num_threads(job.threads)
     pipeline.set_progress_bar_config(disable=True)
     on_gpu = device != "cpu"
 

@@ -61,7 +61,6 @@ class _Worker:
         if request["do"] == "prepare":
             prepare(adapter, job)
         else:
-            _set_threads(job.threads)
             self._make = adapter.open_pipeline(job)
         seconds = time.perf_counter() - start
         return {f"{request['do']}_seconds": seconds, "version": _versions(adapter.PACKAGES)}
@@ -89,15 +88,6 @@ def prepare(adapter: Adapter, job: Job) -> None:
 
 def _fields(job: Job) -> dict[str, Any]:
     return {name: getattr(job, name) for name in Job.__slots__}
-
-
-def _set_threads(threads: int) -> None:
-    """PyTorch's, which the environment alone does not always decide; adapters give others theirs."""
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(threads)
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -91,6 +91,8 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
     assert peers["sd2rt"]["ratio"]["sd2rt"]["seconds_per_step"]["median"] == 1
     assert peers["sd2rt"]["version"]["onnxruntime"]
     assert peers["onnxruntime-loop"]["version"]["torch"]
+    # A framework in the process would be seen in its memory, which is to be sd2rt's own.
+    assert peers["sd2rt"]["peak_rss_bytes"] < 0.7 * peers["diffusers"]["peak_rss_bytes"]
 
     for name, reason in (
         ("dead", "ended with 1: it printed nothing"),
