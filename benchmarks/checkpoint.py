@@ -15,7 +15,8 @@ from sd2rt.export.pipeline_configs import PipelineConfigs
 from sd2rt.export.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
-SMALL = {SMALL_NAME: random_configs.SMALL} | {
+DEMO_NAME = "demo"
+SMALL = {SMALL_NAME: random_configs.SMALL, DEMO_NAME: random_configs.DEMO} | {
     f"{SMALL_NAME}-{kind}": configs for kind, configs in random_configs.SMALLS.items()
 }
 
@@ -29,10 +30,18 @@ def main() -> None:
         "--configs", default=SMALL_NAME, help=f"a folder of export/configs, or one of {', '.join(SMALL)}"
     )
     parser.add_argument("--layout", choices=("diffusers", "ldm"), default="diffusers")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of the weights: 0, or the demo's own, if left out")
+    parser.add_argument(
+        "--legacy-keys", action="store_true", help="name the weights as the published files do"
+    )
     options = parser.parse_args()
     configs = SMALL.get(options.configs) or PipelineConfigs.packaged(options.configs)
-    random_checkpoint(options.path, configs=configs, seed=options.seed, layout=options.layout)
+    seed = options.seed
+    if seed is None:
+        seed = random_configs.DEMO_SEED if options.configs == DEMO_NAME else 0
+    random_checkpoint(
+        options.path, configs=configs, seed=seed, layout=options.layout, legacy_keys=options.legacy_keys
+    )
 
 
 if __name__ == "__main__":

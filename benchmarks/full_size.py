@@ -12,13 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from benchmarks import machine, process, report
+from benchmarks.peers.findings import TIMES
+from benchmarks.peers.images import eight_bits
 from benchmarks.process import Measured, sd2rt
 
 BUILD_SECONDS_BOUND = 300.0
@@ -28,6 +32,8 @@ PSNR_BOUND = 55.0
 FULL_BYTES = 20_000_000_000
 SMALL_BYTES = 500_000_000
 SEED = 1
+SIDES = ("sd2rt", "diffusers")
+DIFFERENCE = ("max_pixel", "pixels_that_differ", "max_before_rounding", "psnr_db", "pixel_std")
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
@@ -88,10 +94,9 @@ class _Stages:
             "run", "run", bundle, PROMPT, "--steps", options.steps,
             "--seed", SEED, "--quiet", "-o", png,
         )  # fmt: skip
-        both = self._peers("together", bundle, checkpoint, "sd2rt", "diffusers", pairs=options.pairs, png=png)
-        alone = {
-            side: self._peers(f"{side} alone", bundle, checkpoint, side) for side in ("sd2rt", "diffusers")
-        }
+        both = self._peers("together", bundle, checkpoint, *SIDES, pairs=options.pairs)
+        equal = _same_picture(png, self._folder / "sd2rt.npy")
+        alone = {side: self._peers(f"{side} alone", bundle, checkpoint, side) for side in SIDES}
         return {
             "benchmark": "full-size-cpu-small" if options.small else "full-size-cpu",
             "configs": self._configs,
@@ -103,7 +108,7 @@ class _Stages:
             "stages": {name: self._measured(name) for name in self._stages},
             "build": self._builds(),
             "equal_weights": None if ldm is None else ldm == _data_hashes(manifest),
-            "comparison": _comparison(both, alone, self._stages),
+            "comparison": _comparison(both, alone, equal),
             "machine": facts,
             "load_average_after": machine.load_average(),
         }
@@ -124,14 +129,18 @@ class _Stages:
         return hashes
 
     def _peers(
-        self, stage: str, bundle: Path, checkpoint: Path, *sides: str, pairs: int = 1, png: Path | None = None
+        self, stage: str, bundle: Path, checkpoint: Path, *sides: str, pairs: int = 1
     ) -> dict[str, Any]:
-        steps, more = self._options.steps, [] if png is None else ["--png", png]
+        """Each side in a process of its own, the images of all in this folder."""
         self._module(
-            stage, "benchmarks.peers", "--bundle", bundle, "--checkpoint", checkpoint, "--sides", *sides,
-            "--prompt", PROMPT, "--steps", steps, "--pairs", pairs, "--seed", SEED, *more,
+            stage, "benchmarks.peers", "--bundle", bundle, "--checkpoint", checkpoint, "--peers", *sides,
+            "--prompt", PROMPT, "--steps", self._options.steps, "--pairs", pairs, "--seed", SEED,
+            "--workdir", self._folder / "peers", "--images", self._folder,
         )  # fmt: skip
-        found: dict[str, Any] = json.loads(self._stages[stage].stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(self._stages[stage].stdout.splitlines()[-1])["peers"]
+        for side in sides:
+            if not found[side]["available"]:
+                sys.exit(f"{side}: {found[side]['reason']}")
         return found
 
     def _module(self, stage: str, module: str, *arguments: object) -> None:
@@ -174,36 +183,32 @@ class _Stages:
         }
 
 
-def _comparison(
-    both: dict[str, Any], alone: dict[str, dict[str, Any]], stages: dict[str, Measured]
-) -> dict[str, Any]:
+def _comparison(both: dict[str, Any], alone: dict[str, dict[str, Any]], equal: bool) -> dict[str, Any]:
     """The images of both sides, and their times: each pair's ratio, so that the spread is the machine's."""
-    ours, theirs = both["sides"]["sd2rt"], both["sides"]["diffusers"]
-    ratios = {
-        key: [t / o for o, t in zip(ours[key], theirs[key], strict=True)]
-        for key in ("seconds_per_step", "seconds_per_image")
-    }
-    found = both["difference"]
+    found = both["sd2rt"]["image"]
     psnr = found["psnr_db"]
     return {
-        **found,
+        **{name: found[name] for name in DIFFERENCE},
         "bounds": {
             "max_pixel": {"bound": PIXEL_BOUND, "holds": found["max_pixel"] <= PIXEL_BOUND},
             "psnr_db": {"bound": PSNR_BOUND, "holds": psnr is None or psnr >= PSNR_BOUND},
         },
-        "cli_image_equal": both["cli_image_equal"],
+        "cli_image_equal": equal,
         **{
-            side: {key: report.summary(both["sides"][side][key]) for key in ratios}
+            side: {time: both[side][time] for time in TIMES}
             | {
-                "peak_rss_bytes": stages[f"{side} alone"].peak_rss_bytes,
-                "alone_seconds_per_step": round(
-                    statistics.median(alone[side]["sides"][side]["seconds_per_step"]), 4
-                ),
+                "peak_rss_bytes": both[side]["peak_rss_bytes"],
+                "alone_seconds_per_step": alone[side][side]["seconds_per_step"]["median"],
             }
-            for side in ("sd2rt", "diffusers")
+            for side in SIDES
         },
-        "diffusers_over_sd2rt": {key: report.summary(values) for key, values in ratios.items()},
+        "diffusers_over_sd2rt": both["diffusers"]["ratio"]["sd2rt"],
     }
+
+
+def _same_picture(png: Path, image: Path) -> bool:
+    """Whether the command's file has the pixels of the API's image, [H, W, 3] in [0, 1]."""
+    return bool(np.array_equal(np.asarray(Image.open(png)), eight_bits(np.load(image))))
 
 
 def _data_hashes(manifest: dict[str, Any]) -> dict[str, str]:
@@ -257,7 +262,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for side in ("sd2rt", "diffusers"):
         for key, label in (("seconds_per_step", "s/step"), ("seconds_per_image", "s/image")):
             rows.append((f"{side}, {label}", _spread(found[side][key]), "", ""))
-        rows.append((f"{side} alone, peak GB", f"{found[side]['peak_rss_bytes'] / 1e9:.2f}", "", ""))
+        rows.append((f"{side}, peak GB", f"{found[side]['peak_rss_bytes'] / 1e9:.2f}", "", ""))
     for key, label in (("seconds_per_step", "step"), ("seconds_per_image", "image")):
         rows.append(
             (f"diffusers / sd2rt, time per {label}", _spread(found["diffusers_over_sd2rt"][key]), "", "")

@@ -1,0 +1,193 @@
+"""Peers that take turns: prepared, opened, their first images compared, then an image each, round after round."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import process
+from benchmarks.peers.catalogue import COMMON, LEAST_PSNR_DB, REFERENCE, Peer
+from benchmarks.peers.client import Client, PeerError, PeerUnavailableError
+from benchmarks.peers.images import difference
+from benchmarks.peers.job import Image, Job
+
+SETTLE_SECONDS = 0.3
+"""Between two turns: threads may spin for a while after their last operator, which is not to fall on the next."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What is known of a peer."""
+
+    peer: Peer
+    reason: str | None = None
+    """Why it is not measured, or not to the end."""
+    version: dict[str, str] = field(default_factory=dict)
+    prepare_seconds: float = 0.0
+    open_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    image: dict[str, Any] | None = None
+    peak_rss_bytes: int = 0
+    rounds: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By the round's number: seconds_per_step (median over an image) and seconds_per_image."""
+    idle_seconds: float = 0.0
+    idle_cpu_seconds: float = 0.0
+    """What it used while the others had their turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for all peers."""
+
+    steps: int
+    pairs: int
+    seed: int
+    pythons: Mapping[str, str]
+    """The interpreter by the peer's name; this one for others."""
+    env: Mapping[str, str]
+    scratch: Path
+    limit_seconds: float
+    images: Path | None = None
+    """Where every peer's image is kept, as NAME.npy."""
+
+
+class Contest:
+    """The peers of one run."""
+
+    def __init__(self, jobs: Mapping[str, Job], peers: Sequence[Peer], settings: Settings) -> None:
+        self._jobs, self._settings = jobs, settings
+        self.found = {peer.name: Found(peer) for peer in peers}
+        self.others_cpu_seconds = 0.0
+        self._reference: Image | None = None
+        self._round = 0
+
+    def prepare(self) -> list[Peer]:
+        """Each by itself, since an export takes much memory; those that can run."""
+        for name in self.found:
+            tell(f"{name}: preparing")
+            try:
+                with self._client(name, "prepare") as client:
+                    reply = client.ask({"do": "prepare", "job": asdict(self._jobs[name])})
+                    self.found[name].prepare_seconds = reply["prepare_seconds"]
+            except PeerError as error:
+                self._drop(name, error)
+        return [found.peer for found in self.found.values() if found.reason is None]
+
+    def run(self, groups: Sequence[Sequence[str]]) -> None:
+        """Open the common peers, then group by group the others, and let them take turns."""
+        with ExitStack() as stack:
+            common = self._open([name for name in self._reference_first() if name in COMMON], stack)
+            for group in groups:
+                with ExitStack() as opened:
+                    clients = common | self._open(group, opened)
+                    self._take_turns(clients)
+                common = {name: client for name, client in common.items() if self._runs(name)}
+
+    def _reference_first(self) -> list[str]:
+        runs = [name for name in self.found if self._runs(name)]
+        return sorted(runs, key=lambda name: name != REFERENCE)
+
+    def _runs(self, name: str) -> bool:
+        return self.found[name].reason is None
+
+    def _open(self, names: Sequence[str], stack: ExitStack) -> dict[str, Client]:
+        """Open each and let it make an image, which warms it up and is compared with the reference's."""
+        clients = {}
+        for name in names:
+            if not self._runs(name):
+                continue
+            tell(f"{name}: opening")
+            found = self.found[name]
+            try:
+                client = stack.enter_context(self._client(name, "run"))
+                reply = client.ask({"do": "open", "job": asdict(self._jobs[name])})
+                found.open_seconds, found.version = reply["open_seconds"], reply["version"]
+                made = self._make(name, client)
+                found.warmup_seconds = made["seconds_per_image"]
+                self._compare(name)
+                clients[name] = client
+            except PeerError as error:
+                self._drop(name, error)
+        return clients
+
+    def _compare(self, name: str) -> None:
+        image: Image = np.load(self._image(name))
+        if name == REFERENCE:
+            self._reference = image
+        if self._reference is None:
+            return
+        bound = LEAST_PSNR_DB[self.found[name].peer.precision]
+        try:
+            apart = difference(image, self._reference)
+        except ValueError as error:
+            raise PeerError(str(error)) from error
+        psnr = apart["psnr_db"]
+        found = apart | {"bound_db": bound, "comparable": psnr is None or psnr >= bound}
+        self.found[name].image = found
+        tell(f"{name}: {found['max_pixel']} of 255 from {REFERENCE}'s image at most")
+
+    def _take_turns(self, clients: Mapping[str, Client]) -> None:
+        busy, own = process.busy_seconds(), self._cpu(clients)
+        idle: dict[str, tuple[float, float]] = {}
+        time.sleep(SETTLE_SECONDS)
+        for name, client in clients.items():
+            idle[name] = (time.perf_counter(), client.cpu_seconds())
+        for _ in range(self._settings.pairs):
+            self._round += 1
+            tell(f"round {self._round}: {', '.join(name for name in clients if self._runs(name))}")
+            for name, client in clients.items():
+                if not self._runs(name):
+                    continue
+                found, (since, cpu) = self.found[name], idle[name]
+                found.idle_seconds += time.perf_counter() - since
+                found.idle_cpu_seconds += client.cpu_seconds() - cpu
+                try:
+                    self._turn(name, client)
+                except PeerError as error:
+                    self._drop(name, error)
+                time.sleep(SETTLE_SECONDS)
+                idle[name] = (time.perf_counter(), client.cpu_seconds())
+        used = self._cpu(clients) - own
+        self.others_cpu_seconds += max(process.busy_seconds() - busy - used, 0.0)
+
+    def _turn(self, name: str, client: Client) -> None:
+        made = self._make(name, client)
+        if not made["step_seconds"]:
+            raise PeerError("it made one denoiser call, and the first is not timed: give more steps")
+        self.found[name].rounds[self._round] = {
+            "seconds_per_step": float(np.median(made["step_seconds"])),
+            "seconds_per_image": made["seconds_per_image"],
+        }
+
+    def _make(self, name: str, client: Client) -> dict[str, Any]:
+        request = {"do": "make", "steps": self._settings.steps, "seed": self._settings.seed}
+        made = client.ask(request | {"path": str(self._image(name))})
+        self.found[name].peak_rss_bytes = made["peak_rss_bytes"] or 0
+        return made
+
+    def _image(self, name: str) -> Path:
+        return (self._settings.images or self._settings.scratch) / f"{name}.npy"
+
+    def _client(self, name: str, what: str) -> Client:
+        given, log = self._settings, self._settings.scratch / f"{name}-{what}.log"
+        return Client(given.pythons.get(name, sys.executable), given.env, log, given.limit_seconds)
+
+    def _drop(self, name: str, error: PeerError) -> None:
+        text = str(error).replace(str(self._settings.scratch), "WORKDIR")
+        self.found[name].reason = text
+        tell(f"{name}: {'not available' if isinstance(error, PeerUnavailableError) else 'failed'}: {text}")
+
+    @staticmethod
+    def _cpu(clients: Mapping[str, Client]) -> float:
+        return sum(client.cpu_seconds() for client in clients.values())
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,62 @@
+"""Which peers are open at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.peers.catalogue import COMMON, Peer
+
+_OVERHEAD_BYTES = 500_000_000
+"""A process with its libraries, whatever the weights."""
+_SHARE = 0.85
+"""Of what is free: estimates are estimates."""
+
+
+def form(peers: Sequence[Peer], weights_bytes: int, free_bytes: int, together: int | None) -> list[list[str]]:
+    """Split the peers, without the common ones, into groups that fit into memory beside those.
+
+    Each takes the first group with room. One that fits nowhere is alone with the common ones: the estimate may
+    be wrong, and it is the system that says no. With ``together``, a group has at most so many processes.
+    """
+    common = [peer for peer in peers if peer.name in COMMON]
+    room = free_bytes * _SHARE - sum(_bytes(peer, weights_bytes) for peer in common)
+    most = None if together is None else max(together - len(common), 1)
+    groups: list[list[Peer]] = []
+    for peer in peers:
+        if peer in common:
+            continue
+        for group in groups:
+            taken = sum(_bytes(other, weights_bytes) for other in (*group, peer))
+            if taken <= room and (most is None or len(group) < most):
+                group.append(peer)
+                break
+        else:
+            groups.append([peer])
+    return [[peer.name for peer in group] for group in groups] or [[]]
+
+
+def asked(groups: Iterable[str], peers: Sequence[Peer]) -> list[list[str]]:
+    """What ``--groups a,b c,d`` says; the common ones are in each anyway.
+
+    Raises:
+        ValueError: a name is not among the peers, or one of them is in no group or in two.
+    """
+    found = [[name for name in group.split(",") if name not in COMMON] for group in groups]
+    named = [name for group in found for name in group]
+    wanted = {peer.name for peer in peers} - set(COMMON)
+    if sorted(named) != sorted(wanted):
+        raise ValueError(f"--groups has to name each of these once: {', '.join(sorted(wanted))}")
+    return found
+
+
+def free_bytes() -> int:
+    """Memory that new processes may take."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable")
+
+
+def _bytes(peer: Peer, weights_bytes: int) -> float:
+    return peer.memory * weights_bytes + _OVERHEAD_BYTES

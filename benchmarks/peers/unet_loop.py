@@ -1,0 +1,92 @@
+"""diffusers' pipeline with its UNet run by another runtime: what sd2rt's whole-step graph replaces.
+
+Options: ``runner`` (a function of unet_runners), ``dtype`` and ``device`` as diffusers_pipeline has them, and the
+runner's own. The UNet is exported alone, for the run's size and two guided rows: fixed shapes suit every runtime
+best. Text encoder, guidance, scheduler and decoder stay in PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from benchmarks.peers.diffusers_call import maker
+from benchmarks.peers.diffusers_pipeline import check_device, load, torch_dtype
+from benchmarks.peers.job import Job, Make, require
+
+PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "diffusers", "torch", "transformers",
+)  # fmt: skip
+_ROWS = 2
+
+
+def prepare(job: Job) -> None:
+    require("diffusers", "torch")
+    check_device(job)
+    runners = import_module("benchmarks.peers.unet_runners")
+    runners.check(job)
+    if not job.folder.exists():
+        _export(job)
+
+
+def open_pipeline(job: Job) -> Make:
+    import torch
+
+    runners = import_module("benchmarks.peers.unet_runners")
+    run = getattr(runners, job.options["runner"])(job, job.folder / "unet.onnx")
+    device = job.options.get("device", "cpu")
+
+    class Unet(torch.nn.Module):
+        """What the pipeline asks of its UNet."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.config, self.dtype, self.device = config, torch_dtype(job), torch.device(device)
+
+        def forward(
+            self, sample: Any, timestep: Any, encoder_hidden_states: Any, **others: Any
+        ) -> tuple[Any, ...]:
+            given = {name: value for name, value in others.items() if value is not None}
+            if given != {"return_dict": False}:
+                raise ValueError(f"the exported UNet knows nothing of {', '.join(given)}")
+            return (run(sample, timestep, encoder_hidden_states),)
+
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        hollow = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(job.checkpoint, subfolder="unet")
+        )
+    pipeline = load(job, unet=None).to(device)
+    pipeline.unet = Unet(hollow.config)
+    return maker(pipeline, job, dtype=torch_dtype(job), device=device)
+
+
+def _export(job: Job) -> None:
+    """Write ``unet.onnx``: sample [2, C, h, w], timestep [], text [2, 77, D] to the prediction [2, C, h, w]."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    dtype = torch_dtype(job)
+    unet = UNet2DConditionModel.from_pretrained(
+        job.checkpoint, subfolder="unet", torch_dtype=dtype, local_files_only=True
+    ).eval()
+    _, *latent = job.latent_shape
+    inputs = (
+        torch.zeros(_ROWS, *latent, dtype=dtype),
+        torch.tensor(1.0),
+        torch.zeros(_ROWS, 77, unet.config.cross_attention_dim, dtype=dtype),
+    )
+    job.folder.mkdir()
+    with torch.no_grad():
+        torch.onnx.export(
+            unet,
+            inputs,
+            job.folder / "unet.onnx",
+            kwargs={"return_dict": False},
+            input_names=["sample", "timestep", "text"],
+            output_names=["prediction"],
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
