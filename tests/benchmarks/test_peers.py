@@ -174,7 +174,9 @@ def test_a_device_is_waited_for_after_the_first_and_the_last_call_alone() -> Non
 
 
 def test_a_variant_is_sd2rt_with_further_arguments() -> None:
-    peer = variant("sd2rt-ov", {"device": "openvino", "precision": "bf16"})
-    assert (peer.adapter, peer.precision, peer.options) == ("sd2rt_pipeline", "bf16", {"device": "openvino"})
+    peer = variant("sd2rt-ov", {"backend": "openvino", "precision": "bf16"})
+    assert (peer.adapter, peer.precision) == ("sd2rt_pipeline", "bf16")
+    assert peer.options == {"backend": "openvino", "precision": "bf16"}
+    assert variant("half", {"bundle": "b", "precision": "fp16"}).options == {"bundle": "b"}
     with pytest.raises(ValueError, match="precision is int3"):
         variant("x", {"precision": "int3"})
