@@ -53,7 +53,8 @@ def _own(name: str) -> bool:
 
 
 def _step(peer: Mapping[str, Any]) -> float:
-    return float(peer["seconds_per_step"]["median"])
+    """Over diffusers' of the same round: peers that were never open together can be compared by it."""
+    return float(peer["ratio"]["diffusers"]["seconds_per_step"]["median"])
 
 
 def _fastest(peers: Mapping[str, Any], own: bool, what: str) -> tuple[str, Any]:
@@ -68,7 +69,6 @@ def _fp32_step(results: Results) -> Found:
     peers = _available(result, "fp32")
     _, peer = _fastest(peers, False, f"no fp32 peer in {result.path.name}")
     name, ours = _fastest(peers, True, f"no sd2rt in fp32 in {result.path.name}")
-    # Rounds are shared with "sd2rt" and "diffusers" alone: of another one, the medians are divided.
     if name == "sd2rt":
         return Found(markdown.inverse(peer["ratio"]["sd2rt"]["seconds_per_step"]), result)
     return _once(_step(ours) / _step(peer), result)
