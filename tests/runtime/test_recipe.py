@@ -217,6 +217,7 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
         "output",
         "device",
         "backend",
+        "precision",
         "threads",
         "tile",
     }
