@@ -12,11 +12,11 @@ import re
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sd2rt.engines.cuda_memory import Arena, Memory, PinnedMemory
 from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
-from sd2rt.engines.session import Array
+from sd2rt.engines.session import Array, Closing
 
 STICKY = (
     "CUDA_ERROR_ASSERT",
@@ -47,7 +47,7 @@ _NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOf
 _THREAD = threading.local()
 
 
-class CudaDevice:
+class CudaDevice(Closing):
     """A GPU, one non-blocking stream on it, and what sessions share: a context manager that owns them.
 
     Everything is enqueued on the one stream, so its order is the program's. Not for several threads at once.
@@ -277,14 +277,6 @@ class CudaDevice:
             self._stream.close()
         self._staging = None
         self._dead = self._dead or f"{self} is closed: open it again"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Guard:

@@ -1,9 +1,10 @@
-"""Buffers of sessions whose host array is a NumPy array; see :class:`sd2rt.engines.session.Buffer`."""
+"""Buffers whose host array is a NumPy array, and sessions of them; see :mod:`sd2rt.engines.session`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -66,3 +67,30 @@ class HostBuffer(ArrayBuffer):
             taken, to = map(list, zip(*rows, strict=True))
             # Indexed by lists, it is a copy: the source may be this array.
             self.host[to] = source.pull()[taken]
+
+
+class WaitedSession:
+    """What sessions have in common whose launch is done when it returns: carried buffers, and the watched output."""
+
+    def __init__(
+        self, buffers: Mapping[str, ArrayBuffer], carry: Mapping[str, str], watch: str | None
+    ) -> None:
+        self.buffers: Mapping[str, Buffer] = MappingProxyType(dict(buffers))
+        self._carried = [buffers[target] for target in carry.values()]
+        self._watch = None if watch is None else buffers[watch]
+        self._seen: list[Array] = []
+        self._phase = 0
+
+    def _launched(self) -> None:
+        """Let carried buffers change places, and keep what is watched."""
+        if self._carried:
+            self._phase ^= 1
+            for buffer in self._carried:
+                buffer.phase = self._phase
+        if self._watch is not None:
+            self._seen.append(self._watch.read())
+
+    def watched(self, *, wait: bool) -> list[Array]:
+        """What has not been handed out yet: a launch is done when it returns, so all there is."""
+        seen, self._seen = self._seen, []
+        return seen

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError, engine_error
-from sd2rt.engines.host_buffer import HostBuffer
+from sd2rt.engines.host_buffer import HostBuffer, WaitedSession
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Part
-from sd2rt.engines.session import Array, Buffer, ComputePrecision, Engine, Session, shape_of
+from sd2rt.engines.session import Array, Closing, ComputePrecision, Engine, Session, Sessions, shape_of
 from sd2rt.engines.weights import replaced_initializers
 
 if TYPE_CHECKING:
     import openvino
 
-_SESSIONS_KEPT = 16
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NUMBERS = frozenset({"weights", "shares", "update"})
 """Inputs of the denoiser that its sums are weighted by."""
@@ -72,7 +71,7 @@ class OpenVinoBackend:
         return
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Closing):
     """A part compiled by OpenVINO for any size of its symbols.
 
     All sessions take turns in one inference request: what it computes between input and output it keeps in memory
@@ -127,7 +126,7 @@ class OpenVinoEngine:
             raise engine_error(f"{path} cannot be loaded by OpenVINO", error) from error
         self._lock = threading.Lock()
         self._bound: OpenVinoSession | None = None
-        self._sessions: OrderedDict[tuple[object, ...], OpenVinoSession] = OrderedDict()
+        self._sessions = Sessions[OpenVinoSession]()
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
@@ -139,15 +138,7 @@ class OpenVinoEngine:
         """
         if self._request is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
-        found = self._sessions.get(key)
-        if found is None:
-            found = OpenVinoSession(self, dims, carry, watch)
-            self._sessions[key] = found
-            if len(self._sessions) > _SESSIONS_KEPT:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(key)
-        return found
+        return self._sessions.get(functools.partial(OpenVinoSession, self), dims, carry, watch)
 
     def infer(self, session: OpenVinoSession) -> None:
         """Run once on a session's buffers.
@@ -180,16 +171,8 @@ class OpenVinoEngine:
             self._sessions.clear()
             self._request = self._bound = None
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class OpenVinoSession:
+class OpenVinoSession(WaitedSession):
     """NumPy arrays that OpenVINO reads and writes in place; a carried output and its input change places."""
 
     def __init__(
@@ -215,13 +198,9 @@ class OpenVinoSession:
             name: [openvino.Tensor(array, shared_memory=True) for array in buffer.arrays]
             for name, buffer in buffers.items()
         }
-        self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
+        super().__init__(buffers, carry, watch)
         self.changed = (twins, set(carry))
         """Inputs and outputs whose memory is another one at every launch."""
-        self._carried = [buffers[target] for target in twins]
-        self._watch = None if watch is None else buffers[watch]
-        self._seen: list[Array] = []
-        self._phase = 0
 
     def tensor(self, name: str) -> openvino.Tensor:
         """The memory of an input, or of an output, at the next launch."""
@@ -233,17 +212,7 @@ class OpenVinoSession:
     def launch(self) -> None:
         """Run once; see :class:`sd2rt.engines.session.Session`."""
         self._engine.infer(self)
-        if self._carried:
-            self._phase ^= 1
-            for buffer in self._carried:
-                buffer.phase = self._phase
-        if self._watch is not None:
-            self._seen.append(self._watch.read())
-
-    def watched(self, *, wait: bool) -> list[Array]:
-        """What has not been handed out yet: a launch is done when it returns, so all there is."""
-        seen, self._seen = self._seen, []
-        return seen
+        self._launched()
 
 
 def _replace_constants(model: openvino.Model, values: Mapping[str, Array]) -> None:

@@ -6,31 +6,29 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
-from sd2rt.engines.host_buffer import ArrayBuffer, HostBuffer
+from sd2rt.engines.host_buffer import ArrayBuffer, HostBuffer, WaitedSession
 from sd2rt.engines.manifest import Part
-from sd2rt.engines.session import Array, Buffer, Device, Session, shape_of
+from sd2rt.engines.session import Array, Buffer, Closing, Device, Session, Sessions, shape_of
 from sd2rt.engines.weights import replaced_initializers
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_SESSIONS_KEPT = 16
 _FATAL = 4
 # A captured graph is named by a number that no other one of its engine may have.
 _GRAPH_IDS = itertools.count(1)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closing):
     """A part as an ONNX Runtime session; any size of the part's symbols runs from the one file.
 
     Args:
@@ -94,7 +92,7 @@ class OnnxRuntimeEngine:
             raise _no_cuda(device, "its CUDA provider did not start")
         self.part = part
         self.device = device
-        self._sessions: OrderedDict[tuple[object, ...], OnnxRuntimeSession] = OrderedDict()
+        self._sessions = Sessions[OnnxRuntimeSession]()
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
@@ -106,28 +104,13 @@ class OnnxRuntimeEngine:
         """
         if self._session is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
-        found = self._sessions.get(key)
-        if found is None:
-            found = OnnxRuntimeSession(self._session, self.part, self.device, dims, carry, watch)
-            self._sessions[key] = found
-            if len(self._sessions) > _SESSIONS_KEPT:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(key)
-        return found
+        make = functools.partial(OnnxRuntimeSession, self._session, self.part, self.device)
+        return self._sessions.get(make, dims, carry, watch)
 
     def close(self) -> None:
         """Free the engine and its sessions; a session that is still held keeps the engine alive."""
         self._sessions.clear()
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def cpu_options(threads: int | None) -> onnxruntime.SessionOptions:
@@ -171,7 +154,7 @@ def _share_memory() -> bool:
     return True
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(WaitedSession):
     """Buffers bound to an ONNX Runtime session.
 
     A carried output and its input are two arrays that change places at every launch: there are two bindings,
@@ -211,10 +194,7 @@ class OnnxRuntimeSession:
                 self._bindings.append(binding)
         except Exception as error:
             raise engine_error(f"{self._label} cannot be prepared", error) from error
-        self.buffers: Mapping[str, Buffer] = MappingProxyType(buffers)
-        self._carried = [buffers[target] for target in twins]
-        self._watch = None if watch is None else buffers[watch]
-        self._seen: list[Array] = []
+        super().__init__(buffers, carry, watch)
         self._options = [ort.RunOptions() for _ in self._bindings]
         for options in self._options:
             # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
@@ -223,7 +203,6 @@ class OnnxRuntimeSession:
             if device.kind == "cpu" and not carry:
                 # What is not a step comes once an image: the arena's memory is given back after it.
                 options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._phase = 0
 
     def launch(self) -> None:
         """Run once; see :class:`sd2rt.engines.session.Session`."""
@@ -231,17 +210,7 @@ class OnnxRuntimeSession:
             self._session.run_with_iobinding(self._bindings[self._phase], self._options[self._phase])
         except Exception as error:
             raise engine_error(f"{self._label} failed", error) from error
-        if self._carried:
-            self._phase ^= 1
-            for buffer in self._carried:
-                buffer.phase = self._phase
-        if self._watch is not None:
-            self._seen.append(self._watch.read())
-
-    def watched(self, *, wait: bool) -> list[Array]:
-        """What has not been handed out yet: a launch is done when it returns, so all there is."""
-        seen, self._seen = self._seen, []
-        return seen
+        self._launched()
 
 
 class OrtHostBuffer(HostBuffer):

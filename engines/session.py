@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.manifest import Part, Tensor
 
 Array = NDArray[Any]
+Kept = TypeVar("Kept")
 ComputePrecision = Literal["bf16"]
 """What a backend may multiply in, in the place of the bundle's own precision."""
 
@@ -113,6 +116,61 @@ class Session(Protocol):
         Raises:
             EngineError: the device reported an error.
         """
+
+
+SESSIONS_KEPT = 16
+
+
+class Sessions(Generic[Kept]):
+    """An engine's sessions, by what they were asked for with; the least recently used goes beyond 16.
+
+    Args:
+        let_go: hears each session that goes.
+    """
+
+    def __init__(self, let_go: Callable[[Kept], None] = lambda session: None) -> None:
+        self._kept: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
+        self._let_go = let_go
+
+    def get(
+        self,
+        make: Callable[[Mapping[str, int], Mapping[str, str], str | None], Kept],
+        dims: Mapping[str, int],
+        carry: Mapping[str, str],
+        watch: str | None,
+    ) -> Kept:
+        """The session for these, made where there is none."""
+        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = make(dims, carry, watch)
+            if len(self._kept) > SESSIONS_KEPT:
+                self._let_go(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(key)
+        return found
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._kept.values())
+
+    def clear(self) -> None:
+        """Let go of all."""
+        while self._kept:
+            self._let_go(self._kept.popitem(last=False)[1])
+
+
+class Closing(ABC):
+    """What is closed at the end of a ``with``."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class Engine(Protocol):

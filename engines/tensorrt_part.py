@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.kinds import TILE, UNTILED, PartName
 from sd2rt.engines.manifest import EngineBackend, EngineEntry, Part
 from sd2rt.engines.rebuilt import rebuilt_engine
-from sd2rt.engines.session import Array, Session
+from sd2rt.engines.session import Array, Closing, Session
 from sd2rt.engines.tensorrt_runtime import TensorRtEngine
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class TensorRtPart:
+class TensorRtPart(Closing):
     """A part's engines as one: each is loaded when sizes that it takes are first asked for.
 
     Args:
@@ -124,14 +124,6 @@ class TensorRtPart:
         engines, self._engines = self._engines or {}, None
         for engine in engines.values():
             engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def build_command(

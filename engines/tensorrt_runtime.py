@@ -10,29 +10,28 @@ import contextlib
 import hashlib
 import os
 import re
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from sd2rt.engines.bundle import plain_file
 from sd2rt.engines.cuda import CudaDevice
 from sd2rt.engines.cuda_session import CudaSession
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.manifest import EngineEntry, Part, Tensor
-from sd2rt.engines.session import Array, Session, shape_of
+from sd2rt.engines.session import Array, Closing, Session, Sessions, shape_of
 from sd2rt.engines.store import cache_dir
 from sd2rt.engines.tensorrt_module import DTYPES, unfit
 from sd2rt.engines.weights import Weights
 
-_SESSIONS_KEPT = 16
 _CHUNK_BYTES = 16 << 20
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class TensorRtEngine:
+class TensorRtEngine(Closing):
     """An engine file on a GPU: its weights once, and for each of its sizes an execution context.
 
     Args:
@@ -70,7 +69,7 @@ class TensorRtEngine:
         self._logger = _logger(module)
         content = _read_verified(bundle, entry, self._path)
         self._engine: Any = None
-        self._sessions: OrderedDict[tuple[object, ...], CudaSession] = OrderedDict()
+        self._sessions = Sessions(CudaSession.close)
         with device.errors(f"{self._path} cannot be loaded on {device}"):
             self._logger.take()
             # One that may bring code of its own for the host is refused: that is the default, and stays.
@@ -165,14 +164,7 @@ class TensorRtEngine:
         """
         if self._engine is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
-        found = self._sessions.get(key)
-        if found is None:
-            found = self._sessions[key] = self._make(dims, carry, watch)
-            if len(self._sessions) > _SESSIONS_KEPT:
-                self._sessions.popitem(last=False)[1].close()
-        self._sessions.move_to_end(key)
-        return found
+        return self._sessions.get(self._make, dims, carry, watch)
 
     def _make(self, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None) -> CudaSession:
         fitting = (index for index, profile in enumerate(self.entry.profiles) if profile.takes(dims))
@@ -227,8 +219,6 @@ class TensorRtEngine:
             BundleError: the graph's weights cannot be read.
             EngineError: the backend refuses one of them.
         """
-        for session in self._sessions.values():
-            session.close()
         self._sessions.clear()
         with self.device.errors(f"{self._path} cannot be refitted"):
             self._logger.take()
@@ -257,22 +247,12 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Free the engine and its sessions, whoever still holds one."""
-        for session in self._sessions.values():
-            session.close()
         self._sessions.clear()
         if self._engine is not None and self._kernels is not None:
             # After an error that is for good they are compiled again.
             with contextlib.suppress(EngineError), self.device.errors(f"{self._label} cannot be closed"):
                 self._kernels.save()
         self._engine = self._runtime = self._kernels = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Context:

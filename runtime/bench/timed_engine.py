@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from sd2rt.engines.kinds import PartName
-from sd2rt.engines.session import Array, Buffer, Engine, Session
+from sd2rt.engines.session import Array, Buffer, Closing, Engine, Session
 from sd2rt.runtime.bench.timeline import Timeline
 
 LAUNCH, WAIT = "launch", "wait"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class TimedEngine:
+class TimedEngine(Closing):
     """An engine whose sessions record ``launch`` and ``wait``; see :class:`sd2rt.engines.session.Engine`."""
 
     def __init__(self, engine: Engine, name: PartName, timeline: Timeline) -> None:
@@ -39,14 +39,6 @@ class TimedEngine:
 
     def close(self) -> None:
         self.inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TimedSession:
