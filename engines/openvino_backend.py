@@ -7,22 +7,22 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sd2rt.engines.bundle import Bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError, engine_error
 from sd2rt.engines.host_buffer import HostBuffer, WaitedSession
 from sd2rt.engines.kinds import PartName
 from sd2rt.engines.manifest import Part
+from sd2rt.engines.openvino_graph import CompiledGraph, OpenVinoGraph
 from sd2rt.engines.session import Array, Closing, ComputePrecision, Engine, Session, Sessions, shape_of
-from sd2rt.engines.weights import replaced_initializers
 
 if TYPE_CHECKING:
     import openvino
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_NUMBERS = frozenset({"weights", "shares", "update"})
-"""Inputs of the denoiser that its sums are weighted by."""
+_LAUNCHES_KEPT = 200
+"""Launches of other sizes in a row that the first size's compilation is kept for: several images."""
 
 
 class OpenVinoBackend:
@@ -72,19 +72,22 @@ class OpenVinoBackend:
 
 
 class OpenVinoEngine(Closing):
-    """A part compiled by OpenVINO for any size of its symbols.
+    """A part compiled by OpenVINO: for the first size that is asked for, and once more for all others.
 
-    All sessions take turns in one inference request: what it computes between input and output it keeps in memory
-    for the next run, which at Stable Diffusion's size is gigabytes.
+    A compilation for one size is faster (its operators are fused further), takes weights of its own, and computes
+    that size alone. So there are two at most. The first session's size has one; the other takes any size, and is
+    made when a second size is asked for. Where the first size has not run for the last 200 launches, its
+    compilation goes: from then on the other one serves it too.
 
     Args:
         core: it is shared, and outlives this.
         path: the ONNX file.
         precision: see :class:`OpenVinoBackend`.
-        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own.
+        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. They are
+            kept until the second compilation is made, and must not change.
 
     Raises:
-        EngineError: the model cannot be compiled, or has no such weights.
+        EngineError: the file cannot be read as a model, or has no such weights.
         BundleError: there are weights to replace, and the part's map of them cannot be read.
     """
 
@@ -100,32 +103,14 @@ class OpenVinoEngine(Closing):
     ) -> None:
         self.part = part
         self._label = f"{Path(part.onnx).parent.name} on cpu"
-        options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            # Left to itself it takes bfloat16 where the CPU has it.
-            "INFERENCE_PRECISION_HINT": "f32" if precision is None else precision,
-        }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
-        # Read before anything is compiled: its errors are the bundle's.
-        replaced = (
-            {} if weights is None else dict(replaced_initializers(self._label, part, path, weights, threads))
+        self._graph: OpenVinoGraph | None = OpenVinoGraph(
+            core, self._label, part, path, threads=threads, precision=precision, weights=weights
         )
-        try:
-            model = core.read_model(path)
-            _replace_constants(model, replaced)
-            if precision is not None:
-                _keep_sums_exact(model)
-            # They are numbered by the model; the names that a compiled one gives may be others.
-            self._inputs = [port.get_any_name() for port in model.inputs]
-            self._outputs = [port.get_any_name() for port in model.outputs]
-            compiled = core.compile_model(model, "CPU", options)
-            self._request: openvino.InferRequest | None = compiled.create_infer_request()
-        except RuntimeError as error:
-            raise engine_error(f"{path} cannot be loaded by OpenVINO", error) from error
         self._lock = threading.Lock()
-        self._bound: OpenVinoSession | None = None
+        self._closed = False
+        self._first: tuple[Mapping[str, int], CompiledGraph] | None = None
+        self._any: CompiledGraph | None = None
+        self._since_first = 0
         self._sessions = Sessions[OpenVinoSession]()
 
     def session(
@@ -133,12 +118,18 @@ class OpenVinoEngine(Closing):
     ) -> Session:
         """The session for these sizes, made on first use; the least recently used is dropped after 16.
 
+        The first one of all compiles the part, and so does the first one of another size.
+
         Raises:
-            EngineError: there is no memory for its buffers, or the engine is closed.
+            EngineError: the part cannot be compiled, there is no memory for it or its buffers, or the engine is
+                closed.
+            BundleError: the weights that are put in the place of the bundle's own cannot be made again.
         """
-        if self._request is None:
-            raise EngineError(f"{self._label} is closed: open it again")
-        return self._sessions.get(functools.partial(OpenVinoSession, self), dims, carry, watch)
+        with self._lock:
+            self._refuse_closed()
+            session = self._sessions.get(functools.partial(OpenVinoSession, self), dims, carry, watch)
+            self._compiled(session)
+            return session
 
     def infer(self, session: OpenVinoSession) -> None:
         """Run once on a session's buffers.
@@ -147,29 +138,45 @@ class OpenVinoEngine(Closing):
             EngineError: OpenVINO failed, or the engine is closed.
         """
         with self._lock:
-            request = self._request
-            if request is None:
-                raise EngineError(f"{self._label} is closed: open it again")
+            self._refuse_closed()
             try:
-                changed = session.changed if self._bound is session else (self._inputs, self._outputs)
-                self._bound = None
-                for index, name in enumerate(self._inputs):
-                    if name in changed[0]:
-                        request.set_input_tensor(index, session.tensor(name))
-                for index, name in enumerate(self._outputs):
-                    if name in changed[1]:
-                        request.set_output_tensor(index, session.tensor(name))
-                request.start_async(share_inputs=True)
-                request.wait()
-                self._bound = session
+                self._compiled(session).run(session, session.tensor, session.changed)
             except RuntimeError as error:
                 raise engine_error(f"{session.label} failed", error) from error
+            if self._first is not None and self._any is not None:
+                self._since_first = 0 if self._first[0] == session.dims else self._since_first + 1
+                if self._since_first == _LAUNCHES_KEPT:
+                    self._first = None
+
+    def _compiled(self, session: OpenVinoSession) -> CompiledGraph:
+        """What computes a session's size, compiled where it is not yet."""
+        if self._first is not None and self._first[0] == session.dims:
+            return self._first[1]
+        if self._any is not None:
+            return self._any
+        assert self._graph is not None
+        try:
+            if self._first is None:
+                shapes = {tensor.name: session.buffers[tensor.name].shape for tensor in self.part.inputs}
+                self._first = (session.dims, self._graph.compiled(shapes))
+                return self._first[1]
+            self._any = self._graph.compiled(None)
+        except RuntimeError as error:
+            raise engine_error(f"{session.label} cannot be compiled", error) from error
+        # Nothing is compiled after this one.
+        self._graph = None
+        return self._any
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self._label} is closed: open it again")
 
     def close(self) -> None:
         """Free the engine and its sessions."""
         with self._lock:
+            self._closed = True
             self._sessions.clear()
-            self._request = self._bound = None
+            self._graph = self._first = self._any = None
 
 
 class OpenVinoSession(WaitedSession):
@@ -182,6 +189,7 @@ class OpenVinoSession(WaitedSession):
 
         part = engine.part
         self.label = f"{Path(part.onnx).parent.name} at {dict(dims)} on cpu"
+        self.dims = dict(dims)
         self._engine, self._carry = engine, dict(carry)
         twins = set(carry.values())
         try:
@@ -213,40 +221,3 @@ class OpenVinoSession(WaitedSession):
         """Run once; see :class:`sd2rt.engines.session.Session`."""
         self._engine.infer(self)
         self._launched()
-
-
-def _replace_constants(model: openvino.Model, values: Mapping[str, Array]) -> None:
-    from openvino import opset13 as ops
-
-    if not values:
-        return
-    constants = {
-        node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"
-    }
-    for name, value in values.items():
-        if name not in constants:
-            raise RuntimeError(f"it has no initialiser {name}")
-        # A copy: the caller need not keep the value.
-        constants[name].output(0).replace(ops.constant(value).output(0))
-
-
-def _keep_sums_exact(model: openvino.Model) -> None:
-    """Spell out the products of the sampler's few numbers with latents: they stay in float32.
-
-    OpenVINO multiplies matrices in bfloat16 where it is told to, whatever they are, and has no way to except one
-    that can be reached from Python. Sums of products that lie between the network and the output it leaves alone.
-    The state would otherwise be rounded to eight bits at every step.
-    """
-    from openvino import opset13 as ops
-
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul":
-            continue
-        left, right = node.input_value(0), node.input_value(1)
-        source = left.get_node()
-        while source.get_type_name() == "Unsqueeze":
-            source = source.input_value(0).get_node()
-        if source.get_friendly_name() not in _NUMBERS:
-            continue
-        products = ops.multiply(ops.unsqueeze(left, 3), ops.unsqueeze(right, 1))  # [B, m, k, n]
-        node.output(0).replace(ops.reduce_sum(products, 2, keep_dims=False).output(0))

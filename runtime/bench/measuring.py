@@ -83,7 +83,7 @@ def measure_case(
 
 
 def _warmup(warm: Sequence[Made]) -> dict[str, Any] | None:
-    """The first call of a case allocates its buffers and, on some backends, chooses its kernels."""
+    """The first call of a case allocates its buffers and, on some backends, compiles or chooses its kernels."""
     if not warm:
         return None
     return {

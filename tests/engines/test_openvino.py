@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import openvino
 import pytest
 
 from sd2rt.engines.bundle import Bundle, open_bundle
-from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
-from sd2rt.engines.openvino_backend import OpenVinoBackend
+from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError, RequestError
+from sd2rt.engines.openvino_backend import OpenVinoBackend, OpenVinoEngine
+from sd2rt.engines.openvino_graph import CompiledGraph, OpenVinoGraph
 from sd2rt.engines.ort import OnnxRuntimeEngine
 from sd2rt.engines.session import Array, Device, Session
 from sd2rt.engines.weights import Weights
@@ -51,8 +54,92 @@ def distance(found: Array, expected: Array) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+Compilations = list[tuple[str, weakref.ref[CompiledGraph]]]
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Compilations:
+    """Those that are made from here on: ``one size`` or ``any``, and whether it is still there."""
+    made: Compilations = []
+    compiled = OpenVinoGraph.compiled
+
+    def noted(graph: OpenVinoGraph, shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledGraph:
+        found = compiled(graph, shapes)
+        made.append(("any" if shapes is None else "one size", weakref.ref(found)))
+        return found
+
+    monkeypatch.setattr(OpenVinoGraph, "compiled", noted)
+    return made
+
+
+def kinds(compilations: Compilations) -> list[str]:
+    return [kind for kind, _ in compilations]
+
+
+def test_two_compilations_at_most(bundle: Bundle, compilations: Compilations) -> None:
+    """One for the first size, and one for all others."""
+    with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
+        assert kinds(compilations) == []
+        first = engine.session(DIMS, CARRY)
+        engine.session(dict(reversed(DIMS.items())))
+        assert kinds(compilations) == ["one size"]
+        others = [engine.session({**DIMS, **other}, CARRY) for other in ({"w": 16}, {"h": 16}, {"L": 154})]
+        assert kinds(compilations) == ["one size", "any"]
+        for session in (*others, first):
+            fill(session)
+            session.launch()
+        assert kinds(compilations) == ["one size", "any"]
+        assert all(there() is not None for _, there in compilations)
+    assert all(there() is None for _, there in compilations)
+
+
+def test_a_first_size_that_is_not_used_any_more(
+    bundle: Bundle, compilations: Compilations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compilation goes after so many launches of others in a row, and the one for any size serves it."""
+    monkeypatch.setattr("sd2rt.engines.openvino_backend._LAUNCHES_KEPT", 3)
+    with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
+        first, second, third = (engine.session({**DIMS, "w": width}, CARRY) for width in (8, 16, 24))
+        expected = state_after(first, 1)
+        for session in (second, third, first, second, third):
+            state_after(session, 1)
+        assert compilations[0][1]() is not None
+        state_after(second, 1)
+        assert compilations[0][1]() is None
+        assert distance(state_after(first, 1), expected) < 1e-5
+        assert engine.session(DIMS, CARRY) is first
+        assert kinds(compilations) == ["one size", "any"]
+
+
+def test_a_size_that_cannot_be_compiled(bundle: Bundle, compilations: Compilations) -> None:
+    """A UNet cannot add sides of 3 to those that it halved and doubled; what comes later is not hindered."""
+    with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
+        for _ in range(2):
+            with pytest.raises(
+                EngineError, match=r"denoiser at \{.*'h': 3, .* on cpu cannot be compiled: "
+            ) as caught:
+                engine.session({**DIMS, "h": 3}, CARRY)
+            assert "\n" not in str(caught.value)
+        assert kinds(compilations) == []
+        assert distance(state_after(engine.session(DIMS, CARRY), 1), of_onnx_runtime(bundle, DIMS, 1)) < 1e-5
+        odd = engine.session({**DIMS, "h": 3}, CARRY)
+        with pytest.raises(EngineError, match=r"denoiser at \{.*'h': 3, .* on cpu failed: "):
+            odd.launch()
+        assert kinds(compilations) == ["one size", "any"]
+
+
+def test_threads_that_ask_at_once(bundle: Bundle, compilations: Compilations) -> None:
+    with (
+        OpenVinoBackend(bundle, threads=1, precision=None).open("text_encoder") as engine,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        sessions = list(pool.map(lambda size: engine.session({"B": size}), [1, 2] * 4))
+        assert len({id(session) for session in sessions}) == 2
+        assert kinds(compilations) == ["one size", "any"]
+
+
 def test_sizes_in_turn_from_one_engine(bundle: Bundle) -> None:
-    """It is compiled for no size, and each session finds its own buffers bound."""
+    """Each session finds its own buffers bound."""
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         for width in (8, 16, 8, 24):
             dims = {**DIMS, "w": width}
@@ -77,15 +164,27 @@ def test_other_weights(bundle: Bundle) -> None:
     backend = OpenVinoBackend(bundle, threads=1, precision=None)
     with backend.open("denoiser", changed) as engine:
         assert distance(state_after(engine.session(DIMS, CARRY), 2), expected) < 1e-5
+        # They are put into the second compilation too.
+        wide = {**DIMS, "w": 16}
+        found = state_after(engine.session(wide, CARRY), 2)
+        assert distance(found, of_onnx_runtime(bundle, wide, 2, changed)) < 1e-5
     with pytest.raises(EngineError, match="denoiser on cpu has no weights named nose"):
         backend.open("denoiser", {"nose": np.zeros(1, np.float32)})
+    missing = part.model_copy(update={"initializers": "denoiser/lost.json"})
+    with pytest.raises(BundleError, match=r"lost\.json cannot be read"):
+        OpenVinoEngine(
+            openvino.Core(), missing, bundle.file(part.onnx), threads=1, precision=None, weights=changed
+        )
 
 
 @needs_bf16
-def test_bfloat16_leaves_the_samplers_sums_alone(bundle: Bundle) -> None:
+@pytest.mark.parametrize("compiled_for", ["one size", "any"])
+def test_bfloat16_leaves_the_samplers_sums_alone(bundle: Bundle, compiled_for: str) -> None:
     """What the network's output has no part in is not rounded: a step that moves latents about gives the same
     ones."""
     with OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine:
+        if compiled_for == "any":
+            engine.session({**DIMS, "w": 16}, CARRY)
         session = engine.session(DIMS, CARRY)
         values = fill(session)
         turned = np.zeros((1, 5, 7), np.float32)
@@ -100,9 +199,10 @@ def test_bfloat16_leaves_the_samplers_sums_alone(bundle: Bundle) -> None:
 
 @needs_bf16
 def test_bfloat16_is_multiplied_in(bundle: Bundle) -> None:
-    expected = of_onnx_runtime(bundle, DIMS, 1)
     with OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine:
-        assert 1e-4 < distance(state_after(engine.session(DIMS, CARRY), 1), expected) < 6e-2
+        for dims in (DIMS, {**DIMS, "w": 16}):
+            found = state_after(engine.session(dims, CARRY), 1)
+            assert 1e-4 < distance(found, of_onnx_runtime(bundle, dims, 1)) < 6e-2
 
 
 def test_a_cpu_without_bfloat16(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +225,6 @@ def test_closed(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "empty"])
 def test_a_model_that_cannot_be_loaded(bundle: Bundle, tmp_path: Path, damage: str) -> None:
-    from sd2rt.engines.openvino_backend import OpenVinoEngine
-
     model = tmp_path / "model.onnx"
     if damage != "missing":
         model.write_bytes(b"garbage" * 100 if damage == "garbage" else b"")
@@ -156,7 +254,7 @@ def test_not_installed(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_requests_that_share_a_batch(small_bundle: Path) -> None:
-    """They come and go: batches of several sizes, of guided and unguided rows, from one compiled engine."""
+    """They come and go: batches of several sizes, of guided and unguided rows, from one engine."""
     from sd2rt.runtime import Request
 
     told: list[dict[str, Any]] = [
