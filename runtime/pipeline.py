@@ -78,7 +78,8 @@ class Pipeline:
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
 
-        The parts that only some images take (encoder, depth estimator) are loaded by the first of them.
+        The parts that only some images take (encoder, depth estimator) are loaded by the first of them. OpenVINO
+        compiles all parts in the first image, for its size and number; once more in the first that differs.
 
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
