@@ -20,6 +20,8 @@ class Backend(Protocol):
     """Opens the parts of one bundle on one device."""
 
     name: str
+    precision: str
+    """What its engines multiply in: ``fp32``, ``fp16`` or ``bf16``."""
 
     @property
     def max_batch(self) -> int | None:
@@ -49,6 +51,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, device: Device, *, threads: int | None, cuda_graph: bool) -> None:
+        self.precision: str = bundle.manifest.precision
         self._bundle, self._device = bundle, device
         self._threads, self._cuda_graph = threads, cuda_graph
 

@@ -96,6 +96,11 @@ class Networks:
         return self._backend.name
 
     @property
+    def precision(self) -> str:
+        """What they multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        return self._backend.precision
+
+    @property
     def max_batch(self) -> int | None:
         """Images of a denoiser call that the engines take, at most; None where there is no such bound."""
         return self._backend.max_batch

@@ -12,7 +12,7 @@ from sd2rt.engines.backends import BackendName
 from sd2rt.engines.bundle import locate
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import Manifest, read_manifest
-from sd2rt.engines.session import Device
+from sd2rt.engines.session import ComputePrecision, Device
 from sd2rt.runtime import machine
 from sd2rt.runtime.bench.comparison import NAME
 from sd2rt.runtime.bench.first_image import first_images
@@ -43,6 +43,8 @@ class Settings:
     warmup: int
     device: str
     backend: BackendName
+    precision: ComputePrecision | None
+    """None is the bundle's own."""
     threads: int | None
     first_image: bool
     profile: Path | None
@@ -83,6 +85,7 @@ class Bench:
             settings.bundle,
             device=settings.device,
             backend=settings.backend,
+            precision=settings.precision,
             threads=settings.threads,
             max_batch=max(settings.batches),
         ) as pipeline:
@@ -129,7 +132,8 @@ class Bench:
     def _first_image(self, tell: Tell) -> dict[str, Any]:
         settings = self._settings
         options = [f"--device={settings.device}", f"--backend={settings.backend}"]
-        options += [] if settings.threads is None else [f"--threads={settings.threads}"]
+        optional = {"--precision": settings.precision, "--threads": settings.threads}
+        options += [f"{name}={value}" for name, value in optional.items() if value is not None]
         return first_images(
             str(locate(settings.bundle)),
             self._workload,
@@ -180,6 +184,7 @@ class Bench:
         return {
             "device": settings.device,
             "backend": pipeline.backend,
+            "precision": pipeline.precision,
             "threads": settings.threads,
             "steps": sampling_of(request, None).step_count,
             "guidance_scale": request.guidance_scale,
