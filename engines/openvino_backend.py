@@ -46,7 +46,7 @@ class OpenVinoBackend:
         except ImportError:
             raise MissingDependencyError("OpenVINO is not installed: pip install 'sd2rt[openvino]'") from None
         # A bundle in fp16 is widened where it is compiled.
-        self.precision = "fp32" if precision is None else precision
+        self.precision: str = "fp32" if precision is None else precision
         self._bundle, self._threads, self._precision = bundle, threads, precision
         self._core = openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
