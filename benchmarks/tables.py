@@ -110,6 +110,8 @@ def _peers(value: dict[str, Any]) -> str:
     )  # fmt: skip
     told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
     told += f"{value['threads']} threads."
+    if (reference := value.get("reference", "diffusers")) != "diffusers":
+        told += f" Images are compared with {reference}'s."
     lines = [told, markdown.table(header, rows)]
     missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
     if missing:
