@@ -48,7 +48,7 @@ BENCH = $(OUT)/bench
 bench: $(VENV)/.dev
 	@mkdir -p $(BENCH)
 	$(BIN)/sd2rt build demo --output $(BENCH)/demo
-	$(BIN)/sd2rt bench $(BENCH)/demo --output $(BENCH)/bench.json
+	$(BIN)/python -m benchmarks.bench $(BENCH)/demo --output $(BENCH)/bench.json
 	$(BIN)/python -m benchmarks.peers --small --output $(BENCH)/peers-small.json
 	$(BIN)/python -m benchmarks.first_image --output $(BENCH)/first-image.json
 	$(BIN)/python -m benchmarks.host_overhead --bundle $(BENCH)/demo --repetitions 3 --output $(BENCH)/host-overhead.json

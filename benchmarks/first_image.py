@@ -1,6 +1,6 @@
 """From the start of a process to its first PNG: `sd2rt run` and a minimal diffusers script, taking turns on the demo.
 
-    python -m benchmarks.first_image [--steps 4] [--pairs 7] [--output]
+    python -m benchmarks.first_image [--steps 4] [--pairs 7] [--warmup 1] [--output]
     python -m benchmarks.first_image --checkpoint FOLDER --bundle BUNDLE      another checkpoint, and its bundle
 
 Both are what a user would type, at their defaults. The first turn of each warms the page cache, the receipts and
@@ -49,10 +49,11 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; built if left out")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=1, help="turns of each before, which do not count")
     report.add_output(parser)
     options = parser.parse_args()
-    if options.pairs < 1 or options.steps < 1:
-        sys.exit("give at least 1 of --pairs and of --steps")
+    if options.pairs < 1 or options.steps < 1 or options.warmup < 0:
+        sys.exit("give at least 1 of --pairs and of --steps, and 0 of --warmup")
     if options.bundle is not None and options.checkpoint is None:
         sys.exit("--bundle needs its --checkpoint")
     with tempfile.TemporaryDirectory(prefix="sd2rt-first-image-") as name:
@@ -75,11 +76,11 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ],
     }  # fmt: skip
     runs: dict[str, list[Measured]] = {side: [] for side in SIDES}
-    for turn in range(options.pairs + 1):
+    for turn in range(options.warmup + options.pairs):
         for side, command in commands.items():
             pictures[side].unlink(missing_ok=True)
             measured = process.measure(command, env)
-            if turn:
+            if turn >= options.warmup:
                 runs[side].append(measured)
     apart = _largest_difference(*pictures.values())
     ratios = {
@@ -93,6 +94,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "checkpoint": "demo" if options.checkpoint is None else "given",
         "steps": options.steps,
         "pairs": options.pairs,
+        "warmup": options.warmup,
         "cores": len(os.sched_getaffinity(0)),
         **{side: _spread(found) for side, found in runs.items()},
         "ratios": ratios,

@@ -93,7 +93,7 @@ def _bf16_openvino(results: Results) -> Found:
 def _first_image(key: str) -> Callable[[Results], Found]:
     def measure(results: Results) -> Found:
         result = results.newest("first-image")
-        return Found((result.value.get("ratio") or result.value["ratios"])[key], result)
+        return Found(result.value["ratios"][key], result)
 
     return measure
 

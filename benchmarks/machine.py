@@ -16,7 +16,12 @@ def facts() -> dict[str, Any]:
     # Here, as gpu_check brings the package along where it is not installed.
     from sd2rt.runtime import machine
 
-    return machine.facts((*machine.PACKAGES, *_PEERS)) | {
+    return machine.facts((*machine.PACKAGES, *_PEERS)) | commit()
+
+
+def commit() -> dict[str, Any]:
+    """The source tree's commit, None where it is no repository, and whether what is measured was changed since."""
+    return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", "engines", "export", "runtime", "benchmarks/*.py")),
     }

@@ -16,6 +16,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
     parser.add_argument(
         "--output",
+        "-o",
         nargs="?",
         const="",
         metavar="FILE",
@@ -42,7 +43,7 @@ def finish(
     ``result`` has ``benchmark``, its name, and ``machine``, whose date names the file.
     """
     if output is not None:
-        _write(result, output)
+        write(result, output)
     print(table(header, rows))
     print()
     print(json.dumps(result))
@@ -54,7 +55,8 @@ def path_of(result: dict[str, Any], output: str) -> Path:
     return Path(output) if output else RESULTS / name
 
 
-def _write(result: dict[str, Any], output: str) -> None:
+def write(result: dict[str, Any], output: str) -> None:
+    """Write a result where :func:`path_of` says."""
     path = path_of(result, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -110,6 +110,8 @@ def _peers(value: dict[str, Any]) -> str:
     )  # fmt: skip
     told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
     told += f"{value['threads']} threads."
+    if (reference := value.get("reference", "diffusers")) != "diffusers":
+        told += f" Images are compared with {reference}'s."
     lines = [told, markdown.table(header, rows)]
     missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
     if missing:
@@ -122,12 +124,13 @@ def _size(value: Any) -> str:
 
 
 def _first_image(value: dict[str, Any]) -> str:
-    ratio = value.get("ratio") or value["ratios"]
+    ratio = value["ratios"]
     rows = [
         ["time, sd2rt / diffusers", spread(ratio["seconds"])],
         ["peak memory, sd2rt / diffusers", spread(ratio["peak_rss_bytes"])],
     ]
-    for side, found in (value.get("sides") or {}).items():
+    for side in ("sd2rt", "diffusers"):
+        found = value[side]
         rows.append([f"{side}, s", spread(found["seconds"])])
         rows.append([f"{side}, peak MB", spread(found["peak_rss_bytes"], 1e-6)])
     return markdown.table(("process start to PNG", ""), rows)

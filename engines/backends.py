@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from sd2rt.engines.bundle import Bundle
@@ -20,6 +21,8 @@ class Backend(Protocol):
     """Opens the parts of one bundle on one device."""
 
     name: str
+    precision: str
+    """What its engines multiply in: ``fp32``, ``fp16`` or ``bf16``."""
 
     @property
     def max_batch(self) -> int | None:
@@ -48,9 +51,19 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, device: Device, *, threads: int | None, cuda_graph: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        threads: int | None,
+        cuda_graph: bool,
+        profiles: Path | None = None,
+    ) -> None:
+        self.precision: str = bundle.manifest.precision
         self._bundle, self._device = bundle, device
         self._threads, self._cuda_graph = threads, cuda_graph
+        self._profiles = profiles if device.kind == "cpu" else None
 
     @property
     def max_batch(self) -> int | None:
@@ -69,6 +82,7 @@ class OnnxRuntimeBackend:
             cuda_graph=self._cuda_graph,
             weights=weights,
             prepared=find_prepared(entry) if plain else None,
+            profile=None if self._profiles is None else self._profiles / part,
         )
 
     def close(self) -> None:
@@ -84,6 +98,7 @@ def open_backend(
     threads: int | None = None,
     cuda_graph: bool | None = None,
     precision: ComputePrecision | None = None,
+    profiles: Path | None = None,
 ) -> Backend:
     """What to run a bundle with on a device.
 
@@ -94,6 +109,7 @@ def open_backend(
     Args:
         cuda_graph: capture and replay CUDA graphs; None for engines alone.
         precision: what to multiply in, where that is not the bundle's own precision.
+        profiles: a folder, for what ONNX Runtime on the CPU records of its operators; other backends record nothing.
 
     Raises:
         RequestError: the backend does not run on the device.
@@ -130,4 +146,4 @@ def open_backend(
         )
         if found is not None:
             return found
-    return OnnxRuntimeBackend(bundle, device, threads=threads, cuda_graph=bool(cuda_graph))
+    return OnnxRuntimeBackend(bundle, device, threads=threads, cuda_graph=bool(cuda_graph), profiles=profiles)

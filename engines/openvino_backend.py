@@ -45,6 +45,8 @@ class OpenVinoBackend:
             import openvino
         except ImportError:
             raise MissingDependencyError("OpenVINO is not installed: pip install 'sd2rt[openvino]'") from None
+        # A bundle in fp16 is widened where it is compiled.
+        self.precision: str = "fp32" if precision is None else precision
         self._bundle, self._threads, self._precision = bundle, threads, precision
         self._core = openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -42,6 +42,8 @@ class OnnxRuntimeEngine(Closing):
             Runtime copies them while it opens, and they need not be kept.
         prepared: on the CPU, and without other weights, the same graph as
             :func:`sd2rt.engines.prepared.find_prepared` found it.
+        profile: record every operator, which slows them down; where the file goes, less what ONNX Runtime adds to
+            its name.
 
     Raises:
         MissingDependencyError: ONNX Runtime or its CUDA provider is not installed, or there is no such GPU.
@@ -59,6 +61,7 @@ class OnnxRuntimeEngine(Closing):
         cuda_graph: bool = False,
         weights: Mapping[str, Array] | None = None,
         prepared: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime(device)
         options = cpu_options(threads)
@@ -66,6 +69,10 @@ class OnnxRuntimeEngine(Closing):
             path = prepared
             # All that there is to do was done before it was saved.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._profiled = profile is not None
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         providers: list[Any] = ["CPUExecutionProvider"]
         if device.kind == "cuda":
             cuda = {
@@ -106,6 +113,13 @@ class OnnxRuntimeEngine(Closing):
             raise EngineError(f"{self._label} is closed: open it again")
         make = functools.partial(OnnxRuntimeSession, self._session, self.part, self.device)
         return self._sessions.get(make, dims, carry, watch)
+
+    def end_profile(self) -> Path | None:
+        """Write what was recorded, and record no more: the file, in Chrome's trace format; None where nothing was."""
+        if self._session is None or not self._profiled:
+            return None
+        self._profiled = False
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Free the engine and its sessions; a session that is still held keeps the engine alive."""

@@ -31,6 +31,7 @@ class TensorRtBackend:
         cuda_graph: bool,
     ) -> None:
         self.name: str = backend
+        self.precision: str = bundle.manifest.precision
         self._bundle, self._device, self._backend = bundle, device, backend
         self._module, self._engines, self._cuda_graph = module, engines, cuda_graph
 

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sd2rt.engines.backends import BackendName
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime import option_text
+from sd2rt.runtime import option_text, shared_options
 from sd2rt.runtime.demo_bundle import bundle_or_demo
 from sd2rt.runtime.shown_warnings import shown_warnings
 
@@ -27,14 +26,12 @@ def bench(
         str | None,
         typer.Option(metavar="WxH,...", help="Pixels of the images; the bundle's own if left out."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps; the bundle's own if left out.")] = None,
+    steps: shared_options.Steps = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="Guidance scale, 1 or less turns it off; the bundle's own if left out."),
     ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="A name that `sd2rt samplers` lists; the checkpoint's own if left out.")
-    ] = None,
+    sampler: shared_options.Sampler = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the images show; a photograph, if left out.", show_default=False)
     ] = None,
@@ -43,14 +40,10 @@ def bench(
     warmup: Annotated[
         int, typer.Option(min=0, help="Images made before, of three denoiser calls each, which do not count.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    backend: Annotated[
-        BackendName,
-        typer.Option(
-            help="What runs the networks; auto takes engines on a GPU where they fit, else ONNX Runtime."
-        ),
-    ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core if left out.")] = None,
+    device: shared_options.Device = "cpu",
+    backend: shared_options.Backend = "auto",
+    precision: shared_options.Precision = None,
+    threads: shared_options.Threads = None,
     first_image: Annotated[
         bool,
         typer.Option(
@@ -100,6 +93,7 @@ def bench(
         warmup=warmup,
         device=device,
         backend=backend,
+        precision=precision,
         threads=threads,
         first_image=first_image,
         profile=profile,

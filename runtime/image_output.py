@@ -41,6 +41,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     """What made a resolved request's image, as it goes into the file and into ``--json``.
 
     ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
+    So are ``backend`` and ``precision``, which differ by rounding: a picture is made again on whatever is at hand.
     """
     from sd2rt.engines.kinds import TILE
     from sd2rt.runtime import __version__
@@ -83,6 +84,8 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         "bundle": pipeline.manifest.name,
         "identity": pipeline.manifest.identity,
         "version": __version__,
+        "backend": pipeline.backend,
+        "precision": pipeline.precision,
         "request": settings,
         **({"inputs": inputs} if inputs else {}),
         **({"tile": pipeline.tile} if pipeline.tile != TILE else {}),

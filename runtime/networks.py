@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class Networks:
             threads=threads,
             cuda_graph=cuda_graph,
             precision=precision,
+            profiles=self._profiles(),
         )
         # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
         with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
@@ -87,6 +89,10 @@ class Networks:
         self.recent = Recent()
         self.text = self._text_encoder(tokenizer)
 
+    def _profiles(self) -> Path | None:
+        """A folder for profiles of operators; None where they are not recorded."""
+        return None
+
     def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
         return TextEncoder(self.bundle, self.engine("text_encoder"), tokenizer)
 
@@ -94,6 +100,11 @@ class Networks:
     def backend(self) -> str:
         """The name of what runs them."""
         return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """What they multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        return self._backend.precision
 
     @property
     def max_batch(self) -> int | None:

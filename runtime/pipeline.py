@@ -129,6 +129,11 @@ class Pipeline:
         return self._networks.backend
 
     @property
+    def precision(self) -> str:
+        """What the networks multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        return self._networks.precision
+
+    @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 

@@ -12,10 +12,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from sd2rt.engines.backends import BackendName
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.engines.session import ComputePrecision
-from sd2rt.runtime import option_text
+from sd2rt.runtime import option_text, shared_options
 from sd2rt.runtime.demo_bundle import bundle_or_demo
 from sd2rt.runtime.image_output import check_output, save_image
 from sd2rt.runtime.making import TOLD, check_save_depth, make, upscaled, upscaling
@@ -124,7 +122,7 @@ def run(
         str | None,
         typer.Option(metavar="BUNDLE", help="An upscaler's bundle: make results four times as large."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps; the bundle's own if left out.")] = None,
+    steps: shared_options.Steps = None,
     guidance: Annotated[
         str | None,
         typer.Option(
@@ -142,9 +140,7 @@ def run(
         typer.Option(help="turbo or lcm: sampler, schedule, steps and guidance that such weights take."),
     ] = None,
     rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
-    sampler: Annotated[
-        str | None, typer.Option(help="A name that `sd2rt samplers` lists; the checkpoint's own if left out.")
-    ] = None,
+    sampler: shared_options.Sampler = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays."),
@@ -190,21 +186,10 @@ def run(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
     ] = Path("."),
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    backend: Annotated[
-        BackendName,
-        typer.Option(
-            help="What runs the networks; auto takes engines on a GPU where they fit, else ONNX Runtime."
-        ),
-    ] = "auto",
-    precision: Annotated[
-        ComputePrecision | None,
-        typer.Option(
-            help="Multiply in bfloat16, on CPUs that have it (OpenVINO); the bundle's own precision if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if left out.")] = None,
+    device: shared_options.Device = "cpu",
+    backend: shared_options.Backend = "auto",
+    precision: shared_options.Precision = None,
+    threads: shared_options.Threads = None,
     tile: Annotated[
         int | None,
         typer.Option(help="Longest side of latents that are encoded, decoded or upscaled at once."),

@@ -55,7 +55,7 @@ def main() -> None:
     finally:
         if not kept:
             shutil.rmtree(folder)
-    for line in findings.remarks(result["peers"]):
+    for line in findings.remarks(result["peers"], result["reference"]):
         print(line)
     report.finish(result, findings.COLUMNS, findings.rows(result["peers"]), options.output)
 
@@ -176,7 +176,7 @@ def _measure(
         "scheduler": json.loads((place.checkpoint / "scheduler/scheduler_config.json").read_text())[
             "_class_name"
         ],
-        "reference": REFERENCE,
+        "reference": contest.reference,
         "groups": [[name for name in (OURS, REFERENCE) if name in jobs] + group for group in together],
         "peers": findings.peers(contest.found),
         "others_cpu_seconds": round(contest.others_cpu_seconds, 2),

@@ -65,7 +65,9 @@ class Contest:
         self._jobs, self._settings = jobs, settings
         self.found = {peer.name: Found(peer) for peer in peers}
         self.others_cpu_seconds = 0.0
-        self._reference: Image | None = None
+        self.reference: str | None = None
+        """Whose image those of the others are compared with: diffusers', or of the first that made one without it."""
+        self._compared: Image | None = None
         self._round = 0
 
     def prepare(self) -> list[Peer]:
@@ -119,19 +121,18 @@ class Contest:
 
     def _compare(self, name: str) -> None:
         image: Image = np.load(self._image(name))
-        if name == REFERENCE:
-            self._reference = image
-        if self._reference is None:
-            return
-        bound = LEAST_PSNR_DB[self.found[name].peer.precision]
         try:
-            apart = difference(image, self._reference)
+            apart = difference(image, image if self._compared is None else self._compared)
         except ValueError as error:
             raise PeerError(str(error)) from error
+        if self.reference is None:
+            self.reference, self._compared = name, image
+        # Of the two that rounds more coarsely.
+        bound = min(LEAST_PSNR_DB[self.found[each].peer.precision] for each in (name, self.reference))
         psnr = apart["psnr_db"]
         found = apart | {"bound_db": bound, "comparable": psnr is None or psnr >= bound}
         self.found[name].image = found
-        tell(f"{name}: {found['max_pixel']} of 255 from {REFERENCE}'s image at most")
+        tell(f"{name}: {found['max_pixel']} of 255 from {self.reference}'s image at most")
 
     def _take_turns(self, clients: Mapping[str, Client]) -> None:
         busy, own = process.busy_seconds(), self._cpu(clients)

@@ -107,7 +107,7 @@ def _cell(ratio: Mapping[str, Any], other: str, time: str) -> str:
     return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
 
 
-def remarks(measured: Mapping[str, Any]) -> list[str]:
+def remarks(measured: Mapping[str, Any], reference: str | None) -> list[str]:
     """A line each for what a table does not show: who is missing, who draws something else, who is not quiet."""
     lines = []
     for name, peer in measured.items():
@@ -118,7 +118,7 @@ def remarks(measured: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name} did not finish: {peer['failed']}")
         image, idle = peer["image"], peer["idle"]
         if image is not None and not image["comparable"]:
-            psnr = f"{image['psnr_db']:.1f} dB of {REFERENCE}'s, and {image['bound_db']:g} are asked"
+            psnr = f"{image['psnr_db']:.1f} dB of {reference}'s, and {image['bound_db']:g} are asked"
             lines.append(f"{name} is not comparable: its image is within {psnr}")
         if idle["cpu_seconds"] > _IDLE_SHARE * idle["seconds"] + 0.05:
             lines.append(

@@ -45,7 +45,7 @@ def first_images(
     this process has opened anything, as its own peak would hide a child's.
 
     Args:
-        options: of `sd2rt run`, for device, backend and threads.
+        options: of `sd2rt run`, for device, backend, precision and threads.
         told: called before each.
 
     Raises:

@@ -6,25 +6,29 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sd2rt.engines.backends import BackendName
 from sd2rt.engines.bundle import locate
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.manifest import Manifest, read_manifest
-from sd2rt.engines.session import Device
+from sd2rt.engines.session import ComputePrecision, Device
 from sd2rt.runtime import machine
 from sd2rt.runtime.bench.comparison import NAME
 from sd2rt.runtime.bench.first_image import first_images
 from sd2rt.runtime.bench.making import make_images
 from sd2rt.runtime.bench.measuring import WARM_CALLS, Case, Tell, measure_case
 from sd2rt.runtime.bench.memory import peak_rss_bytes
+from sd2rt.runtime.bench.operators import ProfiledPipeline
 from sd2rt.runtime.bench.summary import digits
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
+from sd2rt.runtime.bench.timeline import Span
 from sd2rt.runtime.bench.trace import chrome_trace, nvtx_ranges
 from sd2rt.runtime.bench.whole_file import write_whole
 from sd2rt.runtime.bench.workload import Size, Workload
 from sd2rt.runtime.planning import sampler_of, sampling_of
+
+Opened = TypeVar("Opened", bound=TimedPipeline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Settings:
     warmup: int
     device: str
     backend: BackendName
+    precision: ComputePrecision | None
+    """None is the bundle's own."""
     threads: int | None
     first_image: bool
     profile: Path | None
@@ -79,13 +85,7 @@ class Bench:
         first = self._first_image(tell) if settings.first_image else None
         start = time.perf_counter()
         tell("opening the bundle", None)
-        with TimedPipeline.open(
-            settings.bundle,
-            device=settings.device,
-            backend=settings.backend,
-            threads=settings.threads,
-            max_batch=max(settings.batches),
-        ) as pipeline:
+        with self._opened(TimedPipeline) as pipeline:
             opening = {"seconds": digits(time.perf_counter() - start), "peak_rss_bytes": peak_rss_bytes()}
             self._check_batches(pipeline)
             cases = [
@@ -111,8 +111,8 @@ class Bench:
                 "bundle": self._bundle(),
                 "settings": self._asked(pipeline),
             }
-            if settings.profile is not None:
-                self._profile(pipeline, settings.profile, about, tell)
+        if settings.profile is not None:
+            self._profile(settings.profile, about, tell)
         used = [case["device_bytes"] for case in cases if case["device_bytes"] is not None]
         gpu = machine.gpu_facts(self._device.index) if self._device.kind == "cuda" else None
         return {
@@ -129,7 +129,8 @@ class Bench:
     def _first_image(self, tell: Tell) -> dict[str, Any]:
         settings = self._settings
         options = [f"--device={settings.device}", f"--backend={settings.backend}"]
-        options += [] if settings.threads is None else [f"--threads={settings.threads}"]
+        optional = {"--precision": settings.precision, "--threads": settings.threads}
+        options += [f"{name}={value}" for name, value in optional.items() if value is not None]
         return first_images(
             str(locate(settings.bundle)),
             self._workload,
@@ -146,24 +147,40 @@ class Bench:
                 f"--batch {max(self._settings.batches)}: the bundle's engines take at most {most} images at once"
             )
 
-    def _profile(self, pipeline: TimedPipeline, path: Path, about: dict[str, Any], tell: Tell) -> None:
-        """One image more, after its own warm-up, as a Chrome trace; on a GPU with NVTX ranges where that is there."""
+    def _profile(self, path: Path, about: dict[str, Any], tell: Tell) -> None:
+        """One image more, after its own warm-up, as a Chrome trace; on a GPU with NVTX ranges where that is there.
 
-        def made(calls: int | None = None) -> list[Any]:
+        By a pipeline of its own, opened when the measured one is closed: one that can record its operators is slower.
+        """
+
+        def made(calls: int | None = None) -> list[Span]:
             told = make_images(
                 pipeline, self._workload, self._sizes[0], 1, lambda progress: tell("profile", progress), calls
             )
             return told.spans
 
-        made(WARM_CALLS)
-        ranges = nvtx_ranges() if self._device.kind == "cuda" else None
-        pipeline.timeline.ranges = ranges
-        try:
-            spans = made()
-        finally:
-            pipeline.timeline.ranges = None
-        trace = chrome_trace(spans, {**about, "nvtx": ranges is not None})
+        with self._opened(ProfiledPipeline) as pipeline:
+            warm = made(WARM_CALLS)
+            ranges = nvtx_ranges() if self._device.kind == "cuda" else None
+            pipeline.timeline.ranges = ranges
+            try:
+                spans = made()
+            finally:
+                pipeline.timeline.ranges = None
+            profiles = pipeline.operators(warm, spans)
+        trace = chrome_trace(spans, {**about, "nvtx": ranges is not None}, profiles)
         write_whole(path, json.dumps(trace) + "\n")
+
+    def _opened(self, kind: type[Opened]) -> Opened:
+        settings = self._settings
+        return kind.open(
+            settings.bundle,
+            device=settings.device,
+            backend=settings.backend,
+            precision=settings.precision,
+            threads=settings.threads,
+            max_batch=max(settings.batches),
+        )
 
     def _bundle(self) -> dict[str, Any]:
         manifest: Manifest = self._manifest
@@ -180,6 +197,7 @@ class Bench:
         return {
             "device": settings.device,
             "backend": pipeline.backend,
+            "precision": pipeline.precision,
             "threads": settings.threads,
             "steps": sampling_of(request, None).step_count,
             "guidance_scale": request.guidance_scale,

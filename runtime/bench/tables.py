@@ -31,7 +31,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"{bundle['name']}, kind {bundle['kind']}, {bundle['precision']}: {bundle['task']}")
     console.print(
         f"{settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance_scale']}; "
-        f"{settings['backend']} on {settings['device']}"
+        f"{settings['backend']} in {settings['precision']} on {settings['device']}"
     )
     console.print()
     console.print(_process(result))

@@ -6,34 +6,37 @@ The format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNA
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
+from sd2rt.engines.kinds import PartName
 from sd2rt.runtime.bench.making import STEP
+from sd2rt.runtime.bench.operators import Profile
 from sd2rt.runtime.bench.timeline import Span
 
 if TYPE_CHECKING:
     from sd2rt.runtime.bench.timeline import Ranges
 
 _THREAD = 1
+_NO_PROFILES: Mapping[PartName, Profile] = MappingProxyType({})
 
 
-def chrome_trace(spans: Sequence[Span], about: dict[str, Any]) -> dict[str, Any]:
+def chrome_trace(
+    spans: Sequence[Span], about: dict[str, Any], profiles: Mapping[PartName, Profile] = _NO_PROFILES
+) -> dict[str, Any]:
     """Complete events (``ph`` X) with ``ts`` and ``dur`` in microseconds from the first span's start.
 
     Beside what was recorded, each step has what its host did before the launch and after it.
 
     Args:
         about: goes into ``otherData``.
+        profiles: by part, the operators of what was recorded; each part has a row of its own.
     """
     pid, origin = os.getpid(), min(span.start for span in spans)
-    names = (("process_name", "sd2rt"), ("thread_name", "host"))
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": name, "pid": pid, "tid": _THREAD, "args": {"name": value}}
-        for name, value in names
-    ]
+    events = [_named("process_name", "sd2rt", pid, _THREAD), _named("thread_name", "host", pid, _THREAD)]
     # Of two that begin at once the longer one is around the other.
     ordered = sorted([*spans, *_host(spans)], key=lambda span: (span.start, -span.end))
     events += [
@@ -48,7 +51,33 @@ def chrome_trace(spans: Sequence[Span], about: dict[str, Any]) -> dict[str, Any]
         }
         for span in ordered
     ]
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+    for tid, (part, profile) in enumerate(profiles.items(), _THREAD + 1):
+        events += _row(part, profile, pid, tid, origin)
+    recorded = {part: {"launches": p.launches, "recorded": p.recorded} for part, p in profiles.items()}
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {**about, "operators": recorded or None},
+    }
+
+
+def _named(what: str, name: str, pid: int, tid: int) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _row(part: PartName, profile: Profile, pid: int, tid: int, origin: int) -> Iterator[dict[str, Any]]:
+    yield _named("thread_name", f"{part}, operators by ONNX Runtime", pid, tid)
+    for operator in profile.operators:
+        yield {
+            "ph": "X",
+            "name": operator.name,
+            "cat": operator.told.get("op_name", "operator"),
+            "ts": (operator.start - origin) / 1e3,
+            "dur": (operator.end - operator.start) / 1e3,
+            "pid": pid,
+            "tid": tid,
+            "args": operator.told,
+        }
 
 
 def _host(spans: Sequence[Span]) -> Iterator[Span]:

@@ -17,6 +17,7 @@ from benchmarks.peers.findings import remarks
 from benchmarks.peers.images import difference
 from benchmarks.peers.step_clock import StepClock
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).resolve().parents[2]
 PATCHED = """#!{python}
 import os, sys
@@ -73,7 +74,7 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
     assert result == json.loads((tmp_path / "result.json").read_text())
     peers = result["peers"]
     assert (result["steps"], result["pairs"], result["threads"]) == (3, 2, 1)
-    assert list(peers) == names
+    assert (list(peers), result["reference"]) == (names, "diffusers")
     for name in names[:3]:
         peer = peers[name]
         assert peer["available"]
@@ -112,6 +113,30 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
     told = ran.stdout
     assert "dead is not measured: ended with 1" in told
     assert "dies did not finish: ended with 9: the power went" in told
+
+
+def test_images_are_compared_without_diffusers_too(
+    tmp_path: Path, small_checkpoint: Path, small_bundle: Path
+) -> None:
+    ran = run(
+        "--checkpoint", small_checkpoint, "--bundle", small_bundle, "--workdir", tmp_path / "work",
+        "--peers", "sd2rt", "--with", "dead={}", "--with", 'tiles={"tile": 64}', "--python", "dead=/usr/bin/false",
+        "--threads", 1, "--steps", 3, "--pairs", 1, "--images", tmp_path / "images",
+    )  # fmt: skip
+    result = result_of(ran)
+    assert result["reference"] == "sd2rt"
+    assert result["peers"]["sd2rt"]["image"]["psnr_db"] is None
+    ours, other = (np.load(tmp_path / "images" / f"{name}.npy") for name in ("sd2rt", "tiles"))
+    found = result["peers"]["tiles"]["image"]
+    expected = difference(other, ours) | {"bound_db": 40.0, "comparable": True}
+    assert found == json.loads(json.dumps(expected))
+    assert set(result["peers"]["tiles"]["ratio"]) == {"sd2rt"}
+
+    nobody = run(
+        "--checkpoint", small_checkpoint, "--bundle", small_bundle, "--workdir", tmp_path / "work",
+        "--peers", "sd2rt", "--python", "sd2rt=/usr/bin/false",
+    )  # fmt: skip
+    assert result_of(nobody)["reference"] is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,7 @@ def test_an_image_that_is_off_is_flagged() -> None:
     assert apart["psnr_db"] == pytest.approx(48.13, abs=0.01)
     image = apart | {"psnr_db": 12.0, "bound_db": 40.0, "comparable": False}
     idle = {"seconds": 10.0, "cpu_seconds": 3.0}
-    (off, spins) = remarks({"other": {"available": True, "image": image, "idle": idle}})
+    (off, spins) = remarks({"other": {"available": True, "image": image, "idle": idle}}, "diffusers")
     assert off.startswith("other is not comparable: its image is within 12.0 dB")
     assert spins.startswith("other is not idle")
     with pytest.raises(ValueError, match="not finite"):

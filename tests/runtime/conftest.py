@@ -43,7 +43,7 @@ def quick_opening(kept: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> N
     """Each part and the tokenizer are loaded once in all tests: that is most of what a command takes."""
 
     def load(part: Part, path: Path, device: Device, **options: Any) -> OnnxRuntimeEngine:
-        changed = options.get("weights") is not None
+        changed = options.get("weights") is not None or options.get("profile") is not None
         if device.kind != "cpu" or sys.modules.get("onnxruntime", ...) is None or changed:
             return OnnxRuntimeEngine(part, path, device, **options)
         if part not in kept:

@@ -51,7 +51,8 @@ def test_cases_by_size_and_batch(sd2rt: Command, small_bundle: Path) -> None:
     assert result["first_image"] is None
     assert result["peak_rss_bytes"] >= result["opening"]["peak_rss_bytes"] > 10_000_000
     assert result["machine"]["packages"]["sd2rt"]
-    assert result["settings"]["threads"] == 1
+    settings = result["settings"]
+    assert (settings["threads"], settings["backend"], settings["precision"]) == (1, "onnxruntime", "fp32")
 
 
 def test_rates_and_stages_are_of_the_same_time(sd2rt: Command, small_bundle: Path) -> None:
@@ -69,6 +70,20 @@ def test_rates_and_stages_are_of_the_same_time(sd2rt: Command, small_bundle: Pat
     yielded = case["seconds_per_yield"]
     assert CALLS * yielded["min"] < stages["steps"]
     assert yielded["median"] * 1e6 > case["launch_us"]["min"] + case["host_us"]["min"] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_another_backend_and_precision(sd2rt: Command, small_bundle: Path, precision: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in able:
+        pytest.skip("this CPU has no bfloat16 instructions")
+    chosen = ("--backend", "openvino") if precision == "fp32" else ("--precision", precision)
+    said = sd2rt("bench", small_bundle, *FAST, *chosen)
+    assert said.code == 0, said.err
+    settings = json.loads(said.out.splitlines()[-1])["settings"]
+    assert (settings["backend"], settings["precision"]) == ("openvino", precision)
+    assert f"openvino in {precision} on cpu" in said.out.splitlines()[1]
 
 
 def test_no_warm_up(sd2rt: Command, small_bundle: Path) -> None:
@@ -170,6 +185,8 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (("--profile", "."), 2, "--profile . is a folder: give a file"),
         (("--device", "gpu"), 2, "'gpu' is no device: use cpu, cuda or cuda:N"),
         (("--backend", "tensorrt"), 2, "tensorrt runs on an NVIDIA GPU"),
+        (("--precision", "fp16"), 2, "Invalid value for '--precision'"),
+        (("--precision", "bf16", "--backend", "onnxruntime"), 2, "--precision bf16 takes --backend openvino"),
     ],
 )
 def test_bad_usage(

@@ -92,13 +92,17 @@ def names(folder: Path) -> list[str]:
         ),
         (("--count", "0"), "--count is 0: give at least 1"),
         (("--device", "gpu"), "'gpu' is no device: use cpu, cuda or cuda:N"),
-        (("--threads", "0"), "threads is 0: give at least 1"),
         (("--output", "image.jpg"), "--output image.jpg is neither a .png file nor a folder: images are PNG"),
         (("--output", "x.png", "--count", "2"), "--output x.png is one file for 2 images: give a folder"),
     ],
 )
 def test_bad_request(refused: Refused, small_bundle: Path, words: tuple[str, ...], said: str) -> None:
     assert refused(2, "run", small_bundle, "a prompt", *words) == said
+
+
+@pytest.mark.parametrize("words", [("--threads", "0"), ("--precision", "fp16"), ("--backend", "magic")])
+def test_values_that_an_option_does_not_take(refused: Refused, words: tuple[str, ...]) -> None:
+    assert refused(2, "run", "./nowhere", "a", *words).startswith(f"Invalid value for '{words[0]}': ")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,25 @@ def test_the_same_picture_again(sd2rt: Command, stored: Path, options: tuple[str
     assert text_of("second.png") == text_of("first.png")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_backend_and_precision_are_told_and_not_asked_for(
+    sd2rt: Command, stored: Path, precision: str
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in able:
+        pytest.skip("this CPU has no bfloat16 instructions")
+    chosen = ("--backend", "openvino") if precision == "fp32" else ("--precision", precision)
+    made = sd2rt("run", stored, "a", *FAST, *chosen, "-o", "first.png")
+    assert made.code == 0, made.err
+    again = sd2rt("run", "--from", "first.png", "--threads", "1", "-o", "second.png")
+    assert (again.code, again.err) == (0, "")
+    first, second = (json.loads(text_of(name)["sd2rt"]) for name in ("first.png", "second.png"))
+    assert (first.pop("backend"), first.pop("precision")) == ("openvino", precision)
+    assert (second.pop("backend"), second.pop("precision")) == ("onnxruntime", "fp32")
+    assert first == second
+
+
 def test_a_preset_takes_the_place_of_all_that_it_sets(sd2rt: Command, stored: Path) -> None:
     first = sd2rt("run", stored, "a", *FAST, "--sampler", "ddim", "--guidance", "5", "-o", "first.png")
     assert first.code == 0, first.err

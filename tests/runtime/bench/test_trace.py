@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sd2rt.engines.bundle import open_bundle
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.ort import OnnxRuntimeEngine
+from sd2rt.engines.session import Device
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.bench.making import make_images, step_times
+from sd2rt.runtime.bench.operators import read_profile
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.timeline import Span, Timeline
 from sd2rt.runtime.bench.trace import chrome_trace, nvtx_ranges
@@ -60,9 +65,10 @@ def test_trace_of_an_image(sd2rt: Command, small_bundle: Path, here: Path) -> No
     trace = json.loads((here / "trace.json").read_text())
     assert trace["otherData"]["bundle"] == json.loads(said.out)["bundle"]
     told = [event for event in trace["traceEvents"] if event["ph"] == "M"]
-    assert {event["name"] for event in told} == {"process_name", "thread_name"}
-    events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert len({(event["pid"], event["tid"]) for event in (*events, *told)}) == 1
+    assert [event["args"]["name"] for event in told][:2] == ["sd2rt", "host"]
+    assert len({event["pid"] for event in trace["traceEvents"]}) == 1
+    host = told[0]["tid"]
+    events = [event for event in trace["traceEvents"] if event["ph"] == "X" and event["tid"] == host]
     # What begins within another event ends within it.
     around: list[dict[str, Any]] = []
     for event in events:
@@ -95,6 +101,85 @@ def test_trace_of_an_image(sd2rt: Command, small_bundle: Path, here: Path) -> No
         assert (named[0], named[-1]) == ("host before", "host after")
         assert named.count("launch denoiser") == 1
         assert sum(end(event) - begin(event) for event in parts) == end(step) - begin(step)
+
+
+def test_operators_lie_in_the_launches_of_their_part(sd2rt: Command, small_bundle: Path, here: Path) -> None:
+    words = ("--threads", "1", "--repetitions", "1", "--no-first-image", "--profile", "trace.json", "--quiet")
+    said = sd2rt("bench", small_bundle, "--steps", "3", "--sampler", "euler", *words)
+    assert said.code == 0, said.err
+    assert [path.name for path in here.iterdir()] == ["trace.json"]
+    trace = json.loads((here / "trace.json").read_text())
+    events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    rows = {
+        event["args"]["name"].split(",")[0]: event["tid"]
+        for event in trace["traceEvents"]
+        if event["ph"] == "M" and event["name"] == "thread_name"
+    }
+    assert set(rows) == {"host", "text_encoder", "denoiser", "decoder"}
+    assert trace["otherData"]["operators"] == {
+        part: {"launches": count, "recorded": count}
+        for part, count in (("text_encoder", 2), ("denoiser", 3), ("decoder", 1))
+    }
+    for part in ("text_encoder", "denoiser", "decoder"):
+        launches = [event for event in events if event["name"] == f"launch {part}"]
+        operators = [event for event in events if event["tid"] == rows[part]]
+        within = [[o for o in operators if inside(o, launch)] for launch in launches]
+        # Each in one launch, all launches run the same graph, and one operator after another does.
+        assert sum(map(len, within)) == len(operators)
+        assert len({tuple(o["name"] for o in each) for each in within}) == 1
+        assert all(end(a) <= begin(b) for a, b in itertools.pairwise(operators))
+        kinds = {event["cat"] for event in operators}
+        assert {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "FusedConv", "Conv"} & kinds, kinds
+        assert all(event["args"]["provider"] == "CPUExecutionProvider" for event in operators)
+
+
+def test_a_backend_that_does_not_say_when_its_operators_ran(
+    sd2rt: Command, small_bundle: Path, here: Path
+) -> None:
+    pytest.importorskip("openvino")
+    words = ("--threads", "1", "--repetitions", "1", "--no-first-image", "--profile", "trace.json", "--quiet")
+    said = sd2rt("bench", small_bundle, "--steps", "1", "--backend", "openvino", *words)
+    assert said.code == 0, said.err
+    trace = json.loads((here / "trace.json").read_text())
+    assert trace["otherData"]["operators"] is None
+    assert len({event["tid"] for event in trace["traceEvents"]}) == 1
+    assert sum(event["name"] == "launch denoiser" for event in trace["traceEvents"]) == 1
+
+
+def test_runs_of_another_clock_are_put_into_their_launches(tmp_path: Path) -> None:
+    """Its clock starts elsewhere and goes wrong in between; the first run is a warm-up's, the last was not kept."""
+    path = tmp_path / "profile.json"
+    kernel = {"cat": "Node", "ph": "X", "dur": 30, "args": {"op_name": "Conv", "mem_in_use_peak": "5"}}
+    run = {"cat": "Session", "ph": "X", "name": "model_run", "dur": 100, "args": {}}
+    events = [run | {"ts": ts} for ts in (7000, 1000, 3000)]
+    events += [kernel | {"ts": ts, "name": f"{ts}_kernel_time"} for ts in (7010, 7060, 1010, 3020)]
+    events += [kernel | {"ts": 3020, "name": "3020_fence_before"}]
+    path.write_text(json.dumps(events))
+    launches = [Span("launch", "denoiser", at, at + 120_000) for at in (50_000_000, 90_000_000, 95_000_000)]
+    found = read_profile(path, 1, launches)
+    assert (found.launches, found.recorded) == (3, 2)
+    assert [(operator.name, operator.start, operator.end) for operator in found.operators] == [
+        ("3020", 50_030_000, 50_060_000),
+        ("7010", 90_020_000, 90_050_000),
+        ("7060", 90_070_000, 90_100_000),
+    ]
+    assert found.operators[0].told == {"op_name": "Conv"}
+    with pytest.raises(ValueError, match="3 runs are in the profile of 2 launches"):
+        read_profile(path, 1, launches[:1])
+
+
+def test_nothing_is_recorded_unless_asked_for(small_bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(small_bundle)
+    part = opened.part("text_encoder")
+    path = opened.file(part.onnxruntime)
+    with OnnxRuntimeEngine(part, path, Device("cpu"), threads=1) as engine:
+        assert engine.end_profile() is None
+    with OnnxRuntimeEngine(part, path, Device("cpu"), threads=1, profile=tmp_path / "text") as engine:
+        engine.session({"B": 1}).launch()
+        written = engine.end_profile()
+        assert written is not None
+        assert [written] == list(tmp_path.glob("text*"))
+        assert engine.end_profile() is None
 
 
 def test_recording_changes_no_pixel(pipeline: TimedPipeline, small_bundle: Path) -> None:
