@@ -160,14 +160,17 @@ class OpenVinoEngine(Closing):
         try:
             if self._first is None:
                 shapes = {tensor.name: session.buffers[tensor.name].shape for tensor in self.part.inputs}
-                self._first = (session.dims, self._graph.compiled(shapes))
-                return self._first[1]
-            self._any = self._graph.compiled(None)
+                found = self._graph.compiled(shapes)
+                if found is not None:
+                    self._first = (session.dims, found)
+                    return found
+            found = self._graph.compiled(None)
         except RuntimeError as error:
             raise engine_error(f"{session.label} cannot be compiled", error) from error
+        assert found is not None
         # Nothing is compiled after this one.
-        self._graph = None
-        return self._any
+        self._any, self._graph = found, None
+        return found
 
     def _refuse_closed(self) -> None:
         if self._closed:

@@ -50,8 +50,10 @@ class OpenVinoGraph:
         self._threads, self._precision, self._weights = threads, precision, weights
         self._model: openvino.Model | None = self._read()
 
-    def compiled(self, shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledGraph:
+    def compiled(self, shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledGraph | None:
         """Compile it for inputs of these shapes, or for any where there are none.
+
+        None where it would be wrong for these shapes alone: compile it for any.
 
         The model goes when it is compiled: it would hold replaced weights a second time.
 
@@ -70,9 +72,11 @@ class OpenVinoGraph:
             options["INFERENCE_NUM_THREADS"] = self._threads
         # They are numbered by the model; the names that a compiled one gives may be others.
         inputs = [port.get_any_name() for port in model.inputs]
-        outputs = [port.get_any_name() for port in model.outputs]
+        outputs = [port.get_any_name() for port in model.outputs[: len(self._part.outputs)]]
         if shapes is not None:
             model.reshape({name: list(shapes[name]) for name in inputs})
+            if self._precision is not None and _attention_is_ambiguous(model):
+                return None
         compiled = self._core.compile_model(model, "CPU", options)
         del model
         return CompiledGraph(compiled.create_infer_request(), inputs, outputs)
@@ -151,16 +155,35 @@ def _replace_constants(model: openvino.Model, values: Mapping[str, Array]) -> No
         constants[name].output(0).replace(ops.constant(value).output(0))
 
 
-def _keep_sums_exact(model: openvino.Model) -> None:
-    """Spell out the products of the sampler's few numbers with latents: they stay in float32.
+def _attention_is_ambiguous(model: openvino.Model) -> bool:
+    """Whether an attention has as many queries as heads; they are exchanged then.
 
-    OpenVINO multiplies matrices in bfloat16 where it is told to, whatever they are, and has no way to except one
-    that can be reached from Python. Sums of products that lie between the network and the output it leaves alone.
-    The state would otherwise be rounded to eight bits at every step.
+    OpenVINO 2026.4 fuses attention and the transpositions around it where all sizes are known, and in bfloat16 its
+    result is wrong by half where these two are equal (20 heads see 20 places of a picture of 256x320).
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "ScaledDotProductAttention":
+            *_, heads, queries, _ = node.get_input_shape(0)  # [B, heads, queries, D]
+            if heads == queries:
+                return True
+    return False
+
+
+def _keep_sums_exact(model: openvino.Model) -> None:
+    """Keep in float32 what surrounds the network: the sampler's sums, and the phases of the time embedding.
+
+    OpenVINO rounds all that is computed to bfloat16 where it is told to, and has no way to except an operator
+    that can be reached from Python. What leads to an output without a matrix product it leaves alone. So products
+    of the sampler's few numbers with latents are spelled out, and what goes into the network is an output, too,
+    that nobody reads. Else the state would be rounded to eight bits at every step, and a timestep of 981 to 980.
     """
     from openvino import opset13 as ops
 
+    kept = {}
     for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Sin", "Cos"):
+            phase = node.input_value(0)
+            kept[phase.get_node().get_friendly_name()] = phase
         if node.get_type_name() != "MatMul":
             continue
         left, right = node.input_value(0), node.input_value(1)
@@ -170,4 +193,8 @@ def _keep_sums_exact(model: openvino.Model) -> None:
         if source.get_friendly_name() not in _NUMBERS:
             continue
         products = ops.multiply(ops.unsqueeze(left, 3), ops.unsqueeze(right, 1))  # [B, m, k, n]
-        node.output(0).replace(ops.reduce_sum(products, 2, keep_dims=False).output(0))
+        total = ops.reduce_sum(products, 2, keep_dims=False).output(0)
+        node.output(0).replace(total)
+        if source.get_friendly_name() == "weights":
+            kept[node.get_friendly_name()] = total
+    model.add_outputs(list(kept.values()))
