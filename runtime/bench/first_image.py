@@ -19,6 +19,8 @@ from sd2rt.runtime.bench.memory import peak_rss_bytes
 from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.workload import Size, Workload
 
+_UNCERTAIN_BYTES = 4 << 20
+"""The kernel counts a process's pages on each processor and adds them up late."""
 _PATIENCE_SECONDS = 2.0
 
 
@@ -78,7 +80,6 @@ def first_images(
 
 def run_child(command: list[str]) -> Child:
     """Run a command to its end; see :func:`first_images` for what is raised."""
-    own = peak_rss_bytes()
     start = time.perf_counter()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
@@ -97,7 +98,7 @@ def run_child(command: list[str]) -> Child:
         raise typer.Exit(code)
     # Until it executes its own program, a child has the memory of the process that made it.
     peak = usage.ru_maxrss * 1024
-    return Child(seconds, peak if peak > own else None)
+    return Child(seconds, peak if peak > peak_rss_bytes() + _UNCERTAIN_BYTES else None)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

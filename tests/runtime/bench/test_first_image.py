@@ -51,6 +51,7 @@ def test_peak_of_this_process() -> None:
     assert before >= held.nbytes
     if forget_peak():
         now = peak_rss_bytes()
-        assert now <= before
+        # Pages are counted on each processor and added up late.
+        assert now <= before + MEGABYTES
         more = np.ones(200 * MEGABYTES // 8)
         assert peak_rss_bytes() - now > more.nbytes // 2
