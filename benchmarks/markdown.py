@@ -18,10 +18,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent."""
-    if abs(value) >= 100:
+    """Three digits, and no exponent; what is whole, as it is."""
+    if abs(value) >= 100 or value == int(value):
         return f"{value:.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-3 or not value else f"{value:.6f}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) >= 1e-3 else f"{value:.6f}"
 
 
 def spread(found: Mapping[str, float], scale: float = 1.0) -> str:

@@ -134,7 +134,9 @@ def test_goals_are_ratios_of_what_was_measured(peers: Path) -> None:
     step = next(line for line in lines if "fastest fp32 peer" in line)
     # OpenVINO's step takes 1.1 to 1.21 of ours, so that ours takes 1 / 1.155 of its.
     assert "| 0.866 (0.826 to 0.909) | yes |" in step
-    assert "| 0.21 (0.2 to 0.22) | yes |" in next(line for line in lines if "over diffusers' in fp32" in line)
+    assert "| 0.210 (0.200 to 0.220) | yes |" in next(
+        line for line in lines if "over diffusers' in fp32" in line
+    )
     # 0.2 and 0.21 of diffusers' in the same rounds.
     assert "| 0.952 | yes |" in next(line for line in lines if "over OpenVINO's own" in line)
     assert "| 1.25 s | yes |" in next(line for line in lines if "opening" in line)
