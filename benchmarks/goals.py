@@ -67,13 +67,21 @@ def _fastest(peers: Mapping[str, Any], own: bool, what: str) -> tuple[str, Any]:
 
 
 def _fp32_step(results: Results) -> Found:
+    """By the ratios to sd2rt in the same rounds: between other rounds the machine's own speed differs."""
     result = results.newest("peers-full")
-    peers = _available(result, "fp32")
-    _, peer = _fastest(peers, False, f"no fp32 peer in {result.path.name}")
-    name, ours = _fastest(peers, True, f"no sd2rt in fp32 in {result.path.name}")
-    if name == "sd2rt":
-        return Found(markdown.inverse(peer["ratio"]["sd2rt"]["seconds_per_step"]), result)
-    return _once(_step(ours) / _step(peer), result)
+    ratios = {
+        name: peer["ratio"]["sd2rt"]["seconds_per_step"]
+        for name, peer in _available(result, "fp32").items()
+        if "sd2rt" in peer["ratio"]
+    }
+    theirs = [ratio for name, ratio in ratios.items() if not _own(name)]
+    if not theirs:
+        raise NotMeasuredError(f"no fp32 peer in {result.path.name}")
+    fastest = min(theirs, key=lambda ratio: ratio["median"])
+    own = min(ratio["median"] for name, ratio in ratios.items() if _own(name))
+    if own >= 1:
+        return Found(markdown.inverse(fastest), result)
+    return _once(own / fastest["median"], result)
 
 
 def _bf16_step(results: Results) -> Found:

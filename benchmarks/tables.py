@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import markdown, roofline, scaling
 from benchmarks.latest import Result, Results
 from benchmarks.markdown import number, origin, spread
+from benchmarks.peers.findings import crowds
 
 Section = Callable[[Results, Path], str]
 """The text of a section, for a file in this folder; raises NotMeasuredError or KeyError where a value is missing."""
@@ -113,6 +114,7 @@ def _peers(value: dict[str, Any]) -> str:
     if (reference := value.get("reference", "diffusers")) != "diffusers":
         told += f" Images are compared with {reference}'s."
     lines = [told, markdown.table(header, rows)]
+    lines += crowds(value.get("crowded", ()))
     missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
     if missing:
         lines.append("\n".join(("Not measured:", "", *missing)))

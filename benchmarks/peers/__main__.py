@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import machine, process, report
 from benchmarks.peers import catalogue, findings, groups, site
-from benchmarks.peers.catalogue import OURS, PEERS, REFERENCE, Peer
+from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.contest import Contest, Settings
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -55,7 +55,10 @@ def main() -> None:
     finally:
         if not kept:
             shutil.rmtree(folder)
-    for line in findings.remarks(result["peers"], result["reference"]):
+    for line in (
+        *findings.remarks(result["peers"], result["reference"]),
+        *findings.crowds(result["crowded"]),
+    ):
         print(line)
     report.finish(result, findings.COLUMNS, findings.rows(result["peers"]), options.output)
 
@@ -88,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     together = parser.add_mutually_exclusive_group()
     together.add_argument("--together", type=int, help="processes that are open at the same time, at most")
-    together.add_argument("--groups", nargs="+", metavar="NAME,NAME", help="who is open at the same time")
+    together.add_argument(
+        "--groups",
+        nargs="+",
+        metavar="NAME,NAME",
+        help="who is open at the same time: with both of sd2rt and diffusers, or with those that are named",
+    )
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that an answer may take")
     parser.add_argument("--images", type=Path, help="keep each peer's image in this folder, as NAME.npy")
     parser.add_argument(
@@ -160,8 +168,7 @@ def _measure(
         if options.groups is not None:
             together = groups.asked(options.groups, peers)
         else:
-            free = groups.free_bytes()
-            together = groups.form(able, place.weights_bytes, free, options.together)
+            together = groups.form(able, place.weights_bytes, groups.free_bytes(), options.together)
         contest.run(together)
     job = jobs[peers[0].name]
     return {
@@ -177,7 +184,8 @@ def _measure(
             "_class_name"
         ],
         "reference": contest.reference,
-        "groups": [[name for name in (OURS, REFERENCE) if name in jobs] + group for group in together],
+        "groups": together,
+        "crowded": contest.crowded,
         "peers": findings.peers(contest.found),
         "others_cpu_seconds": round(contest.others_cpu_seconds, 2),
         "machine": facts,

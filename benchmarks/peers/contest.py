@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import process
-from benchmarks.peers.catalogue import COMMON, LEAST_PSNR_DB, REFERENCE, Peer
+from benchmarks.peers.catalogue import LEAST_PSNR_DB, REFERENCE, Peer
 from benchmarks.peers.client import Client, PeerError, PeerUnavailableError
+from benchmarks.peers.groups import free_bytes
 from benchmarks.peers.images import difference
 from benchmarks.peers.job import Image, Job
 
@@ -67,6 +68,8 @@ class Contest:
         self.others_cpu_seconds = 0.0
         self.reference: str | None = None
         """Whose image those of the others are compared with: diffusers', or of the first that made one without it."""
+        self.crowded: list[list[str]] = []
+        """Groups whose processes took more than the memory that was free."""
         self._compared: Image | None = None
         self._round = 0
 
@@ -83,41 +86,45 @@ class Contest:
         return [found.peer for found in self.found.values() if found.reason is None]
 
     def run(self, groups: Sequence[Sequence[str]]) -> None:
-        """Open the common peers, then group by group the others, and let them take turns."""
-        with ExitStack() as stack:
-            common = self._open([name for name in self._reference_first() if name in COMMON], stack)
-            for group in groups:
-                with ExitStack() as opened:
-                    clients = common | self._open(group, opened)
-                    self._take_turns(clients)
-                common = {name: client for name, client in common.items() if self._runs(name)}
+        """Open the peers group by group, and let those of a group take turns. Who is in the next one too stays open.
 
-    def _reference_first(self) -> list[str]:
-        runs = [name for name in self.found if self._runs(name)]
-        return sorted(runs, key=lambda name: name != REFERENCE)
+        Groups with the reference come first: the others' images are compared with its own.
+        """
+        with ExitStack() as end:
+            opened: dict[str, tuple[Client, ExitStack]] = {}
+            free = free_bytes()
+            for group in sorted(groups, key=lambda group: REFERENCE not in group):
+                for name in [name for name in opened if name not in group or not self._runs(name)]:
+                    opened.pop(name)[1].close()
+                for name in sorted(group, key=lambda name: name != REFERENCE):
+                    if self._runs(name) and name not in opened:
+                        stack = end.enter_context(ExitStack())
+                        client = self._open(name, stack)
+                        if client is not None:
+                            opened[name] = client, stack
+                self._take_turns({name: opened[name][0] for name in group if name in opened})
+                if sum(self.found[name].peak_rss_bytes for name in opened) > free:
+                    self.crowded.append(list(group))
 
     def _runs(self, name: str) -> bool:
         return self.found[name].reason is None
 
-    def _open(self, names: Sequence[str], stack: ExitStack) -> dict[str, Client]:
-        """Open each and let it make an image, which warms it up and is compared with the reference's."""
-        clients = {}
-        for name in names:
-            if not self._runs(name):
-                continue
-            tell(f"{name}: opening")
-            found = self.found[name]
-            try:
-                client = stack.enter_context(self._client(name, "run"))
-                reply = client.ask({"do": "open", "job": asdict(self._jobs[name])})
-                found.open_seconds, found.version = reply["open_seconds"], reply["version"]
-                made = self._make(name, client)
-                found.warmup_seconds = made["seconds_per_image"]
+    def _open(self, name: str, stack: ExitStack) -> Client | None:
+        """Open a peer and let it make an image, which warms it up and is compared with the reference's."""
+        tell(f"{name}: opening")
+        found = self.found[name]
+        try:
+            client = stack.enter_context(self._client(name, "run"))
+            reply = client.ask({"do": "open", "job": asdict(self._jobs[name])})
+            found.open_seconds, found.version = reply["open_seconds"], reply["version"]
+            made = self._make(name, client)
+            found.warmup_seconds = made["seconds_per_image"]
+            if found.image is None:
                 self._compare(name)
-                clients[name] = client
-            except PeerError as error:
-                self._drop(name, error)
-        return clients
+        except PeerError as error:
+            self._drop(name, error)
+            return None
+        return client
 
     def _compare(self, name: str) -> None:
         image: Image = np.load(self._image(name))

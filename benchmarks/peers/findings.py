@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import report
@@ -125,3 +125,11 @@ def remarks(measured: Mapping[str, Any], reference: str | None) -> list[str]:
                 f"{name} is not idle when it should be: {idle['cpu_seconds']} s of CPU in {idle['seconds']} s"
             )
     return lines
+
+
+def crowds(crowded: Iterable[Sequence[str]]) -> list[str]:
+    """A line for each group that memory was short for: mapped weights are dropped then, and read again."""
+    return [
+        f"{', '.join(group)}: together they took more than the free memory, which is hard on those that map files"
+        for group in crowded
+    ]

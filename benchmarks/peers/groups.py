@@ -14,7 +14,7 @@ _SHARE = 0.85
 
 
 def form(peers: Sequence[Peer], weights_bytes: int, free_bytes: int, together: int | None) -> list[list[str]]:
-    """Split the peers, without the common ones, into groups that fit into memory beside those.
+    """Split the peers into groups that fit into memory, with the common ones in each.
 
     Each takes the first group with room. One that fits nowhere is alone with the common ones: the estimate may
     be wrong, and it is the system that says no. With ``together``, a group has at most so many processes.
@@ -33,21 +33,24 @@ def form(peers: Sequence[Peer], weights_bytes: int, free_bytes: int, together: i
                 break
         else:
             groups.append([peer])
-    return [[peer.name for peer in group] for group in groups] or [[]]
+    return [[peer.name for peer in (*common, *group)] for group in groups or [[]]]
 
 
 def asked(groups: Iterable[str], peers: Sequence[Peer]) -> list[list[str]]:
-    """What ``--groups a,b c,d`` says; the common ones are in each anyway.
+    """What ``--groups a,b c,d`` says. A group that names none of the common ones has both.
 
     Raises:
-        ValueError: a name is not among the peers, or one of them is in no group or in two.
+        ValueError: a name is not among the peers, or one that is not common is in no group or in two.
     """
-    found = [[name for name in group.split(",") if name not in COMMON] for group in groups]
-    named = [name for group in found for name in group]
-    wanted = {peer.name for peer in peers} - set(COMMON)
-    if sorted(named) != sorted(wanted):
+    names = [peer.name for peer in peers]
+    common = [name for name in names if name in COMMON]
+    found = [group.split(",") for group in groups]
+    named = [name for group in found for name in group if name not in COMMON]
+    wanted = [name for name in names if name not in COMMON]
+    strange = [name for group in found for name in group if name not in names]
+    if strange or sorted(named) != sorted(wanted):
         raise ValueError(f"--groups has to name each of these once: {', '.join(sorted(wanted))}")
-    return found
+    return [group if set(group) & set(COMMON) else [*common, *group] for group in found]
 
 
 def free_bytes() -> int:

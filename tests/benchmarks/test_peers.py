@@ -161,12 +161,12 @@ def test_groups_fit_into_memory_beside_the_common_peers() -> None:
     peers = [Peer(name, "", "", memory=1.0) for name in (*COMMON, "a", "b", "c")]
     gigabyte = 10**9
     # Of 5 GB a peer takes 1.5: with 85 % of the memory counted on, that is two common ones and what remains.
-    assert groups.form(peers, gigabyte, 20 * gigabyte, None) == [["a", "b", "c"]]
-    assert groups.form(peers, gigabyte, 8 * gigabyte, None) == [["a", "b"], ["c"]]
-    assert groups.form(peers, gigabyte, 1 * gigabyte, None) == [["a"], ["b"], ["c"]]
-    assert groups.form(peers, gigabyte, 20 * gigabyte, 4) == [["a", "b"], ["c"]]
-    assert groups.form(peers[:2], gigabyte, 20 * gigabyte, None) == [[]]
-    assert groups.asked(["sd2rt,a", "c,b"], peers) == [["a"], ["c", "b"]]
+    assert groups.form(peers, gigabyte, 20 * gigabyte, None) == [[*COMMON, "a", "b", "c"]]
+    assert groups.form(peers, gigabyte, 8 * gigabyte, None) == [[*COMMON, "a", "b"], [*COMMON, "c"]]
+    assert groups.form(peers, gigabyte, 1 * gigabyte, None) == [[*COMMON, name] for name in "abc"]
+    assert groups.form(peers, gigabyte, 20 * gigabyte, 4) == [[*COMMON, "a", "b"], [*COMMON, "c"]]
+    assert groups.form(peers[:2], gigabyte, 20 * gigabyte, None) == [[*COMMON]]
+    assert groups.asked(["sd2rt,a", "c,b"], peers) == [["sd2rt", "a"], [*COMMON, "c", "b"]]
 
 
 def test_an_image_that_is_off_is_flagged() -> None:
