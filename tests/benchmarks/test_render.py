@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import render, report, roofline, scaling
 from benchmarks.counts import Counts
-from benchmarks.goals import GOALS, goals
+from benchmarks.goals import GOALS, goals, verdict
 from benchmarks.latest import NotMeasuredError, Results
 from benchmarks.tables import SECTIONS
 
@@ -140,6 +140,14 @@ def test_goals_are_ratios_of_what_was_measured(peers: Path) -> None:
     # 0.2 and 0.21 of diffusers' in the same rounds.
     assert "| 0.952 | yes |" in next(line for line in lines if "over OpenVINO's own" in line)
     assert "| 1.25 s | yes |" in next(line for line in lines if "opening" in line)
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "told"),
+    [(0.9, 1.0, "yes"), (0.9, 1.01, "**no**, within its spread"), (1.01, 1.02, "**no**")],
+)
+def test_a_goal_is_missed_by_more_or_less_than_the_spread(low: float, median: float, told: str) -> None:
+    assert verdict({"min": low, "median": median, "max": 1.1}, 1.0) == told
 
 
 def test_peers_that_are_missing_are_named(peers: Path) -> None:
