@@ -47,10 +47,14 @@ samplers: $(VENV)/.dev
 BENCH = $(OUT)/bench
 bench: $(VENV)/.dev
 	@mkdir -p $(BENCH)
-	$(BIN)/sd2rt build demo --output $(BENCH)/demo
+	rm -rf $(BENCH)/checkpoint
+	$(BIN)/python -m benchmarks.checkpoint $(BENCH)/checkpoint --configs demo --legacy-keys
+	$(BIN)/sd2rt build $(BENCH)/checkpoint --output $(BENCH)/demo
 	$(BIN)/python -m benchmarks.bench $(BENCH)/demo --output $(BENCH)/bench.json
-	$(BIN)/python -m benchmarks.peers --small --output $(BENCH)/peers-small.json
-	$(BIN)/python -m benchmarks.first_image --output $(BENCH)/first-image.json
+	$(BIN)/python -m benchmarks.peers --demo --checkpoint $(BENCH)/checkpoint --bundle $(BENCH)/demo \
+		--peers sd2rt diffusers onnxruntime-loop --output $(BENCH)/peers-demo.json
+	$(BIN)/python -m benchmarks.first_image --checkpoint $(BENCH)/checkpoint --bundle $(BENCH)/demo --pairs 3 \
+		--output $(BENCH)/first-image.json
 	$(BIN)/python -m benchmarks.host_overhead --bundle $(BENCH)/demo --repetitions 3 --output $(BENCH)/host-overhead.json
 	$(BIN)/python -m benchmarks.roofline --bundle $(BENCH)/demo --what demo --repetitions 3 --output $(BENCH)/roofline.json
 	$(BIN)/python -m benchmarks.scaling --bundle $(BENCH)/demo --what demo --repetitions 3 --memory-repetitions 1 \
