@@ -91,40 +91,44 @@ class Contest:
         Groups with the reference come first: the others' images are compared with its own.
         """
         with ExitStack() as end:
-            opened: dict[str, tuple[Client, ExitStack]] = {}
+            opened: dict[str, Client] = {}
             free = free_bytes()
             for group in sorted(groups, key=lambda group: REFERENCE not in group):
                 for name in [name for name in opened if name not in group or not self._runs(name)]:
-                    opened.pop(name)[1].close()
+                    opened.pop(name).close()
                 for name in sorted(group, key=lambda name: name != REFERENCE):
                     if self._runs(name) and name not in opened:
-                        stack = end.enter_context(ExitStack())
-                        client = self._open(name, stack)
+                        client = self._open(name, end)
                         if client is not None:
-                            opened[name] = client, stack
-                self._take_turns({name: opened[name][0] for name in group if name in opened})
+                            opened[name] = client
+                self._take_turns({name: opened[name] for name in group if name in opened})
                 if sum(self.found[name].peak_rss_bytes for name in opened) > free:
                     self.crowded.append(list(group))
 
     def _runs(self, name: str) -> bool:
         return self.found[name].reason is None
 
-    def _open(self, name: str, stack: ExitStack) -> Client | None:
-        """Open a peer and let it make an image, which warms it up and is compared with the reference's."""
+    def _open(self, name: str, end: ExitStack) -> Client | None:
+        """Open a peer and let it make an image, which warms it up and is compared with the reference's.
+
+        One that fails is closed at once: its memory is the others'. The others are closed at the ``end``.
+        """
         tell(f"{name}: opening")
         found = self.found[name]
-        try:
-            client = stack.enter_context(self._client(name, "run"))
-            reply = client.ask({"do": "open", "job": asdict(self._jobs[name])})
-            found.open_seconds, found.version = reply["open_seconds"], reply["version"]
-            made = self._make(name, client)
-            found.warmup_seconds = made["seconds_per_image"]
-            if found.image is None:
-                self._compare(name)
-        except PeerError as error:
-            self._drop(name, error)
-            return None
-        return client
+        with ExitStack() as failing:
+            try:
+                client = failing.enter_context(self._client(name, "run"))
+                reply = client.ask({"do": "open", "job": asdict(self._jobs[name])})
+                found.open_seconds, found.version = reply["open_seconds"], reply["version"]
+                made = self._make(name, client)
+                found.warmup_seconds = made["seconds_per_image"]
+                if found.image is None:
+                    self._compare(name)
+            except PeerError as error:
+                self._drop(name, error)
+                return None
+            end.enter_context(failing.pop_all())
+            return client
 
     def _compare(self, name: str) -> None:
         image: Image = np.load(self._image(name))
