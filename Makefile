@@ -42,8 +42,8 @@ parity: $(VENV)/.dev
 samplers: $(VENV)/.dev
 	$(BIN)/python -m tests.runtime.samplers.page
 
-# The demo on this machine's processor, in about five minutes: results and a page of them in $(BENCH). What is committed
-# under benchmarks/results stays as it is.
+# The demo on this machine's processor, in about five minutes and one and a half for its build: results and a page of
+# them in $(BENCH). What is committed under benchmarks/results stays as it is.
 BENCH = $(OUT)/bench
 bench: $(VENV)/.dev
 	@mkdir -p $(BENCH)
