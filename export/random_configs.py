@@ -108,18 +108,20 @@ SMALLS: dict[Variant, PipelineConfigs] = {
 
 _DEMO = _Sizes(
     text_encoder={
-        "hidden_size": 64,
+        "hidden_size": 96,
         "intermediate_size": 256,
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "num_hidden_layers": 4,
     },
     unet={
         "sample_size": 16,
-        "block_out_channels": [32, 64, 96, 96],
-        "attention_head_dim": [2, 4, 6, 6],
+        "block_out_channels": [48, 64, 64],
+        "attention_head_dim": [3, 4, 4],
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
         "norm_num_groups": 16,
         "layers_per_block": 1,
-        "cross_attention_dim": 64,
+        "cross_attention_dim": 96,
     },
     vae={
         "sample_size": 128,
@@ -127,8 +129,14 @@ _DEMO = _Sizes(
         "norm_num_groups": 8,
         "layers_per_block": 1,
     },
-    upscaler_unet={"sample_size": 32, "block_out_channels": [32, 64, 64, 96], "attention_head_dim": 4},
-    upscaler_vae={"sample_size": 64, "block_out_channels": [16, 32, 64]},
+    upscaler_unet={
+        "sample_size": 32,
+        "block_out_channels": [32, 48, 48, 64],
+        "attention_head_dim": 2,
+        "down_block_types": _PUBLISHED_UPSCALER.unet["down_block_types"],
+        "up_block_types": _PUBLISHED_UPSCALER.unet["up_block_types"],
+    },
+    upscaler_vae={"sample_size": 128, "block_out_channels": [16, 32, 48]},
     depth_estimator={
         "hidden_size": 64,
         "intermediate_size": 128,

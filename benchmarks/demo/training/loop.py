@@ -1,0 +1,123 @@
+"""One stage of training: steps, a learning rate that falls, a file to go on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import nn
+
+SAVE_SECONDS = 120
+LOG_STEPS = 50
+
+Loss = Callable[[np.random.Generator, torch.Generator], Mapping[str, torch.Tensor]]
+"""Draws a batch by the two generators and returns named losses; ``loss`` is what the step descends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how fast one stage learns."""
+
+    steps: int
+    rate: float
+    """Learning rate of AdamW after the first WARM steps, until it falls to zero over the last ``falling``."""
+    falling: float = 0.35
+    warm: int = 100
+    decay: float = 0.01
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        start = self.steps * (1 - self.falling)
+        fall = 1.0 if step < start else 0.5 + 0.5 * math.cos(math.pi * (step - start) / (self.steps - start))
+        return self.rate * min(1.0, (step + 1) / self.warm) * fall
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; everything up to here is saved."""
+
+
+def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recipe, folder: Path) -> None:
+    """Train ``modules`` and leave their weights in ``folder/name.pt``, going on from there where it exists.
+
+    Batches depend on the seed and the step alone, so that an interrupted run sees what a whole one sees.
+    Writes a line of JSON to ``folder/name.log`` every LOG_STEPS. Raises Interrupted on SIGTERM and SIGINT.
+    """
+    path = folder / f"{name}.pt"
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True)
+    step, seconds = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        for key, module in modules.items():
+            module.load_state_dict(state["modules"][key])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+
+    def save() -> None:
+        done = step >= recipe.steps
+        temporary = path.with_suffix(".part")
+        torch.save(
+            {
+                "modules": {key: module.state_dict() for key, module in modules.items()},
+                "optimizer": None if done else optimizer.state_dict(),
+                "step": step,
+                "seconds": seconds,
+            },
+            temporary,
+        )
+        os.replace(temporary, path)
+
+    stop = _Stop()
+    sums: dict[str, float] = {}
+    saved = last = time.monotonic()
+    for module in modules.values():
+        module.train()
+    while step < recipe.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        losses = loss(np.random.default_rng([recipe.seed, step]), torch.Generator().manual_seed(recipe.seed * 10**6 + step))
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        for key, value in losses.items():
+            sums[key] = sums.get(key, 0.0) + float(value.detach())
+        now = time.monotonic()
+        seconds, last = seconds + now - last, now
+        if step % LOG_STEPS == 0 or step == recipe.steps:
+            line = {"step": step, "seconds": round(seconds, 1)}
+            count = (step - 1) % LOG_STEPS + 1
+            text = json.dumps(line | {key: round(value / count, 5) for key, value in sums.items()})
+            with (folder / f"{name}.log").open("a") as log:
+                log.write(text + "\n")
+            print(name, text, flush=True)
+            sums = {}
+        if stop.asked or now - saved > SAVE_SECONDS:
+            save()
+            saved = now
+        if stop.asked:
+            raise Interrupted(f"{name} stopped after {step} of {recipe.steps} steps; the same command goes on")
+    save()
+
+
+class _Stop:
+    """Turns a signal into a question that is asked between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True

@@ -1,0 +1,89 @@
+"""The autoencoders: of factor 8 for pictures, of factor 4 for the upscaler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.demo import world
+
+_KL = 1e-3
+"""Weight of the divergence from a normal distribution per latent value: enough for latents that bear some noise."""
+
+
+def pixels(scenes: list[world.Scene]) -> torch.Tensor:
+    """Pictures as the autoencoder takes them: [N, 3, 128, 128] float32, -1 to 1."""
+    stack = np.stack([world.picture(scene) for scene in scenes])
+    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+class AutoencoderLoss:
+    """Absolute error of pixels and of their differences, and a little divergence; mostly of crops, which cost less."""
+
+    def __init__(self, vae: torch.nn.Module, batch: int, crop: int) -> None:
+        self._vae, self._batch, self._crop = vae, batch, crop
+
+    def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
+        whole = generator.random() < 0.25
+        count = self._batch // 4 if whole else self._batch
+        x = pixels([world.draw_scene(generator) for _ in range(count)])
+        if not whole:
+            # Around a thing, mostly: ground teaches little.
+            top, left = generator.integers(0, (world.SIDE - self._crop) // 8 + 1, 2) * 8
+            x = x[:, :, top : top + self._crop, left : left + self._crop]
+        mean, logvar = self._vae.encode_moments(x)
+        z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise)
+        y = self._vae.decode_latents(z)
+        error = (y - x).abs()
+        edges = _differences(y - x)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = error.mean() + 0.5 * edges + _KL * kl
+        return {"loss": loss, "l1": error.mean(), "mse": F.mse_loss(y, x), "kl": kl}
+
+
+def _differences(error: torch.Tensor) -> torch.Tensor:
+    return (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+
+
+class TrainableVae(torch.nn.Module):
+    """diffusers' autoencoder by the two calls that training makes, so that each is compiled by itself."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        # Held apart from the modules: a compiled module would give the weights other names.
+        self._compiled = (torch.compile(vae.encoder.forward, dynamic=False), torch.compile(vae.decoder.forward, dynamic=False))
+
+    def encode_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, logvar = self.vae.quant_conv(self._compiled[0](x)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 20)
+
+    def decode_latents(self, z: torch.Tensor) -> torch.Tensor:
+        return self._compiled[1](self.vae.post_quant_conv(z))
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, scaling_factor: float) -> None:
+    """Give each channel of the latents times ``scaling_factor`` mean 0 and deviation 1, pictures unchanged.
+
+    The scale goes into the two 1x1 convolutions between encoder, latents and decoder.
+    """
+    generator = np.random.default_rng(77)
+    moments = torch.cat(
+        [vae.quant_conv(vae.encoder(pixels([world.draw_scene(generator) for _ in range(16)]))) for _ in range(32)]
+    )
+    channels = moments.shape[1] // 2
+    latents = moments[:, :channels].transpose(0, 1).flatten(1).double()
+    mean = latents.mean(1)
+    deviation = latents.std(1)
+    scale = 1 / (deviation * scaling_factor)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:channels] *= scale[:, None, None, None].float()
+    quant.bias[:channels] = ((quant.bias[:channels].double() - mean) * scale).float()
+    quant.bias[channels:] += 2 * scale.log().float()
+    post.bias += (post.weight[:, :, 0, 0].double() @ mean).float()
+    post.weight /= scale[None, :, None, None].float()
