@@ -145,7 +145,7 @@ _DEMO = _Sizes(
         "backbone_out_indices": [0, 1, 2, 3],
         "backbone_featmap_shape": [1, 64, 24, 24],
         "neck_hidden_sizes": [16, 32, 64, 64],
-        "fusion_hidden_size": 32,
+        "fusion_hidden_size": 16,
     },
     backbone={"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "num_groups": 8, "depths": [1, 1, 1]},
 )

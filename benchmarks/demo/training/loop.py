@@ -62,6 +62,8 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
         if state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]
+        if step >= recipe.steps:
+            return
 
     def save() -> None:
         done = step >= recipe.steps

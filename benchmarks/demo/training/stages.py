@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from sd2rt.export.random_configs import DEMO, DEMO_UPSCALER
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from sd2rt.engines.kinds import Variant
+from sd2rt.export.pipeline_configs import Config
+from sd2rt.export.random_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 from torch import nn
+from transformers import CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from benchmarks.demo.training import text, vae
+from benchmarks.demo.training.data import Latents
+from benchmarks.demo.training.denoiser import (
+    Batch,
+    Conditions,
+    DenoiserLoss,
+    InpaintingConditions,
+    depth_conditions,
+)
+from benchmarks.demo.training.depth import DepthLoss
 from benchmarks.demo.training.loop import Recipe, train
+from benchmarks.demo.training.upscaler import UpscalerLoss
 
 
 def _words(folder: Path) -> None:
@@ -19,15 +34,130 @@ def _words(folder: Path) -> None:
     captions = text.Captions()
     encoder = text.text_encoder(captions)
     reader = text.GridReader(encoder.config.hidden_size)
-    train("words", {"text_encoder": encoder, "reader": reader}, text.WordsLoss(captions, encoder, reader, 32),
-          Recipe(steps=6000, rate=1e-3), folder)
+    loss = text.WordsLoss(captions, encoder, reader, 32)
+    train("words", {"text_encoder": encoder, "reader": reader}, loss, Recipe(steps=6000, rate=1e-3), folder)
 
 
 def _vae(folder: Path) -> None:
     torch.manual_seed(2)
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
     network.to(memory_format=torch.channels_last)
-    train("vae", {"vae": network}, vae.AutoencoderLoss(network, batch=16, crop=64), Recipe(steps=3000, rate=1e-3), folder)
+    loss = vae.AutoencoderLoss(network, batch=16, crop=64)
+    train("vae", {"vae": network}, loss, Recipe(steps=3000, rate=1e-3), folder)
+    _whiten(folder / "vae.pt", network)
 
 
-STAGES: dict[str, Callable[[Path], None]] = {"words": _words, "vae": _vae}
+def _whiten(path: Path, network: vae.TrainableVae) -> None:
+    state = torch.load(path, weights_only=True)
+    if "whitened" not in state:
+        vae.whiten(network.vae, network.vae.config.scaling_factor)
+        state["modules"]["vae"] = network.state_dict()
+        torch.save(state | {"whitened": True}, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Denoiser:
+    """A UNet of one kind, from scratch or from another's weights."""
+
+    kind: Variant
+    recipe: Recipe
+    start: str | None = None
+    batch: int = 32
+
+    def __call__(self, folder: Path) -> None:
+        torch.manual_seed(3)
+        configs = DEMOS[self.kind]
+        unet = UNet2DConditionModel.from_config(configs.unet)
+        if self.start is not None:
+            _grow(unet, _weights(folder, self.start, "unet"))
+        unet.to(memory_format=torch.channels_last)
+        captions = text.Captions()
+        encoder = _text_encoder(folder, captions)
+        autoencoder = _autoencoder(folder)
+        scaling_factor = autoencoder.config.scaling_factor
+        latents = Latents(autoencoder, scaling_factor, folder / "latents.npy")
+        conditions: dict[Variant, Conditions] = {
+            "depth": depth_conditions,
+            "inpainting": InpaintingConditions(
+                lambda x: _encoded(autoencoder, x) * scaling_factor,
+            ),
+        }
+        loss = DenoiserLoss(
+            unet, encoder, Batch(latents, captions, self.batch), configs.scheduler, conditions.get(self.kind)
+        )
+        train(self.kind, {"unet": unet}, loss, self.recipe, folder)
+
+
+@torch.no_grad()
+def _encoded(autoencoder: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
+    mean: torch.Tensor = autoencoder.quant_conv(autoencoder.encoder(x)).chunk(2, dim=1)[0]
+    return mean
+
+
+def _weights(folder: Path, stage: str, module: str) -> dict[str, torch.Tensor]:
+    path = folder / f"{stage}.pt"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: train the stage {stage} first")
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["modules"][module]
+    return weights
+
+
+def _text_encoder(folder: Path, captions: text.Captions) -> CLIPTextModel:
+    encoder = text.text_encoder(captions)
+    encoder.load_state_dict(_weights(folder, "words", "text_encoder"))
+    return encoder.eval().requires_grad_(False)
+
+
+def _autoencoder(folder: Path, stage: str = "vae", config: Config = DEMO.vae) -> AutoencoderKL:
+    network = vae.TrainableVae(AutoencoderKL.from_config(config))
+    network.load_state_dict(_weights(folder, stage, "vae"))
+    return network.vae.eval().requires_grad_(False)
+
+
+def _grow(unet: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Take another kind's weights over; channels that it has not start without effect."""
+    old = weights["conv_in.weight"]
+    new = torch.zeros_like(unet.state_dict()["conv_in.weight"])
+    new[:, : old.shape[1]] = old
+    unet.load_state_dict({**weights, "conv_in.weight": new})
+
+
+def _small_vae(folder: Path) -> None:
+    torch.manual_seed(4)
+    network = vae.TrainableVae(AutoencoderKL.from_config(DEMO_UPSCALER.vae))
+    network.to(memory_format=torch.channels_last)
+    loss = vae.AutoencoderLoss(network, batch=16, crop=64)
+    train("vae-x4", {"vae": network}, loss, Recipe(steps=1200, rate=1e-3), folder)
+    _whiten(folder / "vae-x4.pt", network)
+
+
+def _upscaler(folder: Path) -> None:
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel.from_config(DEMO_UPSCALER.unet)
+    unet.to(memory_format=torch.channels_last)
+    captions = text.Captions()
+    encoder = _text_encoder(folder, captions)
+    autoencoder = _autoencoder(folder, "vae-x4", DEMO_UPSCALER.vae)
+    path = folder / "latents-x4.npy"
+    latents = Latents(autoencoder, autoencoder.config.scaling_factor, path, scenes=6000)
+    loss = UpscalerLoss(unet, encoder, Batch(latents, captions, 8), DEMO_UPSCALER)
+    train("upscaler", {"unet": unet}, loss, Recipe(steps=2500, rate=1e-3), folder)
+
+
+def _depth_estimator(folder: Path) -> None:
+    torch.manual_seed(6)
+    estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(DEMO_DEPTH.depth_estimator)))
+    train("depth-estimator", {"depth_estimator": estimator}, DepthLoss(estimator, 4), Recipe(steps=800, rate=1e-3), folder)
+
+
+STAGES: dict[str, Callable[[Path], None]] = {
+    "words": _words,
+    "vae": _vae,
+    "base": _Denoiser("base", Recipe(steps=9000, rate=1e-3)),
+    "v": _Denoiser("v", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
+    "depth": _Denoiser("depth", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
+    "vae-x4": _small_vae,
+    "upscaler": _upscaler,
+    "depth-estimator": _depth_estimator,
+}

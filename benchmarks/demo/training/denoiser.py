@@ -1,0 +1,156 @@
+"""What the denoisers learn: noise in latents, by captions, with the conditions of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from sd2rt.export.pipeline_configs import Config
+from torch import nn
+
+from benchmarks.demo import world
+from benchmarks.demo.training.data import Latents, scene
+from benchmarks.demo.training.text import Captions
+from benchmarks.demo.training.vae import pixels
+
+Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
+"""Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""
+
+UNTOLD = 0.1
+"""Share of the samples without a caption, which guidance subtracts."""
+_GAMMA = 5.0
+_FLOOR = 0.2
+
+
+class NoiseSchedule:
+    """SD2's scaled-linear schedule: shares of signal and of noise at each of 1000 timesteps."""
+
+    def __init__(self, config: Config) -> None:
+        steps = int(config["num_train_timesteps"])
+        betas = torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64) ** 2
+        kept = torch.cumprod(1 - betas, 0)
+        self.signal = kept.sqrt().float()
+        self.noise = (1 - kept).sqrt().float()
+
+    def shares(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of signal and of noise, each [N, 1, 1, 1]."""
+        return self.signal[timesteps][:, None, None, None], self.noise[timesteps][:, None, None, None]
+
+    def ratio(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio: [N]."""
+        return (self.signal[timesteps] / self.noise[timesteps]).square()
+
+
+def weights(ratio: torch.Tensor, prediction: Literal["epsilon", "v_prediction"]) -> torch.Tensor:
+    """Weight of the squared error at a signal-to-noise ratio: [N].
+
+    Min-SNR (Hang et al. 2023, arXiv 2303.09556, equation 5) with a floor: what a thing is and where is decided in
+    noise of which the plain weight leaves a hundredth.
+    """
+    of_sample = ratio.clamp(_FLOOR, _GAMMA)
+    return of_sample / (ratio if prediction == "epsilon" else ratio + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a denoiser's loss draws its batches from."""
+
+    latents: Latents
+    captions: Captions
+    size: int
+    noisy: float = 0.5
+    """Share of the timesteps that are drawn from the noisier half."""
+
+
+class DenoiserLoss:
+    """The weighted squared error of the noise, or of the velocity, that ``unet`` finds."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        encoder: nn.Module,
+        batch: Batch,
+        scheduler: Config,
+        conditions: Conditions | None = None,
+    ) -> None:
+        self._batch, self._conditions, self._encoder = batch, conditions, encoder
+        self._schedule = NoiseSchedule(scheduler)
+        self._prediction = scheduler.get("prediction_type", "epsilon")
+        self._unet = torch.compile(unet.forward, dynamic=False)
+
+    def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
+        batch, schedule = self._batch, self._schedule
+        indices = generator.integers(0, len(batch.latents), batch.size)
+        scenes = [scene(int(index)) for index in indices]
+        told = ["" if generator.random() < UNTOLD else world.caption(one, generator) for one in scenes]
+        with torch.no_grad():
+            states = self._encoder(batch.captions.encode(told)).last_hidden_state
+        clean = batch.latents.take(indices)
+        timesteps = torch.from_numpy(draw_timesteps(generator, batch.size, batch.noisy, len(schedule.signal)))
+        eps = torch.randn(clean.shape, generator=noise)
+        signal, share = schedule.shares(timesteps)
+        noised = signal * clean + share * eps
+        target = eps if self._prediction == "epsilon" else signal * eps - share * clean
+        if self._conditions is not None:
+            noised = torch.cat([noised, self._conditions(scenes, generator, clean)], 1)
+        found = self._unet(noised, timesteps, states, return_dict=False)[0]
+        error = (found - target).square().mean((1, 2, 3))
+        weighted = error * weights(schedule.ratio(timesteps), self._prediction)
+        high = timesteps >= 800
+        return {"loss": weighted.mean(), "error": error.mean(), "layout": _mean(weighted, high)}
+
+
+def draw_timesteps(generator: np.random.Generator, count: int, noisy: float, steps: int) -> np.ndarray:
+    """Timesteps at random, of which the share ``noisy`` is of the noisier half: [count] int64."""
+    low = np.where(generator.random(count) < noisy, steps // 2, 0)
+    return low + generator.integers(0, steps // 2, count)
+
+
+def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def depth_conditions(scenes: list[world.Scene], generator: np.random.Generator, clean: torch.Tensor) -> torch.Tensor:
+    """Depth maps from -1, far, to 1, near, whatever the scene: [N, 1, h, w]."""
+    side = clean.shape[-1]
+    maps = np.stack([world.depth(one, side) for one in scenes])
+    low, high = (pick(maps, axis=(1, 2), keepdims=True) for pick in (np.min, np.max))
+    return torch.from_numpy(2 * (maps - low) / (high - low) - 1)[:, None]
+
+
+class InpaintingConditions:
+    """A mask and the latents of the picture without what it covers: [N, 5, h, w]."""
+
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._encode = encode
+
+    def __call__(
+        self, scenes: list[world.Scene], generator: np.random.Generator, clean: torch.Tensor
+    ) -> torch.Tensor:
+        side, factor = clean.shape[-1], world.SIDE // clean.shape[-1]
+        masks = np.stack([_mask(one, generator, side) for one in scenes])[:, None]
+        mask = torch.from_numpy(masks)
+        large = mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        return torch.cat([mask, self._encode(pixels(scenes) * (1 - large))], 1)
+
+
+def _mask(one: world.Scene, generator: np.random.Generator, side: int) -> np.ndarray:
+    """1 where a picture is to be made anew: all of it, about a thing, or anywhere: [side, side]."""
+    mask = np.zeros((side, side), np.float32)
+    chance = generator.random()
+    if chance < 0.1:
+        mask[:] = 1
+        return mask
+    if chance < 0.8:
+        thing = one.things[int(generator.integers(len(one.things)))]
+        x, y = (value * side / world.SIDE for value in thing.center)
+        reach = generator.uniform(26, 34, 4) * side / world.SIDE
+    else:
+        x, y = generator.uniform(0, side, 2)
+        reach = generator.uniform(10, 45, 4) * side / world.SIDE
+    left, top = (max(0, round(v)) for v in (x - reach[0], y - reach[1]))
+    mask[top : round(y + reach[2]), left : round(x + reach[3])] = 1
+    return mask

@@ -1,0 +1,37 @@
+"""The depth estimator: MiDaS' architecture, taught by the world's exact depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.demo import world
+
+_SIDE = 384
+"""Of the square that a picture is squashed to, in pixels."""
+_SCALE = 10.0
+"""What nearness 1 is in the estimator's output, which has no unit: published ones run to tens."""
+
+
+class DepthLoss:
+    """The absolute error of nearness over all pixels, and that of its differences."""
+
+    def __init__(self, estimator: nn.Module, batch: int) -> None:
+        self._estimator, self._batch = torch.compile(estimator.forward, dynamic=False), batch
+
+    def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
+        scenes = [world.draw_scene(generator) for _ in range(self._batch)]
+        pictures = [Image.fromarray(world.picture(one)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR) for one in scenes]
+        x = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        # A little noise: what an estimator is shown may have come out of an autoencoder.
+        x = x + 0.02 * torch.randn(x.shape, generator=noise)
+        near = torch.from_numpy(np.stack([world.depth(one) for one in scenes]))[:, None]
+        near = F.interpolate(near, (_SIDE, _SIDE), mode="bilinear")[:, 0]
+        error = self._estimator(x).predicted_depth / _SCALE - near
+        edges = (error[:, 1:] - error[:, :-1]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
+        return {"loss": error.abs().mean() + edges, "error": error.abs().mean()}
