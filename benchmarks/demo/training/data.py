@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from benchmarks.demo import world
 from benchmarks.demo.training.vae import pixels
 
-SCENES = 32_000
+SCENES = 16_000
 _SEED = 5
 _TOGETHER = 64
 

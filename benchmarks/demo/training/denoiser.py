@@ -79,7 +79,8 @@ class DenoiserLoss:
         self._batch, self._conditions, self._encoder = batch, conditions, encoder
         self._schedule = NoiseSchedule(scheduler)
         self._prediction = scheduler.get("prediction_type", "epsilon")
-        self._unet = torch.compile(unet.forward, dynamic=False)
+        # Not compiled: the gradient that torch.compile of PyTorch 2.13 makes on a CPU ends at the first upsampling.
+        self._unet = unet
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         batch, schedule = self._batch, self._schedule

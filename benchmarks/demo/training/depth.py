@@ -22,7 +22,7 @@ class DepthLoss:
     """The absolute error of nearness over all pixels, and that of its differences."""
 
     def __init__(self, estimator: nn.Module, batch: int) -> None:
-        self._estimator, self._batch = torch.compile(estimator.forward, dynamic=False), batch
+        self._estimator, self._batch = estimator, batch
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         scenes = [world.draw_scene(generator) for _ in range(self._batch)]

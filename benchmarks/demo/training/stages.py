@@ -43,7 +43,7 @@ def _vae(folder: Path) -> None:
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
     network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae", {"vae": network}, loss, Recipe(steps=3000, rate=1e-3), folder)
+    train("vae", {"vae": network}, loss, Recipe(steps=2200, rate=5e-4), folder)
     _whiten(folder / "vae.pt", network)
 
 
@@ -127,7 +127,7 @@ def _small_vae(folder: Path) -> None:
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO_UPSCALER.vae))
     network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae-x4", {"vae": network}, loss, Recipe(steps=1200, rate=1e-3), folder)
+    train("vae-x4", {"vae": network}, loss, Recipe(steps=1200, rate=5e-4), folder)
     _whiten(folder / "vae-x4.pt", network)
 
 
@@ -153,10 +153,10 @@ def _depth_estimator(folder: Path) -> None:
 STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _vae,
-    "base": _Denoiser("base", Recipe(steps=9000, rate=1e-3)),
-    "v": _Denoiser("v", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
-    "inpainting": _Denoiser("inpainting", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
-    "depth": _Denoiser("depth", Recipe(steps=1500, rate=6e-4, falling=0.7), start="base"),
+    "base": _Denoiser("base", Recipe(steps=5000, rate=1e-3, falling=0.4)),
+    "v": _Denoiser("v", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
+    "depth": _Denoiser("depth", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
     "vae-x4": _small_vae,
     "upscaler": _upscaler,
     "depth-estimator": _depth_estimator,

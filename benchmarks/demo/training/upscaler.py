@@ -28,7 +28,7 @@ class UpscalerLoss:
         self._batch, self._encoder = batch, encoder
         self._schedule = NoiseSchedule(configs.scheduler)
         self._low_schedule = NoiseSchedule(configs.low_res_scheduler)
-        self._unet = torch.compile(unet.forward, dynamic=False)
+        self._unet = unet
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         batch, schedule, low_schedule = self._batch, self._schedule, self._low_schedule

@@ -50,7 +50,11 @@ def _differences(error: torch.Tensor) -> torch.Tensor:
 
 
 class TrainableVae(torch.nn.Module):
-    """diffusers' autoencoder by the two calls that training makes, so that each is compiled by itself."""
+    """diffusers' autoencoder by the two calls that training makes.
+
+    Not compiled: the gradient that torch.compile of PyTorch 2.13 makes on a CPU ends at the first upsampling, so that
+    the encoder learns nothing.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -58,15 +62,13 @@ class TrainableVae(torch.nn.Module):
         # Latents of little noise from the start: behind noise of deviation 1 the decoder never finds the signal.
         with torch.no_grad():
             vae.quant_conv.bias[vae.quant_conv.out_channels // 2 :] = -6.0
-        # Held apart from the modules: a compiled module would give the weights other names.
-        self._compiled = (torch.compile(vae.encoder.forward, dynamic=False), torch.compile(vae.decoder.forward, dynamic=False))
 
     def encode_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, logvar = self.vae.quant_conv(self._compiled[0](x)).chunk(2, dim=1)
+        mean, logvar = self.vae.quant_conv(self.vae.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def decode_latents(self, z: torch.Tensor) -> torch.Tensor:
-        return self._compiled[1](self.vae.post_quant_conv(z))
+        return self.vae.decoder(self.vae.post_quant_conv(z))
 
 
 @torch.no_grad()
