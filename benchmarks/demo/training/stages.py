@@ -43,7 +43,7 @@ def _vae(folder: Path) -> None:
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
     network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae", {"vae": network}, loss, Recipe(steps=2200, rate=5e-4), folder)
+    train("vae", {"vae": network}, loss, Recipe(steps=3800, rate=6e-4, falling=0.5), folder)
     _whiten(folder / "vae.pt", network)
 
 
@@ -153,7 +153,7 @@ def _depth_estimator(folder: Path) -> None:
 STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _vae,
-    "base": _Denoiser("base", Recipe(steps=5000, rate=1e-3, falling=0.4)),
+    "base": _Denoiser("base", Recipe(steps=5000, rate=8e-4, falling=0.4, warm=200)),
     "v": _Denoiser("v", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
     "depth": _Denoiser("depth", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
