@@ -27,7 +27,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 105, 190),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES: dict[str, float] = {"small": 11.0, "medium": 17.0, "large": 24.0}
+SIZES: dict[str, float] = {"small": 13.0, "medium": 18.0, "large": 24.0}
 """Half of a shape's extent."""
 
 _LOW, _MIDDLE, _HIGH = 34.0, 64.0, 94.0
@@ -230,7 +230,7 @@ def _triangle(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool
 
 
 def _cross(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return (np.minimum(abs(x), abs(y)) <= 0.33) & (np.maximum(abs(x), abs(y)) <= 1)
+    return (np.minimum(abs(x), abs(y)) <= 0.36) & (np.maximum(abs(x), abs(y)) <= 1)
 
 
 _INSIDE = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}

@@ -47,6 +47,17 @@ def _vae(folder: Path) -> None:
     _whiten(folder / "vae.pt", network)
 
 
+def _decoder(folder: Path) -> None:
+    """The decoder of factor 8 by itself, which leaves latents as the denoisers have learned them."""
+    network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
+    network.load_state_dict(_weights(folder, "vae", "vae"))
+    for part in (network.vae.encoder, network.vae.quant_conv):
+        part.requires_grad_(False)
+    network.to(memory_format=torch.channels_last)
+    loss = vae.AutoencoderLoss(network, batch=16, crop=64)
+    train("decoder", {"vae": network}, loss, Recipe(steps=2500, rate=5e-4, falling=0.6, seed=1), folder)
+
+
 def _whiten(path: Path, network: vae.TrainableVae) -> None:
     state = torch.load(path, weights_only=True)
     if "whitened" not in state:
@@ -153,6 +164,7 @@ def _depth_estimator(folder: Path) -> None:
 STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _vae,
+    "decoder": _decoder,
     "base": _Denoiser("base", Recipe(steps=5000, rate=8e-4, falling=0.4, warm=200)),
     "v": _Denoiser("v", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
