@@ -138,7 +138,7 @@ def _small_vae(folder: Path) -> None:
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO_UPSCALER.vae))
     network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae-x4", {"vae": network}, loss, Recipe(steps=1200, rate=5e-4), folder)
+    train("vae-x4", {"vae": network}, loss, Recipe(steps=1000, rate=5e-4, falling=0.5), folder)
     _whiten(folder / "vae-x4.pt", network)
 
 
@@ -152,23 +152,23 @@ def _upscaler(folder: Path) -> None:
     path = folder / "latents-x4.npy"
     latents = Latents(autoencoder, autoencoder.config.scaling_factor, path, scenes=6000)
     loss = UpscalerLoss(unet, encoder, Batch(latents, captions, 8), DEMO_UPSCALER)
-    train("upscaler", {"unet": unet}, loss, Recipe(steps=2500, rate=1e-3), folder)
+    train("upscaler", {"unet": unet}, loss, Recipe(steps=1200, rate=8e-4, falling=0.5), folder)
 
 
 def _depth_estimator(folder: Path) -> None:
     torch.manual_seed(6)
     estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(DEMO_DEPTH.depth_estimator)))
-    train("depth-estimator", {"depth_estimator": estimator}, DepthLoss(estimator, 4), Recipe(steps=800, rate=1e-3), folder)
+    train("depth-estimator", {"depth_estimator": estimator}, DepthLoss(estimator, 4), Recipe(steps=350, rate=1e-3, falling=0.5), folder)
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _vae,
     "decoder": _decoder,
-    "base": _Denoiser("base", Recipe(steps=5000, rate=8e-4, falling=0.4, warm=200)),
-    "v": _Denoiser("v", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
-    "inpainting": _Denoiser("inpainting", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
-    "depth": _Denoiser("depth", Recipe(steps=1200, rate=6e-4, falling=0.7), start="base"),
+    "base": _Denoiser("base", Recipe(steps=4000, rate=8e-4, falling=0.4, warm=200)),
+    "v": _Denoiser("v", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
+    "depth": _Denoiser("depth", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
     "vae-x4": _small_vae,
     "upscaler": _upscaler,
     "depth-estimator": _depth_estimator,
