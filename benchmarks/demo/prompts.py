@@ -163,7 +163,7 @@ def mask_of(box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
 def low_resolution(picture: NDArray[np.uint8], side: int = LOW_SIDE) -> NDArray[np.uint8]:
     """A picture [128, 128, 3] by the means of its squares: [side, side, 3]."""
     squares = picture.reshape(side, world.SIDE // side, side, world.SIDE // side, 3)
-    return np.rint(squares.mean((1, 3))).astype(np.uint8)
+    return np.asarray(np.rint(squares.mean((1, 3))), np.uint8)
 
 
 def _any(generator: np.random.Generator, values: Sequence[T]) -> T:
