@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import markdown, roofline, scaling
+from benchmarks.demo.drawn import drawn
 from benchmarks.latest import Result, Results
 from benchmarks.markdown import number, origin, spread
 from benchmarks.peers.findings import crowds
@@ -306,5 +307,6 @@ SECTIONS: dict[str, Section] = {
     "full_size": _one("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
+    "demo_draws": _one("demo-draws", drawn),
 }
 """By the name that the template calls each by."""

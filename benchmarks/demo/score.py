@@ -55,6 +55,7 @@ def main() -> None:
         "complete": False,
         "steps": options.steps,
         "guidance_scale": options.guidance,
+        "upscaler_guidance_scale": options.upscaler_guidance,
         "sampler": options.sampler,
         "precision": options.precision,
         "device": options.device,
