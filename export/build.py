@@ -31,8 +31,9 @@ from sd2rt.engines.sampling import check_side
 from sd2rt.engines.writer import BundleWriter, describe
 from sd2rt.export.checkpoint import Checkpoint
 from sd2rt.export.depth_module import DepthEstimator
+from sd2rt.export.graph_store import graph_file, make_part
 from sd2rt.export.networks import skeleton
-from sd2rt.export.onnx_part import OPSET, Dimensions, export_part, interface
+from sd2rt.export.onnx_part import OPSET, Dimensions, interface
 from sd2rt.export.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.pipeline_configs import PartName as NetworkName
 from sd2rt.export.tiled_graph import tiled_part
@@ -160,6 +161,18 @@ def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision)
     return "fp32" if part in KINDS[checkpoint.variant].fp32_parts else precision
 
 
+def graph_files(checkpoint: Checkpoint, precision: Precision) -> dict[PartName, str]:
+    """What the store of graphs calls those of each part that is exported."""
+    dimensions = _dimensions(checkpoint)
+    found = {}
+    for name in KINDS[checkpoint.variant].parts:
+        if name not in UNTILED:
+            own = part_precision(checkpoint, name, precision)
+            tensors = interface(name, dimensions, _NUMPY[own])
+            found[name] = graph_file(name, tensors, own, checkpoint.parts.config(_NETWORKS[name]))
+    return found
+
+
 def _part(
     writer: BundleWriter,
     checkpoint: Checkpoint,
@@ -181,8 +194,14 @@ def _part(
             part = tiled_part(half, writer.folder, tensors, dimensions.norms[name], levels)
         else:
             module = part_module(checkpoint, name, own)
-            part = export_part(
-                name, module, tensors, writer.folder, own, lambda fraction: progress(name, fraction)
+            part = make_part(
+                name,
+                module,
+                tensors,
+                writer.folder,
+                own,
+                checkpoint.parts.config(_NETWORKS[name]),
+                lambda fraction: progress(name, fraction),
             )
         writer.keep_part(name, part)
     progress(name, 1.0)

@@ -38,6 +38,9 @@ WHOLE_OPERATORS = {
 """Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
 one would have to be recognised again from its pieces."""
 
+MODEL, ORT_MODEL, INITIALIZERS = "model.onnx", "onnxruntime.onnx", "initializers.json"
+"""The files of a part, beside its weights: its graph, ONNX Runtime's where that is another, its map of weights."""
+
 _LARGE = 1024
 """Bytes from which on a constant that is no weight is kept outside of the graph."""
 
@@ -175,31 +178,44 @@ def _export(
 ) -> Part:
     folder = bundle / name
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = "unet." if name == "denoiser" else ""
     model = _trace(name, module, interface)
     progress(0.7)
-    transposed = _name_weights(model, prefix)
+    transposed = _name_weights(model, _prefix(name))
     _optimize(model)
     _strip(model)
     _check_operators(name, model, module)
-    weights = _weights(name, model, transposed, [key.removeprefix(prefix) for key in module.state_dict()])
+    weights = _weights(name, model, transposed, list(weights_of(name, module)))
     progress(0.8)
-    known = _save(
-        model, weights, transposed, folder / "model.onnx", lambda fraction: progress(0.8 + 0.2 * fraction)
-    )
-    lowered = folder / "onnxruntime.onnx"
-    own_graph = lower_for_onnxruntime(folder / "model.onnx", lowered)
-    (folder / "initializers.json").write_text(known.to_json())
+    known = _save(model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction))
+    lower_for_onnxruntime(folder / MODEL, folder / ORT_MODEL)
+    (folder / INITIALIZERS).write_text(known.to_json())
+    return described_part(name, module, interface, bundle, precision)
+
+
+def weights_of(name: PartName, module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a part by the names that its map has them by."""
+    return {key.removeprefix(_prefix(name)): tensor for key, tensor in module.state_dict().items()}
+
+
+def _prefix(name: PartName) -> str:
+    return "unet." if name == "denoiser" else ""
+
+
+def described_part(
+    name: PartName, module: nn.Module, interface: Interface, bundle: Path, precision: Precision
+) -> Part:
+    """The manifest's entry for a part whose files have been written."""
+    folder = bundle / name
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
         precision=precision,
-        onnx=f"{name}/model.onnx",
-        onnxruntime=f"{name}/{lowered.name if own_graph else 'model.onnx'}",
+        onnx=f"{name}/{MODEL}",
+        onnxruntime=f"{name}/{ORT_MODEL if (folder / ORT_MODEL).exists() else MODEL}",
         files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
         opset=OPSET,
         inputs=interface.inputs,
         outputs=interface.outputs,
-        initializers=f"{name}/initializers.json",
+        initializers=f"{name}/{INITIALIZERS}",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 

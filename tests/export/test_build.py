@@ -16,12 +16,13 @@ from sd2rt.engines.writer import describe
 from sd2rt.export.build import build
 from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.onnx_part import OPSET, Interface
+from sd2rt.export.pipeline_configs import Config
 
 ALL = list(KINDS["base"].parts)
 
 
 class Exporter:
-    """Stands in for ``export_part``; stops in the middle of one part if told to."""
+    """Stands in for ``make_part``; stops in the middle of one part if told to."""
 
     def __init__(self) -> None:
         self.exported: list[str] = []
@@ -34,6 +35,7 @@ class Exporter:
         interface: Interface,
         bundle: Path,
         precision: Precision,
+        config: Config,
         progress: Callable[[float], None],
     ) -> Part:
         folder = bundle / name
@@ -74,7 +76,7 @@ class Exporter:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
     fake = Exporter()
-    monkeypatch.setattr("sd2rt.export.build.export_part", fake)
+    monkeypatch.setattr("sd2rt.export.build.make_part", fake)
     monkeypatch.setattr("sd2rt.export.build.tiled_part", fake.tiled)
     return fake
 

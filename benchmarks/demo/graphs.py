@@ -1,0 +1,40 @@
+"""Export the demo's graphs anew into the package: ``python -m benchmarks.demo.graphs``, a few minutes.
+
+To be done when what exports them has changed, or the versions in constraints.txt. Their weights make no difference,
+and are random here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sd2rt.engines.store import CACHE_VARIABLE
+from sd2rt.export.build import build
+from sd2rt.export.checkpoint import open_checkpoint
+from sd2rt.export.demo import DEMO_NAMES
+from sd2rt.export.graph_store import PACKAGED_GRAPHS
+from sd2rt.export.random_configs import DEMO_SEED, DEMOS
+from sd2rt.export.random_weights import random_checkpoint
+
+
+def main() -> None:
+    # What is there would be found, and not exported.
+    for path in PACKAGED_GRAPHS.glob("*.zip"):
+        path.unlink()
+    PACKAGED_GRAPHS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sd2rt-graphs-") as scratch:
+        os.environ[CACHE_VARIABLE] = scratch
+        for name, kind in DEMO_NAMES.items():
+            path = random_checkpoint(Path(scratch) / name, configs=DEMOS[kind], seed=DEMO_SEED)
+            build(open_checkpoint(str(path)), Path(scratch) / "bundles" / name)
+            print(f"{name}: exported", flush=True)
+        for path in sorted((Path(scratch) / "graphs").iterdir()):
+            (PACKAGED_GRAPHS / path.name).write_bytes(path.read_bytes())
+    total = sum(path.stat().st_size for path in PACKAGED_GRAPHS.glob("*.zip"))
+    print(f"{total / 1e3:.0f} kB in {PACKAGED_GRAPHS}")
+
+
+if __name__ == "__main__":
+    main()
