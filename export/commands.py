@@ -38,6 +38,7 @@ from sd2rt.engines.tensorrt_module import load_module
 
 if TYPE_CHECKING:
     from sd2rt.engines.engine_build import EngineBuild
+    from sd2rt.export.build import BuildResult
 
 _OF_ENGINES = {
     "batch",
@@ -65,13 +66,11 @@ PART_LABELS = {
     "bundle": "writing",
 }
 
-CheckpointArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A diffusers folder, a single .safetensors or .ckpt file, a Hub id, or 'demo'.",
-    ),
-]
+_CHECKPOINT_HELP = (
+    "A diffusers folder, a single .safetensors or .ckpt file, a Hub id, or a demo: demo, demo-v, demo-inpaint, "
+    "demo-depth, demo-x4."
+)
+CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT_HELP)]
 VariantOption = Annotated[
     str | None,
     typer.Option(
@@ -99,7 +98,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def build(
     context: typer.Context,
-    checkpoint: CheckpointArgument,
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help=_CHECKPOINT_HELP)],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The bundle: a folder; by name in the cache if left out."),
@@ -134,7 +133,12 @@ def build(
     workspace: WorkspaceOption = None,
     optimization_level: LevelOption = None,
 ) -> None:
-    """Make a bundle from a checkpoint: export its networks to ONNX, and compile engines of them if asked."""
+    """Make a bundle from each checkpoint: export its networks to ONNX, and compile engines of them if asked."""
+    if len(checkpoints) > 1 and (output is not None or engines_only):
+        raise RequestError(
+            f"{'--output' if output is not None else '--engines-only'} is for one of the {len(checkpoints)} that "
+            "are given: name them in commands of their own"
+        )
     sizes = [_size(text) for text in size or ()]
     engines: EngineRequest | None = None
     if backend is not None or engines_only:
@@ -162,41 +166,47 @@ def build(
                 f"--{refused[0].replace('_', '-')} is about a checkpoint, and what is given here is a bundle"
             )
         with _display(as_json) as (_, progress):
-            _report(_build_engines(checkpoint, engines, force, progress), as_json)
+            _report(_build_engines(checkpoints[0], engines, force, progress), as_json)
         return
     if engines is not None:
         # Before minutes of export.
         from sd2rt.engines.tensorrt_builder import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
-    # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
-    target = (
-        Path(os.path.expanduser(output))
-        if output is not None
-        else named_bundle(_name(checkpoint, lora or []))
-    )
     require_export()
     from sd2rt.export.build import build as build_bundle
     from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.demo import DEMO_NAMES
     from sd2rt.export.merged_parts import read_loras, with_loras
 
     loras = read_loras(lora or [])
-    with _display(as_json) as (say, progress):
-        opened = open_checkpoint(
-            checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
+    for checkpoint in checkpoints:
+        # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
+        target = (
+            Path(os.path.expanduser(output))
+            if output is not None
+            else named_bundle(_name(checkpoint, lora or []))
         )
-        opened = with_loras(opened, loras)
-        result = build_bundle(
-            opened,
-            target,
-            precision=precision,
-            sizes=sizes,
-            # The demo in the cache is sd2rt's own: one of another version makes way without being asked.
-            replace=checkpoint == "demo" and output is None,
-            again=force,
-            progress=progress,
-        )
-        built = None if engines is None else _build_engines(str(result.path), engines, force, progress)
+        with _display(as_json) as (say, progress):
+            opened = open_checkpoint(
+                checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
+            )
+            opened = with_loras(opened, loras)
+            result = build_bundle(
+                opened,
+                target,
+                precision=precision,
+                sizes=sizes,
+                # The demos in the cache are sd2rt's own: one of another version makes way without being asked.
+                replace=checkpoint in DEMO_NAMES and output is None,
+                again=force,
+                progress=progress,
+            )
+            built = None if engines is None else _build_engines(str(result.path), engines, force, progress)
+        _say_built(result, built, as_json)
+
+
+def _say_built(result: BuildResult, built: EngineBuild | None, as_json: bool) -> None:
     manifest = result.manifest if built is None else built.manifest
     if as_json:
         facts = {"path": str(result.path), "fresh": result.fresh, "identity": manifest.identity}

@@ -1,4 +1,4 @@
-"""Seeded random-weight checkpoints of SD2's architecture: for the demo, for tests and for benchmarks.
+"""Seeded random-weight checkpoints of SD2's architecture: for tests and for benchmarks.
 
 The weights are no model's, so no licence of Stability AI binds them. Each tensor is drawn from a generator of
 its own, seeded by (seed, part, key): both layouts of one seed hold equal weights, and a file of any size is
@@ -8,7 +8,6 @@ written one tensor at a time.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -17,26 +16,13 @@ from typing import Literal
 
 import torch
 
+from sd2rt.export.folder_writer import write_folder
 from sd2rt.export.ldm_keys import PREFIXES, ldm_layout
 from sd2rt.export.networks import skeleton
-from sd2rt.export.pipeline_configs import (
-    PACKAGED_CONFIGS,
-    PACKAGED_TOKENIZER,
-    Config,
-    PartName,
-    PipelineConfigs,
-)
-from sd2rt.export.safetensors_writer import DigestStream, Entry, as_stored, write_safetensors
+from sd2rt.export.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.safetensors_writer import Entry, as_stored, write_safetensors
 
 Layout = Literal["diffusers", "ldm"]
-
-WEIGHT_FILES: dict[PartName, str] = {
-    "text_encoder": "text_encoder/model.safetensors",
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "depth_estimator": "depth_estimator/model.safetensors",
-}
-"""Where a diffusers folder keeps each part's weights."""
 
 
 def random_checkpoint(
@@ -67,19 +53,16 @@ def random_checkpoint(
     tell = progress if progress is not None else _silent
     weights = RandomWeights(configs, seed)
     if layout == "diffusers":
-        for part in configs.parts:
+
+        def entries_of(part: PartName) -> list[Entry]:
             tell(f"writing random weights of {part}")
-            target = path / WEIGHT_FILES[part]
-            target.parent.mkdir(parents=True, exist_ok=True)
             entries = weights.entries(part)
             if legacy_keys:
                 entries = [_as_legacy(part, entry) for entry in entries]
                 entries += [_position_ids(configs)] if part == "text_encoder" else []
-            with target.open("wb") as stream:
-                write_safetensors(stream, entries, dtype)
-        configs.write(path)
-        _write_tokenizer(path / "tokenizer")
-        return path
+            return entries
+
+        return write_folder(path, configs, entries_of, dtype)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = list(weights.ldm_entries())
@@ -140,12 +123,6 @@ class RandomWeights:
             width = int(self.configs.depth_estimator["hidden_size"])
             yield self._entry("depth_estimator", "weight", (_IMAGENET_CLASSES, width), head)
             yield self._entry("depth_estimator", "bias", (_IMAGENET_CLASSES,), head)
-
-    def sha256(self, part: PartName) -> str:
-        """The hash of the float32 safetensors file that ``random_checkpoint`` would write."""
-        digest = DigestStream()
-        write_safetensors(digest, self.entries(part), torch.float32)
-        return digest.hash.hexdigest()
 
     def _entry(self, part: PartName, key: str, shape: tuple[int, ...], prefix: str = "") -> Entry:
         return Entry(prefix + key, shape, lambda: draw(self.seed, part, key, shape))
@@ -265,18 +242,6 @@ def _schedule_buffers(scheduler: Config, prefix: str = "") -> Iterator[Entry]:
     for key, value in buffers.items():
         single = value.float()
         yield Entry(prefix + key, (steps,), lambda single=single: single)  # type: ignore[misc]
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """The packaged tokenizer as the published folders keep it: vocabulary, merges and settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = json.loads(PACKAGED_TOKENIZER.read_text(encoding="utf-8"))["model"]
-    merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        content = (PACKAGED_CONFIGS / "stable-diffusion-2-1-base" / "tokenizer" / name).read_bytes()
-        (folder / name).write_bytes(content)
 
 
 def _silent(message: str) -> None:

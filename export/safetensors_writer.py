@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO
 
 import torch
 
@@ -22,22 +21,6 @@ class Entry:
     integer: bool = False
 
 
-class Sink(Protocol):
-    """What bytes are written to: a binary file, or something that only looks at them."""
-
-    def write(self, data: bytes | memoryview, /) -> object: ...
-
-
-class DigestStream:
-    """A stream that is only hashed."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview, /) -> None:
-        self.hash.update(data)
-
-
 _DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -46,7 +29,7 @@ _DTYPE_NAMES = {
 }
 
 
-def write_safetensors(stream: Sink, entries: Iterable[Entry], dtype: torch.dtype) -> None:
+def write_safetensors(stream: IO[bytes], entries: Iterable[Entry], dtype: torch.dtype) -> None:
     """Write tensors in the safetensors format, one in memory at a time (the library would want all)."""
     entries = list(entries)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -179,8 +179,10 @@ def small_upscaler_bundle(small_upscaler_checkpoint: Path, made_once: MadeOnce) 
 
 @pytest.fixture(scope="session")
 def demo_half_bundle(made_once: MadeOnce) -> Path:
-    """The demo's bundle in fp16: 128x128 pixels, and heads of 16, the narrowest with attention kernels. Read only."""
-    return _bundle(made_once, "demo", "demo-half", "fp16")
+    """The demo's networks in fp16: 128x128 pixels, heads of 16, the narrowest with attention kernels. Read only."""
+    from sd2rt.export.random_configs import DEMO
+
+    return _bundle(made_once, str(_checkpoint(made_once, "demo", DEMO)), "demo-half", "fp16")
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.kinds import KINDS, Variant
 from sd2rt.export import diffusers_folder, identify
 from sd2rt.export.checkpoint import open_checkpoint
+from sd2rt.export.folder_writer import WEIGHT_FILES
 from sd2rt.export.pipeline_configs import PACKAGED_TOKENIZER, PARTS, PartName, PipelineConfigs
 from sd2rt.export.random_configs import SMALL, SMALL_TURBO, SMALLS
-from sd2rt.export.random_weights import WEIGHT_FILES, random_checkpoint
+from sd2rt.export.random_weights import random_checkpoint
 from sd2rt.export.variants import SUPPORTED, VARIANTS, find_variant
 from sd2rt.export.variants import Variant as Row
 
@@ -608,7 +609,7 @@ def test_a_published_hash_with_anothers_scheduler_is_refused(
 def test_what_does_not_exist(tmp_path: Path) -> None:
     refused(tmp_path / "gone.safetensors", "does not exist")
     refused(tmp_path / "gone", "does not exist")
-    refused("gone", "does not exist.*or 'demo'")
+    refused("gone", "does not exist.*or one of demo, demo-v")
     refused("./models/gone", "does not exist")
     refused("models/gone.safetensors", "does not exist")
     refused("~nobody-of-this-name/gone", "does not exist")
@@ -617,7 +618,7 @@ def test_what_does_not_exist(tmp_path: Path) -> None:
 
 def test_configs_are_for_single_files(small_checkpoint: Path) -> None:
     refused(small_checkpoint, "not a single file", config=small_checkpoint)
-    refused("demo", "not a single file", config=small_checkpoint)
+    refused("demo-x4", "not a single file", config=small_checkpoint)
 
 
 def test_the_packaged_configurations_are_those_of_the_releases() -> None:

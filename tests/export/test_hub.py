@@ -19,10 +19,11 @@ from huggingface_hub import constants
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.kinds import Variant
 from sd2rt.export.checkpoint import open_checkpoint
+from sd2rt.export.folder_writer import WEIGHT_FILES
 from sd2rt.export.hub import is_hub_id, is_whole
 from sd2rt.export.pipeline_configs import PARTS
 from sd2rt.export.random_configs import SMALL
-from sd2rt.export.random_weights import WEIGHT_FILES, random_checkpoint
+from sd2rt.export.random_weights import random_checkpoint
 from sd2rt.export.variants import VARIANTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,15 +20,13 @@ from transformers import CLIPTextModel
 
 from sd2rt.engines.kinds import Variant
 from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
+from sd2rt.export.folder_writer import WEIGHT_FILES
 from sd2rt.export.ldm_keys import ldm_layout
 from sd2rt.export.networks import skeleton
 from sd2rt.export.pipeline_configs import PARTS, PipelineConfigs
 from sd2rt.export.random_configs import DEMO, DEMO_SEED, DEMO_V, DEMOS, SMALL, SMALL_V, SMALLS
-from sd2rt.export.random_weights import WEIGHT_FILES, RandomWeights, draw, random_checkpoint
+from sd2rt.export.random_weights import RandomWeights, draw, random_checkpoint
 from sd2rt.export.safetensors_writer import Entry, write_safetensors
-from sd2rt.export.scheduler_config import read_scheduler
-from sd2rt.export.variants import SUPPORTED
-from sd2rt.export.variants import Variant as Row
 
 ALL = {"small": SMALL, "small-v": SMALL_V, "demo": DEMO, "demo-v": DEMO_V}
 FILES = [WEIGHT_FILES[part] for part in PARTS]
@@ -192,30 +188,6 @@ def test_the_demo_is_small(kind: Variant) -> None:
     table = 49408 * int(configs.text_encoder["hidden_size"])
     assert (parameters - table) * 4 < 30e6
     assert configs.native_size == 128
-
-
-def test_the_demo_needs_no_file_and_is_the_same_every_time(tmp_path: Path) -> None:
-    demo = open_checkpoint("demo")
-    written = random_checkpoint(tmp_path, configs=DEMO, seed=DEMO_SEED)
-
-    assert (demo.name, demo.release, demo.variant, demo.native_size) == ("demo", None, "base", 128)
-    assert demo.license == "Apache-2.0"
-    assert demo.source == open_checkpoint("demo").source
-    assert demo.source == {file: hashlib.sha256((written / file).read_bytes()).hexdigest() for file in FILES}
-    assert json.loads(demo.tokenizer_json()) == json.loads(open_checkpoint(str(written)).tokenizer_json())
-    unet = load_file(written / WEIGHT_FILES["unet"])
-    assert all(torch.equal(tensor, unet[key]) for key, tensor in demo.unet().state_dict().items())
-
-
-@pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
-def test_the_demo_has_every_kind(row: Row) -> None:
-    demo = open_checkpoint("demo", variant=row.name)
-    assert (demo.variant, demo.release, demo.license) == (row.kind, None, "Apache-2.0")
-    published = PipelineConfigs.packaged(str(row.configs))
-    assert demo.sampler == read_scheduler(published.scheduler, row.name)[1]
-    assert set(demo.source) == {WEIGHT_FILES[part] for part in published.parts}
-    assert (demo.depth_input is None) == (published.feature_extractor is None)
-    assert (demo.low_resolution is None) == (published.low_res_scheduler is None)
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""Put the trained demo into the package: ``python -m benchmarks.demo.training.ship --folder WEIGHTS``.
+
+Weights are rounded to float16, and stored once where several kinds share them. What a stage has not finished is
+refused, or left out by ``--partial``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.demo.training.text import Captions
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.kinds import Variant
+from sd2rt.export.demo import DEMO_NAMES, PACKAGED_WEIGHTS, TOKEN_IDS, TOKEN_TABLE, weight_file
+from sd2rt.export.networks import check_weights
+from sd2rt.export.pipeline_configs import PartName
+from sd2rt.export.random_configs import DEMOS
+
+LIMIT_BYTES = 24_000_000
+"""Of all weights: they are in every wheel and every clone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A file of the package, and the stage of training that it comes from."""
+
+    stage: str
+    module: str
+    kind: Variant
+    part: PartName
+    prefix: str = ""
+    """What the stage calls its module's keys by."""
+
+    @property
+    def file(self) -> str:
+        return weight_file(self.kind, self.part)
+
+
+SHIPPED = (
+    Shipped("words", "text_encoder", "base", "text_encoder"),
+    Shipped("vae", "vae", "base", "vae", "vae."),
+    Shipped("vae-x4", "vae", "upscaler", "vae", "vae."),
+    Shipped("depth-estimator", "depth_estimator", "depth", "depth_estimator"),
+    *(Shipped(kind, "unet", kind, "unet") for kind in DEMO_NAMES.values()),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo.training.ship", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="what training left")
+    parser.add_argument("--output", type=Path, default=PACKAGED_WEIGHTS)
+    parser.add_argument("--record", type=Path, help="a JSON file to write about how the weights were trained")
+    parser.add_argument("--partial", action="store_true", help="ship the stages that are finished")
+    options = parser.parse_args()
+    states = {shipped: _state(options.folder, shipped.stage) for shipped in SHIPPED}
+    missing = [shipped.stage for shipped, state in states.items() if state is None]
+    if missing and not options.partial:
+        print(f"not finished: {', '.join(missing)}: train them, or give --partial", file=sys.stderr)
+        return 1
+    options.output.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for shipped, state in states.items():
+        path = options.output / shipped.file
+        if state is None:
+            path.unlink(missing_ok=True)
+            continue
+        save_file(_half(shipped, state["modules"][shipped.module]), path, {"format": "pt"})
+        total += path.stat().st_size
+        print(f"{path.stat().st_size / 1e6:7.2f} MB  {path}")
+    print(f"{total / 1e6:7.2f} MB in all, {LIMIT_BYTES / 1e6:.0f} at most")
+    if options.record is not None:
+        done = [_record(options.folder, shipped.stage, state) for shipped, state in states.items() if state]
+        options.record.write_text(json.dumps({"bytes": total, "stages": done}, indent=1) + "\n")
+    return 0 if total <= LIMIT_BYTES else 1
+
+
+def _state(folder: Path, stage: str) -> dict[str, Any] | None:
+    """What a finished stage left."""
+    path = folder / f"{stage}.pt"
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    # The last thing that training does is to forget its optimizer; an autoencoder's latents are whitened after that.
+    unfinished = state["optimizer"] is not None or (stage == "vae" and not state.get("whitened"))
+    return None if unfinished else state
+
+
+def _half(shipped: Shipped, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A network's weights as the package has them. Raises SystemExit where they are not the demo's."""
+    half = {
+        key.removeprefix(shipped.prefix): tensor.to(torch.float16, memory_format=torch.contiguous_format)
+        for key, tensor in weights.items()
+        if key.startswith(shipped.prefix) and tensor.is_floating_point()
+    }
+    unfit = sorted(key for key, tensor in half.items() if not tensor.isfinite().all())
+    if unfit:
+        raise SystemExit(f"{shipped.stage}: {unfit[0]} leaves the range of float16")
+    shapes = {key: tuple(tensor.shape) for key, tensor in half.items()}
+    config = DEMOS[shipped.kind].part(shipped.part)
+    if shipped.part == "text_encoder":
+        half = {key.removeprefix("text_model."): tensor for key, tensor in half.items()}
+        ids = torch.tensor(Captions().rows, dtype=torch.int32)
+        if len(half[TOKEN_TABLE]) != len(ids):
+            raise SystemExit(f"{shipped.stage}: {len(half[TOKEN_TABLE])} rows of {len(ids)} tokens")
+        shapes = {key: tuple(tensor.shape) for key, tensor in half.items()}
+        shapes[TOKEN_TABLE] = (config["vocab_size"], config["hidden_size"])
+        half[TOKEN_IDS] = ids
+    try:
+        check_weights(shipped.part, config, shapes, shipped.stage)
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from None
+    return half
+
+
+def _record(folder: Path, stage: str, state: dict[str, Any]) -> dict[str, Any]:
+    """How a stage was trained, and what its losses were at the end."""
+    facts = {"stage": stage, "steps": state["step"], "seconds": round(state["seconds"], 1)}
+    facts |= {key: state[key] for key in ("recipe", "seed") if key in state}
+    lines = list(_log(folder / f"{stage}.log"))
+    last = {key: value for key, value in lines[-1].items() if key not in ("step", "seconds")} if lines else {}
+    return facts | {"losses": last}
+
+
+def _log(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
