@@ -1,4 +1,4 @@
-# make demo: from nothing to a picture. make test: from nothing to the test suite's verdict. make bench: to a page on speed.
+# make demo: from nothing to pictures. make test: from nothing to the test suite's verdict. make bench: to a page on speed.
 # Both may be interrupted and run again, and need the network the first time only.
 
 PYTHON ?= python3
@@ -20,9 +20,9 @@ INSTALLED := pyproject.toml constraints.txt
 .PHONY: demo test lint parity samplers bench performance clean
 
 demo: $(VENV)/.demo
-	$(BIN)/sd2rt build demo
+	$(BIN)/sd2rt build demo demo-v demo-inpaint demo-depth demo-x4
 	@mkdir -p $(OUT)
-	$(BIN)/sd2rt run "a tiger in the snow, oil painting" --seed 7 --output $(OUT)/demo.png
+	$(BIN)/python -m benchmarks.demo.sheet --output $(OUT)/demo.png
 
 test: $(VENV)/.dev
 	$(PYTEST) $(TEST_ARGS)

@@ -1,6 +1,7 @@
-"""Write a random-weight checkpoint: of a published SD2 architecture, or of the small one.
+"""Write a checkpoint of random weights, of a published SD2 architecture or a small one; or the trained demo.
 
     python -m benchmarks.checkpoint PATH --configs stable-diffusion-2-base --layout diffusers
+    python -m benchmarks.checkpoint PATH --trained demo-inpaint
 
 A process of its own, so that what measures other processes need not load PyTorch.
 """
@@ -11,6 +12,8 @@ import argparse
 from pathlib import Path
 
 from sd2rt.export import random_configs
+from sd2rt.export.demo import DEMO_NAMES
+from sd2rt.export.folder_writer import write_demo
 from sd2rt.export.pipeline_configs import PipelineConfigs
 from sd2rt.export.random_weights import random_checkpoint
 
@@ -29,12 +32,18 @@ def main() -> None:
     parser.add_argument(
         "--configs", default=SMALL_NAME, help=f"a folder of export/configs, or one of {', '.join(SMALL)}"
     )
+    parser.add_argument(
+        "--trained", choices=tuple(DEMO_NAMES), help="one of the trained demos, as a diffusers folder"
+    )
     parser.add_argument("--layout", choices=("diffusers", "ldm"), default="diffusers")
     parser.add_argument("--seed", type=int, help="of the weights: 0, or the demo's own, if left out")
     parser.add_argument(
         "--legacy-keys", action="store_true", help="name the weights as the published files do"
     )
     options = parser.parse_args()
+    if options.trained is not None:
+        write_demo(options.path, options.trained)
+        return
     configs = SMALL.get(options.configs) or PipelineConfigs.packaged(options.configs)
     seed = options.seed
     if seed is None:

@@ -151,7 +151,7 @@ _DEMO = _Sizes(
 )
 
 DEMO = _DEMO.of(_PUBLISHED_BASE)
-"""The checkpoint named ``demo``: 128x128 pixels, epsilon prediction, PNDM."""
+"""The networks of the demo: 128x128 pixels, epsilon prediction, PNDM."""
 
 DEMO_V = replace(DEMO, scheduler=_PUBLISHED_V.scheduler)
 """DEMO with v prediction and DDIM."""
@@ -169,6 +169,7 @@ DEMOS: dict[Variant, PipelineConfigs] = {
     "depth": DEMO_DEPTH,
     "upscaler": DEMO_UPSCALER,
 }
-"""The demo of each kind."""
+"""The demo's networks of each kind; of turbo there are no trained weights."""
 
 DEMO_SEED = 2
+"""Of the random weights that tests and benchmarks give these networks."""

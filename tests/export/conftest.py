@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from sd2rt.engines.kinds import Variant
+from sd2rt.export.graph_store import EXPORTERS
 from sd2rt.export.random_configs import SMALL, SMALLS
 from sd2rt.export.random_weights import random_checkpoint
 
 from ..made_once import MadeOnce
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 SEED = 1
 """What small_checkpoint is drawn with: equal weights in every form."""
@@ -68,6 +73,16 @@ def kind_file(made_once: MadeOnce) -> KindPath:
         )
 
     return file
+
+
+@pytest.fixture(scope="session")
+def pinned_exporters() -> None:
+    """For what the packaged graphs are about: they are of the versions in constraints.txt."""
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
+    for package in EXPORTERS:
+        version = importlib.metadata.version(package).partition("+")[0]
+        if pinned[package] != version:
+            pytest.skip(f"the packaged graphs are of {package} {pinned[package]}, and {version} is installed")
 
 
 @pytest.fixture
