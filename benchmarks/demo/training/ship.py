@@ -45,9 +45,15 @@ class Shipped:
         return weight_file(self.kind, self.part)
 
 
+WHITENED = ("vae", "vae-x4")
+"""Stages whose latents are whitened when they are trained; only then are they finished."""
+
+EARLIER = {"decoder": "vae"}
+"""Stages that go on from all of another's network, and the other."""
+
 SHIPPED = (
     Shipped("words", "text_encoder", "base", "text_encoder"),
-    Shipped("vae", "vae", "base", "vae", "vae."),
+    Shipped("decoder", "vae", "base", "vae", "vae."),
     Shipped("vae-x4", "vae", "upscaler", "vae", "vae."),
     Shipped("depth-estimator", "depth_estimator", "depth", "depth_estimator"),
     *(Shipped(kind, "unet", kind, "unet") for kind in DEMO_NAMES.values()),
@@ -64,6 +70,7 @@ def main() -> int:
     parser.add_argument("--partial", action="store_true", help="ship the stages that are finished")
     options = parser.parse_args()
     states = {shipped: _state(options.folder, shipped.stage) for shipped in SHIPPED}
+    earlier = {stage: _state(options.folder, stage) for stage in EARLIER.values()}
     missing = [shipped.stage for shipped, state in states.items() if state is None]
     if missing and not options.partial:
         print(f"not finished: {', '.join(missing)}: train them, or give --partial", file=sys.stderr)
@@ -80,7 +87,8 @@ def main() -> int:
         print(f"{path.stat().st_size / 1e6:7.2f} MB  {path}")
     print(f"{total / 1e6:7.2f} MB in all, {LIMIT_BYTES / 1e6:.0f} at most")
     if options.record is not None:
-        done = [_record(options.folder, shipped.stage, state) for shipped, state in states.items() if state]
+        stages = earlier | {shipped.stage: state for shipped, state in states.items()}
+        done = [_record(options.folder, stage, state) for stage, state in stages.items() if state]
         options.record.write_text(json.dumps({"bytes": total, "stages": done}, indent=1) + "\n")
     return 0 if total <= LIMIT_BYTES else 1
 
@@ -91,8 +99,8 @@ def _state(folder: Path, stage: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    # The last thing that training does is to forget its optimizer; an autoencoder's latents are whitened after that.
-    unfinished = state["optimizer"] is not None or (stage == "vae" and not state.get("whitened"))
+    # The last thing that training does is to forget its optimizer.
+    unfinished = state["optimizer"] is not None or (stage in WHITENED and not state.get("whitened"))
     return None if unfinished else state
 
 
