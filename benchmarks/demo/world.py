@@ -121,7 +121,9 @@ def _any(generator: np.random.Generator, names: Sequence[str]) -> str:
 
 def describe(scene: Scene) -> str:
     """The caption that leaves nothing out: place or relation, sizes, colours, shapes and background."""
-    return _sentence([f"a {t.size} {t.color} {t.shape}" for t in scene.things], scene, place=True, background=True)
+    return _sentence(
+        [f"a {t.size} {t.color} {t.shape}" for t in scene.things], scene, place=True, background=True
+    )
 
 
 def caption(scene: Scene, generator: np.random.Generator) -> str:
@@ -160,7 +162,7 @@ def picture(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
         cover, light = _cover(thing, side)
         color = np.array(COLORS[thing.color], np.float32) * light[..., None]
         colors += cover[..., None] * (color - colors)
-    return np.rint(colors.clip(0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(colors.clip(0, 255)), np.uint8)
 
 
 def depth(scene: Scene, side: int = SIDE) -> NDArray[np.float32]:
@@ -203,7 +205,7 @@ def _cover(thing: Thing, side: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     share[top:bottom, left:right] = blocks.mean((1, 3), dtype=np.float32)
     x, y = _grid(thing, side, 1)
     light = 1 - _SHADE * (((x + y) / 2).clip(-1, 1) + 1) / 2
-    return share, light
+    return share, light.astype(np.float32)
 
 
 def _touched(points: NDArray[np.float32], samples: int) -> tuple[int, int]:
@@ -214,7 +216,7 @@ def _touched(points: NDArray[np.float32], samples: int) -> tuple[int, int]:
 
 def _dome(thing: Thing, side: int) -> NDArray[np.float32]:
     x, y = _grid(thing, side, 1)
-    return np.sqrt((1 - x * x - y * y).clip(0, 1)).astype(np.float32)
+    return np.asarray(np.sqrt((1 - x * x - y * y).clip(0, 1)), np.float32)
 
 
 def _circle(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:

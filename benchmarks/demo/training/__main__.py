@@ -15,7 +15,9 @@ from benchmarks.demo.training.stages import STAGES
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
-    parser.add_argument("--folder", type=Path, default=Path("out/training"), help="weights to start from and to leave")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("out/training"), help="weights to start from and to leave"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

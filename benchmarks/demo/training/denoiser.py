@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sd2rt.export.pipeline_configs import Config
 from torch import nn
 
 from benchmarks.demo import world
 from benchmarks.demo.training.data import Latents, scene
 from benchmarks.demo.training.text import Captions
 from benchmarks.demo.training.vae import pixels
+from sd2rt.export.pipeline_configs import Config
 
 Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
 """Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""
@@ -30,7 +30,10 @@ class NoiseSchedule:
 
     def __init__(self, config: Config) -> None:
         steps = int(config["num_train_timesteps"])
-        betas = torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64) ** 2
+        betas = (
+            torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64)
+            ** 2
+        )
         kept = torch.cumprod(1 - betas, 0)
         self.signal = kept.sqrt().float()
         self.noise = (1 - kept).sqrt().float()
@@ -114,7 +117,9 @@ def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-def depth_conditions(scenes: list[world.Scene], generator: np.random.Generator, clean: torch.Tensor) -> torch.Tensor:
+def depth_conditions(
+    scenes: list[world.Scene], generator: np.random.Generator, clean: torch.Tensor
+) -> torch.Tensor:
     """Depth maps from -1, far, to 1, near, whatever the scene: [N, 1, h, w]."""
     side = clean.shape[-1]
     maps = np.stack([world.depth(one, side) for one in scenes])

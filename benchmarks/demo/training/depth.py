@@ -26,8 +26,15 @@ class DepthLoss:
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         scenes = [world.draw_scene(generator) for _ in range(self._batch)]
-        pictures = [Image.fromarray(world.picture(one)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR) for one in scenes]
-        x = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pictures = [
+            Image.fromarray(world.picture(one)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+            for one in scenes
+        ]
+        x = (
+            torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float()
+            / 127.5
+            - 1
+        )
         # A little noise: what an estimator is shown may have come out of an autoencoder.
         x = x + 0.02 * torch.randn(x.shape, generator=noise)
         near = torch.from_numpy(np.stack([world.depth(one) for one in scenes]))[:, None]

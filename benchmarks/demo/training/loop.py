@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -41,7 +41,7 @@ class Recipe:
         return self.rate * min(1.0, (step + 1) / self.warm) * fall
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """A signal asked to stop; everything up to here is saved."""
 
 
@@ -53,7 +53,9 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
     """
     path = folder / f"{name}.pt"
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True
+    )
     step, seconds = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -74,6 +76,7 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
                 "optimizer": None if done else optimizer.state_dict(),
                 "step": step,
                 "seconds": seconds,
+                "recipe": asdict(recipe),
             },
             temporary,
         )
@@ -87,8 +90,11 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
     while step < recipe.steps:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
-        losses = loss(np.random.default_rng([recipe.seed, step]), torch.Generator().manual_seed(recipe.seed * 10**6 + step))
-        losses["loss"].backward()
+        losses = loss(
+            np.random.default_rng([recipe.seed, step]),
+            torch.Generator().manual_seed(recipe.seed * 10**6 + step),
+        )
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -109,7 +115,9 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
             save()
             saved = now
         if stop.asked:
-            raise Interrupted(f"{name} stopped after {step} of {recipe.steps} steps; the same command goes on")
+            raise Interrupted(
+                f"{name} stopped after {step} of {recipe.steps} steps; the same command goes on"
+            )
     save()
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from sd2rt.engines.kinds import Variant
-from sd2rt.export.pipeline_configs import Config
-from sd2rt.export.random_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 from torch import nn
 from transformers import CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
@@ -27,6 +24,9 @@ from benchmarks.demo.training.denoiser import (
 from benchmarks.demo.training.depth import DepthLoss
 from benchmarks.demo.training.loop import Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
+from sd2rt.engines.kinds import Variant
+from sd2rt.export.pipeline_configs import Config
+from sd2rt.export.random_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 
 
 def _words(folder: Path) -> None:
@@ -41,7 +41,6 @@ def _words(folder: Path) -> None:
 def _vae(folder: Path) -> None:
     torch.manual_seed(2)
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
-    network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
     train("vae", {"vae": network}, loss, Recipe(steps=3800, rate=6e-4, falling=0.5), folder)
     _whiten(folder / "vae.pt", network)
@@ -53,7 +52,6 @@ def _decoder(folder: Path) -> None:
     network.load_state_dict(_weights(folder, "vae", "vae"))
     for part in (network.vae.encoder, network.vae.quant_conv):
         part.requires_grad_(False)
-    network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
     train("decoder", {"vae": network}, loss, Recipe(steps=2500, rate=5e-4, falling=0.6, seed=1), folder)
 
@@ -136,7 +134,6 @@ def _grow(unet: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 def _small_vae(folder: Path) -> None:
     torch.manual_seed(4)
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO_UPSCALER.vae))
-    network.to(memory_format=torch.channels_last)
     loss = vae.AutoencoderLoss(network, batch=16, crop=64)
     train("vae-x4", {"vae": network}, loss, Recipe(steps=1000, rate=5e-4, falling=0.5), folder)
     _whiten(folder / "vae-x4.pt", network)
@@ -157,8 +154,17 @@ def _upscaler(folder: Path) -> None:
 
 def _depth_estimator(folder: Path) -> None:
     torch.manual_seed(6)
-    estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(DEMO_DEPTH.depth_estimator)))
-    train("depth-estimator", {"depth_estimator": estimator}, DepthLoss(estimator, 4), Recipe(steps=350, rate=1e-3, falling=0.5), folder)
+    config = DEMO_DEPTH.depth_estimator
+    assert config is not None
+    # The configuration classes take nested dictionaries over and change them.
+    estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(config)))
+    train(
+        "depth-estimator",
+        {"depth_estimator": estimator},
+        DepthLoss(estimator, 4),
+        Recipe(steps=350, rate=1e-3, falling=0.5),
+        folder,
+    )
 
 
 STAGES: dict[str, Callable[[Path], None]] = {

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from sd2rt.export.random_configs import DEMO
-from sd2rt.export.tokenizer_json import packaged_tokenizer_json
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.demo import world
+from sd2rt.export.random_configs import DEMO
+from sd2rt.export.tokenizer_json import packaged_tokenizer_json
 
 LENGTH = 77
 _CELLS = 8
@@ -52,7 +52,9 @@ def _vocabulary() -> list[str]:
 def text_encoder(captions: Captions) -> CLIPTextModel:
     """The demo's text encoder with a table of the tokens in use only."""
     # The end token is found by its place in training as in SD2: nothing reads the pooled output.
-    return CLIPTextModel(CLIPTextConfig(**{**DEMO.text_encoder, "vocab_size": len(captions.rows), "eos_token_id": 1}))
+    return CLIPTextModel(
+        CLIPTextConfig(**{**DEMO.text_encoder, "vocab_size": len(captions.rows), "eos_token_id": 1})
+    )
 
 
 class GridReader(nn.Module):
@@ -67,7 +69,8 @@ class GridReader(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """States [N, 77, width] to logits of colour or none, of shape or none, and grey: [N, 64, ...]."""
         queries = self.queries.expand(len(states), -1, -1)
-        return self.head(self.attention(queries, states, states, need_weights=False)[0])
+        found: torch.Tensor = self.head(self.attention(queries, states, states, need_weights=False)[0])
+        return found
 
 
 def grid_facts(scene: world.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

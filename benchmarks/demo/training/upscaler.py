@@ -52,6 +52,8 @@ class UpscalerLoss:
         return {"loss": weighted.mean(), "error": error.mean()}
 
 
-def _noised(x: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor, schedule: NoiseSchedule) -> torch.Tensor:
+def _noised(
+    x: torch.Tensor, eps: torch.Tensor, timesteps: torch.Tensor, schedule: NoiseSchedule
+) -> torch.Tensor:
     signal, share = schedule.shares(timesteps)
     return signal * x + share * eps

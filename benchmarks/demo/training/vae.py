@@ -18,7 +18,7 @@ _KL = 2e-5
 def pixels(scenes: list[world.Scene]) -> torch.Tensor:
     """Pictures as the autoencoder takes them: [N, 3, 128, 128] float32, -1 to 1."""
     stack = np.stack([world.picture(scene) for scene in scenes])
-    return (torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class AutoencoderLoss:
@@ -28,7 +28,7 @@ class AutoencoderLoss:
     about things, which cost a quarter.
     """
 
-    def __init__(self, vae: torch.nn.Module, batch: int, crop: int) -> None:
+    def __init__(self, vae: TrainableVae, batch: int, crop: int) -> None:
         self._vae, self._batch, self._crop = vae, batch, crop
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
@@ -36,7 +36,9 @@ class AutoencoderLoss:
         scenes = [world.draw_scene(generator) for _ in range(self._batch // 4 if whole else self._batch)]
         x = pixels(scenes)
         if not whole:
-            x = torch.stack([self._about_thing(one, of, generator) for one, of in zip(x, scenes, strict=True)])
+            x = torch.stack(
+                [self._about_thing(one, of, generator) for one, of in zip(x, scenes, strict=True)]
+            )
         mean, logvar = self._vae.encode_moments(x)
         z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise)
         y = self._vae.decode_latents(z)
@@ -51,13 +53,16 @@ class AutoencoderLoss:
         thing = one.things[int(generator.integers(len(one.things)))]
         side = self._crop
         left, top = (
-            int(np.clip(value - side / 2 + generator.uniform(-20, 20), 0, world.SIDE - side)) for value in thing.center
+            int(np.clip(value - side / 2 + generator.uniform(-20, 20), 0, world.SIDE - side))
+            for value in thing.center
         )
         return x[:, top : top + side, left : left + side]
 
 
 def _differences(error: torch.Tensor) -> torch.Tensor:
-    return (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return (error[..., 1:] - error[..., :-1]).abs().mean() + (
+        error[..., 1:, :] - error[..., :-1, :]
+    ).abs().mean()
 
 
 class TrainableVae(torch.nn.Module):
@@ -79,7 +84,8 @@ class TrainableVae(torch.nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def decode_latents(self, z: torch.Tensor) -> torch.Tensor:
-        return self.vae.decoder(self.vae.post_quant_conv(z))
+        image: torch.Tensor = self.vae.decoder(self.vae.post_quant_conv(z))
+        return image
 
 
 @torch.no_grad()
@@ -90,7 +96,10 @@ def whiten(vae: AutoencoderKL, scaling_factor: float) -> None:
     """
     generator = np.random.default_rng(77)
     moments = torch.cat(
-        [vae.quant_conv(vae.encoder(pixels([world.draw_scene(generator) for _ in range(16)]))) for _ in range(32)]
+        [
+            vae.quant_conv(vae.encoder(pixels([world.draw_scene(generator) for _ in range(16)])))
+            for _ in range(32)
+        ]
     )
     channels = moments.shape[1] // 2
     latents = moments[:, :channels].transpose(0, 1).flatten(1).double()
