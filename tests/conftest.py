@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +183,12 @@ def demo_half_bundle(made_once: MadeOnce) -> Path:
     from sd2rt.export.random_configs import DEMO
 
     return _bundle(made_once, str(_checkpoint(made_once, "demo", DEMO)), "demo-half", "fp16")
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(made_once: MadeOnce) -> Callable[[str, Precision], Path]:
+    """A bundle of the demo's trained family, by name and precision: built of packaged graphs. Read only."""
+    return lambda name, precision: _bundle(made_once, name, f"trained-{name}-{precision}", precision)
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def _upscaler(folder: Path) -> None:
     path = folder / "latents-x4.npy"
     latents = Latents(autoencoder, autoencoder.config.scaling_factor, path, scenes=6000)
     loss = UpscalerLoss(unet, encoder, Batch(latents, captions, 8), DEMO_UPSCALER)
-    train("upscaler", {"unet": unet}, loss, Recipe(steps=1200, rate=8e-4, falling=0.5), folder)
+    train("upscaler", {"unet": unet}, loss, Recipe(steps=900, rate=8e-4, falling=0.5), folder)
 
 
 def _depth_estimator(folder: Path) -> None:
@@ -162,7 +162,7 @@ def _depth_estimator(folder: Path) -> None:
         "depth-estimator",
         {"depth_estimator": estimator},
         DepthLoss(estimator, 4),
-        Recipe(steps=350, rate=1e-3, falling=0.5),
+        Recipe(steps=250, rate=1e-3, falling=0.5),
         folder,
     )
 
@@ -171,10 +171,10 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _vae,
     "decoder": _decoder,
-    "base": _Denoiser("base", Recipe(steps=4000, rate=8e-4, falling=0.4, warm=200)),
-    "v": _Denoiser("v", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
-    "inpainting": _Denoiser("inpainting", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
-    "depth": _Denoiser("depth", Recipe(steps=1000, rate=6e-4, falling=0.7), start="base"),
+    "base": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200)),
+    "v": _Denoiser("v", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
+    "depth": _Denoiser("depth", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
     "vae-x4": _small_vae,
     "upscaler": _upscaler,
     "depth-estimator": _depth_estimator,

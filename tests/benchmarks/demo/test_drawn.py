@@ -1,0 +1,83 @@
+"""The trained demo draws what it is asked for: the first cases of each set, read by code.
+
+The whole sets, beside diffusers, are a benchmark: ``python -m benchmarks.demo.score``. Seeds are fixed, so the
+counts differ between machines by rounding alone; bounds leave room for that and for few cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.demo import prompts, sets
+from benchmarks.demo.painter import Order, Settings
+from benchmarks.demo.sd2rt_painter import Sd2rtPainter
+from benchmarks.demo.tally import Tally
+from sd2rt.engines.manifest import Precision
+
+Bundles = Callable[[str, Precision], Path]
+
+PLAIN = Settings(steps=25, guidance=7.5)
+
+
+def shares(bundle: Path, name: str, settings: Settings, cases: int) -> Mapping[str, float]:
+    tally = Tally()
+    with Sd2rtPainter(str(bundle), threads=1, batch=8) as painter:
+        sets.run(name, painter, settings, tally, batch=8, limit=cases)
+    result = tally.result()
+    return {what: float(count["share"]) for what, count in result["counts"].items()} | dict(result["means"])
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-v"])
+def test_a_prompt_gives_its_shapes_colours_and_places(trained_bundle: Bundles, name: str) -> None:
+    right = shares(trained_bundle(name, "fp32"), "text", PLAIN, 24)
+    assert right["color"] >= 0.9
+    assert right["shape"] >= 0.85
+    assert right["place"] >= 0.85
+    assert right["relation"] >= 0.85
+
+
+def test_a_better_sampler_needs_fewer_steps(trained_bundle: Bundles) -> None:
+    bundle = trained_bundle("demo", "fp32")
+    many = shares(bundle, "text", Settings(steps=25, guidance=7.5, sampler="ddim"), 24)
+    few = shares(bundle, "text", Settings(steps=12, guidance=7.5, sampler="dpmpp_2m"), 24)
+    # A thing or two of the 36 are at an edge of what is read.
+    assert few["shape"] >= many["shape"] - 0.06
+    assert few["color"] >= many["color"] - 0.06
+
+
+def test_half_precision_draws_the_same(trained_bundle: Bundles) -> None:
+    orders = [Order(case.asked.prompt, case.seed) for case in prompts.text_cases()[:8]]
+    pictures = []
+    for precision in ("fp32", "fp16"):
+        bundle = str(trained_bundle("demo", precision))
+        with Sd2rtPainter(bundle, threads=1, batch=8, precision=precision) as painter:
+            pictures.append(np.stack(painter.paint(orders, PLAIN)).astype(np.float32))
+    assert float(abs(pictures[0] - pictures[1]).mean()) < 1.0
+
+
+def test_a_negative_prompt_removes_what_it_names(trained_bundle: Bundles) -> None:
+    assert shares(trained_bundle("demo", "fp32"), "negative", PLAIN, 16)["negative"] >= 0.7
+
+
+def test_inpainting_changes_the_mask_alone_and_by_the_prompt(trained_bundle: Bundles) -> None:
+    settings = Settings(steps=25, guidance=7.5, strength=1.0)
+    right = shares(trained_bundle("demo-inpaint", "fp32"), "inpainting", settings, 16)
+    assert right["shows it"] >= 0.75
+    assert right["the rest stays"] >= 0.9
+
+
+def test_depth_keeps_the_layout(trained_bundle: Bundles) -> None:
+    settings = Settings(steps=25, guidance=7.5, strength=1.0)
+    right = shares(trained_bundle("demo-depth", "fp32"), "depth", settings, 8)
+    assert right["overlap"] >= 0.6
+    assert right["color"] >= 0.8
+
+
+def test_upscaling_beats_bicubic(trained_bundle: Bundles) -> None:
+    settings = Settings(steps=25, guidance=1.0, noise_level=20)
+    right = shares(trained_bundle("demo-x4", "fp32"), "upscaler", settings, 8)
+    assert right["PSNR, dB"] > right["PSNR of bicubic, dB"]
