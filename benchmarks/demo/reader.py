@@ -24,7 +24,7 @@ _SATURATED = 42.0
 _EDGE = 0.5
 """Of a thing's own saturation: what has less is more background than thing."""
 _LEAST, _MOST = 90, 2400
-"""Pixels of a thing: a small triangle has 196, a large square 1866."""
+"""Pixels of a thing: a small triangle has 274, a large square 1866."""
 _CROWDED = 0.4
 """Share of saturated pixels above which there is no background, and so nothing before it: noise, a flat colour."""
 _SIMILAR = 0.78
