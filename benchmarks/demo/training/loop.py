@@ -59,8 +59,8 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
     step, seconds = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        for key, module in modules.items():
-            module.load_state_dict(state["modules"][key])
+        for key, weights in state["modules"].items():
+            modules[key].load_state_dict(weights)
         if state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
         step, seconds = state["step"], state["seconds"]

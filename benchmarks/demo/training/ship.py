@@ -1,7 +1,8 @@
 """Put the trained demo into the package: ``python -m benchmarks.demo.training.ship --folder WEIGHTS``.
 
-Weights are rounded to float16, and stored once where several kinds share them. What a stage has not finished is
-refused, or left out by ``--partial``.
+Weights are rounded to float16, and stored once where several kinds share them. Stages that are not finished are
+refused, or shipped as they are by ``--unfinished``. ``--unpack`` goes the other way: a folder that training can go on
+from, where it has been lost.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.demo.training.text import Captions
 from sd2rt.engines.errors import CheckpointError
@@ -67,21 +68,26 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="what training left")
     parser.add_argument("--output", type=Path, default=PACKAGED_WEIGHTS)
     parser.add_argument("--record", type=Path, help="a JSON file to write about how the weights were trained")
-    parser.add_argument("--partial", action="store_true", help="ship the stages that are finished")
+    parser.add_argument("--unfinished", action="store_true", help="ship stages as far as they are")
+    parser.add_argument("--unpack", action="store_true", help="fill the folder with the package's weights")
     options = parser.parse_args()
+    if options.unpack:
+        _unpack(options.folder, options.output)
+        return 0
     states = {shipped: _state(options.folder, shipped.stage) for shipped in SHIPPED}
     earlier = {stage: _state(options.folder, stage) for stage in EARLIER.values()}
     missing = [shipped.stage for shipped, state in states.items() if state is None]
-    if missing and not options.partial:
-        print(f"not finished: {', '.join(missing)}: train them, or give --partial", file=sys.stderr)
+    unfinished = [
+        shipped.stage for shipped, state in states.items() if state and not _finished(shipped, state)
+    ]
+    if missing or (unfinished and not options.unfinished):
+        print(f"not finished: {', '.join(missing + unfinished)}: train them first", file=sys.stderr)
         return 1
     options.output.mkdir(parents=True, exist_ok=True)
     total = 0
     for shipped, state in states.items():
+        assert state is not None
         path = options.output / shipped.file
-        if state is None:
-            path.unlink(missing_ok=True)
-            continue
         save_file(_half(shipped, state["modules"][shipped.module]), path, {"format": "pt"})
         total += path.stat().st_size
         print(f"{path.stat().st_size / 1e6:7.2f} MB  {path}")
@@ -94,14 +100,34 @@ def main() -> int:
 
 
 def _state(folder: Path, stage: str) -> dict[str, Any] | None:
-    """What a finished stage left."""
+    """What a stage has left so far."""
     path = folder / f"{stage}.pt"
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _finished(shipped: Shipped, state: dict[str, Any]) -> bool:
     # The last thing that training does is to forget its optimizer.
-    unfinished = state["optimizer"] is not None or (stage in WHITENED and not state.get("whitened"))
-    return None if unfinished else state
+    return state["optimizer"] is None and (shipped.stage not in WHITENED or bool(state.get("whitened")))
+
+
+def _unpack(folder: Path, package: Path) -> None:
+    """Write the files of stages that the folder lacks, at step 0: training starts from these weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [(shipped, shipped.stage) for shipped in SHIPPED]
+    stages += [(shipped, EARLIER[stage]) for shipped, stage in stages if stage in EARLIER]
+    for shipped, stage in stages:
+        path = folder / f"{stage}.pt"
+        if path.exists():
+            continue
+        half = load_file(package / shipped.file)
+        half.pop(TOKEN_IDS, None)
+        weights = {shipped.prefix + key: tensor.float() for key, tensor in half.items()}
+        state = {"modules": {shipped.module: weights}, "optimizer": None, "step": 0, "seconds": 0.0}
+        torch.save(state | {"whitened": True}, path)
+        print(path)
 
 
 def _half(shipped: Shipped, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
