@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="where diffusers' folders are")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N cases of each set alone")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument(
         "--upscaler-guidance",
         type=float,

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.png")
     parser.add_argument("--bundles", type=Path, metavar="DIR", help="where bundles are, if not found by name")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sampler", help="the checkpoint's own if left out")
     parser.add_argument("--threads", type=int, help="one per core if left out")
     parser.add_argument("--seed", type=int, default=1)

@@ -158,11 +158,13 @@ def _depth_estimator(folder: Path) -> None:
     assert config is not None
     # The configuration classes take nested dictionaries over and change them.
     estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(config)))
+    # The head ends in a rectifier: from below it nothing is learned.
+    nn.init.constant_(estimator.head.head[-2].bias, 2.0)
     train(
         "depth-estimator",
         {"depth_estimator": estimator},
         DepthLoss(estimator, 4),
-        Recipe(steps=250, rate=1e-3, falling=0.5),
+        Recipe(steps=400, rate=1e-3, falling=0.5),
         folder,
     )
 
@@ -172,7 +174,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "vae": _vae,
     "decoder": _decoder,
     "base": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200)),
-    "v": _Denoiser("v", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
+    "v": _Denoiser("v", Recipe(steps=350, rate=6e-4, falling=0.7), start="base"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
     "depth": _Denoiser("depth", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
     "vae-x4": _small_vae,
