@@ -20,20 +20,13 @@ from PIL import Image
 
 from benchmarks import machine, report
 from benchmarks.demo import sets
+from benchmarks.demo.family import CHECKPOINTS
 from benchmarks.demo.painter import Painter, Settings
 from benchmarks.demo.sets import SETS, Judged
 from benchmarks.demo.tally import Tally
 
 NAME = "demo-draws"
 ENGINES = ("sd2rt", "diffusers")
-CHECKPOINTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "base": ("demo", ("text", "negative")),
-    "v": ("demo-v", ("text", "negative")),
-    "inpainting": ("demo-inpaint", ("inpainting",)),
-    "depth": ("demo-depth", ("depth",)),
-    "upscaler": ("demo-x4", ("upscaler",)),
-}
-"""By kind, the name of its bundle and its checkpoint's folder, and the sets that it is scored on."""
 TEXT_KINDS = ("base", "v")
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks.demo import prompts, reader, world
-from benchmarks.demo.asked import Asked, judge
+from benchmarks.demo.asked import Asked
 from benchmarks.demo.painter import Order, Painter, Picture, Settings
 from benchmarks.demo.tally import Tally
+from benchmarks.demo.verdict import judge
 
 Judged = tuple[Picture, ...]
 """What a case's pictures are, for those who want to look."""

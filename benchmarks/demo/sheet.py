@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.demo import prompts, world
+from benchmarks.demo.family import CHECKPOINTS
 from benchmarks.demo.layout import Cell, Section, lay_out
 from benchmarks.demo.painter import Order, Picture, Settings
-from benchmarks.demo.score import CHECKPOINTS
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
 
 TEXTS = (

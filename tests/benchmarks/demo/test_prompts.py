@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.demo import prompts, reader, world
-from benchmarks.demo.asked import Asked, AskedThing, ask, judge
+from benchmarks.demo.asked import Asked, AskedThing, ask
+from benchmarks.demo.verdict import judge
 
 
 def test_a_prompt_without_gaps_is_the_worlds() -> None:
