@@ -160,7 +160,7 @@ def test_everything_fixed(bundle: Path) -> None:
     manifest = build_engines(bundle, shapes, ADA, parts=("denoiser",)).manifest
     told = report_of(bundle, manifest, "denoiser")
     shapes_found = {tensor["name"]: tensor["shape"] for tensor in told["tensors"]}
-    assert shapes_found["text"] == [2, 77, 64]
+    assert shapes_found["text"] == [2, 77, 96]
     assert not any(-1 in shape for shape in shapes_found.values())
     assert manifest.engines[0].label == "128x128-b1-guided"
 
