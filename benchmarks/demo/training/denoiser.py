@@ -19,7 +19,7 @@ from sd2rt.export.pipeline_configs import Config
 Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
 """Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""
 
-UNTOLD = 0.1
+_UNTOLD = 0.1
 """Share of the samples without a caption, which guidance subtracts."""
 _GAMMA = 5.0
 _FLOOR = 0.2
@@ -67,6 +67,17 @@ class Batch:
     noisy: float = 0.5
     """Share of the timesteps that are drawn from the noisier half."""
 
+    def draw(
+        self, generator: np.random.Generator, encoder: nn.Module
+    ) -> tuple[list[world.Scene], torch.Tensor, torch.Tensor]:
+        """Scenes, their latents [N, 4, h, w], and the text states [N, 77, D] of captions, of which some are empty."""
+        indices = generator.integers(0, len(self.latents), self.size)
+        scenes = [scene(int(index)) for index in indices]
+        told = ["" if generator.random() < _UNTOLD else world.caption(one, generator) for one in scenes]
+        with torch.no_grad():
+            states = encoder(self.captions.encode(told)).last_hidden_state
+        return scenes, self.latents.take(indices), states
+
 
 class DenoiserLoss:
     """The weighted squared error of the noise, or of the velocity, that ``unet`` finds."""
@@ -87,12 +98,7 @@ class DenoiserLoss:
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         batch, schedule = self._batch, self._schedule
-        indices = generator.integers(0, len(batch.latents), batch.size)
-        scenes = [scene(int(index)) for index in indices]
-        told = ["" if generator.random() < UNTOLD else world.caption(one, generator) for one in scenes]
-        with torch.no_grad():
-            states = self._encoder(batch.captions.encode(told)).last_hidden_state
-        clean = batch.latents.take(indices)
+        scenes, clean, states = batch.draw(generator, self._encoder)
         timesteps = torch.from_numpy(draw_timesteps(generator, batch.size, batch.noisy, len(schedule.signal)))
         eps = torch.randn(clean.shape, generator=noise)
         signal, share = schedule.shares(timesteps)

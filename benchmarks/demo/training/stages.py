@@ -38,12 +38,21 @@ def _words(folder: Path) -> None:
     train("words", {"text_encoder": encoder, "reader": reader}, loss, Recipe(steps=6000, rate=1e-3), folder)
 
 
-def _vae(folder: Path) -> None:
-    torch.manual_seed(2)
-    network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
-    loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae", {"vae": network}, loss, Recipe(steps=3800, rate=6e-4, falling=0.5), folder)
-    _whiten(folder / "vae.pt", network)
+@dataclass(frozen=True, slots=True)
+class _Autoencoder:
+    """An autoencoder from scratch, its latents whitened at the end."""
+
+    name: str
+    config: Config
+    seed: int
+    recipe: Recipe
+
+    def __call__(self, folder: Path) -> None:
+        torch.manual_seed(self.seed)
+        network = vae.TrainableVae(AutoencoderKL.from_config(self.config))
+        loss = vae.AutoencoderLoss(network, batch=16, crop=64)
+        train(self.name, {"vae": network}, loss, self.recipe, folder)
+        _whiten(folder / f"{self.name}.pt", network)
 
 
 def _decoder(folder: Path) -> None:
@@ -131,14 +140,6 @@ def _grow(unet: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     unet.load_state_dict({**weights, "conv_in.weight": new})
 
 
-def _small_vae(folder: Path) -> None:
-    torch.manual_seed(4)
-    network = vae.TrainableVae(AutoencoderKL.from_config(DEMO_UPSCALER.vae))
-    loss = vae.AutoencoderLoss(network, batch=16, crop=64)
-    train("vae-x4", {"vae": network}, loss, Recipe(steps=1000, rate=5e-4, falling=0.5), folder)
-    _whiten(folder / "vae-x4.pt", network)
-
-
 def _upscaler(folder: Path) -> None:
     torch.manual_seed(5)
     unet = UNet2DConditionModel.from_config(DEMO_UPSCALER.unet)
@@ -171,13 +172,13 @@ def _depth_estimator(folder: Path) -> None:
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
-    "vae": _vae,
+    "vae": _Autoencoder("vae", DEMO.vae, 2, Recipe(steps=3800, rate=6e-4, falling=0.5)),
     "decoder": _decoder,
     "base": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200)),
     "v": _Denoiser("v", Recipe(steps=350, rate=6e-4, falling=0.7), start="base"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
     "depth": _Denoiser("depth", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
-    "vae-x4": _small_vae,
+    "vae-x4": _Autoencoder("vae-x4", DEMO_UPSCALER.vae, 4, Recipe(steps=1000, rate=5e-4, falling=0.5)),
     "upscaler": _upscaler,
     "depth-estimator": _depth_estimator,
 }

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.demo import world
-from benchmarks.demo.training.data import scene
-from benchmarks.demo.training.denoiser import UNTOLD, Batch, NoiseSchedule, draw_timesteps, weights
+from benchmarks.demo.training.denoiser import Batch, NoiseSchedule, draw_timesteps, weights
 from benchmarks.demo.training.vae import pixels
 from sd2rt.export.pipeline_configs import PipelineConfigs
 
@@ -32,16 +30,11 @@ class UpscalerLoss:
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         batch, schedule, low_schedule = self._batch, self._schedule, self._low_schedule
-        indices = generator.integers(0, len(batch.latents), batch.size)
-        scenes = [scene(int(index)) for index in indices]
-        told = ["" if generator.random() < UNTOLD else world.caption(one, generator) for one in scenes]
-        with torch.no_grad():
-            states = self._encoder(batch.captions.encode(told)).last_hidden_state
+        scenes, clean, states = batch.draw(generator, self._encoder)
         # Mostly little noise, as pictures are upscaled by default: level 20.
         levels = torch.from_numpy((_MOST_NOISE * generator.random(batch.size) ** 3).astype(np.int64))
         low = F.avg_pool2d(pixels(scenes), FACTOR)
         low = _noised(low, torch.randn(low.shape, generator=noise), levels, low_schedule)
-        clean = batch.latents.take(indices)
         eps = torch.randn(clean.shape, generator=noise)
         timesteps = torch.from_numpy(draw_timesteps(generator, batch.size, batch.noisy, len(schedule.signal)))
         signal, share = schedule.shares(timesteps)
