@@ -67,8 +67,9 @@ _SHADE = 0.28
 _NEARNESS: dict[str, float] = {"small": 0.35, "medium": 0.6, "large": 0.85}
 _BULGE = 0.15
 """How much nearer a thing's middle is than its rim."""
-_FLOOR = 0.2
-"""How near the ground of a gradient background is at the bottom; a plain background is infinitely far: 0."""
+GROUND = 0.2
+"""How near the ground of a gradient background is at the bottom; a plain background is infinitely far: 0. Every thing
+is nearer."""
 _SAMPLES = 4
 
 
@@ -168,7 +169,7 @@ def picture(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
 def depth(scene: Scene, side: int = SIDE) -> NDArray[np.float32]:
     """How near everything is, as MiDaS tells it (more is nearer), 0 to 1: [side, side]."""
     top, bottom = BACKGROUNDS[scene.background]
-    ramp = np.linspace(0, _FLOOR if top != bottom else 0, side, dtype=np.float32)
+    ramp = np.linspace(0, GROUND if top != bottom else 0, side, dtype=np.float32)
     near = np.repeat(ramp[:, None], side, axis=1)
     for thing in scene.things:
         cover, _ = _cover(thing, side)

@@ -80,6 +80,8 @@ class _Denoiser:
     kind: Variant
     recipe: Recipe
     start: str | None = None
+    name: str | None = None
+    """Of the file, where it is not the kind's."""
     batch: int = 32
 
     def __call__(self, folder: Path) -> None:
@@ -103,7 +105,7 @@ class _Denoiser:
         loss = DenoiserLoss(
             unet, encoder, Batch(latents, captions, self.batch), configs.scheduler, conditions.get(self.kind)
         )
-        train(self.kind, {"unet": unet}, loss, self.recipe, folder)
+        train(self.name or self.kind, {"unet": unet}, loss, self.recipe, folder)
 
 
 @torch.no_grad()
@@ -150,7 +152,7 @@ def _upscaler(folder: Path) -> None:
     path = folder / "latents-x4.npy"
     latents = Latents(autoencoder, autoencoder.config.scaling_factor, path, scenes=6000)
     loss = UpscalerLoss(unet, encoder, Batch(latents, captions, 8), DEMO_UPSCALER)
-    train("upscaler", {"unet": unet}, loss, Recipe(steps=900, rate=8e-4, falling=0.5), folder)
+    train("upscaler", {"unet": unet}, loss, Recipe(steps=2500, rate=8e-4, falling=0.5), folder)
 
 
 def _depth_estimator(folder: Path) -> None:
@@ -165,7 +167,7 @@ def _depth_estimator(folder: Path) -> None:
         "depth-estimator",
         {"depth_estimator": estimator},
         DepthLoss(estimator, 4),
-        Recipe(steps=400, rate=1e-3, falling=0.5),
+        Recipe(steps=2000, rate=8e-4, falling=0.5),
         folder,
     )
 
@@ -174,11 +176,13 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "words": _words,
     "vae": _Autoencoder("vae", DEMO.vae, 2, Recipe(steps=3800, rate=6e-4, falling=0.5)),
     "decoder": _decoder,
-    "base": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200)),
-    "v": _Denoiser("v", Recipe(steps=350, rate=6e-4, falling=0.7), start="base"),
-    "inpainting": _Denoiser("inpainting", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
-    "depth": _Denoiser("depth", Recipe(steps=700, rate=6e-4, falling=0.7), start="base"),
-    "vae-x4": _Autoencoder("vae-x4", DEMO_UPSCALER.vae, 4, Recipe(steps=1000, rate=5e-4, falling=0.5)),
+    "first": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200), name="first"),
+    # Most of the steps are of velocities: of a picture's noise, a network learns what is in the picture more slowly.
+    "v": _Denoiser("v", Recipe(steps=7000, rate=8e-4, falling=0.35, warm=200), start="first"),
+    "base": _Denoiser("base", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
+    "depth": _Denoiser("depth", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
+    "vae-x4": _Autoencoder("vae-x4", DEMO_UPSCALER.vae, 4, Recipe(steps=4000, rate=5e-4, falling=0.5)),
     "upscaler": _upscaler,
     "depth-estimator": _depth_estimator,
 }
