@@ -49,7 +49,7 @@ class Shipped:
 WHITENED = ("vae", "vae-x4")
 """Stages whose latents are whitened when they are trained; only then are they finished."""
 
-EARLIER = {"decoder": "vae"}
+EARLIER = {"decoder": "vae", "v": "first"}
 """Stages that go on from all of another's network, and the other."""
 
 SHIPPED = (

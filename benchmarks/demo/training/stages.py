@@ -167,7 +167,7 @@ def _depth_estimator(folder: Path) -> None:
         "depth-estimator",
         {"depth_estimator": estimator},
         DepthLoss(estimator, 4),
-        Recipe(steps=2000, rate=8e-4, falling=0.5),
+        Recipe(steps=1500, rate=8e-4, falling=0.5),
         folder,
     )
 
@@ -178,7 +178,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "decoder": _decoder,
     "first": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200), name="first"),
     # Most of the steps are of velocities: of a picture's noise, a network learns what is in the picture more slowly.
-    "v": _Denoiser("v", Recipe(steps=7000, rate=8e-4, falling=0.35, warm=200), start="first"),
+    "v": _Denoiser("v", Recipe(steps=6000, rate=8e-4, falling=0.35, warm=200), start="first"),
     "base": _Denoiser("base", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
     "depth": _Denoiser("depth", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
