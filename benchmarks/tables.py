@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import markdown, roofline, scaling
-from benchmarks.demo.drawn import drawn
+from benchmarks.demo.drawn import drawn, settings
 from benchmarks.latest import Result, Results
 from benchmarks.markdown import number, origin, spread
 from benchmarks.peers.findings import crowds
@@ -308,5 +308,6 @@ SECTIONS: dict[str, Section] = {
     "engine_builds": _engine_builds,
     "variants": _variants,
     "demo_draws": _one("demo-draws", drawn),
+    "demo_settings": _one("demo-settings", settings),
 }
 """By the name that the template calls each by."""

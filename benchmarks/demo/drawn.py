@@ -1,4 +1,4 @@
-"""The table of what the demo draws, from a result of :mod:`benchmarks.demo.score`."""
+"""Tables of what the demo draws, from results of :mod:`benchmarks.demo.score` and :mod:`benchmarks.demo.settings`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ _SET_NAMES = {
     "depth": "depth",
     "upscaler": "upscaling",
 }
+SETTINGS_TOLD = {
+    "shape": "shape",
+    "color": "colour",
+    "place": "place",
+    "relation": "relation",
+    "all": "all that is asked",
+}
+"""What is told of each of several settings, and how."""
 
 
 def drawn(value: Mapping[str, Any]) -> str:
@@ -96,9 +104,22 @@ def _cell(score: Mapping[str, Any], what: str) -> str:
     count = score["counts"].get(what)
     if count is None:
         return ""
-    return f"{count['share']:.1%} ({count['low']:.0%} to {count['high']:.0%} of {count['of']})"
+    return _counted(count)
 
 
 def _verdict(count: Mapping[str, float], goal: float) -> str:
     reached = count["share"] >= goal
     return markdown.yes(reached) + ("" if reached or count["high"] < goal else ", within its interval")
+
+
+def settings(value: Mapping[str, Any]) -> str:
+    """A table with a row for each of several settings."""
+    rows = [
+        [row["name"], *(_counted(row["counts"][what]) for what in SETTINGS_TOLD)] for row in value["rows"]
+    ]
+    told = "" if value["complete"] else "Interrupted: not all rows are here.\n\n"
+    return told + markdown.table(("", *SETTINGS_TOLD.values()), rows)
+
+
+def _counted(count: Mapping[str, float]) -> str:
+    return f"{count['share']:.1%} ({count['low']:.0%} to {count['high']:.0%} of {count['of']})"

@@ -1,0 +1,107 @@
+"""What samplers, steps, guidance and half precision do to what the demo draws, on the prompts that it is scored on.
+
+    python -m benchmarks.demo.settings --half BUNDLE --output
+
+Ctrl-C ends it and writes what is done so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.demo import sets
+from benchmarks.demo.drawn import SETTINGS_TOLD
+from benchmarks.demo.painter import Settings
+from benchmarks.demo.sd2rt_painter import Sd2rtPainter
+from benchmarks.demo.tally import Tally
+
+NAME = "demo-settings"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Settings; ``sampler`` is None for the checkpoint's own."""
+
+    sampler: str | None = None
+    steps: int = 25
+    guidance: float = 4.0
+    precision: str = "fp32"
+
+    def __str__(self) -> str:
+        sampler = self.sampler or "the checkpoint's own (PNDM)"
+        return f"{sampler}, {self.steps} steps, guidance {self.guidance:g}, {self.precision}"
+
+
+ROWS = (
+    Row(),
+    Row(precision="fp16"),
+    Row("ddim"),
+    Row("ddim", 12),
+    Row("ddim", 8),
+    Row("dpmpp-2m", 12),
+    Row("dpmpp-2m", 8),
+    Row("unipc", 8),
+    Row("euler-a", 25),
+    Row(guidance=1.0),
+    Row(guidance=2.0),
+    Row(guidance=7.5),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo.settings", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--half", metavar="BUNDLE", help="the same in fp16; without it that row is left out")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts alone")
+    parser.add_argument("--threads", type=int, help="one per core if left out")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at a time")
+    report.add_output(parser)
+    options = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    result = {
+        "benchmark": NAME,
+        "complete": False,
+        "limit": options.limit,
+        "rows": found,
+        "machine": machine.facts(),
+    }
+    try:
+        for row in ROWS:
+            if row.precision == "fp32" or options.half is not None:
+                _measure(row, options, found)
+        result["complete"] = True
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is done so far is kept", file=sys.stderr)
+    except ValueError as error:
+        sys.exit(f"benchmarks.demo.settings: {error}")
+    cells = [
+        (row["name"], *(f"{row['counts'][what]['share']:.1%}" for what in SETTINGS_TOLD)) for row in found
+    ]
+    report.finish(result, ("", *SETTINGS_TOLD.values()), cells, options.output)
+    if not result["complete"]:
+        sys.exit(130)
+
+
+def _measure(row: Row, options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    """Add a row's counts, once all of them are there."""
+    settings, tally = Settings(row.steps, row.guidance, row.sampler), Tally()
+    bundle = options.bundle if row.precision == "fp32" else options.half
+    with Sd2rtPainter(
+        bundle, threads=options.threads, batch=options.batch, precision=row.precision
+    ) as painter:
+        start = time.perf_counter()
+        sets.run("text", painter, settings, tally, batch=options.batch, limit=options.limit)
+    seconds = time.perf_counter() - start
+    print(f"{row}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    found.append({"name": str(row), **tally.result(), "seconds": round(seconds, 2)})
+
+
+if __name__ == "__main__":
+    main()
