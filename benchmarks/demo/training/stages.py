@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, DPTConfig, DPTForDepthEstimation
+from transformers import CLIPTextModel
 
 from benchmarks.demo.training import text, vae
 from benchmarks.demo.training.data import Latents
@@ -21,7 +20,7 @@ from benchmarks.demo.training.denoiser import (
     InpaintingConditions,
     depth_conditions,
 )
-from benchmarks.demo.training.depth import DepthLoss
+from benchmarks.demo.training.depth import DepthLoss, untrained
 from benchmarks.demo.training.loop import Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
 from sd2rt.engines.kinds import Variant
@@ -152,22 +151,19 @@ def _upscaler(folder: Path) -> None:
     path = folder / "latents-x4.npy"
     latents = Latents(autoencoder, autoencoder.config.scaling_factor, path, scenes=6000)
     loss = UpscalerLoss(unet, encoder, Batch(latents, captions, 8), DEMO_UPSCALER)
-    train("upscaler", {"unet": unet}, loss, Recipe(steps=2500, rate=8e-4, falling=0.5), folder)
+    train("upscaler", {"unet": unet}, loss, Recipe(steps=5500, rate=8e-4, falling=0.5), folder)
 
 
 def _depth_estimator(folder: Path) -> None:
     torch.manual_seed(6)
     config = DEMO_DEPTH.depth_estimator
     assert config is not None
-    # The configuration classes take nested dictionaries over and change them.
-    estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(config)))
-    # The head ends in a rectifier: from below it nothing is learned.
-    nn.init.constant_(estimator.head.head[-2].bias, 2.0)
+    estimator = untrained(config)
     train(
         "depth-estimator",
         {"depth_estimator": estimator},
         DepthLoss(estimator, 4),
-        Recipe(steps=1500, rate=8e-4, falling=0.5),
+        Recipe(steps=1200, rate=8e-4, falling=0.5),
         folder,
     )
 
