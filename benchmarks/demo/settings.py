@@ -25,28 +25,29 @@ NAME = "demo-settings"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Settings; ``sampler`` is None for the checkpoint's own."""
+    """Settings; the sampler is the checkpoint's own if left out."""
 
-    sampler: str | None = None
+    sampler: str = "ddim"
     steps: int = 25
     guidance: float = 4.0
     precision: str = "fp32"
 
     def __str__(self) -> str:
-        sampler = self.sampler or "the checkpoint's own (PNDM)"
-        return f"{sampler}, {self.steps} steps, guidance {self.guidance:g}, {self.precision}"
+        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}, {self.precision}"
 
 
 ROWS = (
     Row(),
     Row(precision="fp16"),
-    Row("ddim"),
-    Row("ddim", 12),
-    Row("ddim", 8),
+    Row(steps=12),
+    Row(steps=8),
     Row("dpmpp-2m", 12),
     Row("dpmpp-2m", 8),
     Row("unipc", 8),
-    Row("euler-a", 25),
+    Row("euler"),
+    Row("euler-a"),
+    Row("pndm"),
+    Row("pndm", 50),
     Row(guidance=1.0),
     Row(guidance=2.0),
     Row(guidance=7.5),
