@@ -1,8 +1,8 @@
 """The trained demo draws what it is asked for: the first cases of each set, read by code.
 
 The whole sets, beside diffusers, are a benchmark: ``python -m benchmarks.demo.score``. Seeds are fixed, so the
-counts differ between machines by rounding alone. Bounds are a step below what the weights reach, which is below the
-goals so far: training was cut short.
+counts differ between machines by rounding alone. Bounds are the goals of the whole sets; a case below them where
+there are few.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ def shares(bundle: Path, name: str, settings: Settings, cases: int) -> Mapping[s
 
 @pytest.mark.parametrize("name", ["demo", "demo-v"])
 def test_a_prompt_gives_its_shapes_colours_and_places(trained_bundle: Bundles, name: str) -> None:
-    right = shares(trained_bundle(name, "fp32"), "text", PLAIN, 24)
-    assert right["color"] >= 0.6
-    assert right["shape"] >= 0.45
-    assert right["place"] >= 0.75
-    assert right["relation"] >= 0.6
-    assert right["background"] >= 0.8
+    right = shares(trained_bundle(name, "fp32"), "text", PLAIN, 32)
+    assert right["color"] >= 0.95
+    assert right["shape"] >= 0.95
+    assert right["place"] >= 0.9
+    assert right["relation"] >= 0.9
+    assert right["background"] >= 0.95
 
 
 def test_a_better_sampler_needs_fewer_steps(trained_bundle: Bundles) -> None:
     bundle = trained_bundle("demo", "fp32")
     many = shares(bundle, "text", Settings(steps=25, guidance=4.0, sampler="ddim"), 24)
     few = shares(bundle, "text", Settings(steps=12, guidance=4.0, sampler="dpmpp-2m"), 24)
-    # A few things of the 36 are at an edge of what is read.
-    assert few["shape"] >= many["shape"] - 0.15
-    assert few["color"] >= many["color"] - 0.15
+    # A thing or two of the 36 are at an edge of what is read.
+    assert few["shape"] >= many["shape"] - 0.06
+    assert few["color"] >= many["color"] - 0.06
 
 
 def test_half_precision_draws_the_same(trained_bundle: Bundles) -> None:
@@ -61,18 +61,25 @@ def test_half_precision_draws_the_same(trained_bundle: Bundles) -> None:
     assert float(abs(pictures[0] - pictures[1]).mean()) < 1.0
 
 
-def test_a_negative_prompt_removes_the_colour_that_it_names(trained_bundle: Bundles) -> None:
-    assert shares(trained_bundle("demo", "fp32"), "negative", PLAIN, 24)["negative, color"] >= 0.6
+def test_a_negative_prompt_removes_what_it_names(trained_bundle: Bundles) -> None:
+    assert shares(trained_bundle("demo", "fp32"), "negative", PLAIN, 24)["negative"] >= 0.75
 
 
-def test_inpainting_fills_the_mask_by_the_prompt(trained_bundle: Bundles) -> None:
+def test_inpainting_fills_the_mask_by_the_prompt_and_leaves_the_rest(trained_bundle: Bundles) -> None:
     settings = Settings(steps=25, guidance=4.0, strength=1.0)
-    right = shares(trained_bundle("demo-inpaint", "fp32"), "inpainting", settings, 16)
-    assert right["shows it"] >= 0.4
+    right = shares(trained_bundle("demo-inpaint", "fp32"), "inpainting", settings, 24)
+    assert right["shows it"] >= 0.9
+    assert right["the rest stays"] >= 0.9
 
 
 def test_depth_keeps_the_layout(trained_bundle: Bundles) -> None:
     settings = Settings(steps=25, guidance=4.0, strength=1.0)
     right = shares(trained_bundle("demo-depth", "fp32"), "depth", settings, 16)
-    assert right["overlap"] >= 0.55
-    assert right["color"] >= 0.8
+    assert right["depth"] >= 0.95
+    assert right["overlap"] >= 0.8
+
+
+def test_the_upscaler_is_nearer_to_the_truth_than_bicubic_interpolation(trained_bundle: Bundles) -> None:
+    settings = Settings(steps=25, guidance=1.0, noise_level=20)
+    right = shares(trained_bundle("demo-x4", "fp32"), "upscaler", settings, 16)
+    assert right["PSNR, dB"] >= right["PSNR of bicubic, dB"] + 0.5
