@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sampler", help="the checkpoint's own if left out")
     parser.add_argument("--threads", type=int, help="one per core if left out")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2)
     options = parser.parse_args()
     start = time.perf_counter()
     sections = [make(options) for make in (_texts, _v_texts, _inpainting, _depth, _upscaling)]
