@@ -117,8 +117,9 @@ def settings(value: Mapping[str, Any]) -> str:
     rows = [
         [row["name"], *(_counted(row["counts"][what]) for what in SETTINGS_TOLD)] for row in value["rows"]
     ]
-    told = "" if value["complete"] else "Interrupted: not all rows are here.\n\n"
-    return told + markdown.table(("", *SETTINGS_TOLD.values()), rows)
+    prompts = "All prompts" if value["limit"] is None else f"The first {value['limit']} prompts"
+    told = f"{prompts}." if value["complete"] else f"{prompts}. Interrupted: not all rows are here."
+    return f"{told}\n\n{markdown.table(('', *SETTINGS_TOLD.values()), rows)}"
 
 
 def _counted(count: Mapping[str, float]) -> str:
