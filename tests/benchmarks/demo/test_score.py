@@ -204,6 +204,25 @@ def test_the_command_writes_what_it_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "| text-to-image, v: colour | >= 95% | 100.0%" in page
 
 
+def test_a_run_is_told_until_later_ones_have_all_of_its_sets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    truths = {case.asked.prompt: _truth(case.asked) for case in prompts.text_cases()}
+    monkeypatch.setattr(score, "_painter", lambda job, options: FakePainter(truths))
+    for name, kind, limit, date in (("old", "v", "2", "2026-01-01"), ("new", "base", "3", "2026-01-02")):
+        output = tmp_path / f"{name}.json"
+        _command(monkeypatch, "--sets", "text", "--kinds", kind, "--limit", limit, "--output", str(output))
+        value = json.loads(output.read_text())
+        value["machine"]["date"] = date
+        value["scores"] += (
+            [dict(value["scores"][0], set="depth", counts={}, means={})] if name == "new" else []
+        )
+        output.write_text(json.dumps(value))
+    page = render.page(Results(tmp_path), tmp_path)
+    assert "text-to-image, base" in page
+    assert "text-to-image, v" not in page
+
+
 def test_the_command_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Interrupted(FakePainter):
         def paint(self, orders: Sequence[Order], settings: Settings) -> list[Picture]:
