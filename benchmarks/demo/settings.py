@@ -25,9 +25,10 @@ NAME = "demo-settings"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Settings; the sampler is the checkpoint's own if left out."""
+    """Settings of a score."""
 
-    sampler: str = "ddim"
+    sampler: str = "euler-a"
+    """The checkpoint's own."""
     steps: int = 25
     guidance: float = 4.0
     precision: str = "fp32"
@@ -41,11 +42,12 @@ ROWS = (
     Row(precision="fp16"),
     Row(steps=12),
     Row(steps=8),
+    Row("ddim"),
+    Row("ddim", 12),
     Row("dpmpp-2m", 12),
     Row("dpmpp-2m", 8),
     Row("unipc", 8),
     Row("euler"),
-    Row("euler-a"),
     Row("pndm"),
     Row("pndm", 50),
     Row(guidance=1.0),

@@ -62,4 +62,4 @@ def test_rows_are_measured_until_it_is_interrupted(monkeypatch: pytest.MonkeyPat
         "high": 0.6576,
     }
     page = render.page(Results(tmp_path), tmp_path)
-    assert "| ddim, 8 steps, guidance 4, fp32 | 0.0% (0% to " in page
+    assert "| euler-a, 8 steps, guidance 4, fp32 | 0.0% (0% to " in page
