@@ -84,6 +84,7 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
 
     stop = _Stop()
     sums: dict[str, float] = {}
+    summed = 0
     saved = last = time.monotonic()
     for module in modules.values():
         module.train()
@@ -99,18 +100,18 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
         optimizer.step()
         optimizer.zero_grad()
         step += 1
+        summed += 1
         for key, value in losses.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
         now = time.monotonic()
         seconds, last = seconds + now - last, now
         if step % LOG_STEPS == 0 or step == recipe.steps:
             line = {"step": step, "seconds": round(seconds, 1)}
-            count = (step - 1) % LOG_STEPS + 1
-            text = json.dumps(line | {key: round(value / count, 5) for key, value in sums.items()})
+            text = json.dumps(line | {key: round(value / summed, 5) for key, value in sums.items()})
             with (folder / f"{name}.log").open("a") as log:
                 log.write(text + "\n")
             print(name, text, flush=True)
-            sums = {}
+            sums, summed = {}, 0
         if stop.asked or now - saved > SAVE_SECONDS:
             save()
             saved = now

@@ -122,7 +122,7 @@ def _line() -> nn.Linear:
     return nn.Linear(3, 1)
 
 
-def _line_loss(line: nn.Linear, stop_at: int | None = None) -> Loss:
+def _line_loss(line: nn.Linear, stop_at: int | None = None, seen: list[float] | None = None) -> Loss:
     calls = 0
 
     def loss(generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
@@ -131,9 +131,10 @@ def _line_loss(line: nn.Linear, stop_at: int | None = None) -> Loss:
         if calls == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         x = torch.from_numpy(generator.normal(size=(4, 3)).astype(np.float32))
-        return {
-            "loss": (line(x) - x.sum(1, keepdim=True) - torch.randn(4, 1, generator=noise)).square().mean()
-        }
+        value = (line(x) - x.sum(1, keepdim=True) - torch.randn(4, 1, generator=noise)).square().mean()
+        if seen is not None:
+            seen.append(float(value.detach()))
+        return {"loss": value}
 
     return loss
 
@@ -143,7 +144,8 @@ def test_an_interrupted_run_ends_as_a_whole_one(tmp_path: Path) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         whole = _line()
-        train("whole", {"line": whole}, _line_loss(whole), recipe, tmp_path)
+        losses: list[float] = []
+        train("whole", {"line": whole}, _line_loss(whole, seen=losses), recipe, tmp_path)
         parts = _line()
         with pytest.raises(Interrupted, match="parts stopped after 20 of 60 steps"):
             train("parts", {"line": parts}, _line_loss(parts, stop_at=20), recipe, tmp_path)
@@ -156,6 +158,8 @@ def test_an_interrupted_run_ends_as_a_whole_one(tmp_path: Path) -> None:
     assert not torch.equal(again.weight, _line().weight)
     logs = [(tmp_path / f"{name}.log").read_text().splitlines() for name in ("whole", "parts")]
     assert [[json.loads(line)["step"] for line in log] for log in logs] == [[50, 60]] * 2
+    # A line has the mean of the steps since the last one, or since training went on.
+    assert json.loads(logs[1][0])["loss"] == pytest.approx(np.mean(losses[20:50]), abs=1e-5)
     state = torch.load(tmp_path / "parts.pt", weights_only=True)
     assert (state["step"], state["optimizer"], state["recipe"]["steps"]) == (60, None, 60)
 
