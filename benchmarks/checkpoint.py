@@ -9,6 +9,7 @@ A process of its own, so that what measures other processes need not load PyTorc
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from sd2rt.export import random_configs
@@ -19,7 +20,10 @@ from sd2rt.export.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
 DEMO_NAME = "demo"
-SMALL = {SMALL_NAME: random_configs.SMALL, DEMO_NAME: random_configs.DEMO} | {
+# The demo's networks with SD2's own scheduler: where pictures of several programs are compared, each would have to
+# be handed the same fresh noise in every step.
+_DEMO = replace(random_configs.DEMO, scheduler=random_configs.SMALL.scheduler)
+SMALL = {SMALL_NAME: random_configs.SMALL, DEMO_NAME: _DEMO} | {
     f"{SMALL_NAME}-{kind}": configs for kind, configs in random_configs.SMALLS.items()
 }
 
