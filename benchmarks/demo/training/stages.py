@@ -174,9 +174,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "decoder": _decoder,
     "first": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200), name="first"),
     # Most of the steps are of velocities: of a picture's noise, a network learns what is in the picture more slowly.
-    "v": _Denoiser("v", Recipe(steps=6000, rate=8e-4, falling=0.35, warm=200), start="first"),
-    "base": _Denoiser("base", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
-    "inpainting": _Denoiser("inpainting", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
+    "v": _Denoiser("v", Recipe(steps=11000, rate=8e-4, falling=0.35, warm=200), start="first"),
+    "base": _Denoiser("base", Recipe(steps=3500, rate=6e-4, falling=0.7), start="v"),
+    "inpainting": _Denoiser("inpainting", Recipe(steps=4800, rate=6e-4, falling=0.7), start="v"),
     "depth": _Denoiser("depth", Recipe(steps=2000, rate=6e-4, falling=0.7), start="v"),
     "vae-x4": _Autoencoder("vae-x4", DEMO_UPSCALER.vae, 4, Recipe(steps=4000, rate=5e-4, falling=0.5)),
     "upscaler": _upscaler,

@@ -61,16 +61,16 @@ def test_half_precision_draws_the_same(trained_bundle: Bundles) -> None:
     assert float(abs(pictures[0] - pictures[1]).mean()) < 1.0
 
 
-def test_a_negative_prompt_removes_what_it_names(trained_bundle: Bundles) -> None:
-    assert shares(trained_bundle("demo", "fp32"), "negative", PLAIN, 24)["negative"] >= 0.75
+@pytest.mark.parametrize("name", ["demo", "demo-v"])
+def test_a_negative_prompt_removes_what_it_names(trained_bundle: Bundles, name: str) -> None:
+    assert shares(trained_bundle(name, "fp32"), "negative", PLAIN, 24)["negative"] >= 0.8
 
 
 def test_inpainting_fills_the_mask_by_the_prompt_and_leaves_the_rest(trained_bundle: Bundles) -> None:
     settings = Settings(steps=25, guidance=4.0, strength=1.0)
     right = shares(trained_bundle("demo-inpaint", "fp32"), "inpainting", settings, 24)
     assert right["shows it"] >= 0.9
-    # The goal is 0.9; of the whole set, 0.88 do.
-    assert right["the rest stays"] >= 0.8
+    assert right["the rest stays"] >= 0.9
 
 
 def test_depth_keeps_the_layout(trained_bundle: Bundles) -> None:
