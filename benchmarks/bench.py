@@ -14,7 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import machine, process, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from sd2rt.export import random_configs
-from sd2rt.export.demo import DEMO_NAMES
-from sd2rt.export.folder_writer import write_demo
-from sd2rt.export.pipeline_configs import PipelineConfigs
-from sd2rt.export.random_weights import random_checkpoint
+from sd2rt.export.checkpoints import tiny_configs as random_configs
+from sd2rt.export.checkpoints.demo import DEMO_NAMES
+from sd2rt.export.testing.folder_writer import write_demo
+from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
+from sd2rt.export.testing.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
 DEMO_NAME = "demo"

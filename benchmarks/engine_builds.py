@@ -17,9 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, process, report
-from benchmarks.process import sd2rt
-from sd2rt.export.variants import SUPPORTED, Variant, find_variant
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
+from benchmarks.recording.process import sd2rt
+from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
 
 FULL_BYTES = 30_000_000_000
 SECONDS_BOUND = 90.0

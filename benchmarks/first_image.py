@@ -20,9 +20,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import machine, process, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
 from benchmarks.peers import site
-from benchmarks.process import Measured
+from benchmarks.recording.process import Measured
 
 SECONDS_BOUND = 0.25
 PEAK_RSS_BOUND = 0.4

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import process
+from benchmarks.recording import process
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.site import ROOT, environment, install_wheels, make_site
 from benchmarks.gpu.stage import STAGES, Job, jobs
@@ -219,7 +219,7 @@ class Check:
 
     def report(self, output: Path, commit: str | None) -> tuple[Path, Path]:
         """Write all that is known by now, as JSON and as Markdown."""
-        asked = [sys.executable, "-m", "benchmarks.machine"]
+        asked = [sys.executable, "-m", "benchmarks.recording.machine"]
         # As the stages see it: with the packages of the wheels.
         facts = json.loads(subprocess.check_output(asked, cwd=ROOT, env=self._env))
         facts["commit"] = facts["commit"] or commit

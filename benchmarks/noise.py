@@ -19,8 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, process, report
-from sd2rt.runtime.rng import make_generator
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
+from sd2rt.runtime.rng.select import make_generator
 
 MILLISECONDS_BOUND = 3.0
 INITIAL = {"512": (4, 64, 64), "768": (4, 96, 96), "1024": (4, 128, 128)}
@@ -31,7 +35,7 @@ _OTHER_BYTES = 64 << 20
 _COLD = """
 import time
 import numpy
-from sd2rt.runtime.rng import make_generator
+from sd2rt.runtime.rng.select import make_generator
 start = time.perf_counter_ns()
 make_generator({rng!r}, 7).randn({shape!r})
 print(time.perf_counter_ns() - start)

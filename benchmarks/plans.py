@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import machine, report
-from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, default_sampler
-from sd2rt.runtime.plan import Plan
+from benchmarks.recording import machine
+
+from benchmarks.recording import report
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, default_sampler
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
 
 COLD_MS_BOUND = 10.0

@@ -22,7 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from benchmarks import machine, process, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
 
 SECONDS_BOUND = 1.5
 PEAK_RSS_BOUND = 300_000_000
@@ -32,14 +36,14 @@ R = TypeVar("R")
 PROMPT = "a lighthouse on a cliff, oil painting"
 
 PHASES = (
-    ("verify", "sd2rt.runtime.pipeline", "open_bundle"),
-    ("load engines", "sd2rt.runtime.pipeline", "Pipeline.open"),
-    ("tokenizer", "sd2rt.runtime.text", "Tokenizer"),
-    ("text", "sd2rt.runtime.text", "TextEncoder.__call__"),
-    ("plan and noise", "sd2rt.runtime.run", "Run.__init__"),
-    ("steps", "sd2rt.runtime.step_loop", "Batch.step"),
-    ("decode", "sd2rt.runtime.run", "Run.outcomes"),
-    ("save", "sd2rt.runtime.run_command", "save_image"),
+    ("verify", "sd2rt.runtime.pipeline.pipeline", "open_bundle"),
+    ("load engines", "sd2rt.runtime.pipeline.pipeline", "Pipeline.open"),
+    ("tokenizer", "sd2rt.runtime.prompts.encoder", "Tokenizer"),
+    ("text", "sd2rt.runtime.prompts.encoder", "TextEncoder.__call__"),
+    ("plan and noise", "sd2rt.runtime.pipeline.run", "Run.__init__"),
+    ("steps", "sd2rt.runtime.denoising.stepper", "Batch.step"),
+    ("decode", "sd2rt.runtime.pipeline.run", "Run.outcomes"),
+    ("save", "sd2rt.runtime.cli.run", "save_image"),
 )
 """What is timed, without what it calls that is timed itself; imports and the rest are phases too."""
 ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHASES), "exit")
@@ -167,7 +171,7 @@ def trace() -> None:
             setattr(owner, name, classmethod(clock.timed(phase, found.__func__)))
         else:
             setattr(owner, name, clock.timed(phase, found))
-    cli: Any = importlib.import_module("sd2rt.runtime.cli")
+    cli: Any = importlib.import_module("sd2rt.runtime.cli.main")
     code = cli.main(sys.argv[2:])
     clock.leave()
     print(json.dumps(clock.taken | {"end": time.perf_counter_ns()}))

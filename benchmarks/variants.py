@@ -20,10 +20,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import machine, process, report
-from benchmarks.process import sd2rt
-from sd2rt.engines.kinds import KINDS, TASKS
-from sd2rt.export.variants import SUPPORTED, Variant, find_variant
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
+from benchmarks.recording.process import sd2rt
+from sd2rt.engines.bundle.model_kinds import KINDS, TASKS
+from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
 
 FULL_BYTES = 20_000_000_000
 SEED = 1

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from sd2rt.engines.bundle import Bundle
+from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.kinds import PartName
-from sd2rt.engines.manifest import EngineBackend
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.prepared import find_prepared
-from sd2rt.engines.session import Array, ComputePrecision, Device, Engine
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.onnxruntime.prepared import find_prepared
+from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
@@ -120,7 +120,7 @@ def open_backend(
         if device.kind != "cpu":
             what = "openvino" if name == "openvino" else f"--precision {precision}"
             raise RequestError(f"{what} is for CPUs: give --device cpu, or leave it out")
-        from sd2rt.engines.openvino_backend import OpenVinoBackend
+        from sd2rt.engines.openvino.backend import OpenVinoBackend
 
         return OpenVinoBackend(bundle, threads=threads, precision=precision)
     if precision is not None:
@@ -132,7 +132,7 @@ def open_backend(
         raise RequestError(f"{name} runs on an NVIDIA GPU: give --device cuda, or leave --backend out")
     if device.kind == "cuda" and (name in compiled or (name == "auto" and bundle.manifest.engines)):
         # Not before it is needed: it is as much to import as all the rest.
-        from sd2rt.engines.tensorrt_backend import open_tensorrt
+        from sd2rt.engines.tensorrt.backend import open_tensorrt
 
         wanted = tuple(item for item in compiled if name in ("auto", item))
         found = open_tensorrt(

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BundleError, CheckpointError
-from sd2rt.engines.kinds import KINDS, UNTILED, PartName
-from sd2rt.engines.manifest import (
+from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
+from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
     Latents,
@@ -27,17 +27,17 @@ from sd2rt.engines.manifest import (
     Tokenizer,
     read_manifest,
 )
-from sd2rt.engines.sampling import check_side
-from sd2rt.engines.writer import BundleWriter, describe
-from sd2rt.export.checkpoint import Checkpoint
-from sd2rt.export.depth_module import DepthEstimator
-from sd2rt.export.graph_store import graph_file, make_part
-from sd2rt.export.networks import skeleton
-from sd2rt.export.onnx_part import OPSET, Dimensions, interface
-from sd2rt.export.part_modules import Decoder, Denoiser, Encoder, TextEncoder
-from sd2rt.export.pipeline_configs import PartName as NetworkName
-from sd2rt.export.tiled_graph import tiled_part
-from sd2rt.export.tiled_modules import TiledDecoder, TiledEncoder
+from sd2rt.engines.bundle.sampler_config import check_side
+from sd2rt.engines.bundle.writer import BundleWriter, describe
+from sd2rt.export.checkpoints.checkpoint import Checkpoint
+from sd2rt.export.graphs.depth_module import DepthEstimator
+from sd2rt.export.graphs.graph_cache import graph_file, make_part
+from sd2rt.export.checkpoints.networks import skeleton
+from sd2rt.export.graphs.onnx_part import OPSET, Dimensions, interface
+from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
+from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+from sd2rt.export.graphs.tiled_graph import tiled_part
+from sd2rt.export.graphs.tiled_modules import TiledDecoder, TiledEncoder
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}

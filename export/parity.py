@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sd2rt.engines.bundle import Bundle, open_bundle
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.kinds import TASKS, UNTILED, InputName, PartName, TaskName
-from sd2rt.engines.manifest import Manifest, Precision
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.sampling import STATE_SLOTS
-from sd2rt.engines.session import Device, shape_of
+from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName, TaskName
+from sd2rt.engines.bundle.manifest import Manifest, Precision
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.interface import Device, shape_of
 from sd2rt.export.build import part_module
-from sd2rt.export.checkpoint import Checkpoint
+from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.reference import reference_pipeline
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -19,10 +19,10 @@ from PIL.Image import Resampling
 from transformers import CLIPTokenizer
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from sd2rt.engines.kinds import KINDS, TaskName
-from sd2rt.engines.sampling import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig
-from sd2rt.export.checkpoint import Checkpoint
-from sd2rt.export.schedulers import LEVEL_FLAGS, SCHEDULERS, Key
+from sd2rt.engines.bundle.model_kinds import KINDS, TaskName
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig
+from sd2rt.export.checkpoints.checkpoint import Checkpoint
+from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Key
 
 
 def reference_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:

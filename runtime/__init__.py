@@ -12,10 +12,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.pipeline import Pipeline
-    from sd2rt.runtime.recipe import Recipe, read_recipe
-    from sd2rt.runtime.request import Request
-    from sd2rt.runtime.run import Output, Progress, Run
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.metadata.recipe import Recipe, read_recipe
+    from sd2rt.runtime.request.request import Request
+    from sd2rt.runtime.pipeline.run import Output, Progress, Run
 
 __all__ = ["Output", "Pipeline", "Progress", "Recipe", "Request", "Run", "__version__", "read_recipe"]
 

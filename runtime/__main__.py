@@ -1,3 +1,3 @@
-from sd2rt.runtime.cli import script
+from sd2rt.runtime.cli.main import script
 
 script()

@@ -15,8 +15,8 @@ from .order import number, share_out
 from .parity.table import TABLE_VARIABLE, Table
 
 if TYPE_CHECKING:
-    from sd2rt.engines.manifest import Precision
-    from sd2rt.export.pipeline_configs import PipelineConfigs
+    from sd2rt.engines.bundle.manifest import Precision
+    from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, min(2, len(os.sched_getaffinity(0)) // _WORKERS))
@@ -71,7 +71,7 @@ def _few_threads() -> None:
 @pytest.fixture
 def launched_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each of the denoiser's calls evaluates, as they are made."""
-    from sd2rt.engines.ort import OnnxRuntimeSession
+    from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession
 
     rows: list[int] = []
     launch = OnnxRuntimeSession.launch
@@ -96,7 +96,7 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def small_checkpoint(made_once: MadeOnce) -> Path:
     """A diffusers folder of SD2's smallest architecture: 64x64 pixels, epsilon prediction, PNDM."""
-    from sd2rt.export.random_configs import SMALL
+    from sd2rt.export.checkpoints.tiny_configs import SMALL
 
     return _checkpoint(made_once, "small", SMALL)
 
@@ -104,7 +104,7 @@ def small_checkpoint(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_v_checkpoint(made_once: MadeOnce) -> Path:
     """The same with v prediction and DDIM."""
-    from sd2rt.export.random_configs import SMALL_V
+    from sd2rt.export.checkpoints.tiny_configs import SMALL_V
 
     return _checkpoint(made_once, "small-v", SMALL_V)
 
@@ -112,7 +112,7 @@ def small_v_checkpoint(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_turbo_checkpoint(made_once: MadeOnce) -> Path:
     """The same as SD-Turbo, which only its folder's name says: Euler, trailing timesteps."""
-    from sd2rt.export.random_configs import SMALL_TURBO
+    from sd2rt.export.checkpoints.tiny_configs import SMALL_TURBO
 
     return _checkpoint(made_once, "sd-turbo", SMALL_TURBO)
 
@@ -120,7 +120,7 @@ def small_turbo_checkpoint(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_inpainting_checkpoint(made_once: MadeOnce) -> Path:
     """The same with a mask and what it leaves as further channels."""
-    from sd2rt.export.random_configs import SMALL_INPAINTING
+    from sd2rt.export.checkpoints.tiny_configs import SMALL_INPAINTING
 
     return _checkpoint(made_once, "small-inpainting", SMALL_INPAINTING)
 
@@ -128,7 +128,7 @@ def small_inpainting_checkpoint(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_depth_checkpoint(made_once: MadeOnce) -> Path:
     """The same with a depth map as further channel, and a depth estimator of 384x384 pixels."""
-    from sd2rt.export.random_configs import SMALL_DEPTH
+    from sd2rt.export.checkpoints.tiny_configs import SMALL_DEPTH
 
     return _checkpoint(made_once, "small-depth", SMALL_DEPTH)
 
@@ -136,7 +136,7 @@ def small_depth_checkpoint(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_upscaler_checkpoint(made_once: MadeOnce) -> Path:
     """An upscaler from 16x16 to 64x64 pixels: v prediction, DDIM, a VAE of 4 pixels per latent."""
-    from sd2rt.export.random_configs import SMALL_UPSCALER
+    from sd2rt.export.checkpoints.tiny_configs import SMALL_UPSCALER
 
     return _checkpoint(made_once, "small-upscaler", SMALL_UPSCALER)
 
@@ -180,7 +180,7 @@ def small_upscaler_bundle(small_upscaler_checkpoint: Path, made_once: MadeOnce) 
 @pytest.fixture(scope="session")
 def demo_half_bundle(made_once: MadeOnce) -> Path:
     """The demo's networks in fp16: 128x128 pixels, heads of 16, the narrowest with attention kernels. Read only."""
-    from sd2rt.export.random_configs import DEMO
+    from sd2rt.export.checkpoints.tiny_configs import DEMO
 
     return _bundle(made_once, str(_checkpoint(made_once, "demo", DEMO)), "demo-half", "fp16")
 
@@ -198,7 +198,7 @@ def small_half_bundle(small_checkpoint: Path, made_once: MadeOnce) -> Path:
 
 
 def _checkpoint(made_once: MadeOnce, name: str, configs: PipelineConfigs) -> Path:
-    from sd2rt.export.random_weights import random_checkpoint
+    from sd2rt.export.testing.random_weights import random_checkpoint
 
     return made_once(f"checkpoints/{name}", lambda path: random_checkpoint(path, configs=configs, seed=1))
 
@@ -207,7 +207,7 @@ def _bundle(made_once: MadeOnce, checkpoint: str, name: str, precision: Precisio
     import torch
 
     from sd2rt.export.build import build
-    from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 
     torch.set_num_threads(THREADS)
     return made_once(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from sd2rt.engines.kinds import KINDS
+from sd2rt.engines.bundle.model_kinds import KINDS
 
 NUMBER = pytest.StashKey[int]()
 """A test's place among all, in the order of the files."""

@@ -93,7 +93,7 @@ assert not loaded, loaded
 @pytest.mark.parametrize(
     "code",
     [
-        "import sd2rt.engines, sd2rt.engines.bundle, sd2rt.engines.ort, sd2rt.engines.writer",
+        "import sd2rt.engines, sd2rt.engines.bundle.reader, sd2rt.engines.onnxruntime.engine, sd2rt.engines.bundle.writer",
         "import sd2rt.runtime; [getattr(sd2rt.runtime, name) for name in sd2rt.runtime.__all__]",
     ],
     ids=["engines", "runtime"],
@@ -114,7 +114,7 @@ def test_commands_are_lean(small_bundle: Path, tmp_path: Path) -> None:
     """All that need no PyTorch, in one process: what any of them loads is found at the end."""
     bundle, output = str(small_bundle), str(tmp_path / "images")
     code = f"""
-from sd2rt.runtime.cli import main
+from sd2rt.runtime.cli.main import main
 for line in (
     ["inspect", {bundle!r}],
     ["verify", {bundle!r}],

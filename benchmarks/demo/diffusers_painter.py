@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks.demo.painter import Order, Picture, Settings, to_levels
-from sd2rt.export.checkpoint import open_checkpoint
+from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.reference import reference_pipeline, reference_scheduler
 from sd2rt.runtime.samplers import sampler_config
 

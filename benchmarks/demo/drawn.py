@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks import markdown
+from benchmarks.page import markdown
 
 GOALS: dict[tuple[str, str], float] = {
     ("text", "color"): 0.95,

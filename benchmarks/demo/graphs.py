@@ -10,13 +10,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from sd2rt.engines.store import CACHE_VARIABLE
+from sd2rt.engines.bundle.cache import CACHE_VARIABLE
 from sd2rt.export.build import build
-from sd2rt.export.checkpoint import open_checkpoint
-from sd2rt.export.demo import DEMO_NAMES
-from sd2rt.export.graph_store import PACKAGED_GRAPHS
-from sd2rt.export.random_configs import DEMO_SEED, DEMOS
-from sd2rt.export.random_weights import random_checkpoint
+from sd2rt.export.checkpoints.checkpoint import open_checkpoint
+from sd2rt.export.checkpoints.demo import DEMO_NAMES
+from sd2rt.export.graphs.graph_cache import PACKAGED_GRAPHS
+from sd2rt.export.checkpoints.tiny_configs import DEMO_SEED, DEMOS
+from sd2rt.export.testing.random_weights import random_checkpoint
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import machine, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import report
 from benchmarks.demo import sets
 from benchmarks.demo.family import CHECKPOINTS
 from benchmarks.demo.painter import Painter, Settings

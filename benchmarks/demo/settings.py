@@ -13,7 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import machine, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import report
 from benchmarks.demo import sets
 from benchmarks.demo.drawn import SETTINGS_TOLD
 from benchmarks.demo.painter import Settings

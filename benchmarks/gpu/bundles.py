@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import process
+from benchmarks.recording import process
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import CannotRunError, Record, sides_of
-from benchmarks.process import sd2rt
+from benchmarks.recording.process import sd2rt
 
 FIXED, BUCKETS = "fixed", "buckets"
 
 
 def checkpoint(settings: Settings, variant: str) -> Iterator[Record]:
     """Random weights take the time and the memory of trained ones."""
-    from sd2rt.export.variants import find_variant
+    from sd2rt.export.checkpoints.variants import find_variant
 
     row, target = find_variant(variant), settings.checkpoint(variant)
     if not target.exists():

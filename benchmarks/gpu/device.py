@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sd2rt.engines.cuda_session import CudaSession
+from sd2rt.engines.cuda.session import CudaSession
 
 
 def used_bytes() -> int | None:

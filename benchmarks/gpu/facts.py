@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
-from benchmarks import machine
+from benchmarks.recording import machine
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import spread
@@ -26,7 +26,7 @@ def facts(settings: Settings, _: str) -> Iterator[Record]:
     if shutil.which("nvidia-smi") is not None:
         yield from _smi()
     if settings.device == "cuda":
-        from sd2rt.engines.gpu_facts import gpu_at_hand
+        from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 
         gpu = gpu_at_hand()
         if gpu is not None:

@@ -14,10 +14,10 @@ from benchmarks.gpu.part_inputs import dims_of, part_inputs
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import CannotRunError, Record
 from sd2rt.engines.backends import BackendName, open_backend
-from sd2rt.engines.bundle import Bundle, open_bundle
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BundleError, Sd2rtError
-from sd2rt.engines.kinds import PartName
-from sd2rt.engines.session import Device
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.interface import Device
 
 LATENTS_BOUNDS = {"fp16": 2e-2, "fp32": 1e-3}
 """Relative error of an image's latents; for fp32 a guide alone."""
@@ -32,7 +32,7 @@ def compare(
     """PyTorch in fp32 is what is compared with; PyTorch in fp16 is the yardstick: what fp16 costs anyway."""
     import torch
 
-    from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 
     path, source = bundle_of(settings, variant, precision), settings.checkpoint(variant)
     if settings.device == "cuda" and not torch.cuda.is_available():

@@ -26,7 +26,7 @@ def compare(_: Settings, __: str) -> Iterator[Record]:
     """Three draws in a row of each shape and seed: what a draw leaves off at counts too."""
     import torch
 
-    from sd2rt.runtime.philox import PhiloxGenerator
+    from sd2rt.runtime.rng.torch_cuda import PhiloxGenerator
 
     if not torch.cuda.is_available():
         raise CannotRunError("torch sees no GPU")

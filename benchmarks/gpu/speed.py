@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import process
+from benchmarks.recording import process
 from benchmarks.gpu.bundles import bundle_of, sides
 from benchmarks.gpu.counts import floor_ms
 from benchmarks.gpu.device import DeviceClock, host_bytes, used_bytes

@@ -13,9 +13,9 @@ from benchmarks.gpu.part_inputs import dims_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import COMPILED, CannotRunError, Record
 from benchmarks.gpu.timing import interleaved, ratios, spread
-from sd2rt.engines.bundle import Bundle, open_bundle
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import Sd2rtError
-from sd2rt.engines.manifest import EngineBackend
+from sd2rt.engines.bundle.manifest import EngineBackend
 
 Step = Callable[[], float]
 """Milliseconds of a step by the wall."""
@@ -61,7 +61,7 @@ def compiled(settings: Settings, variant: str) -> Iterator[Record]:
 def _unet(settings: Settings, variant: str) -> Any:
     import torch
 
-    from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CannotRunError(f"torch {torch.__version__} sees no GPU")
@@ -161,7 +161,7 @@ def _images(settings: Settings, variant: str) -> Iterator[Record]:
     import torch
     import transformers
 
-    from sd2rt.export.checkpoint import open_checkpoint
+    from sd2rt.export.checkpoints.checkpoint import open_checkpoint
     from sd2rt.export.reference import reference_pipeline
 
     transformers.logging.set_verbosity_error()

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import STAGES, CannotRunError, Stage
 from benchmarks.gpu.tables import shown
-from benchmarks.process import CommandError
+from benchmarks.recording.process import CommandError
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def _is_there(package: str) -> bool:
 
 
 def _gpus() -> Iterator[bool]:
-    from sd2rt.engines.gpu_facts import gpu_at_hand
+    from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 
     yield gpu_at_hand() is not None
     if _is_there("torch"):

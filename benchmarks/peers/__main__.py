@@ -21,7 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, process, report
+from benchmarks.recording import machine
+
+from benchmarks.recording import process
+
+from benchmarks.recording import report
 from benchmarks.peers import catalogue, findings, groups, site
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.contest import Contest, Settings

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.process import tree
+from benchmarks.recording.process import tree
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _END_SECONDS = 20.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import process
+from benchmarks.recording import process
 from benchmarks.peers.catalogue import LEAST_PSNR_DB, REFERENCE, Peer
 from benchmarks.peers.client import Client, PeerError, PeerUnavailableError
 from benchmarks.peers.groups import free_bytes

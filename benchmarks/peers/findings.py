@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import report
+from benchmarks.recording import report
 from benchmarks.peers.catalogue import COMMON, OURS, REFERENCE
 from benchmarks.peers.contest import Found
 

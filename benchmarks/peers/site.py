@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import process
+from benchmarks.recording import process
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.contest import tell
 from benchmarks.peers.job import Job

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.bench.measuring import Tell
-    from sd2rt.runtime.run import Progress
+    from sd2rt.runtime.bench.cases import Tell
+    from sd2rt.runtime.pipeline.run import Progress
 
 _SECONDS = 1.0
 

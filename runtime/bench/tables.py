@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sd2rt.runtime.bench.making import STAGES
+from sd2rt.runtime.bench.recording import STAGES
 
 _CLOSE = 0.02
 """Share by which a step of the trajectory and one by its yield may differ before both are shown."""

@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from sd2rt.engines.kinds import PartName
-from sd2rt.engines.session import Array, Buffer, Closing, Engine, Session
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.interface import Array, Buffer, Closing, Engine, Session
 from sd2rt.runtime.bench.timeline import Timeline
 
 LAUNCH, WAIT = "launch", "wait"
@@ -19,7 +19,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TimedEngine(Closing):
-    """An engine whose sessions record ``launch`` and ``wait``; see :class:`sd2rt.engines.session.Engine`."""
+    """An engine whose sessions record ``launch`` and ``wait``; see :class:`sd2rt.engines.interface.Engine`."""
 
     def __init__(self, engine: Engine, name: PartName, timeline: Timeline) -> None:
         self.inner, self.part = engine, engine.part
@@ -42,7 +42,7 @@ class TimedEngine(Closing):
 
 
 class TimedSession:
-    """See :class:`sd2rt.engines.session.Session`."""
+    """See :class:`sd2rt.engines.interface.Session`."""
 
     def __init__(self, session: Session, name: PartName, outputs: set[str], timeline: Timeline) -> None:
         self._name, self._timeline, self._add = name, timeline, timeline.add

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.kinds import PartName
-from sd2rt.engines.session import Engine
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.interface import Engine
 from sd2rt.runtime.bench.timed_engine import TimedEngine
 from sd2rt.runtime.bench.timeline import Timeline
-from sd2rt.runtime.networks import Networks
-from sd2rt.runtime.pipeline import Pipeline
-from sd2rt.runtime.text import TextEncoder
-from sd2rt.runtime.tokenizer import Tokenizer, Tokens
-from sd2rt.runtime.vae import Array, Vae
+from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.pipeline import Pipeline
+from sd2rt.runtime.prompts.encoder import TextEncoder
+from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
+from sd2rt.runtime.pipeline.vae import Array, Vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image

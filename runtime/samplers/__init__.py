@@ -1,7 +1,7 @@
 """Samplers: pure functions from a noise schedule, a configuration and a request's options to a plan."""
 
 from sd2rt.runtime.samplers.options import SamplingOptions
-from sd2rt.runtime.samplers.table import (
+from sd2rt.runtime.samplers.registry import (
     SAMPLERS,
     SCHEDULES,
     Sampler,

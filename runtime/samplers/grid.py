@@ -8,9 +8,9 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.sampling import SamplerConfig
-from sd2rt.runtime.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.levels import ays, beta, exponential, karras
+from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.timesteps import (
     custom,

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import SamplerConfig, Spacing
-from sd2rt.runtime.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.levels import ays
+from sd2rt.engines.bundle.sampler_config import SamplerConfig, Spacing
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.sigma_schedules import ays
 from sd2rt.runtime.samplers.options import SamplingOptions
 
 

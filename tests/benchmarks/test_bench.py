@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine
+from benchmarks.recording import machine
 from sd2rt.runtime.bench.comparison import compare, read_result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
-from benchmarks.latest import Results
+from benchmarks.page import tables
+from benchmarks.page.latest import Results
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ROOT = Path(__file__).resolve().parents[2]

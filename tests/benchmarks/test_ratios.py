@@ -32,7 +32,7 @@ peak = next(line for line in Path("/proc/self/status").read_text().splitlines() 
 print(json.dumps({"modules": len(sys.modules), "cpu": time.process_time(), "peak": int(peak.split()[1])}))
 """
 SD2RT = """
-from sd2rt.runtime.cli import main
+from sd2rt.runtime.cli.main import main
 code = main(["run", BUNDLE, "a lighthouse", "--steps", "2", "--seed", "1", "--quiet", "--threads", "1", "-o", PNG])
 assert code == 0, code
 """
@@ -125,7 +125,7 @@ def plain_loop(bundle: Path) -> Iterator[list[float]]:
     from diffusers import PNDMScheduler
 
     from benchmarks.gpu.part_inputs import dims_of, part_inputs
-    from sd2rt.engines.bundle import open_bundle
+    from sd2rt.engines.bundle.reader import open_bundle
 
     opened = open_bundle(bundle)
     options = onnxruntime.SessionOptions()

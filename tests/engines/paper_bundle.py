@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines import writer as writer_module
-from sd2rt.engines.bundle import open_bundle
-from sd2rt.engines.kinds import KINDS, PartName
-from sd2rt.engines.manifest import (
+from sd2rt.engines.bundle.reader import writer as writer_module
+from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.model_kinds import KINDS, PartName
+from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
     Latents,
@@ -30,8 +30,8 @@ from sd2rt.engines.manifest import (
     Tensor,
     Tokenizer,
 )
-from sd2rt.engines.sampling import NoiseConfig, default_sampler
-from sd2rt.engines.writer import BundleWriter, describe
+from sd2rt.engines.bundle.sampler_config import NoiseConfig, default_sampler
+from sd2rt.engines.bundle.writer import BundleWriter, describe
 
 OnPart = Callable[[BundleWriter, PartName], None]
 

@@ -83,7 +83,7 @@ class SimulatedGpu:
         monkeypatch.setitem(sys.modules, "cuda.core", self.core_module())
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.driver_module())
         # What a thread had made current was another test's.
-        monkeypatch.setattr("sd2rt.engines.cuda._THREAD", threading.local())
+        monkeypatch.setattr("sd2rt.engines.cuda.device._THREAD", threading.local())
 
     def core_module(self) -> Any:
         gpu: Any = self

@@ -11,12 +11,12 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.kinds import PartName
-from sd2rt.engines.openvino_backend import OpenVinoEngine
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Device, Engine, Session
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.openvino.backend import OpenVinoEngine
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.interface import Device, Engine, Session
 
 CARRY = {"state_out": "state"}
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
@@ -163,7 +163,7 @@ def test_size_without_memory(denoiser: Engine, monkeypatch: pytest.MonkeyPatch) 
     def no_memory(shape: tuple[int, ...], dtype: str) -> None:
         raise MemoryError(f"Unable to allocate 12 TiB for an array with shape {shape}")
 
-    monkeypatch.setattr("sd2rt.engines.host_buffer.np.zeros", no_memory)
+    monkeypatch.setattr("sd2rt.engines.host_buffers.np.zeros", no_memory)
     with pytest.raises(EngineError, match=r"out of memory .*: ask for a smaller --size or batch"):
         denoiser.session({**DIMS, "h": 1 << 20, "w": 1 << 20})
 

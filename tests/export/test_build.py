@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sd2rt.engines.bundle import open_bundle
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.kinds import KINDS, UNTILED, PartName, Variant
-from sd2rt.engines.manifest import Part, Precision
-from sd2rt.engines.writer import describe
+from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, Variant
+from sd2rt.engines.bundle.manifest import Part, Precision
+from sd2rt.engines.bundle.writer import describe
 from sd2rt.export.build import build
-from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
-from sd2rt.export.onnx_part import OPSET, Interface
-from sd2rt.export.pipeline_configs import Config
+from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd2rt.export.graphs.onnx_part import OPSET, Interface
+from sd2rt.export.checkpoints.pipeline_configs import Config
 
 ALL = list(KINDS["base"].parts)
 
@@ -212,7 +212,7 @@ def test_bundle_says_what_it_can_do(
 def test_loras_are_part_of_what_a_bundle_is_made_from(
     exporter: Exporter, checkpoint: Checkpoint, target: Path, tmp_path: Path
 ) -> None:
-    from sd2rt.export.merged_parts import read_loras, with_loras
+    from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
 
     from ..lora_files import ATTENTION, draw, write
 
@@ -235,7 +235,7 @@ def test_loras_are_part_of_what_a_bundle_is_made_from(
 def test_a_lora_that_cannot_be_built_in(
     small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sd2rt.runtime.cli import main
+    from sd2rt.runtime.cli.main import main
 
     words = [
         "build",

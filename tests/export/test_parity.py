@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sd2rt.export import parity
-from sd2rt.runtime.cli import main
+from sd2rt.runtime.cli.main import main
 
 
 def test_a_bundle_and_its_checkpoint(

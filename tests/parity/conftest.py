@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sd2rt.export.checkpoint import Checkpoint, open_checkpoint
+from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sd2rt.engines.kinds import KINDS, TaskName
-from sd2rt.engines.kinds import TASKS as ALL_TASKS
+from sd2rt.engines.bundle.model_kinds import KINDS, TaskName
+from sd2rt.engines.bundle.model_kinds import TASKS as ALL_TASKS
 from sd2rt.export.parity import sample_pictures
 from sd2rt.export.reference import other_task, reference_scheduler
-from sd2rt.runtime.request import make_request
+from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.samplers import sampler_config
 
 from .test_images import NEGATIVE, PROMPT, SAMPLERS, difference

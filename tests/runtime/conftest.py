@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle import Bundle
-from sd2rt.engines.manifest import Part
-from sd2rt.engines.ort import OnnxRuntimeEngine
-from sd2rt.engines.session import Device
-from sd2rt.runtime.cli import main
-from sd2rt.runtime.tokenizer import Tokenizer
+from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.interface import Device
+from sd2rt.runtime.cli.main import main
+from sd2rt.runtime.prompts.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def quick_opening(kept: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> N
         return found
 
     monkeypatch.setattr("sd2rt.engines.backends.OnnxRuntimeEngine", load)
-    monkeypatch.setattr("sd2rt.runtime.networks.Tokenizer", tokenizer)
+    monkeypatch.setattr("sd2rt.runtime.pipeline.networks.Tokenizer", tokenizer)
 
 
 class Said:

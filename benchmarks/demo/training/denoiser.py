@@ -14,7 +14,7 @@ from benchmarks.demo import world
 from benchmarks.demo.training.data import Latents, scene
 from benchmarks.demo.training.text import Captions
 from benchmarks.demo.training.vae import pixels
-from sd2rt.export.pipeline_configs import Config
+from sd2rt.export.checkpoints.pipeline_configs import Config
 
 Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
 """Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""

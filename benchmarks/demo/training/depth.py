@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from benchmarks.demo import world
-from sd2rt.export.pipeline_configs import Config
+from sd2rt.export.checkpoints.pipeline_configs import Config
 
 _SIDE = 384
 """Of the square that a picture is squashed to, in pixels."""

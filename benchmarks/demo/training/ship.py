@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.demo.training.text import Captions
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.engines.kinds import Variant
-from sd2rt.export.demo import DEMO_NAMES, PACKAGED_WEIGHTS, TOKEN_IDS, TOKEN_TABLE, weight_file
-from sd2rt.export.networks import check_weights
-from sd2rt.export.pipeline_configs import PartName
-from sd2rt.export.random_configs import DEMOS
+from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.export.checkpoints.demo import DEMO_NAMES, PACKAGED_WEIGHTS, TOKEN_IDS, TOKEN_TABLE, weight_file
+from sd2rt.export.checkpoints.networks import check_weights
+from sd2rt.export.checkpoints.pipeline_configs import PartName
+from sd2rt.export.checkpoints.tiny_configs import DEMOS
 
 LIMIT_BYTES = 24_000_000
 """Of all weights: they are in every wheel and every clone."""

@@ -23,9 +23,9 @@ from benchmarks.demo.training.denoiser import (
 from benchmarks.demo.training.depth import DepthLoss, untrained
 from benchmarks.demo.training.loop import Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
-from sd2rt.engines.kinds import Variant
-from sd2rt.export.pipeline_configs import Config
-from sd2rt.export.random_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
+from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.export.checkpoints.pipeline_configs import Config
+from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 
 
 def _words(folder: Path) -> None:

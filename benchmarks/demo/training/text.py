@@ -17,8 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.demo import world
-from sd2rt.export.random_configs import DEMO
-from sd2rt.export.tokenizer_json import packaged_tokenizer_json
+from sd2rt.export.checkpoints.tiny_configs import DEMO
+from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 
 LENGTH = 77
 _CELLS = 8

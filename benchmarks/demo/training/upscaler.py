@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.demo.training.denoiser import Batch, NoiseSchedule, draw_timesteps, weights
 from benchmarks.demo.training.vae import pixels
-from sd2rt.export.pipeline_configs import PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 
 FACTOR = 4
 _MOST_NOISE = 350

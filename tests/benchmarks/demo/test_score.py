@@ -19,7 +19,7 @@ from benchmarks.demo.drawn import drawn
 from benchmarks.demo.painter import Order, Picture, Settings
 from benchmarks.demo.sets import SETS
 from benchmarks.demo.tally import Tally, wilson
-from benchmarks.latest import Results
+from benchmarks.page.latest import Results
 from sd2rt.runtime import Pipeline
 
 SETTINGS = Settings(steps=1, guidance=1.0)

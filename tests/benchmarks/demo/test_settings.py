@@ -13,7 +13,7 @@ import pytest
 from benchmarks import render
 from benchmarks.demo import settings, world
 from benchmarks.demo.painter import Order, Picture, Settings
-from benchmarks.latest import Results
+from benchmarks.page.latest import Results
 
 
 class WhitePainter:

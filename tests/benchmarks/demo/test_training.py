@@ -30,9 +30,9 @@ from benchmarks.demo.training.denoiser import (
 from benchmarks.demo.training.depth import DepthLoss, untrained
 from benchmarks.demo.training.loop import Interrupted, Loss, Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
-from sd2rt.engines.kinds import Variant
-from sd2rt.export.demo import PACKAGED_WEIGHTS
-from sd2rt.export.random_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
+from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.export.checkpoints.demo import PACKAGED_WEIGHTS
+from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 
 Learning = tuple[nn.Module, Loss]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.runtime.bench.making import make_images
+from sd2rt.runtime.bench.recording import make_images
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.workload import Workload
 
 from ...engines.simulated_gpu import SimulatedGpu
 from ...engines.simulated_tensorrt import make_tensorrt
 from ..conftest import Command
-from ..test_on_cuda import compiled
+from ..pipeline.test_on_cuda import compiled
 
 pytestmark = pytest.mark.usefixtures("here")
 

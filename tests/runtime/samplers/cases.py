@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sd2rt.engines.sampling import (
+from sd2rt.engines.bundle.sampler_config import (
     SAMPLER_OPTIONS,
     Levels,
     NoiseConfig,
@@ -17,7 +17,7 @@ from sd2rt.engines.sampling import (
     Spacing,
     default_sampler,
 )
-from sd2rt.export.schedulers import SCHEDULERS
+from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .reference_schedulers import NO_SAMPLE_PREDICTION, Draws, Trajectory, follow, reference, trajectory_error

@@ -12,8 +12,8 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.sampling import STATE_SLOTS, PredictionType
-from sd2rt.runtime.plan import Plan, Step
+from sd2rt.engines.bundle.sampler_config import STATE_SLOTS, PredictionType
+from sd2rt.runtime.samplers.plan import Plan, Step
 
 Array = NDArray[np.float64]
 

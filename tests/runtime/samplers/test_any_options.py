@@ -11,7 +11,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.sampling import (
+from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
     SamplerConfig,
@@ -19,7 +19,7 @@ from sd2rt.engines.sampling import (
     Spacing,
     default_sampler,
 )
-from sd2rt.export.schedulers import SCHEDULERS
+from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.sampling import PredictionType, SamplerName, default_sampler
-from sd2rt.runtime.plan import Plan
+from sd2rt.engines.bundle.sampler_config import PredictionType, SamplerName, default_sampler
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import PREDICTIONS, TWO_CALLS, noise_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.engines.sampling import SAMPLER_OPTIONS, SamplerName
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, SamplerName
 from sd2rt.runtime.samplers import SAMPLERS, schedules_of
 
 from .cases import NAMES

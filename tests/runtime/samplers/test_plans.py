@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sd2rt.engines.sampling import STATE_SLOTS, PredictionType, SamplerName
-from sd2rt.runtime.noise_schedule import NoiseSchedule
+from sd2rt.engines.bundle.sampler_config import STATE_SLOTS, PredictionType, SamplerName
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import (

@@ -7,7 +7,7 @@ from itertools import cycle, product
 import pytest
 from diffusers.schedulers import AysSchedules
 
-from sd2rt.engines.sampling import Levels, PredictionType, SamplerName, Spacing
+from sd2rt.engines.bundle.sampler_config import Levels, PredictionType, SamplerName, Spacing
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
 
 from .cases import (

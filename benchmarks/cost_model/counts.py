@@ -1,0 +1,150 @@
+"""Floating-point operations and bytes of a part at concrete sizes, counted from its ONNX graph.
+
+A multiply and an add are two operations. Counted are products: convolutions, linear layers, attention and the
+few products of a sampler's step. What is done to each element (norms, activations, sums) is not: it is a
+thousandth of the operations, and its bytes are what a fused kernel need not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+
+import onnx
+
+from benchmarks.cost_model.shapes import Graph, Shape
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.interface import shape_of
+
+_UNCOUNTED = {
+    "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv",
+    "LSTM", "GRU", "RNN", "If", "Loop", "Scan",
+}  # fmt: skip
+"""Operators that multiply, or hold a graph that may: to leave one out silently would be to count too little."""
+
+
+class CountError(Exception):
+    """A graph has an operator that is not counted, or a count is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one call of a graph takes."""
+
+    conv: int = 0
+    linear: int = 0
+    """Products with weights."""
+    self_attention: int = 0
+    """Attention where queries and keys are as many: Q K^T and the product with V, the mask not used to save any."""
+    cross_attention: int = 0
+    other: int = 0
+    """Products of two activations outside of attention."""
+    parameters: int = 0
+    """Floating-point elements of initialisers that the graph's nodes read."""
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    """Of the operands and results of everything that is counted, each read or written once."""
+    score_bytes: int = 0
+    """Of the largest attention's scores Q K^T, which a kernel that is not fused holds at once."""
+
+    @property
+    def flops(self) -> int:
+        return self.conv + self.linear + self.self_attention + self.cross_attention + self.other
+
+    @property
+    def bytes(self) -> int:
+        """The least that must be moved where no two counted operators are fused."""
+        return self.weight_bytes + self.activation_bytes
+
+
+def count_part(bundle: Path, part: Part, dims: Mapping[str, int]) -> Counts:
+    """Count a part of a bundle, whose weights are not read.
+
+    Args:
+        dims: the size of each symbol of its inputs, as :meth:`sd2rt.engines.interface.Engine.session` takes them.
+
+    Raises:
+        CountError: it has an operator that is not counted.
+        ShapeError: a shape cannot be inferred.
+    """
+    return count(Graph.load(bundle / part.onnx, {t.name: shape_of(t, dims) for t in part.inputs}))
+
+
+def count(graph: Graph) -> Counts:
+    """Count a graph; raises CountError where it has an operator that is not counted."""
+    totals = dict.fromkeys((f.name for f in fields(Counts)), 0)
+    weights = _from_weights(graph)
+    for node in graph.nodes:
+        if node.op_type in _UNCOUNTED:
+            raise CountError(f"{node.op_type} {node.name} is not counted: add it to benchmarks/counts.py")
+        found = _product(graph, node, weights)
+        if found is None:
+            continue
+        kind, flops = found
+        totals[kind] += flops
+        moved = {name for name in (*node.input, *node.output) if name and name not in weights}
+        totals["activation_bytes"] += sum(prod(graph.shape(n)) * graph.element_bytes(n) for n in moved)
+        if node.op_type == "Attention":
+            totals["score_bytes"] = max(totals["score_bytes"], _score_bytes(graph, node))
+    used = {name for node in graph.nodes for name in node.input}
+    for name, tensor in graph.weights.items():
+        if name in used and onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f":
+            totals["parameters"] += prod(tensor.dims)
+            totals["weight_bytes"] += prod(tensor.dims) * graph.element_bytes(name)
+    return Counts(**totals)
+
+
+def _from_weights(graph: Graph) -> set[str]:
+    """Names of initialisers, and of what is made of them and constants alone: a transposed weight is one too."""
+    known = {*graph.weights, ""}
+    for node in graph.nodes:
+        if all(name in known for name in node.input):
+            known.update(node.output)
+    return known
+
+
+def _product(graph: Graph, node: onnx.NodeProto, weights: set[str]) -> tuple[str, int] | None:
+    """What kind of product a node is, and its operations; None for a node that is none."""
+    ins = [graph.shape(name) if name else () for name in node.input] if node.op_type in _PRODUCTS else []
+    if not ins or all(name in weights for name in node.input):
+        return None
+    out = graph.shape(node.output[0])
+    kind = "linear" if any(name in weights for name in node.input[:2]) else "other"
+    match node.op_type:
+        case "MatMul":
+            return kind, 2 * prod(out) * ins[0][-1]
+        case "Gemm":
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            return kind, 2 * prod(out) * ins[0][0 if transposed else 1]
+        case "Conv":
+            # The weight is [C_out, C_in / groups, kernel ...].
+            return "conv", 2 * prod(out) * prod(ins[1][1:])
+        case "ConvTranspose":
+            # The weight is [C_in, C_out / groups, kernel ...], and each input element meets one row of it.
+            return "conv", 2 * prod(ins[0]) * prod(ins[1][1:])
+        case _:
+            return _attention(node, ins, out)
+
+
+def _score_bytes(graph: Graph, node: onnx.NodeProto) -> int:
+    query, key = (graph.shape(name) for name in node.input[:2])
+    heads = next((a.i for a in node.attribute if a.name == "q_num_heads"), 1)
+    scores = query[0] * heads * query[1] * key[1] if len(query) == 3 else prod(query[:3]) * key[2]
+    return scores * graph.element_bytes(node.input[0])
+
+
+_PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"}
+
+
+def _attention(node: onnx.NodeProto, ins: list[Shape], out: Shape) -> tuple[str, int]:
+    """ONNX's Attention: Q [B, H, N, D] or [B, N, H D], K and V with M rows, out as Q with V's width."""
+    query, key = ins[:2]
+    if len(query) == 4:
+        rows, keys, width = prod(query[:-1]), key[2], query[3] + out[3]
+    else:
+        # Heads side by side in the last axis: their products add up to the whole width.
+        rows, keys, width = prod(query[:-1]), key[1], query[2] + out[2]
+    n = query[2] if len(query) == 4 else query[1]
+    return ("self_attention" if n == keys else "cross_attention"), 2 * rows * keys * width

@@ -1,0 +1,329 @@
+"""A table for each benchmark, made from its result alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import roofline
+
+from benchmarks.page import markdown
+
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.demo.drawn import drawn, settings
+from benchmarks.page.latest import Result, Results
+from benchmarks.page.markdown import number, origin, spread
+from benchmarks.peers.findings import crowds
+
+Section = Callable[[Results, Path], str]
+"""The text of a section, for a file in this folder; raises NotMeasuredError or KeyError where a value is missing."""
+
+
+def _one(name: str, make: Callable[[dict[str, Any]], str]) -> Section:
+    """A section of the newest result of a benchmark: its table, and where it comes from."""
+
+    def section(results: Results, folder: Path) -> str:
+        return _with_origin(results.newest(name), folder, make)
+
+    return section
+
+
+def _with_origin(result: Result, folder: Path, make: Callable[[dict[str, Any]], str]) -> str:
+    return f"{make(result.value)}\n\n{origin(result, folder)}"
+
+
+def _bench(results: Results, folder: Path) -> str:
+    def key(value: dict[str, Any]) -> object:
+        settings = value["settings"]
+        return value["bundle"]["name"], value["bundle"]["precision"], settings["device"], settings["backend"]
+
+    made = (_with_origin(result, folder, _bench_tables) for result in results.each("bench", key))
+    return "\n\n".join(made)
+
+
+def _bench_tables(value: dict[str, Any]) -> str:
+    bundle, settings, first = value["bundle"], value["settings"], value["first_image"]
+    head = (
+        f"`{bundle['name']}`, {bundle['precision']}, {settings['backend']} on {settings['device']}: "
+        f"{settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance_scale']:g}."
+    )
+    rows: list[list[str]] = [
+        [label, *(spread(case[key], scale) if key in case else "" for case in value["cases"])]
+        for label, key, scale in (
+            ("it/s", "it_per_second", 1.0),
+            ("images/s", "images_per_second", 1.0),
+            ("s/image", "seconds_per_image", 1.0),
+            ("ms/step", "seconds_per_step", 1e3),
+            ("host us/step, outside of the engine", "host_us", 1.0),
+        )
+    ]
+    stages = dict.fromkeys(stage for case in value["cases"] for stage in case["stages"])
+    rows += [
+        [
+            f"{stage}, ms",
+            *(spread(c["stages"][stage], 1e3) if stage in c["stages"] else "" for c in value["cases"]),
+        ]
+        for stage in stages
+    ]
+    rows.append(["peak memory, MB", *(_megabytes(case["peak_rss_bytes"]) for case in value["cases"])])
+    header = ["", *(f"{case['width']}x{case['height']}, batch {case['batch']}" for case in value["cases"])]
+    once = [["opening the bundle, s", number(value["opening"]["seconds"])]]
+    once += [["peak memory of all, MB", _megabytes(value["peak_rss_bytes"])]]
+    if first is not None:
+        once.insert(0, ["process start to first image, s", spread(first["seconds"])])
+        if first["peak_rss_bytes"] is not None:
+            once.insert(1, ["its peak memory, MB", spread(first["peak_rss_bytes"], 1e-6)])
+    return "\n\n".join((head, markdown.table(header, rows), markdown.table(("", "once"), once)))
+
+
+def _megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.0f}"
+
+
+def _peers(value: dict[str, Any]) -> str:
+    peers = value["peers"]
+    measured = {name: peer for name, peer in peers.items() if peer["available"]}
+    order = sorted(measured, key=lambda name: measured[name]["seconds_per_step"]["median"])
+    rows = []
+    for name in order:
+        peer, image = measured[name], measured[name]["image"] or {}
+        psnr = image.get("psnr_db")
+        ratios = [
+            spread(peer["ratio"][other][time]) if other in peer["ratio"] else ""
+            for other, time in (
+                ("sd2rt", "seconds_per_step"),
+                ("diffusers", "seconds_per_step"),
+                ("diffusers", "seconds_per_image"),
+            )
+        ]
+        rows.append(
+            [
+                f"{peer['label']} ({name})",
+                peer["precision"],
+                spread(peer["seconds_per_step"]),
+                *ratios,
+                number(peer["open_seconds"]),
+                number(peer["warmup_seconds"]),
+                f"{peer['peak_rss_bytes'] / 1e9:.2f}",
+                image.get("max_pixel", ""),
+                "" if not image else "equal" if psnr is None else f"{psnr:.1f}",
+            ]
+        )
+    header = (
+        "", "precision", "s/step", "step / sd2rt", "step / diffusers", "image / diffusers", "open, s", "warm-up, s",
+        "peak, GB", "off by, of 255", "PSNR, dB",
+    )  # fmt: skip
+    told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
+    told += f"{value['threads']} threads."
+    if (reference := value.get("reference", "diffusers")) != "diffusers":
+        told += f" Images are compared with {reference}'s."
+    lines = [told, markdown.table(header, rows)]
+    lines += crowds(value.get("crowded", ()))
+    missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
+    if missing:
+        lines.append("\n".join(("Not measured:", "", *missing)))
+    return "\n\n".join(lines)
+
+
+def _size(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _first_image(value: dict[str, Any]) -> str:
+    ratio = value["ratios"]
+    rows = [
+        ["time, sd2rt / diffusers", spread(ratio["seconds"])],
+        ["peak memory, sd2rt / diffusers", spread(ratio["peak_rss_bytes"])],
+    ]
+    for side in ("sd2rt", "diffusers"):
+        found = value[side]
+        rows.append([f"{side}, s", spread(found["seconds"])])
+        rows.append([f"{side}, peak MB", spread(found["peak_rss_bytes"], 1e-6)])
+    return markdown.table(("process start to PNG", ""), rows)
+
+
+def _roofline(value: dict[str, Any]) -> str:
+    text = markdown.table(roofline.COLUMNS, roofline.rows(value))
+    gemm, copy = value["rates_measured"]["gemm"], value["rates_measured"]["copy"]
+    told = (
+        f"{_size(value['size_px'])}, batch {value['batch']}, {value['precision']}, {value['threads']} threads. "
+        f"The GEMM is {gemm['side']}x{gemm['side']} by {gemm['library']}, the copy {copy['bytes'] / 1e6:.0f} MB by "
+        f"{copy['library']}."
+    )
+    if value["agreement"]:
+        worst = max(abs(row["tflop"] / row["reference_tflop"] - 1) for row in value["agreement"])
+        told += (
+            f" Operations agree with an independent count of {len(value['agreement'])} networks and sizes within "
+            f"{worst:.2%}."
+        )
+    return f"{told}\n\n{text}"
+
+
+def _scaling(name: str) -> Section:
+    def section(results: Results, folder: Path) -> str:
+        result = results.newest(name)
+        value = result.value
+        text = markdown.table(scaling.COLUMNS, scaling.rows(value))
+        if "plot" in value:
+            picture = markdown.link(result, folder, value["plot"])
+            text += f"\n\n![time and memory over batch, size, steps and requests]({picture})"
+        return f"{text}\n\n{origin(result, folder)}"
+
+    return section
+
+
+def _startup(value: dict[str, Any]) -> str:
+    rows = [
+        ["process start to PNG, s", spread(value["seconds"])],
+        ["its CPU time, s", spread(value["cpu_seconds"])],
+        ["peak memory, MB", spread(value["peak_rss_bytes"], 1e-6)],
+    ]
+    rows += [[f"{name}, ms", spread(found, 1e3)] for name, found in value["phases_seconds"].items()]
+    return markdown.table((f"{value['steps']} steps of the demo", ""), rows)
+
+
+def _host_overhead(value: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{case['sampler']}, {case['width']}x{case['height']}, batch {case['batch']}",
+            spread(case["host_us"]),
+            spread(case["first_us"]),
+            spread(case["launch_us"]),
+        ]
+        for case in value["cases"]
+    ]
+    return markdown.table(("", "host us/step", "first step", "engine us/step"), rows)
+
+
+def _noise(value: dict[str, Any]) -> str:
+    rows = [
+        [f"{case['draw']}, {case['rng']}", *(spread(case[key]) if key in case else "" for key in _DRAWS)]
+        for case in value["cases"]
+    ]
+    return markdown.table(("ms", *_DRAWS.values()), rows)
+
+
+_DRAWS = {"cold": "cold", "warm": "warm", "after_pause": "after a pause"}
+
+
+def _guidance_interval(value: dict[str, Any]) -> str:
+    rows = [
+        [
+            case["interval"] or "full guidance",
+            f"{case['guided']} of {case['calls']}",
+            number(case["rows_ratio"]),
+            spread(case["seconds"]),
+            spread(case["time_ratio"]),
+        ]
+        for case in value["cases"]
+    ]
+    return markdown.table(("interval", "guided calls", "rows, ratio", "s/image", "time, ratio"), rows)
+
+
+def _plans(value: dict[str, Any]) -> str:
+    rows = [
+        [f"{c['sampler']}, {c['levels']}", str(c["calls"]), spread(c["cold_ms"]), spread(c["again_ms"])]
+        for c in value["cases"]
+    ]
+    return markdown.table(("sampler, levels", "calls", "cold, ms", "again, ms"), rows)
+
+
+def _full_size(value: dict[str, Any]) -> str:
+    found = value["comparison"]
+    stages = markdown.table(
+        ("stage", "s", "peak, GB"),
+        [
+            [name, number(stage["seconds"]), f"{stage['peak_rss_bytes'] / 1e9:.2f}"]
+            for name, stage in value["stages"].items()
+        ],
+    )
+    ratios = found["diffusers_over_sd2rt"]
+    psnr = found["psnr_db"]
+    rows = [
+        ["sd2rt, s/step", spread(found["sd2rt"]["seconds_per_step"])],
+        ["diffusers, s/step", spread(found["diffusers"]["seconds_per_step"])],
+        ["diffusers / sd2rt, step", spread(ratios["seconds_per_step"])],
+        ["diffusers / sd2rt, image", spread(ratios["seconds_per_image"])],
+        ["images off by, of 255", found["max_pixel"]],
+        ["PSNR, dB", "equal" if psnr is None else f"{psnr:.1f}"],
+    ]
+    head = f"{value['configs']}, {_size(value['size_px'])}, {value['steps']} steps."
+    return "\n\n".join((head, stages, markdown.table(("", ""), rows)))
+
+
+def _engine_builds(results: Results, folder: Path) -> str:
+    found = list(results.each("engine-builds", lambda value: tuple(value["variants"])))
+    rows = [
+        [
+            f"{name}: {engine['part']} {engine['label']}, {engine['precision']}",
+            number(engine["seconds"]),
+            f"{engine['peak_bytes'] / 1e9:.2f}",
+            f"{engine['bytes'] / 1e6:.0f}",
+            f"{engine['fused']} of {engine['attentions']}",
+        ]
+        for result in found
+        for name, variant in result.value["variants"].items()
+        for engine in variant["engines"]
+    ]
+    header = ("", "build, s", "peak, GB", "engine, MB", "fused attention")
+    return "\n\n".join(
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+    )
+
+
+def _variants(results: Results, folder: Path) -> str:
+    found = list(results.each("variants-cpu", lambda value: tuple(value["variants"])))
+    rows = [
+        [
+            name,
+            f"{sum(one['parameters'].values()) / 1e6:.0f}",
+            f"{one['bytes'] / 1e9:.2f}",
+            number(one["stages"]["build"]["seconds"]),
+            f"{one['stages']['build']['peak_rss_bytes'] / 1e9:.2f}",
+            number(one["image_seconds"]),
+            f"{one['stages']['one step']['peak_rss_bytes'] / 1e9:.2f}",
+        ]
+        for result in found
+        for name, one in result.value["variants"].items()
+    ]
+    header = ("", "parameters, M", "bundle, GB", "build, s", "build, GB", "image of one step, s", "run, GB")
+    return "\n\n".join(
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+    )
+
+
+def _drawn(results: Results, folder: Path) -> str:
+    def sets(value: dict[str, Any]) -> frozenset[str]:
+        return frozenset(score["set"] for score in value["scores"])
+
+    # Sets may be measured in several runs: a run counts as long as no later ones have all of its sets.
+    told: list[Result] = []
+    for result in sorted(results.each("demo-draws", sets), key=lambda result: result.date, reverse=True):
+        if not sets(result.value) <= frozenset().union(*(sets(later.value) for later in told)):
+            told.append(result)
+    return "\n\n".join(_with_origin(result, folder, drawn) for result in reversed(told))
+
+
+SECTIONS: dict[str, Section] = {
+    "bench": _bench,
+    "peers_full": _one("peers-full", _peers),
+    "peers_small": _one("peers-small", _peers),
+    "peers_demo": _one("peers-demo", _peers),
+    "first_image": _one("first-image", _first_image),
+    "roofline_full": _one("roofline-full", _roofline),
+    "roofline_demo": _one("roofline-demo", _roofline),
+    "scaling_full": _scaling("scaling-full"),
+    "scaling_demo": _scaling("scaling-demo"),
+    "startup": _one("startup", _startup),
+    "host_overhead": _one("host-overhead", _host_overhead),
+    "noise": _one("noise", _noise),
+    "guidance_interval": _one("guidance-interval", _guidance_interval),
+    "plans": _one("plans", _plans),
+    "full_size": _one("full-size-cpu", _full_size),
+    "engine_builds": _engine_builds,
+    "variants": _variants,
+    "demo_draws": _drawn,
+    "demo_settings": _one("demo-settings", settings),
+}
+"""By the name that the template calls each by."""

@@ -1,0 +1,401 @@
+"""`bundle.json`: everything that a bundle says about itself, checked where it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sd2rt.engines.errors import BundleError
+from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
+from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
+
+SCHEMA_VERSION: Literal[4] = 4
+MANIFEST = "bundle.json"
+
+Precision = Literal["fp32", "fp16"]
+
+
+_LARGEST_BYTES = 64 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
+        raise ValueError(f"path {path!r} leaves the bundle")
+    # One spelling for each file: no "./a", "a//b" or "a/", and no "." for the bundle itself.
+    if not pure.parts or str(pure) != path or _CONTROL.search(path):
+        raise ValueError(f"path {path!r} is no plain path of a file")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Model(BaseModel):
+    """Base of the manifest's models: an unknown key is an error, and nothing changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class File(Model):
+    """One file of the bundle."""
+
+    path: RelativePath
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^([1-9][0-9]*\*)?[A-Za-z]\w*$")]
+
+
+class Tensor(Model):
+    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h``."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
+    shape: tuple[Dimension, ...]
+
+
+_Size = Annotated[int, Field(ge=1)]
+
+
+class Part(Model):
+    """One network of the pipeline as ONNX.
+
+    ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
+    the same file, or the same graph on the same weights with operators that it has kernels for.
+    ``precision`` is that of its weights; it may be higher than the bundle's.
+    ``initializers`` maps every weight by its PyTorch name to the initialiser that holds it, and to its bytes in the
+    data file that lies beside the graphs and that they share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
+    """
+
+    precision: Precision
+    onnx: RelativePath
+    onnxruntime: RelativePath
+    files: tuple[File, ...]
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    initializers: RelativePath
+    parameters: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _files_listed(self) -> Part:
+        listed = {file.path for file in self.files}
+        for path in (self.onnx, self.onnxruntime, self.initializers):
+            if path not in listed:
+                raise ValueError(f"{path} is not among the part's files")
+        return self
+
+
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+
+
+Refit = Literal["no", "all", "individual", "identical"]
+
+
+class BuilderOptions(Model):
+    """How a backend is to build, whatever the part."""
+
+    backend: EngineBackend
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the GPUs to build for, such as ``8.9``; empty for the GPU at hand, or where ``portable`` for all that the
+    backend builds for unasked."""
+    portable: bool = False
+    """For later GPUs too, and with TensorRT for later versions of it too."""
+    allow_decomposed: bool = False
+    """Attention may be built of kernels that were not made for it."""
+    refit: Refit = "no"
+    """Which weights can be replaced in the finished engine: none, all, those that a LoRA changes, or all by the
+    same ones, of which the engine then holds none."""
+    workspace_bytes: int | None = Field(default=None, ge=1)
+    """The most memory that a kernel may ask for while it runs; None for the backend's own limit."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """How long kernels are searched for; None for the backend's own choice."""
+
+
+class Profile(Model):
+    """The sizes that an engine takes: for each symbol of its part's shapes the least, the one it is tuned for and
+    the most. A symbol whose three are one number is fixed."""
+
+    name: str
+    dims: dict[str, tuple[_Size, _Size, _Size]]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        for symbol, (least, tuned, most) in self.dims.items():
+            if not least <= tuned <= most:
+                raise ValueError(f"profile {self.name}: {symbol} goes from {least} over {tuned} to {most}")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How much it leaves open: 0 where everything is fixed."""
+        return sum(most - least for least, _, most in self.dims.values())
+
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Whether all of these sizes are within the profile."""
+        return all(least <= dims.get(symbol, least) <= most for symbol, (least, _, most) in self.dims.items())
+
+
+class EngineEntry(Model):
+    """A part compiled by TensorRT or TensorRT for RTX, for some GPUs and sizes."""
+
+    part: PartName
+    key: Sha256
+    """Stands for all that it was built from and how: a build with the same key would make it again."""
+    backend: EngineBackend
+    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
+    """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
+    compute_capabilities: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...], Field(min_length=1)
+    ]
+    """Of the GPUs that it was compiled for."""
+    gpu: str | None
+    """Where it was built: the GPU's name and its driver's version, None where there was none."""
+    driver: str | None
+    platform: str
+    """Operating system and processor, such as ``linux-x86_64``."""
+    precision: Precision
+    version_compatible: bool
+    """It runs in the lean runtime of its version too."""
+    hardware_compatible: bool
+    """It runs on later GPUs too."""
+    options: BuilderOptions
+    """What its builder was told, and what it set of it, by name."""
+    flags: tuple[str, ...]
+    label: str
+    """The sizes that it takes, in short."""
+    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
+    file: File
+    report: File
+    """What it is made of, layer by layer."""
+    onnx: Sha256
+    """Of the graph that it was built from."""
+    weights: Sha256
+    """Stands for the weights in it: the ONNX weights' own hash, or with it what was merged into them."""
+
+
+class Latents(Model):
+    """The space that the sampler works in."""
+
+    channels: int = Field(ge=1)
+    vae_factor: int = Field(ge=1)
+    scaling_factor: float = Field(gt=0)
+
+
+class Embeddings(Model):
+    """The token table: one row a token, looked up on the host; and the text encoder that it is made for."""
+
+    file: File
+    tokens: int = Field(ge=1)
+    width: int = Field(ge=1)
+    dtype: Literal["float32", "float16"]
+    layers: int = Field(ge=1)
+    """Of the text encoder, each of which can be the last one that is run."""
+
+
+class Tokenizer(Model):
+    """How text becomes token ids."""
+
+    file: File
+    max_length: int = Field(ge=3)
+    bos: int = Field(ge=0)
+    eos: int = Field(ge=0)
+    pad: int = Field(ge=0)
+
+
+class LowResolution(Model):
+    """How the upscaler's image is noised before the denoiser sees it, and how far it may be."""
+
+    noise: NoiseConfig
+    max_noise_level: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _within_the_schedule(self) -> LowResolution:
+        if self.max_noise_level >= self.noise.num_train_timesteps:
+            raise ValueError(f"max_noise_level {self.max_noise_level} is no timestep of the schedule")
+        return self
+
+
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class DepthInput(Model):
+    """How an image is shown to the depth estimator: squashed to its size, scaled to 0..1, normalised."""
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    """Width and height in pixels."""
+    resample: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]
+
+
+class Source(Model):
+    """The checkpoint that a bundle was made from."""
+
+    name: str
+    release: str | None
+    files: dict[str, Sha256]
+
+
+class Manifest(Model):
+    """A bundle, in full."""
+
+    schema_version: Literal[4]
+    sd2rt_version: str
+    build_key: Sha256
+    """Stands for all that the bundle was made from: a build with the same key would make it again."""
+    name: str
+    family: Literal["stable-diffusion-2"]
+    variant: Variant
+    tasks: dict[TaskName, Defaults]
+    """What the bundle can do, and what a request that does not say otherwise gets."""
+    conditions: tuple[Condition, ...]
+    """The denoiser's extra channels, in their order after the latents."""
+    low_resolution: LowResolution | None
+    depth_input: DepthInput | None
+    precision: Precision
+    native_sizes: tuple[tuple[int, int], ...]
+    """Width and height in pixels; the first is the default."""
+    noise: NoiseConfig
+    sampler: SamplerConfig
+    latents: Latents
+    tokenizer: Tokenizer
+    embeddings: Embeddings
+    parts: dict[PartName, Part]
+    source: Source
+    exporter: dict[str, str]
+    license: str
+    engines: tuple[EngineEntry, ...] = ()
+    """Additions: a bundle of ONNX alone is whole."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        if not self.native_sizes:
+            raise ValueError("native_sizes is empty")
+        needed: set[PartName] = {"text_encoder", "denoiser", "decoder"}
+        shown = {condition.name for condition in self.conditions}
+        if "masked_image" in shown or any(task.strength is not None for task in self.tasks.values()):
+            needed.add("encoder")
+        if "depth" in shown:
+            needed.add("depth_estimator")
+        if missing := needed - set(self.parts):
+            raise ValueError(f"parts lack {', '.join(sorted(missing))}")
+        if not self.tasks:
+            raise ValueError("tasks is empty")
+        for name, defaults in self.tasks.items():
+            for option in ("strength", "noise_level"):
+                if (option in TASKS[name].optional) != (getattr(defaults, option) is not None):
+                    raise ValueError(f"task {name} and its default {option} do not go together")
+            if set(TASKS[name].conditions) != shown:
+                raise ValueError(f"task {name} and the conditions {sorted(shown)} do not go together")
+        channels = sum(condition.channels for condition in self.conditions)
+        extra = next((t.shape[1] for t in self.parts["denoiser"].inputs if t.name == "extra"), 0)
+        if extra != channels:
+            raise ValueError(f"conditions have {channels} channels, the denoiser's input extra {extra}")
+        if ("depth" in shown) != (self.depth_input is not None):
+            raise ValueError("depth_input and the condition depth go together")
+        if ("low_res" in shown) != (self.low_resolution is not None):
+            raise ValueError("low_resolution and the condition low_res go together")
+        if strangers := {engine.part for engine in self.engines} - set(self.parts):
+            raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
+        for engine in self.engines:
+            for file, suffix in ((engine.file, ".engine"), (engine.report, ".json")):
+                if PurePosixPath(file.path).parent != PurePosixPath(engine.part) or not file.path.endswith(
+                    suffix
+                ):
+                    raise ValueError(f"{file.path} is no place for an engine of {engine.part}")
+        if taken := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
+            raise ValueError(f"{min(taken)} is an engine's and another file's")
+        seen: dict[str, File] = {}
+        for file in (*self._listed(), *self.engine_files):
+            if seen.setdefault(file.path, file) != file:
+                raise ValueError(f"{file.path} is listed twice, with different contents")
+        return self
+
+    def _listed(self) -> list[File]:
+        files = [self.tokenizer.file, self.embeddings.file]
+        for part in self.parts.values():
+            files += part.files
+        return files
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Every file that the manifest vouches for but the engines', each once."""
+        return tuple({file.path: file for file in self._listed()}.values())
+
+    @property
+    def engine_files(self) -> tuple[File, ...]:
+        """The engines and their reports: hashed where they are opened, each time."""
+        return tuple(file for engine in self.engines for file in (engine.file, engine.report))
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the manifest without its engines: bundles with one identity make the same images, each
+        backend within its bounds."""
+        import hashlib
+
+        return hashlib.sha256(self.model_copy(update={"engines": ()}).to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The manifest as it stands in ``bundle.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``folder/bundle.json``; no other file is touched.
+
+    Raises:
+        BundleError: there is no bundle, it is of another schema version, or an entry is wrong.
+    """
+    path = folder / MANIFEST
+    try:
+        data: Any = json.loads(_read(path))
+    except FileNotFoundError:
+        what = "holds no bundle.json" if folder.is_dir() else "does not exist"
+        raise BundleError(
+            f"{folder} {what}: make a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
+        ) from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is no folder: a bundle is one, give its path or its name") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON ({error}): build the bundle again") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}, this sd2rt reads {SCHEMA_VERSION}: build the bundle again"
+        )
+    try:
+        # Strict JSON mode: a number in a string is as wrong as an unknown key.
+        return Manifest.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(item) for item in first["loc"]) or "the manifest"
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            reason = "unknown key"
+        raise BundleError(f"{path}: {where}: {reason}: build the bundle again") from None
+
+
+def _read(path: Path) -> bytes:
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise BundleError(f"{path} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file: build the bundle again")
+    if status.st_size > _LARGEST_BYTES:
+        raise BundleError(
+            f"{path} has {status.st_size} bytes, a manifest has {_LARGEST_BYTES} at most: build the bundle again"
+        )
+    return path.read_bytes()

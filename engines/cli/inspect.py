@@ -1,0 +1,187 @@
+"""`sd2rt inspect` and `sd2rt verify`: what a bundle says, and whether it is true."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sd2rt.engines.bundle.reader import locate, open_bundle, verify_engines
+from sd2rt.engines.bundle.model_kinds import TASKS, Defaults
+from sd2rt.engines.bundle.manifest import File, Manifest, read_manifest
+from sd2rt.engines.bundle.shared_files import shared_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds; reads its manifest alone."""
+    path = locate(bundle)
+    manifest = read_manifest(path)
+    shared = shared_bytes(path, manifest.files)
+    if as_json:
+        found = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
+        print(json.dumps({**found, **manifest.model_dump(mode="json")}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    # Wide enough not to be folded where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in _facts(manifest, shared).items():
+        facts.add_row(name, value)
+    parts = Table(
+        "part",
+        "precision",
+        "parameters",
+        "MB",
+        "operators",
+        "inputs",
+        "outputs",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for name, part in manifest.parts.items():
+        inputs, outputs = (
+            ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.shape))}]" for t in side)
+            for side in (part.inputs, part.outputs)
+        )
+        size = sum(file.size for file in part.files) / 1e6
+        parts.add_row(
+            name,
+            part.precision,
+            f"{part.parameters:,}",
+            f"{size:.1f}",
+            f"opset {part.opset}",
+            inputs,
+            outputs,
+        )
+    console.print(str(path), soft_wrap=True)
+    console.print(facts)
+    console.print()
+    console.print(parts)
+    if manifest.engines:
+        console.print()
+        console.print(_engines(manifest))
+
+
+def _engines(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    names = ("engine", "backend", "for", "precision", "MB", "profiles")
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    for entry in manifest.engines:
+        gpus = ", ".join(f"sm_{item.replace('.', '')}" for item in entry.compute_capabilities)
+        table.add_row(
+            f"{entry.part} {entry.label}",
+            f"{entry.backend} {entry.version}",
+            f"{gpus} and later" if entry.hardware_compatible else gpus,
+            entry.precision,
+            f"{entry.file.size / 1e6:.1f}",
+            ", ".join(profile.name for profile in entry.profiles),
+        )
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _defaults(task: Defaults) -> str:
+    """What a task does where a request does not say otherwise."""
+    guidance = f"guidance {task.guidance_scale:g}" if task.guidance_scale > 1 else "no guidance"
+    facts = [_count(task.num_inference_steps, "step"), guidance]
+    facts += [f"strength {task.strength:g}"] if task.strength is not None else []
+    facts += [f"noise level {task.noise_level}"] if task.noise_level is not None else []
+    return ", ".join(facts)
+
+
+def _shown(manifest: Manifest) -> dict[str, str]:
+    """What the denoiser sees beside the latents, where it sees something, and how that is made."""
+    facts = {}
+    if manifest.conditions:
+        facts["sees"] = ", ".join(
+            f"{item.name} ({_count(item.channels, 'channel')})" for item in manifest.conditions
+        )
+    if manifest.depth_input is not None:
+        width, height = manifest.depth_input.size
+        facts["depth"] = f"estimated at {width}x{height}, {manifest.depth_input.resample}"
+    if manifest.low_resolution is not None:
+        facts["noise level"] = f"at most {manifest.low_resolution.max_noise_level}"
+    return facts
+
+
+def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
+    noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
+    sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
+    return {
+        "name": manifest.name,
+        "identity": manifest.identity,
+        "model": f"{manifest.family} {manifest.source.release or '2.x'}, kind {manifest.variant}",
+        **{name: _defaults(manifest.tasks[name]) for name in TASKS if name in manifest.tasks},
+        **_shown(manifest),
+        "precision": manifest.precision,
+        "sizes": sizes,
+        "prediction": noise.prediction_type,
+        "noise": f"{noise.beta_schedule} {noise.beta_start:g} to {noise.beta_end:g}, "
+        f"{noise.num_train_timesteps} timesteps",
+        "sampler": f"{sampler.name}, {sampler.spacing} spacing, offset {sampler.steps_offset}",
+        "latents": f"{latents.channels} channels, 1/{latents.vae_factor} of the pixels, "
+        f"scale {latents.scaling_factor:g}",
+        "tokens": f"{manifest.embeddings.tokens} x {manifest.embeddings.width} {manifest.embeddings.dtype}",
+        "source": manifest.source.name,
+        "made by": f"sd2rt {manifest.sd2rt_version}; "
+        + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
+        "license": manifest.license,
+        "engines": ", ".join(sorted({f"{entry.backend} {entry.version}" for entry in manifest.engines}))
+        or "none",
+        "stored": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files, "
+        f"{shared / 1e6:.1f} MB of them shared with other bundles",
+    }
+
+
+def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Read every file of a bundle and compare its hash with the manifest's."""
+    path = locate(bundle)
+    if as_json or not sys.stderr.isatty():
+        opened = open_bundle(path, trust_receipts=False)
+        verify_engines(opened)
+    else:
+        opened = _with_progress(str(path), read_manifest(path))
+    files = (*opened.manifest.files, *opened.manifest.engine_files)
+    size = sum(file.size for file in files)
+    if as_json:
+        facts: dict[str, Any] = {
+            "path": str(opened.path),
+            "identity": opened.manifest.identity,
+            "bytes": size,
+        }
+        print(json.dumps({**facts, "files": len(files), "ok": True}))
+    else:
+        print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all as the manifest says")
+
+
+def _with_progress(path: str, manifest: Manifest) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        files = (*manifest.files, *manifest.engine_files)
+        task = bar.add_task("", total=sum(file.size for file in files))
+
+        def read(file: File, count: int) -> None:
+            bar.update(task, advance=count, description=file.path)
+
+        opened = open_bundle(path, trust_receipts=False, progress=read)
+        verify_engines(opened, read)
+        return opened

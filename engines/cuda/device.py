@@ -1,0 +1,325 @@
+"""One NVIDIA GPU as sessions need it: a stream, memory, copies, graphs, and every error in one line.
+
+Through cuda-python's ``cuda.core``, which is imported when a device is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import re
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from sd2rt.engines.cuda.memory import Arena, Memory, PinnedMemory
+from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
+from sd2rt.engines.interface import Array, Closing
+
+STICKY = (
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_CONTAINED",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+    "CUDA_ERROR_DEINITIALIZED",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_EXTERNAL_DEVICE",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_MPS_CLIENT_TERMINATED",
+    "CUDA_ERROR_MPS_RPC_FAILURE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_TENSOR_MEMORY_LEAK",
+    "CUDA_ERROR_UNKNOWN",
+)
+"""Results after which the driver answers every call of this process with the same one."""
+
+_NAME = re.compile(r"CUDA_ERROR_\w+")
+_NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
+# The context that a thread has made current is the thread's, whichever device object made it so.
+_THREAD = threading.local()
+
+
+class CudaDevice(Closing):
+    """A GPU, one non-blocking stream on it, and what sessions share: a context manager that owns them.
+
+    Everything is enqueued on the one stream, so its order is the program's. Not for several threads at once.
+
+    Args:
+        index: which one, as CUDA counts them.
+
+    Raises:
+        MissingDependencyError: cuda-python, the driver or the GPU is missing.
+        EngineError: the GPU reported an error.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self._core, self._driver = _cuda_python()
+        self.index = index
+        self._dead: str | None = None
+        self._handle = self._open()
+        self.name: str = self._handle.name
+        capability = self._handle.compute_capability
+        self.compute_capability = f"{capability.major}.{capability.minor}"
+        self.driver = self._driver_version()
+        with self.errors(f"{self} cannot be prepared"):
+            self._stream = self._handle.create_stream(options=self._core.StreamOptions(nonblocking=True))
+            self.stream = int(self._stream.handle)
+            self._probe = self._handle.create_event()
+        self.arena = Arena(self)
+        self._staging: PinnedMemory | None = None
+
+    def __str__(self) -> str:
+        return f"cuda:{self.index}"
+
+    def _open(self) -> Any:
+        try:
+            handle = self._core.Device(self.index)
+            handle.set_current()
+        except Exception as error:
+            reason = _first_line(error)
+            if _NO_MEMORY.search(reason):
+                raise EngineError(
+                    f"{self} has no memory left for CUDA itself ({reason}): free the GPU"
+                ) from error
+            if isinstance(error, ValueError):
+                raise MissingDependencyError(
+                    f"there is no {self} ({reason}): see the GPUs with 'nvidia-smi', or use --device cpu"
+                ) from error
+            raise MissingDependencyError(
+                f"CUDA could not start on {self} ({reason}): install NVIDIA's driver, check it with 'nvidia-smi', "
+                "or use --device cpu"
+            ) from error
+        _THREAD.index = self.index
+        return handle
+
+    def _driver_version(self) -> str:
+        """``580.65.06`` where NVML tells it, else the CUDA version that the driver was made for."""
+        system = self._core.system
+        for ask in (system.get_kernel_mode_driver_version, system.get_user_mode_driver_version):
+            with contextlib.suppress(Exception):
+                major, minor, *patch = ask()
+                return ".".join([str(major), str(minor), *(f"{number:02}" for number in patch)])
+        return "unknown"
+
+    def memory_info(self) -> tuple[int, int]:
+        """Bytes that are free and bytes in all, over all processes; what the pool keeps for reuse is not free."""
+        with self.errors(f"{self}'s memory cannot be asked for"):
+            result, free, total = self._driver.cuMemGetInfo()
+            if int(result):
+                raise RuntimeError(result.name)
+        return int(free), int(total)
+
+    def errors(self, what: str) -> Guard:
+        """A context in which the device is this thread's current one, and errors are EngineErrors about ``what``."""
+        return Guard(self, what)
+
+    def enter(self, what: str) -> None:
+        """Make the device this thread's current one.
+
+        Raises:
+            EngineError: an earlier error has made it unusable.
+        """
+        if self._dead is not None:
+            raise EngineError(f"{what}: {self._dead}")
+        if getattr(_THREAD, "index", None) != self.index:
+            self._core.Device(self.index).set_current()
+            _THREAD.index = self.index
+
+    def translate(self, error: Exception, what: str, nbytes: int | None = None) -> EngineError:
+        """An error of CUDA or of what runs on it as ours; ``nbytes`` were asked for, where memory was.
+
+        One after which nothing works any more is remembered: every later call says so.
+        """
+        reason = _first_line(error)
+        if _NO_MEMORY.search(reason) or isinstance(error, MemoryError):
+            return EngineError(f"{what}: out of memory: {self._shortage(reason, nbytes)}")
+        if sticky := self._sticky(reason) or self._sticky(self._health()):
+            self._dead = (
+                f"{self} reported {sticky}, after which this process cannot use it any more: start it again"
+            )
+            return EngineError(f"{what}: {self._dead}")
+        return EngineError(f"{what}: {reason}")
+
+    @staticmethod
+    def _sticky(text: str) -> str | None:
+        return next((name for name in _NAME.findall(text) if name in STICKY), None)
+
+    def _health(self) -> str:
+        """What the driver says now: a library may have told an error in its own words."""
+        try:
+            self._stream.record(self._probe)
+            _ = self._probe.is_done
+        except Exception as error:
+            return _first_line(error)
+        return ""
+
+    def _shortage(self, reason: str, nbytes: int | None) -> str:
+        asked = f"({reason})" if nbytes is None else f"{shown(nbytes)} were asked for"
+        try:
+            result, free, total = self._driver.cuMemGetInfo()
+            left = (
+                f"{shown(free)} of {shown(total)} are free"
+                if not int(result)
+                else "nobody knows what is free"
+            )
+        except Exception:
+            left = "nobody knows what is free"
+        return f"{asked}, {left} on {self}: ask for a smaller --size or batch, or free the GPU"
+
+    def allocate(self, nbytes: int, what: str) -> Memory:
+        """Memory of the device from its pool, in the stream's order, of no certain contents.
+
+        Raises:
+            EngineError: there is none left; it tells ``what`` it was for, how much, and what is free.
+        """
+        self.enter(what)
+        try:
+            buffer = self._handle_here().allocate(nbytes, stream=self._stream)
+        except Exception as error:
+            raise self.translate(error, what, nbytes) from error
+        return Memory(self, buffer, nbytes)
+
+    def pin(self, nbytes: int, what: str) -> PinnedMemory:
+        """Memory of the host that the device can copy from and to while the host goes on.
+
+        Raises:
+            EngineError: there is none left.
+        """
+        self.enter(what)
+        try:
+            buffer = self._core.LegacyPinnedMemoryResource().allocate(nbytes)
+        except Exception as error:
+            raise self.translate(error, f"{what}: page-locked memory", nbytes) from error
+        return PinnedMemory(self, buffer, nbytes)
+
+    def _handle_here(self) -> Any:
+        # cuda.core keeps one of them for each thread.
+        return self._core.Device(self.index)
+
+    def view(self, owner: Any, address: int, nbytes: int) -> Any:
+        """A ``cuda.core`` buffer that is a piece of another one, which it keeps alive."""
+        return self._core.Buffer.from_handle(address, nbytes, owner=owner)
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Enqueue a copy between two ``cuda.core`` buffers of one size."""
+        source.copy_to(target, stream=self._stream)
+
+    def fill(self, target: Any, value: int) -> None:
+        """Enqueue setting every byte."""
+        target.fill(value, stream=self._stream)
+
+    def free(self, buffer: Any) -> None:
+        """Give memory back when what has been enqueued so far is done."""
+        buffer.close(self._stream)
+
+    def event(self) -> Any:
+        """A marker for :meth:`record`. A thread that waits for it sleeps, and leaves its core to others."""
+        return self._handle_here().create_event(options=self._core.EventOptions(blocking_sync=True))
+
+    def record(self, event: Any) -> None:
+        """Let the event stand for all that has been enqueued so far."""
+        self._stream.record(event)
+
+    def synchronize(self) -> None:
+        """Wait for all that has been enqueued so far."""
+        self._stream.sync()
+
+    def capture(self, enqueue: Callable[[], None]) -> Any:
+        """The graph of what ``enqueue`` enqueues, none of which is run; ``launch`` it with :meth:`replay`."""
+        builder = self._stream.create_graph_builder()
+        # Memory that the collector freed meanwhile would be a call that no capture survives.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            # Other threads may allocate meanwhile.
+            builder.begin_building("thread_local")
+            enqueue()
+            return builder.end_building().complete()
+        finally:
+            if collecting:
+                gc.enable()
+            # It may have been ended by the error that is being raised.
+            with contextlib.suppress(Exception):
+                builder.close()
+
+    def replay(self, graph: Any) -> None:
+        """Enqueue a captured graph."""
+        graph.launch(self._stream)
+
+    def fetch(self, source: Memory, target: Array) -> None:
+        """Wait for the contents of a device's memory, and copy them to a contiguous array of the host."""
+        if self._staging is None or self._staging.nbytes < source.nbytes:
+            if self._staging is not None:
+                self._staging.free()
+                self._staging = None
+            self._staging = self.pin(source.nbytes, "what is read from the device")
+        self.copy(self._staging.piece(0, source.nbytes), source.buffer)
+        self.synchronize()
+        target.reshape(-1).view("u1")[:] = self._staging.array[: source.nbytes]
+
+    def close(self) -> None:
+        """Free what sessions share; sessions and engines are closed before."""
+        # After an error that is for good, the driver refuses to free anything.
+        with contextlib.suppress(Exception):
+            self.enter("closing")
+            self.synchronize()
+            self.arena.free()
+            if self._staging is not None:
+                self._staging.free()
+            self._stream.close()
+        self._staging = None
+        self._dead = self._dead or f"{self} is closed: open it again"
+
+
+class Guard:
+    """See :meth:`CudaDevice.errors`; a class, as it is entered at every launch."""
+
+    __slots__ = ("_device", "_what")
+
+    def __init__(self, device: CudaDevice, what: str) -> None:
+        self._device, self._what = device, what
+
+    def __enter__(self) -> None:
+        self._device.enter(self._what)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # CUDAError is cuda.core's own, under Exception; ours have been translated.
+        foreign = isinstance(error, RuntimeError | MemoryError) or (
+            kind is not None and kind.__name__ == "CUDAError"
+        )
+        if foreign and isinstance(error, Exception) and not isinstance(error, Sd2rtError):
+            raise self._device.translate(error, self._what) from error
+
+
+def shown(nbytes: int) -> str:
+    """A number of bytes for people and for programs: ``1.50 GiB (1610612736 bytes)``."""
+    scaled, unit = float(nbytes), "bytes"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007
+        scaled /= 1024
+        if scaled < 1024:
+            break
+    return f"{nbytes} bytes" if nbytes < 1024 else f"{scaled:.2f} {unit} ({nbytes} bytes)"
+
+
+def _cuda_python() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("cuda.core"), importlib.import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"cuda-python is not installed ({_first_line(error)}): pip install 'sd2rt[tensorrt]' or 'sd2rt[rtx]'"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

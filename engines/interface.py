@@ -1,0 +1,217 @@
+"""What every backend offers: engines that are opened once, and sessions with buffers of fixed shapes."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.bundle.manifest import Part, Tensor
+
+Array = NDArray[Any]
+Kept = TypeVar("Kept")
+ComputePrecision = Literal["bf16"]
+"""What a backend may multiply in, in the place of the bundle's own precision."""
+
+_PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
+
+
+def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers that a tensor's symbolic shape stands for, ``dims`` giving each symbol's.
+
+    Raises:
+        ValueError: a symbol has no size in ``dims``.
+    """
+    shape = []
+    for item in tensor.shape:
+        if isinstance(item, int):
+            shape.append(item)
+        else:
+            match = _PRODUCT.fullmatch(item)
+            if match is None or match[2] not in dims:
+                raise ValueError(
+                    f"{tensor.name} has the dimension {item!r}, and sizes are given for {sorted(dims)}"
+                )
+            shape.append(int(match[1] or 1) * dims[match[2]])
+    return tuple(shape)
+
+
+def symbols_of(part: Part) -> tuple[str, ...]:
+    """The symbols of a part's shapes, in the order in which its inputs have them."""
+    found: dict[str, None] = {}
+    for tensor in (*part.inputs, *part.outputs):
+        for item in tensor.shape:
+            if isinstance(item, str) and (match := _PRODUCT.fullmatch(item)):
+                found[match[2]] = None
+    return tuple(found)
+
+
+class Buffer(Protocol):
+    """A tensor of a session: memory that the engine reads or writes in place."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def host(self) -> Array:
+        """The buffer's array on the host: what :meth:`push` sends and :meth:`pull` fills. On the CPU it is the
+        buffer itself; a buffer that is carried has another one after every launch."""
+
+    def push(self, rows: slice | None = None) -> None:
+        """Make what :attr:`host` holds the buffer's contents; it may be enqueued only.
+
+        Of these consecutive entries along the first axis alone where ``rows`` is given. What is changed on the host
+        and not pushed may be sent all the same, by the next push of another buffer.
+        """
+
+    def pull(self) -> Array:
+        """Make the buffer's contents what :attr:`host` holds, and return that: no copy, so not to be kept."""
+
+    def write(self, array: Array) -> None:
+        """Copy ``array`` in; its shape must be the buffer's.
+
+        Raises:
+            ValueError: it is not.
+        """
+
+    def read(self) -> Array:
+        """A copy on the host."""
+
+    def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
+        """Copy entries along the first axis, on the device: of each pair, entry ``[0]`` of ``source`` to entry
+        ``[1]`` here. ``source`` may be this buffer, and is read as it was before. What :attr:`host` holds
+        is not said: pull it."""
+
+
+class Session(Protocol):
+    """An engine bound to fixed shapes, its buffers allocated once.
+
+    Where the session was made with a ``carry`` from an output to an input, that output's value is the input's
+    after :meth:`launch`, without a copy where the backend can avoid one.
+    """
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]: ...
+
+    def launch(self) -> None:
+        """Run once on what the input buffers hold; it may be enqueued only.
+
+        Raises:
+            EngineError: the device reported an error, or had no memory left.
+        """
+
+    def watched(self, *, wait: bool) -> list[Array]:
+        """Copies of the watched output of those launches whose has not been handed out yet, in order: of all of them
+        where ``wait``, else of those that the device has finished.
+
+        Raises:
+            EngineError: the device reported an error.
+        """
+
+
+SESSIONS_KEPT = 16
+
+
+class Sessions(Generic[Kept]):
+    """An engine's sessions, by what they were asked for with; the least recently used goes beyond 16.
+
+    Args:
+        let_go: hears each session that goes.
+    """
+
+    def __init__(self, let_go: Callable[[Kept], None] = lambda session: None) -> None:
+        self._kept: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
+        self._let_go = let_go
+
+    def get(
+        self,
+        make: Callable[[Mapping[str, int], Mapping[str, str], str | None], Kept],
+        dims: Mapping[str, int],
+        carry: Mapping[str, str],
+        watch: str | None,
+    ) -> Kept:
+        """The session for these, made where there is none."""
+        key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = make(dims, carry, watch)
+            if len(self._kept) > SESSIONS_KEPT:
+                self._let_go(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(key)
+        return found
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._kept.values())
+
+    def clear(self) -> None:
+        """Let go of all."""
+        while self._kept:
+            self._let_go(self._kept.popitem(last=False)[1])
+
+
+class Closing(ABC):
+    """What is closed at the end of a ``with``."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Engine(Protocol):
+    """A part, loaded by a backend onto a device; a context manager that owns what it loaded."""
+
+    part: Part
+
+    def session(
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = ..., watch: str | None = ...
+    ) -> Session:
+        """The session for these sizes of the part's symbols; the same one when asked again.
+
+        ``watch`` names a small output of which :meth:`Session.watched` tells every launch's.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Device:
+    """Where engines run: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        RequestError: the text names no device.
+    """
+
+    __slots__ = ("index", "kind")
+
+    def __init__(self, text: str) -> None:
+        from sd2rt.engines.errors import RequestError
+
+        match = re.fullmatch(r"(cpu)|cuda(?::([0-9]+))?", text)
+        if match is None:
+            raise RequestError(f"{text!r} is no device: use cpu, cuda or cuda:N")
+        self.kind = "cpu" if match[1] else "cuda"
+        self.index = int(match[2] or 0)
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"

@@ -1,0 +1,205 @@
+"""Checkpoints in the diffusers layout: one folder per part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.condition_configs import check_conditions
+from sd2rt.export.checkpoints.identify import (
+    Evidence,
+    by_architecture,
+    by_hash,
+    by_prediction,
+    likeliest,
+    narrow,
+    stated,
+)
+from sd2rt.export.checkpoints.networks import check_weights
+from sd2rt.export.checkpoints.source import Found
+from sd2rt.export.checkpoints.pipeline_configs import (
+    CONFIG_FILES,
+    Config,
+    PartName,
+    PipelineConfigs,
+    class_embedding,
+    components,
+    read_json,
+)
+from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
+from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
+from sd2rt.export.checkpoints.variants import VARIANTS, Variant
+from sd2rt.export.checkpoints.weight_file import WeightFile, open_safetensors, sha256
+
+WEIGHT_STEMS: dict[PartName, str] = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "depth_estimator": "model",
+}
+
+
+class FolderParts:
+    """The parts of a diffusers folder, each read when it is asked for."""
+
+    def __init__(
+        self, folder: Path, configs: PipelineConfigs, files: Mapping[PartName, list[WeightFile]]
+    ) -> None:
+        self._folder = folder
+        self._configs = configs
+        self._files = files
+
+    def config(self, part: PartName) -> Config:
+        return self._configs.part(part)
+
+    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+        return {
+            key: tensor for file in self._files[part] for key, tensor in file.tensors(file.shapes).items()
+        }
+
+    def tokenizer_json(self) -> str:
+        return read_tokenizer_json(self._folder / "tokenizer", self._configs.text_encoder)
+
+
+def open_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    variant: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Found:
+    """Recognise a diffusers folder and check the names and shapes of all its weights.
+
+    Nothing in its weights or its configuration tells SD-Turbo from a 2.1-base model: its Hub id, the folder's
+    name, ``_name_or_path`` in model_index.json or ``variant`` has to. Without any of these it is taken for a
+    base model, which runs with the sampler of its own scheduler, but with other default steps and guidance.
+
+    Args:
+        folder: the folder with model_index.json.
+        name: the Hub id that it was downloaded as, if it was.
+        variant: what ``--variant`` says; it must agree with the folder.
+        progress: told about each file before it is hashed.
+
+    Raises CheckpointError naming the file or value that is missing, damaged or another model's.
+    """
+    refuse_foreign_folder(folder)
+    model_index = read_json(folder / "model_index.json")
+    origin = name if name is not None else str(folder)
+    # Another model's folder has other parts: it is named before its parts are missed.
+    unet, text_encoder = _config_if_there(folder, "unet"), _config_if_there(folder, "text_encoder")
+    refuse_foreign_pipeline(origin, model_index, unet, text_encoder)
+    wanted = (*components(unet), "tokenizer")
+    for component in wanted:
+        if not (folder / component).is_dir():
+            raise CheckpointError(
+                f"{origin} lacks its folder {component}/: a checkpoint of this kind has {', '.join(wanted)}"
+            )
+    configs = PipelineConfigs.read(folder)
+    read_scheduler(configs.scheduler, origin)
+    check_conditions(configs, origin)
+
+    evidence = [
+        *_by_pipeline(str(model_index.get("_class_name"))),
+        *by_architecture(configs.unet.get("in_channels", 4), class_embedding(configs.unet)),
+        *by_prediction(configs.scheduler.get("prediction_type", "epsilon"), "scheduler_config.json"),
+        *_by_hub_id(name),
+        *_by_name("its name", name or folder.resolve().name, "rename it"),
+        *_by_name(
+            "_name_or_path in model_index.json", str(model_index.get("_name_or_path")), "remove _name_or_path"
+        ),
+    ]
+    asked = stated(variant)
+    narrow(origin, [*evidence, *asked])
+    files = {part: [open_safetensors(path) for path in weight_paths(folder, part)] for part in configs.parts}
+    for part in configs.parts:
+        shapes = {key: shape for file in files[part] for key, shape in file.shapes.items()}
+        check_weights(part, configs.part(part), shapes, origin)
+
+    source = {
+        file.path.relative_to(folder).as_posix(): sha256(file.path, progress)
+        for part in configs.parts
+        for file in files[part]
+    }
+    known = [found for digest in source.values() for found in by_hash(digest)]
+    rows = likeliest(narrow(origin, [*evidence, *known, *asked]))
+    # The scheduler's prediction type tells the last two kinds apart.
+    kind, license = rows[0].kind, rows[0].license
+    assert kind is not None
+    releases = {row.release for row in rows}
+    return Found(
+        name=name if name is not None else folder.resolve().name,
+        release=releases.pop() if len(releases) == 1 else None,
+        kind=kind,
+        configs=configs,
+        source=source,
+        license=license,
+        parts=FolderParts(folder, configs, files),
+    )
+
+
+def weight_paths(folder: Path, part: PartName) -> list[Path]:
+    """The part's safetensors files: whole or in shards, in full precision if there are both.
+
+    Raises CheckpointError naming what is there instead.
+    """
+    stem = WEIGHT_STEMS[part]
+    for infix in ("", ".fp16"):
+        whole = folder / part / f"{stem}{infix}.safetensors"
+        if whole.exists():
+            return [whole]
+        # diffusers and transformers put the variant's name in different places.
+        for index in (f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"):
+            if (folder / part / index).exists():
+                return _shards(folder / part / index)
+    pickled = [file.name for file in sorted((folder / part).glob("*.bin"))]
+    if pickled:
+        raise CheckpointError(
+            f"{folder / part} has only pickled weights ({pickled[0]}), expected {stem}.safetensors: load "
+            "the folder with diffusers and save it again, which writes safetensors"
+        )
+    raise CheckpointError(
+        f"{folder / part / stem}.safetensors is missing (nor is there an fp16 or sharded one): copy it again"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of file names: copy the file again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is not beside it: do not use this folder"
+            )
+    return [index.parent / name for name in names]
+
+
+def _by_pipeline(pipeline: str) -> list[Evidence]:
+    rows = tuple(row for row in VARIANTS if pipeline in row.pipeline_classes)
+    return [Evidence(f"its pipeline class {pipeline}", rows)]
+
+
+def _by_hub_id(name: str | None) -> list[Evidence]:
+    rows = tuple(row for row in VARIANTS if name in _hub_names(row))
+    return [Evidence(f"its Hub id {name}", rows)] if rows else []
+
+
+def _hub_names(row: Variant) -> tuple[str, ...]:
+    return (row.hub_id,) if row.mirror is None else (row.hub_id, row.mirror)
+
+
+def _by_name(where: str, name: str, remedy: str) -> list[Evidence]:
+    """What a name says that nothing else does."""
+    tail = name.rsplit("/", 1)[-1]
+    rows = tuple(row for row in VARIANTS if row.by_name_only and row.hub_id.rsplit("/", 1)[-1] == tail)
+    return [Evidence(f"{where} {tail}", rows, remedy)] if rows else []
+
+
+def _config_if_there(folder: Path, part: PartName) -> Config:
+    path = folder / CONFIG_FILES[part]
+    return read_json(path) if path.exists() else {}

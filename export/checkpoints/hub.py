@@ -1,0 +1,128 @@
+"""Checkpoints named by their Hugging Face Hub id: the local cache first, then the network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors, snapshot_download
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.diffusers_folder import WEIGHT_STEMS, weight_paths
+from sd2rt.export.checkpoints.identify import not_supported
+from sd2rt.export.checkpoints.pipeline_configs import (
+    CONFIG_FILES,
+    FEATURE_EXTRACTOR_FILE,
+    components,
+    read_json,
+)
+from sd2rt.export.checkpoints.variants import VARIANTS
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_CONFIG_FILES = (
+    "model_index.json",
+    "tokenizer/*",
+    FEATURE_EXTRACTOR_FILE,
+    *CONFIG_FILES.values(),
+)
+# Full precision before fp16, and never both: 5 GB and 2.6 GB.
+_WEIGHT_FILES = tuple(
+    tuple(
+        f"{part}/{stem}{infix}{ending}"
+        for part, stem in WEIGHT_STEMS.items()
+        for ending in (".safetensors", "-*.safetensors", ".safetensors.index*.json")
+    )
+    for infix in ("", ".fp16")
+)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form ``organisation/repository`` and not that of a file's path."""
+    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in (".safetensors", ".ckpt", ".gguf")
+
+
+def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
+    """The folder of a Hub repository: the cached one if it is whole, or one that is downloaded into the
+    cache.
+
+    Only the files that a build reads are downloaded. Raises CheckpointError when the repository is known to
+    be gone (and says where its mirror is), is missing or gated, or when there is no network or none is
+    allowed.
+    """
+    row = next((row for row in VARIANTS if repo_id in (row.hub_id, row.mirror)), None)
+    if row is not None and not row.supported:
+        raise CheckpointError(f"{repo_id} is {not_supported([row], 'by its Hub id')}")
+    cached = _cached(repo_id)
+    if cached is not None:
+        return cached
+    if row is not None and row.mirror not in (None, repo_id):
+        raise CheckpointError(
+            f"{repo_id} is not in the local Hugging Face cache, and Stability AI removed it from the Hub in "
+            f"November 2025: use its mirror {row.mirror}"
+        )
+    if huggingface_hub.is_offline_mode():
+        raise CheckpointError(
+            f"{repo_id} is not (or not whole) in the local Hugging Face cache, and HF_HUB_OFFLINE forbids a "
+            "download: unset it, or give a folder or file"
+        )
+    if progress is not None:
+        progress(f"downloading {repo_id} from the Hugging Face Hub")
+    folder = None
+    for weights in _WEIGHT_FILES:
+        folder = _download(repo_id, [*_CONFIG_FILES, *weights])
+        if is_whole(folder):
+            return folder
+    # What it lacks is named by the check that any folder has to pass.
+    assert folder is not None
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has model_index.json and the configuration and weights of all that its UNet calls for."""
+    try:
+        wanted = components(read_json(folder / CONFIG_FILES["unet"]))
+        paths = [path for part in WEIGHT_STEMS if part in wanted for path in weight_paths(folder, part)]
+    except CheckpointError:
+        return False
+    files = (folder / "model_index.json", *(folder / CONFIG_FILES[name] for name in wanted), *paths)
+    return all(path.exists() for path in files)
+
+
+def _cached(repo_id: str) -> Path | None:
+    for weights in _WEIGHT_FILES:
+        try:
+            folder = snapshot_download(
+                repo_id, local_files_only=True, allow_patterns=[*_CONFIG_FILES, *weights]
+            )
+        except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+            continue
+        if is_whole(Path(folder)):
+            return Path(folder)
+    return None
+
+
+def _download(repo_id: str, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{repo_id} is gated on the Hugging Face Hub: accept its terms on its page and log in with 'hf "
+            "auth login'"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{repo_id} is not on the Hugging Face Hub (or is private), and no such path is here: check the "
+            "spelling, or log in with 'hf auth login'"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"{repo_id} is neither a path here nor in the local Hugging Face cache, and the Hub cannot be "
+            "reached: check the network, or give a folder or file"
+        ) from None
+    except Exception as error:
+        # Besides its own, huggingface_hub lets its HTTP client's and the file system's errors through.
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise CheckpointError(f"{repo_id} could not be downloaded ({reason}): try again") from None

@@ -1,0 +1,99 @@
+"""Which published checkpoint something is, from evidence that may be partial but must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, Variant, find_variant
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One observation, and the rows of the table that it leaves possible."""
+
+    observation: str
+    rows: tuple[Variant, ...]
+    remedy: str = "get the checkpoint again"
+    """What to do if it contradicts the rest."""
+
+
+def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[Variant, ...]:
+    """The rows that all evidence allows, in the table's order; all supported rows where there is none.
+
+    Raises CheckpointError when two observations contradict each other, or when what is left is not supported.
+    """
+    left = VARIANTS
+    for number, observed in enumerate(evidence):
+        if not observed.rows:
+            raise CheckpointError(
+                f"{origin} is not a Stable Diffusion 2 checkpoint ({observed.observation}): this version "
+                f"builds {_names(SUPPORTED)}"
+            )
+        both = tuple(row for row in left if row in observed.rows)
+        if not both:
+            against = [e for e in evidence[:number] if any(row not in e.rows for row in observed.rows)]
+            raise CheckpointError(
+                f"{origin}: {observed.observation} means {_names(observed.rows)}, but "
+                f"{' and '.join(e.observation for e in against)} means {_names(left)}: {observed.remedy}"
+            )
+        left = both
+    supported = tuple(row for row in left if row.supported)
+    if not supported:
+        facts = "; ".join(e.observation for e in evidence)
+        raise CheckpointError(f"{origin} is {not_supported(left, facts)}")
+    return supported
+
+
+def not_supported(rows: Sequence[Variant], facts: str) -> str:
+    """The end of a sentence that refuses a known checkpoint."""
+    return (
+        f"Stable Diffusion 2's {_names(rows)} ({facts}), which is not supported yet by this version: "
+        f"it builds {_names(SUPPORTED)}"
+    )
+
+
+def stated(variant: str | None) -> list[Evidence]:
+    """What ``--variant`` says; CheckpointError when it names no row, or one that is not supported."""
+    if variant is None:
+        return []
+    row = find_variant(variant)
+    if not row.supported:
+        raise CheckpointError(f"--variant {variant} is {not_supported([row], 'as asked for')}")
+    return [Evidence(f"--variant {variant}", (row,), "leave --variant out, or give the right one")]
+
+
+def by_hash(digest: str) -> list[Evidence]:
+    """What a weights file's SHA-256 says, if it is a published one."""
+    rows = tuple(row for row in VARIANTS if digest in row.files or digest in row.unet_files)
+    return [Evidence(f"its SHA-256 {digest[:12]}...", rows)] if rows else []
+
+
+def by_architecture(in_channels: object, class_embedding: str | None) -> list[Evidence]:
+    """What the UNet's inputs say."""
+    rows = tuple(row for row in VARIANTS if row.has_unet(in_channels, class_embedding))
+    observation = f"its UNet's {in_channels} input channels" + (
+        f" and class embedding ({class_embedding})" if class_embedding is not None else ""
+    )
+    return [Evidence(observation, rows)]
+
+
+def by_prediction(prediction_type: object, where: str) -> list[Evidence]:
+    """What a scheduler configuration's prediction type says."""
+    rows = tuple(row for row in VARIANTS if prediction_type in row.predictions)
+    return [Evidence(f"prediction_type {prediction_type} in {where}", rows, f"give it the right {where}")]
+
+
+def likeliest(rows: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Without those that only a name tells from the rest, unless nothing else is left.
+
+    No weight and no configuration of SD-Turbo differs in kind from 2.1-base's: what nobody calls SD-Turbo is
+    taken for a base model.
+    """
+    return tuple(row for row in rows if not row.by_name_only) or tuple(rows)
+
+
+def _names(rows: Sequence[Variant]) -> str:
+    shown = [row for row in rows if row.supported] or rows
+    return " or ".join(row.name for row in shown)

@@ -1,0 +1,90 @@
+"""A checkpoint with LoRAs added to its weights, before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from sd2rt.engines.errors import CheckpointError, RequestError
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.lora.merge import PARTS, Change, Lora, changes, named_loras
+from sd2rt.export.checkpoints.checkpoint import Checkpoint
+from sd2rt.export.checkpoints.networks import current_name, skeleton
+from sd2rt.export.checkpoints.source import Parts
+from sd2rt.export.checkpoints.pipeline_configs import Config
+from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+
+
+def read_loras(words: Sequence[str]) -> list[Lora]:
+    """What ``FILE[:SCALE]`` names, a LoRA each; before a checkpoint of gigabytes is opened.
+
+    Raises:
+        CheckpointError: a file cannot be read, or is of another kind.
+    """
+    try:
+        return named_loras(words)
+    except RequestError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
+    """The checkpoint with LoRAs in its UNet and text encoder.
+
+    The sums are in float32, and rounded once, to what a network is asked for in. The files' hashes, with their
+    names and scales, are in the checkpoint's source: a bundle of it is another one than without them.
+
+    Raises:
+        CheckpointError: a LoRA was made for another model, or two have one name.
+    """
+    if not loras:
+        return checkpoint
+    try:
+        changed = changes(loras, {part: _shapes(checkpoint, network) for network, part in PARTS.items()})
+    except RequestError as error:
+        raise CheckpointError(str(error)) from None
+    return replace(
+        checkpoint,
+        source=checkpoint.source | {_source(lora): lora.sha256 for lora in loras},
+        parts=_MergedParts(checkpoint.parts, changed),
+    )
+
+
+def _source(lora: Lora) -> str:
+    return f"LoRA {lora.name} at {lora.scale:g}"
+
+
+def _shapes(checkpoint: Checkpoint, network: NetworkName) -> dict[str, tuple[int, ...]]:
+    state = skeleton(network, checkpoint.parts.config(network)).state_dict()
+    # Under the names that a bundle's parts have them by; the token table is no layer of the part.
+    shapes = {key.removeprefix("text_model."): tuple(tensor.shape) for key, tensor in state.items()}
+    return {key: shape for key, shape in shapes.items() if not key.startswith("embeddings.")}
+
+
+@dataclass(frozen=True, slots=True)
+class _MergedParts:
+    """A checkpoint's parts, some weights of which are others."""
+
+    own: Parts
+    changed: Mapping[PartName, Mapping[str, Change]]
+
+    def config(self, part: NetworkName) -> Config:
+        return self.own.config(part)
+
+    def tokenizer_json(self) -> str:
+        return self.own.tokenizer_json()
+
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
+        tensors = self.own.tensors(part)
+        changed = self.changed.get(PARTS[part], {}) if part in ("unet", "text_encoder") else {}
+        try:
+            return {
+                key: _merged(changed.get(current_name(part, key)), tensor) for key, tensor in tensors.items()
+            }
+        except RequestError as error:
+            raise CheckpointError(str(error)) from None
+
+
+def _merged(change: Change | None, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if change is None else torch.from_numpy(change.added_to(tensor.float().numpy()))

@@ -1,0 +1,79 @@
+"""How transformers' names of SD2's depth estimator relate to those in an original single-file checkpoint.
+
+The original is MiDaS's DPT-hybrid, whose vision transformer and ResNet are timm's. Both sides have the same
+weights, the first residual unit of the deepest fusion block included, which neither ever evaluates; MiDaS's
+file has a classification head besides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from sd2rt.export.checkpoints.ldm_keys import LdmTensor
+
+PREFIX = "depth_model.model."
+UNUSED = re.compile(r"depth_model\.model\.pretrained\.model\.head\.(weight|bias)")
+"""Whole keys that such a file holds for nothing: timm's vision transformer brings an ImageNet classifier."""
+
+
+def midas_layout(keys: Iterable[str]) -> list[LdmTensor]:
+    """The tensors of an LDM file that hold the depth estimator, given transformers' names of its weights.
+
+    Raises ValueError for a name that no DPT-hybrid depth estimator has.
+    """
+    layout: dict[str, list[str]] = {}
+    for key in keys:
+        layout.setdefault(PREFIX + _rename(key), []).append(key)
+    # timm stacks the three projections in this order, whatever their names' order.
+    return [LdmTensor(key, tuple(sorted(members, key=_projection_order))) for key, members in layout.items()]
+
+
+_VIT = "pretrained.model."
+_RESNET = _VIT + "patch_embed.backbone."
+# How a name begins on either side; # stands for a number.
+_NAMES = [
+    ("dpt.embeddings.cls_token", _VIT + "cls_token"),
+    ("dpt.embeddings.position_embeddings", _VIT + "pos_embed"),
+    ("dpt.embeddings.projection.", _VIT + "patch_embed.proj."),
+    ("dpt.embeddings.backbone.bit.embedder.convolution.", _RESNET + "stem.conv."),
+    ("dpt.embeddings.backbone.bit.embedder.norm.", _RESNET + "stem.norm."),
+    ("dpt.embeddings.backbone.bit.encoder.stages.#.layers.#.", _RESNET + r"stages.\1.blocks.\2."),
+    ("dpt.encoder.layer.#.layernorm_before.", _VIT + r"blocks.\1.norm1."),
+    ("dpt.encoder.layer.#.attention.attention.query.", _VIT + r"blocks.\1.attn.qkv."),
+    ("dpt.encoder.layer.#.attention.attention.key.", _VIT + r"blocks.\1.attn.qkv."),
+    ("dpt.encoder.layer.#.attention.attention.value.", _VIT + r"blocks.\1.attn.qkv."),
+    ("dpt.encoder.layer.#.attention.output.dense.", _VIT + r"blocks.\1.attn.proj."),
+    ("dpt.encoder.layer.#.layernorm_after.", _VIT + r"blocks.\1.norm2."),
+    ("dpt.encoder.layer.#.intermediate.dense.", _VIT + r"blocks.\1.mlp.fc1."),
+    ("dpt.encoder.layer.#.output.dense.", _VIT + r"blocks.\1.mlp.fc2."),
+    ("dpt.layernorm.", _VIT + "norm."),
+    ("head.head.#.", r"scratch.output_conv.\1."),
+]
+for _scale in range(4):
+    # MiDaS counts from 1, and its fusion blocks by the scale that each adds; transformers counts fusion layers
+    # as they are evaluated, the deepest scale first. What MiDaS has at 1 and 2 of act_postprocess has no weights.
+    _post, _fusion = f"pretrained.act_postprocess{_scale + 1}.", f"scratch.refinenet{4 - _scale}."
+    _NAMES += [
+        (f"neck.reassemble_stage.readout_projects.{_scale}.", _post + "0.project."),
+        (f"neck.reassemble_stage.layers.{_scale}.projection.", _post + "3."),
+        (f"neck.reassemble_stage.layers.{_scale}.resize.", _post + "4."),
+        (f"neck.convs.{_scale}.", f"scratch.layer{_scale + 1}_rn."),
+        (f"neck.fusion_stage.layers.{_scale}.projection.", _fusion + "out_conv."),
+        (
+            f"neck.fusion_stage.layers.{_scale}.residual_layer#.convolution#.",
+            _fusion + r"resConfUnit\1.conv\2.",
+        ),
+    ]
+_RULES = [(re.compile(re.escape(old).replace(r"\#", r"(\d+)")), new) for old, new in _NAMES]
+
+
+def _rename(key: str) -> str:
+    for pattern, new in _RULES:
+        if match := pattern.match(key):
+            return match.expand(new) + key[match.end() :]
+    raise ValueError(f"{key} is not a weight of a DPT-hybrid depth estimator")
+
+
+def _projection_order(key: str) -> int:
+    return next((i for i, name in enumerate((".query.", ".key.", ".value.")) if name in key), 0)

@@ -1,0 +1,144 @@
+"""From a configuration and named tensors to a PyTorch network, with every key accounted for."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.pipeline_configs import PartName
+
+# A buffer that older transformers releases saved and newer ones make themselves.
+_HARMLESS = re.compile(r"(^|\.)position_ids$")
+
+# AutoencoderKL's attention before diffusers 0.17: its projections were 1x1 convolutions of other names.
+_OLD_ATTENTION = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)$")
+_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def skeleton(part: PartName, config: Mapping[str, Any]) -> nn.Module:
+    """The network that a configuration describes, on the meta device: names and shapes without memory.
+
+    Raises CheckpointError when the configuration does not describe one.
+    """
+    try:
+        with torch.device("meta"):
+            if part == "text_encoder":
+                return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**config)))
+            if part == "depth_estimator":
+                # The configuration classes take nested dictionaries over and change them.
+                return cast(nn.Module, DPTForDepthEstimation(DPTConfig(**copy.deepcopy(dict(config)))))
+            network = UNet2DConditionModel if part == "unet" else AutoencoderKL
+            return cast(nn.Module, network.from_config(dict(config)))
+    except Exception as error:
+        # The constructors meet arbitrary JSON: whatever they raise means that it is not one of theirs.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"the configuration of {part} does not describe an SD2 network ({reason}): "
+            "use the published checkpoint's configuration files"
+        ) from None
+
+
+def assemble(
+    part: PartName,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    origin: str,
+) -> nn.Module:
+    """Make a network and give it exactly the tensors it wants, copied and cast to ``dtype``.
+
+    Args:
+        part: which network.
+        config: its configuration as diffusers or transformers saves it.
+        tensors: its weights under diffusers' or transformers' names, old spellings included.
+        dtype: what floating-point weights become.
+        origin: where the tensors come from, for messages.
+
+    Returns the network in eval mode, without gradients. Raises CheckpointError naming the keys that are
+    missing, unexpected or of another shape: a network never keeps a weight that the checkpoint did not give
+    it.
+    """
+    network = skeleton(part, config)
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    _check(part, expected, shapes, origin)
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and not _HARMLESS.search(key):
+            raise CheckpointError(
+                f"{origin}: {part} key {key} is {str(tensor.dtype).removeprefix('torch.')}, expected a "
+                "floating-point type: quantised checkpoints are not supported, use the fp32 or fp16 one"
+            )
+
+    # A copy even where no cast is needed: a view of a memory-mapped file is unaligned and dies with the file.
+    own = {}
+    for key, tensor in tensors.items():
+        name = current_name(part, key)
+        if name in expected:
+            own[name] = tensor.to(dtype, copy=True).reshape(expected[name])
+    network.load_state_dict(own, assign=True, strict=True)
+    if isinstance(network, CLIPTextModel):
+        positions = network.embeddings.position_ids.shape[-1]
+        network.embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    return network.requires_grad_(False).eval()
+
+
+def check_weights(
+    part: PartName, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Compare named shapes with what ``part`` wants, as ``assemble`` will, without reading a weight."""
+    expected = {key: tuple(tensor.shape) for key, tensor in skeleton(part, config).state_dict().items()}
+    _check(part, expected, shapes, origin)
+
+
+def _check(
+    part: PartName,
+    expected: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    origin: str,
+) -> None:
+    given = {current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
+    missing = sorted(expected.keys() - given.keys())
+    if missing:
+        raise CheckpointError(
+            f"{origin}: {part} lacks {some_keys(missing)}: it is incomplete or another model's; get it again"
+        )
+    unexpected = sorted(given.keys() - expected.keys())
+    if unexpected:
+        raise CheckpointError(
+            f"{origin}: {part} has {some_keys(unexpected)}, which its configuration does not: weights and "
+            "configuration are of different models"
+        )
+    for key, shape in given.items():
+        if not _fits(shape, expected[key]):
+            raise CheckpointError(
+                f"{origin}: {part} key {key} has shape {list(shape)}, expected {list(expected[key])}: "
+                "weights and configuration are of different models"
+            )
+
+
+def current_name(part: PartName, key: str) -> str:
+    """A weight's name in the network as it is made here, whatever release has saved it."""
+    if part == "text_encoder":
+        return key.removeprefix("text_model.")
+    if part == "vae":
+        return _OLD_ATTENTION.sub(lambda m: f"{m[1]}{_NEW_ATTENTION[m[2]]}.{m[3]}", key)
+    return key
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A 1x1 convolution's weight [O, I, 1, 1] fits the linear layer [O, I] that took its place."""
+    return shape == expected or (len(expected) == 2 and shape == (*expected, 1, 1))
+
+
+def some_keys(keys: Iterable[str]) -> str:
+    """The first of some keys, and how many more there are."""
+    first, *others = keys
+    return f"{first} and {len(others)} more keys" if others else f"the key {first}"

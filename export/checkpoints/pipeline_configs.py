@@ -1,0 +1,287 @@
+"""The configuration files of one diffusers pipeline folder, read, written and packaged."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.bundle.model_kinds import KINDS, Kind
+from sd2rt.export.checkpoints.variants import VARIANTS
+
+PartName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
+PARTS: tuple[PartName, ...] = ("text_encoder", "unet", "vae")
+"""The networks that every checkpoint has; ``PipelineConfigs.parts`` has those of one checkpoint."""
+
+ComponentName = Literal[PartName, "scheduler", "low_res_scheduler"]
+
+Config = dict[str, Any]
+
+CONFIG_FILES: dict[ComponentName, str] = {
+    "text_encoder": "text_encoder/config.json",
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+    "depth_estimator": "depth_estimator/config.json",
+    "low_res_scheduler": "low_res_scheduler/scheduler_config.json",
+}
+FEATURE_EXTRACTOR_FILE = "feature_extractor/preprocessor_config.json"
+
+PACKAGED_CONFIGS = Path(__file__).parent / "configs"
+PACKAGED_TOKENIZER = Path(__file__).parent / "tokenizer" / "tokenizer.json"
+
+# How images are shown to the depth estimator where a folder does not say: as the only release with one does.
+_PUBLISHED_FEATURE_EXTRACTOR = PACKAGED_CONFIGS / "stable-diffusion-2-depth" / FEATURE_EXTRACTOR_FILE
+
+# diffusers' upscale pipeline has these whatever the VAE's file says, and where model_index.json says nothing.
+_UPSCALER_SCALING_FACTOR = 0.08333
+_UPSCALER_MAX_NOISE_LEVEL = 350
+
+# The text encoders that a Stable Diffusion model may have, by their width.
+_TEXT_ENCODERS = {
+    768: "CLIP-L, Stable Diffusion 1's",
+    1024: "OpenCLIP ViT-H, Stable Diffusion 2's",
+    1280: "OpenCLIP ViT-bigG, SDXL's",
+}
+_SD2_TEXT_WIDTH = 1024
+SD2_TEXT_LAYERS = 23
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfigs:
+    """What a pipeline's JSON files say of its networks and its schedulers; the weights are elsewhere."""
+
+    text_encoder: Config
+    unet: Config
+    vae: Config
+    scheduler: Config
+    depth_estimator: Config | None = None
+    feature_extractor: Config | None = None
+    """How an image is shown to the depth estimator; there where that is."""
+    low_res_scheduler: Config | None = None
+    """How an upscaler's image is noised."""
+    max_noise_level: int | None = None
+    """How far it may be; there where low_res_scheduler is."""
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The networks of this pipeline."""
+        return PARTS if self.depth_estimator is None else (*PARTS, "depth_estimator")
+
+    def part(self, part: PartName) -> Config:
+        """A network's configuration; CheckpointError when this pipeline has no such network."""
+        configs = {
+            "text_encoder": self.text_encoder,
+            "unet": self.unet,
+            "vae": self.vae,
+            "depth_estimator": self.depth_estimator,
+        }
+        found = configs[part]
+        if found is None:
+            raise CheckpointError(f"this checkpoint has no {part}: use one of a variant that has it")
+        return found
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the images that the UNet was trained on.
+
+        Files from before diffusers 0.9 may say 32 for latents of 64, and its pipelines read 64.
+        """
+        size = int(self.unet["sample_size"])
+        if size < 64 and re.match(r"0\.[0-8](\.|$)", str(self.unet.get("_diffusers_version"))):
+            size = 64
+        return size * self.vae_factor
+
+    @classmethod
+    def read(cls, folder: Path) -> PipelineConfigs:
+        """Read the files of a diffusers folder: those that its UNet's inputs call for.
+
+        Raises CheckpointError naming the file that is missing or is not a JSON object, the value that is wrong,
+        or the two parts that are of different models.
+        """
+        unet = read_json(folder / CONFIG_FILES["unet"])
+        files = {name: read_json(folder / CONFIG_FILES[name]) for name in components(unet) if name != "unet"}
+        feature_extractor, max_noise_level = None, None
+        if "depth_estimator" in files:
+            own = folder / FEATURE_EXTRACTOR_FILE
+            feature_extractor = read_json(own if own.exists() else _PUBLISHED_FEATURE_EXTRACTOR)
+        if "low_res_scheduler" in files:
+            files["vae"]["scaling_factor"] = _UPSCALER_SCALING_FACTOR
+            max_noise_level = _max_noise_level(folder, unet)
+        configs = cls(
+            **files, unet=unet, feature_extractor=feature_extractor, max_noise_level=max_noise_level
+        )
+        configs._check(folder)
+        return configs
+
+    def _check(self, folder: Path) -> None:
+        """Refuse what one file says wrongly, and parts that do not belong together."""
+        sample_size = self.unet.get("sample_size")
+        if not isinstance(sample_size, int) or isinstance(sample_size, bool) or sample_size < 1:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILES['unet']}: sample_size is {sample_size!r}, expected the latents' "
+                "side in pixels, such as 64: set it"
+            )
+        if not isinstance(self.vae.get("block_out_channels"), list):
+            raise CheckpointError(
+                f"{folder / CONFIG_FILES['vae']}: no list block_out_channels: take the file from the "
+                "published checkpoint"
+            )
+        check_text_encoder(
+            str(folder),
+            self.text_encoder.get("hidden_size"),
+            self.text_encoder.get("num_hidden_layers"),
+            self.unet.get("cross_attention_dim"),
+        )
+        has, expected = self.unet.get("out_channels"), self.vae.get("latent_channels")
+        if has != expected:
+            raise CheckpointError(
+                f"{folder}: unet has out_channels {has!r}, but vae has latent_channels {expected!r}: the two "
+                "are of different models; copy the folder again"
+            )
+        kind = kind_of(self.unet)
+        if kind is not None and self.vae_factor != kind.vae_factor:
+            raise CheckpointError(
+                f"{folder}: the UNet has {self.unet.get('in_channels')} input channels and wants a VAE of "
+                f"{kind.vae_factor} pixels per latent, but vae has {self.vae_factor}: the two are of "
+                "different models; copy the folder again"
+            )
+
+    @classmethod
+    def packaged(cls, folder_name: str) -> PipelineConfigs:
+        """The published files that sd2rt carries, such as ``stable-diffusion-2-1``."""
+        return cls.read(PACKAGED_CONFIGS / folder_name)
+
+    def write(self, folder: Path) -> None:
+        """Write the files and model_index.json as diffusers lays them out; folders are made."""
+        files = {"model_index.json": self._model_index()}
+        files |= {CONFIG_FILES[part]: self.part(part) for part in self.parts}
+        files[CONFIG_FILES["scheduler"]] = self.scheduler
+        if self.feature_extractor is not None:
+            files[FEATURE_EXTRACTOR_FILE] = self.feature_extractor
+        if self.low_res_scheduler is not None:
+            files[CONFIG_FILES["low_res_scheduler"]] = self.low_res_scheduler
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _model_index(self) -> Config:
+        index: Config = {
+            "_class_name": _pipeline_class(self.unet),
+            "_diffusers_version": "0.10.0.dev0",
+            "scheduler": ["diffusers", self.scheduler["_class_name"]],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        if self.depth_estimator is not None:
+            index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+            index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+        elif self.low_res_scheduler is not None:
+            index["low_res_scheduler"] = ["diffusers", self.low_res_scheduler["_class_name"]]
+            index["max_noise_level"] = self.max_noise_level
+        else:
+            index["feature_extractor"] = index["safety_checker"] = [None, None]
+            index["requires_safety_checker"] = False
+        return index
+
+
+def kind_of(unet: Config) -> Kind | None:
+    """A kind of model that has this UNet's inputs; the kinds that share them share their parts too."""
+    rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
+    return next((KINDS[row.kind] for row in rows if row.kind is not None), None)
+
+
+def components(unet: Config) -> tuple[ComponentName, ...]:
+    """What a pipeline with this UNet has, beside its tokenizer: each has a folder of its own."""
+    kind = kind_of(unet)
+    found: list[ComponentName] = [*PARTS, "scheduler"]
+    if kind is not None and "depth_estimator" in kind.parts:
+        found.append("depth_estimator")
+    if kind is not None and kind.class_label:
+        found.append("low_res_scheduler")
+    return tuple(found)
+
+
+def class_embedding(unet: Config) -> str | None:
+    """How a UNet embeds a class label, as the table of variants calls it."""
+    if unet.get("class_embed_type") is not None:
+        return str(unet["class_embed_type"])
+    return "table" if unet.get("num_class_embeds") is not None else None
+
+
+def check_text_encoder(origin: str, width: object, layers: object, attends: object) -> None:
+    """Refuse a text encoder that the UNet was not trained with.
+
+    Args:
+        width: of its hidden states.
+        layers: as many as are evaluated.
+        attends: the width that the UNet's cross-attention takes.
+
+    Raises CheckpointError naming both.
+    """
+    if width != attends:
+        known = f" ({_TEXT_ENCODERS[width]})" if isinstance(width, int) and width in _TEXT_ENCODERS else ""
+        raise CheckpointError(
+            f"{origin}: the text encoder is {width} wide with {layers} layers{known}, but the UNet attends to "
+            f"{attends}: they are of different models; take both from one checkpoint"
+        )
+    if width == _SD2_TEXT_WIDTH and layers != SD2_TEXT_LAYERS:
+        raise CheckpointError(
+            f"{origin}: the text encoder is {width} wide with {layers} layers, but the UNet, which attends to "
+            f"{attends}, was trained on the output of layer {SD2_TEXT_LAYERS} of OpenCLIP ViT-H's "
+            f"{SD2_TEXT_LAYERS + 1}: take the text encoder of a published checkpoint, which has "
+            f"{SD2_TEXT_LAYERS} layers"
+        )
+
+
+def _pipeline_class(unet: Config) -> str:
+    rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
+    return next(row.pipeline_classes[0] for row in rows)
+
+
+def _max_noise_level(folder: Path, unet: Config) -> int:
+    path = folder / "model_index.json"
+    index = read_json(path) if path.exists() else {}
+    level, embedded = index.get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL), unet["num_class_embeds"]
+    if not isinstance(embedded, int):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILES['unet']}: num_class_embeds is {embedded!r}, expected a number of noise "
+            "levels, such as 1000: set it"
+        )
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level < embedded:
+        raise CheckpointError(
+            f"{path}: max_noise_level is {level!r}, but the UNet embeds the levels 0 to {embedded - 1}: set it "
+            f"to one of them, such as {min(_UPSCALER_MAX_NOISE_LEVEL, embedded - 1)}"
+        )
+    return level
+
+
+def read_json(path: Path) -> Config:
+    """A JSON object from a file; CheckpointError when it is missing, unreadable or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: a diffusers folder has it; copy the folder again"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not valid JSON ({reason}): copy the file again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(content).__name__}, expected an object: copy it again"
+        )
+    return content

@@ -1,0 +1,172 @@
+"""Naming what a file or folder is when it is not a Stable Diffusion 2 checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.ldm_keys import PREFIXES
+from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, check_text_encoder, read_json
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Whichever pattern first matches the beginning of any key names the file.
+_FOREIGN = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        ("a LoRA", r"lora_|.*\.lora[._](A|B|up|down)\b|.*\.lora_(A|B|up|down|linear_layer)\b"),
+        ("a ControlNet", r"(control_model|controlnet_\w+|control_\w+)\."),
+        ("the SDXL refiner", r"conditioner\.embedders\.0\.model\."),
+        ("an SDXL checkpoint", r"conditioner\.embedders\.|edm_mean"),
+        ("a Stable Diffusion 3 checkpoint", r"(.*\.)?joint_blocks\.|text_encoders\.clip_g\."),
+        ("a Flux checkpoint", r"(.*\.)?(double_blocks|single_transformer_blocks)\."),
+        ("a textual inversion embedding", r"(string_to_param|emb_params|<.+>$)"),
+    )
+)
+_SD1_TEXT_ENCODER = "cond_stage_model.transformer."
+
+_BARE = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in (
+        (
+            "a UNet alone",
+            r"(down_blocks|mid_block|up_blocks|input_blocks|model\.diffusion_model|model_ema)\b",
+        ),
+        ("a VAE alone", r"((encoder|decoder)\.(down|up|mid|conv_in)|first_stage_model\b)"),
+        (
+            "a text encoder alone",
+            r"(text_model|encoder\.layers|embeddings|transformer\.resblocks|cond_stage_model)\b",
+        ),
+    )
+)
+
+_CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
+_SD1_TEXT_WIDTH = 768
+# In OpenCLIP's names, or in transformers'.
+_TEXT_WIDTH = re.compile(
+    r"cond_stage_model\..*(ln_final\.weight|positional_embedding|position_embedding\.weight)$"
+)
+_TEXT_LAYER = re.compile(r"cond_stage_model\..*\b(?:resblocks|layers)\.(\d+)\.")
+
+_PIPELINES = (
+    ("StableDiffusionXL", "an SDXL checkpoint"),
+    ("StableDiffusion3", "a Stable Diffusion 3 checkpoint"),
+    ("Flux", "a Flux checkpoint"),
+    ("StableDiffusionControlNet", "a ControlNet pipeline"),
+    ("OnnxStableDiffusion", "an ONNX export"),
+    ("StableCascade", "a Stable Cascade checkpoint"),
+    ("IF", "a DeepFloyd IF checkpoint"),
+)
+
+_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+_WANTED = "give a Stable Diffusion 2.0 or 2.1 checkpoint (diffusers folder, or single .safetensors or .ckpt)"
+
+
+def refuse_foreign_file(path: Path) -> None:
+    """Raise CheckpointError for a file whose name or first bytes say that it is no PyTorch checkpoint."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    if start.startswith(b"GGUF") or path.suffix == ".gguf":
+        raise refusal(str(path), "a GGUF file (quantised weights)")
+    if path.suffix == ".onnx":
+        raise refusal(str(path), "an ONNX export")
+    if path.suffix in _ENGINE_SUFFIXES:
+        raise refusal(str(path), "a TensorRT engine")
+    # A safetensors header opens with its length, whose bytes can be any, and a brace.
+    if path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
+        raise CheckpointError(f"{path} is a pickle that is named .safetensors: rename it to .ckpt")
+
+
+def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
+    """Raise CheckpointError, naming what it is, unless the keys are those of an SD2 single file."""
+    for name, pattern in _FOREIGN:
+        if any(pattern.match(key) for key in shapes):
+            raise refusal(origin, name)
+    attends = next((shape[-1] for key, shape in shapes.items() if _CROSS_ATTENTION.match(key)), None)
+    width = next((shape[-1] for key, shape in shapes.items() if _TEXT_WIDTH.match(key)), None)
+    layers = 1 + max((int(found[1]) for key in shapes if (found := _TEXT_LAYER.match(key))), default=-1)
+    if width is not None and attends is not None:
+        # Files carry the layer after the last that is evaluated, or do not.
+        used = SD2_TEXT_LAYERS if layers in (0, SD2_TEXT_LAYERS + 1) else layers
+        check_text_encoder(origin, width, layers if width != attends else used, attends)
+    if attends == _SD1_TEXT_WIDTH or any(key.startswith(_SD1_TEXT_ENCODER) for key in shapes):
+        raise refusal(origin, "a Stable Diffusion 1 checkpoint")
+    if not all(any(key.startswith(PREFIXES[part]) for key in shapes) for part in PARTS):
+        for name, pattern in _BARE:
+            if any(pattern.match(key) for key in shapes):
+                raise refusal(origin, _inferred(shapes) or name)
+        raise refusal(
+            origin, _inferred(shapes) or f"unknown (its first key is {min(shapes, default='none')})"
+        )
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raise CheckpointError, naming what it is, for a folder that is not in the diffusers pipeline layout."""
+    if (folder / "bundle.json").exists():
+        raise CheckpointError(
+            f"{folder} is an sd2rt bundle, already built: run it with 'sd2rt run', or give the checkpoint "
+            "it is from"
+        )
+    files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file())
+    if any(file.suffix == ".onnx" for file in files):
+        raise refusal(str(folder), "an ONNX export")
+    if any(file.suffix in _ENGINE_SUFFIXES for file in files):
+        raise refusal(str(folder), "a folder of TensorRT engines")
+    if (folder / "model_index.json").exists():
+        return
+    if (folder / "adapter_config.json").exists() or any("lora" in file.name.lower() for file in files):
+        raise refusal(str(folder), "a LoRA")
+    if (folder / "config.json").exists():
+        config = read_json(folder / "config.json")
+        architecture = config.get("_class_name") or " ".join(config.get("architectures") or ["model"])
+        raise refusal(str(folder), f"a {architecture} alone")
+    single = [
+        file.name for file in files if file.parent == folder and file.suffix in (".safetensors", ".ckpt")
+    ]
+    if single:
+        raise CheckpointError(
+            f"{folder} has no model_index.json, so it is not a diffusers folder: give the file itself, "
+            f"such as {folder / single[0]}"
+        )
+    raise CheckpointError(f"{folder} has no model_index.json, so it is not a diffusers folder: {_WANTED}")
+
+
+def refuse_foreign_pipeline(
+    origin: str, model_index: Mapping[str, Any], unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
+) -> None:
+    """Raise CheckpointError for a pipeline class, or a UNet, that is known to be another model's."""
+    pipeline = str(model_index.get("_class_name"))
+    for beginning, name in _PIPELINES:
+        if pipeline.startswith(beginning):
+            raise refusal(origin, f"{name} ({pipeline})")
+    attends = unet.get("cross_attention_dim")
+    # A text encoder of another width is refused by both their names.
+    if attends == _SD1_TEXT_WIDTH == text_encoder.get("hidden_size", attends):
+        raise refusal(origin, f"a Stable Diffusion 1 checkpoint (cross_attention_dim {_SD1_TEXT_WIDTH})")
+
+
+def refusal(origin: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{origin} is {what}, not a Stable Diffusion 2 checkpoint: {_WANTED}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """As much of a tensor as diffusers' recognition looks at."""
+
+    shape: tuple[int, ...]
+
+
+def _inferred(shapes: Shapes) -> str | None:
+    """What diffusers takes the keys for, if that is more than its default."""
+    from diffusers.loaders.single_file_utils import (
+        DIFFUSERS_DEFAULT_PIPELINE_PATHS,
+        infer_diffusers_model_type,
+    )
+
+    model_type = infer_diffusers_model_type({key: _Shape(shape) for key, shape in shapes.items()})
+    published = DIFFUSERS_DEFAULT_PIPELINE_PATHS.get(model_type, {}).get("pretrained_model_name_or_path")
+    return None if model_type in ("v1", "v2") or published is None else f"of the kind of {published}"

@@ -1,0 +1,294 @@
+"""Checkpoints in the layout of the original releases: one file with all the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.bundle.sampler_config import PredictionType
+from sd2rt.export.checkpoints.condition_configs import check_conditions
+from sd2rt.export.checkpoints.identify import (
+    Evidence,
+    by_architecture,
+    by_hash,
+    by_prediction,
+    likeliest,
+    narrow,
+    stated,
+)
+from sd2rt.export.checkpoints.ldm_keys import EMA_PREFIX, PREFIXES, LdmTensor, ema_key, ldm_layout
+from sd2rt.export.checkpoints.midas_keys import UNUSED as UNUSED_DEPTH
+from sd2rt.export.checkpoints.networks import skeleton, some_keys
+from sd2rt.export.checkpoints.source import Found
+from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.refusals import refuse_foreign_file, refuse_foreign_keys
+from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
+from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, Variant
+from sd2rt.export.checkpoints.weight_file import (
+    PICKLE_SUFFIXES,
+    WeightFile,
+    check_readable,
+    open_pickle,
+    open_safetensors,
+    sha256,
+)
+
+
+class SingleFileParts:
+    """The parts of a single file, each converted when it is asked for.
+
+    ``stored`` maps the key that the layout gives a tensor to the key that the file keeps it under.
+    """
+
+    def __init__(self, file: WeightFile, stored: Mapping[str, str], configs: PipelineConfigs) -> None:
+        self._file = file
+        self._stored = stored
+        self._configs = configs
+
+    def config(self, part: PartName) -> Config:
+        return self._configs.part(part)
+
+    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+        network = skeleton(part, self._configs.part(part))
+        layout = ldm_layout(part, network.state_dict(), self._configs)
+        read = self._file.tensors(self._stored[tensor.key] for tensor in layout)
+        state = {tensor.key: read[self._stored[tensor.key]] for tensor in layout}
+        if part == "unet":
+            return dict(convert_ldm_unet_checkpoint(state, self._configs.unet))
+        if part == "vae":
+            return dict(convert_ldm_vae_checkpoint(state, self._configs.vae))
+        if part == "depth_estimator":
+            return _split(layout, state, network.state_dict())
+        return dict(convert_open_clip_checkpoint(network, state, prefix=PREFIXES[part]))
+
+    def tokenizer_json(self) -> str:
+        return packaged_tokenizer_json()
+
+
+def open_single_file(
+    path: Path,
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    config: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Found:
+    """Recognise a single-file checkpoint and check the names and shapes of all its weights.
+
+    Its UNet's inputs tell depth, inpainting and upscaler. Nothing in the weights tells 2.0 from 2.1, epsilon
+    from v, nor SD-Turbo from either: a published SHA-256, the file's metadata, its published name, ``config``
+    or ``variant`` does, and those that are there must agree.
+
+    Args:
+        path: a ``.safetensors`` file or, with ``allow_pickle``, a ``.ckpt``.
+        variant: what ``--variant`` says.
+        allow_pickle: read a pickle, by PyTorch's weights-only loader.
+        config: a folder of diffusers configuration files, for an architecture that is not the published one.
+        progress: told before the file is hashed.
+
+    Raises CheckpointError naming what the file is, lacks, or leaves open.
+    """
+    check_readable(path)
+    refuse_foreign_file(path)
+    asked = stated(variant)
+    file = _open(path, allow_pickle)
+    given = PipelineConfigs.read(config) if config is not None else None
+    if given is not None:
+        read_scheduler(given.scheduler, str(config))
+        check_conditions(given, str(config))
+    stored = _stored_keys(file, given)
+    shapes = {key: file.shapes[at] for key, at in stored.items()}
+    refuse_foreign_keys(str(path), shapes)
+
+    digest = sha256(path, progress) if path.stat().st_size in _published_sizes() else None
+    evidence = [
+        *by_architecture(_in_channels(path, shapes), _class_embedding(shapes)),
+        *(by_hash(digest) if digest is not None else []),
+    ]
+    if len(evidence) == 1:
+        # What a hash proves needs no name, and a published file may be kept under any.
+        evidence += [*_by_metadata(file.metadata), *_by_file_name(path)]
+    if given is not None:
+        prediction = given.scheduler.get("prediction_type", "epsilon")
+        evidence += by_prediction(prediction, f"{config}/scheduler/scheduler_config.json")
+    possible = narrow(str(path), [*evidence, *asked])
+    rows = likeliest(possible)
+    if len({row.kind for row in rows}) > 1:
+        names = ", ".join(row.name for row in possible)
+        raise CheckpointError(
+            f"{path} is a Stable Diffusion 2 checkpoint, but neither its hash, its metadata nor its name "
+            f"says which, and its weights cannot: pass --variant with one of {names}"
+        )
+    # Releases that share a kind share their configuration but for upcast_attention, which the later one
+    # needs.
+    configs = given if given is not None else PipelineConfigs.packaged(str(rows[-1].configs))
+    _check_prediction(file, configs, str(path))
+    for part in configs.parts:
+        _check_part(part, shapes, configs, str(path))
+
+    releases = {row.release for row in rows}
+    kind, license = rows[0].kind, rows[0].license
+    assert kind is not None
+    return Found(
+        name=path.name,
+        release=releases.pop() if len(releases) == 1 else None,
+        kind=kind,
+        configs=configs,
+        source={path.name: digest if digest is not None else sha256(path, progress)},
+        license=license,
+        parts=SingleFileParts(file, stored, configs),
+    )
+
+
+def _open(path: Path, allow_pickle: bool) -> WeightFile:
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return open_pickle(path, allowed=allow_pickle)
+    suffix = f"the suffix {path.suffix}" if path.suffix else "no suffix"
+    raise CheckpointError(f"{path} has {suffix}, expected .safetensors or .ckpt: rename it if it is one")
+
+
+def _split(
+    layout: list[LdmTensor], state: Mapping[str, torch.Tensor], members: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The members of stacked tensors under their own names."""
+    parts: dict[str, torch.Tensor] = {}
+    for tensor in layout:
+        rows = [members[key].shape[0] for key in tensor.members]
+        parts |= zip(tensor.members, torch.split(state[tensor.key], rows), strict=True)
+    return parts
+
+
+def _stored_keys(file: WeightFile, given: PipelineConfigs | None) -> dict[str, str]:
+    """Where the file has each key of the layout; its moving average stands in for a missing UNet."""
+    stored = {key: key for key in file.shapes if not key.startswith(EMA_PREFIX)}
+    if any(key.startswith(PREFIXES["unet"]) for key in stored):
+        return stored
+    # Which variant it is shows in the UNet's own keys only: those that two share are averaged alike in both.
+    by_layout = {row.class_embedding: str(row.configs) for row in SUPPORTED}
+    candidates = [given] if given is not None else [PipelineConfigs.packaged(n) for n in by_layout.values()]
+    for configs in candidates:
+        unet = skeleton("unet", configs.unet).state_dict()
+        averaged = {tensor.key: ema_key(tensor.key) for tensor in ldm_layout("unet", unet, configs)}
+        stored |= {key: at for key, at in averaged.items() if at in file.shapes}
+    return stored
+
+
+def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -> None:
+    """Refuse a file of a variant whose published model predicts something else than this one."""
+    predicts = file.metadata.get("modelspec.prediction_type", "")
+    expected = configs.scheduler.get("prediction_type", "epsilon")
+    if _PREDICTIONS.get(predicts, expected) != expected:
+        raise CheckpointError(
+            f"{origin}: its modelspec.prediction_type is {predicts}, but the scheduler's configuration has "
+            f"{expected}: pass --config with a folder whose scheduler_config.json has the right prediction_type"
+        )
+
+
+def _check_part(
+    part: PartName, shapes: Mapping[str, tuple[int, ...]], configs: PipelineConfigs, origin: str
+) -> None:
+    """Compare the part's keys and shapes with what the layout expects."""
+    members = {
+        key: tuple(tensor.shape) for key, tensor in skeleton(part, configs.part(part)).state_dict().items()
+    }
+    try:
+        layout = ldm_layout(part, members, configs)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the configuration of {part} describes a network that no single file holds ({error}): use the "
+            "published checkpoint's configuration files"
+        ) from None
+    expected = {}
+    for tensor in layout:
+        rows = sum(members[key][0] for key in tensor.members)
+        expected[tensor.key] = (rows, *members[tensor.members[0]][1:])
+
+    missing = sorted(expected.keys() - shapes.keys())
+    if missing:
+        raise CheckpointError(f"{origin} lacks {some_keys(missing)} of its {part}: get the file again")
+    present = {key for key in shapes if key.startswith(PREFIXES[part])}
+    unexpected = sorted(key for key in present - expected.keys() if not _unused(part, key, configs))
+    if unexpected:
+        raise CheckpointError(
+            f"{origin} has {some_keys(unexpected)}, which an SD2 {part} does not: it is another model's, or "
+            "needs its own configuration files"
+        )
+    for key, shape in expected.items():
+        # A linear layer may be kept as a 1x1 convolution: trailing ones do not count.
+        if _squeezed(shapes[key]) != _squeezed(shape):
+            raise CheckpointError(
+                f"{origin}: {key} has shape {list(shapes[key])}, expected {list(shape)}: it is another "
+                "model's, or needs its own configuration files"
+            )
+
+
+def _unused(part: PartName, key: str, configs: PipelineConfigs) -> bool:
+    """Whether SD2 files carry this key for nothing: SD2 stops before the text encoder's last layer."""
+    if part == "depth_estimator":
+        return UNUSED_DEPTH.fullmatch(key) is not None
+    if part != "text_encoder":
+        return False
+    rest = key.removeprefix(PREFIXES[part])
+    last = f"transformer.resblocks.{configs.text_encoder['num_hidden_layers']}."
+    return rest.startswith(last) or rest in ("text_projection", "logit_scale", "attn_mask", "position_ids")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _in_channels(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    key = PREFIXES["unet"] + "input_blocks.0.0.weight"
+    if len(shapes.get(key, ())) != 4:
+        raise CheckpointError(f"{path} lacks the key {key} of its unet: get the file again")
+    return shapes[key][1]
+
+
+def _class_embedding(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    if PREFIXES["unet"] + "label_emb.weight" in shapes:
+        return "table"
+    return "projection" if PREFIXES["unet"] + "label_emb.0.0.weight" in shapes else None
+
+
+def _published_sizes() -> set[int]:
+    return {size for row in VARIANTS for size in row.files.values()}
+
+
+def _by_file_name(path: Path) -> list[Evidence]:
+    rows = tuple(row for row in VARIANTS if path.stem in row.file_stems)
+    return [Evidence(f"its name {path.name}", rows, "rename the file")] if rows else []
+
+
+_PREDICTIONS: dict[str, PredictionType] = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+}
+
+
+def _by_metadata(metadata: Mapping[str, str]) -> list[Evidence]:
+    """What the Stability AI model metadata specification's entries say, where a tool has written them."""
+    evidence = []
+    architecture = metadata.get("modelspec.architecture", "")
+    rows: tuple[Variant, ...] = tuple(row for row in VARIANTS if architecture in row.architectures)
+    if rows:
+        evidence.append(Evidence(f"modelspec.architecture {architecture}", rows))
+    prediction = metadata.get("modelspec.prediction_type", "")
+    if prediction in _PREDICTIONS:
+        rows = tuple(row for row in VARIANTS if _PREDICTIONS[prediction] in row.predictions)
+        evidence.append(Evidence(f"modelspec.prediction_type {prediction}", rows))
+    return evidence

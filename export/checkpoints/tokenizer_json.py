@@ -1,0 +1,42 @@
+"""The tokenizer of a checkpoint, in the Hugging Face tokenizers format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_TOKENIZER, Config
+
+
+def packaged_tokenizer_json() -> str:
+    """The tokenizer that all published SD2 checkpoints share: truncates and pads to 77 ids."""
+    return str(Tokenizer.from_file(str(PACKAGED_TOKENIZER)).to_str())
+
+
+def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:
+    """The tokenizer of a diffusers folder, made to truncate and pad to the text encoder's length.
+
+    Raises CheckpointError when it cannot be read, or has ids that the text encoder's table does not.
+    """
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        # Several libraries read these files, each with its own exceptions.
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{folder} cannot be read as a CLIP tokenizer ({reason}): copy it again"
+        ) from None
+    rows = int(text_encoder["vocab_size"])
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"{folder} has {len(tokenizer)} tokens, but the text encoder's table has {rows}: they are of "
+            "different checkpoints; copy the folder again"
+        )
+    length = int(text_encoder["max_position_embeddings"])
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(length)
+    backend.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    return str(backend.to_str())

@@ -1,0 +1,137 @@
+"""Files of named tensors: read lazily, checked for damage, and never run as code."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.bundle.writer import sha256 as file_sha256
+
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """The tensors of one file: shapes at once, contents when asked for."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    _read: Callable[[Iterable[str]], dict[str, torch.Tensor]] = field(repr=False)
+
+    def tensors(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Some of the tensors, mapped from the file where its format allows: they cost no memory yet."""
+        return self._read(keys)
+
+
+def open_safetensors(path: Path) -> WeightFile:
+    """Open a safetensors file. Raises CheckpointError when it is missing, truncated or something else."""
+    check_readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged_safetensors(path, error) from None
+
+    def read(keys: Iterable[str]) -> dict[str, torch.Tensor]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged_safetensors(path, error) from None
+
+    return WeightFile(path, shapes, metadata, read)
+
+
+def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
+    """Open a PyTorch checkpoint without running code from it.
+
+    Raises CheckpointError when that was not allowed, and when the file is missing, truncated, holds code or
+    no tensors.
+    """
+    check_readable(path)
+    if not allowed:
+        raise CheckpointError(
+            f"{path} is a pickle, a format that can carry code: use the .safetensors of the same "
+            "checkpoint, convert it to one, or pass --allow-pickle to read it with PyTorch's weights-only "
+            "loader"
+        )
+    state = _unpickle(path)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: it is not a checkpoint; get the file again")
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return WeightFile(path, shapes, {}, lambda keys: {key: tensors[key] for key in keys})
+
+
+def _unpickle(path: Path) -> Mapping[str, Any]:
+    # Only a zip archive, PyTorch's format since 1.6, can be mapped; what is older is read as a whole.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:
+        # The unpickler meets arbitrary bytes: whatever it raises means that they are not plain weights.
+        text = str(error) or type(error).__name__
+        refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
+        if refused is not None:
+            raise CheckpointError(
+                f"{path} holds more than weights ({refused[1]}), and a pickle with that can run code: it was "
+                "not loaded; use the .safetensors of the same checkpoint"
+            ) from None
+        reason = text.splitlines()[0][:80]
+        raise CheckpointError(
+            f"{path} is truncated or is not a PyTorch checkpoint ({reason}): get the file again"
+        ) from None
+    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(
+            f"{path} holds a {type(state).__name__}, expected tensors under names: get the file again"
+        )
+    return state
+
+
+def check_readable(path: Path) -> None:
+    """Raise CheckpointError when ``path`` is no file that can hold weights."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: copy the checkpoint again") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' in its repository"
+        )
+    if not start:
+        raise CheckpointError(f"{path} is empty: get the file again")
+
+
+def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
+    # The library reports whatever PyTorch raises while it reads in words of its own, an interruption too.
+    if "KeyboardInterrupt" in str(error) or isinstance(error.__context__, KeyboardInterrupt):
+        raise KeyboardInterrupt from None
+    reason = str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
+    return CheckpointError(f"{path} is truncated or is not a safetensors file ({reason}): get the file again")
+
+
+def sha256(path: Path, progress: Callable[[str], None] | None = None) -> str:
+    """The file's SHA-256 in hexadecimal; ``progress`` is told first: a full-size file takes seconds."""
+    if progress is not None:
+        progress(f"hashing {path.name} ({path.stat().st_size / 1e9:.1f} GB)")
+    return file_sha256(path)

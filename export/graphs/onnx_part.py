@@ -1,0 +1,400 @@
+"""One network to one ONNX file: the export itself, and the names by which its weights can be found again."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.manifest import Part, Precision, Tensor
+from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.interface import shape_of
+from sd2rt.engines.weights.initializers import Weight, WeightMap
+from sd2rt.engines.bundle.writer import describe
+from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
+
+OPSET = 23
+"""The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
+
+WHOLE_OPERATORS = {
+    "Attention": {"Attention", "CLIPAttention", "DPTSelfAttention"},
+    "GroupNormalization": {"GroupNorm", "BitGroupNormActivation"},
+    "LayerNormalization": {"LayerNorm"},
+    "Gelu": {"GEGLU", "GELUActivation", "GELU"},
+}
+"""Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
+one would have to be recognised again from its pieces."""
+
+MODEL, ORT_MODEL, INITIALIZERS = "model.onnx", "onnxruntime.onnx", "initializers.json"
+"""The files of a part, beside its weights: its graph, ONNX Runtime's where that is another, its map of weights."""
+
+_LARGE = 1024
+"""Bytes from which on a constant that is no weight is kept outside of the graph."""
+
+_EXAMPLE = {"B": 2, "R": 3, "P": 6, "L": 77, "h": 16, "w": 24}
+# Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
+# branch in diffusers (a copy, no other arithmetic), and torch.export would trace both.
+_DIMENSIONS = {
+    "B": Dim("B", max=63),
+    "R": Dim("R", max=63),
+    "P": Dim("P", max=63),
+    "L": Dim("L", max=77 * 16),
+    "h": 8 * Dim("h8", max=64),
+    "w": 8 * Dim("w8", max=64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The tensors that go into a part and come out of it, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What a checkpoint's configuration says of its networks' inputs and outputs."""
+
+    text_width: int
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels per latent, along one side."""
+    extra: int = 0
+    """Channels that the denoiser sees beside the latents."""
+    class_label: bool = False
+    depth_size: tuple[int, int] = (0, 0)
+    """Width and height of the depth estimator's image, where there is one."""
+    norms: Mapping[PartName, Sequence[str]] = field(default_factory=dict)
+    """The group normalisations of the parts that work on tiles, by name."""
+    groups: int = 0
+    """Of each of them."""
+    tokens_width: int = 0
+    """Channels of the autoencoder's attention."""
+
+
+def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
+    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's own dtype."""
+    slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
+    image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
+    depth = (dimensions.depth_size[1], dimensions.depth_size[0])
+    f32, hidden = "float32", ("B", 77, width)
+    state = ("B", slots, channels, "h", "w")
+    denoiser: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("state", f32, state),
+        ("noise", f32, ("B", channels, "h", "w")),
+        ("timestep", f32, ("B",)),
+        ("weights", f32, ("B", slots)),
+        ("guidance", f32, ("B", 2)),
+        ("update", f32, ("B", slots, slots + 2)),
+        ("text", fp, ("R", "L", width)),
+        ("row", "int64", ("R",)),
+        ("uncond", "int64", ("B",)),
+        ("cond", "int64", ("B", "P")),
+        ("shares", f32, ("B", "P")),
+    ]
+    if dimensions.extra:
+        denoiser.append(("extra", fp, ("B", dimensions.extra, "h", "w")))
+    if dimensions.class_label:
+        denoiser.append(("noise_level", "int64", ("B",)))
+    latents, pixels = ("latents", f32, (1, channels, "h", "w")), ("image", f32, (1, 3, *image))
+    moments = ("moments", f32, (1, 2 * channels, "h", "w"))
+    stats = (len(dimensions.norms.get(part, ())), dimensions.groups, 2)
+    known: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("stats", f32, stats),
+        ("given", f32, (1,)),
+        ("weights", f32, ("h", "w")),
+        ("context", fp, ("M", dimensions.tokens_width)),
+        ("context_bias", f32, ("M",)),
+    ]
+    own: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("own", f32, stats),
+        ("tokens", f32, (dimensions.tokens_width, "h", "w")),
+    ]
+    tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
+        "text_encoder": (
+            [("embeddings", fp, hidden), ("skip", "int64", (1,))],
+            [("hidden", fp, hidden)],
+        ),
+        "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
+        "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
+        "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),
+        "tiled_decoder": ([latents, *known], [pixels, *own]),
+        "tiled_encoder": ([pixels, *known], [moments, *own]),
+        "depth_estimator": ([("image", f32, ("B", 3, *depth))], [("depth", f32, ("B", *depth))]),
+    }
+    inputs, outputs = (
+        tuple(Tensor.model_validate({"name": n, "dtype": d, "shape": s}) for n, d, s in side)
+        for side in tables[part]
+    )
+    return Interface(inputs, outputs)
+
+
+def export_part(
+    name: PartName,
+    module: nn.Module,
+    interface: Interface,
+    bundle: Path,
+    precision: Precision = "fp32",
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Part:
+    """Write ``bundle/<name>/model.onnx`` with its weights beside it.
+
+    ``precision`` is what the module's weights are in. ``progress`` hears the share of the work done, from 0 to
+    1.
+
+    Raises:
+        BuildError: the exporter failed, ran out of memory, or left a weight out or an operator decomposed.
+    """
+    try:
+        return _export(name, module, interface, bundle, precision, progress)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch has no class of its own for running out of memory.
+        reason = " ".join(str(error).split())[:200] or "out of memory"
+        raise BuildError(f"{name} could not be exported: {reason}") from error
+
+
+def _export(
+    name: PartName,
+    module: nn.Module,
+    interface: Interface,
+    bundle: Path,
+    precision: Precision,
+    progress: Callable[[float], None],
+) -> Part:
+    folder = bundle / name
+    folder.mkdir(parents=True, exist_ok=True)
+    model = _trace(name, module, interface)
+    progress(0.7)
+    transposed = _name_weights(model, _prefix(name))
+    _optimize(model)
+    _strip(model)
+    _check_operators(name, model, module)
+    weights = _weights(name, model, transposed, list(weights_of(name, module)))
+    progress(0.8)
+    known = _save(model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction))
+    lower_for_onnxruntime(folder / MODEL, folder / ORT_MODEL)
+    (folder / INITIALIZERS).write_text(known.to_json())
+    return described_part(name, module, interface, bundle, precision)
+
+
+def weights_of(name: PartName, module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a part by the names that its map has them by."""
+    return {key.removeprefix(_prefix(name)): tensor for key, tensor in module.state_dict().items()}
+
+
+def _prefix(name: PartName) -> str:
+    return "unet." if name == "denoiser" else ""
+
+
+def described_part(
+    name: PartName, module: nn.Module, interface: Interface, bundle: Path, precision: Precision
+) -> Part:
+    """The manifest's entry for a part whose files have been written."""
+    folder = bundle / name
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return Part(
+        precision=precision,
+        onnx=f"{name}/{MODEL}",
+        onnxruntime=f"{name}/{ORT_MODEL if (folder / ORT_MODEL).exists() else MODEL}",
+        files=tuple(describe(bundle, path.relative_to(bundle).as_posix()) for path in paths),
+        opset=OPSET,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        initializers=f"{name}/{INITIALIZERS}",
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+    )
+
+
+def operator_counts(path: Path) -> Counter[str]:
+    """How often each operator stands in an ONNX file."""
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+
+
+def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
+    args = tuple(_example(tensor) for tensor in interface.inputs)
+    dynamic = {
+        tensor.name: {i: _dynamic(s) for i, s in enumerate(tensor.shape) if isinstance(s, str)}
+        for tensor in interface.inputs
+    }
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                module,
+                args,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic,
+                input_names=[tensor.name for tensor in interface.inputs],
+                output_names=[tensor.name for tensor in interface.outputs],
+                # The names of weights are settled first: optimising loses track of transposed ones.
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise BuildError(f"{name}: torch.onnx could not export it: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    return program.model
+
+
+def _dynamic(dimension: str) -> Any:
+    """What torch.export calls a symbolic dimension such as ``B`` or ``8*h``."""
+    factor, _, symbol = dimension.rpartition("*")
+    return int(factor) * _DIMENSIONS[symbol] if factor else _DIMENSIONS[symbol]
+
+
+def _example(tensor: Tensor) -> torch.Tensor:
+    return torch.zeros(shape_of(tensor, _EXAMPLE), dtype=getattr(torch, tensor.dtype))
+
+
+def _name_weights(model: ir.Model, prefix: str) -> dict[str, str]:
+    """Give initialisers the names of the network's own state dict. Those that optimising will transpose get a name
+    that says so, and are returned with the weight that each is of."""
+    transposed: dict[str, str] = {}
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        plain = (value.name or "").removeprefix(prefix)
+        for node in value.consumers():
+            if node.op_type == "Transpose" and len(value.shape or ()) == 2:
+                node.outputs[0].name = f"{plain}.transposed"
+                transposed[f"{plain}.transposed"] = plain
+        if value.name != plain:
+            del graph.initializers[value.name or ""]
+            value.name = plain
+            graph.initializers[plain] = value
+    return transposed
+
+
+def _optimize(model: ir.Model) -> None:
+    from onnxscript import optimizer, rewriter
+
+    with _quiet():
+        # Transposing a weight is folded however large it is; nothing else that large is constant here.
+        optimizer.optimize_ir(model, input_size_limit=1 << 40, output_size_limit=1 << 40)
+        rewriter.onnx_fusions.fuse(model)
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop the exporter's notes: stack traces with this machine's paths, a third of the file's size."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    graph = model.graph
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _check_operators(part: str, model: ir.Model, module: nn.Module) -> None:
+    classes = Counter(type(child).__name__ for child in module.modules())
+    counts = Counter(node.op_type for node in model.graph)
+    for operator, makers in WHOLE_OPERATORS.items():
+        expected = sum(classes[maker] for maker in makers)
+        if counts[operator] != expected:
+            raise BuildError(
+                f"{part}: {counts[operator]} {operator} operators were exported where the network has {expected}: "
+                "this PyTorch decomposes them; install the versions in constraints.txt"
+            )
+
+
+def _weights(
+    part: str, model: ir.Model, transposed: Mapping[str, str], names: Sequence[str]
+) -> dict[str, ir.Value]:
+    """The initialiser of every weight, each of which must have one: a second one would keep the old value where
+    the first is replaced."""
+    found: dict[str, list[ir.Value]] = {name: [] for name in names}
+    for name, value in model.graph.initializers.items():
+        weight = transposed.get(name, name)
+        if weight in found:
+            found[weight].append(value)
+    lost = [name for name, values in found.items() if not values]
+    if lost:
+        raise BuildError(f"{part}: the exported graph has no trace of {len(lost)} weights, first {lost[0]}")
+    twice = [name for name, values in found.items() if len(values) > 1]
+    if twice:
+        raise BuildError(f"{part}: the exported graph holds {len(twice)} weights twice, first {twice[0]}")
+    return {name: values[0] for name, values in found.items()}
+
+
+def _save(
+    model: ir.Model,
+    weights: Mapping[str, ir.Value],
+    transposed: Mapping[str, str],
+    path: Path,
+    progress: Callable[[float], None],
+) -> WeightMap:
+    """Write the graph, and into a file beside it all weights, then what else is large.
+
+    The small weights too: one that lies in the graph itself could not be replaced when ONNX Runtime opens it.
+    """
+
+    def saved(tensor: object, info: ir.external_data.CallbackInfo) -> None:
+        progress((info.index + 1) / info.total)
+
+    named = {value.name for value in weights.values()}
+    others = (value for name, value in model.graph.initializers.items() if name not in named)
+    values = [
+        *weights.values(),
+        *(v for v in others if v.const_value is not None and v.const_value.nbytes > _LARGE),
+    ]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    data = f"{path.name}.data"
+    external = ir.external_data.convert_tensors_to_external(tensors, path.parent, data, callback=saved)
+    for value, tensor in zip(values, external, strict=True):
+        value.const_value = tensor
+    ir.save(model, path)
+    entries = {
+        name: _entry(tensor, tensor.name in transposed)
+        for name, tensor in zip(weights, external[: len(weights)], strict=True)
+    }
+    return WeightMap(file=data, weights=entries)
+
+
+def _entry(tensor: ir.ExternalTensor, transposed: bool) -> Weight:
+    stored = tuple(int(side) for side in tensor.shape)
+    return Weight.model_validate(
+        {
+            "initializer": tensor.name,
+            "transposed": transposed,
+            "dtype": tensor.dtype.numpy().name,
+            "shape": stored[::-1] if transposed else stored,
+            "offset": tensor.offset,
+            "length": tensor.length,
+        }
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about torchvision, about its own pytrees and about axes it renames: not the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,359 @@
+"""`sd2rt run`: prompts in, PNG files out."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.runtime.cli.main import parsing as option_text
+from sd2rt.runtime.cli.main import options as shared_options
+from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
+from sd2rt.runtime.metadata.png import check_output, save_image
+from sd2rt.runtime.cli.run_generation import TOLD, check_save_depth, make, upscaled, upscaling
+from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, prompts_of_standard_input
+from sd2rt.runtime.cli.console import shown_warnings
+from sd2rt.runtime.cli.step_bar import step_bar
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "negative": ("negative_prompt",),
+    "mask": ("mask_image",),
+    "depth": ("depth_map",),
+    "steps": ("num_inference_steps", "timesteps", "sigmas"),
+    "guidance": ("guidance_scale",),
+    "rescale": ("guidance_rescale",),
+    "preset": (
+        "preset",
+        "sampler",
+        "sampler_options",
+        "schedule",
+        "num_inference_steps",
+        "guidance_scale",
+        "strength",
+        "timesteps",
+        "sigmas",
+    ),
+    "sampler": ("sampler", "sampler_options"),
+    "sampler_option": ("sampler_options",),
+    "timesteps": ("timesteps", "sigmas"),
+    "sigmas": ("timesteps", "sigmas"),
+    "zero_snr": ("rescale_betas_zero_snr",),
+    "variation": ("variation_seed", "variation_strength"),
+    "size": ("width", "height"),
+}
+"""Fields of a request whose place an option takes where --from gives them, if not those of its own name."""
+
+
+def run(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BUNDLE] PROMPT",
+            help="A bundle (a folder, or a name in the cache; the demo if left out) and a prompt; "
+            "- reads prompts from standard input, one a line.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe_of: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="PNG",
+            help="Make this picture again, as it tells itself; what else is given takes the place of what it says.",
+        ),
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    prompt_syntax: Annotated[
+        str,
+        typer.Option(help="plain; or a1111: (weights:1.3), AND, BREAK, [edits:by step:0.4], any length."),
+    ] = "plain",
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layers of the text encoder to leave out at the end.")
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TOKEN=]PATH", help="A textual inversion that prompts can name; repeatable."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .pt and .bin embeddings: tensors only, no code.")
+    ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]", help="A LoRA to make the images with, at scale 1 if left out; repeatable."
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="A PNG, JPEG or WebP to start from; - reads standard input.")
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="inpainting: of the image's size; white, or transparent, is made anew."),
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(help="depth: a gray image, brighter is nearer, instead of what is inferred."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far to leave the image, above 0 to 1; the bundle's own if left out."),
+    ] = None,
+    noise_level: Annotated[
+        int | None,
+        typer.Option(help="upscaling: noise added to the image, for the upscaler to imagine upon."),
+    ] = None,
+    paste: Annotated[
+        bool, typer.Option("--paste", help="inpainting: put the image's own pixels back outside the mask.")
+    ] = False,
+    paste_blur: Annotated[
+        float, typer.Option(help="Pixels over which pasting fades, inside the mask.")
+    ] = 4.0,
+    save_depth: Annotated[
+        Path | None, typer.Option(help="depth: write the depth map here, as 16-bit gray PNG.")
+    ] = None,
+    upscale: Annotated[
+        str | None,
+        typer.Option(metavar="BUNDLE", help="An upscaler's bundle: make results four times as large."),
+    ] = None,
+    steps: shared_options.Steps = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE[,SCALE...]",
+            help="Guidance scale, 1 or less turns it off; the bundle's own if left out. Several are spread "
+            "evenly over the steps: 9,3 falls from 9 to 3.",
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Noise levels (sigmas) within which steps are guided."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="turbo or lcm: sampler, schedule, steps and guidance that such weights take."),
+    ] = None,
+    rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
+    sampler: shared_options.Sampler = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays."),
+    ] = None,
+    sampler_option: Annotated[
+        list[str] | None,
+        typer.Option("--sampler-option", metavar="NAME=VALUE", help="Such as solver_order=3; repeatable."),
+    ] = None,
+    zero_snr: Annotated[
+        bool | None,
+        typer.Option(
+            "--zero-snr/--no-zero-snr",
+            help="Make the last timestep pure noise; as the checkpoint says if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(metavar="T,T,...", help="The timesteps themselves, in the place of --steps.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,...", help="Noise levels, in the place of --steps; the last is what is left."
+        ),
+    ] = None,
+    eta: Annotated[float, typer.Option(help="ddim, tcd: share of fresh noise, 0 to 1.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image; image i uses seed + i.")] = None,
+    rng: Annotated[
+        str,
+        typer.Option(
+            help="Whose random numbers: cpu or cuda, torch's; cuda:N of a GPU of N multiprocessors."
+        ),
+    ] = "cpu",
+    variation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEED:STRENGTH",
+            help="Move the noise towards another seed's, up to strength 1; image i moves towards SEED + i.",
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 64.")] = None,
+    count: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
+    ] = Path("."),
+    device: shared_options.Device = "cpu",
+    backend: shared_options.Backend = "auto",
+    precision: shared_options.Precision = None,
+    threads: shared_options.Threads = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Longest side of latents that are encoded, decoded or upscaled at once."),
+    ] = None,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(help="Refuse images of more pixels, before decoding them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each image.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Make images from a bundle."""
+    bundle, prompts = bundle_and_prompts(words or [], recipe_of is not None)
+    check_standard_input(prompts, {"--from": recipe_of, "--image": image, "--mask": mask, "--depth": depth})
+    options: dict[str, Any] = {
+        "negative_prompt": negative,
+        "prompt_syntax": prompt_syntax,
+        "clip_skip": clip_skip,
+        "num_inference_steps": steps,
+        "guidance_scale": option_text.one_or_more("--guidance", guidance),
+        "guidance_rescale": rescale,
+        "guidance_interval": option_text.numbers("--guidance-interval", guidance_interval, between=":"),
+        "preset": preset,
+        "sampler": sampler,
+        "schedule": schedule,
+        "sampler_options": option_text.sampler_options(sampler_option or []),
+        "rescale_betas_zero_snr": zero_snr,
+        "timesteps": option_text.numbers("--timesteps", timesteps),
+        "sigmas": option_text.numbers("--sigmas", sigmas),
+        "eta": eta,
+        "rng": rng,
+        "image": image,
+        "mask_image": mask,
+        "depth_map": depth,
+        "strength": strength,
+        "noise_level": noise_level if upscale is None else None,
+        "paste": paste,
+        "paste_blur": paste_blur,
+        "num_images_per_prompt": 1,
+    }
+    if max_image_pixels is not None:
+        options["max_image_pixels"] = max_image_pixels
+    if size is not None:
+        options["width"], options["height"] = option_text.size(size)
+    if variation is not None:
+        options["variation_seed"], options["variation_strength"] = option_text.variation(variation)
+    recipe, mistyped, replaced = None, False, set[str]()
+    if recipe_of is not None:
+        from sd2rt.runtime.metadata.recipe import read_recipe
+
+        recipe = read_recipe(recipe_of)
+        told = {name: value for name, value in recipe.fields.items() if name not in _given(context)}
+        prompt, own_seed = told.pop("prompt", ""), told.pop("seed", None)
+        options |= told
+        mistyped = bundle is None and prompts is not None and prompts != [] and len(prompts[0].split()) == 1
+        replaced |= {"prompt_embeds"} if prompts != [] else set()
+        replaced |= {"negative_prompt_embeds"} if "negative_prompt" in _given(context) else set()
+        prompts = [prompt] if prompts == [] else prompts
+        bundle = str(recipe.bundle_path()) if bundle is None else bundle
+        seed = own_seed if seed is None else seed
+        tile = recipe.tile if tile is None else tile
+        if recipe.upscaled is not None and upscale is None:
+            upscale = str(recipe.upscaled.bundle_path())
+            if noise_level is None:
+                noise_level = recipe.upscaled.fields.get("noise_level")
+            options["noise_level"] = None
+    from sd2rt.engines.lora.merge import named_loras
+    from sd2rt.runtime.request.call import CallOptions, divide
+    from sd2rt.runtime.request.sampling import check_names, plan_of
+
+    # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
+    each = [prompt for prompt in prompts or prompts_of_standard_input() for _ in range(_count(count))]
+    first = secrets.randbits(32) if seed is None else seed
+    requests = divide(each, cast(CallOptions, {**options, "seed": first}))
+    check_names(requests[0])
+    notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0], replaced)]
+    if mistyped:
+        notes.append(f"{requests[0].prompt!r} is no bundle: it is taken for the prompt")
+    check_output(output, len(requests))
+    embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
+    loras = named_loras(lora or [])
+    check_save_depth(save_depth, output)
+    from sd2rt.engines.bundle.reader import locate
+    from sd2rt.engines.bundle.model_kinds import TILE
+    from sd2rt.engines.bundle.manifest import read_manifest
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.request.resolve import refuse_unless, resolve
+    from sd2rt.runtime.prompts.textual_inversion import check_embedding
+
+    path = bundle_or_demo(bundle, quiet or as_json)
+    # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
+    manifest = read_manifest(locate(path))
+    requests = [resolve(request, manifest) for request in requests]
+    plan_of(requests[0], manifest)
+    for known in embeddings:
+        check_embedding(known, manifest)
+    if recipe is not None:
+        notes += recipe.bundle_notes(manifest)
+        notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
+        notes += recipe.lora_notes(loras)
+    if save_depth is not None:
+        refuse_unless("depth-to-image", manifest)
+    if upscale is not None:
+        from PIL import Image
+
+        larger = read_manifest(locate(upscale))
+        refuse_unless("upscaling", larger)
+        for known in embeddings:
+            check_embedding(known, larger)
+        if recipe is not None and recipe.upscaled is not None:
+            notes += recipe.upscaled.bundle_notes(larger)
+        # Any image will do: only what it is asked with is looked at.
+        told = {name: getattr(requests[0], name) for name in TOLD}
+        resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), larger)
+    if not quiet:
+        for note in notes:
+            print(f"sd2rt: note: {note}", file=sys.stderr)
+    opening: dict[str, Any] = {
+        "device": device,
+        "backend": backend,
+        "precision": precision,
+        "threads": threads,
+        "tile": TILE if tile is None else tile,
+    }
+    with (
+        shown_warnings(quiet),
+        Pipeline.open(path, **opening, loras=loras) as pipeline,
+        nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
+        step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
+    ):
+        for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
+            for known in embeddings:
+                target.add_embedding(known)
+        failures: list[EngineError] = []
+        # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
+        for start in range(0, len(requests), pipeline.max_batch):
+            batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
+            made = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
+            if upscaler is not None:
+                made = upscaled(upscaler, made, noise_level, advance)
+            for outcome in made:
+                if isinstance(outcome, EngineError):
+                    failures.append(outcome)
+                    continue
+                picture, facts = outcome
+                timing = {"batch": len(batch), "batch_seconds": round(time.perf_counter() - began, 3)}
+                saved = save_image(picture, facts, output)
+                if as_json:
+                    print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
+                elif not quiet:
+                    print(saved, flush=True)
+    if failures:
+        others = f"{len(failures)} of {len(requests)} images failed, the first: " if len(requests) > 1 else ""
+        raise EngineError(f"{others}{failures[0]}")
+
+
+def _count(count: int) -> int:
+    if count < 1:
+        raise RequestError(f"--count is {count}: give at least 1")
+    return count
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The fields of a request that options on the command line are for."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {field for name in given for field in _FIELDS.get(name, (name,))}

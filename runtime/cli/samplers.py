@@ -1,0 +1,125 @@
+"""`sd2rt samplers`: which there are, what each takes, and what its table looks like."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
+from sd2rt.runtime.cli.parsing import sampler_options
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.samplers.plan import Plan
+
+_SD2 = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+"""The noise schedule of every SD2 checkpoint."""
+
+
+def samplers(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Samplers; all of them if left out.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw noise levels, timesteps and coefficients of each step into this PNG or SVG."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="plot: sampler steps.")] = 20,
+    schedule: Annotated[str | None, typer.Option(help="plot: as `sd2rt run` takes it.")] = None,
+    sampler_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler-option", metavar="NAME=VALUE", help="plot: such as solver_order=3; repeatable."
+        ),
+    ] = None,
+    eta: Annotated[float, typer.Option(help="plot: share of fresh noise of ddim and tcd.")] = 0.0,
+    prediction: Annotated[
+        str, typer.Option(help="plot: what the network predicts: epsilon or v_prediction.")
+    ] = "epsilon",
+) -> None:
+    """List the samplers with their options; draw their tables."""
+    from sd2rt.runtime.samplers import (
+        SAMPLERS,
+        SamplingOptions,
+        choices_of,
+        make_plan,
+        sampler_config,
+        schedules_of,
+    )
+
+    chosen = [sampler_config(name).name for name in names] if names else list(SAMPLERS)
+    if plot is None and (schedule is not None or sampler_option):
+        raise RequestError("--schedule and --sampler-option are for a picture: give --plot too")
+    if plot is not None:
+        if prediction not in ("epsilon", "v_prediction"):
+            raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
+        noise = NoiseConfig.model_validate({**_SD2, "prediction_type": prediction})
+        options = sampler_options(sampler_option or [])
+        plans: dict[str, Plan] = {}
+        for name in chosen:
+            config = sampler_config(name, schedule=schedule, options=options)
+            takes_eta = "eta" in SAMPLERS[name].noise
+            wanted = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)
+            plans[name] = make_plan(noise, config, wanted)
+        from sd2rt.runtime.cli.samplers_plot import draw
+
+        draw(plans, plot)
+        if not as_json:
+            print(plot)
+            return
+    facts: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "title": SAMPLERS[name].title,
+            "paper": SAMPLERS[name].paper,
+            "order": SAMPLERS[name].order,
+            "evaluations_per_step": SAMPLERS[name].evaluations,
+            "noise": SAMPLERS[name].noise,
+            "schedules": schedules_of(name),
+            "options": SAMPLER_OPTIONS[name],
+            "choices": choices_of(name),
+        }
+        for name in chosen
+    ]
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    # Wide enough not to be folded where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    table = Table(
+        "name", "method", "order", "calls a step", "noise", "schedules", box=None, padding=(0, 2, 0, 0)
+    )
+    for each in facts:
+        schedules = ", ".join(each["schedules"]) or "its own"
+        cells = (each["title"], each["order"], each["evaluations_per_step"], each["noise"], schedules)
+        table.add_row(each["name"], *map(str, cells))
+    console.print(table)
+    if not names:
+        return
+    for each in facts:
+        console.print(
+            f"\n{each['name']}: --sampler-option takes JSON; its options and their defaults", style="bold"
+        )
+        for option, value in each["options"].items():
+            choices = each["choices"].get(option)
+            console.print(
+                f"  {option}={json.dumps(value)}{'' if choices is None else f'  ({_either(choices)})'}"
+            )
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    return " or ".join(json.dumps(choice) for choice in choices)

@@ -1,0 +1,80 @@
+"""Images that a request starts from: read from outside, made RGB, sized, and made a tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.sampler_config import LARGEST_SIDE, SIZE_MULTIPLE
+from sd2rt.runtime.images.array import as_array, described, is_array, to_bytes
+from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
+from sd2rt.runtime.images.convert import eight_bits, over_white
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """An RGB image, upright, of its own size.
+
+    What is transparent is laid over white. Dropping the alpha channel, as diffusers does, would bring out
+    the colours that are stored under it, and nobody has seen those: black as a rule, or an editor's leftovers.
+    16-bit gray is rounded to 8 bits, CMYK is converted without its colour profile.
+
+    An array is uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1], which are rounded to 8 bits.
+
+    Raises:
+        RequestError: it cannot be read, is no PNG, JPEG or WebP, is animated or damaged, has no pixels or more
+            than ``max_pixels``, or is an array of another kind.
+    """
+    if is_array(source):
+        return _from_array(as_array(source, "the image"), max_pixels)
+    name, image = read_image(source, "the image", max_pixels)
+    return over_white(eight_bits(image, name), name)
+
+
+def to_tensor(image: Image) -> NDArray[np.float32]:
+    """An RGB image as the encoder takes it, [3, H, W] in [-1, 1], bit for bit what diffusers computes."""
+    unit = np.asarray(image, np.float32) / np.float32(255)
+    return np.ascontiguousarray((np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1))
+
+
+def resized(image: Image, width: int, height: int) -> Image:
+    """A copy of exactly that size in pixels, by Lanczos' filter, as diffusers resizes; of equal size, the same."""
+    from PIL.Image import Resampling
+
+    return image.resize((width, height), Resampling.LANCZOS)
+
+
+def fitting_size(image: Image) -> tuple[int, int]:
+    """Width and height that a request can have and the image nearly has: rounded down to multiples of 64.
+
+    Raises:
+        RequestError: a side is larger than a request's can be.
+    """
+    width, height = (max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE) for side in image.size)
+    if max(width, height) > LARGEST_SIDE:
+        raise RequestError(
+            f"the image is {image.width}x{image.height} pixels, and a side is at most {LARGEST_SIDE}: "
+            "give width and height, or a smaller image"
+        )
+    return width, height
+
+
+def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
+    from PIL import Image
+
+    coloured = array.ndim == 3 and array.shape[2] == 3
+    if not (array.dtype == np.uint8 and (coloured or array.ndim == 2)) and not (
+        array.dtype.kind == "f" and coloured
+    ):
+        raise RequestError(
+            f"the image is an array {described(array)}: give uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1]"
+        )
+    check_size("the image", (array.shape[1], array.shape[0]), max_pixels)
+    if array.dtype.kind == "f":
+        array = to_bytes(array, "the image")
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")

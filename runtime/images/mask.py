@@ -1,0 +1,76 @@
+"""Masks: which pixels of an image are made anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.images.array import as_array, described, is_array, to_bytes
+from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
+from sd2rt.runtime.images.convert import converted, eight_bits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load_mask(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """A mask of its own size, mode L or RGB, where white is repainted and black is kept.
+
+    Of an image that is transparent anywhere, the alpha channel is the mask and its colours are not looked at:
+    what is transparent is repainted, as in OpenAI's API and in ComfyUI. Otherwise brightness is the mask. RGB
+    stays RGB: diffusers resizes a mask before it makes it gray, so :func:`mask_values` must too. All other
+    modes become L.
+
+    An array is [H, W]: bool (True is repainted), uint8 (255 is), or floats in [0, 1], rounded to 8 bits.
+
+    Raises:
+        RequestError: it cannot be read, is no PNG, JPEG or WebP, is animated or damaged, has no pixels or more
+            than ``max_pixels``, or is an array of another kind.
+    """
+    if is_array(source):
+        return _from_array(as_array(source, "the mask"), max_pixels)
+    from PIL import ImageOps
+
+    name, image = read_image(source, "the mask", max_pixels)
+    image = eight_bits(image, name)
+    if image.has_transparency_data:
+        full = converted(image, "RGBA", name)
+        alpha = full.getchannel("A")
+        if np.asarray(alpha).min() < 255:
+            return ImageOps.invert(alpha)
+        colours = full.convert("RGB")
+        return colours if image.mode.startswith("RGB") else colours.convert("L")
+    return image if image.mode in ("L", "RGB") else converted(image, "L", name)
+
+
+def mask_values(mask: Image, width: int, height: int) -> NDArray[np.float32]:
+    """A mask at ``width`` x ``height`` pixels, [1, H, W] of 0 and 1, as diffusers' mask processor makes it.
+
+    It is resized by Lanczos' filter in its own mode, made gray, and is 1 from half of white on.
+    """
+    from PIL.Image import Resampling
+
+    gray = mask.resize((width, height), Resampling.LANCZOS).convert("L")
+    unit = np.asarray(gray, np.float32) / np.float32(255)
+    return (unit >= 0.5).astype(np.float32)[None]
+
+
+def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
+    from PIL import Image
+
+    if array.ndim != 2 or not (array.dtype in (np.bool_, np.uint8) or array.dtype.kind == "f"):
+        raise RequestError(
+            f"the mask is an array {described(array)}: give [H, W] of bool, uint8, or floats in [0, 1]"
+        )
+    check_size("the mask", (array.shape[1], array.shape[0]), max_pixels)
+    if array.dtype == np.uint8 and array.max() == 1:
+        # White is 255: this would repaint nothing, without a word.
+        raise RequestError("the mask is a uint8 array of 0 and 1: give it as bool, or as 0 and 255")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype.kind == "f":
+        array = to_bytes(array, "the mask")
+    return Image.fromarray(np.ascontiguousarray(array))

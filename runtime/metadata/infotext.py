@@ -1,0 +1,166 @@
+"""The text about an image that AUTOMATIC1111's web interface writes into a PNG, and reads back from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sd2rt.engines.bundle.sampler_config import SamplerName
+
+SAMPLERS: dict[SamplerName, str] = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2-a": "DPM2 a",
+    "dpmpp-2m": "DPM++ 2M",
+    "dpmpp-2m-sde": "DPM++ 2M SDE",
+    "dpmpp-sde": "DPM++ SDE",
+    "deis": "DEIS",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+"""What that interface, or a fork of it, calls a sampler; one that none of them has keeps its own name."""
+
+OWN_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
+"""Samplers that none of them has: their DPM++ 2S a draws noise, which dpmpp-2s does not."""
+
+SCHEDULES: dict[str, str] = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "ays": "Align Your Steps",
+}
+"""What it calls a schedule type; timestep spacings are this project's own to say."""
+
+_NEGATIVE = "Negative prompt:"
+_KEY = re.compile(r"\s*([A-Za-z0-9][\w \-/]*?)\s*:[ \t]*")
+_FEWEST = 3
+"""Settings that make a line one of settings: a prompt may hold a colon too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The text, taken apart."""
+
+    prompt: str
+    negative_prompt: str
+    values: dict[str, str]
+    """The settings by their names, as they stand there."""
+
+
+def write_parameters(facts: dict[str, Any], version: str) -> str:
+    """The text for what :func:`~sd2rt.runtime.metadata.png.facts_of` says of an image."""
+    lines = [facts["prompt"] or ""]
+    if facts["negative_prompt"]:
+        lines.append(f"{_NEGATIVE} {facts['negative_prompt']}")
+    schedule = facts["schedule"]
+    request: dict[str, Any] = facts["request"]
+    scale, interval = facts["guidance_scale"], request.get("guidance_interval")
+    # One number is read back there: the one that steps begin with.
+    scales = list(scale) if isinstance(scale, list | tuple) else [scale]
+    values: dict[str, Any] = {
+        "Steps": facts["steps"],
+        "Sampler": SAMPLERS.get(facts["sampler"], facts["sampler"]),
+        "Schedule type": SCHEDULES.get(schedule or ""),
+        "CFG scale": scales[0],
+        "Seed": facts["seed"],
+        "Size": f"{facts['width']}x{facts['height']}",
+        "Spacing": None if schedule in SCHEDULES else schedule,
+        "Eta": facts["eta"] or None,
+        "Denoising strength": facts.get("strength"),
+        "CFG scales": "/".join(f"{scale:g}" for scale in scales) if len(scales) > 1 else None,
+        "CFG interval": None if interval is None else _levels(*interval),
+        "CFG rescale": facts["guidance_rescale"] or None,
+        "Prompt syntax": request.get("prompt_syntax"),
+        # Its layers are counted from one.
+        "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,
+        "Variation seed": request.get("variation_seed") if "variation_strength" in request else None,
+        "Variation seed strength": request.get("variation_strength"),
+        # There a GPU's is what goes without saying.
+        "RNG": "CPU" if request.get("rng", "cpu") == "cpu" else None,
+        "Model hash": facts["identity"][:10],
+        "Model": facts["bundle"],
+        "Version": f"sd2rt {version}",
+    }
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in values.items() if value is not None))
+    return "\n".join(lines)
+
+
+def _levels(low: float, high: float | None) -> str:
+    return f"{low:g}/{'inf' if high is None else f'{high:g}'}"
+
+
+def _quoted(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
+
+
+def parse_parameters(text: str) -> Parameters:
+    """Take the text apart: the prompt's lines, the negative prompt's, and a line of settings.
+
+    A text without settings is all prompt.
+    """
+    lines = text.strip().split("\n")
+    # Old versions put remarks below.
+    last = max(
+        (number for number, line in enumerate(lines) if line.startswith("Steps: ")), default=len(lines) - 1
+    )
+    values = dict(_settings(lines[last]))
+    if len(values) < _FEWEST:
+        last, values = len(lines), {}
+    prompts: tuple[list[str], list[str]] = ([], [])
+    negative = False
+    for line in map(str.strip, lines[:last]):
+        if line.startswith(_NEGATIVE):
+            negative, line = True, line.removeprefix(_NEGATIVE).strip()
+        prompts[negative].append(line)
+    return Parameters("\n".join(prompts[0]), "\n".join(prompts[1]), values)
+
+
+def _settings(line: str) -> Iterator[tuple[str, str]]:
+    """The ``key: value`` pairs of a line; a value with a comma, a colon or a line's end is a JSON string."""
+    position, ended = 0, False
+    while position < len(line):
+        key = _KEY.match(line, position, position + 100)
+        if key is None:
+            # What is no pair is passed over, up to the next comma.
+            position = _past_comma(line, position)
+            continue
+        start = key.end()
+        end = -1 if ended or not line.startswith('"', start) else _closing(line, start)
+        if end < 0:
+            # Where one quotation has no end, no later one has: they are not looked for again.
+            ended = ended or line.startswith('"', start)
+            position = _past_comma(line, start)
+            yield key[1], line[start:position].removesuffix(",").strip()
+        else:
+            position = _past_comma(line, end + 1)
+            yield key[1], _unquoted(line[start : end + 1])
+
+
+def _past_comma(line: str, start: int) -> int:
+    comma = line.find(",", start)
+    return len(line) if comma < 0 else comma + 1
+
+
+def _closing(line: str, start: int) -> int:
+    """Where the quotation that begins at ``start`` ends, or -1."""
+    position = start + 1
+    while position < len(line) and line[position] != '"':
+        position += 2 if line[position] == "\\" else 1
+    return position if position < len(line) else -1
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text

@@ -1,0 +1,191 @@
+"""A bundle's networks on a device: what pipelines ask for pictures, texts and depths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.backends import BackendName, open_backend
+from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
+from sd2rt.runtime.pipeline.result_cache import Recent
+from sd2rt.runtime.prompts.encoder import TextEncoder
+from sd2rt.runtime.prompts.tokenizer import Tokenizer
+from sd2rt.runtime.pipeline.vae import Vae
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PartWeights = Mapping[PartName, Mapping[str, Array] | None]
+"""Weights by part and PyTorch name; None stands for the bundle's own."""
+_NOTHING: PartWeights = MappingProxyType({})
+
+_AT_ONCE: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
+"""What every image takes; the other parts are loaded where the first image that needs them is made."""
+
+
+class Networks:
+    """The parts of a bundle, loaded.
+
+    Args:
+        tile: the longest side of latents that encoder and decoder work on at once.
+        backend, precision: see :func:`sd2rt.engines.backends.open_backend`.
+        weights: by part and PyTorch name, what to put in the place of the bundle's own.
+
+    Raises:
+        EngineError: a part cannot be loaded on the device.
+        BundleError: no engine of the bundle fits, where a backend was named that needs one.
+        RequestError: the backend does not run on the device.
+        MissingDependencyError: no backend for the device is installed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        threads: int | None,
+        cuda_graph: bool | None,
+        tile: int,
+        backend: BackendName = "auto",
+        precision: ComputePrecision | None = None,
+        weights: PartWeights = _NOTHING,
+    ) -> None:
+        self.bundle = bundle
+        self._tile = tile
+        self._backend = open_backend(
+            bundle,
+            device,
+            backend,
+            needed=_AT_ONCE,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            precision=precision,
+            profiles=self._profiles(),
+        )
+        # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
+        with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
+            futures = {part: pool.submit(self._backend.open, part, weights.get(part)) for part in _AT_ONCE}
+            tokenizer = Tokenizer(bundle)
+        try:
+            self._engines: dict[PartName, Engine] | None = {
+                part: future.result() for part, future in futures.items()
+            }
+        except BaseException:
+            for future in futures.values():
+                if future.exception() is None:
+                    future.result().close()
+            self._backend.close()
+            raise
+        self.recent = Recent()
+        self.text = self._text_encoder(tokenizer)
+
+    def _profiles(self) -> Path | None:
+        """A folder for profiles of operators; None where they are not recorded."""
+        return None
+
+    def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
+        return TextEncoder(self.bundle, self.engine("text_encoder"), tokenizer)
+
+    @property
+    def backend(self) -> str:
+        """The name of what runs them."""
+        return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """What they multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        return self._backend.precision
+
+    @property
+    def max_batch(self) -> int | None:
+        """Images of a denoiser call that the engines take, at most; None where there is no such bound."""
+        return self._backend.max_batch
+
+    @property
+    def closed(self) -> bool:
+        return self._engines is None
+
+    def engine(self, part: PartName) -> Engine:
+        """The engine of a part, loaded where it is not yet.
+
+        Raises:
+            RequestError: the networks are closed.
+            EngineError: the part cannot be loaded on the device.
+        """
+        if self._engines is None:
+            raise RequestError("this pipeline is closed: open it again")
+        if part not in self._engines:
+            self._engines[part] = self._backend.open(part)
+        return self._engines[part]
+
+    def replace_weights(self, weights: PartWeights) -> None:
+        """Open parts anew with other weights; parts that are not named keep what they have.
+
+        The old engines are closed when all of the new ones are open: for that long both take memory, and where one
+        cannot be opened nothing has changed.
+
+        Args:
+            weights: by part and PyTorch name; None in the place of a part's gives it the bundle's own again.
+
+        Raises:
+            RequestError: the networks are closed.
+            EngineError: a part cannot be loaded on the device, or has no such weights.
+        """
+        if self._engines is None:
+            raise RequestError("this pipeline is closed: open it again")
+        made: dict[PartName, Engine] = {}
+        try:
+            for part, values in weights.items():
+                made[part] = self._backend.open(part, values, self._engines.get(part))
+        except BaseException:
+            for engine in made.values():
+                engine.close()
+            raise
+        for part, engine in made.items():
+            old = self._engines.get(part)
+            self._engines[part] = engine
+            if part == "text_encoder":
+                self.text.replace_engine(engine)
+            if old is not None:
+                old.close()
+
+    @cached_property
+    def vae(self) -> Vae:
+        return Vae(self.engine, self.bundle.manifest.latents, self._tile)
+
+    def depth(self, image: Image) -> NDArray[np.float32]:
+        """How near each point of an RGB image is, as its depth estimator sees it: [H', W'], unscaled.
+
+        The image is squashed to the size that the estimator was trained on, whatever its shape.
+        """
+        from PIL.Image import Resampling
+
+        config = self.bundle.manifest.depth_input
+        assert config is not None
+        squashed = image.resize(config.size, Resampling[config.resample.upper()])
+        unit = np.asarray(squashed, np.float32) * np.float32(1 / 255)  # [H', W', 3]
+        normal = (unit - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+        session = self.engine("depth_estimator").session({"B": 1})
+        session.buffers["image"].write(normal.transpose(2, 0, 1)[None])
+        session.launch()
+        found: NDArray[Any] = session.buffers["depth"].read()[0]
+        return found
+
+    def close(self) -> None:
+        """Free the engines."""
+        engines, self._engines = self._engines, None
+        if engines is None:
+            return
+        for engine in engines.values():
+            engine.close()
+        self._backend.close()

@@ -1,0 +1,479 @@
+"""The public way in: a bundle opened on a device, and prompts made into images."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.model_kinds import TILE, PartName, TaskName
+from sd2rt.engines.lora.merge import Lora, read_lora
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.interface import ComputePrecision, Device, Engine
+from sd2rt.runtime.request.call import CallOptions, divide
+from sd2rt.runtime.pipeline.conditioning import Conditioning, size_of
+from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.pipeline.loras import changed_parts, merged_weights
+from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.request.sampling import plan_of, sampler_of, sampling_of
+from sd2rt.runtime.prompts.schedule import schedule_texts
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.rng.select import Normals, make_generator
+from sd2rt.runtime.pipeline.run import Output, Run
+from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
+from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
+from sd2rt.runtime.tiling.tiling import Tiling
+from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
+
+SMALLEST_TILE = 32
+DEFAULT_BATCH = 4
+"""Images of a call: on a CPU more cost memory and win nothing."""
+
+Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
+
+
+class Pipeline:
+    """A bundle, loaded and ready. Made by :meth:`open`; a context manager that owns the engines.
+
+    Calls from several threads wait for each other.
+    """
+
+    _networks_type: ClassVar[type[Networks]] = Networks
+
+    def __init__(self, networks: Networks, max_batch: int, tile: int, loras: Sequence[Lora] = ()) -> None:
+        self.bundle = networks.bundle
+        self._loras = tuple(loras)
+        self.max_batch = max_batch
+        self._networks = networks
+        self.tile = tile
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        max_batch: int | None = None,
+        cuda_graph: bool | None = None,
+        tile: int = TILE,
+        backend: BackendName = "auto",
+        precision: ComputePrecision | None = None,
+        loras: Sequence[Lora] = (),
+    ) -> Self:
+        """Open a bundle by path or name, verify it, and load its parts.
+
+        The parts that only some images take (encoder, depth estimator) are loaded by the first of them. OpenVINO
+        compiles all parts in the first image, for its size and number; once more in the first that differs.
+
+        Args:
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+            threads: CPU threads within an operator, None for one per core.
+            max_batch: images denoised in one call at most; more wait for a place. None for 4, or what the
+                engines take where that is less.
+            cuda_graph: on a GPU, capture and replay CUDA graphs; None for engines alone.
+            tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
+                larger ones are worked on in tiles, which bounds the memory that this takes.
+            backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's
+                engines where they fit the GPU, else ONNX Runtime, or OpenVINO where there is a ``precision``.
+            precision: ``bf16`` to multiply in bfloat16, on CPUs that have instructions for it; None for the
+                bundle's own precision.
+            loras: those that it has from the start, which spares opening a part twice; see :meth:`load_lora`.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or unsafe.
+            MissingDependencyError: no backend for the device is installed, or there is no such GPU.
+            EngineError: a part cannot be loaded on the device.
+            RequestError: no such device, a number below 1, or a LoRA that does not fit.
+        """
+        place = Device(device)
+        for name, number in (("threads", threads), ("max_batch", max_batch)):
+            if number is not None and number < 1:
+                raise RequestError(f"{name} is {number}: give at least 1")
+        if tile < SMALLEST_TILE or tile % 8:
+            raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
+        opened = open_bundle(bundle)
+        weights = merged_weights(opened, loras)
+        networks = cls._networks_type(
+            opened,
+            place,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            tile=tile,
+            backend=backend,
+            precision=precision,
+            weights=weights,
+        )
+        if max_batch is None:
+            max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
+        return cls(networks, max_batch, tile, loras)
+
+    @property
+    def backend(self) -> str:
+        """What runs the networks: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``."""
+        return self._networks.backend
+
+    @property
+    def precision(self) -> str:
+        """What the networks multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        return self._networks.precision
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def close(self) -> None:
+        """Free the engines; the pipeline cannot be used afterwards. Waits for runs of other threads."""
+        own = self._owner == threading.get_ident()
+        if not own:
+            self._lock.acquire()
+        try:
+            self._networks.close()
+        finally:
+            if not own:
+                self._lock.release()
+
+    def engine(self, part: PartName) -> Engine:
+        """The engine of a part.
+
+        Raises:
+            RequestError: the pipeline is closed.
+        """
+        return self._networks.engine(part)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        callback_on_step_end: Callback | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Output:
+        """Make images from one prompt or several, with diffusers' names and meanings.
+
+        ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; latents
+        in what it returns take the place of the old ones. It sees one batch at a time: more images than
+        the pipeline's ``max_batch`` come one batch after another. Image i of the call uses ``seed + i``, or
+        ``variation_seed + i`` where there is a variation.
+
+        Raises:
+            RequestError: an option is unknown or cannot be honoured.
+            EngineError: the device failed, or a result is not finite.
+        """
+        with self.stream(prompt, **options) as run:
+            if run.requests[0].output_type != "pil" and len({self.size_of(r) for r in run.requests}) > 1:
+                raise RequestError(
+                    "the images have several sizes, and an array has one: take output_type pil"
+                )
+            for progress in run:
+                if callback_on_step_end is not None:
+                    given = {"latents": progress.latents()}
+                    changed = callback_on_step_end(self, progress.step - 1, progress.timestep, given)
+                    if changed is not None and "latents" in changed:
+                        progress.batch.replace(np.asarray(changed["latents"], np.float32))
+            outputs = run.result()
+        seeds = [seed for output in outputs for seed in output.seeds]
+        images = [image for output in outputs for image in output.images]
+        return Output(images if run.requests[0].output_type == "pil" else np.stack(images), seeds)
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Run:
+        """The same call as a :class:`Run`: iterate over its steps, then take its result."""
+        return Run(self, divide(prompt, options))
+
+    def stream_requests(self, requests: Sequence[Request]) -> Run:
+        """Several requests as one :class:`Run`; see :meth:`generate`."""
+        if not requests:
+            raise RequestError("there is no request to answer: give at least one")
+        return Run(self, list(requests))
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Answer several requests at once, each as it would have been answered alone.
+
+        They may differ in everything; those of one size are denoised in shared batches.
+
+        Raises:
+            RequestError: a request cannot be honoured; none is begun.
+            EngineError: the device failed, or a result is not finite.
+        """
+        with self.stream_requests(requests) as run:
+            return run.result()
+
+    def sampler_of(self, request: Request) -> SamplerConfig:
+        """The sampler that a request will use."""
+        return sampler_of(request, self.manifest)
+
+    def size_of(self, request: Request) -> tuple[int, int]:
+        """Width and height in pixels of a request's images."""
+        return size_of(self.manifest, request)
+
+    def resolve(self, request: Request) -> Request:
+        """The request with the bundle's defaults in place of what it leaves open.
+
+        Raises:
+            RequestError: the bundle does not do what is asked; naming the kind that does.
+        """
+        return resolve(request, self.manifest)
+
+    def task_of(self, request: Request) -> TaskName:
+        """What the request asks for. Raises RequestError as :meth:`resolve` does."""
+        return task_of(request, self.manifest).name
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The textual inversions that prompts can name."""
+        return self._networks.text.embeddings
+
+    def load_embedding(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        token: str | None = None,
+        *,
+        allow_pickle: bool = False,
+    ) -> Embedding:
+        """Let a name in prompts stand for the vectors of a textual inversion.
+
+        Args:
+            source: a ``.safetensors`` file, a ``.pt`` or ``.bin`` one, or a state dict; in diffusers' layout or
+                AUTOMATIC1111's.
+            token: the name; None for the one that is given there, or else the file's own.
+            allow_pickle: read ``.pt`` and ``.bin``, of which nothing but tensors is taken.
+
+        Raises:
+            RequestError: it cannot be read, was not made for Stable Diffusion 2, or its name is taken.
+        """
+        embedding = load_embedding(source, token, allow_pickle=allow_pickle)
+        self.add_embedding(embedding)
+        return embedding
+
+    def add_embedding(self, embedding: Embedding) -> None:
+        """The same for one that has been read. Raises RequestError where it does not fit."""
+        self.acquire()
+        try:
+            self._networks.text.add_embedding(embedding)
+        finally:
+            self.release()
+
+    def unload_embedding(self, token: str) -> None:
+        """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""
+        self.acquire()
+        try:
+            self._networks.text.remove_embedding(token)
+        finally:
+            self.release()
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs that images are made with, in the order in which they were loaded."""
+        return self._loras
+
+    def load_lora(self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> Lora:
+        """Make images with a LoRA from here on, beside those that are loaded.
+
+        The parts that it changes are opened anew, with its changes added to their weights: images take as long as
+        without it. Where that fails, all stays as it was.
+
+        Args:
+            source: a ``.safetensors`` file in kohya's layout, diffusers' or PEFT's.
+            scale: how strongly; 0 is not at all, and below it the other way.
+            name: for :meth:`unload_lora`; None for the file's own.
+
+        Raises:
+            RequestError: it cannot be read, was not made for this model, is of another kind, or its name is taken.
+            EngineError: there is no memory for the new engines beside the old ones.
+        """
+        lora = read_lora(source, scale=scale, name=name)
+        self.acquire()
+        try:
+            self._change_loras((*self._loras, lora))
+        finally:
+            self.release()
+        return lora
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Make images without a LoRA, or without any where no name is given.
+
+        Raises:
+            RequestError: none of that name is loaded.
+            EngineError: there is no memory for the new engines beside the old ones.
+        """
+        self.acquire()
+        try:
+            kept = tuple(lora for lora in self._loras if name is not None and lora.name != name)
+            if name is not None and len(kept) == len(self._loras):
+                known = ", ".join(lora.name for lora in self._loras) or "none"
+                raise RequestError(f"no LoRA is named {name!r}: {known} is loaded")
+            self._change_loras(kept)
+        finally:
+            self.release()
+
+    def _change_loras(self, loras: tuple[Lora, ...]) -> None:
+        merged = merged_weights(self.bundle, loras)
+        self._networks.replace_weights(changed_parts(self._loras, loras, merged))
+        self._loras = loras
+
+    def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
+        """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
+
+        Raises:
+            RequestError: the bundle has no depth estimator, or the image cannot be read.
+        """
+        refuse_unless("depth-to-image", self.manifest)
+        from sd2rt.runtime.images.init_image import load_image
+
+        loaded = load_image(image, max_pixels=max_image_pixels)
+        self.acquire()
+        try:
+            return self._networks.depth(loaded)
+        finally:
+            self.release()
+
+    def upscale(
+        self, images: Any, prompt: str | Sequence[str] | None = "", **options: Unpack[CallOptions]
+    ) -> Output:
+        """Make images four times as large; ``prompt`` says what they show, None where ``prompt_embeds`` do.
+
+        ``images`` is one or a list of what ``image=`` takes, or another pipeline's output of type pil or np.
+
+        Raises:
+            RequestError: the bundle is not an upscaler's, or an option cannot be honoured.
+            EngineError: the device failed, or a result is not finite.
+        """
+        refuse_unless("upscaling", self.manifest)
+        if "image" in options:
+            raise RequestError("image is given beside the images to upscale: leave it out")
+        given = images.images if isinstance(images, Output) else images
+        if isinstance(given, np.ndarray) and given.ndim == 4 and given.shape[-1] != 3:
+            raise RequestError(
+                f"an array of the shape {list(given.shape)} holds no images: take output_type pil or np, not latent"
+            )
+        several = isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim == 4)
+        listed = list(given) if several else [given]
+        if not listed:
+            raise RequestError("there is no image to upscale: give at least one")
+        options["image"] = listed
+        return self([prompt] * len(listed) if isinstance(prompt, str) else prompt, **options)
+
+    def pictures(self, request: Request, seed: int) -> list[Picture]:
+        """A resolved request's images at their start: planned, encoded, their noise drawn.
+
+        Raises:
+            RequestError: the request cannot be honoured by this bundle.
+        """
+        conditioning = Conditioning(self._networks, request)
+        plan = plan_of(request, self.manifest)
+        count, shape = request.num_images_per_prompt, conditioning.shape
+        given = request.latents
+        if given is not None and conditioning.strength is not None:
+            raise RequestError("latents are given, and this starts from an image: leave one of the two out")
+        if given is not None and given.shape != (count, *shape):
+            raise RequestError(
+                f"latents have the shape {list(given.shape)}, this request needs {[count, *shape]}"
+            )
+        scale = request.guidance_scale
+        assert scale is not None
+        guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
+        texts = guidance.of(self._texts(request, len(plan.steps), any(guidance.guided)))
+        side = self.tile if conditioning.tileable else max(shape[1:])
+        tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
+        pictures = []
+        for index in range(count):
+            first, other = request.seeds_of(seed, index)
+            generator = make_generator(request.rng, first)
+            variation = None if other is None else make_generator(request.rng, other)
+            own = None if given is None else np.asarray(given[index], np.float32)
+            start = conditioning.draw(generator, own, variation)
+            tiles: Sequence[Normals] = [generator]
+            if len(tiling.boxes) > 1:
+                noise = ImageNoise(first, shape, request.rng)
+                tiles = [TileGenerator(noise, box) for box in tiling.boxes]
+            trajectories = [
+                Trajectory(
+                    plan=plan,
+                    latents=box.cut(start.noise),
+                    texts=texts,
+                    guidance=guidance.values,
+                    generator=tile,
+                    seed=first,
+                    image_latents=None if start.image_latents is None else box.cut(start.image_latents),
+                    extra=None if start.extra is None else box.cut(start.extra),
+                    noise_level=request.noise_level,
+                )
+                for tile, box in zip(tiles, tiling.boxes, strict=True)
+            ]
+            pictures.append(Picture(conditioning, trajectories, tiling))
+        return pictures
+
+    def _texts(self, request: Request, calls: int, guided: bool) -> tuple[Texts, ...]:
+        prompt = self._embeds("prompt_embeds", request.prompt_embeds)
+        negative = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
+        return schedule_texts(
+            self._networks.text,
+            request.prompt or "" if prompt is None else prompt,
+            request.negative_prompt or "" if negative is None else negative,
+            guided=guided,
+            syntax=request.prompt_syntax,
+            clip_skip=request.clip_skip or 0,
+            calls=calls,
+            steps=sampling_of(request, None).step_count,
+        )
+
+    def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
+        if embeds is None:
+            return None
+        if embeds.ndim == 3 and len(embeds) == 1:
+            embeds = embeds[0]
+        if embeds.ndim != 2 or embeds.shape[1] != self._networks.text.width or not len(embeds):
+            raise RequestError(
+                f"{name} has the shape {list(embeds.shape)}, expected [tokens, {self._networks.text.width}]"
+            )
+        if not np.isfinite(embeds).all():
+            raise RequestError(f"{name} holds values that are not finite")
+        dtype = next(t.dtype for t in self.manifest.parts["denoiser"].inputs if t.name == "text")
+        return embeds.astype(dtype)
+
+    def decode(self, latents: Latents) -> NDArray[np.float32]:
+        """Latents [C, h, w], as the sampler leaves them, to an image [3, H, W], nominally in [-1, 1]."""
+        return self._networks.vae.decode(latents)
+
+    def acquire(self) -> None:
+        """Have the engines' buffers to oneself until :meth:`release`; waits for other threads.
+
+        Raises:
+            RequestError: this thread has them already, or the pipeline is closed.
+        """
+        if self._owner == threading.get_ident():
+            raise RequestError(
+                "this pipeline is in the middle of another run: take its result or close it first"
+            )
+        self._lock.acquire()
+        if self._networks.closed:
+            self._lock.release()
+            raise RequestError("this pipeline is closed: open it again")
+        self._owner = threading.get_ident()
+
+    def release(self) -> None:
+        """Let others have them."""
+        self._owner = None
+        self._lock.release()

@@ -1,0 +1,181 @@
+"""Images being made: the steps, one by one, and what comes of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
+from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.denoising.stepper import Batch, run_steps
+from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The images of a call, in the order of its prompts, and the seed that makes each again alone; with a
+    variation, that seed is every image's, and image i has ``variation_seed + i``.
+
+    ``images`` is a list of PIL images, or an array: [n, H, W, 3] in [0, 1] for output type ``np``,
+    [n, C, h, w] for ``latent``.
+    """
+
+    images: Any
+    seeds: list[int]
+
+
+@dataclass(slots=True)
+class Progress:
+    """One denoiser call, just made. What it tells is of the moment: it is read before the next step is asked for."""
+
+    batch: Batch
+    done: int
+    """Steps made over all images of the run."""
+    total: int
+    """Steps that all images of the run take together."""
+
+    @property
+    def step(self) -> int:
+        """Calls made for the first image in the batch, from 1."""
+        return self.batch.active[0].done
+
+    @property
+    def steps(self) -> int:
+        """Calls that this image takes."""
+        return self.batch.active[0].length
+
+    @property
+    def timestep(self) -> float:
+        """The training timestep at which the network was called for it."""
+        first = self.batch.active[0]
+        return float(first.timesteps[first.done - 1])
+
+    def latents(self) -> Latents:
+        """A copy of the latents of the images in the batch, [B, C, h, w]."""
+        return self.batch.latents()
+
+
+class Run:
+    """Images being made. Iterate for the steps (progress, preview, stopping), then take :meth:`result`.
+
+    It has the pipeline to itself until its result is taken or it is closed, which leaving a ``with`` block does.
+    """
+
+    def __init__(self, pipeline: Pipeline, requests: list[Request]) -> None:
+        self._pipeline = pipeline
+        self._open = False
+        # Before anything waits or is drawn: what a bundle does not do is known from its manifest.
+        self.requests = [pipeline.resolve(request) for request in requests]
+        pipeline.acquire()
+        self._open = True
+        try:
+            self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in self.requests]
+            self.pictures = [
+                pipeline.pictures(request, seed)
+                for request, seed in zip(self.requests, self.seeds, strict=True)
+            ]
+        except BaseException:
+            self.close()
+            raise
+        trajectories = [t for group in self.pictures for picture in group for t in picture.trajectories]
+        self.total = sum(t.length for t in trajectories)
+        self._steps = _steps(pipeline, trajectories, self.total)
+
+    def __iter__(self) -> Iterator[Progress]:
+        return self._steps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the pipeline back; steps not made by now will not be."""
+        if self._open:
+            self._open = False
+            self._pipeline.release()
+
+    def result(self) -> list[Output]:
+        """Make the steps that remain, decode, and close; one output for each request.
+
+        Raises:
+            EngineError: the device failed, or an image is not finite; the first one's, when all are done.
+        """
+        return _unless_failed(self.outcomes())
+
+    def outcomes(self) -> list[Output | EngineError]:
+        """As :meth:`result`, with a request's error in its place where one of its images is not finite.
+
+        Raises:
+            EngineError: the device failed.
+        """
+        for _ in self._steps:
+            pass
+        return self._decode()
+
+    def stop(self) -> list[Output]:
+        """Decode what there is so far, without the steps that remain, and close; raises as :meth:`result`."""
+        self._steps.close()
+        return _unless_failed(self._decode())
+
+    def _decode(self) -> list[Output | EngineError]:
+        if not self._open:
+            raise RequestError("this run is closed: make another")
+        try:
+            return [
+                self._output(request, seed, group)
+                for request, seed, group in zip(self.requests, self.seeds, self.pictures, strict=True)
+            ]
+        finally:
+            self.close()
+
+    def _output(self, request: Request, seed: int, group: list[Picture]) -> Output | EngineError:
+        for picture in group:
+            if picture.error is not None:
+                return picture.error
+        seeds = [request.seeds_of(seed, index)[0] for index in range(len(group))]
+        if request.output_type == "latent":
+            return Output(np.stack([picture.latents() for picture in group]), seeds)
+        try:
+            units = [picture.finished(to_unit(self._pipeline.decode(picture.latents()))) for picture in group]
+        except NotFiniteError as error:
+            return error
+        if request.output_type == "np":
+            return Output(np.stack(units), seeds)
+        return Output([to_pil(unit) for unit in units], seeds)
+
+
+def _unless_failed(outcomes: list[Output | EngineError]) -> list[Output]:
+    outputs: list[Output] = []
+    for outcome in outcomes:
+        if isinstance(outcome, EngineError):
+            raise outcome
+        outputs.append(outcome)
+    return outputs
+
+
+def _steps(pipeline: Pipeline, trajectories: list[Trajectory], total: int) -> Generator[Progress]:
+    # Not a method: a generator that held its run would keep a forgotten one, and so the pipeline, from release.
+    done = 0
+    for group in batchable(trajectories):
+        with closing(run_steps(pipeline.engine("denoiser"), group, pipeline.max_batch)) as batches:
+            for batch in batches:
+                done += len(batch.active)
+                yield Progress(batch, done, total)

@@ -1,0 +1,161 @@
+"""Reading tensors from PyTorch's zip files without PyTorch, and without running anything from them."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.weights.safetensors import widen_bfloat16
+
+_STORAGES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+}
+_LARGEST_BYTES = 64 << 20
+_MOST_INSTRUCTIONS = 10_000
+
+
+class ForbiddenError(Exception):
+    """A pickle asks for something else than tensors and containers; names it."""
+
+
+class PickledTensor:
+    """A tensor as a pickle rebuilds it."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+
+class _Storage:
+    __slots__ = ("data", "kind")
+
+    def __init__(self, kind: str, data: bytes) -> None:
+        self.kind = kind
+        self.data = data
+
+
+class _StorageKind:
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def read_pickled(data: bytes) -> Any:
+    """What ``torch.save`` wrote: containers, texts, numbers, and :class:`PickledTensor` for tensors.
+
+    As ``torch.load(weights_only=True)`` it looks up only what rebuilds tensors and ordered dictionaries.
+
+    Raises:
+        ForbiddenError: the pickle names something else.
+        ValueError: it is no such file, or one from before PyTorch 1.6, which is no zip archive.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, NotImplementedError):
+        raise ValueError("it is no zip archive, as torch.save writes since PyTorch 1.6") from None
+    with archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError("it holds no data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+            raise ValueError("it is compressed, which torch.save never does")
+        try:
+            if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+                raise ValueError("its numbers are big-endian")
+            code = archive.read(pickles[0])
+            _check(code)
+            return _Reader(code, lambda key: archive.read(f"{root}data/{key}")).load()
+        except (ForbiddenError, ValueError):
+            raise
+        except Exception as error:
+            # Arbitrary bytes: whatever they lead to means that they are not what torch.save writes.
+            raise ValueError(f"its pickle is damaged ({type(error).__name__})") from None
+
+
+def _check(code: bytes) -> None:
+    """Refuse what would take the unpickler itself out of bounds: towers of containers, and memory for memos that
+    no tensor needs. A file of embeddings has some hundred instructions."""
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(code), 1):
+            if opcode.name == "BUILD":
+                raise ForbiddenError("a change of what it has made")
+            memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
+            if count > _MOST_INSTRUCTIONS or (isinstance(memo, int) and memo > _MOST_INSTRUCTIONS):
+                raise ForbiddenError(f"more than {_MOST_INSTRUCTIONS} instructions")
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged: {error}") from None
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, data: bytes, read: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._read = read
+        self._storages: dict[str, bytes] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _StorageKind(name)
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            raise ForbiddenError(f"{module}.{name}")
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        # ("storage", its class, key, device, number of elements)
+        what, kind, key = pid[:3]
+        if what != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
+            raise ForbiddenError(f"a persistent {what!r}")
+        if key not in self._storages:
+            self._storages[key] = self._read(key)
+        return _Storage(kind.name, self._storages[key])
+
+
+def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: object) -> PickledTensor:
+    """torch._utils._rebuild_tensor_v2; the rest of its arguments say how gradients flow."""
+    if not isinstance(storage, _Storage):
+        raise ValueError("its tensor has no storage")
+    shape, steps = tuple(size), tuple(stride)
+    if any(type(number) is not int or number < 0 for number in (offset, *shape, *steps)):
+        raise ValueError("its tensor has no shape")
+    flat = np.frombuffer(storage.data, _STORAGES[storage.kind])
+    count = math.prod(shape)
+    # More numbers than are stored would repeat some.
+    if count > len(flat) or count * flat.itemsize > _LARGEST_BYTES or len(steps) != len(shape):
+        raise ValueError(f"its tensor has the shape {list(shape)}")
+    last = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) if count else -1
+    if last >= len(flat):
+        raise ValueError(f"its tensor of the shape {list(shape)} is larger than its storage")
+    bytewise = tuple(step * flat.itemsize for step in steps)
+    start = flat[offset:] if count else flat[:0]
+    array = np.lib.stride_tricks.as_strided(start, shape, bytewise).copy()
+    return PickledTensor(widen_bfloat16(array) if storage.kind == "BFloat16Storage" else array)
+
+
+def _rebuild_parameter(tensor: object, *_: object) -> object:
+    return tensor
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    # A plain one keeps the order too.
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): tuple,
+}

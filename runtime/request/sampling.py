@@ -1,0 +1,64 @@
+"""A request's plan: which sampler, which steps, on which noise schedule; known from the manifest alone."""
+
+from __future__ import annotations
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.request.resolve import task_of
+
+
+def sampler_of(request: Request, manifest: Manifest) -> SamplerConfig:
+    """The sampler that a request uses.
+
+    Raises:
+        RequestError: it names one, a schedule or an option that there is not.
+    """
+    return sampler_config(request.sampler, manifest.sampler, request.schedule, request.sampler_options)
+
+
+def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
+    """What a resolved request asks of a sampler: its own timesteps or noise levels come before a number of steps."""
+    custom = request.timesteps is not None or request.sigmas is not None
+    return SamplingOptions(
+        num_inference_steps=None if custom else request.num_inference_steps,
+        timesteps=request.timesteps,
+        sigmas=request.sigmas,
+        eta=request.eta,
+        strength=strength,
+    )
+
+
+def strength_of(request: Request, manifest: Manifest) -> float | None:
+    """How far from the image the sampler starts; None where it starts from noise alone."""
+    strength = request.strength
+    return None if strength == 1 and task_of(request, manifest).noise_at_full_strength else strength
+
+
+def plan_of(request: Request, manifest: Manifest) -> Plan:
+    """A resolved request's plan.
+
+    Raises:
+        RequestError: its sampler does not support what is asked.
+    """
+    noise = manifest.noise
+    if request.rescale_betas_zero_snr is not None:
+        noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
+    return make_plan(
+        noise, sampler_of(request, manifest), sampling_of(request, strength_of(request, manifest))
+    )
+
+
+def check_names(request: Request) -> None:
+    """Refuse a sampler, a schedule or an option that no bundle has, before one is looked for.
+
+    Raises:
+        RequestError: naming those that there are.
+    """
+    if request.sampler is not None:
+        sampler_config(request.sampler, schedule=request.schedule, options=request.sampler_options)
+    elif request.schedule is not None and request.schedule not in SCHEDULES:
+        raise RequestError(f"no schedule is named {request.schedule!r}: choose one of {', '.join(SCHEDULES)}")

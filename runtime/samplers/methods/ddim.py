@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from math import sqrt
+
+from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
+from sd2rt.runtime.samplers.timesteps import refuse_sigmas, start_index, table_indices
+
+
+def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
+    """DDIM, equations 12 and 16 of arXiv:2010.02502; with eta = 1 as noisy as DDPM.
+
+    A step goes down by a whole stride, total // steps, which need not be the next timestep of the list;
+    that is how diffusers defines it. With timesteps of another rule, where there is no stride, it goes to the next
+    of the list. What lies below timestep 0 is clean with set_alpha_to_one, else as noisy as timestep 0.
+
+    A late start is the rest of the list, from an image at its first timestep's noise: a is sqrt(a_t), b is
+    sqrt(1 - a_t).
+
+    Not supported: custom sigmas, clipping or thresholding of x_0, and spacings that leave the schedule
+    (leading with as many steps as timesteps and an offset; trailing where its rounding adds a timestep -1,
+    for which diffusers' tables wrap round to pure noise).
+    """
+    refuse_sigmas(config, options)
+    total = noise.config.num_train_timesteps
+    timesteps = table_indices(noise, config, options)
+    if options.num_inference_steps is None or config.levels != "spaced":
+        targets = [*timesteps[1:], -1]
+    else:
+        stride = total // options.num_inference_steps
+        targets = [timestep - stride for timestep in timesteps]
+
+    start = start_index(total, options)
+    timesteps, targets = timesteps[start:], targets[start:]
+
+    a = noise.alphas_cumprod.tolist()
+    a_final = 1.0 if config.set_alpha_to_one else a[0]
+    x = S[0]
+    steps = []
+    for timestep, target in zip(timesteps, targets, strict=True):
+        a_t = a[timestep]
+        a_next = a[target] if target >= 0 else a_final
+        x0, eps = predict(noise.config.prediction_type, x, D, sqrt(a_t), sqrt(1 - a_t))
+        variance = options.eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
+        # Zero in exact arithmetic where eta is 1 and the target is clean; never below it.
+        direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
+        x_next = sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE
+        steps.append(make_step(timestep, noise.sigmas[timestep], x_next, draws_noise=options.eta > 0))
+    a_start = a[timesteps[0]]
+    start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
+    return Plan(1.0, tuple(steps), start_noise)

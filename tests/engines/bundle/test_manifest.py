@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sd2rt.engines.errors import BundleError
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edit(bundle: Path, change: Edit) -> Path:
+    path = bundle / MANIFEST
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def refusal(bundle: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        read_manifest(bundle)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_what_is_written_is_read_back(paper: Path) -> None:
+    manifest = read_manifest(paper)
+    assert (paper / MANIFEST).read_text() == manifest.to_json()
+    assert Manifest.model_validate_json(manifest.to_json(), strict=True) == manifest
+
+
+def test_nothing_changes_once_read(paper: Path) -> None:
+    manifest = read_manifest(paper)
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest.name = "other"
+
+
+def test_identity_follows_every_entry(paper: Path) -> None:
+    before = read_manifest(paper).identity
+    assert before == read_manifest(paper).identity
+    assert len(before) == 64
+    edit(paper, lambda data: data["parts"]["decoder"].update(parameters=8))
+    assert read_manifest(paper).identity != before
+
+
+def test_identity_does_not_follow_layout(paper: Path) -> None:
+    before = read_manifest(paper).identity
+    data = json.loads((paper / MANIFEST).read_text())
+    (paper / MANIFEST).write_text(json.dumps(dict(reversed(data.items())), indent=7))
+    assert read_manifest(paper).identity == before
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda data: data.update(colour="red"), "colour"),
+        (lambda data: data["noise"].update(colour="red"), "noise.colour"),
+        (lambda data: data["parts"]["denoiser"].update(colour="red"), "parts.denoiser.colour"),
+        (lambda data: data["tokenizer"]["file"].update(colour="red"), "tokenizer.file.colour"),
+    ],
+    ids=["top", "noise", "part", "file"],
+)
+def test_unknown_key(paper: Path, change: Edit, where: str) -> None:
+    path = edit(paper, change)
+    assert refusal(paper) == f"{path}: {where}: unknown key: build the bundle again"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("..", "leaves the bundle"),
+        ("../outside", "leaves the bundle"),
+        ("decoder/../../outside", "leaves the bundle"),
+        ("decoder/..", "leaves the bundle"),
+        ("/etc/passwd", "leaves the bundle"),
+        ("//etc/passwd", "leaves the bundle"),
+        ("..\\outside", "leaves the bundle"),
+        ("C:\\outside", "leaves the bundle"),
+        ("C:outside", "leaves the bundle"),
+        ("\\\\host\\share", "leaves the bundle"),
+        ("file:///etc/passwd", "leaves the bundle"),
+        ("", "is no plain path"),
+        (".", "is no plain path"),
+        ("./tokenizer.json", "is no plain path"),
+        ("decoder//model.onnx", "is no plain path"),
+        ("decoder/", "is no plain path"),
+        ("a\0b", "is no plain path"),
+        ("a\nb", "is no plain path"),
+    ],
+)
+@pytest.mark.parametrize("entry", ["tokenizer", "part"])
+def test_path_that_leaves_the_bundle(paper: Path, entry: str, path: str, reason: str) -> None:
+    def change(data: dict[str, Any]) -> None:
+        part = data["parts"]["decoder"]
+        file = data["tokenizer"]["file"] if entry == "tokenizer" else part["files"][0]
+        file["path"] = path
+
+    edit(paper, change)
+    text = refusal(paper)
+    assert reason in text
+    assert repr(path) in text
+
+
+@pytest.mark.parametrize("key", ["onnx", "onnxruntime", "initializers"])
+def test_part_path_that_leaves_the_bundle(paper: Path, key: str) -> None:
+    edit(paper, lambda data: data["parts"]["decoder"].update({key: "../model.onnx"}))
+    assert "leaves the bundle" in refusal(paper)
+
+
+@pytest.mark.parametrize("key", ["onnx", "onnxruntime", "initializers"])
+def test_part_file_that_is_not_vouched_for(paper: Path, key: str) -> None:
+    edit(paper, lambda data: data["parts"]["decoder"].update({key: "decoder/other.onnx"}))
+    assert "decoder/other.onnx is not among the part's files" in refusal(paper)
+
+
+def test_file_listed_twice_with_two_hashes(paper: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["tokenizer"]["file"]["path"] = "embeddings.npy"
+
+    edit(paper, change)
+    assert "embeddings.npy is listed twice, with different contents" in refusal(paper)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, [4]])
+def test_other_schema_version(paper: Path, version: object) -> None:
+    edit(paper, lambda data: data.update(schema_version=version))
+    assert f"schema version {version!r}, this sd2rt reads 4" in refusal(paper)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["latents"].update(channels="4"),
+        lambda data: data["latents"].update(channels=4.0),
+        lambda data: data["latents"].update(channels=True),
+        lambda data: data["latents"].update(channels=0),
+        lambda data: data["latents"].update(scaling_factor=float("nan")),
+        lambda data: data["latents"].update(scaling_factor=float("inf")),
+        lambda data: data["noise"].update(beta_start=1.5),
+        lambda data: data["tokenizer"]["file"].update(sha256="A" * 64),
+        lambda data: data["tokenizer"]["file"].update(sha256="a" * 63),
+        lambda data: data["tokenizer"]["file"].update(size=-1),
+        lambda data: data["parts"]["decoder"]["inputs"][0].update(shape=["h/8"]),
+        lambda data: data["parts"]["decoder"]["inputs"][0].update(shape=[-1]),
+        lambda data: data["parts"]["decoder"]["inputs"][0].update(dtype="float64"),
+        lambda data: data["parts"].update(upscaler=data["parts"]["decoder"]),
+        lambda data: data.update(native_sizes=[]),
+        lambda data: data.update(native_sizes=[[64]]),
+        lambda data: data.update(variant="xl"),
+        lambda data: data.pop("license"),
+    ],
+)
+def test_wrong_value(paper: Path, change: Edit) -> None:
+    path = edit(paper, change)
+    assert refusal(paper).startswith(f"{path}: ")
+
+
+def test_part_that_is_missing(paper: Path) -> None:
+    edit(paper, lambda data: data["parts"].pop("decoder"))
+    assert "parts lack decoder" in refusal(paper)
+
+
+_DEPTH = {"size": [384, 384], "resample": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+_IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8, "noise_level": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data["tasks"].update({"image-to-image": _IMAGE_TASK}), "parts lack encoder"),
+        (
+            lambda data: data.update(conditions=[{"name": "masked_image", "channels": 4}]),
+            "parts lack encoder",
+        ),
+        (
+            lambda data: data.update(conditions=[{"name": "depth", "channels": 1}]),
+            "parts lack depth_estimator",
+        ),
+        (
+            lambda data: data.update(conditions=[{"name": "low_res", "channels": 3}]),
+            "task text-to-image and the conditions ['low_res'] do not go together",
+        ),
+        (
+            lambda data: data["tasks"]["text-to-image"].update(strength=0.5),
+            "parts lack encoder",
+        ),
+        (
+            lambda data: data["tasks"]["text-to-image"].update(noise_level=5),
+            "task text-to-image and its default noise_level do not go together",
+        ),
+        (
+            lambda data: data["parts"]["denoiser"]["inputs"].append(
+                {"name": "extra", "dtype": "float32", "shape": ["B", 3, "h", "w"]}
+            ),
+            "conditions have 0 channels, the denoiser's input extra 3",
+        ),
+        (
+            lambda data: data.update(low_resolution={"noise": data["noise"], "max_noise_level": 1000}),
+            "max_noise_level 1000 is no timestep",
+        ),
+        (lambda data: data.update(depth_input={**_DEPTH, "size": [0, 384]}), "depth_input.size.0"),
+        (lambda data: data.update(depth_input={**_DEPTH, "std": [0, 1, 1]}), "depth_input.std.0"),
+        (lambda data: data.update(depth_input=_DEPTH), "depth_input and the condition depth"),
+        (lambda data: data.update(tasks={}), "tasks is empty"),
+        (lambda data: data["tasks"].update({"text-to-video": _IMAGE_TASK}), "text-to-video"),
+    ],
+)
+def test_what_a_bundle_cannot_do(paper: Path, change: Edit, reason: str) -> None:
+    edit(paper, change)
+    assert reason in refusal(paper)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b'{"opset": ' + b"9" * 5000 + b"}", b"\x00" * 10],
+    ids=["empty", "cut", "binary", "deep", "long number", "zeros"],
+)
+def test_not_json(paper: Path, content: bytes) -> None:
+    (paper / MANIFEST).write_bytes(content)
+    assert "is not JSON" in refusal(paper)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"null", b'"bundle"'])
+def test_json_of_something_else(paper: Path, content: bytes) -> None:
+    (paper / MANIFEST).write_bytes(content)
+    assert "schema version None" in refusal(paper)
+
+
+def test_giant(paper: Path) -> None:
+    os.truncate(paper / MANIFEST, 10 << 30)
+    assert "a manifest has 67108864 at most" in refusal(paper)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert refusal(path) == f"{path} does not exist: make a bundle with 'sd2rt build CHECKPOINT -o {path}'"
+
+
+def test_folder_without_a_manifest(tmp_path: Path) -> None:
+    assert f"{tmp_path} holds no bundle.json" in refusal(tmp_path)
+
+
+def test_file_in_the_folders_place(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(b"PK")
+    assert f"{path} is no folder" in refusal(path)
+
+
+def test_manifest_that_is_a_folder(paper: Path) -> None:
+    (paper / MANIFEST).unlink()
+    (paper / MANIFEST).mkdir()
+    assert "is not a regular file" in refusal(paper)
+
+
+def test_manifest_that_is_a_pipe(paper: Path) -> None:
+    (paper / MANIFEST).unlink()
+    os.mkfifo(paper / MANIFEST)
+    assert "is not a regular file" in refusal(paper)
+
+
+def test_manifest_that_is_a_link(paper: Path) -> None:
+    (paper / MANIFEST).rename(paper.parent / MANIFEST)
+    (paper / MANIFEST).symlink_to(paper.parent / MANIFEST)
+    assert "is a symbolic link" in refusal(paper)
+
+
+def test_name_that_is_too_long(tmp_path: Path) -> None:
+    assert "cannot be read: File name too long" in refusal(tmp_path / ("x" * 300))
+
+
+def an_engine(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    sha = hashlib.sha256(b"").hexdigest()
+    files = {"file": "denoiser/a.engine", "report": "denoiser/a.json"}
+    entry = {
+        "part": "denoiser",
+        "key": sha,
+        "backend": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "compute_capabilities": ["8.9"],
+        "gpu": None,
+        "driver": None,
+        "platform": "linux-x86_64",
+        "precision": "fp16",
+        "version_compatible": False,
+        "hardware_compatible": False,
+        "options": {"backend": "tensorrt-rtx"},
+        "flags": [],
+        "label": "512x512-b1",
+        "profiles": [{"name": "batch 1", "dims": {"B": [1, 1, 1]}}],
+        **{name: {"path": path, "size": 0, "sha256": sha} for name, path in files.items()},
+        "onnx": sha,
+        "weights": sha,
+    }
+    return {**entry, **changes}
+
+
+def test_engines_are_an_addition(paper: Path) -> None:
+    before = read_manifest(paper)
+    edit(paper, lambda data: data.update(engines=[an_engine(data)]))
+    after = read_manifest(paper)
+    assert (after.identity, after.files) == (before.identity, before.files)
+    assert [file.path for file in after.engine_files] == ["denoiser/a.engine", "denoiser/a.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"part": "encoder"}, "engines of encoder, which is no part"),
+        ({"compute_capabilities": ["89"]}, "engines.0.compute_capabilities"),
+        ({"version": "new"}, "engines.0.version"),
+        ({"profiles": []}, "engines.0.profiles"),
+        ({"profiles": [{"name": "a", "dims": {"B": [2, 1, 4]}}]}, "B goes from 2 over 1 to 4"),
+        ({"backend": "onnxruntime"}, "engines.0.backend"),
+        ({"file": {"path": "../a", "size": 0, "sha256": "0" * 64}}, "leaves the bundle"),
+        (
+            {"file": {"path": "bundle.json", "size": 0, "sha256": "0" * 64}},
+            "bundle.json is no place for an engine",
+        ),
+        (
+            {"file": {"path": "decoder/a.engine", "size": 0, "sha256": "0" * 64}},
+            "is no place for an engine of denoiser",
+        ),
+        ({"compute_capabilities": []}, "engines.0.compute_capabilities"),
+        ({"fast": True}, "unknown key"),
+    ],
+)
+def test_engines_that_are_wrong(paper: Path, changes: dict[str, Any], said: str) -> None:
+    edit(paper, lambda data: data.update(engines=[an_engine(data, **changes)]))
+    assert said in refusal(paper)

@@ -1,0 +1,404 @@
+"""LoRAs' files: each layout's changes, sums of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.lora.merge import MergedWeights, changes, digest, named_loras, read_lora
+
+from ...lora_files import ATTENTION, CONVOLUTIONS, LINEAR, Layout, Set, draw, write
+
+WIDTH = 48
+_BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
+UNET: dict[str, tuple[int, ...]] = {
+    **{f"{_BLOCK}.attn1.to_{name}": (16, 16) for name in ("q", "k", "v", "out.0")},
+    **{f"{_BLOCK}.attn2.to_{name}": (16, WIDTH) for name in ("k", "v")},
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_q": (32, 32),
+    f"{_BLOCK}.ff.net.0.proj": (128, 16),
+    f"{_BLOCK}.ff.net.2": (16, 64),
+    "down_blocks.0.attentions.0.proj_in": (16, 16),
+    "up_blocks.1.resnets.0.time_emb_proj": (32, 64),
+    "time_embedding.linear_1": (64, 16),
+    "conv_in": (16, 4, 3, 3),
+    "down_blocks.0.resnets.0.conv1": (16, 16, 3, 3),
+    "down_blocks.0.downsamplers.0.conv": (16, 16, 3, 3),
+    "up_blocks.1.resnets.0.conv_shortcut": (32, 64, 1, 1),
+}
+TEXT: dict[str, tuple[int, ...]] = {
+    f"encoder.layers.{layer}.{name}": shape
+    for layer in range(3)
+    for name, shape in {
+        **{f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in ("q", "k", "v", "out")},
+        "mlp.fc1": (64, WIDTH),
+        "mlp.fc2": (WIDTH, 64),
+    }.items()
+}
+SHAPES: Any = {
+    "denoiser": {f"{path}.weight": shape for path, shape in UNET.items()} | {"conv_in.bias": (16,)},
+    "text_encoder": {f"{path}.weight": shape for path, shape in TEXT.items()},
+}
+NETWORKS = {"unet": SHAPES["denoiser"], "text_encoder": SHAPES["text_encoder"]}
+EVERYTHING = {network: LINEAR[network] + CONVOLUTIONS[network] for network in LINEAR}
+Q = f"lora_unet_{_BLOCK.replace('.', '_')}_attn1_to_q"
+
+
+def deltas(*paths: Path, scale: float = 1.0) -> dict[tuple[str, str], Any]:
+    """What files together change, in weights of zeros."""
+    found = changes([read_lora(path, scale=scale) for path in paths], SHAPES)
+    return {
+        (part, name): change.added_to(np.zeros(SHAPES[part][name], np.float32))
+        for part, own in found.items()
+        for name, change in own.items()
+    }
+
+
+def check(found: dict[tuple[str, str], Any], factors: Set, scale: float = 1.0) -> None:
+    parts = {"unet": "denoiser", "text_encoder": "text_encoder"}
+    assert set(found) == {(parts[network], f"{module}.weight") for network, module in factors}
+    for (network, module), own in factors.items():
+        expected = scale * own.delta()
+        delta = found[parts[network], f"{module}.weight"]
+        assert delta.dtype == np.float32
+        np.testing.assert_allclose(delta, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+LAYOUTS: list[tuple[Layout, dict[str, list[str]]]] = [
+    ("kohya", EVERYTHING),
+    ("diffusers", EVERYTHING),
+    ("diffusers-peft", EVERYTHING),
+    ("peft", {"unet": EVERYTHING["unet"]}),
+    ("peft", {"text_encoder": EVERYTHING["text_encoder"]}),
+]
+
+
+@pytest.mark.parametrize(("layout", "layers"), LAYOUTS)
+@pytest.mark.parametrize("scale", [1.0, -0.35])
+def test_layouts(tmp_path: Path, layout: Layout, layers: dict[str, list[str]], scale: float) -> None:
+    factors = draw(layers, NETWORKS)
+    check(deltas(write(tmp_path / "a.safetensors", layout, factors), scale=scale), factors, scale)
+
+
+def test_layouts_are_equal_to_the_bit(tmp_path: Path) -> None:
+    factors = draw(ATTENTION, NETWORKS)
+    # The oldest has no place for alphas: they are the ranks.
+    plain = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+    first = deltas(write(tmp_path / "kohya.safetensors", "kohya", plain))
+    check(first, plain)
+    for layout in ("diffusers-old", "diffusers", "diffusers-peft"):
+        found = deltas(write(tmp_path / f"{layout}.safetensors", layout, plain))
+        assert set(found) == set(first)
+        for key, delta in found.items():
+            np.testing.assert_array_equal(delta, first[key], err_msg=f"{layout} {key}")
+
+
+def test_names_without_a_network(tmp_path: Path) -> None:
+    """As diffusers' first training script wrote them."""
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS, alpha=3.0)
+    plain = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+    path = write(tmp_path / "a.safetensors", "diffusers-old", plain)
+    from safetensors.numpy import load_file
+
+    save_file({key.removeprefix("unet."): value for key, value in load_file(path).items()}, path)
+    check(deltas(path), plain)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_precisions(tmp_path: Path, dtype: Any) -> None:
+    factors = draw(EVERYTHING, NETWORKS)
+    rounded = {
+        key: type(own)(
+            own.down.astype(dtype).astype(np.float32), own.up.astype(dtype).astype(np.float32), own.alpha
+        )
+        for key, own in factors.items()
+    }
+    check(deltas(write(tmp_path / "a.safetensors", "kohya", factors, dtype)), rounded)
+
+
+def test_bfloat16_and_whole_alphas(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save
+
+    down, up = torch.randn(2, 16), torch.randn(16, 2)
+    save(
+        {
+            f"{Q}.lora_down.weight": down.bfloat16(),
+            f"{Q}.lora_up.weight": up.bfloat16(),
+            f"{Q}.alpha": torch.tensor(3),
+        },
+        tmp_path / "a.safetensors",
+    )
+    ((_, delta),) = deltas(tmp_path / "a.safetensors").items()
+    expected = 1.5 * up.bfloat16().double() @ down.bfloat16().double()
+    np.testing.assert_allclose(delta, expected.numpy(), atol=1e-5)
+
+
+def test_linear_layers_as_convolutions(tmp_path: Path) -> None:
+    """As trainers write them that take attention's projections for 1x1 convolutions."""
+    (factors,) = draw({"unet": ["down_blocks.0.attentions.0.proj_in"]}, NETWORKS).values()
+    stem = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    tensors = {
+        f"{stem}.lora_down.weight": factors.down[:, :, None, None],
+        f"{stem}.lora_up.weight": factors.up[:, :, None, None],
+        f"{stem}.alpha": np.array([factors.alpha], np.float32),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    check(deltas(tmp_path / "a.safetensors"), {("unet", "down_blocks.0.attentions.0.proj_in"): factors})
+
+
+def test_convolutions_in_three(tmp_path: Path) -> None:
+    """LyCORIS's LoCon with a kernel of its own between two of 1x1: what the three do to an image, one by one."""
+    torch = pytest.importorskip("torch")
+    from torch.nn.functional import conv2d
+
+    generator = torch.Generator().manual_seed(0)
+    down, mid, up = (
+        torch.randn(shape, generator=generator) for shape in ((3, 16, 1, 1), (3, 3, 3, 3), (16, 3, 1, 1))
+    )
+    stem = "lora_unet_down_blocks_0_resnets_0_conv1"
+    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.lora_mid.weight": mid}
+    save_file({key: value.numpy() for key, value in tensors.items()}, tmp_path / "a.safetensors")
+    ((_, delta),) = deltas(tmp_path / "a.safetensors").items()
+    image = torch.randn(1, 16, 9, 9, generator=generator)
+    expected = conv2d(conv2d(conv2d(image, down), mid, padding=1), up)
+    found = conv2d(image, torch.from_numpy(delta), padding=1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_peft_with_one_alpha_and_roots(tmp_path: Path) -> None:
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS, alpha=5.0)
+    path = write(tmp_path / "a.safetensors", "peft", factors)
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps(
+            {"peft_type": "LORA", "lora_alpha": 5, "use_rslora": True, "alpha_pattern": {"attn2.to_k": 2}}
+        )
+    )
+    alphas = {key: 2.0 if key[1].endswith("attn2.to_k") else 5.0 for key in factors}
+    rooted = {
+        key: type(own)(own.down, own.up, alphas[key] * float(np.sqrt(len(own.down))))
+        for key, own in factors.items()
+    }
+    check(deltas(path), rooted)
+
+
+def test_several_add_up_in_any_order(tmp_path: Path) -> None:
+    paths: list[Path] = []
+    total: dict[tuple[str, str], Any] = {}
+    for seed in range(3):
+        factors = draw(EVERYTHING, NETWORKS, seed=seed)
+        paths.append(write(tmp_path / f"{seed}.safetensors", "kohya", factors))
+        for key, own in factors.items():
+            total[key] = total.get(key, 0) + own.delta()
+    found, other = deltas(*paths), deltas(paths[2], paths[0], paths[1])
+    for (network, module), expected in total.items():
+        key = ("denoiser" if network == "unet" else network, f"{module}.weight")
+        np.testing.assert_allclose(found[key], expected, atol=5e-6 * np.abs(expected).max())
+        np.testing.assert_array_equal(found[key], other[key])
+    loras = [read_lora(path, scale=0.5) for path in paths]
+    assert digest(loras) == digest(loras[::-1]) != digest(loras[:2])
+    assert digest(loras) != digest([read_lora(path, scale=0.25) for path in paths])
+
+
+def test_sums_are_rounded_once(tmp_path: Path) -> None:
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
+    loras = [
+        read_lora(write(tmp_path / f"{name}.safetensors", "kohya", factors), name=name, scale=scale)
+        for name, scale in (("a", 1.0), ("b", 0.25))
+    ]
+    own = {
+        name: np.random.default_rng(1).standard_normal(shape).astype(np.float16)
+        for name, shape in SHAPES["denoiser"].items()
+    }
+    merged = MergedWeights(own.__getitem__, changes(loras, SHAPES)["denoiser"])
+    assert len(merged) == len(list(merged)) == len(factors)
+    for (_, module), changed in factors.items():
+        found = merged[f"{module}.weight"]
+        exact = own[f"{module}.weight"].astype(np.float64) + 1.25 * changed.delta()
+        assert found.dtype == np.float16
+        # Half a unit in the last place, and what float32 adds to that.
+        assert np.abs(found - exact).max() <= np.spacing(np.abs(exact).max().astype(np.float16)) * 0.501
+
+
+def test_a_sum_too_large_for_its_precision(tmp_path: Path) -> None:
+    path = write(tmp_path / "strong.safetensors", "kohya", draw({"unet": ATTENTION["unet"]}, NETWORKS))
+    own = {name: np.zeros(shape, np.float16) for name, shape in SHAPES["denoiser"].items()}
+    merged = MergedWeights(own.__getitem__, changes([read_lora(path, scale=1e6)], SHAPES)["denoiser"])
+    with pytest.raises(
+        RequestError, match="with strong weights are larger than float16 holds: give a smaller"
+    ):
+        list(merged.values())
+
+
+def refusal(tmp_path: Path, tensors: dict[str, Any], name: str = "a.safetensors") -> str:
+    path = tmp_path / name
+    if tensors:
+        save_file({key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}, path)
+    with pytest.raises(RequestError) as caught:
+        deltas(path)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said.replace(f"{path} ", "", 1)
+
+
+def pair(stem: str, rows: int, columns: int, rank: int = 2) -> dict[str, Any]:
+    return {
+        f"{stem}.lora_down.weight": np.ones((rank, columns)),
+        f"{stem}.lora_up.weight": np.ones((rows, rank)),
+    }
+
+
+K = Q.replace("attn1_to_q", "attn2_to_k")
+TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            pair(K, 16, 768),
+            "was made for Stable Diffusion 1: its cross-attention takes text 768 numbers wide",
+        ),
+        (pair(K, 16, 2048), "was made for Stable Diffusion XL: its cross-attention"),
+        (pair(K, 16, 1024), "was made for Stable Diffusion 2: .* this bundle's is 48"),
+        (pair(TE, 768, 768), "was made for Stable Diffusion 1: its text encoder is 768 numbers wide"),
+        (pair(TE, 5, 5), "was made for another model: its text encoder is 5 numbers wide"),
+        (pair(TE.replace("lora_te", "lora_te2"), 5, 5), r"was made for Stable Diffusion XL \(lora_te2_"),
+        (
+            pair("lora_unet_input_blocks_1_1_proj_in", 16, 16),
+            r"was made for Stable Diffusion XL \(lora_unet_inp",
+        ),
+        (
+            {f"{Q}.dora_scale": np.ones(3), **pair(Q, 16, 16)},
+            r"holds DoRA \(.*dora_scale\), which is not supp",
+        ),
+        ({f"{Q}.hada_w1_a": np.ones((2, 2))}, "holds LoHa"),
+        ({f"{Q}.lokr_w1": np.ones((2, 2))}, "holds LoKr"),
+        ({f"{Q}.diff": np.ones((16, 16))}, "holds whole weights' differences"),
+        ({"lora_unet_conv_in.diff_b": np.ones(16), **pair(Q, 16, 16)}, "holds changes of biases"),
+        ({f"unet.{_BLOCK}.attn1.to_q.lora_magnitude_vector": np.ones(16)}, "holds DoRA"),
+        (
+            {"down_blocks.0.weight": np.ones(3), **pair(Q, 16, 16)},
+            "1 of its 3 keys, such as down_blocks.0.weight",
+        ),
+        (
+            {"transformer.a.lora_A.weight": np.ones((2, 2))},
+            "of none of the layouts of kohya, diffusers and PEFT",
+        ),
+        (
+            pair("lora_unet_up_blocks_9_conv", 4, 4),
+            "changes 1 layers .* do not have, such as unet.up_blocks_9_con",
+        ),
+        (pair(Q, 16, 17), r"by \[16, 17\], this bundle's has \[16, 16\]"),
+        (pair("lora_unet_conv_in", 16, 4), r"by \[16, 4\], this bundle's has \[16, 4, 3, 3\]"),
+        ({f"{Q}.lora_down.weight": np.ones((2, 16))}, "lacks the up factor of unet.down_blocks_0"),
+        ({f"{Q}.lora_up.weight": np.ones((16, 2))}, "lacks the down factor"),
+        ({f"{Q}.alpha": np.array(1.0)}, "lacks the down factor"),
+        ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.ones((16, 3))}, "which do not go together"),
+        ({**pair(Q, 16, 16), f"{Q}.lora_mid.weight": np.ones((3, 3, 3, 3))}, "which do not go together"),
+        (
+            {**pair(Q, 16, 16), f"{Q}.alpha": np.ones(2)},
+            r"alpha of .* has the shape \[2\], expected a number",
+        ),
+        ({**pair(Q, 16, 16), f"{Q}.alpha": np.array(np.nan)}, r"not finite \(.*alpha\): get the file again"),
+        ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.full((16, 2), np.inf)}, "values that are not finite"),
+        (
+            {**pair(Q, 16, 16), **pair(f"unet.{_BLOCK}.attn1.to_q", 16, 16)},
+            "changes .*to_q.weight in two layouts",
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, tensors: dict[str, Any], said: str) -> None:
+    import re
+
+    assert re.search(said, refusal(tmp_path, tensors))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in refusal(tmp_path, {})
+    (tmp_path / "a.safetensors").write_bytes(b"12345")
+    assert refusal(tmp_path, {}) == "cannot be read (it has no header): get the file again"
+    (tmp_path / "a.pt").write_bytes(b"")
+    assert "is no .safetensors file" in refusal(tmp_path, {}, "a.pt")
+    (tmp_path / "b.safetensors").mkdir()
+    assert "is a folder: give the LoRA's" in refusal(tmp_path, {}, "b.safetensors")
+    save_file({}, tmp_path / "a.safetensors")
+    assert refusal(tmp_path, {}) == "holds no tensors: get the file again"
+    for scale in (float("nan"), float("inf"), True, "1"):
+        with pytest.raises(RequestError, match=r"the scale of .* is .*: give a finite number"):
+            read_lora(tmp_path / "a.safetensors", scale=scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "is PEFT's, which says its alpha in .*adapter_config.json, and that cannot be read"),
+        ("[]", "adapter_config.json is not JSON of names"),
+        ('{"peft_type": "IA3"}', "is of 'IA3', which is not supported"),
+        ('{"use_dora": true}', "is of DoRA"),
+        ('{"lora_alpha": "8"}', "lora_alpha is '8', expected a number"),
+        ('{"lora_alpha": NaN}', "lora_alpha is 'nan'"),
+        ('{"alpha_pattern": [1]}', "alpha_pattern is no JSON of names"),
+        ('{"alpha_pattern": {"(a|b)+": 1}}', "is no layer's path"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path: Path, config: str | None, said: str) -> None:
+    path = write(tmp_path / "a.safetensors", "peft", draw({"unet": ATTENTION["unet"]}, NETWORKS))
+    beside = tmp_path / "adapter_config.json"
+    beside.unlink()
+    if config is not None:
+        beside.write_text(config)
+    with pytest.raises(RequestError, match=said):
+        read_lora(path)
+
+
+def test_hashes(tmp_path: Path) -> None:
+    """PEFT's alphas are part of what its file is."""
+    import hashlib
+
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
+    path = write(tmp_path / "a.safetensors", "kohya", factors)
+    assert read_lora(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    path = write(tmp_path / "a.safetensors", "peft", factors)
+    first = read_lora(path).sha256
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 7}')
+    assert read_lora(path).sha256 != first
+
+
+def test_files_with_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
+    for name in ("toy", "a:b", "c:0.5", "sub/toy"):
+        write(Path(f"{name}.safetensors"), "kohya", factors)
+    Path("c:0.5.safetensors").rename("c.safetensors:0.5")
+    read = named_loras(["toy.safetensors:-0.5", "a:b.safetensors", "sub/toy.safetensors:2"])
+    assert [(lora.name, lora.scale) for lora in read] == [
+        ("toy.safetensors", -0.5),
+        ("a:b", 1.0),
+        ("sub/toy.safetensors", 2.0),
+    ]
+    # A file that is there is one, whatever its name.
+    with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is no \.safetensors file"):
+        named_loras(["c.safetensors:0.5"])
+    with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is no \.safetensors"):
+        named_loras(["toy.safetensors:x"])
+    same = named_loras(["toy.safetensors", "./toy.safetensors"])
+    assert [lora.name for lora in same] == ["toy.safetensors", "./toy.safetensors"]
+    with pytest.raises(RequestError, match="two LoRAs are named 'toy': give one of them another name"):
+        changes([read_lora("toy.safetensors"), read_lora("sub/toy.safetensors")], SHAPES)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "arbitrary.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(RequestError):
+        read_lora(path)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
+from sd2rt.engines.errors import BuildError, RequestError
+from sd2rt.engines.onnxruntime.prepared import FACTS, GRAPH, WEIGHTS, find_prepared, prepare, remove
+from sd2rt.runtime import Pipeline
+from sd2rt.runtime.cli.main import main
+
+
+@pytest.fixture
+def bundle(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle that may be deleted, and an empty cache."""
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    return open_bundle(copy)
+
+
+def image(bundle: Bundle) -> np.ndarray:
+    with Pipeline.open(bundle.path, threads=1) as pipeline:
+        return np.asarray(pipeline("a fox", seed=1, num_inference_steps=3, output_type="np").images)
+
+
+def mapped() -> set[str]:
+    return {line.split(maxsplit=5)[5].strip() for line in Path("/proc/self/maps").open() if "/" in line}
+
+
+def test_the_same_image_from_weights_that_are_mapped(bundle: Bundle) -> None:
+    expected = image(bundle)
+    found = prepare(bundle.path)
+    assert [one.part for one in found]
+    assert all(one.made for one in found)
+    denoiser = next(one for one in found if one.part == "denoiser")
+    assert find_prepared(bundle.part("denoiser")) == denoiser.path / GRAPH
+    with Pipeline.open(bundle.path, threads=1) as pipeline:
+        assert str(denoiser.path / WEIGHTS) in mapped()
+        again = np.asarray(pipeline("a fox", seed=1, num_inference_steps=3, output_type="np").images)
+    np.testing.assert_array_equal(again, expected)
+    assert not any(one.made for one in prepare(bundle.path))
+
+
+def test_replaced_weights_are_the_graphs_own(bundle: Bundle) -> None:
+    """Those are put in before the graph is optimised, which it has been."""
+    from sd2rt.engines.backends import OnnxRuntimeBackend
+    from sd2rt.engines.interface import Device
+    from sd2rt.engines.weights.initializers import Weights
+
+    part = bundle.part("decoder")
+    known = Weights.of(part, bundle.file(part.onnx))
+    name = next(name for name in known if name.endswith("conv_in.weight"))
+    prepare(bundle.path, parts=["decoder"])
+    backend = OnnxRuntimeBackend(bundle, Device("cpu"), threads=1, cuda_graph=False)
+    pictures = []
+    for weights in (None, {name: 2 * known.read(name)}):
+        with backend.open("decoder", weights) as engine:
+            session = engine.session({"B": 1, "h": 8, "w": 8})
+            session.buffers["latents"].write(np.ones((1, 4, 8, 8), np.float32))
+            session.launch()
+            pictures.append(session.buffers["image"].read())
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("damage", ["cut", "rewritten", "replaced", "missing", "facts"])
+def test_what_is_not_as_it_was_written_is_not_opened(bundle: Bundle, damage: str) -> None:
+    (found,) = prepare(bundle.path, parts=["decoder"])
+    weights = found.path / WEIGHTS
+    content = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(content[:-1])
+    elif damage == "rewritten":
+        weights.write_bytes(bytes(len(content)))
+        os.utime(weights, ns=(0, 0))
+    elif damage == "replaced":
+        (found.path / "other").write_bytes(content)
+        shutil.copystat(weights, found.path / "other")
+        (found.path / "other").replace(weights)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (found.path / FACTS).write_text("[]")
+    assert find_prepared(bundle.part("decoder")) is None
+    (again,) = prepare(bundle.path, parts=["decoder"])
+    assert again.made
+    assert (again.path / WEIGHTS).read_bytes() == content
+
+
+def test_another_version_of_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = prepare(bundle.path, parts=["decoder"])
+    monkeypatch.setattr("onnxruntime.__version__", "99.0")
+    assert find_prepared(bundle.part("decoder")) is None
+    (other,) = prepare(bundle.path, parts=["decoder"])
+    assert other.path != found.path
+    assert not found.path.exists(), "nobody opens it any more"
+
+
+def test_what_is_of_no_use_goes(bundle: Bundle, small_v_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "v"
+    shutil.copytree(small_v_bundle, copy)
+    (found,) = prepare(copy, parts=["denoiser"])
+    unfinished = found.path.with_name(f".{found.path.name}.abc")
+    unfinished.mkdir()
+    prepare(bundle.path, parts=["decoder"])
+    assert found.path.exists()
+    shutil.rmtree(copy)
+    prepare(bundle.path, parts=["decoder"])
+    assert not found.path.exists()
+    assert unfinished.exists(), "it may be another process's, at work"
+
+
+def test_remove(bundle: Bundle) -> None:
+    size = sum(one.bytes for one in prepare(bundle.path, parts=["decoder", "encoder"]))
+    assert remove(bundle.path) == size
+    assert remove(bundle.path) == 0
+    assert find_prepared(bundle.part("decoder")) is None
+
+
+def test_no_room(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(bundle.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(BuildError, match=r"has 0.0 GB free, and the graph of decoder takes up to"):
+        prepare(bundle.path, parts=["decoder"])
+
+
+def test_a_part_that_is_none(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match=r"--part nose: .* has decoder, denoiser"):
+        prepare(bundle.path, parts=["nose"])
+
+
+def test_the_command(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(bundle.path)
+    assert main(["prepare", path, "--part", "decoder", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] is True
+    assert main(["prepare", path, "--part", "decoder"]) == 0
+    assert "decoder: " in (text := capsys.readouterr().out)
+    assert "as it was" in text
+    assert main(["prepare", path, "--remove"]) == 0
+    assert "MB removed" in capsys.readouterr().out
+    assert main(["prepare", path, "--part", "nose"]) == 2
+    assert main(["prepare", "/nowhere"]) == 3

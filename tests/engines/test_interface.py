@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.manifest import Tensor
+from sd2rt.engines.interface import Device, shape_of
+
+
+def tensor(*shape: int | str) -> Tensor:
+    return Tensor(name="x", dtype="float32", shape=shape)
+
+
+def test_shape_of() -> None:
+    dims = {"B": 2, "h": 8, "w": 12, "L": 154}
+    assert shape_of(tensor("B", 5, 4, "h", "w"), dims) == (2, 5, 4, 8, 12)
+    assert shape_of(tensor("B", 3, "8*h", "8*w"), dims) == (2, 3, 64, 96)
+    assert shape_of(tensor("L"), dims) == (154,)
+    assert shape_of(tensor(), dims) == ()
+
+
+def test_shape_without_a_size() -> None:
+    with pytest.raises(ValueError, match=r"x has the dimension '8\*h', and sizes are given for \['B', 'w'\]"):
+        shape_of(tensor("B", "8*h"), {"B": 2, "w": 8})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "index", "name"),
+    [("cpu", "cpu", 0, "cpu"), ("cuda", "cuda", 0, "cuda:0"), ("cuda:13", "cuda", 13, "cuda:13")],
+)
+def test_device(text: str, kind: str, index: int, name: str) -> None:
+    device = Device(text)
+    assert (device.kind, device.index, str(device)) == (kind, index, name)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:1.5", "cuda:٣", "cuda:1\n", " cpu"]
+)
+def test_what_is_no_device(text: str) -> None:
+    with pytest.raises(RequestError, match="is no device: use cpu, cuda or cuda:N"):
+        Device(text)

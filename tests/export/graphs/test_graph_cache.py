@@ -1,0 +1,117 @@
+"""Graphs that are kept: found again for the same network, and as good as exported ones."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.export.build import build, graph_files
+from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd2rt.export.checkpoints.demo import DEMO_NAMES
+from sd2rt.export.graphs.graph_cache import PACKAGED_GRAPHS
+from sd2rt.export.graphs.onnx_part import export_part
+from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
+from sd2rt.export.testing.random_weights import random_checkpoint
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The small checkpoint's networks with other weights."""
+    return open_checkpoint(
+        str(random_checkpoint(tmp_path_factory.mktemp("other") / "other", configs=SMALL, seed=9))
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "graphs"
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The parts that are exported, as they are."""
+    parts: list[str] = []
+
+    def counted(name: PartName, *arguments: Any) -> Part:
+        parts.append(name)
+        return export_part(name, *arguments)
+
+    monkeypatch.setattr("sd2rt.export.graphs.graph_cache.export_part", counted)
+    return parts
+
+
+def _files(bundle: Path) -> dict[str, bytes]:
+    return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*.*")}
+
+
+def test_a_kept_graph_gives_the_bundle_that_exporting_gives(
+    small_checkpoint: Path,
+    other_checkpoint: Checkpoint,
+    cache: Path,
+    exported: list[str],
+    tmp_path: Path,
+) -> None:
+    small = open_checkpoint(str(small_checkpoint))
+    parts = ["text_encoder", "denoiser", "decoder", "encoder"]
+    build(small, tmp_path / "first")
+    build(other_checkpoint, tmp_path / "bundle")
+    assert exported == parts
+    kept = {path.name: path.read_bytes() for path in cache.iterdir()}
+    assert set(kept) == set(graph_files(small, "fp32").values())
+
+    for path in cache.iterdir():
+        path.unlink()
+    (tmp_path / "bundle").rename(tmp_path / "filled")
+    build(other_checkpoint, tmp_path / "bundle")
+    assert exported == parts * 2
+    assert _files(tmp_path / "filled") == _files(tmp_path / "bundle") != _files(tmp_path / "first")
+    # Nothing of the weights is in what is kept.
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
+
+
+def test_a_damaged_graph_is_exported_again(
+    small_checkpoint: Path, cache: Path, exported: list[str], tmp_path: Path
+) -> None:
+    small = open_checkpoint(str(small_checkpoint))
+    build(small, tmp_path / "bundle")
+    path = cache / graph_files(small, "fp32")["text_encoder"]
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (b"", b"PK", whole[:middle] + b"damaged" + whole[middle + 7 :]):
+        path.write_bytes(damaged)
+        exported.clear()
+        build(small, tmp_path / "bundle", again=True)
+        assert exported == ["text_encoder"]
+        assert path.read_bytes() == whole
+
+
+def test_other_versions_and_sources_have_other_graphs(
+    small_checkpoint: Path, small_v_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = open_checkpoint(str(small_checkpoint))
+    own = graph_files(small, "fp32")
+    assert graph_files(open_checkpoint(str(small_v_checkpoint)), "fp32") == own
+    assert not set(graph_files(small, "fp16").values()) & set(own.values())
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: f"{version(name).partition('+')[0]}+cu999"
+    )
+    assert graph_files(small, "fp32") == own
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{version(name)}.post1")
+    assert not set(graph_files(small, "fp32").values()) & set(own.values())
+
+
+@pytest.mark.usefixtures("pinned_exporters")
+def test_the_packaged_graphs_are_the_demos(tmp_path: Path) -> None:
+    wanted: set[str] = set()
+    for kind in DEMO_NAMES.values():
+        path = random_checkpoint(tmp_path / kind, configs=DEMOS[kind])
+        wanted |= set(graph_files(open_checkpoint(str(path)), "fp32").values())
+    packaged = {path.name for path in PACKAGED_GRAPHS.glob("*.zip")}
+    assert packaged == wanted, "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"

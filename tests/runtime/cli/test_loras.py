@@ -1,0 +1,108 @@
+"""What sd2rt run does with LoRAs, and what pictures tell of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd2rt.engines.lora.merge import read_lora
+from sd2rt.engines.weights.initializers import Weights
+
+from ...lora_files import LINEAR, draw, write
+from ..conftest import Command, Refused
+
+FAST = ("--steps", "2", "--threads", "1", "--seed", "1")
+
+pytestmark = pytest.mark.usefixtures("quick_opening", "here")
+
+
+@pytest.fixture
+def files(small_bundle: Path, here: Path) -> list[str]:
+    """Two LoRAs for the small bundle; the second has a colon in its name."""
+    shapes = {
+        network: Weights(small_bundle / part / "initializers.json").shapes()
+        for network, part in (("unet", "denoiser"), ("text_encoder", "text_encoder"))
+    }
+    names = ["toy.safetensors", "a:b.safetensors"]
+    for seed, name in enumerate(names):
+        write(Path(name), "kohya", draw(LINEAR, shapes, seed=seed))
+    return names
+
+
+def made(sd2rt: Command, *words: Any) -> tuple[dict[str, Any], np.ndarray]:
+    said = sd2rt("run", *words, "--json", "-q")
+    assert said.code == 0, said.err
+    facts = json.loads(said.out)
+    with Image.open(facts["path"]) as image:
+        assert json.loads(image.info["sd2rt"]).items() <= facts.items()
+        return facts, np.asarray(image, np.int16)
+
+
+def test_pictures_with_loras(sd2rt: Command, small_bundle: Path, files: list[str]) -> None:
+    facts, plain = made(sd2rt, small_bundle, "a fox", *FAST)
+    assert "loras" not in facts
+    facts, image = made(sd2rt, small_bundle, "a fox", *FAST, "--lora", f"{files[0]}:0.8", "--lora", files[1])
+    digests = [read_lora(name).sha256[:12] for name in files]
+    assert facts["loras"] == [
+        {"name": "toy", "scale": 0.8, "sha256": digests[0]},
+        {"name": "a:b", "scale": 1.0, "sha256": digests[1]},
+    ]
+    assert np.abs(image - plain).max() > 1
+    _, other = made(sd2rt, small_bundle, "a fox", *FAST, "--lora", files[1], "--lora", f"{files[0]}:0.8")
+    np.testing.assert_array_equal(other, image)
+    _, again = made(sd2rt, small_bundle, "a fox", *FAST, "--lora", f"{files[0]}:0")
+    np.testing.assert_array_equal(again, plain)
+
+
+def test_a_lora_is_asked_for_again(sd2rt: Command, small_bundle: Path, files: list[str]) -> None:
+    word = f"{files[0]}:0.8"
+    first = sd2rt("run", small_bundle, "a fox", *FAST, "--lora", word, "-o", "first.png")
+    assert first.code == 0, first.err
+    again = ("run", "--from", "first.png", small_bundle, "--threads", "1", "-o", "second.png")
+    said = sd2rt(*again, "--lora", word)
+    assert (said.code, said.err) == (0, "")
+    with Image.open("first.png") as one, Image.open("second.png") as two:
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+    digest = read_lora(files[0]).sha256[:12]
+    assert sd2rt(*again).err == (
+        f"sd2rt: note: the LoRA toy ({digest}) is not in it: give its file with --lora FILE:0.8\n"
+    )
+    said = sd2rt(*again, "--lora", f"{files[0]}:0.5")
+    assert said.err == "sd2rt: note: the LoRA toy is given at 0.5, it was made with it at 0.8\n"
+    Path(files[0]).write_bytes(Path(files[1]).read_bytes())
+    said = sd2rt(*again, "--lora", word)
+    assert said.err == "sd2rt: note: the LoRA toy is another file than the one that it was made with\n"
+
+
+def test_loras_that_are_refused(
+    sd2rt: Command, refused: Refused, small_bundle: Path, small_upscaler_bundle: Path, files: list[str]
+) -> None:
+    command = ("run", small_bundle, "a fox", *FAST)
+    assert refused(2, *command, "--lora", "none.safetensors") == (
+        "none.safetensors cannot be read: No such file or directory"
+    )
+    assert "is nan: give a finite number" in refused(2, *command, "--lora", f"{files[0]}:nan")
+    said = refused(2, *command, "--lora", files[0], "--lora", files[0])
+    assert said == f"two LoRAs are named '{files[0]}': give one of them another name, or leave it out"
+    said = refused(2, "run", small_upscaler_bundle, "a fox", "--image", "x.png", "--lora", "none.safetensors")
+    assert "x.png" in said or "none.safetensors" in said
+
+
+@pytest.mark.parametrize("option", ["prompt", "--negative"])
+@pytest.mark.parametrize("named", ["<lora:toy:0.8>", "<lyco:toy>", "<hypernet:toy:1>"])
+def test_a_prompt_names_no_files(
+    sd2rt: Command, refused: Refused, small_bundle: Path, option: str, named: str
+) -> None:
+    words = (f"a fox {named}",) if option == "prompt" else ("a fox", option, named)
+    said = refused(2, "run", small_bundle, *words, "--prompt-syntax", "a1111")
+    assert said == (
+        f"the prompt names {named}, and a prompt names no files here: give a LoRA with --lora FILE:SCALE, "
+        "or load_lora(), and leave it out of the prompt"
+    )
+    # Where prompts are read as diffusers reads them that is text, as it is there.
+    assert sd2rt("run", small_bundle, *words, *FAST, "-q").code == 0

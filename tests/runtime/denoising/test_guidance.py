@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from sd2rt.runtime.denoising.guidance import plan_guidance, unguided
+from sd2rt.runtime.prompts.text_conditioning import Texts
+
+LEVELS = (14.6, 6.0, 3.0, 1.0, 0.3)
+COND, OTHER, UNCOND = (np.full((77, 8), value, np.float32) for value in (1, 2, 3))
+PLAIN = Texts((COND,), UNCOND)
+
+
+def scales(*given: float, calls: int = 5) -> list[float]:
+    found: list[float] = plan_guidance(given, 0.0, None, (1.0,) * calls).values[:, 0].tolist()
+    return found
+
+
+def test_one_scale_is_every_calls() -> None:
+    guidance = plan_guidance(7.5, 0.7, None, LEVELS)
+    assert guidance.values.dtype == np.float32
+    np.testing.assert_array_equal(guidance.values, np.array([[7.5, 0.7]] * 5, np.float32))
+    assert guidance.guided == (True,) * 5
+
+
+def test_scales_are_spread_over_the_calls() -> None:
+    assert scales(9, 5) == [9, 8, 7, 6, 5]
+    assert scales(9, 5, 9) == [9, 7, 5, 7, 9]
+    assert scales(9, 4, calls=1) == [9]
+    assert scales(8) == [8] * 5
+
+
+def test_as_many_scales_as_calls_are_one_each() -> None:
+    for calls in (2, 3, 7, 13, 51):
+        given = np.random.default_rng(calls).uniform(1.5, 12, calls).astype(np.float32).tolist()
+        assert scales(*given, calls=calls) == given
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, (1.0, 0.5), (0.0,)])
+def test_a_scale_of_one_or_less_guides_nothing(scale: float | tuple[float, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guidance = plan_guidance(scale, 0.7, (0.5, 2), LEVELS)
+    assert guidance.guided == (False,) * 5
+    np.testing.assert_array_equal(guidance.values, [[1, 0]] * 5)
+
+
+def test_a_ramp_to_nothing_stops_guiding_where_it_reaches_one() -> None:
+    guidance = plan_guidance((3, -1), 0.5, None, LEVELS)
+    assert guidance.values.tolist() == [[3, 0.5], [2, 0.5], [1, 0], [1, 0], [1, 0]]
+    assert guidance.guided == (True, True, False, False, False)
+
+
+def test_an_interval_is_open_below_and_closed_above() -> None:
+    guidance = plan_guidance(5, 0.7, (1.0, 6.0), LEVELS)
+    assert guidance.guided == (False, True, True, False, False)
+    np.testing.assert_array_equal(guidance.values[[0, 3, 4]], [[1, 0]] * 3)
+    np.testing.assert_array_equal(guidance.values[1:3], np.array([[5, 0.7]] * 2, np.float32))
+    assert plan_guidance(5, 0, (0, np.inf), (np.inf, *LEVELS)).guided == (True,) * 6
+
+
+def test_an_interval_between_the_levels_is_told() -> None:
+    message = (
+        "no call is guided: the guidance interval is 20 to 30, the calls' noise levels are 14.6, 6, 3, 1, 0.3"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        assert not any(plan_guidance(5, 0, (20, 30), LEVELS).guided)
+
+
+def test_an_interval_needs_levels() -> None:
+    with pytest.raises(ValueError, match="tells its noise levels"):
+        plan_guidance(5, 0, (1, 2), (3.0, np.nan))
+
+
+def test_texts_lose_a_row_where_a_call_is_not_guided_and_stay_one_object_else() -> None:
+    other = Texts((OTHER,), UNCOND)
+    told = plan_guidance(5, 0, (1.0, 6.0), LEVELS).of((PLAIN, PLAIN, other, PLAIN, PLAIN))
+    assert [texts.rows for texts in told] == [1, 2, 2, 1, 1]
+    assert told[1] is PLAIN
+    assert told[2] is other
+    assert told[0] is told[3] is told[4]
+    assert told[0].conds == (COND,)
+    assert told[0].uncond is None
+
+
+def test_a_composition_keeps_its_rows() -> None:
+    """At scale 1 it is m_u + sum_p shares_p (m_p - m_u), of which m_u goes away for one prompt of share 1 alone."""
+    for texts in (Texts((COND, OTHER), UNCOND, (0.6, 0.4)), Texts((COND,), UNCOND, (0.6,)), Texts((COND,))):
+        assert unguided(texts) is texts

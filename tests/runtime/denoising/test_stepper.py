@@ -1,0 +1,246 @@
+"""The step loop over one small denoiser: rows that come and go, and what samples of one batch know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sd2rt.runtime import Pipeline, Request
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.runtime.request.request import make_request
+from sd2rt.runtime.denoising.batch_rows import Rows
+from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.denoising.stepper import run_steps
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
+
+CLOSE = 1e-5
+"""Of the largest value: with more rows in a call, the engine's kernels add up in another order."""
+
+
+@pytest.fixture(scope="module")
+def pipe(small_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.open(small_bundle, threads=1) as pipeline:
+        yield pipeline
+
+
+def text(value: int, tokens: int = 77) -> NDArray[np.float32]:
+    return np.random.default_rng(value).standard_normal((tokens, 32)).astype(np.float32)
+
+
+FOX, SNOW, NIGHT, NOTHING = (text(value) for value in range(4))
+PLAIN = Texts((FOX,), NOTHING)
+
+
+def plan_of(pipe: Pipeline, sampler: Any, steps: int, eta: float = 0.0) -> Plan:
+    config = sampler_config(sampler, pipe.manifest.sampler)
+    return make_plan(pipe.manifest.noise, config, SamplingOptions(steps, eta=eta))
+
+
+def trajectory(
+    plan: Plan,
+    texts: tuple[Texts, ...],
+    seed: int,
+    *,
+    scale: float | tuple[float, ...] = 6.0,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+) -> Trajectory:
+    """``texts`` are repeated over the calls."""
+    each = (texts * len(plan.steps))[: len(plan.steps)]
+    guidance = plan_guidance(scale, rescale, interval, plan.levels)
+    generator = Generator(seed)
+    return Trajectory(plan, generator.randn((4, 8, 8)), guidance.of(each), guidance.values, generator, seed)
+
+
+def finished(pipe: Pipeline, trajectories: list[Trajectory], max_batch: int = 4) -> list[NDArray[np.float32]]:
+    for group in batchable(trajectories):
+        for _ in run_steps(pipe.engine("denoiser"), group, max_batch):
+            pass
+    assert all(t.done == t.length for t in trajectories)
+    return [t.latents for t in trajectories]
+
+
+def by_hand(pipe: Pipeline, asked: Trajectory) -> NDArray[np.float32]:
+    """Each step as a call by itself, of as many rows as it needs, its state carried over on the host."""
+    state = np.zeros((1, 5, *asked.latents.shape), np.float32)
+    state[0, 0] = asked.latents
+    for index in range(asked.length):
+        rows = Rows.of([asked.texts[index]])
+        session = pipe.engine("denoiser").session({"B": 1, **rows.dims, "h": 8, "w": 8})
+        rows.write(session.buffers, None)
+        noise = (
+            asked.generator.randn(asked.latents.shape) if asked.noisy[index] else np.zeros_like(asked.latents)
+        )
+        values = {
+            "state": state,
+            "noise": noise[None],
+            "timestep": asked.timesteps[index : index + 1],
+            "weights": asked.weights[index : index + 1],
+            "update": asked.updates[index : index + 1],
+            "guidance": asked.guidance[index : index + 1],
+        }
+        for name, value in values.items():
+            session.buffers[name].write(value)
+        session.launch()
+        state = session.buffers["state_out"].read()
+    latents: NDArray[np.float32] = state[0, 0]
+    return latents
+
+
+def assert_close(found: Any, expected: Any, what: str = "") -> None:
+    assert np.abs(np.subtract(found, expected)).max() <= CLOSE * np.abs(expected).max(), what
+
+
+CASES: dict[str, Callable[[Pipeline], Trajectory]] = {
+    "plain": lambda pipe: trajectory(plan_of(pipe, "ddim", 5), (PLAIN,), 1),
+    "interval": lambda pipe: trajectory(
+        plan_of(pipe, "dpmpp-2m", 7), (PLAIN,), 2, interval=(0.4, 4), rescale=0.5
+    ),
+    "interval, fresh noise": lambda pipe: trajectory(
+        plan_of(pipe, "ddim", 7, eta=1.0), (PLAIN,), 3, interval=(0.4, 4)
+    ),
+    "ramp": lambda pipe: trajectory(plan_of(pipe, "pndm", 5), (PLAIN,), 4, scale=(9, 2)),
+    "composition": lambda pipe: trajectory(
+        plan_of(pipe, "euler", 6), (Texts((FOX, SNOW, NIGHT), NOTHING, (0.7, 0.6, -0.4)),), 5
+    ),
+    "alternating": lambda pipe: trajectory(
+        plan_of(pipe, "dpmpp-2m", 6), (PLAIN, Texts((SNOW,), NOTHING)), 6, scale=(3, 7)
+    ),
+    "composed in turn": lambda pipe: trajectory(
+        plan_of(pipe, "ddim", 6), (PLAIN, Texts((SNOW, NIGHT), FOX, (0.3, 0.7))), 7, rescale=0.7
+    ),
+    "unguided": lambda pipe: trajectory(plan_of(pipe, "euler", 4), (Texts((NIGHT,)),), 8, scale=1.0),
+    "long": lambda pipe: trajectory(plan_of(pipe, "ddim", 3), (Texts((text(9, 154),), text(10, 154)),), 9),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_makes_the_steps_one_by_one(pipe: Pipeline, name: str) -> None:
+    """To the bit: what is handed over from session to session is what the last call left."""
+    expected = by_hand(pipe, CASES[name](pipe))
+    (found,) = finished(pipe, [CASES[name](pipe)])
+    np.testing.assert_array_equal(found, expected)
+    assert found.std() > 0.05
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 16])
+def test_a_mixed_batch_is_each_alone(pipe: Pipeline, max_batch: int) -> None:
+    """Rows of every kind come and go beside each other, in batches of any size."""
+    together = finished(pipe, [make(pipe) for make in CASES.values()], max_batch)
+    for name, found in zip(CASES, together, strict=True):
+        (alone,) = finished(pipe, [CASES[name](pipe)])
+        assert_close(found, alone, name)
+
+
+def test_calls_outside_of_the_interval_run_one_row(pipe: Pipeline, launched_rows: list[int]) -> None:
+    plan = plan_of(pipe, "ddim", 10)
+    interval = (0.4, 4.0)
+    finished(pipe, [trajectory(plan, (PLAIN,), 1, interval=interval)])
+    assert launched_rows == [2 if 0.4 < level <= 4 else 1 for level in plan.levels]
+    assert {*launched_rows} == {1, 2}
+    launched_rows.clear()
+    finished(pipe, [trajectory(plan, (PLAIN,), 1, scale=(4, 0))])
+    assert launched_rows == [2] * 7 + [1] * 3
+
+
+def test_a_prompt_of_no_share_is_as_if_it_were_not_there(pipe: Pipeline) -> None:
+    plan = plan_of(pipe, "ddim", 5)
+    for other in (FOX, SNOW):
+        texts = Texts((FOX, other), NOTHING, (1.0, 0.0))
+        found, expected = (
+            finished(pipe, [trajectory(plan, (told,), 1, rescale=0.5)]) for told in (texts, PLAIN)
+        )
+        assert_close(found, expected)
+
+
+def test_shares_of_one_prompt_add_up(pipe: Pipeline) -> None:
+    plan = plan_of(pipe, "ddim", 5)
+    halves = Texts((FOX, FOX), NOTHING, (0.25, 0.75))
+    found, expected = (finished(pipe, [trajectory(plan, (told,), 1)]) for told in (halves, PLAIN))
+    assert_close(found, expected)
+
+
+def test_the_whole_interval_is_plain_guidance(pipe: Pipeline) -> None:
+    plan = plan_of(pipe, "ddim", 5)
+    found, expected = (
+        finished(pipe, [trajectory(plan, (PLAIN,), 1, interval=interval)]) for interval in ((0, np.inf), None)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_stays_in_its_sample(pipe: Pipeline, bad: float) -> None:
+    """Also where another sample has more prompts: what fills the others' up is theirs."""
+    plan = plan_of(pipe, "ddim", 5)
+    texts = (Texts((FOX, SNOW, NIGHT), NOTHING, (0.5, 0.5, 0.5)), PLAIN, Texts((NIGHT,)))
+    spoilt, *others = (trajectory(plan, (told,), seed) for seed, told in enumerate(texts))
+    for batch in run_steps(pipe.engine("denoiser"), [spoilt, *others], 4):
+        if spoilt.done == 2 and spoilt.error is None:
+            latents = batch.latents()
+            latents[0] = bad
+            batch.replace(latents)
+    assert "step 3 of 5" in str(spoilt.error)
+    for seed, found in enumerate(others, 1):
+        (alone,) = finished(pipe, [trajectory(plan, (texts[seed],), seed)])
+        assert_close(found.latents, alone)
+
+
+def test_texts_of_two_lengths_share_a_batch(pipe: Pipeline, launched_rows: list[int]) -> None:
+    """The shorter one is repeated, which changes no more than a batch does."""
+    common: dict[str, Any] = {"num_inference_steps": 3, "sampler": "ddim", "output_type": "latent"}
+    requests = [
+        Request(prompt="a fox", seed=1, **common),
+        Request(prompt_embeds=text(5, 154), negative_prompt_embeds=text(6, 154), seed=2, **common),
+        Request(prompt_embeds=text(5, 77), guidance_scale=1, seed=3, **common),
+    ]
+    alone = [pipe.generate([request])[0].images for request in requests]
+    launched_rows.clear()
+    together = pipe.generate(requests)
+    assert launched_rows == [5, 5, 5]
+    for found, expected in zip(together, alone, strict=True):
+        assert_close(found.images, expected)
+
+
+def test_requests_say_their_guidance(pipe: Pipeline, launched_rows: list[int]) -> None:
+    """An interval, a ramp, plain and none at once are each what they are alone."""
+    common: dict[str, Any] = {"num_inference_steps": 6, "sampler": "euler", "output_type": "np"}
+    requests = [
+        Request(prompt="a fox", seed=1, guidance_interval=(0.4, 4), **common),
+        Request(prompt="a fox", seed=2, guidance_scale=(9, 0), guidance_rescale=0.3, **common),
+        Request(prompt="a fox", seed=3, **common),
+        make_request(prompt="a fox", seed=4, preset="turbo", output_type="np"),
+    ]
+    alone = [pipe.generate([request])[0].images for request in requests]
+    launched_rows.clear()
+    together = pipe.generate(requests)
+    assert len(launched_rows) == 6
+    assert 3 < min(launched_rows) + 1 <= max(launched_rows) <= 7
+    for found, expected in zip(together, alone, strict=True):
+        assert_close(found.images, expected)
+    assert not np.array_equal(alone[0], alone[2])
+
+
+def test_an_edited_text_keeps_its_session(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the words change, the state stays where it is."""
+    written: list[slice | None] = []
+    engine = pipe.engine("denoiser")
+    dims = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
+    buffer = engine.session(dims, {"state_out": "state"}, "finite").buffers["state"]
+    push = type(buffer).push
+
+    def counted(self: Any, rows: slice | None = None) -> None:
+        if self is buffer:
+            written.append(rows)
+        push(self, rows)
+
+    monkeypatch.setattr(type(buffer), "push", counted)
+    finished(pipe, [trajectory(plan_of(pipe, "ddim", 6), (PLAIN, Texts((SNOW,), NOTHING)), 1)])
+    assert written == [slice(0, 1)]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd2rt.engines.bundle.sampler_config import NoiseConfig
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
+
+NOISE = NoiseConfig(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="epsilon",
+)
+PLAN = make_plan(NOISE, sampler_config("ddim"), SamplingOptions(4))
+
+
+def told(tokens: int = 77) -> Texts:
+    return Texts((np.zeros((tokens, 8), np.float32),))
+
+
+def trajectory(**changes: Any) -> Trajectory:
+    fields: dict[str, Any] = {
+        "plan": PLAN,
+        "latents": np.zeros((4, 8, 8), np.float32),
+        "texts": (told(),) * 4,
+        "guidance": np.array([[1, 0]] * 4, np.float32),
+        "generator": Generator(0),
+        "seed": 0,
+    }
+    return Trajectory(**{**fields, **changes})
+
+
+def test_it_knows_where_its_texts_change() -> None:
+    one, other = told(), told()
+    assert trajectory().turns == (False, False, False, False, True)
+    assert trajectory(texts=(one, other, other, one)).turns == (False, True, False, True, True)
+
+
+def test_it_knows_where_its_guidance_changes() -> None:
+    assert trajectory().ramps == (False,) * 4
+    guidance = np.array([[7, 0], [7, 0.5], [7, 0.5], [3, 0.5]], np.float32)
+    assert trajectory(guidance=guidance).ramps == (False, True, False, True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"texts": (told(),) * 3}, {"guidance": np.ones((3, 2))}, {"guidance": np.ones(4)}]
+)
+def test_every_call_has_texts_and_guidance(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="for 4 calls"):
+        trajectory(**changes)
+
+
+def of_lengths(*lengths: int, side: int = 8) -> list[Trajectory]:
+    latents = np.zeros((4, 8, side), np.float32)
+    return [trajectory(texts=(told(length),) * 4, latents=latents) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ((77, 77, 77), [[0, 1, 2]]),
+        ((77, 154, 77, 231), [[0, 2, 3], [1]]),
+        ((154, 77, 462, 231), [[0, 1, 2, 3]]),
+        ((10, 77), [[0], [1]]),
+    ],
+)
+def test_texts_share_a_batch_where_their_length_divides_the_longest(
+    lengths: tuple[int, ...], groups: list[list[int]]
+) -> None:
+    trajectories = of_lengths(*lengths)
+    found = [[trajectories.index(member) for member in group] for group in batchable(trajectories)]
+    assert found == groups
+
+
+def test_latents_of_two_shapes_share_no_batch() -> None:
+    small, wide = of_lengths(77), of_lengths(77, side=16)
+    assert batchable([*small, *wide]) == [small, wide]
+
+
+def test_texts_of_several_lengths_in_turn() -> None:
+    (long,) = of_lengths(154)
+    turning = trajectory(texts=(told(77), told(154), told(154), told(77)))
+    assert turning.group == long.group

@@ -1,0 +1,290 @@
+"""Whole images on a simulated GPU: bit-equal to the CPU's, and no step waits for the one before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import EngineError
+from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.interface import symbols_of
+from sd2rt.runtime import Pipeline, Request
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.denoising.stepper import run_steps
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.denoising.trajectory import Trajectory
+
+from ...engines.simulated_gpu import Pace, SimulatedGpu
+from ...engines.simulated_tensorrt import build, make_tensorrt
+
+SIZES = {
+    "B": (1, 2, 8),
+    "R": (1, 4, 24),
+    "P": (1, 1, 3),
+    "L": (77, 77, 308),
+    "h": (8, 8, 64),
+    "w": (8, 8, 64),
+    "M": (1, 1024, 4096),
+}
+
+
+@pytest.fixture(scope="module")
+def cpu(small_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.open(small_bundle, threads=1) as pipeline:
+        yield pipeline
+
+
+def compiled(source: Path, target: Path, module: Any, **entry: Any) -> Path:
+    """A copy of a bundle with an engine of each part, as the simulated module has them."""
+    shutil.copytree(source, target, copy_function=os.link)
+    manifest = read_manifest(target)
+    engines = []
+    for name, part in manifest.parts.items():
+        sizes = {symbol: SIZES[symbol] for symbol in symbols_of(part)}
+        engines.append(build(target, name, part, target / part.onnxruntime, [sizes], module=module, **entry))
+    (target / "bundle.json").unlink()
+    (target / "bundle.json").write_text(manifest.model_copy(update={"engines": tuple(engines)}).to_json())
+    return target
+
+
+Open = Callable[..., tuple[SimulatedGpu, Pipeline]]
+
+
+@pytest.fixture
+def on_gpu(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    opened: list[Pipeline] = []
+
+    def open_pipeline(pace: Pace = "random", seed: int = 0, **options: Any) -> tuple[SimulatedGpu, Pipeline]:
+        gpu = SimulatedGpu(pace=pace, seed=seed)
+        gpu.install(monkeypatch)
+        module = make_tensorrt(gpu)
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        bundle = compiled(small_bundle, tmp_path / f"bundle-{len(opened)}", module)
+        opened.append(pipeline := Pipeline.open(bundle, device="cuda", threads=1, **options))
+        return gpu, pipeline
+
+    yield open_pipeline
+    for pipeline in opened:
+        pipeline.close()
+
+
+COMMON: dict[str, Any] = {"output_type": "np"}
+REQUESTS = [
+    Request(prompt="a fox", seed=1, num_inference_steps=6, sampler="pndm", **COMMON),
+    Request(prompt="snow", seed=2, num_inference_steps=9, sampler="ddim", eta=1.0, **COMMON),
+    Request(
+        prompt="night",
+        seed=3,
+        num_inference_steps=7,
+        sampler="dpmpp-2m",
+        guidance_interval=(0.4, 4),
+        **COMMON,
+    ),
+    Request(prompt="a lake", seed=4, num_inference_steps=4, sampler="euler-a", guidance_scale=1, **COMMON),
+    Request(
+        prompt="[fox|owl]", seed=5, num_inference_steps=5, prompt_syntax="a1111", sampler="heun", **COMMON
+    ),
+    Request(prompt="a hill", seed=6, num_inference_steps=3, guidance_scale=(9, 2), sampler="ddim", **COMMON),
+]
+"""Every image joins and leaves at another step; some draw noise at each, some are told other things in between."""
+
+
+def images(pipeline: Pipeline, requests: list[Request]) -> list[NDArray[Any]]:
+    return [np.asarray(output.images) for output in pipeline.generate(requests)]
+
+
+@pytest.fixture(scope="module")
+def expected(cpu: Pipeline) -> list[NDArray[Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "max_batch", 3)
+        return images(cpu, REQUESTS)
+
+
+@pytest.mark.parametrize("pace", ["lazy", "random"])
+def test_mixed_batches_are_the_cpus(expected: list[NDArray[Any]], on_gpu: Open, pace: Pace) -> None:
+    """Text encoder, steps and decoder, to the bit, at whatever moments the device works."""
+    gpu, pipeline = on_gpu(pace, max_batch=3)
+    found = images(pipeline, REQUESTS)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({image.tobytes() for image in found}) == len(REQUESTS)
+    part: Any = pipeline.engine("denoiser")
+    (denoiser,) = part._engines.values()
+    launched = [session for session in denoiser._sessions if session._graph is not None]
+    assert gpu.counts["graph launch"] > len(launched) > 1
+
+
+def test_each_bucket_is_captured_once(on_gpu: Open) -> None:
+    gpu, pipeline = on_gpu()
+    settings = COMMON | {"output_type": "latent"}
+    request = Request(prompt="a fox", seed=1, num_inference_steps=9, sampler="ddim", **settings)
+    pipeline.generate([request])
+    first = gpu.counts["capture"]
+    assert first >= 1
+    pipeline.generate([request])
+    # The text encoder's and that of the steps, at most: the second time each is known, or captured at its second.
+    assert gpu.counts["capture"] - first <= 1
+    settled = gpu.counts["capture"]
+    for _ in range(3):
+        pipeline.generate([request])
+    assert gpu.counts["capture"] == settled
+
+
+def test_autoencoder_in_tiles(on_gpu: Open, small_bundle: Path) -> None:
+    """An image that is begun with, larger than a tile: what each pass finds out goes into the next."""
+    options: dict[str, Any] = {
+        "image": np.random.default_rng(0).random((320, 256, 3)).astype(np.float32),
+        "strength": 0.5,
+        "num_inference_steps": 2,
+        "seed": 3,
+        "output_type": "np",
+        "width": 256,
+        "height": 320,
+    }
+    # First: what is loaded while the simulation is in place is simulated.
+    with Pipeline.open(small_bundle, threads=1, tile=32) as plain:
+        expected = plain("a fox", **options).images
+    np.testing.assert_array_equal(on_gpu(tile=32)[1]("a fox", **options).images, expected)
+
+
+def text(value: int) -> NDArray[np.float32]:
+    return np.random.default_rng(value).standard_normal((77, 32)).astype(np.float32)
+
+
+PLAIN = Texts((text(0),), text(1))
+
+
+def trajectory(
+    pipe: Pipeline, steps: int, seed: int, *, sampler: Any = "ddim", eta: float = 0.0, interval: Any = None
+) -> Trajectory:
+    config = sampler_config(sampler, pipe.manifest.sampler)
+    plan = make_plan(pipe.manifest.noise, config, SamplingOptions(steps, eta=eta))
+    guidance = plan_guidance(6.0, 0.0, interval, plan.levels)
+    generator = Generator(seed)
+    texts = guidance.of((PLAIN,) * len(plan.steps))
+    return Trajectory(plan, generator.randn((4, 8, 8)), texts, guidance.values, generator, seed)
+
+
+@pytest.mark.parametrize("interval", [None, (0.4, 4.0)])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_trajectory_waits_for_nothing(on_gpu: Open, interval: Any, eta: float) -> None:
+    """A device that keeps up is waited for at the end alone, also where the batch is remade on the way."""
+    gpu, pipeline = on_gpu("eager")
+    made = trajectory(pipeline, 12, 1, interval=interval, eta=eta)
+    waits = [gpu.waits for _ in run_steps(pipeline.engine("denoiser"), [made], 4)]
+    assert len(set(waits)) == 1
+    # Its latents, and nothing else.
+    assert gpu.waits == waits[0] + 1
+
+
+def test_a_yield_means_enqueued(on_gpu: Open) -> None:
+    gpu, pipeline = on_gpu("lazy")
+    waits = gpu.waits
+    steps = run_steps(pipeline.engine("denoiser"), [trajectory(pipeline, 12, 1)], 4)
+    for _ in range(4):
+        next(steps)
+    assert gpu.counts["run"] == 0
+    assert gpu.waits == waits
+    # From here on the host is as far ahead as it may be, and each step waits for one of long ago.
+    next(steps)
+    assert 0 < gpu.counts["run"] <= 1
+    steps.close()
+    assert gpu.counts["run"] == 5
+
+
+@pytest.mark.parametrize("interval", [None, (0.4, 4.0)])
+@pytest.mark.parametrize("bad", [1, 3, 7, 8])
+@pytest.mark.parametrize(
+    ("pace", "seed"), [("lazy", 0), ("eager", 0), *(("random", seed) for seed in range(3))]
+)
+def test_an_error_that_is_found_late_names_its_step(
+    cpu: Pipeline, on_gpu: Open, pace: Pace, seed: int, bad: int, interval: Any
+) -> None:
+    def spoilt(pipe: Pipeline) -> tuple[Trajectory, Trajectory]:
+        made, other = trajectory(pipe, 8, 1, interval=interval), trajectory(pipe, 10, 2)
+        made.updates = made.updates.copy()
+        made.updates[bad - 1] = np.nan
+        for _ in run_steps(pipe.engine("denoiser"), [made, other], 4):
+            pass
+        return made, other
+
+    expected, alone = spoilt(cpu)
+    found, other = spoilt(on_gpu(pace, seed)[1])
+    assert str(found.error) == str(expected.error)
+    assert f"step {bad} of 8 (timestep" in str(found.error)
+    if pace == "lazy" and bad < 4:
+        assert found.done > bad
+    if pace == "eager":
+        assert found.done == bad
+    assert other.error is None
+    assert other.done == other.length
+    # It was beside the other one for some steps more.
+    assert np.abs(other.latents - alone.latents).max() <= 1e-5 * np.abs(alone.latents).max()
+
+
+def test_what_a_broken_loop_did_not_hear_is_not_the_next_ones(on_gpu: Open, cpu: Pipeline) -> None:
+    _, pipeline = on_gpu("lazy")
+    spoilt = trajectory(pipeline, 8, 1)
+    spoilt.updates = np.full_like(spoilt.updates, np.nan)
+    steps = run_steps(pipeline.engine("denoiser"), [spoilt], 4)
+    next(steps)
+    next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    ends = []
+    for pipe in (pipeline, cpu):
+        whole = trajectory(pipe, 4, 2)
+        for _ in run_steps(pipe.engine("denoiser"), [whole], 4):
+            pass
+        assert whole.error is None
+        ends.append(whole.latents)
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
+def test_a_loop_that_is_left_hands_out_what_it_has(on_gpu: Open, cpu: Pipeline) -> None:
+    ends = []
+    for pipe in (on_gpu("lazy")[1], cpu):
+        made = trajectory(pipe, 8, 1, sampler="euler-a")
+        steps = run_steps(pipe.engine("denoiser"), [made], 4)
+        for _ in range(3):
+            next(steps)
+        steps.close()
+        ends.append(made.latents)
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
+def test_previews_and_callbacks(on_gpu: Open, cpu: Pipeline) -> None:
+    """They wait for the device, and what they put in place is gone on from."""
+
+    def halve(pipe: Any, step: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": given["latents"] / 2} if step == 1 else {}
+
+    options: dict[str, Any] = {
+        "num_inference_steps": 4,
+        "seed": 3,
+        "output_type": "np",
+        "sampler": "dpmpp-2m",
+    }
+    found, expected = (
+        pipe("a fox", callback_on_step_end=halve, **options).images for pipe in (on_gpu()[1], cpu)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_device_that_fails_on_the_way(on_gpu: Open) -> None:
+    gpu, pipeline = on_gpu("lazy")
+    steps = run_steps(pipeline.engine("denoiser"), [trajectory(pipeline, 30, 1)], 4)
+    next(steps)
+    gpu.fault = "CUDA_ERROR_ECC_UNCORRECTABLE"
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ECC_UNCORRECTABLE.*start it again"):
+        next(steps)

@@ -1,0 +1,155 @@
+"""AND, prompt editing and alternation, by what A1111's own parser makes of each text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd2rt.runtime.prompts.a1111.edits import EditedPrompt, compose
+
+A1111_TEXT = st.lists(st.sampled_from([*"[]():|\\ab 01.5-\n", "AND", "BREAK"]), max_size=40).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a cat", [("a cat", 1)]),
+        ("", [("", 1)]),
+        ("a AND b:0.7", [("a", 1), (" b", 0.7)]),
+        ("a :1.2 AND b: -0.5 AND c", [("a", 1.2), (" b", -0.5), (" c", 1)]),
+        # Without AND too: the guidance of the whole prompt.
+        ("a cat:0.7", [("a cat", 0.7)]),
+        ("a cat:+2.", [("a cat", 2)]),
+        ("a cat:.5", [("a cat", 0.5)]),
+        ("a cat:one", [("a cat:one", 1)]),
+        ("a cat:1.5 big", [("a cat:1.5 big", 1)]),
+        ("a:2:3", [("a:2", 3)]),
+        # A number in brackets is a weight of the text, not a share.
+        ("(a:1.3)", [("(a:1.3)", 1)]),
+        # Whole words only, in capitals, and inside brackets as well.
+        ("SAND and BRAND", [("SAND and BRAND", 1)]),
+        ("[a AND b:0.5]", [("[a", 1), (" b:0.5]", 1)]),
+        # Of several lines no share is read.
+        ("a\nb:0.5", [("a\nb:0.5", 1)]),
+        ("a:0.5\n", [("a", 0.5)]),
+    ],
+)
+def test_composition(prompt: str, expected: list[tuple[str, float]]) -> None:
+    assert compose(prompt) == expected
+
+
+def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, str]]:
+    """How many calls in a row say what."""
+    found: list[tuple[int, str]] = []
+    for text in EditedPrompt(prompt).texts(calls, calls if steps is None else steps):
+        if found and found[-1][1] == text:
+            found[-1] = found[-1][0] + 1, text
+        else:
+            found.append((1, text))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        # 0.4 of 10 calls is 4, and the 4th, counted from 0, is the last that says the first.
+        ("[a:b:0.4] c", [(5, "a c"), (5, "b c")]),
+        ("[a:b:4] c", [(5, "a c"), (5, "b c")]),
+        ("[b:0.4]", [(5, ""), (5, "b")]),
+        ("[a::0.4]", [(5, "a"), (5, "")]),
+        ("[:b:0.4]", [(5, ""), (5, "b")]),
+        ("[a:b:0.49]", [(5, "a"), (5, "b")]),
+        ("[ a : b : 0.4 ]", [(5, " a "), (5, " b ")]),
+        ("[a:b:.4]", [(5, "a"), (5, "b")]),
+        ("[a:b:4e0]", [(5, "a"), (5, "b")]),
+        # From the first call on, and never.
+        ("[a:b:0]", [(10, "b")]),
+        ("[a:b:-3]", [(10, "b")]),
+        ("[a:b:10]", [(10, "a")]),
+        ("[a:b:99]", [(10, "a")]),
+        ("[a:b:1e999]", [(10, "a")]),
+        # With a point it is a share, 1.0 all of them; without one a step.
+        ("[a:b:1.0]", [(10, "a")]),
+        ("[a:b:1]", [(2, "a"), (8, "b")]),
+        # Nested, and with weights, which stay as they are typed.
+        ("a[b:[c:d:6]:3]e", [(4, "abe"), (3, "ace"), (3, "ade")]),
+        ("[(a:1.2):[[b]]:3]", [(4, "(a:1.2)"), (6, "[[b]]")]),
+        ("([a:b:3]:1.2)", [(4, "(a:1.2)"), (6, "(b:1.2)")]),
+        # One after the other; the first of all twice, as the count begins at 0 and the turns at 1.
+        ("[a|b]", [(2, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a")]),
+        (
+            "[a|b|]c",
+            [
+                (2, "ac"),
+                (1, "bc"),
+                (1, "c"),
+                (1, "ac"),
+                (1, "bc"),
+                (1, "c"),
+                (1, "ac"),
+                (1, "bc"),
+                (1, "c"),
+            ],
+        ),
+        ("[[a|b]:c:3]", [(2, "a"), (1, "b"), (1, "a"), (6, "c")]),
+        # No edit: left as typed.
+        ("[a]", [(10, "[a]")]),
+        ("(a:1.3)", [(10, "(a:1.3)")]),
+        ("[a:b]", [(10, "[a:b]")]),
+        ("[a:b:c:0.5]", [(10, "[a:b:c:0.5]")]),
+        ("[a:b:0.4", [(10, "[a:b:0.4")]),
+        (r"\[a:b:0.4\]", [(10, r"\[a:b:0.4\]")]),
+        ("[a:b|c:3]", [(10, "[a:b|c:3]")]),
+        # What does not balance is left alone around what does.
+        ("((a][:b:c [d:3]", [(4, "((a][:b:c "), (6, "((a][:b:c d")]),
+        ("[[a:b:3]", [(4, "[a"), (6, "[b")]),
+        # A | outside of brackets, or a backslash at the end: nothing is edited.
+        ("a|b [c:d:3]", [(10, "a|b [c:d:3]")]),
+        ("[c:d:3] \\", [(10, "[c:d:3] \\")]),
+        ("", [(10, "")]),
+    ],
+)
+def test_editing_over_ten_calls(prompt: str, expected: list[tuple[int, str]]) -> None:
+    assert runs(prompt, 10) == expected
+
+
+def test_steps_of_two_calls() -> None:
+    """A share is of the calls; a step's number is of the steps, however many calls each takes."""
+    assert runs("[a:b:0.25]", calls=20, steps=10) == [(6, "a"), (14, "b")]
+    assert runs("[a:b:4]", calls=20, steps=10) == [(9, "a"), (11, "b")]
+    # PNDM makes one call more than it has steps.
+    assert runs("[a:b:5]", calls=11, steps=10) == [(6, "a"), (5, "b")]
+    assert runs("[a:b:7]", calls=1, steps=10) == [(1, "b")]
+
+
+def test_versions_are_all_that_is_encoded_together() -> None:
+    """Their number and order count, as their means are restored together."""
+    assert EditedPrompt("a").versions(10, 10) == ("a",)
+    assert EditedPrompt("[a:b:4]").versions(10, 10) == ("a", "b")
+    assert EditedPrompt("[a:b:0]").versions(10, 10) == ("b",)
+    assert EditedPrompt("[a|b]").versions(5, 5) == ("a", "b", "a", "b", "a")
+    # An edit inside of what is not said yet counts too.
+    assert EditedPrompt("[[a:b:2]:8]").versions(10, 10) == ("", "", "b")
+
+
+@given(A1111_TEXT | st.text(max_size=40), st.integers(1, 12), st.integers(1, 12))
+def test_any_text_can_be_read(prompt: str, calls: int, steps: int) -> None:
+    for text, share in compose(prompt):
+        assert isinstance(share, float)
+        edited = EditedPrompt(text)
+        said = edited.texts(calls, steps)
+        assert len(said) == calls
+        assert set(said) <= set(edited.versions(calls, steps))
+
+
+@given(st.text(st.characters(exclude_characters="[]|\\"), max_size=40))
+def test_text_without_square_brackets_is_said_as_it_is(text: str) -> None:
+    assert EditedPrompt(text).texts(3, 3) == (text,) * 3
+
+
+def test_deep_brackets_take_no_recursion() -> None:
+    depth = 5_000
+    nested = "[" * depth + "a|b" + "|c]" * depth
+    assert EditedPrompt(nested).texts(1, 1) == ("a",)
+    assert EditedPrompt("[" * depth).texts(1, 1) == ("[" * depth,)

@@ -1,0 +1,342 @@
+"""Embeddings' files: those that PyTorch and safetensors write, and what is refused in them."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.weights.safetensors import read_safetensors
+from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
+from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding, load_embedding
+
+VECTORS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+
+
+def a1111(vectors: torch.Tensor, **other: Any) -> dict[str, Any]:
+    """What AUTOMATIC1111's training writes."""
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": vectors},
+        "name": "toy",
+        "step": 500,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+        **other,
+    }
+
+
+def load(path: Path, token: str | None = None, *, allow_pickle: bool = True) -> Embedding:
+    return load_embedding(path, token, allow_pickle=allow_pickle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (3, 32)])
+def test_safetensors(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    path, vectors = tmp_path / "any.safetensors", VECTORS.flatten()[: np.prod(shape)].reshape(shape).to(dtype)
+    save_file({"<toy>": vectors}, path, {"format": "pt"})
+    found = load(path, allow_pickle=False)
+    assert found.token == "<toy>"
+    np.testing.assert_array_equal(found.vectors, vectors.float().numpy().reshape(-1, 32))
+    assert found.vectors.dtype == np.float32
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layout", "token"),
+    [
+        (lambda vectors: {"<toy>": vectors}, "<toy>"),
+        (lambda vectors: {"<toy>": vectors[0]}, "<toy>"),
+        (lambda vectors: collections.OrderedDict({"<toy>": torch.nn.Parameter(vectors)}), "<toy>"),
+        (a1111, "toy"),
+        (lambda vectors: a1111(torch.nn.Parameter(vectors)), "toy"),
+        (lambda vectors: a1111(vectors, name=None), "file"),
+        # Not contiguous, and a part of a storage.
+        (lambda vectors: {"<toy>": vectors.T.contiguous().T[1:]}, "<toy>"),
+    ],
+    ids=["diffusers", "one vector", "parameter", "a1111", "a1111 parameter", "no name", "strided"],
+)
+def test_pickles(
+    tmp_path: Path, suffix: str, dtype: torch.dtype, layout: Callable[[torch.Tensor], Any], token: str
+) -> None:
+    path = tmp_path / f"file{suffix}"
+    torch.save(layout(VECTORS.to(dtype)), path)
+    state = torch.load(path, weights_only=True)
+    expected = next(iter(state["string_to_param"].values() if "name" in state else state.values()))
+    found = load(path)
+    assert found.token == token
+    np.testing.assert_array_equal(found.vectors, expected.detach().float().numpy().reshape(-1, 32))
+    assert load(path, "other").token == "other"
+
+
+def test_a_file_without_a_name_gives_its_own(tmp_path: Path) -> None:
+    save_file({"emb_params": VECTORS}, tmp_path / "my toy.safetensors")
+    assert load(tmp_path / "my toy.safetensors").token == "my toy"
+
+
+@pytest.mark.parametrize(
+    "vectors", [VECTORS, VECTORS.bfloat16(), torch.nn.Parameter(VECTORS), VECTORS.numpy()], ids=str
+)
+def test_state_dicts(vectors: Any) -> None:
+    for state in ({"<toy>": vectors}, a1111(vectors, name="<toy>")):
+        found = load_embedding(state, None, allow_pickle=False)
+        assert found.token == "<toy>"
+        assert found.vectors.shape == (3, 32)
+        assert found.sha256 == hashlib.sha256(found.vectors.tobytes()).hexdigest()
+    with pytest.raises(RequestError, match="does not name its embedding: give the token"):
+        load_embedding({"emb_params": vectors}, None, allow_pickle=False)
+
+
+def test_pickles_only_where_they_are_allowed(tmp_path: Path) -> None:
+    torch.save({"<toy>": VECTORS}, tmp_path / "a.pt")
+    with pytest.raises(
+        RequestError, match=r"a\.pt is a pickle, a format that can carry code: .*--allow-pickle"
+    ):
+        load(tmp_path / "a.pt", allow_pickle=False)
+
+
+class Evil:
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> Any:
+        return self.call, self.args
+
+
+def zipped(data: bytes, **storages: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        for key, content in storages.items():
+            archive.writestr(f"archive/data/{key}", content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "named"),
+    [
+        (os.system, ("touch evil",), r"posix\.system"),
+        (eval, ("open('evil', 'w')",), "__builtin__.eval"),
+        (getattr, ({}, "clear"), "__builtin__.getattr"),
+        (torch.load, ("evil",), r"torch\.serialization\.load"),
+        (np.frombuffer, (b"1234",), r"numpy\.frombuffer"),
+    ],
+)
+def test_code_is_refused_by_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"<toy>": VECTORS, "more": Evil(call, *args)}, "a.pt")
+    with pytest.raises(
+        RequestError, match=rf"a\.pt holds more than tensors \({named}\), .* it was not loaded"
+    ):
+        load(Path("a.pt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_tensor_is_not_changed_once_made() -> None:
+    """An opcode that sets attributes is refused, whatever they are of: a tensor, or what rebuilds one."""
+    buffer = io.BytesIO()
+    torch.save({"<toy>": VECTORS}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        data = archive.read(name)
+        storage = archive.read(name.replace("data.pkl", "data/0"))
+    assert isinstance(read_pickled(zipped(data, **{"0": storage}))["<toy>"], PickledTensor)
+    # Before the dictionary's end: a BUILD with a dictionary of one attribute.
+    change = b"}X\x05\x00\x00\x00arrayK\x01sb"
+    with pytest.raises(ForbiddenError, match="a change of what it has made"):
+        read_pickled(zipped(data[:-2] + change + b"s.", **{"0": storage}))
+    for made in (b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n"):
+        with pytest.raises(ForbiddenError, match="a change of what it has made"):
+            read_pickled(zipped(b"\x80\x02" + made + b"}X\x05\x00\x00\x00itemsK\x01sb."))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # A memo of a billion places; a tower of tuples that is hashed; as many numbers as one likes.
+        b"\x80\x02}r\x00\x00\x00\x40.",
+        b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+        b"\x80\x02](" + b"K\x01" * 20_000 + b"e.",
+    ],
+)
+def test_what_would_harm_the_unpickler_itself(code: bytes) -> None:
+    with pytest.raises(ForbiddenError, match="more than 10000 instructions"):
+        read_pickled(zipped(code))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"),
+    [
+        ((9,), (1,), 0),
+        ((2, 2), (7, 1), 0),
+        ((8,), (1,), 1),
+        ((1 << 40,), (0,), 0),
+        ((16,), (0,), 0),
+        ((-1,), (1,), 0),
+        ((2,), (), 0),
+    ],
+)
+def test_tensors_outside_of_their_storage(
+    size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> None:
+    class Writer(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return ("storage", torch.FloatStorage, "0", "cpu", 8) if obj == "the storage" else None
+
+    stream = io.BytesIO()
+    rebuild = torch._utils._rebuild_tensor_v2
+    Writer(stream, protocol=2).dump(Evil(rebuild, "the storage", offset, size, stride, False, {}))
+    with pytest.raises(ValueError, match="its tensor"):
+        read_pickled(zipped(stream.getvalue(), **{"0": bytes(32)}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no zip archive"),
+        (pickle.dumps({"<toy>": 1}), "no zip archive"),
+        (zipped(b"")[:-30], "no zip archive"),
+        (zipped(b""), "damaged"),
+        (zipped(pickle.dumps([])[:-3]), "damaged"),
+        (zipped(b"\x80\x02K\x01Q."), "damaged"),
+    ],
+)
+def test_files_that_are_no_pickle_of_tensors(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(RequestError, match=rf"a\.pt cannot be read \(.*{said}.*\): get the file again"):
+        load(tmp_path / "a.pt")
+
+
+def test_a_compressed_archive_is_refused() -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1 << 20))
+    with pytest.raises(ValueError, match="compressed"):
+        read_pickled(stream.getvalue())
+
+
+def header(entry: Any, body: bytes = bytes(16)) -> bytes:
+    text = json.dumps({"a": entry}).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no header"),
+        (struct.pack("<Q", 1 << 60), "does not fit"),
+        (struct.pack("<Q", 2) + b"{]", "not JSON"),
+        (struct.pack("<Q", 2) + b"[]", "not JSON of names"),
+        (header({"dtype": "F32", "shape": [4]}), "lacks"),
+        (header({"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}), "is I8, expected one of"),
+        (header({"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}), "bytes 0 to 20"),
+        (header({"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}), r"shape \[2\]"),
+        (header({"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}), "shape"),
+        (header({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}), "shape"),
+    ],
+)
+def test_damaged_safetensors(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_safetensors(data)
+
+
+def test_tensors_of_one_file_do_not_share_bytes() -> None:
+    """A file of some bytes could name them any number of times, and each would be copied."""
+    entry = {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}
+    text = json.dumps({"a": entry, "b": entry}).encode()
+    with pytest.raises(ValueError, match="its tensors overlap"):
+        read_safetensors(struct.pack("<Q", len(text)) + text + bytes(16))
+
+
+def test_an_archive_of_another_version_is_told() -> None:
+    data = bytearray(zipped(b""))
+    # In the directory at its end: the version that is needed to read the first entry.
+    data[data.rindex(b"PK\x01\x02", 0, data.index(b"PK\x05\x06")) + 6] = 100
+    with pytest.raises(ValueError, match="no zip archive"):
+        read_pickled(bytes(data))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_arbitrary_bytes_are_no_embedding(first: bytes, second: bytes) -> None:
+    for read, data in (
+        (read_safetensors, struct.pack("<Q", len(first)) + first + second),
+        (read_pickled, zipped(b"\x80\x02" + first, **{"0": second})),
+    ):
+        try:
+            read(data)
+        except (ValueError, ForbiddenError):
+            continue
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"clip_g": VECTORS, "clip_l": VECTORS}, "for Stable Diffusion XL"),
+        ({"a": VECTORS, "b": VECTORS}, "holds 2 tensors where a textual inversion has one"),
+        ({}, "holds 0 tensors"),
+        ({"string_to_param": 3}, "holds 0 tensors"),
+        ({"a": torch.zeros(2, 3, 32)}, r"holds float32\[2, 3, 32\], expected the vectors of a token"),
+        ({"a": np.zeros((2, 32), np.int64)}, r"holds int64\[2, 32\]"),
+    ],
+)
+def test_what_is_no_textual_inversion(state: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        load_embedding(state, "<toy>", allow_pickle=False)
+
+
+def test_other_containers(tmp_path: Path) -> None:
+    torch.save([VECTORS], tmp_path / "a.pt")
+    with pytest.raises(RequestError, match="holds a list, expected tensors under names"):
+        load(tmp_path / "a.pt")
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"a\.png is no embedding by its name"):
+        load(tmp_path / "a.png")
+    with pytest.raises(RequestError, match=r"none\.pt cannot be read: No such file"):
+        load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        (
+            np.zeros((1, 768)),
+            "768 numbers wide, this bundle's tokens are 1024: it was made for Stable Diffusion 1,",
+        ),
+        (np.zeros((1, 1280)), "made for Stable Diffusion XL"),
+        (np.zeros((1, 5)), "made for another model"),
+        (np.zeros((76, 1024)), "has 76 vectors, expected 1 to 75"),
+        (np.zeros((0, 1024)), "has 0 vectors"),
+        (np.full((1, 1024), np.nan), "not finite"),
+    ],
+)
+def test_vectors_that_do_not_fit(vectors: Any, said: str) -> None:
+    sizes = SimpleNamespace(embeddings=SimpleNamespace(width=1024), tokenizer=SimpleNamespace(max_length=77))
+    with pytest.raises(RequestError, match=f"^embedding '<toy>' .*{said}"):
+        check_embedding(Embedding("<toy>", vectors.astype(np.float32), ""), cast(Manifest, sizes))
