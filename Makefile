@@ -30,8 +30,8 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p sd2rt.engines -p sd2rt.export -p sd2rt.runtime
-	$(BIN)/mypy --exclude tests/mypy_path benchmarks tests
+	$(BIN)/mypy -p sd2rt
+	$(BIN)/mypy benchmarks tests
 	$(BIN)/lint-imports
 
 # The suite again, for its table of errors.

@@ -14,11 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 
 
 def main() -> None:

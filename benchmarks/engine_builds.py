@@ -17,11 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import sd2rt
 from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
 

@@ -20,12 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
 from benchmarks.peers import site
+from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import Measured
 
 SECONDS_BOUND = 0.25

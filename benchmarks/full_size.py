@@ -20,13 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
 from benchmarks.peers.findings import TIMES
 from benchmarks.peers.images import eight_bits
+from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import Measured, sd2rt
 
 BUILD_SECONDS_BOUND = 300.0

@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import process
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.site import ROOT, environment, install_wheels, make_site
 from benchmarks.gpu.stage import STAGES, Job, jobs
 from benchmarks.gpu.tables import dumped, markdown
+from benchmarks.recording import process
 
 REPORT = "report"
 LIMIT_SECONDS = 480.0

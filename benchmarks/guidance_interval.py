@@ -15,11 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 from sd2rt.runtime import Pipeline, Request
 
 INTERVALS = ("0.3:5.5", "1:5.5", "100:200")

@@ -16,11 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.bench.recording import StepTime, make_steps, step_times
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline

@@ -19,11 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 from sd2rt.runtime.rng.select import make_generator
 
 MILLISECONDS_BOUND = 3.0

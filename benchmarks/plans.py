@@ -14,12 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, report
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, default_sampler
-from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
+from sd2rt.runtime.samplers.plan import Plan
 
 COLD_MS_BOUND = 10.0
 AGAIN_MS_BOUND = 0.1

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.recording import report
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
+from benchmarks.recording import report
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

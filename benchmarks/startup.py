@@ -22,11 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 
 SECONDS_BOUND = 1.5
 PEAK_RSS_BOUND = 300_000_000

@@ -20,11 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
+from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import sd2rt
 from sd2rt.engines.bundle.model_kinds import KINDS, TASKS
 from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.onnxruntime.prepared import find_prepared
-from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 

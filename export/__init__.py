@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX to bundle: the only package that imports PyTorch."""

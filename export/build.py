@@ -13,9 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.errors import BundleError, CheckpointError
-from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
@@ -27,15 +24,18 @@ from sd2rt.engines.bundle.manifest import (
     Tokenizer,
     read_manifest,
 )
+from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import check_side
 from sd2rt.engines.bundle.writer import BundleWriter, describe
+from sd2rt.engines.errors import BundleError, CheckpointError
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
-from sd2rt.export.graphs.depth_module import DepthEstimator
-from sd2rt.export.graphs.graph_cache import graph_file, make_part
 from sd2rt.export.checkpoints.networks import skeleton
+from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+from sd2rt.export.graphs.depth_module import DepthEstimator
+from sd2rt.export.graphs.graph_cache import make_part
 from sd2rt.export.graphs.onnx_part import OPSET, Dimensions, interface
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
-from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.graphs.tiled_graph import tiled_part
 from sd2rt.export.graphs.tiled_modules import TiledDecoder, TiledEncoder
 
@@ -159,18 +159,6 @@ def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) ->
 def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision) -> Precision:
     """What ``part`` is built in where the bundle is asked for in ``precision``."""
     return "fp32" if part in KINDS[checkpoint.variant].fp32_parts else precision
-
-
-def graph_files(checkpoint: Checkpoint, precision: Precision) -> dict[PartName, str]:
-    """What the store of graphs calls those of each part that is exported."""
-    dimensions = _dimensions(checkpoint)
-    found = {}
-    for name in KINDS[checkpoint.variant].parts:
-        if name not in UNTILED:
-            own = part_precision(checkpoint, name, precision)
-            tensors = interface(name, dimensions, _NUMPY[own])
-            found[name] = graph_file(name, tensors, own, checkpoint.parts.config(_NETWORKS[name]))
-    return found
 
 
 def _part(

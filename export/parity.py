@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sd2rt.engines.bundle.reader import Bundle, open_bundle
-from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName, TaskName
 from sd2rt.engines.bundle.manifest import Manifest, Precision
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName, TaskName
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.errors import BuildError, CheckpointError
 from sd2rt.engines.interface import Device, shape_of
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.reference import reference_pipeline
@@ -233,7 +233,7 @@ def _run(bundle: Path, steps: int, guidance: float, pictures: Mapping[str, Any])
     """An image as users get it: by the command, in a process without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
-        command = [sys.executable, "-P", "-m", "sd2rt.runtime", "run", str(bundle), PROMPT, "--json"]
+        command = [sys.executable, "-P", "-m", "sd2rt", "run", str(bundle), PROMPT, "--json"]
         command += ["--seed", "1", "--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
         for name, value in pictures.items():
             if isinstance(value, Image.Image):

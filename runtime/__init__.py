@@ -1,4 +1,4 @@
-"""Requests to images: the torch-free half of sd2rt.
+"""Requests to images: the half of sd2rt that serves, with no PyTorch.
 
 from sd2rt.runtime import Pipeline
 
@@ -12,21 +12,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.metadata.recipe import Recipe, read_recipe
-    from sd2rt.runtime.request.request import Request
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.pipeline.run import Output, Progress, Run
+    from sd2rt.runtime.request.request import Request
 
 __all__ = ["Output", "Pipeline", "Progress", "Recipe", "Request", "Run", "__version__", "read_recipe"]
 
 _HOMES = {
-    "Output": "run",
-    "Pipeline": "pipeline",
-    "Progress": "run",
-    "Recipe": "recipe",
-    "Request": "request",
-    "Run": "run",
-    "read_recipe": "recipe",
+    "Output": "pipeline.run",
+    "Pipeline": "pipeline.pipeline",
+    "Progress": "pipeline.run",
+    "Recipe": "metadata.recipe",
+    "Request": "request.request",
+    "Run": "pipeline.run",
+    "read_recipe": "metadata.recipe",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,7 +23,7 @@ BUNDLES = {
 
 
 class _Group(NamedTuple):
-    folder: str
+    room: str
     bundles: tuple[str, ...]
 
 
@@ -34,7 +35,7 @@ def number(items: list[pytest.Item]) -> None:
 def share_out(items: list[pytest.Item]) -> dict[str, str]:
     """Sort the tests for workers that are given one group after another, and say the groups by test.
 
-    Tests of a folder that need the same bundles are a group: what the folder's fixtures open, one worker opens.
+    Tests of a room that need the same bundles are a group: what the room's fixtures open, one worker opens.
     First come as many groups as there are bundles, each the largest that needs one bundle and no other: workers that
     build at the same time build different ones. The other groups find what they need. Tests without a bundle come
     last and are given out one by one, so that no worker is idle while another has a long group to finish.
@@ -43,7 +44,7 @@ def share_out(items: list[pytest.Item]) -> dict[str, str]:
     single = []
     for item in items:
         if needed := _bundles(item):
-            groups[_Group(item.path.parent.name, needed)].append(item)
+            groups[_Group(_room(item.path), needed)].append(item)
         else:
             single.append(item)
     largest = {group.bundles: group for group in sorted(groups, key=lambda group: len(groups[group]))}
@@ -51,10 +52,16 @@ def share_out(items: list[pytest.Item]) -> dict[str, str]:
     ordered = dict.fromkeys((*first, *groups))
     items[:] = [*(item for group in ordered for item in groups[group]), *single]
     return {
-        item.nodeid: f"{group.folder} with {' and '.join(group.bundles)}"
+        item.nodeid: f"{group.room} with {' and '.join(group.bundles)}"
         for group in ordered
         for item in groups[group]
     }
+
+
+def _room(path: Path) -> str:
+    """The package and the room of a test file, such as ``runtime/prompts``; the tests' folders mirror the sources'."""
+    parts = path.relative_to(Path(__file__).parent).parent.parts
+    return "/".join(parts[:2])
 
 
 def _bundles(item: pytest.Item) -> tuple[str, ...]:

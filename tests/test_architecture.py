@@ -93,7 +93,7 @@ assert not loaded, loaded
 @pytest.mark.parametrize(
     "code",
     [
-        "import sd2rt.engines, sd2rt.engines.bundle.reader, sd2rt.engines.onnxruntime.engine, sd2rt.engines.bundle.writer",
+        "import sd2rt.engines.bundle.reader, sd2rt.engines.bundle.writer, sd2rt.engines.onnxruntime.engine",
         "import sd2rt.runtime; [getattr(sd2rt.runtime, name) for name in sd2rt.runtime.__all__]",
     ],
     ids=["engines", "runtime"],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cost_model.counts import CountError, Counts, count_part
-from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle
 
 RELATIVE = 2e-3
 """Of the operations. The table has four digits of them, which is up to 1.1e-3 of the smallest; and the denoiser does

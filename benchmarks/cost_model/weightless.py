@@ -19,12 +19,12 @@ from torch import nn
 from benchmarks.cost_model.shapes import Graph
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.interface import shape_of
-from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.checkpoints.networks import skeleton
-from sd2rt.export.graphs.onnx_part import OPSET, Dimensions, interface
-from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
+from sd2rt.export.graphs.depth_module import DepthEstimator
+from sd2rt.export.graphs.onnx_part import OPSET, Dimensions, interface
+from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 
 _MODULES: dict[PartName, tuple[NetworkName, Any]] = {
     "text_encoder": ("text_encoder", TextEncoder),

@@ -11,19 +11,19 @@ import tempfile
 from pathlib import Path
 
 from sd2rt.engines.bundle.cache import CACHE_VARIABLE
+from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.demo import DEMO_NAMES
-from sd2rt.export.graphs.graph_cache import PACKAGED_GRAPHS
 from sd2rt.export.checkpoints.tiny_configs import DEMO_SEED, DEMOS
 from sd2rt.export.testing.random_weights import random_checkpoint
 
 
 def main() -> None:
     # What is there would be found, and not exported.
-    for path in PACKAGED_GRAPHS.glob("*.zip"):
+    for path in GRAPHS.glob("*.zip"):
         path.unlink()
-    PACKAGED_GRAPHS.mkdir(exist_ok=True)
+    GRAPHS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sd2rt-graphs-") as scratch:
         os.environ[CACHE_VARIABLE] = scratch
         for name, kind in DEMO_NAMES.items():
@@ -31,9 +31,9 @@ def main() -> None:
             build(open_checkpoint(str(path)), Path(scratch) / "bundles" / name)
             print(f"{name}: exported", flush=True)
         for path in sorted((Path(scratch) / "graphs").iterdir()):
-            (PACKAGED_GRAPHS / path.name).write_bytes(path.read_bytes())
-    total = sum(path.stat().st_size for path in PACKAGED_GRAPHS.glob("*.zip"))
-    print(f"{total / 1e3:.0f} kB in {PACKAGED_GRAPHS}")
+            (GRAPHS / path.name).write_bytes(path.read_bytes())
+    total = sum(path.stat().st_size for path in GRAPHS.glob("*.zip"))
+    print(f"{total / 1e3:.0f} kB in {GRAPHS}")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,12 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import report
 from benchmarks.demo import sets
 from benchmarks.demo.family import CHECKPOINTS
 from benchmarks.demo.painter import Painter, Settings
 from benchmarks.demo.sets import SETS, Judged
 from benchmarks.demo.tally import Tally
+from benchmarks.recording import machine, report
 
 NAME = "demo-draws"
 ENGINES = ("sd2rt", "diffusers")

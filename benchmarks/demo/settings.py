@@ -13,14 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import report
 from benchmarks.demo import sets
 from benchmarks.demo.drawn import SETTINGS_TOLD
 from benchmarks.demo.painter import Settings
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
 from benchmarks.demo.tally import Tally
+from benchmarks.recording import machine, report
 
 NAME = "demo-settings"
 

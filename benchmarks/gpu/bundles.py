@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.recording import process
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import CannotRunError, Record, sides_of
+from benchmarks.recording import process
 from benchmarks.recording.process import sd2rt
 
 FIXED, BUCKETS = "fixed", "buckets"

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
-from benchmarks.recording import machine
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import spread
+from benchmarks.recording import machine
 
 _QUERY = (
     "name", "compute_cap", "driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm",

@@ -16,9 +16,9 @@ from benchmarks.gpu.speed import step_seconds
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import interleaved, spread
 from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BundleError
-from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.runtime import Pipeline
 

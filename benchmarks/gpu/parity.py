@@ -14,9 +14,9 @@ from benchmarks.gpu.part_inputs import dims_of, part_inputs
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import CannotRunError, Record
 from sd2rt.engines.backends import BackendName, open_backend
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BundleError, Sd2rtError
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.interface import Device
 
 LATENTS_BOUNDS = {"fp16": 2e-2, "fp32": 1e-3}

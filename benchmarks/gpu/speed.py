@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import process
 from benchmarks.gpu.bundles import bundle_of, sides
 from benchmarks.gpu.counts import floor_ms
 from benchmarks.gpu.device import DeviceClock, host_bytes, used_bytes
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import interleaved, ratios, spread
+from benchmarks.recording import process
 from sd2rt.engines.backends import BackendName
 from sd2rt.engines.errors import Sd2rtError
 from sd2rt.runtime import Pipeline

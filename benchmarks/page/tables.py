@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import roofline
-
-from benchmarks.page import markdown
-
-from benchmarks.scaling import __main__ as scaling
 from benchmarks.demo.drawn import drawn, settings
+from benchmarks.page import markdown
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
 from benchmarks.peers.findings import crowds
+from benchmarks.scaling import __main__ as scaling
 
 Section = Callable[[Results, Path], str]
 """The text of a section, for a file in this folder; raises NotMeasuredError or KeyError where a value is missing."""

@@ -21,14 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
 from benchmarks.peers import catalogue, findings, groups, site
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.contest import Contest, Settings
+from benchmarks.recording import machine, process, report
 
 PROMPT = "a photograph of an astronaut riding a horse"
 FULL_CONFIGS = "stable-diffusion-2-base"

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recording import process
 from benchmarks.peers.catalogue import LEAST_PSNR_DB, REFERENCE, Peer
 from benchmarks.peers.client import Client, PeerError, PeerUnavailableError
 from benchmarks.peers.groups import free_bytes
 from benchmarks.peers.images import difference
 from benchmarks.peers.job import Image, Job
+from benchmarks.recording import process
 
 SETTLE_SECONDS = 0.3
 """Between two turns: threads may spin for a while after their last operator, which is not to fall on the next."""

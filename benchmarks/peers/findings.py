@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.recording import report
 from benchmarks.peers.catalogue import COMMON, OURS, REFERENCE
 from benchmarks.peers.contest import Found
+from benchmarks.recording import report
 
 TIMES = ("seconds_per_step", "seconds_per_image")
 _IDLE_SHARE = 0.02

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import process
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.contest import tell
 from benchmarks.peers.job import Job
+from benchmarks.recording import process
 
 FULL_BYTES = 35_000_000_000
 """Of disk: the checkpoint, the bundle, and its networks in the formats of three other runtimes."""

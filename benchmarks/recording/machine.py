@@ -8,7 +8,7 @@ from typing import Any
 
 _PEERS = ("torch", "triton", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 """Packages of the export and of the peers, beside those that make images."""
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def facts() -> dict[str, Any]:

@@ -23,19 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recording import machine
-
-from benchmarks.recording import process
-
-from benchmarks.recording import report
 from benchmarks.cost_model.counts import Counts, count_part
-from benchmarks.gpu.part_inputs import dims_of
 from benchmarks.cost_model.rates import last_cache_bytes
 from benchmarks.cost_model.reference_counts import references_of
+from benchmarks.gpu.part_inputs import dims_of
+from benchmarks.recording import machine, process, report
 from benchmarks.scaling.plot import save_plot
 from benchmarks.scaling.point import Point, Taken, take
-from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.runtime import Pipeline
 
 WORSE = 1.1

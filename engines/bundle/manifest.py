@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sd2rt.engines.errors import BundleError
 from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
+from sd2rt.engines.errors import BundleError
 
 SCHEMA_VERSION: Literal[4] = 4
 MANIFEST = "bundle.json"
@@ -74,7 +74,8 @@ class Part(Model):
     the same file, or the same graph on the same weights with operators that it has kernels for.
     ``precision`` is that of its weights; it may be higher than the bundle's.
     ``initializers`` maps every weight by its PyTorch name to the initialiser that holds it, and to its bytes in the
-    data file that lies beside the graphs and that they share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
+    data file that lies beside the graphs and that they share; see
+    :class:`sd2rt.engines.weights.initializers.WeightMap`.
     """
 
     precision: Precision

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd2rt.engines.errors import BundleError
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import File, Manifest, Part, read_manifest
 from sd2rt.engines.bundle.cache import cache_dir, find_bundle
+from sd2rt.engines.bundle.manifest import File, Manifest, Part, read_manifest
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.writer import recover_abandoned, sha256
+from sd2rt.engines.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)

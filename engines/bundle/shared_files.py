@@ -23,9 +23,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from sd2rt.engines.errors import BundleError
-from sd2rt.engines.bundle.manifest import File
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import File
+from sd2rt.engines.errors import BundleError
 
 SHARED_FROM_BYTES = 1_000_000
 """Smaller files are not worth a name in the store."""

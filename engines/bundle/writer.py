@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, get_args
 
-from sd2rt.engines.errors import BuildError
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.manifest import MANIFEST, File, Manifest, Part
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.shared_files import prune, share
+from sd2rt.engines.errors import BuildError
 
 _CHUNK = 1 << 20
 _PROGRESS = "progress.json"

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sd2rt.engines.cli.inspect import BundleArgument
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.cli.inspect import BundleArgument
 
 
 def prepare(

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.interface import Array
 from sd2rt.engines.lora.alphas import Alphas, read_alphas
 from sd2rt.engines.lora.keys import Module, Network, Role, made_for_xl, other_kind, parse_key
 from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors
-from sd2rt.engines.interface import Array
 
 F32 = NDArray[np.float32]
 Shapes = Mapping[PartName, Mapping[str, tuple[int, ...]]]

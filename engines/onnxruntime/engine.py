@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession
-from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.interface import Array, Buffer, Closing, Device, Session, Sessions, shape_of
 from sd2rt.engines.weights.initializers import replaced_initializers
 

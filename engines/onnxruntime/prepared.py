@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from sd2rt.engines.bundle.reader import Bundle, open_bundle
-from sd2rt.engines.errors import BuildError, BundleError, RequestError
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import Part
-from sd2rt.engines.onnxruntime.engine import cpu_options, import_onnxruntime
-from sd2rt.engines.interface import Device
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.writer import reported
+from sd2rt.engines.errors import BuildError, BundleError, RequestError
+from sd2rt.engines.interface import Device
+from sd2rt.engines.onnxruntime.engine import cpu_options, import_onnxruntime
 
 GRAPH, WEIGHTS, FACTS = "model.onnx", "model.onnx.data", "prepared.json"
 _FORMAT = 1

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError, engine_error
 from sd2rt.engines.host_buffers import HostBuffer, WaitedSession
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import Part
-from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 from sd2rt.engines.interface import Array, Closing, ComputePrecision, Engine, Session, Sessions, shape_of
+from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 
 if TYPE_CHECKING:
     import openvino

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import EngineEntry, Part, Tensor
 from sd2rt.engines.bundle.reader import plain_file
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.session import CudaSession
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.bundle.manifest import EngineEntry, Part, Tensor
 from sd2rt.engines.interface import Array, Closing, Session, Sessions, shape_of
-from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.tensorrt.packages import DTYPES, unfit
 from sd2rt.engines.weights.initializers import Weights
 

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
-from sd2rt.engines.tensorrt.compile.add_engines import compile_in_process
-from sd2rt.engines.errors import BuildError
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import EngineEntry, Part
-from sd2rt.engines.interface import Array
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import EngineEntry, Part
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.writer import describe, reported
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.interface import Array
+from sd2rt.engines.tensorrt.compile.add_engines import compile_in_process
+from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.engines.weights.initializers import Weights
-from sd2rt.engines.bundle.writer import describe, reported
 
 _KEPT = 8
 """Two sizes and the text encoder are three; those of a full-size denoiser are 1.8 GB each."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry, Part
+from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
-from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry, Part
-from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
 from sd2rt.engines.interface import Array, Closing, Session
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
+from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 

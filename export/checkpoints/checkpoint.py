@@ -12,19 +12,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, DPTForDepthEstimation
 
-from sd2rt.engines.errors import CheckpointError
-from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.engines.bundle.manifest import DepthInput, LowResolution
+from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.condition_configs import read_depth_input, read_low_resolution
 from sd2rt.export.checkpoints.demo import DEMO_NAMES, open_demo
 from sd2rt.export.checkpoints.diffusers_folder import open_folder
 from sd2rt.export.checkpoints.hub import fetch, is_hub_id
 from sd2rt.export.checkpoints.networks import assemble
-from sd2rt.export.checkpoints.source import Found, Parts
 from sd2rt.export.checkpoints.pipeline_configs import PartName
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.single_file import open_single_file
+from sd2rt.export.checkpoints.source import Found, Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.manifest import DepthInput, LowResolution
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.pipeline_configs import Config, PipelineConfigs
 from sd2rt.export.checkpoints.scheduler_config import read_noise
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import torch
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.identify import stated
-from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.weight_file import open_safetensors, sha256
-
-PACKAGED_WEIGHTS = Path(__file__).parent / "demo_weights"
 
 DEMO_NAMES: dict[str, Variant] = {
     "demo": "base",
@@ -46,7 +45,7 @@ def weight_file(kind: Variant, part: PartName) -> str:
 
 def packaged_weights(file: str) -> Path:
     """Where a file of the family's weights lies. Raises CheckpointError where the package came without it."""
-    path = PACKAGED_WEIGHTS / file
+    path = WEIGHTS / file
     if not path.is_file():
         raise CheckpointError(
             f"the demo's weights are incomplete, {path} is missing: install sd2rt again, or name a checkpoint"

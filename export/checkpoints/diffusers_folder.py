@@ -19,7 +19,6 @@ from sd2rt.export.checkpoints.identify import (
     stated,
 )
 from sd2rt.export.checkpoints.networks import check_weights
-from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.pipeline_configs import (
     CONFIG_FILES,
     Config,
@@ -31,6 +30,7 @@ from sd2rt.export.checkpoints.pipeline_configs import (
 )
 from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
 from sd2rt.export.checkpoints.variants import VARIANTS, Variant
 from sd2rt.export.checkpoints.weight_file import WeightFile, open_safetensors, sha256

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sd2rt.engines.errors import CheckpointError, RequestError
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.errors import CheckpointError, RequestError
 from sd2rt.engines.lora.merge import PARTS, Change, Lora, changes, named_loras
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import current_name, skeleton
-from sd2rt.export.checkpoints.source import Parts
 from sd2rt.export.checkpoints.pipeline_configs import Config
 from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+from sd2rt.export.checkpoints.source import Parts
 
 
 def read_loras(words: Sequence[str]) -> list[Lora]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import KINDS, Kind
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.variants import VARIANTS
 
 PartName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
@@ -30,8 +30,7 @@ CONFIG_FILES: dict[ComponentName, str] = {
 }
 FEATURE_EXTRACTOR_FILE = "feature_extractor/preprocessor_config.json"
 
-PACKAGED_CONFIGS = Path(__file__).parent / "configs"
-PACKAGED_TOKENIZER = Path(__file__).parent / "tokenizer" / "tokenizer.json"
+PACKAGED_CONFIGS = Path(__file__).parent.parent / "configs"
 
 # How images are shown to the depth estimator where a folder does not say: as the only release with one does.
 _PUBLISHED_FEATURE_EXTRACTOR = PACKAGED_CONFIGS / "stable-diffusion-2-depth" / FEATURE_EXTRACTOR_FILE

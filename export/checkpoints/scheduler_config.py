@@ -10,9 +10,9 @@ from typing import Any
 import diffusers
 from pydantic import ValidationError
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, SamplerName
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Key, SchedulerClass
 
 _CLASSES = tuple(dict.fromkeys(entry.name for entry in SCHEDULERS.values()))

@@ -12,8 +12,8 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.sampler_config import PredictionType
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.condition_configs import check_conditions
 from sd2rt.export.checkpoints.identify import (
     Evidence,
@@ -27,10 +27,10 @@ from sd2rt.export.checkpoints.identify import (
 from sd2rt.export.checkpoints.ldm_keys import EMA_PREFIX, PREFIXES, LdmTensor, ema_key, ldm_layout
 from sd2rt.export.checkpoints.midas_keys import UNUSED as UNUSED_DEPTH
 from sd2rt.export.checkpoints.networks import skeleton, some_keys
-from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.source import Found
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, Variant
 from sd2rt.export.checkpoints.weight_file import (

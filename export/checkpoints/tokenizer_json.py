@@ -7,13 +7,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
+from sd2rt.engines.demo.files import TOKENIZER
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_TOKENIZER, Config
+from sd2rt.export.checkpoints.pipeline_configs import Config
 
 
 def packaged_tokenizer_json() -> str:
     """The tokenizer that all published SD2 checkpoints share: truncates and pads to 77 ids."""
-    return str(Tokenizer.from_file(str(PACKAGED_TOKENIZER)).to_str())
+    return str(Tokenizer.from_file(str(TOKENIZER)).to_str())
 
 
 def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:

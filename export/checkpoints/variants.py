@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import KINDS
 from sd2rt.engines.bundle.model_kinds import Variant as KindName
 from sd2rt.engines.bundle.sampler_config import PredictionType
+from sd2rt.engines.errors import CheckpointError
 
 ClassEmbedding = Literal["table", "projection"]
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sd2rt.engines.bundle.cache import find_bundle, named_bundle
+from sd2rt.engines.bundle.manifest import Precision
 from sd2rt.engines.cli.engine_options import (
     BackendOption,
     BatchOption,
@@ -30,10 +32,8 @@ from sd2rt.engines.cli.engine_options import (
     WorkspaceOption,
     engine_request,
 )
-from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
-from sd2rt.engines.bundle.manifest import Precision
-from sd2rt.engines.bundle.cache import find_bundle, named_bundle
+from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.tensorrt.packages import load_module
 
 if TYPE_CHECKING:

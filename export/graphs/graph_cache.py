@@ -1,9 +1,9 @@
 """Exported graphs, kept without their weights, so that none is exported twice.
 
-What the exporter makes of a part depends on the network's configuration, never on its weights: each weight is one
+The exported graph of a part depends on the network's configuration, never on its weights: each weight is one
 initialiser of the graph, which is what adding LoRAs to a built engine rests on too. So a part's graphs are kept under
-a hash of all that they do depend on, and where one is found, only the weights are written. Exporting a denoiser takes
-half a minute, filling in a small one's weights a fraction of a second.
+a hash of the configuration, the exporters' versions and a revision, and where one is found, only the weights are
+written. Exporting a denoiser takes half a minute, filling in a small one's weights a fraction of a second.
 
 Graphs are looked for in the package, which brings those of the demo, then in the cache directory, where every export
 leaves its own. There they may be removed at any time. One that is damaged is as good as none.
@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sd2rt.engines.errors import BundleError
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import Part, Precision
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import Part, Precision
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.demo.files import GRAPHS
+from sd2rt.engines.errors import BundleError
 from sd2rt.engines.weights.initializers import Weight, WeightMap
+from sd2rt.export.checkpoints.pipeline_configs import Config
 from sd2rt.export.graphs.onnx_part import (
     INITIALIZERS,
     MODEL,
@@ -41,15 +43,16 @@ from sd2rt.export.graphs.onnx_part import (
     export_part,
     weights_of,
 )
-from sd2rt.export.checkpoints.pipeline_configs import Config
-
-PACKAGED_GRAPHS = Path(__file__).parent / "demo_graphs"
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 """The packages that say what a graph looks like."""
 
-_SOURCES = ("depth_module", "graph_store", "lowering", "networks", "onnx_part", "part_modules")
-"""The modules of this folder that do."""
+GRAPH_REVISION = 1
+"""Raise it when a part computes something else, or its graph is written otherwise, for the same configuration.
+
+Archives of other revisions are not read. Moving and rewording the modules leaves it alone; a test compares the
+structure of exported graphs with a record, and fails where one changed under the same revision.
+"""
 
 _NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version")
 """What a configuration says of where it comes from; the network is the same."""
@@ -79,7 +82,7 @@ def make_part(
     """
     file = graph_file(name, interface, precision, config)
     weights = weights_of(name, module)
-    folders = [PACKAGED_GRAPHS, *_cached()]
+    folders = [GRAPHS, *_cached()]
     for folder in folders:
         if (graphs := _read(folder / file, weights)) is not None:
             graphs.write(bundle / name, weights)
@@ -94,7 +97,6 @@ def make_part(
 
 def graph_file(name: PartName, interface: Interface, precision: Precision, config: Config) -> str:
     """What the exported graphs of a part are kept as: its name, and SHA-256 over everything that they depend on."""
-    folder = Path(__file__).parent
     facts = {
         "part": name,
         "inputs": [tensor.model_dump(mode="json") for tensor in interface.inputs],
@@ -105,9 +107,7 @@ def graph_file(name: PartName, interface: Interface, precision: Precision, confi
         "exporters": {
             package: importlib.metadata.version(package).partition("+")[0] for package in EXPORTERS
         },
-        "sources": {
-            module: hashlib.sha256((folder / f"{module}.py").read_bytes()).hexdigest() for module in _SOURCES
-        },
+        "revision": GRAPH_REVISION,
     }
     return f"{name}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}.zip"
 

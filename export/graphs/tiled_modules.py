@@ -142,7 +142,10 @@ class TiledDecoder(nn.Module):
 
 
 class TiledEncoder(nn.Module):
-    """:class:`sd2rt.export.graphs.part_modules.Encoder` for a tile of the image [1, 3, H, W]; see :class:`TiledDecoder`."""
+    """:class:`~sd2rt.export.graphs.part_modules.Encoder` for a tile of the image [1, 3, H, W].
+
+    See :class:`TiledDecoder`.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from sd2rt.engines.demo.files import TOKENIZER
 from sd2rt.export.checkpoints.demo import open_demo
-from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_CONFIGS, PACKAGED_TOKENIZER, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_CONFIGS, PartName, PipelineConfigs
 from sd2rt.export.testing.safetensors_writer import Entry, write_safetensors
 
 WEIGHT_FILES: dict[PartName, str] = {
@@ -55,7 +56,7 @@ def write_demo(path: Path, name: str, dtype: torch.dtype = torch.float32) -> Pat
 def _write_tokenizer(folder: Path) -> None:
     """The packaged tokenizer as the published folders keep it: vocabulary, merges and settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = json.loads(PACKAGED_TOKENIZER.read_text(encoding="utf-8"))["model"]
+    model = json.loads(TOKENIZER.read_text(encoding="utf-8"))["model"]
     merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")

@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 
-from sd2rt.export.testing.folder_writer import write_folder
 from sd2rt.export.checkpoints.ldm_keys import PREFIXES, ldm_layout
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.testing.folder_writer import write_folder
 from sd2rt.export.testing.safetensors_writer import Entry, as_stored, write_safetensors
 
 Layout = Literal["diffusers", "ldm"]

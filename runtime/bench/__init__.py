@@ -1,1 +1,1 @@
-"""`sd2rt bench`: what a bundle's images cost here, in time and memory, and where it goes."""
+"""`sd2rt bench`: time, memory and profile of a bundle's images on this machine."""

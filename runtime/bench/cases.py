@@ -9,8 +9,8 @@ from typing import Any
 
 from sd2rt.engines.cuda.gpu_info import device_memory
 from sd2rt.engines.interface import Device
-from sd2rt.runtime.bench.recording import STAGES, Made, make_images
 from sd2rt.runtime.bench.memory import forget_peak, peak_rss_bytes
+from sd2rt.runtime.bench.recording import STAGES, Made, make_images
 from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.workload import Size, Workload

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.runtime.bench.recording import STEP
 from sd2rt.runtime.bench.onnxruntime_profile import Profile
+from sd2rt.runtime.bench.recording import STEP
 from sd2rt.runtime.bench.timeline import Span
 
 if TYPE_CHECKING:

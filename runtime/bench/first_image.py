@@ -58,7 +58,7 @@ def first_images(
         folder = Path(name)
         command = [
             # Without -P the working directory would come before what is installed.
-            *(sys.executable, "-P", "-m", "sd2rt.runtime", "run", "--quiet"),
+            *(sys.executable, "-P", "-m", "sd2rt", "run", "--quiet"),
             *workload.options(size, folder),
             *options,
             *(f"--output={folder / 'first.png'}", "--", bundle, workload.prompt),

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.reader import locate
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.interface import ComputePrecision, Device
 from sd2rt.runtime.bench import machine
+from sd2rt.runtime.bench.cases import WARM_CALLS, Case, Tell, measure_case
+from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges
 from sd2rt.runtime.bench.comparison import NAME
 from sd2rt.runtime.bench.first_image import first_images
-from sd2rt.runtime.bench.recording import make_images
-from sd2rt.runtime.bench.cases import WARM_CALLS, Case, Tell, measure_case
 from sd2rt.runtime.bench.memory import peak_rss_bytes
 from sd2rt.runtime.bench.onnxruntime_profile import ProfiledPipeline
+from sd2rt.runtime.bench.recording import make_images
 from sd2rt.runtime.bench.summary import digits
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.timeline import Span
-from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges
 from sd2rt.runtime.bench.whole_file import write_whole
 from sd2rt.runtime.bench.workload import Size, Workload
 from sd2rt.runtime.request.sampling import sampler_of, sampling_of

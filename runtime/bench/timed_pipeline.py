@@ -14,9 +14,9 @@ from sd2rt.runtime.bench.timed_engine import TimedEngine
 from sd2rt.runtime.bench.timeline import Timeline
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.pipeline import Pipeline
+from sd2rt.runtime.pipeline.vae import Array, Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
-from sd2rt.runtime.pipeline.vae import Array, Vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image

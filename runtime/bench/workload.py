@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import TASKS, Task
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import TASKS, Task
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.write import to_pil, write_png
-from sd2rt.runtime.request.sampling import plan_of
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import resolve
+from sd2rt.runtime.request.sampling import plan_of
 
 PROMPT = "a photograph of an astronaut riding a horse"
 Size = tuple[int, int]

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.cli.main import parsing as option_text
-from sd2rt.runtime.cli.main import options as shared_options
-from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
+from sd2rt.runtime.cli import options, parsing
 from sd2rt.runtime.cli.console import shown_warnings
+from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 
 
 def bench(
@@ -27,12 +26,12 @@ def bench(
         str | None,
         typer.Option(metavar="WxH,...", help="Pixels of the images; the bundle's own if left out."),
     ] = None,
-    steps: shared_options.Steps = None,
+    steps: options.Steps = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="Guidance scale, 1 or less turns it off; the bundle's own if left out."),
     ] = None,
-    sampler: shared_options.Sampler = None,
+    sampler: options.Sampler = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the images show; a photograph, if left out.", show_default=False)
     ] = None,
@@ -41,10 +40,10 @@ def bench(
     warmup: Annotated[
         int, typer.Option(min=0, help="Images made before, of three denoiser calls each, which do not count.")
     ] = 1,
-    device: shared_options.Device = "cpu",
-    backend: shared_options.Backend = "auto",
-    precision: shared_options.Precision = None,
-    threads: shared_options.Threads = None,
+    device: options.Device = "cpu",
+    backend: options.Backend = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
     first_image: Annotated[
         bool,
         typer.Option(
@@ -125,4 +124,4 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _sizes(text: str | None) -> tuple[tuple[int, int], ...]:
-    return () if text is None else tuple(dict.fromkeys(option_text.size(word) for word in text.split(",")))
+    return () if text is None else tuple(dict.fromkeys(parsing.size(word) for word in text.split(",")))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import typer
 
-from sd2rt.engines.errors import MissingDependencyError
-from sd2rt.engines.bundle.manifest import MANIFEST
 from sd2rt.engines.bundle.cache import named_bundle
+from sd2rt.engines.bundle.manifest import MANIFEST
+from sd2rt.engines.errors import MissingDependencyError
 
 DEMO = "demo"
 
@@ -41,7 +41,7 @@ def _build_demo() -> int:
     """Build in a process of its own, so that this one stays free of torch, and return its exit code."""
     child = subprocess.Popen(
         # Without -P the working directory would come before what is installed.
-        [sys.executable, "-P", "-m", "sd2rt.runtime", "build", DEMO],
+        [sys.executable, "-P", "-m", "sd2rt", "build", DEMO],
         stdout=subprocess.DEVNULL,
     )
     try:

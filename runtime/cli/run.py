@@ -13,14 +13,17 @@ from typing import Annotated, Any, cast
 import typer
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.cli.main import parsing as option_text
-from sd2rt.runtime.cli.main import options as shared_options
-from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
-from sd2rt.runtime.metadata.png import check_output, save_image
-from sd2rt.runtime.cli.run_generation import TOLD, check_save_depth, make, upscaled, upscaling
-from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, prompts_of_standard_input
+from sd2rt.runtime.cli import options, parsing
 from sd2rt.runtime.cli.console import shown_warnings
+from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
+from sd2rt.runtime.cli.run_arguments import (
+    bundle_and_prompts,
+    check_standard_input,
+    prompts_of_standard_input,
+)
+from sd2rt.runtime.cli.run_generation import TOLD, check_save_depth, make, upscaled, upscaling
 from sd2rt.runtime.cli.step_bar import step_bar
+from sd2rt.runtime.metadata.png import check_output, save_image
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "negative": ("negative_prompt",),
@@ -123,7 +126,7 @@ def run(
         str | None,
         typer.Option(metavar="BUNDLE", help="An upscaler's bundle: make results four times as large."),
     ] = None,
-    steps: shared_options.Steps = None,
+    steps: options.Steps = None,
     guidance: Annotated[
         str | None,
         typer.Option(
@@ -141,7 +144,7 @@ def run(
         typer.Option(help="turbo or lcm: sampler, schedule, steps and guidance that such weights take."),
     ] = None,
     rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0,
-    sampler: shared_options.Sampler = None,
+    sampler: options.Sampler = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays."),
@@ -187,10 +190,10 @@ def run(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
     ] = Path("."),
-    device: shared_options.Device = "cpu",
-    backend: shared_options.Backend = "auto",
-    precision: shared_options.Precision = None,
-    threads: shared_options.Threads = None,
+    device: options.Device = "cpu",
+    backend: options.Backend = "auto",
+    precision: options.Precision = None,
+    threads: options.Threads = None,
     tile: Annotated[
         int | None,
         typer.Option(help="Longest side of latents that are encoded, decoded or upscaled at once."),
@@ -209,16 +212,16 @@ def run(
         "prompt_syntax": prompt_syntax,
         "clip_skip": clip_skip,
         "num_inference_steps": steps,
-        "guidance_scale": option_text.one_or_more("--guidance", guidance),
+        "guidance_scale": parsing.one_or_more("--guidance", guidance),
         "guidance_rescale": rescale,
-        "guidance_interval": option_text.numbers("--guidance-interval", guidance_interval, between=":"),
+        "guidance_interval": parsing.numbers("--guidance-interval", guidance_interval, between=":"),
         "preset": preset,
         "sampler": sampler,
         "schedule": schedule,
-        "sampler_options": option_text.sampler_options(sampler_option or []),
+        "sampler_options": parsing.sampler_options(sampler_option or []),
         "rescale_betas_zero_snr": zero_snr,
-        "timesteps": option_text.numbers("--timesteps", timesteps),
-        "sigmas": option_text.numbers("--sigmas", sigmas),
+        "timesteps": parsing.numbers("--timesteps", timesteps),
+        "sigmas": parsing.numbers("--sigmas", sigmas),
         "eta": eta,
         "rng": rng,
         "image": image,
@@ -233,9 +236,9 @@ def run(
     if max_image_pixels is not None:
         options["max_image_pixels"] = max_image_pixels
     if size is not None:
-        options["width"], options["height"] = option_text.size(size)
+        options["width"], options["height"] = parsing.size(size)
     if variation is not None:
-        options["variation_seed"], options["variation_strength"] = option_text.variation(variation)
+        options["variation_seed"], options["variation_strength"] = parsing.variation(variation)
     recipe, mistyped, replaced = None, False, set[str]()
     if recipe_of is not None:
         from sd2rt.runtime.metadata.recipe import read_recipe
@@ -269,15 +272,15 @@ def run(
     if mistyped:
         notes.append(f"{requests[0].prompt!r} is no bundle: it is taken for the prompt")
     check_output(output, len(requests))
-    embeddings = [option_text.embedding(text, allow_pickle) for text in embedding or ()]
+    embeddings = [parsing.embedding(text, allow_pickle) for text in embedding or ()]
     loras = named_loras(lora or [])
     check_save_depth(save_depth, output)
-    from sd2rt.engines.bundle.reader import locate
-    from sd2rt.engines.bundle.model_kinds import TILE
     from sd2rt.engines.bundle.manifest import read_manifest
+    from sd2rt.engines.bundle.model_kinds import TILE
+    from sd2rt.engines.bundle.reader import locate
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.request.resolve import refuse_unless, resolve
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
+    from sd2rt.runtime.request.resolve import refuse_unless, resolve
 
     path = bundle_or_demo(bundle, quiet or as_json)
     # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.

@@ -7,9 +7,9 @@ import sys
 
 import typer
 
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.manifest import MANIFEST
 from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.bundle.manifest import MANIFEST
+from sd2rt.engines.errors import RequestError
 
 
 def bundle_and_prompts(words: list[str], told: bool) -> tuple[str | None, list[str] | None]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.metadata.png import check_output, facts_of
 from sd2rt.runtime.cli.step_bar import Advance
+from sd2rt.runtime.metadata.png import check_output, facts_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli.parsing import sampler_options
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.runtime.samplers.plan import Plan
 
 _SUFFIXES = (".png", ".svg")

@@ -7,11 +7,11 @@ from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Engine, Session
-from sd2rt.runtime.denoising.finite_checks import WATCHED, Launches
 from sd2rt.runtime.denoising.batch_rows import Rows
+from sd2rt.runtime.denoising.finite_checks import WATCHED, Launches
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
 _CARRY = {"state_out": "state"}

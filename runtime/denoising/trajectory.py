@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.rng.select import Normals
 from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.rng.select import Normals
+from sd2rt.runtime.samplers.plan import Plan
 
 Latents = NDArray[np.float32]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerName, check_side
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
 from sd2rt.runtime.request.request import NAMED_NETWORK, Request
 from sd2rt.runtime.samplers import schedules_of

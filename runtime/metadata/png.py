@@ -45,8 +45,8 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     """
     from sd2rt.engines.bundle.model_kinds import TILE
     from sd2rt.runtime import __version__
-    from sd2rt.runtime.request.sampling import sampling_of
     from sd2rt.runtime.metadata.recipe import settings_of
+    from sd2rt.runtime.request.sampling import sampling_of
     from sd2rt.runtime.samplers import schedules_of
 
     settings, inputs = settings_of(request)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sd2rt.engines.errors import BundleError, RequestError
-from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.bundle.cache import named_bundle
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.images.read import read_text
-from sd2rt.runtime.metadata.infotext_import import Imported, shown
 from sd2rt.runtime.metadata.infotext import parse_parameters
+from sd2rt.runtime.metadata.infotext_import import Imported, shown
 from sd2rt.runtime.request.request import Request, make_request
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.model_kinds import ConditionName
 from sd2rt.engines.bundle.sampler_config import check_side
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.request.sampling import strength_of
-from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.rng.select import Normals
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.sampling import strength_of
+from sd2rt.runtime.rng.select import Normals
 from sd2rt.runtime.rng.slerp import between
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest

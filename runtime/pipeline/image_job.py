@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 from sd2rt.runtime.pipeline.conditioning import Conditioning
 from sd2rt.runtime.tiling.tiling import Tiling
-from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
 
 @dataclass(slots=True, eq=False)

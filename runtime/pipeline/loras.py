@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.lora.merge import PARTS, Lora, MergedWeights, changes
 
 

@@ -12,31 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.backends import BackendName
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import TILE, PartName, TaskName
-from sd2rt.engines.lora.merge import Lora, read_lora
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import TILE, PartName, TaskName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import ComputePrecision, Device, Engine
-from sd2rt.runtime.request.call import CallOptions, divide
-from sd2rt.runtime.pipeline.conditioning import Conditioning, size_of
+from sd2rt.engines.lora.merge import Lora, read_lora
 from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.pipeline.conditioning import Conditioning, size_of
+from sd2rt.runtime.pipeline.image_job import Picture
 from sd2rt.runtime.pipeline.loras import changed_parts, merged_weights
 from sd2rt.runtime.pipeline.networks import Networks
-from sd2rt.runtime.pipeline.image_job import Picture
-from sd2rt.runtime.request.sampling import plan_of, sampler_of, sampling_of
-from sd2rt.runtime.prompts.schedule import schedule_texts
-from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.rng.select import Normals, make_generator
 from sd2rt.runtime.pipeline.run import Output, Run
-from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
+from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
+from sd2rt.runtime.request.call import CallOptions, divide
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
+from sd2rt.runtime.request.sampling import plan_of, sampler_of, sampling_of
+from sd2rt.runtime.rng.select import Normals, make_generator
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiling.tiling import Tiling
-from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
 SMALLEST_TILE = 32
 DEFAULT_BATCH = 4

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.runtime.denoising.stepper import Batch, run_steps
+from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
 from sd2rt.runtime.pipeline.image_job import Picture
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.denoising.stepper import Batch, run_steps
-from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline.pipeline import Pipeline

@@ -8,8 +8,8 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.manifest import Latents
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.interface import Engine, Session
 from sd2rt.runtime.tiling.statistics import Cells, Survey, change
 from sd2rt.runtime.tiling.tiling import Tiling

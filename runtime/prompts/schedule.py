@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.prompts.a1111.edits import EditedPrompt, compose
-from sd2rt.runtime.request.request import PromptSyntax
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.request.request import PromptSyntax
 
 LONGEST = 77 * 16
 """Tokens that the denoiser is exported for."""
@@ -38,8 +38,8 @@ def schedule_texts(
 
     With the syntax ``plain`` a prompt is what diffusers makes of it: cut at 77 tokens, and ``clip_skip`` is the
     prompt's only, not the negative's. With ``a1111`` both are what AUTOMATIC1111 makes of them, see
-    :mod:`~sd2rt.runtime.prompts.a1111.edits` and :mod:`~sd2rt.runtime.prompts.a1111.attention`; ``AND`` is a word in a
-    negative prompt. Prompts that shares are given to need the negative's row even where there is no guidance.
+    :mod:`~sd2rt.runtime.prompts.a1111.edits` and :mod:`~sd2rt.runtime.prompts.a1111.attention`; ``AND`` is a word in
+    a negative prompt. Prompts that shares are given to need the negative's row even where there is no guidance.
 
     With ``a1111`` sequences of different length are repeated to their least common multiple. That is exact:
     attention to a sequence that is there twice is attention to it.

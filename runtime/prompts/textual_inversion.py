@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 

@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import check_side
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.request.presets import PresetName
 from sd2rt.runtime.rng.select import check_rng
@@ -156,8 +156,9 @@ class Request(BaseModel):
     :func:`~sd2rt.runtime.rng.select.make_generator`) it is torch's generator of a GPU. ``variation_strength`` above 0
     moves the initial noise towards ``variation_seed``'s, up to 1, all the way; then image i takes ``seed`` and
     ``variation_seed + i``. ``sampler``, ``schedule`` (a timestep spacing, or a rule for noise levels) and
-    ``sampler_options`` (those of :data:`~sd2rt.engines.bundle.sampler_config.SAMPLER_OPTIONS`) stand in for a scheduler object, as
-    does ``rescale_betas_zero_snr``, which makes the last timestep pure noise; None is the checkpoint's own.
+    ``sampler_options`` (those of :data:`~sd2rt.engines.bundle.sampler_config.SAMPLER_OPTIONS`) stand in for a
+    scheduler object, as does ``rescale_betas_zero_snr``, which makes the last timestep pure noise; None is the
+    checkpoint's own.
     ``latents`` are the initial noise, [n, C, h, w], before the sampler's
     scale.
 

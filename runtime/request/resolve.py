@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import TASKS, InputName, Task, TaskName, kinds_for
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import TASKS, InputName, Task, TaskName, kinds_for
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.presets import PRESETS
 from sd2rt.runtime.request.request import Request
 

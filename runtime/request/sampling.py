@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.request.resolve import task_of
+from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.samplers.plan import Plan
 
 
 def sampler_of(request: Request, manifest: Manifest) -> SamplerConfig:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS, PredictionType
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.plan import Step
 
 Row = NDArray[np.float64]  # [K+3]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
 from sd2rt.runtime.samplers.timesteps import (
     custom,
     refuse_eta,

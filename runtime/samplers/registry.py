@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
@@ -20,8 +19,7 @@ from sd2rt.engines.bundle.sampler_config import (
     Spacing,
     default_sampler,
 )
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.methods.ddim import ddim
 from sd2rt.runtime.samplers.methods.ddpm import ddpm
 from sd2rt.runtime.samplers.methods.deis import deis
@@ -34,11 +32,13 @@ from sd2rt.runtime.samplers.methods.heun import heun
 from sd2rt.runtime.samplers.methods.ipndm import ipndm
 from sd2rt.runtime.samplers.methods.lcm import lcm
 from sd2rt.runtime.samplers.methods.lms import lms
-from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.methods.pndm import pndm
 from sd2rt.runtime.samplers.methods.sa_solver import sa_solver
 from sd2rt.runtime.samplers.methods.tcd import tcd
 from sd2rt.runtime.samplers.methods.unipc import unipc
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 
 Make = Callable[[NoiseSchedule, SamplerConfig, SamplingOptions], Plan]
 

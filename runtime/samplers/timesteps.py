@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig, Spacing
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.sigma_schedules import ays
 from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.sigma_schedules import ays
 
 
 def spaced(total: int, count: int, spacing: Spacing, offset: int) -> NDArray[np.float64]:

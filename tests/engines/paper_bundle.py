@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.reader import writer as writer_module
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.model_kinds import KINDS, PartName
+from sd2rt.engines.bundle import writer as writer_module
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
@@ -30,6 +28,8 @@ from sd2rt.engines.bundle.manifest import (
     Tensor,
     Tokenizer,
 )
+from sd2rt.engines.bundle.model_kinds import KINDS, PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, default_sampler
 from sd2rt.engines.bundle.writer import BundleWriter, describe
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.manifest import BuilderOptions, EngineEntry, File, Part, Profile, Tensor
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.interface import Device, shape_of
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 
 from .simulated_gpu import FaultError, SimulatedGpu
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import Tensor
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, shape_of
 
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from sd2rt.export.reference import reference_scheduler
-from sd2rt.runtime.rng.torch_cpu import Generator
-from sd2rt.runtime.request.request import make_request
-from sd2rt.runtime.samplers import sampler_config
 from sd2rt.runtime.denoising.stepper import run_steps
-from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.denoising.trajectory import Trajectory
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.request.request import make_request
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.samplers import sampler_config
 
 from .test_images import PROMPT, SAMPLERS, difference
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.interface import Device
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
 from sd2rt.export.graphs.onnx_part import WHOLE_OPERATORS, operator_counts
 from sd2rt.export.parity import PART_BOUNDS, compare_part

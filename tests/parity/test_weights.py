@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.interface import Device, Session, shape_of
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.build import part_module
 from sd2rt.export.parity import PART_BOUNDS

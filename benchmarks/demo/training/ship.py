@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.demo.training.text import Captions
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
-from sd2rt.export.checkpoints.demo import DEMO_NAMES, PACKAGED_WEIGHTS, TOKEN_IDS, TOKEN_TABLE, weight_file
+from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.demo import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, weight_file
 from sd2rt.export.checkpoints.networks import check_weights
 from sd2rt.export.checkpoints.pipeline_configs import PartName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
@@ -66,7 +67,7 @@ def main() -> int:
         prog="python -m benchmarks.demo.training.ship", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--folder", type=Path, required=True, help="what training left")
-    parser.add_argument("--output", type=Path, default=PACKAGED_WEIGHTS)
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--record", type=Path, help="a JSON file to write about how the weights were trained")
     parser.add_argument("--unfinished", action="store_true", help="ship stages as far as they are")
     parser.add_argument("--unpack", action="store_true", help="fill the folder with the package's weights")

@@ -16,8 +16,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, get_args
 
-from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask, Built
+from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.file_lock import FileLock
+from sd2rt.engines.bundle.manifest import (
+    MANIFEST,
+    BuilderOptions,
+    EngineEntry,
+    File,
+    Manifest,
+    Part,
+    read_manifest,
+)
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
+from sd2rt.engines.bundle.writer import describe, reported
+from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
 from sd2rt.engines.errors import (
     BuildError,
     BundleError,
@@ -25,15 +38,10 @@ from sd2rt.engines.errors import (
     RequestError,
     Sd2rtError,
 )
-from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.engines.bundle.manifest import MANIFEST, BuilderOptions, EngineEntry, File, Manifest, Part, read_manifest
-from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
-from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.tensorrt.compile.compiler import targets_of
+from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
+from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask, Built
 from sd2rt.engines.tensorrt.packages import load_module, this_platform
-from sd2rt.engines.bundle.writer import describe, reported
 
 Progress = Callable[[str, float], None]
 """Hears which engine is being built and the share of it that is done, 0 to 1."""
@@ -302,7 +310,7 @@ def compile_in_process(task: BuildTask, progress: Callable[[float], None] = lamb
     answer: Answer | None = None
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sd2rt.engines.tensorrt.compile.worker"],
+            [sys.executable, "-P", "-m", "sd2rt.engines.tensorrt.compile.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
-from sd2rt.engines.errors import BuildError, MissingDependencyError, RequestError
-from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.tensorrt.compile.layer_report import BuiltTensor, Layer, LayerReport, onnx_nodes, parse_log
 from sd2rt.engines.bundle.manifest import BuilderOptions, Part, Profile, Tensor
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
+from sd2rt.engines.errors import BuildError, MissingDependencyError, RequestError
 from sd2rt.engines.interface import shape_of, symbols_of
+from sd2rt.engines.tensorrt.compile.layer_report import BuiltTensor, Layer, LayerReport, onnx_nodes, parse_log
+from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
 from sd2rt.engines.tensorrt.packages import DTYPES, load_module
 from sd2rt.engines.weights.initializers import Weights
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
 from sd2rt.engines.bundle.manifest import Manifest, Part, Profile
+from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import symbols_of
 
 Rows = Literal["any", "guided", "unguided"]

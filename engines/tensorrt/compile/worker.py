@@ -1,6 +1,7 @@
 """The process that compiles one engine: what a compiler takes or breaks is its own, and stopping it is at once.
 
-It reads a :class:`~sd2rt.engines.tensorrt.compile.worker_protocol.BuildTask` from standard input and answers in lines of JSON on standard
+It reads a :class:`~sd2rt.engines.tensorrt.compile.worker_protocol.BuildTask` from standard input and answers in lines
+of JSON on standard
 output; what the backend's libraries print themselves goes to standard error.
 """
 
@@ -10,9 +11,9 @@ import os
 import sys
 import warnings
 
-from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask
 from sd2rt.engines.errors import Sd2rtError
 from sd2rt.engines.tensorrt.compile.compiler import compile_engine
+from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.manifest import BuilderOptions, Model, Part, Profile
+from sd2rt.engines.bundle.model_kinds import PartName
 
 
 class BuildTask(Model):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import Tokenizer as TokenizerConfig
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.prompts.a1111.chunks import Chunk, empty_chunk
 
 Hidden = NDArray[Any]

@@ -3,10 +3,10 @@ from __future__ import annotations
 from math import sqrt
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers.timesteps import refuse_sigmas, start_index, table_indices
 
 

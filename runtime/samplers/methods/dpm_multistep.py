@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.methods.dpm_solver import predicted, stretch, with_fresh_noise
-from sd2rt.runtime.samplers.grid import variance_preserving
-from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import D, Row, S, make_step
 from sd2rt.runtime.samplers.alpha_sigma import Signal
+from sd2rt.runtime.samplers.grid import variance_preserving
+from sd2rt.runtime.samplers.methods.dpm_solver import predicted, stretch, with_fresh_noise
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 
 _FEW = 15
 """Below this many steps lower_order_final has a say."""

@@ -5,12 +5,12 @@ from math import sqrt
 import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.methods.euler import ancestral
-from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
-from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.algebra import NOISE, D, Row, S, make_step, predict
+from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.methods.euler import ancestral
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, expm1, sqrt
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import PredictionType, SamplerConfig
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import NOISE, Row, predict
 from sd2rt.runtime.samplers.alpha_sigma import Signal
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
-from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
+from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 
 
 def euler(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.grid import variance_preserving
-from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.algebra import D, S, make_step, predict
 from sd2rt.runtime.samplers.alpha_sigma import Signal
+from sd2rt.runtime.samplers.grid import variance_preserving
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 
 ADAMS = (
     (1.0,),

@@ -4,12 +4,12 @@ from math import sqrt
 
 import numpy as np
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers.timesteps import custom, refuse_eta, refuse_sigmas, start_index, step_count
 
 _SIGMA_DATA = 0.5

@@ -3,13 +3,13 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan, Step
-from sd2rt.runtime.samplers.methods.ipndm import ADAMS
-from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import D, Row, S, make_step, predict
+from sd2rt.runtime.samplers.methods.ipndm import ADAMS
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan, Step
 from sd2rt.runtime.samplers.timesteps import refuse_eta, refuse_sigmas, start_index, table_indices
 
 _PRK_STEPS = 3

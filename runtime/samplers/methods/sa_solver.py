@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from math import exp, expm1, sqrt
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.grid import variance_preserving
-from sd2rt.runtime.samplers.options import SamplingOptions
-from sd2rt.runtime.samplers.quadrature import weights_of
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.algebra import NOISE, D, Row, S, make_step, predict
 from sd2rt.runtime.samplers.alpha_sigma import Signal
+from sd2rt.runtime.samplers.grid import variance_preserving
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.options import SamplingOptions
+from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.runtime.samplers.quadrature import weights_of
 
 
 def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:

@@ -15,8 +15,8 @@ from benchmarks.cost_model.counts import CountError, Counts, count, count_part
 from benchmarks.cost_model.reference_counts import REFERENCES, Reference
 from benchmarks.cost_model.shapes import Graph, ShapeError
 from benchmarks.cost_model.weightless import graph_of, weightless_graph
-from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_UPSCALER
 
 

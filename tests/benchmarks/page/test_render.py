@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 
 from benchmarks import render, roofline
-
-from benchmarks.recording import report
-
-from benchmarks.scaling import __main__ as scaling
 from benchmarks.cost_model.counts import Counts
 from benchmarks.page.goals import GOALS, goals, verdict
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS
+from benchmarks.recording import report
+from benchmarks.scaling import __main__ as scaling
 
 MACHINE = {
     "date": "2030-01-02T00:00:00+00:00",

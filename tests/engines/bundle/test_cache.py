@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.engines.errors import BundleError
 from sd2rt.engines.bundle.cache import cache_dir, find_bundle, named_bundle
+from sd2rt.engines.errors import BundleError
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sd2rt.engines.errors import BundleError
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
+from sd2rt.engines.errors import BundleError
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.cli import inspect as commands
-
-from sd2rt.engines.bundle.reader import shared_files as objects
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.errors import BundleError
-from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle import shared_files as objects
 from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.shared_files import prune, share, shared_bytes
 from sd2rt.engines.bundle.writer import BundleWriter, describe, sha256
+from sd2rt.engines.cli import inspect as commands
+from sd2rt.engines.errors import BundleError
 
 from .. import paper_bundle
 from ..paper_bundle import NEW, OLD, PARTS, make_bundle, open_key
@@ -487,7 +486,7 @@ import os, sys, shutil
 from pathlib import Path
 os.fsync = lambda descriptor: None
 import paper_bundle
-from sd2rt.engines.bundle.reader import shared_files as objects
+from sd2rt.engines.bundle import shared_files as objects
 objects.SHARED_FROM_BYTES = 1000
 folder = Path(sys.argv[1])
 for turn in range(30):
@@ -523,7 +522,7 @@ import os, sys
 from pathlib import Path
 os.fsync = lambda descriptor: None
 import paper_bundle
-from sd2rt.engines.bundle.reader import shared_files as objects
+from sd2rt.engines.bundle import shared_files as objects
 objects.SHARED_FROM_BYTES = 1000
 folder, moment = Path(sys.argv[1]), 0
 while True:

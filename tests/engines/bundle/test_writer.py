@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.errors import BuildError, BundleError
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.file_lock import FileLock
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.writer import BundleWriter, recover, recover_abandoned
+from sd2rt.engines.errors import BuildError, BundleError
 
 from .. import paper_bundle
 from ..paper_bundle import NEW, OLD, PARTS, make_bundle, open_key

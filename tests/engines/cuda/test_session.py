@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.bundle.manifest import Manifest
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.interface import Device, Engine, Session
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 
 from ..simulated_gpu import Pace, SimulatedGpu
@@ -151,7 +151,9 @@ def test_steps_are_those_of_the_cpu(
             {"sd2rt.engines.cuda.session.CudaSession._bind_workspace": lambda self: None}, id="no arena"
         ),
         pytest.param({"sd2rt.engines.cuda.buffers.Block.send": lambda self: None}, id="nothing is sent"),
-        pytest.param({"sd2rt.engines.cuda.device.CudaDevice.synchronize": lambda self: None}, id="read too early"),
+        pytest.param(
+            {"sd2rt.engines.cuda.device.CudaDevice.synchronize": lambda self: None}, id="read too early"
+        ),
     ],
 )
 def test_what_is_broken_is_found_out(

@@ -13,10 +13,10 @@ import pytest
 
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError, RequestError
+from sd2rt.engines.interface import Array, Device, Session
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.openvino.backend import OpenVinoBackend, OpenVinoEngine
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
-from sd2rt.engines.interface import Array, Device, Session
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.runtime import Pipeline
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.tensorrt import engine as tensorrt_runtime
+from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.manifest import EngineEntry, Part
 from sd2rt.engines.bundle.reader import open_bundle, plain_file
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError, MissingDependencyError
-from sd2rt.engines.bundle.manifest import EngineEntry, Part
-from sd2rt.engines.bundle.cache import cache_dir
-from sd2rt.engines.tensorrt.packages import DTYPES, load_module
+from sd2rt.engines.tensorrt import engine as tensorrt_runtime
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
+from sd2rt.engines.tensorrt.packages import DTYPES, load_module
 
 from ..simulated_gpu import SimulatedGpu
 from ..simulated_tensorrt import build, make_tensorrt

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sd2rt.engines.bundle.cache import CACHE_VARIABLE
+from sd2rt.engines.bundle.manifest import EngineEntry, Part, read_manifest
+from sd2rt.engines.bundle.writer import describe
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.interface import Array
 from sd2rt.engines.tensorrt import lora_engines as rebuilt
 from sd2rt.engines.tensorrt.compile.add_engines import build_engines
-from sd2rt.engines.errors import BuildError
-from sd2rt.engines.bundle.manifest import EngineEntry, Part, read_manifest
 from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine, weights_digest
-from sd2rt.engines.interface import Array
-from sd2rt.engines.bundle.cache import CACHE_VARIABLE
 from sd2rt.engines.weights.initializers import Weights
-from sd2rt.engines.bundle.writer import describe
 
 from .compile.test_add_engines import ADA, SIZE, copy
 

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import KINDS, Variant
-from sd2rt.export.checkpoints import diffusers_folder
-from sd2rt.export.checkpoints import identify
+from sd2rt.engines.demo.files import TOKENIZER
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints import diffusers_folder, identify
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.testing.folder_writer import WEIGHT_FILES
-from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_TOKENIZER, PARTS, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PARTS, PartName, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_TURBO, SMALLS
-from sd2rt.export.testing.random_weights import random_checkpoint
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, find_variant
 from sd2rt.export.checkpoints.variants import Variant as Row
+from sd2rt.export.testing.folder_writer import WEIGHT_FILES
+from sd2rt.export.testing.random_weights import random_checkpoint
 
 PROMPTS = (
     "",
@@ -278,7 +278,7 @@ def test_shards(folder_copy: Damage, stem: str, index: str) -> None:
 def test_the_tokenizer_gives_the_ids_that_transformers_gives(small_checkpoint: Path) -> None:
     reference = CLIPTokenizer.from_pretrained(small_checkpoint / "tokenizer")
     ours = Tokenizer.from_str(open_checkpoint(str(small_checkpoint)).tokenizer_json())
-    packaged = Tokenizer.from_file(str(PACKAGED_TOKENIZER))
+    packaged = Tokenizer.from_file(str(TOKENIZER))
 
     for prompt in PROMPTS:
         expected = reference(prompt, padding="max_length", truncation=True, max_length=77).input_ids

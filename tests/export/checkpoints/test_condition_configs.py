@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.manifest import DepthInput
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.condition_configs import read_depth_input, read_low_resolution
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_DEPTH, SMALL_UPSCALER

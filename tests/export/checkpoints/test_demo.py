@@ -10,14 +10,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import KINDS
+from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import demo
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.demo import DEMO_NAMES, PACKAGED_WEIGHTS
-from sd2rt.export.testing.folder_writer import write_demo
+from sd2rt.export.checkpoints.demo import DEMO_NAMES
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 from sd2rt.export.checkpoints.variants import SUPPORTED, Variant
+from sd2rt.export.testing.folder_writer import write_demo
 from sd2rt.runtime.cli.main import main
 
 LIMIT_BYTES = 24_000_000
@@ -30,7 +31,7 @@ def test_every_kind_has_a_name(name: str) -> None:
     assert (opened.name, opened.release, opened.variant, opened.native_size) == (name, None, kind, 128)
     assert opened.license == "Apache-2.0"
     assert opened.source == {
-        file: hashlib.sha256((PACKAGED_WEIGHTS / file).read_bytes()).hexdigest() for file in opened.source
+        file: hashlib.sha256((WEIGHTS / file).read_bytes()).hexdigest() for file in opened.source
     }
     assert len(opened.source) == len(DEMOS[kind].parts)
     assert (opened.depth_input is not None) == ("depth_estimator" in KINDS[kind].parts)
@@ -52,8 +53,8 @@ def test_the_token_table_is_sd2s_with_zeros_for_what_no_caption_has() -> None:
 
 def test_the_package_stays_small() -> None:
     files = {file for name in DEMO_NAMES for file in open_checkpoint(name).source}
-    assert {path.name for path in PACKAGED_WEIGHTS.iterdir()} == files | {"NOTICE"}
-    assert sum((PACKAGED_WEIGHTS / file).stat().st_size for file in files) <= LIMIT_BYTES
+    assert {path.name for path in WEIGHTS.iterdir()} == files | {"NOTICE"}
+    assert sum((WEIGHTS / file).stat().st_size for file in files) <= LIMIT_BYTES
 
 
 @pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
@@ -77,7 +78,7 @@ def test_a_variant_that_contradicts_the_name() -> None:
 def test_a_package_without_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "PACKAGED_WEIGHTS", tmp_path)
+    monkeypatch.setattr(demo, "WEIGHTS", tmp_path)
     assert main(["build", "demo-x4"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "the demo's weights are incomplete" in line

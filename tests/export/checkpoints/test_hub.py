@@ -16,15 +16,15 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.testing.folder_writer import WEIGHT_FILES
 from sd2rt.export.checkpoints.hub import is_hub_id, is_whole
 from sd2rt.export.checkpoints.pipeline_configs import PARTS
 from sd2rt.export.checkpoints.tiny_configs import SMALL
-from sd2rt.export.testing.random_weights import random_checkpoint
 from sd2rt.export.checkpoints.variants import VARIANTS
+from sd2rt.export.testing.folder_writer import WEIGHT_FILES
+from sd2rt.export.testing.random_weights import random_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/fine-tune"

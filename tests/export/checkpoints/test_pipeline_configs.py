@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.pipeline_configs import FEATURE_EXTRACTOR_FILE, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import SMALL_DEPTH, SMALL_UPSCALER, SMALLS
 

@@ -6,7 +6,6 @@ from typing import Any, get_args
 import diffusers
 import pytest
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.engines.bundle.sampler_config import (
     SAMPLER_OPTIONS,
@@ -16,11 +15,12 @@ from sd2rt.engines.bundle.sampler_config import (
     Spacing,
     default_sampler,
 )
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
-from sd2rt.export.reference import reference_scheduler
 from sd2rt.export.checkpoints.scheduler_config import read_noise, read_scheduler
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.export.checkpoints.variants import SUPPORTED
+from sd2rt.export.reference import reference_scheduler
 
 COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,

@@ -19,19 +19,18 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import load_file, save_file
 
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.bundle.model_kinds import Variant
-from sd2rt.export.checkpoints import identify
-from sd2rt.export.checkpoints import single_file
+from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints import identify, single_file
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.ldm_keys import PREFIXES, ema_key, ldm_layout
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, PartName, PipelineConfigs
-from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_TURBO, SMALL_V, SMALLS
-from sd2rt.export.testing.random_weights import RandomWeights, random_checkpoint
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_TURBO, SMALL_V, SMALLS
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS
 from sd2rt.export.checkpoints.weight_file import sha256
+from sd2rt.export.testing.random_weights import RandomWeights, random_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 KindPath = Callable[[Variant], Path]

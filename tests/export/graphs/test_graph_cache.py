@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from sd2rt.engines.bundle.manifest import Part, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.manifest import Part
-from sd2rt.export.build import build, graph_files
+from sd2rt.engines.demo.files import GRAPHS
+from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.demo import DEMO_NAMES
-from sd2rt.export.graphs.graph_cache import PACKAGED_GRAPHS
-from sd2rt.export.graphs.onnx_part import export_part
+from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
+from sd2rt.export.graphs import graph_cache
+from sd2rt.export.graphs.graph_cache import graph_file
+from sd2rt.export.graphs.onnx_part import Interface, export_part
 from sd2rt.export.testing.random_weights import random_checkpoint
 
 
@@ -46,6 +49,24 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return parts
 
 
+_NETWORKS: dict[PartName, NetworkName] = {
+    "text_encoder": "text_encoder",
+    "denoiser": "unet",
+    "decoder": "vae",
+    "encoder": "vae",
+    "depth_estimator": "depth_estimator",
+}
+
+
+def graph_names(bundle: Path, checkpoint: Checkpoint) -> dict[PartName, str]:
+    """The archive that holds the graphs of each exported part of a bundle."""
+    return {
+        name: graph_file(name, Interface(part.inputs, part.outputs), part.precision, config)
+        for name, part in read_manifest(bundle).parts.items()
+        if name in _NETWORKS and (config := checkpoint.parts.config(_NETWORKS[name]))
+    }
+
+
 def _files(bundle: Path) -> dict[str, bytes]:
     return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in bundle.rglob("*.*")}
 
@@ -63,7 +84,7 @@ def test_a_kept_graph_gives_the_bundle_that_exporting_gives(
     build(other_checkpoint, tmp_path / "bundle")
     assert exported == parts
     kept = {path.name: path.read_bytes() for path in cache.iterdir()}
-    assert set(kept) == set(graph_files(small, "fp32").values())
+    assert set(kept) == set(graph_names(tmp_path / "first", small).values())
 
     for path in cache.iterdir():
         path.unlink()
@@ -80,7 +101,7 @@ def test_a_damaged_graph_is_exported_again(
 ) -> None:
     small = open_checkpoint(str(small_checkpoint))
     build(small, tmp_path / "bundle")
-    path = cache / graph_files(small, "fp32")["text_encoder"]
+    path = cache / graph_names(tmp_path / "bundle", small)["text_encoder"]
     whole = path.read_bytes()
     middle = len(whole) // 2
     for damaged in (b"", b"PK", whole[:middle] + b"damaged" + whole[middle + 7 :]):
@@ -91,27 +112,35 @@ def test_a_damaged_graph_is_exported_again(
         assert path.read_bytes() == whole
 
 
-def test_other_versions_and_sources_have_other_graphs(
-    small_checkpoint: Path, small_v_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_versions_and_revisions_have_other_graphs(
+    small_bundle: Path,
+    small_half_bundle: Path,
+    small_checkpoint: Path,
+    small_v_bundle: Path,
+    small_v_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = open_checkpoint(str(small_checkpoint))
-    own = graph_files(small, "fp32")
-    assert graph_files(open_checkpoint(str(small_v_checkpoint)), "fp32") == own
-    assert not set(graph_files(small, "fp16").values()) & set(own.values())
+    own = graph_names(small_bundle, small)
+    assert graph_names(small_v_bundle, open_checkpoint(str(small_v_checkpoint))) == own
+    assert not set(graph_names(small_half_bundle, small).values()) & set(own.values())
     version = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: f"{version(name).partition('+')[0]}+cu999"
-    )
-    assert graph_files(small, "fp32") == own
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{version(name)}.post1")
-    assert not set(graph_files(small, "fp32").values()) & set(own.values())
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda name: f"{version(name).partition('+')[0]}+cu999")
+        assert graph_names(small_bundle, small) == own
+        patch.setattr(importlib.metadata, "version", lambda name: f"{version(name)}.post1")
+        assert not set(graph_names(small_bundle, small).values()) & set(own.values())
+    monkeypatch.setattr(graph_cache, "GRAPH_REVISION", graph_cache.GRAPH_REVISION + 1)
+    assert not set(graph_names(small_bundle, small).values()) & set(own.values())
 
 
-@pytest.mark.usefixtures("pinned_exporters")
-def test_the_packaged_graphs_are_the_demos(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pinned_exporters", "cache")
+def test_the_packaged_graphs_are_the_demos(exported: list[str], tmp_path: Path) -> None:
     wanted: set[str] = set()
-    for kind in DEMO_NAMES.values():
+    for name, kind in DEMO_NAMES.items():
         path = random_checkpoint(tmp_path / kind, configs=DEMOS[kind])
-        wanted |= set(graph_files(open_checkpoint(str(path)), "fp32").values())
-    packaged = {path.name for path in PACKAGED_GRAPHS.glob("*.zip")}
-    assert packaged == wanted, "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"
+        checkpoint = open_checkpoint(str(path))
+        build(checkpoint, tmp_path / "bundles" / name)
+        wanted |= set(graph_names(tmp_path / "bundles" / name, checkpoint).values())
+    assert not exported, "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"
+    assert {path.name for path in GRAPHS.glob("*.zip")} == wanted

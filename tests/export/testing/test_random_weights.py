@@ -20,11 +20,11 @@ from transformers import CLIPTextModel
 
 from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd2rt.export.testing.folder_writer import WEIGHT_FILES
 from sd2rt.export.checkpoints.ldm_keys import ldm_layout
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_SEED, DEMO_V, DEMOS, SMALL, SMALL_V, SMALLS
+from sd2rt.export.testing.folder_writer import WEIGHT_FILES
 from sd2rt.export.testing.random_weights import RandomWeights, draw, random_checkpoint
 from sd2rt.export.testing.safetensors_writer import Entry, write_safetensors
 

@@ -13,14 +13,14 @@ import pytest
 
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.interface import Device
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
-from sd2rt.runtime.bench.recording import make_images, step_times
+from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges
 from sd2rt.runtime.bench.onnxruntime_profile import read_profile
+from sd2rt.runtime.bench.recording import make_images, step_times
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.timeline import Span, Timeline
-from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges
 from sd2rt.runtime.bench.workload import Workload
 
 from ..conftest import Command
@@ -228,7 +228,9 @@ def test_ranges_follow_the_record(pipeline: TimedPipeline) -> None:
 
 def test_ranges_end_where_an_error_does(pipeline: TimedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.timeline.ranges = told = Told()
-    monkeypatch.setattr("sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan))
+    monkeypatch.setattr(
+        "sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan)
+    )
     with pytest.raises(EngineError, match="not finite"):
         make_images(pipeline, workload(pipeline), SIZE, 1, ignored)
     assert told.open == []

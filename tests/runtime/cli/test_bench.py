@@ -207,7 +207,7 @@ def test_upscaled_size_that_is_no_multiple(refused: Refused, small_upscaler_bund
 def test_first_image_that_fails(small_bundle: Path, here: Path) -> None:
     """The exit code is the child's, and what that has said is not said again."""
     words = ("bench", small_bundle, *FAST[:-1], "--device", "cuda:99")
-    command = [sys.executable, "-m", "sd2rt.runtime", *map(str, words)]
+    command = [sys.executable, "-P", "-m", "sd2rt", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.startswith("sd2rt: ")
@@ -216,7 +216,8 @@ def test_first_image_that_fails(small_bundle: Path, here: Path) -> None:
 
 def test_interrupt_writes_nothing(small_bundle: Path, here: Path) -> None:
     code = (
-        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session; from sd2rt.runtime.cli.main import script\n"
+        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session\n"
+        "from sd2rt.runtime.cli.main import script\n"
         "launch = session.launch\n"
         "def told(self): launch(self); print('launched', flush=True)\n"
         "session.launch = told; script()"

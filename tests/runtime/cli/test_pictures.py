@@ -151,7 +151,7 @@ def test_upscaled_images_are_saved_one_by_one(
     sd2rt: Command, small_bundle: Path, small_upscaler_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interruption in the second leaves the first."""
-    from sd2rt.runtime.cli.main import run_generation as making
+    from sd2rt.runtime.cli import run_generation as making
 
     calls: list[str] = []
     own = making.make

@@ -332,7 +332,7 @@ def test_demo_is_built_where_it_is_missing(
     assert (said.code, said.out) == (0, "5.png\n")
     assert said.err == "sd2rt: building the demo bundle, once\n"
     assert sd2rt("run", "a", *FAST).out == "5-1.png\n"
-    assert build.commands == [[sys.executable, "-P", "-m", "sd2rt.runtime", "build", "demo"]]
+    assert build.commands == [[sys.executable, "-P", "-m", "sd2rt", "build", "demo"]]
 
 
 def test_demo_that_cannot_be_built(sd2rt: Command, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +568,9 @@ def test_file_is_whole_or_not_there(
 def test_image_that_is_not_finite(
     refused: Refused, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan))
+    monkeypatch.setattr(
+        "sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan)
+    )
     text = refused(5, "run", small_bundle, "a", "--sampler", "ddim", *FAST)
     assert text.startswith("seed 5: step 1 of 2 (timestep 501) left latents that are not finite")
 
@@ -635,7 +637,7 @@ def test_script_that_fails(here: Path) -> None:
 
 
 def test_module(tmp_path: Path) -> None:
-    with spawn(sys.executable, "-m", "sd2rt.runtime", "--version") as child:
+    with spawn(sys.executable, "-P", "-m", "sd2rt", "--version") as child:
         assert child.communicate() == (f"sd2rt {__version__}\n", "")
     assert child.returncode == 0
 
@@ -683,7 +685,8 @@ def test_progress_on_a_terminal(small_bundle: Path) -> None:
 
 def test_interrupt_between_steps(small_bundle: Path, here: Path) -> None:
     code = (
-        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session; from sd2rt.runtime.cli.main import script\n"
+        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session\n"
+        "from sd2rt.runtime.cli.main import script\n"
         "launch = session.launch\n"
         "def told(self): launch(self); print('launched', flush=True)\n"
         "session.launch = told; script()"

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from sd2rt.runtime import Pipeline, Request
-from sd2rt.runtime.rng.torch_cpu import Generator
-from sd2rt.runtime.denoising.guidance import plan_guidance
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.denoising.batch_rows import Rows
-from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.stepper import run_steps
-from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.request.request import make_request
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.samplers.plan import Plan
 
 CLOSE = 1e-5
 """Of the largest value: with more rows in a call, the engine's kernels add up in another order."""

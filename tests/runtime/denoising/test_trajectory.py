@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
+from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
+from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
-from sd2rt.runtime.prompts.text_conditioning import Texts
-from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
 
 NOISE = NoiseConfig(
     num_train_timesteps=1000,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.images.init_image import fitting_size, load_image, resized, to_tensor
+from sd2rt.runtime.images.read import MAX_PIXELS
 
 
 def noise(*shape: int) -> Any:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerName
-from sd2rt.runtime.metadata.infotext_import import Imported
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, parse_parameters, write_parameters
+from sd2rt.runtime.metadata.infotext_import import Imported
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.samplers import SAMPLERS as BUILT_SAMPLERS
 from sd2rt.runtime.samplers import schedules_of

@@ -14,12 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime import Pipeline, Request, read_recipe
+from sd2rt.runtime.cli.run import _FIELDS, run
 from sd2rt.runtime.metadata.recipe import digest, settings_of
 from sd2rt.runtime.request.request import make_request
-from sd2rt.runtime.cli.run import _FIELDS, run
 
 from ..conftest import Command, Refused
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import EngineError
 from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import symbols_of
 from sd2rt.runtime import Pipeline, Request
-from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.denoising.guidance import plan_guidance
-from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.denoising.stepper import run_steps
-from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.denoising.trajectory import Trajectory
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 
 from ...engines.simulated_gpu import Pace, SimulatedGpu
 from ...engines.simulated_tensorrt import build, make_tensorrt

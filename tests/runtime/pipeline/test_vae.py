@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.manifest import Manifest
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.interface import Device
-from sd2rt.runtime.pipeline.pipeline import vae as vae_module
-from sd2rt.runtime.tiling.tiling import Tiling
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.runtime.pipeline import vae as vae_module
 from sd2rt.runtime.pipeline.vae import Vae
+from sd2rt.runtime.tiling.tiling import Tiling
 
 Array = NDArray[np.float32]
 TILE = 32

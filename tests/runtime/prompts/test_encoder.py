@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.bundle.writer import describe
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.pipeline.pipeline import Pipeline
-from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.encoder import TextEncoder
+from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.prompts.textual_inversion import Embedding
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.encoder import TextEncoder
+from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import Texts
 
 

@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding, load_embedding

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.model_kinds import KINDS, Variant
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import resolve
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.rng.slerp import between
+from sd2rt.runtime.rng.torch_cpu import Generator
 
 FIRST, SECOND = Generator(1).randn((4, 8, 8)), Generator(2).randn((4, 8, 8))
 

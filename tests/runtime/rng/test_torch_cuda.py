@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sd2rt.runtime.rng.torch_cuda import PhiloxGenerator, philox
 from sd2rt.runtime.rng.select import make_generator
+from sd2rt.runtime.rng.torch_cuda import PhiloxGenerator, philox
 
 H100, A100, A4000, RTX_3060 = "cuda:132", "cuda:108", "cuda:48x1536", "cuda:28x1536"
 

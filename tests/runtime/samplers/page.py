@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, PredictionType, SamplerConfig, SamplerName
+from sd2rt.engines.errors import RequestError
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
+from sd2rt.runtime.cli.samplers_plot import draw
 from sd2rt.runtime.samplers import (
     SAMPLERS,
     SamplingOptions,
@@ -28,7 +29,6 @@ from sd2rt.runtime.samplers import (
     sampler_config,
     schedules_of,
 )
-from sd2rt.runtime.cli.samplers_plot import draw
 
 from .cases import NAMES, STEPS, compared, levels_of, noise_config
 from .reference_schedulers import Draws, reference, trajectory_error

@@ -24,10 +24,10 @@ from diffusers import EulerDiscreteScheduler, IPNDMScheduler, StableDiffusionImg
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS, NoiseConfig, SamplerConfig, default_sampler
-from sd2rt.export.reference import make_scheduler, step_arguments
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
-from sd2rt.runtime.samplers.plan import Plan
+from sd2rt.export.reference import make_scheduler, step_arguments
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.samplers.plan import Plan
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
@@ -19,6 +18,7 @@ from sd2rt.engines.bundle.sampler_config import (
     Spacing,
     default_sampler,
 )
+from sd2rt.engines.errors import RequestError
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 

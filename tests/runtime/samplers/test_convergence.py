@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.sampler_config import PredictionType, SamplerName, default_sampler
-from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.samplers.plan import Plan
 
 from .cases import PREDICTIONS, TWO_CALLS, noise_config
 from .gaussian import Gaussian, error

@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import PredictionType, SamplerName
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import config_of, noise_config

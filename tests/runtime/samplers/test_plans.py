@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS, PredictionType, SamplerName
-from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
 from .cases import (
     BOUND,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerName
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 
 from .cases import DISTILLED, EXPLODING, LOOKED_UP, NAMES, PRESERVING, config_of, noise_config

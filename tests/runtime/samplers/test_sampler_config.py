@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import pytest
 
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.bundle.sampler_config import SamplerName, default_sampler
+from sd2rt.engines.errors import RequestError
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.runtime.samplers import sampler_config

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
-from sd2rt.runtime.rng.torch_cpu import Generator
-from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers import SamplingOptions, make_plan
-from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.denoising.trajectory import Trajectory
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.rng.torch_cpu import Generator
+from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.samplers.plan import Plan
 
 from .cases import NAMES, config_of, noise_config
 from .reference_schedulers import SHAPE, Array, Draws, reference, relative_error

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
-from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.tensorrt.compile.add_engines import build_engines, compile_in_process
-from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.manifest import BuilderOptions, Manifest, read_manifest
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError
+from sd2rt.engines.tensorrt.compile.add_engines import build_engines, compile_in_process
 from sd2rt.engines.tensorrt.compile.profiles import Shapes, plan_engines
+from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.weights.initializers import Weights
 
 pytest.importorskip("tensorrt_rtx")

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd2rt.engines.errors import RequestError
-from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.manifest import Manifest, Profile, read_manifest
-from sd2rt.engines.tensorrt.compile.profiles import Rows, Shapes, parse_batches, plan_engines
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import symbols_of
+from sd2rt.engines.tensorrt.compile.profiles import Rows, Shapes, parse_batches, plan_engines
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Commands that need a bundle and nothing else: inspect, verify and prepare; and the options for building engines."""

@@ -1,0 +1,1 @@
+"""Checkpoints of every published form: opened, identified, and checked key by key."""

@@ -1,0 +1,1 @@
+"""Images in and out: reading, sizing, masks, depth maps, resampling, and tensors made into images."""

@@ -1,0 +1,1 @@
+"""Prompts: tokens, hidden states, textual inversion, and text conditioning for each denoiser call."""

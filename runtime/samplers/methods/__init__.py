@@ -1,0 +1,1 @@
+"""One module for each sampling method: options to a plan of small matrices."""

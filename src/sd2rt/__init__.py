@@ -1,0 +1,54 @@
+"""Stable Diffusion 2 from engines: the public names of the runtime, and every error.
+
+from sd2rt import Pipeline
+
+with Pipeline.open("bundle") as pipe:
+    image = pipe("a photograph of an astronaut riding a horse", seed=1).images[0]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sd2rt.engines.errors import (
+        BuildError,
+        BundleError,
+        CheckpointError,
+        EngineError,
+        MissingDependencyError,
+        RequestError,
+        Sd2rtError,
+    )
+    from sd2rt.runtime import Output, Pipeline, Progress, Recipe, Request, Run, __version__, read_recipe
+
+__all__ = [
+    "BuildError",
+    "BundleError",
+    "CheckpointError",
+    "EngineError",
+    "MissingDependencyError",
+    "Output",
+    "Pipeline",
+    "Progress",
+    "Recipe",
+    "Request",
+    "RequestError",
+    "Run",
+    "Sd2rtError",
+    "__version__",
+    "read_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: importing sd2rt loads neither NumPy nor pydantic.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "sd2rt.engines.errors" if name.endswith("Error") else "sd2rt.runtime"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

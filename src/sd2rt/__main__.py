@@ -1,0 +1,3 @@
+from sd2rt.runtime.cli.main import script
+
+script()
