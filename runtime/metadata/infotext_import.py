@@ -9,7 +9,8 @@ from typing import Any
 from sd2rt.engines.bundle.sampler_config import SamplerName, check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
-from sd2rt.runtime.request.request import NAMED_NETWORK, Request
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
+from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.samplers import schedules_of
 
 _SAMPLERS: dict[str, SamplerName] = {theirs.casefold(): ours for ours, theirs in SAMPLERS.items()}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.prompts.a1111.edits import EditedPrompt, compose
 from sd2rt.runtime.prompts.encoder import TextEncoder
+from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.prompts.text_conditioning import Texts
-from sd2rt.runtime.request.request import PromptSyntax
 
 LONGEST = 77 * 16
 """Tokens that the denoiser is exported for."""

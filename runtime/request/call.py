@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
-from sd2rt.runtime.request.request import OutputType, PromptSyntax, Request, check_mask, make_request
+from sd2rt.runtime.request.request import OutputType, Request, check_mask, make_request
 
 
 class CallOptions(TypedDict, total=False):

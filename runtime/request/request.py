@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,15 +23,11 @@ from pydantic import (
 from sd2rt.engines.bundle.sampler_config import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
 from sd2rt.runtime.rng.select import check_rng
 
 OutputType = Literal["pil", "np", "latent"]
-PromptSyntax = Literal["plain", "a1111"]
-
-
-NAMED_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
-"""How AUTOMATIC1111's prompts name files of networks, and their strengths."""
 
 _SHOWN = 80
 
