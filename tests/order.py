@@ -59,7 +59,7 @@ def share_out(items: list[pytest.Item]) -> dict[str, str]:
 
 
 def _room(path: Path) -> str:
-    """The package and the room of a test file, such as ``runtime/prompts``; the tests' folders mirror the sources'."""
+    """Name the package and room of a test file, such as ``runtime/prompts``."""
     parts = path.relative_to(Path(__file__).parent).parent.parts
     return "/".join(parts[:2])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -68,7 +68,7 @@ class Sd2rtPainter:
         return to_levels(np.moveaxis(image, 0, -1) / 2 + 0.5)
 
 
-def _request(order: Order, settings: Settings) -> Request:
+def _request(order: Order, settings: Settings) -> Request[Any]:
     image, mask = order.image, order.mask
     return Request.model_validate(
         {

@@ -21,9 +21,9 @@ def main() -> None:
         with Pipeline.open(bundle, device=device, backend=backend) as pipeline:  # type: ignore[arg-type]
             opened = time.perf_counter()
             options = {"num_inference_steps": int(steps), "width": int(side), "height": int(side)}
-            pipeline("a lighthouse", seed=1, **options)  # type: ignore[arg-type]
+            pipeline("a lighthouse", seed=1, **options)  # type: ignore[call-overload]
             first = time.perf_counter()
-            pipeline("a lighthouse", seed=1, **options)  # type: ignore[arg-type]
+            pipeline("a lighthouse", seed=1, **options)  # type: ignore[call-overload]
             second = time.perf_counter()
     except Sd2rtError as error:
         print(f"sd2rt: {error}", file=sys.stderr)

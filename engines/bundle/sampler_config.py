@@ -68,14 +68,14 @@ class SamplerConfig(BaseModel):
     """How whole timesteps are chosen."""
     levels: Levels = "spaced"
     """How noise levels are chosen: those of the spaced timesteps, or by another rule in their place."""
-    steps_offset: int = Field(0, ge=0)
+    steps_offset: int = Field(default=0, ge=0)
     """leading spacing: the timestep that the last step visits."""
     set_alpha_to_one: bool = False
     """What follows the last step is noise-free, rather than as noisy as timestep 0."""
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     """The noise level that the last step leaves."""
-    solver_order: int = Field(1, ge=1, le=4)
-    corrector_order: int = Field(1, ge=1, le=3)
+    solver_order: int = Field(default=1, ge=1, le=4)
+    corrector_order: int = Field(default=1, ge=1, le=3)
     solver_type: Literal["", "midpoint", "heun", "bh1", "bh2"] = ""
     algorithm_type: Literal["", "dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"] = ""
     predict_x0: bool = True
@@ -88,21 +88,21 @@ class SamplerConfig(BaseModel):
     skip_prk_steps: bool = True
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
     interpolation_type: Literal["linear", "log_linear"] = "linear"
-    sigma_min: float | None = Field(None, gt=0, allow_inf_nan=False)
-    sigma_max: float | None = Field(None, gt=0, allow_inf_nan=False)
+    sigma_min: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    sigma_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Ends of the karras, exponential and beta levels; None is the schedule's own."""
-    lambda_min_clipped: float | None = Field(None, allow_inf_nan=False)
+    lambda_min_clipped: float | None = Field(default=None, allow_inf_nan=False)
     """Timesteps whose log(alpha / sigma) is below this are left out."""
-    s_churn: float = Field(0.0, ge=0, allow_inf_nan=False)
-    s_tmin: float = Field(0.0, ge=0, allow_inf_nan=False)
-    s_tmax: float | None = Field(None, ge=0, allow_inf_nan=False)
-    s_noise: float = Field(1.0, ge=0, allow_inf_nan=False)
-    tau: float = Field(0.0, ge=0, allow_inf_nan=False)
-    tau_start: float = Field(0.0, ge=0, allow_inf_nan=False)
-    tau_end: float = Field(0.0, ge=0, allow_inf_nan=False)
+    s_churn: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    s_tmin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    s_tmax: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    s_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    tau: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    tau_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    tau_end: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """sa-solver: its share of fresh noise, at the timesteps from tau_start to tau_end."""
-    original_inference_steps: int = Field(1, ge=1)
-    timestep_scaling: float = Field(1.0, gt=0, allow_inf_nan=False)
+    original_inference_steps: int = Field(default=1, ge=1)
+    timestep_scaling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _choices(self) -> SamplerConfig:

@@ -260,7 +260,8 @@ def run(
                 noise_level = recipe.upscaled.fields.get("noise_level")
             options["noise_level"] = None
     from sd2rt.engines.lora.merge import named_loras
-    from sd2rt.runtime.request.call import CallOptions, divide
+    from sd2rt.runtime.request.call import divide
+    from sd2rt.runtime.request.fields import CallOptions
     from sd2rt.runtime.request.sampling import check_names, plan_of
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.

@@ -60,7 +60,7 @@ class Networks:
         precision: ComputePrecision | None = None,
         weights: PartWeights = _NOTHING,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.device = bundle, device
         self._tile = tile
         self._backend = open_backend(
             bundle,

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ from sd2rt.runtime.pipeline.run import Output, Run
 from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
-from sd2rt.runtime.request.call import CallOptions, divide
+from sd2rt.runtime.request.call import divide
+from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
 from sd2rt.runtime.request.sampling import plan_of, sampler_of, sampling_of
@@ -123,6 +124,18 @@ class Pipeline:
             max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
         return cls(networks, max_batch, tile, loras)
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._networks.closed else ""
+        return (
+            f"Pipeline({str(self.bundle.path)!r}, backend={self.backend!r}, device={str(self.device)!r}, "
+            f"precision={self.precision!r}{closed})"
+        )
+
+    @property
+    def device(self) -> Device:
+        """The device that the engines run on."""
+        return self._networks.device
+
     @property
     def backend(self) -> str:
         """What runs the networks: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``."""
@@ -164,13 +177,44 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    @overload
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
         callback_on_step_end: Callback | None = None,
+        output_type: Literal["pil"] = "pil",
         **options: Unpack[CallOptions],
-    ) -> Output:
+    ) -> Output: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        callback_on_step_end: Callback | None = None,
+        output_type: Literal["np", "latent"],
+        **options: Unpack[CallOptions],
+    ) -> Output[NDArray[np.float32]]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        callback_on_step_end: Callback | None = None,
+        output_type: OutputType,
+        **options: Unpack[CallOptions],
+    ) -> Output[Any]: ...
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        callback_on_step_end: Callback | None = None,
+        output_type: OutputType = "pil",
+        **options: Unpack[CallOptions],
+    ) -> Output[Any]:
         """Make images from one prompt or several, with diffusers' names and meanings.
 
         ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; latents
@@ -182,8 +226,8 @@ class Pipeline:
             RequestError: an option is unknown or cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
-        with self.stream(prompt, **options) as run:
-            if run.requests[0].output_type != "pil" and len({self.size_of(r) for r in run.requests}) > 1:
+        with self.stream(prompt, output_type=output_type, **options) as run:
+            if output_type != "pil" and len({self.size_of(r) for r in run.requests}) > 1:
                 raise RequestError(
                     "the images have several sizes, and an array has one: take output_type pil"
                 )
@@ -196,19 +240,64 @@ class Pipeline:
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
         images = [image for output in outputs for image in output.images]
-        return Output(images if run.requests[0].output_type == "pil" else np.stack(images), seeds)
+        return Output(images if output_type == "pil" else np.stack(images), seeds)
 
-    def stream(self, prompt: str | Sequence[str] | None = None, **options: Unpack[CallOptions]) -> Run:
+    @overload
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        **options: Unpack[CallOptions],
+    ) -> Run: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: Literal["np", "latent"],
+        **options: Unpack[CallOptions],
+    ) -> Run[NDArray[np.float32]]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: OutputType,
+        **options: Unpack[CallOptions],
+    ) -> Run[Any]: ...
+
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: OutputType = "pil",
+        **options: Unpack[CallOptions],
+    ) -> Run[Any]:
         """The same call as a :class:`Run`: iterate over its steps, then take its result."""
-        return Run(self, divide(prompt, options))
+        return Run(self, divide(prompt, options, output_type))
 
-    def stream_requests(self, requests: Sequence[Request]) -> Run:
+    @overload
+    def stream_requests(self, requests: Sequence[Request[Images]]) -> Run[Images]: ...
+
+    @overload
+    def stream_requests(self, requests: Sequence[Request[Any]]) -> Run[Any]: ...
+
+    def stream_requests(self, requests: Sequence[Request[Any]]) -> Run[Any]:
         """Several requests as one :class:`Run`; see :meth:`generate`."""
         if not requests:
             raise RequestError("there is no request to answer: give at least one")
         return Run(self, list(requests))
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
+    @overload
+    def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
+
+    @overload
+    def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]: ...
+
+    def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]:
         """Answer several requests at once, each as it would have been answered alone.
 
         They may differ in everything; those of one size are denoised in shared batches.
@@ -220,15 +309,15 @@ class Pipeline:
         with self.stream_requests(requests) as run:
             return run.result()
 
-    def sampler_of(self, request: Request) -> SamplerConfig:
+    def sampler_of(self, request: Request[Any]) -> SamplerConfig:
         """The sampler that a request will use."""
         return sampler_of(request, self.manifest)
 
-    def size_of(self, request: Request) -> tuple[int, int]:
+    def size_of(self, request: Request[Any]) -> tuple[int, int]:
         """Width and height in pixels of a request's images."""
         return size_of(self.manifest, request)
 
-    def resolve(self, request: Request) -> Request:
+    def resolve(self, request: Request[Images]) -> Request[Images]:
         """The request with the bundle's defaults in place of what it leaves open.
 
         Raises:
@@ -236,7 +325,7 @@ class Pipeline:
         """
         return resolve(request, self.manifest)
 
-    def task_of(self, request: Request) -> TaskName:
+    def task_of(self, request: Request[Any]) -> TaskName:
         """What the request asks for. Raises RequestError as :meth:`resolve` does."""
         return task_of(request, self.manifest).name
 
@@ -349,9 +438,44 @@ class Pipeline:
         finally:
             self.release()
 
+    @overload
     def upscale(
-        self, images: Any, prompt: str | Sequence[str] | None = "", **options: Unpack[CallOptions]
-    ) -> Output:
+        self,
+        images: Any,
+        prompt: str | Sequence[str] | None = "",
+        *,
+        output_type: Literal["pil"] = "pil",
+        **options: Unpack[CallOptions],
+    ) -> Output: ...
+
+    @overload
+    def upscale(
+        self,
+        images: Any,
+        prompt: str | Sequence[str] | None = "",
+        *,
+        output_type: Literal["np", "latent"],
+        **options: Unpack[CallOptions],
+    ) -> Output[NDArray[np.float32]]: ...
+
+    @overload
+    def upscale(
+        self,
+        images: Any,
+        prompt: str | Sequence[str] | None = "",
+        *,
+        output_type: OutputType,
+        **options: Unpack[CallOptions],
+    ) -> Output[Any]: ...
+
+    def upscale(
+        self,
+        images: Any,
+        prompt: str | Sequence[str] | None = "",
+        *,
+        output_type: OutputType = "pil",
+        **options: Unpack[CallOptions],
+    ) -> Output[Any]:
         """Make images four times as large; ``prompt`` says what they show, None where ``prompt_embeds`` do.
 
         ``images`` is one or a list of what ``image=`` takes, or another pipeline's output of type pil or np.
@@ -373,9 +497,10 @@ class Pipeline:
         if not listed:
             raise RequestError("there is no image to upscale: give at least one")
         options["image"] = listed
-        return self([prompt] * len(listed) if isinstance(prompt, str) else prompt, **options)
+        prompts = [prompt] * len(listed) if isinstance(prompt, str) else prompt
+        return self(prompts, output_type=output_type, **options)
 
-    def pictures(self, request: Request, seed: int) -> list[Picture]:
+    def pictures(self, request: Request[Any], seed: int) -> list[Picture]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.
 
         Raises:
@@ -425,7 +550,7 @@ class Pipeline:
             pictures.append(Picture(conditioning, trajectories, tiling))
         return pictures
 
-    def _texts(self, request: Request, calls: int, guided: bool) -> tuple[Texts, ...]:
+    def _texts(self, request: Request[Any], calls: int, guided: bool) -> tuple[Texts, ...]:
         prompt = self._embeds("prompt_embeds", request.prompt_embeds)
         negative = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
         return schedule_texts(

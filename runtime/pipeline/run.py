@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import secrets
+from base64 import b64encode
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.denoising.stepper import Batch, run_steps
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
-from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
+from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
 from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.request import Request
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sd2rt.runtime.pipeline.pipeline import Pipeline
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+_SEEDS_SHOWN = 8
+"""Of an output, in one line."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Output(Generic[Images]):
     """The images of a call, in the order of its prompts, and the seed that makes each again alone; with a
     variation, that seed is every image's, and image i has ``variation_seed + i``.
 
@@ -31,8 +40,27 @@ class Output:
     [n, C, h, w] for ``latent``.
     """
 
-    images: Any
+    images: Images
     seeds: list[int]
+
+    def __repr__(self) -> str:
+        count, shown = len(self.seeds), ", ".join(map(str, self.seeds[:_SEEDS_SHOWN]))
+        more = ", ..." if count > _SEEDS_SHOWN else ""
+        return f"Output({_described(self.images)}, seeds=[{shown}{more}])"
+
+    def _repr_html_(self) -> str | None:
+        """The images side by side, with their seeds, for notebooks; None for latents, which are no picture."""
+        images: object = self.images
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or images.shape[-1] != 3:
+                return None
+            images = [to_pil(unit) for unit in images]
+        assert isinstance(images, list)
+        return "".join(
+            f'<figure style="display: inline-block; margin: 4px"><img src="data:image/png;base64,{_base64(image)}">'
+            f"<figcaption>seed {seed}</figcaption></figure>"
+            for image, seed in zip(images, self.seeds, strict=True)
+        )
 
 
 @dataclass(slots=True)
@@ -66,13 +94,13 @@ class Progress:
         return self.batch.latents()
 
 
-class Run:
+class Run(Generic[Images]):
     """Images being made. Iterate for the steps (progress, preview, stopping), then take :meth:`result`.
 
     It has the pipeline to itself until its result is taken or it is closed, which leaving a ``with`` block does.
     """
 
-    def __init__(self, pipeline: Pipeline, requests: list[Request]) -> None:
+    def __init__(self, pipeline: Pipeline, requests: list[Request[Images]]) -> None:
         self._pipeline = pipeline
         self._open = False
         # Before anything waits or is drawn: what a bundle does not do is known from its manifest.
@@ -112,7 +140,7 @@ class Run:
             self._open = False
             self._pipeline.release()
 
-    def result(self) -> list[Output]:
+    def result(self) -> list[Output[Images]]:
         """Make the steps that remain, decode, and close; one output for each request.
 
         Raises:
@@ -120,7 +148,7 @@ class Run:
         """
         return _unless_failed(self.outcomes())
 
-    def outcomes(self) -> list[Output | EngineError]:
+    def outcomes(self) -> list[Output[Images] | EngineError]:
         """As :meth:`result`, with a request's error in its place where one of its images is not finite.
 
         Raises:
@@ -130,12 +158,12 @@ class Run:
             pass
         return self._decode()
 
-    def stop(self) -> list[Output]:
+    def stop(self) -> list[Output[Images]]:
         """Decode what there is so far, without the steps that remain, and close; raises as :meth:`result`."""
         self._steps.close()
         return _unless_failed(self._decode())
 
-    def _decode(self) -> list[Output | EngineError]:
+    def _decode(self) -> list[Output[Images] | EngineError]:
         if not self._open:
             raise RequestError("this run is closed: make another")
         try:
@@ -146,7 +174,7 @@ class Run:
         finally:
             self.close()
 
-    def _output(self, request: Request, seed: int, group: list[Picture]) -> Output | EngineError:
+    def _output(self, request: Request[Images], seed: int, group: list[Picture]) -> Output[Any] | EngineError:
         for picture in group:
             if picture.error is not None:
                 return picture.error
@@ -162,8 +190,25 @@ class Run:
         return Output([to_pil(unit) for unit in units], seeds)
 
 
-def _unless_failed(outcomes: list[Output | EngineError]) -> list[Output]:
-    outputs: list[Output] = []
+def _described(images: object) -> str:
+    """Images in a few words: how many, and of which size."""
+    if isinstance(images, np.ndarray):
+        return f"{images.dtype.name}{list(images.shape)}"
+    assert isinstance(images, list)
+    sizes = {f"{image.width}x{image.height}" for image in images}
+    return (
+        f"{len(images)} image{'' if len(images) == 1 else 's'} of {' and '.join(sorted(sizes)) or 'no size'}"
+    )
+
+
+def _base64(image: Image) -> str:
+    file = BytesIO()
+    write_png(image, file, {})
+    return b64encode(file.getvalue()).decode()
+
+
+def _unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[Images]]:
+    outputs: list[Output[Images]] = []
     for outcome in outcomes:
         if isinstance(outcome, EngineError):
             raise outcome

@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.prompts.syntax import PromptSyntax
-from sd2rt.runtime.request.presets import PresetName
-from sd2rt.runtime.request.request import OutputType, Request, check_mask, make_request
-
-
-class CallOptions(TypedDict, total=False):
-    """Keyword arguments of a call; :class:`~sd2rt.runtime.request.request.Request` gives meanings and defaults."""
-
-    max_image_pixels: int
-    image: Any
-    mask_image: Any
-    depth_map: Any
-    strength: float | None
-    noise_level: int | None
-    paste: bool
-    paste_blur: float
-    negative_prompt: str | list[str] | None
-    prompt_syntax: PromptSyntax
-    clip_skip: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | Sequence[float] | None
-    guidance_rescale: float
-    guidance_interval: tuple[float, float] | None
-    preset: PresetName | None
-    height: int | None
-    width: int | None
-    num_images_per_prompt: int
-    seed: int | None
-    rng: str
-    variation_seed: int | None
-    variation_strength: float
-    latents: NDArray[Any] | None
-    prompt_embeds: NDArray[Any] | None
-    negative_prompt_embeds: NDArray[Any] | None
-    sampler: str | None
-    schedule: str | None
-    sampler_options: Mapping[str, Any] | None
-    rescale_betas_zero_snr: bool | None
-    eta: float
-    timesteps: Sequence[float] | None
-    sigmas: Sequence[float] | None
-    output_type: OutputType
-
+from sd2rt.runtime.request.fields import CallOptions, OutputType
+from sd2rt.runtime.request.request import Request, check_mask, make_request
 
 _PICTURES = ("image", "mask_image", "depth_map")
 _COUNTED = ("num_images_per_prompt", "seed", "variation_seed", "variation_strength")
 
 
-def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Request]:
-    """One request for each prompt of a call; what was given for all of them is divided.
+def divide(
+    prompt: str | Sequence[str] | None, options: CallOptions, output_type: OutputType = "pil"
+) -> list[Request[Any]]:
+    """Split a call into one request for each prompt, and what was given for all of them with it.
 
     An image, mask or depth map is every prompt's, or a list has one for each.
     """
-    fields: dict[str, Any] = dict(options)
+    fields: dict[str, Any] = {**options, "output_type": output_type}
     embeds, negative_embeds = fields.pop("prompt_embeds", None), fields.pop("negative_prompt_embeds", None)
     negative, latents = fields.pop("negative_prompt", None), fields.pop("latents", None)
     if prompt is not None and not isinstance(prompt, str):
@@ -103,7 +63,7 @@ def divide(prompt: str | Sequence[str] | None, options: CallOptions) -> list[Req
             raise RequestError(
                 f"latents have the shape {list(latents.shape)}, expected [{count * each}, C, h, w]"
             )
-    requests = []
+    requests: list[Request[Any]] = []
     for index in range(count):
         own = dict(fields, prompt=prompts[index], negative_prompt=negatives[index])
         own |= {name: pictures[index] for name, pictures in own_pictures.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from sd2rt.engines.bundle.sampler_config import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, PromptSyntax
+from sd2rt.runtime.request.fields import Images, OutputType, RequestFields
 from sd2rt.runtime.request.presets import PresetName
 from sd2rt.runtime.rng.select import check_rng
 
-OutputType = Literal["pil", "np", "latent"]
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 _SHOWN = 80
 
@@ -142,7 +144,7 @@ Mask = Annotated[Any, BeforeValidator(_mask)]
 Depth = Annotated[Any, BeforeValidator(_depth)]
 
 
-class Request(BaseModel):
+class Request(BaseModel, Generic[Images]):
     """One prompt and how its images are to be made; names and meanings are diffusers', unless said otherwise.
 
     ``num_inference_steps``, ``guidance_scale``, ``strength`` and ``noise_level`` of None are the bundle's own
@@ -178,27 +180,27 @@ class Request(BaseModel):
     prompt: Text | None = None
     negative_prompt: Text | None = None
     prompt_syntax: PromptSyntax = "plain"
-    clip_skip: Whole | None = Field(None, ge=0)
-    max_image_pixels: Whole = Field(MAX_PIXELS, ge=1)
+    clip_skip: Whole | None = Field(default=None, ge=0)
+    max_image_pixels: Whole = Field(default=MAX_PIXELS, ge=1)
     image: Image = None
     mask_image: Mask = None
     depth_map: Depth = None
-    strength: Number | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    noise_level: Whole | None = Field(None, ge=0)
+    strength: Number | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    noise_level: Whole | None = Field(default=None, ge=0)
     paste: bool = False
-    paste_blur: Number = Field(4.0, ge=0, le=256, allow_inf_nan=False)
-    num_inference_steps: Whole | None = Field(None, ge=1)
+    paste_blur: Number = Field(default=4.0, ge=0, le=256, allow_inf_nan=False)
+    num_inference_steps: Whole | None = Field(default=None, ge=1)
     guidance_scale: Scales | None = None
-    guidance_rescale: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    guidance_rescale: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     guidance_interval: Interval | None = None
     preset: PresetName | None = None
     height: Whole | None = None
     width: Whole | None = None
-    num_images_per_prompt: Whole = Field(1, ge=1)
+    num_images_per_prompt: Whole = Field(default=1, ge=1)
     seed: Whole | None = None
     rng: Rng = "cpu"
     variation_seed: Whole | None = None
-    variation_strength: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    variation_strength: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     latents: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -206,10 +208,32 @@ class Request(BaseModel):
     schedule: str | None = None
     sampler_options: Options | None = None
     rescale_betas_zero_snr: bool | None = None
-    eta: Number = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    eta: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     output_type: OutputType = "pil"
+
+    if TYPE_CHECKING:
+        # Fields hold what was checked; what may be given is more, and output_type decides the images' type.
+        @overload
+        def __init__(
+            self: Request[list[PILImage]],
+            *,
+            output_type: Literal["pil"] = "pil",
+            **fields: Unpack[RequestFields],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Request[NDArray[np.float32]],
+            *,
+            output_type: Literal["np", "latent"],
+            **fields: Unpack[RequestFields],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Request[Any], *, output_type: OutputType, **fields: Unpack[RequestFields]
+        ) -> None: ...
+        def __init__(self, **fields: Any) -> None: ...
 
     @property
     def guided(self) -> bool:
@@ -235,7 +259,7 @@ class Request(BaseModel):
         return seed, self.variation_seed + index
 
     @model_validator(mode="after")
-    def _consistent(self) -> Request:
+    def _consistent(self) -> Self:
         if (self.prompt is None) == (self.prompt_embeds is None):
             raise ValueError("give one of prompt and prompt_embeds")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
@@ -279,7 +303,7 @@ def check_mask(image: Any, mask: Any) -> None:
         raise RequestError(f"the mask is {theirs}, its image {ours}: make them of one size")
 
 
-def make_request(**fields: Any) -> Request:
+def make_request(**fields: Any) -> Request[Any]:
     """A checked request.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import TASKS, InputName, Task, TaskName, kinds_for
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.presets import PRESETS
 from sd2rt.runtime.request.request import Request
 
@@ -21,7 +22,7 @@ _OPTIONS: dict[InputName, str] = {
 """What messages call the inputs, in words that fit the command line's options and the keywords alike."""
 
 
-def task_of(request: Request, manifest: Manifest) -> Task:
+def task_of(request: Request[Any], manifest: Manifest) -> Task:
     """The one of the bundle's tasks that takes what the request gives.
 
     Raises:
@@ -37,7 +38,7 @@ def task_of(request: Request, manifest: Manifest) -> Task:
     raise RequestError(_refusal(manifest, meant.name))
 
 
-def resolve(request: Request, manifest: Manifest) -> Request:
+def resolve(request: Request[Images], manifest: Manifest) -> Request[Images]:
     """The request with its preset's settings, and then the bundle's defaults, where it left something open.
 
     Raises:
@@ -94,7 +95,7 @@ def _refusal(manifest: Manifest, task: TaskName) -> str:
     return f"{manifest.name} is a bundle of kind {manifest.variant}, for {does}; {task} takes one of kind {either}"
 
 
-def _given(request: Request) -> set[InputName]:
+def _given(request: Request[Any]) -> set[InputName]:
     given: set[InputName] = {"paste"} if request.paste else set()
     names: tuple[InputName, ...] = ("image", "mask_image", "depth_map", "noise_level", "strength")
     return given | {name for name in names if getattr(request, name) is not None}

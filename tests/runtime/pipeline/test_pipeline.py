@@ -28,7 +28,7 @@ def v_pipe(small_v_bundle: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def mixed_requests() -> list[Request]:
+def mixed_requests() -> list[Request[Any]]:
     common: dict[str, Any] = {"output_type": "np"}
     return [
         Request(prompt="a red fox", seed=1, sampler="ddim", num_inference_steps=3, eta=0.7, **common),
@@ -298,3 +298,10 @@ def test_an_image_that_fails_leaves_the_others(pipe: Pipeline) -> None:
 def test_bad_ways_to_open(small_bundle: Path, options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         Pipeline.open(small_bundle, **options)
+
+
+def test_repr_says_what_runs_where(small_bundle: Path) -> None:
+    with Pipeline.open(small_bundle, threads=1) as pipe:
+        shown = f"Pipeline({str(small_bundle)!r}, backend='onnxruntime', device='cpu', precision='fp32'"
+        assert repr(pipe) == f"{shown})"
+    assert repr(pipe) == f"{shown}, closed)"

@@ -14,7 +14,7 @@ from PIL import Image
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
-from sd2rt.runtime.request.call import CallOptions
+from sd2rt.runtime.request.fields import CallOptions
 from sd2rt.runtime.rng.select import make_generator
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiling.tiling import Tiling
