@@ -23,11 +23,11 @@ from benchmarks.cost_model.reference_counts import check_bundle
 from benchmarks.cost_model.shapes import ShapeError
 from benchmarks.gpu.part_inputs import dims_of, part_inputs
 from benchmarks.recording import machine, process, report
-from sd2rt.engines.backends import Backend, open_backend
+from sd2rt.engines.backends import open_backend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import Sd2rtError
-from sd2rt.engines.interface import Device
+from sd2rt.engines.interface import Backend, Device
 
 PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder", "encoder", "depth_estimator")
 _BURST_SECONDS = 0.2

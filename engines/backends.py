@@ -1,92 +1,19 @@
-"""What runs a bundle's parts: ONNX Runtime from its graphs, or TensorRT from what was compiled of them."""
+"""Choose the backend that runs a bundle: ONNX Runtime or OpenVINO from its graphs, TensorRT from its engines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from sd2rt.engines.bundle.manifest import EngineBackend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
-from sd2rt.engines.onnxruntime.prepared import find_prepared
+from sd2rt.engines.interface import Backend, ComputePrecision, Device
+from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
-
-
-class Backend(Protocol):
-    """Opens the parts of one bundle on one device."""
-
-    name: str
-    precision: str
-    """What its engines multiply in: ``fp32``, ``fp16`` or ``bf16``."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """Images of a denoiser call, at most; None where there is no such bound."""
-
-    def open(
-        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
-    ) -> Engine:
-        """The engine of a part, with these weights by PyTorch name in the place of the bundle's own.
-
-        Args:
-            like: the one whose place it takes, where there is one: what that has loaded is loaded at once.
-
-        Raises:
-            BundleError: the bundle has no such part, or nothing of it that fits.
-            BuildError: an engine with these weights cannot be compiled.
-            EngineError: it cannot be loaded on the device.
-        """
-
-    def close(self) -> None:
-        """Free what the engines share; they are closed by then."""
-
-
-class OnnxRuntimeBackend:
-    """ONNX Runtime, from the graphs that every bundle has."""
-
-    name = "onnxruntime"
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: Device,
-        *,
-        threads: int | None,
-        cuda_graph: bool,
-        profiles: Path | None = None,
-    ) -> None:
-        self.precision: str = bundle.manifest.precision
-        self._bundle, self._device = bundle, device
-        self._threads, self._cuda_graph = threads, cuda_graph
-        self._profiles = profiles if device.kind == "cpu" else None
-
-    @property
-    def max_batch(self) -> int | None:
-        return None
-
-    def open(
-        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
-    ) -> Engine:
-        entry = self._bundle.part(part)
-        plain = self._device.kind == "cpu" and weights is None
-        return OnnxRuntimeEngine(
-            entry,
-            self._bundle.file(entry.onnxruntime),
-            self._device,
-            threads=self._threads,
-            cuda_graph=self._cuda_graph,
-            weights=weights,
-            prepared=find_prepared(entry) if plain else None,
-            profile=None if self._profiles is None else self._profiles / part,
-        )
-
-    def close(self) -> None:
-        return
 
 
 def open_backend(
@@ -100,7 +27,7 @@ def open_backend(
     precision: ComputePrecision | None = None,
     profiles: Path | None = None,
 ) -> Backend:
-    """What to run a bundle with on a device.
+    """The backend to run a bundle with on a device.
 
     ``auto`` takes engines where the bundle has those of all ``needed`` parts that fit the GPU and an installed
     version, TensorRT's before TensorRT for RTX's; else ONNX Runtime, and warns where there were engines. With a

@@ -1,4 +1,4 @@
-"""What every backend offers: engines that are opened once, and sessions with buffers of fixed shapes."""
+"""The contract of every backend: engines that are opened once, and sessions with buffers of fixed shapes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Part, Tensor
+from sd2rt.engines.bundle.model_kinds import PartName
 
 Array = NDArray[Any]
 Kept = TypeVar("Kept")
 ComputePrecision = Literal["bf16"]
 """What a backend may multiply in, in the place of the bundle's own precision."""
+
+NO_CARRY: Mapping[str, str] = MappingProxyType({})
+"""The ``carry`` of a session none of whose outputs becomes an input."""
 
 _PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
@@ -193,6 +197,35 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Backend(Protocol):
+    """Opens the parts of one bundle on one device."""
+
+    name: str
+    precision: str
+    """Of its engines' products: ``fp32``, ``fp16`` or ``bf16``."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """Images of a denoiser call, at most; None where there is no such bound."""
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
+        """The engine of a part, with these weights by PyTorch name in the place of the bundle's own.
+
+        Args:
+            like: the one whose place it takes, where there is one: what that has loaded is loaded at once.
+
+        Raises:
+            BundleError: the bundle has no such part, or nothing of it that fits.
+            BuildError: an engine with these weights cannot be compiled.
+            EngineError: it cannot be loaded on the device.
+        """
+
+    def close(self) -> None:
+        """Free what the engines share; they are closed by then."""
 
 
 class Device:

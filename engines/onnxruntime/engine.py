@@ -8,7 +8,6 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession
-from sd2rt.engines.interface import Array, Buffer, Closing, Device, Session, Sessions, shape_of
+from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions, shape_of
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 _FATAL = 4
 # A captured graph is named by a number that no other one of its engine may have.
 _GRAPH_IDS = itertools.count(1)
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class OnnxRuntimeEngine(Closing):
@@ -102,7 +100,7 @@ class OnnxRuntimeEngine(Closing):
         self._sessions = Sessions[OnnxRuntimeSession]()
 
     def session(
-        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         """The session for these sizes, made on first use; the least recently used is dropped after 16.
 

@@ -6,7 +6,6 @@ import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sd2rt.engines.bundle.manifest import Part
@@ -14,13 +13,21 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError, engine_error
 from sd2rt.engines.host_buffers import HostBuffer, WaitedSession
-from sd2rt.engines.interface import Array, Closing, ComputePrecision, Engine, Session, Sessions, shape_of
+from sd2rt.engines.interface import (
+    NO_CARRY,
+    Array,
+    Closing,
+    ComputePrecision,
+    Engine,
+    Session,
+    Sessions,
+    shape_of,
+)
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 
 if TYPE_CHECKING:
     import openvino
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 _LAUNCHES_KEPT = 200
 """Launches of other sizes in a row that the first size's compilation is kept for: several images."""
 
@@ -58,7 +65,7 @@ class OpenVinoBackend:
     def open(
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
-        """See :class:`sd2rt.engines.backends.Backend`."""
+        """See :class:`sd2rt.engines.interface.Backend`."""
         entry = self._bundle.part(part)
         return OpenVinoEngine(
             self._core,
@@ -116,7 +123,7 @@ class OpenVinoEngine(Closing):
         self._sessions = Sessions[OpenVinoSession]()
 
     def session(
-        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         """The session for these sizes, made on first use; the least recently used is dropped after 16.
 

@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sd2rt.engines.backends import Backend
 from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
-from sd2rt.engines.interface import Array, Device, Engine
+from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.packages import load_module, unfit
 from sd2rt.engines.tensorrt.part import TensorRtPart, build_command
 

@@ -23,12 +23,11 @@ from sd2rt.engines.bundle.reader import plain_file
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.session import CudaSession
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.interface import Array, Closing, Session, Sessions, shape_of
+from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session, Sessions, shape_of
 from sd2rt.engines.tensorrt.packages import DTYPES, unfit
 from sd2rt.engines.weights.initializers import Weights
 
 _CHUNK_BYTES = 16 << 20
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TensorRtEngine(Closing):
@@ -154,7 +153,7 @@ class TensorRtEngine(Closing):
         return BundleError(f"{self._path} {found}, its manifest says {expected}: {self._command()}")
 
     def session(
-        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         """The session for these sizes, made on first use; the least recently used is closed after 16.
 

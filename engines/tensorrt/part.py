@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry, Part
 from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.interface import Array, Closing, Session
+from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TensorRtPart(Closing):
@@ -54,7 +51,7 @@ class TensorRtPart(Closing):
         self._engines: dict[str, TensorRtEngine] | None = {}
 
     def session(
-        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         """The session for these sizes; see :class:`sd2rt.engines.interface.Engine`.
 

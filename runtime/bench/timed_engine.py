@@ -11,11 +11,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.interface import Array, Buffer, Closing, Engine, Session
+from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Engine, Session
 from sd2rt.runtime.bench.timeline import Timeline
 
 LAUNCH, WAIT = "launch", "wait"
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TimedEngine(Closing):
@@ -28,7 +27,7 @@ class TimedEngine(Closing):
         self._sessions: WeakValueDictionary[int, TimedSession] = WeakValueDictionary()
 
     def session(
-        self, dims: Mapping[str, int], carry: Mapping[str, str] = _NOTHING, watch: str | None = None
+        self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         inner = self.inner.session(dims, carry, watch)
         found = self._sessions.get(id(inner))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sd2rt.engines.backends import OnnxRuntimeBackend
 from sd2rt.engines.errors import CheckpointError, EngineError, RequestError
 from sd2rt.engines.lora.merge import read_lora
+from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
 from sd2rt.export.reference import reference_pipeline

@@ -49,8 +49,8 @@ def test_the_same_image_from_weights_that_are_mapped(bundle: Bundle) -> None:
 
 def test_replaced_weights_are_the_graphs_own(bundle: Bundle) -> None:
     """Those are put in before the graph is optimised, which it has been."""
-    from sd2rt.engines.backends import OnnxRuntimeBackend
     from sd2rt.engines.interface import Device
+    from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
     from sd2rt.engines.weights.initializers import Weights
 
     part = bundle.part("decoder")

@@ -1,0 +1,55 @@
+"""The ONNX Runtime backend: engines from the graphs that every bundle has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.interface import Array, Device, Engine
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.onnxruntime.prepared import find_prepared
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime, from the graphs that every bundle has."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        threads: int | None,
+        cuda_graph: bool,
+        profiles: Path | None = None,
+    ) -> None:
+        self.precision: str = bundle.manifest.precision
+        self._bundle, self._device = bundle, device
+        self._threads, self._cuda_graph = threads, cuda_graph
+        self._profiles = profiles if device.kind == "cpu" else None
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
+        entry = self._bundle.part(part)
+        plain = self._device.kind == "cpu" and weights is None
+        return OnnxRuntimeEngine(
+            entry,
+            self._bundle.file(entry.onnxruntime),
+            self._device,
+            threads=self._threads,
+            cuda_graph=self._cuda_graph,
+            weights=weights,
+            prepared=find_prepared(entry) if plain else None,
+            profile=None if self._profiles is None else self._profiles / part,
+        )
+
+    def close(self) -> None:
+        return
