@@ -16,7 +16,7 @@ from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Device, Engine, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
-from sd2rt.engines.openvino.backend import OpenVinoEngine
+from sd2rt.engines.openvino.engine import OpenVinoEngine
 
 CARRY = {"state_out": "state"}
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
