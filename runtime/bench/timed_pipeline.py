@@ -44,7 +44,7 @@ class TimedNetworks(Networks):
 
     @cached_property
     def vae(self) -> Vae:
-        return _TimedVae(self.timeline, self.engine, self.bundle.manifest.latents, self._tile)
+        return _TimedVae(self.timeline, self.engine, self.bundle.manifest.latents, self.tile)
 
     def depth(self, image: Image) -> NDArray[np.float32]:
         with self.timeline.span(DEPTH):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,12 +31,16 @@ PartWeights = Mapping[PartName, Mapping[str, Array] | None]
 """Weights by part and PyTorch name; None stands for the bundle's own."""
 _NOTHING: PartWeights = MappingProxyType({})
 
+_CLOSED = "this pipeline is closed: open it again"
+
 _AT_ONCE: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 """What every image takes; the other parts are loaded where the first image that needs them is made."""
 
 
 class Networks:
     """The parts of a bundle, loaded.
+
+    Their buffers serve one thread at a time: :meth:`acquire` them, and :meth:`release` them.
 
     Args:
         tile: the longest side of latents that encoder and decoder work on at once.
@@ -60,8 +66,9 @@ class Networks:
         precision: ComputePrecision | None = None,
         weights: PartWeights = _NOTHING,
     ) -> None:
-        self.bundle, self.device = bundle, device
-        self._tile = tile
+        self.bundle, self.device, self.tile = bundle, device, tile
+        self._lock = threading.Lock()
+        self._owner: int | None = None
         self._backend = open_backend(
             bundle,
             device,
@@ -123,7 +130,7 @@ class Networks:
             EngineError: the part cannot be loaded on the device.
         """
         if self._engines is None:
-            raise RequestError("this pipeline is closed: open it again")
+            raise RequestError(_CLOSED)
         if part not in self._engines:
             self._engines[part] = self._backend.open(part)
         return self._engines[part]
@@ -142,7 +149,7 @@ class Networks:
             EngineError: a part cannot be loaded on the device, or has no such weights.
         """
         if self._engines is None:
-            raise RequestError("this pipeline is closed: open it again")
+            raise RequestError(_CLOSED)
         made: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
@@ -161,7 +168,7 @@ class Networks:
 
     @cached_property
     def vae(self) -> Vae:
-        return Vae(self.engine, self.bundle.manifest.latents, self._tile)
+        return Vae(self.engine, self.bundle.manifest.latents, self.tile)
 
     def depth(self, image: Image) -> NDArray[np.float32]:
         """How near each point of an RGB image is, as its depth estimator sees it: [H', W'], unscaled.
@@ -181,8 +188,45 @@ class Networks:
         found: NDArray[Any] = session.buffers["depth"].read()[0]
         return found
 
+    def acquire(self) -> None:
+        """Have the engines' buffers to oneself until :meth:`release`; waits for other threads.
+
+        Raises:
+            RequestError: this thread has them already, or the networks are closed.
+        """
+        if self._owner == threading.get_ident():
+            raise RequestError(
+                "this pipeline is in the middle of another run: take its result or close it first"
+            )
+        self._lock.acquire()
+        if self.closed:
+            self._lock.release()
+            raise RequestError(_CLOSED)
+        self._owner = threading.get_ident()
+
+    def release(self) -> None:
+        """Let others have them."""
+        self._owner = None
+        self._lock.release()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Acquired within the ``with`` block; raises as :meth:`acquire`."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines; waits for other threads that have their buffers."""
+        if self._owner == threading.get_ident():
+            self._free()
+        else:
+            with self._lock:
+                self._free()
+
+    def _free(self) -> None:
         engines, self._engines = self._engines, None
         if engines is None:
             return

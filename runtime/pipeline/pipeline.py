@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, Unpack, overload
@@ -19,25 +18,20 @@ from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import ComputePrecision, Device, Engine
 from sd2rt.engines.lora.merge import Lora, read_lora
-from sd2rt.runtime.denoising.guidance import plan_guidance
-from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
+from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.images.read import MAX_PIXELS
-from sd2rt.runtime.pipeline.conditioning import Conditioning, size_of
+from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import Picture
 from sd2rt.runtime.pipeline.loras import changed_parts, merged_weights
 from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Output, Run
-from sd2rt.runtime.prompts.schedule import schedule_texts
-from sd2rt.runtime.prompts.text_conditioning import Texts
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
 from sd2rt.runtime.request.call import divide
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
-from sd2rt.runtime.request.sampling import plan_of, sampler_of, sampling_of
-from sd2rt.runtime.rng.select import Normals, make_generator
-from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
-from sd2rt.runtime.tiling.tiling import Tiling
+from sd2rt.runtime.request.sampling import sampler_of
 
 SMALLEST_TILE = 32
 DEFAULT_BATCH = 4
@@ -54,14 +48,12 @@ class Pipeline:
 
     _networks_type: ClassVar[type[Networks]] = Networks
 
-    def __init__(self, networks: Networks, max_batch: int, tile: int, loras: Sequence[Lora] = ()) -> None:
+    def __init__(self, networks: Networks, max_batch: int, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
-        self._loras = tuple(loras)
+        self.tile = networks.tile
         self.max_batch = max_batch
         self._networks = networks
-        self.tile = tile
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self._loras = tuple(loras)
 
     @classmethod
     def open(
@@ -122,7 +114,7 @@ class Pipeline:
         )
         if max_batch is None:
             max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
-        return cls(networks, max_batch, tile, loras)
+        return cls(networks, max_batch, loras)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._networks.closed else ""
@@ -152,14 +144,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the engines; the pipeline cannot be used afterwards. Waits for runs of other threads."""
-        own = self._owner == threading.get_ident()
-        if not own:
-            self._lock.acquire()
-        try:
-            self._networks.close()
-        finally:
-            if not own:
-                self._lock.release()
+        self._networks.close()
 
     def engine(self, part: PartName) -> Engine:
         """The engine of a part.
@@ -277,7 +262,7 @@ class Pipeline:
         **options: Unpack[CallOptions],
     ) -> Run[Any]:
         """The same call as a :class:`Run`: iterate over its steps, then take its result."""
-        return Run(self, divide(prompt, options, output_type))
+        return Run(self._networks, divide(prompt, options, output_type), self.max_batch)
 
     @overload
     def stream_requests(self, requests: Sequence[Request[Images]]) -> Run[Images]: ...
@@ -289,7 +274,7 @@ class Pipeline:
         """Several requests as one :class:`Run`; see :meth:`generate`."""
         if not requests:
             raise RequestError("there is no request to answer: give at least one")
-        return Run(self, list(requests))
+        return Run(self._networks, requests, self.max_batch)
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -358,19 +343,13 @@ class Pipeline:
 
     def add_embedding(self, embedding: Embedding) -> None:
         """The same for one that has been read. Raises RequestError where it does not fit."""
-        self.acquire()
-        try:
+        with self._networks.exclusive():
             self._networks.text.add_embedding(embedding)
-        finally:
-            self.release()
 
     def unload_embedding(self, token: str) -> None:
         """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""
-        self.acquire()
-        try:
+        with self._networks.exclusive():
             self._networks.text.remove_embedding(token)
-        finally:
-            self.release()
 
     @property
     def loras(self) -> tuple[Lora, ...]:
@@ -393,11 +372,8 @@ class Pipeline:
             EngineError: there is no memory for the new engines beside the old ones.
         """
         lora = read_lora(source, scale=scale, name=name)
-        self.acquire()
-        try:
+        with self._networks.exclusive():
             self._change_loras((*self._loras, lora))
-        finally:
-            self.release()
         return lora
 
     def unload_lora(self, name: str | None = None) -> None:
@@ -407,15 +383,12 @@ class Pipeline:
             RequestError: none of that name is loaded.
             EngineError: there is no memory for the new engines beside the old ones.
         """
-        self.acquire()
-        try:
+        with self._networks.exclusive():
             kept = tuple(lora for lora in self._loras if name is not None and lora.name != name)
             if name is not None and len(kept) == len(self._loras):
                 known = ", ".join(lora.name for lora in self._loras) or "none"
                 raise RequestError(f"no LoRA is named {name!r}: {known} is loaded")
             self._change_loras(kept)
-        finally:
-            self.release()
 
     def _change_loras(self, loras: tuple[Lora, ...]) -> None:
         merged = merged_weights(self.bundle, loras)
@@ -432,11 +405,8 @@ class Pipeline:
         from sd2rt.runtime.images.init_image import load_image
 
         loaded = load_image(image, max_pixels=max_image_pixels)
-        self.acquire()
-        try:
+        with self._networks.exclusive():
             return self._networks.depth(loaded)
-        finally:
-            self.release()
 
     @overload
     def upscale(
@@ -506,77 +476,7 @@ class Pipeline:
         Raises:
             RequestError: the request cannot be honoured by this bundle.
         """
-        conditioning = Conditioning(self._networks, request)
-        plan = plan_of(request, self.manifest)
-        count, shape = request.num_images_per_prompt, conditioning.shape
-        given = request.latents
-        if given is not None and conditioning.strength is not None:
-            raise RequestError("latents are given, and this starts from an image: leave one of the two out")
-        if given is not None and given.shape != (count, *shape):
-            raise RequestError(
-                f"latents have the shape {list(given.shape)}, this request needs {[count, *shape]}"
-            )
-        scale = request.guidance_scale
-        assert scale is not None
-        guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
-        texts = guidance.of(self._texts(request, len(plan.steps), any(guidance.guided)))
-        side = self.tile if conditioning.tileable else max(shape[1:])
-        tiling = Tiling(shape[1], shape[2], side, side // 4 if conditioning.tileable else 0)
-        pictures = []
-        for index in range(count):
-            first, other = request.seeds_of(seed, index)
-            generator = make_generator(request.rng, first)
-            variation = None if other is None else make_generator(request.rng, other)
-            own = None if given is None else np.asarray(given[index], np.float32)
-            start = conditioning.draw(generator, own, variation)
-            tiles: Sequence[Normals] = [generator]
-            if len(tiling.boxes) > 1:
-                noise = ImageNoise(first, shape, request.rng)
-                tiles = [TileGenerator(noise, box) for box in tiling.boxes]
-            trajectories = [
-                Trajectory(
-                    plan=plan,
-                    latents=box.cut(start.noise),
-                    texts=texts,
-                    guidance=guidance.values,
-                    generator=tile,
-                    seed=first,
-                    image_latents=None if start.image_latents is None else box.cut(start.image_latents),
-                    extra=None if start.extra is None else box.cut(start.extra),
-                    noise_level=request.noise_level,
-                )
-                for tile, box in zip(tiles, tiling.boxes, strict=True)
-            ]
-            pictures.append(Picture(conditioning, trajectories, tiling))
-        return pictures
-
-    def _texts(self, request: Request[Any], calls: int, guided: bool) -> tuple[Texts, ...]:
-        prompt = self._embeds("prompt_embeds", request.prompt_embeds)
-        negative = self._embeds("negative_prompt_embeds", request.negative_prompt_embeds)
-        return schedule_texts(
-            self._networks.text,
-            request.prompt or "" if prompt is None else prompt,
-            request.negative_prompt or "" if negative is None else negative,
-            guided=guided,
-            syntax=request.prompt_syntax,
-            clip_skip=request.clip_skip or 0,
-            calls=calls,
-            steps=sampling_of(request, None).step_count,
-        )
-
-    def _embeds(self, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
-        if embeds is None:
-            return None
-        if embeds.ndim == 3 and len(embeds) == 1:
-            embeds = embeds[0]
-        if embeds.ndim != 2 or embeds.shape[1] != self._networks.text.width or not len(embeds):
-            raise RequestError(
-                f"{name} has the shape {list(embeds.shape)}, expected [tokens, {self._networks.text.width}]"
-            )
-        if not np.isfinite(embeds).all():
-            raise RequestError(f"{name} holds values that are not finite")
-        dtype = next(t.dtype for t in self.manifest.parts["denoiser"].inputs if t.name == "text")
-        return embeds.astype(dtype)
+        return prepare(self._networks, request, seed)
 
     def decode(self, latents: Latents) -> NDArray[np.float32]:
         """Latents [C, h, w], as the sampler leaves them, to an image [3, H, W], nominally in [-1, 1]."""
@@ -588,17 +488,8 @@ class Pipeline:
         Raises:
             RequestError: this thread has them already, or the pipeline is closed.
         """
-        if self._owner == threading.get_ident():
-            raise RequestError(
-                "this pipeline is in the middle of another run: take its result or close it first"
-            )
-        self._lock.acquire()
-        if self._networks.closed:
-            self._lock.release()
-            raise RequestError("this pipeline is closed: open it again")
-        self._owner = threading.get_ident()
+        self._networks.acquire()
 
     def release(self) -> None:
         """Let others have them."""
-        self._owner = None
-        self._lock.release()
+        self._networks.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from base64 import b64encode
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,13 +18,14 @@ from sd2rt.runtime.denoising.stepper import Batch, run_steps
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
 from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.resolve import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sd2rt.runtime.pipeline.pipeline import Pipeline
 
 
 _SEEDS_SHOWN = 8
@@ -97,20 +98,20 @@ class Progress:
 class Run(Generic[Images]):
     """Images being made. Iterate for the steps (progress, preview, stopping), then take :meth:`result`.
 
-    It has the pipeline to itself until its result is taken or it is closed, which leaving a ``with`` block does.
+    It has the networks to itself until its result is taken or it is closed, which leaving a ``with`` block does.
     """
 
-    def __init__(self, pipeline: Pipeline, requests: list[Request[Images]]) -> None:
-        self._pipeline = pipeline
+    def __init__(self, networks: Networks, requests: Sequence[Request[Images]], max_batch: int) -> None:
+        self._networks = networks
         self._open = False
         # Before anything waits or is drawn: what a bundle does not do is known from its manifest.
-        self.requests = [pipeline.resolve(request) for request in requests]
-        pipeline.acquire()
+        self.requests = [resolve(request, networks.bundle.manifest) for request in requests]
+        networks.acquire()
         self._open = True
         try:
             self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in self.requests]
             self.pictures = [
-                pipeline.pictures(request, seed)
+                prepare(networks, request, seed)
                 for request, seed in zip(self.requests, self.seeds, strict=True)
             ]
         except BaseException:
@@ -118,7 +119,7 @@ class Run(Generic[Images]):
             raise
         trajectories = [t for group in self.pictures for picture in group for t in picture.trajectories]
         self.total = sum(t.length for t in trajectories)
-        self._steps = _steps(pipeline, trajectories, self.total)
+        self._steps = _steps(networks, trajectories, max_batch, self.total)
 
     def __iter__(self) -> Iterator[Progress]:
         return self._steps
@@ -135,10 +136,10 @@ class Run(Generic[Images]):
         self.close()
 
     def close(self) -> None:
-        """Give the pipeline back; steps not made by now will not be."""
+        """Give the networks back; steps not made by now will not be."""
         if self._open:
             self._open = False
-            self._pipeline.release()
+            self._networks.release()
 
     def result(self) -> list[Output[Images]]:
         """Make the steps that remain, decode, and close; one output for each request.
@@ -182,7 +183,9 @@ class Run(Generic[Images]):
         if request.output_type == "latent":
             return Output(np.stack([picture.latents() for picture in group]), seeds)
         try:
-            units = [picture.finished(to_unit(self._pipeline.decode(picture.latents()))) for picture in group]
+            units = [
+                picture.finished(to_unit(self._networks.vae.decode(picture.latents()))) for picture in group
+            ]
         except NotFiniteError as error:
             return error
         if request.output_type == "np":
@@ -216,11 +219,13 @@ def _unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[
     return outputs
 
 
-def _steps(pipeline: Pipeline, trajectories: list[Trajectory], total: int) -> Generator[Progress]:
-    # Not a method: a generator that held its run would keep a forgotten one, and so the pipeline, from release.
+def _steps(
+    networks: Networks, trajectories: list[Trajectory], max_batch: int, total: int
+) -> Generator[Progress]:
+    # Not a method: a generator that held its run would keep a forgotten one, and so the networks, from release.
     done = 0
     for group in batchable(trajectories):
-        with closing(run_steps(pipeline.engine("denoiser"), group, pipeline.max_batch)) as batches:
+        with closing(run_steps(networks.engine("denoiser"), group, max_batch)) as batches:
             for batch in batches:
                 done += len(batch.active)
                 yield Progress(batch, done, total)

@@ -1,0 +1,114 @@
+"""Requests to trajectories: planned, encoded, their noise drawn, ready for the step loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.denoising.trajectory import Trajectory
+from sd2rt.runtime.pipeline.conditioning import Conditioning
+from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.prompts.schedule import schedule_texts
+from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.sampling import plan_of, sampling_of
+from sd2rt.runtime.rng.select import Normals, make_generator
+from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
+from sd2rt.runtime.tiling.tiling import Tiling
+
+
+def prepare(networks: Networks, request: Request[Any], seed: int) -> list[Picture]:
+    """The images of a resolved request at their start; the networks must be acquired.
+
+    Raises:
+        RequestError: the bundle cannot honour the request.
+        EngineError: the device failed, or had no memory left.
+    """
+    conditioning = Conditioning(networks, request)
+    plan = plan_of(request, networks.bundle.manifest)
+    latents = _given_latents(request, conditioning)
+    scale = request.guidance_scale
+    assert scale is not None
+    guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
+    texts = guidance.of(_texts(networks, request, len(plan.steps), any(guidance.guided)))
+    _, h, w = conditioning.shape
+    side = networks.tile if conditioning.tileable else max(h, w)
+    tiling = Tiling(h, w, side, side // 4 if conditioning.tileable else 0)
+    pictures = []
+    for index in range(request.num_images_per_prompt):
+        first, other = request.seeds_of(seed, index)
+        generator = make_generator(request.rng, first)
+        variation = None if other is None else make_generator(request.rng, other)
+        own = None if latents is None else np.asarray(latents[index], np.float32)
+        start = conditioning.draw(generator, own, variation)
+        tiles: Sequence[Normals] = [generator]
+        if len(tiling.boxes) > 1:
+            noise = ImageNoise(first, conditioning.shape, request.rng)
+            tiles = [TileGenerator(noise, box) for box in tiling.boxes]
+        trajectories = [
+            Trajectory(
+                plan=plan,
+                latents=box.cut(start.noise),
+                texts=texts,
+                guidance=guidance.values,
+                generator=tile,
+                seed=first,
+                image_latents=None if start.image_latents is None else box.cut(start.image_latents),
+                extra=None if start.extra is None else box.cut(start.extra),
+                noise_level=request.noise_level,
+            )
+            for tile, box in zip(tiles, tiling.boxes, strict=True)
+        ]
+        pictures.append(Picture(conditioning, trajectories, tiling))
+    return pictures
+
+
+def _given_latents(request: Request[Any], conditioning: Conditioning) -> NDArray[Any] | None:
+    """The request's own initial noise, [n, C, h, w], checked."""
+    latents, expected = request.latents, (request.num_images_per_prompt, *conditioning.shape)
+    if latents is None:
+        return None
+    if conditioning.strength is not None:
+        raise RequestError("latents are given, and this starts from an image: leave one of the two out")
+    if latents.shape != expected:
+        raise RequestError(
+            f"latents have the shape {list(latents.shape)}, this request needs {list(expected)}"
+        )
+    return latents
+
+
+def _texts(networks: Networks, request: Request[Any], calls: int, guided: bool) -> tuple[Texts, ...]:
+    prompt = _embeds(networks, "prompt_embeds", request.prompt_embeds)
+    negative = _embeds(networks, "negative_prompt_embeds", request.negative_prompt_embeds)
+    return schedule_texts(
+        networks.text,
+        request.prompt or "" if prompt is None else prompt,
+        request.negative_prompt or "" if negative is None else negative,
+        guided=guided,
+        syntax=request.prompt_syntax,
+        clip_skip=request.clip_skip or 0,
+        calls=calls,
+        steps=sampling_of(request, None).step_count,
+    )
+
+
+def _embeds(networks: Networks, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Hidden states [tokens, D] in the denoiser's type, checked; ``name`` is for messages."""
+    if embeds is None:
+        return None
+    if embeds.ndim == 3 and len(embeds) == 1:
+        embeds = embeds[0]
+    width = networks.text.width
+    if embeds.ndim != 2 or embeds.shape[1] != width or not len(embeds):
+        raise RequestError(f"{name} has the shape {list(embeds.shape)}, expected [tokens, {width}]")
+    if not np.isfinite(embeds).all():
+        raise RequestError(f"{name} holds values that are not finite")
+    denoiser = networks.bundle.manifest.parts["denoiser"]
+    dtype = next(tensor.dtype for tensor in denoiser.inputs if tensor.name == "text")
+    return embeds.astype(dtype)
