@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from sd2rt.engines.cuda.device import CudaDevice
 
 ALIGNMENT = 256
 """Bytes. What TensorRT wants of its arena, and all that any tensor needs."""
@@ -20,12 +17,28 @@ def aligned(nbytes: int) -> int:
     return max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
 
 
+class MemoryDevice(Protocol):
+    """The device that memory is of; see :class:`sd2rt.engines.cuda.device.CudaDevice`."""
+
+    def allocate(self, nbytes: int, what: str) -> Memory: ...
+
+    def pin(self, nbytes: int, what: str) -> PinnedMemory: ...
+
+    def view(self, owner: Any, address: int, nbytes: int) -> Any: ...
+
+    def free(self, buffer: Any) -> None: ...
+
+    def event(self) -> Any: ...
+
+    def record(self, event: Any) -> None: ...
+
+
 class Memory:
     """Bytes on a device, or a piece of them. What allocated them frees them."""
 
     __slots__ = ("address", "buffer", "device", "nbytes")
 
-    def __init__(self, device: CudaDevice, buffer: Any, nbytes: int) -> None:
+    def __init__(self, device: MemoryDevice, buffer: Any, nbytes: int) -> None:
         self.device, self.buffer, self.nbytes = device, buffer, nbytes
         self.address = int(buffer.handle)
 
@@ -51,7 +64,7 @@ class PinnedMemory(Memory):
 
     __slots__ = ("array",)
 
-    def __init__(self, device: CudaDevice, buffer: Any, nbytes: int) -> None:
+    def __init__(self, device: MemoryDevice, buffer: Any, nbytes: int) -> None:
         super().__init__(device, buffer, nbytes)
         self.array: NDArray[np.uint8] = np.ctypeslib.as_array(
             (ctypes.c_uint8 * nbytes).from_address(self.address)
@@ -63,7 +76,7 @@ class Slot:
 
     __slots__ = ("_device", "_event", "_flying", "array", "buffer")
 
-    def __init__(self, device: CudaDevice, memory: PinnedMemory, offset: int, nbytes: int) -> None:
+    def __init__(self, device: MemoryDevice, memory: PinnedMemory, offset: int, nbytes: int) -> None:
         self._device = device
         self.buffer = memory.piece(offset, nbytes)
         self.array = memory.array[offset : offset + nbytes]
@@ -104,7 +117,7 @@ class Ring:
         what: names them where there is no memory for them.
     """
 
-    def __init__(self, device: CudaDevice, nbytes: int, slots: int, what: str) -> None:
+    def __init__(self, device: MemoryDevice, nbytes: int, slots: int, what: str) -> None:
         stride = aligned(nbytes)
         self._memory = device.pin(stride * slots, what)
         self._slots = [Slot(device, self._memory, index * stride, nbytes) for index in range(slots)]
@@ -134,7 +147,7 @@ class Arena:
     in a graph, compares.
     """
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: MemoryDevice) -> None:
         self._device = device
         self._memory: Memory | None = None
         self.generation = 0
