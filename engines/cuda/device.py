@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from sd2rt.engines.cuda.gpu_info import device_memory
 from sd2rt.engines.cuda.memory import Arena, Memory, PinnedMemory
 from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Closing
@@ -61,7 +62,7 @@ class CudaDevice(Closing):
     """
 
     def __init__(self, index: int = 0) -> None:
-        self._core, self._driver = _cuda_python()
+        self._core = _cuda_core()
         self.index = index
         self._dead: str | None = None
         self._handle = self._open()
@@ -109,14 +110,6 @@ class CudaDevice(Closing):
                 return ".".join([str(major), str(minor), *(f"{number:02}" for number in patch)])
         return "unknown"
 
-    def memory_info(self) -> tuple[int, int]:
-        """Bytes that are free and bytes in all, over all processes; what the pool keeps for reuse is not free."""
-        with self.errors(f"{self}'s memory cannot be asked for"):
-            result, free, total = self._driver.cuMemGetInfo()
-            if int(result):
-                raise RuntimeError(result.name)
-        return int(free), int(total)
-
     def errors(self, what: str) -> Guard:
         """A context in which the device is this thread's current one, and errors are EngineErrors about ``what``."""
         return Guard(self, what)
@@ -163,15 +156,11 @@ class CudaDevice(Closing):
 
     def _shortage(self, reason: str, nbytes: int | None) -> str:
         asked = f"({reason})" if nbytes is None else f"{shown(nbytes)} were asked for"
-        try:
-            result, free, total = self._driver.cuMemGetInfo()
-            left = (
-                f"{shown(free)} of {shown(total)} are free"
-                if not int(result)
-                else "nobody knows what is free"
-            )
-        except Exception:
+        if (memory := device_memory(self.index)) is None:
             left = "nobody knows what is free"
+        else:
+            used, total = memory
+            left = f"{shown(total - used)} of {shown(total)} are free"
         return f"{asked}, {left} on {self}: ask for a smaller --size or batch, or free the GPU"
 
     def allocate(self, nbytes: int, what: str) -> Memory:
@@ -311,9 +300,9 @@ def shown(nbytes: int) -> str:
     return f"{nbytes} bytes" if nbytes < 1024 else f"{scaled:.2f} {unit} ({nbytes} bytes)"
 
 
-def _cuda_python() -> tuple[Any, Any]:
+def _cuda_core() -> Any:
     try:
-        return importlib.import_module("cuda.core"), importlib.import_module("cuda.bindings.driver")
+        return importlib.import_module("cuda.core")
     except ImportError as error:
         raise MissingDependencyError(
             f"cuda-python is not installed ({_first_line(error)}): pip install 'sd2rt[tensorrt]' or 'sd2rt[rtx]'"
