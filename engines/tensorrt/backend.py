@@ -12,8 +12,9 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Backend, Device, Engine
+from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.packages import load_module, unfit
-from sd2rt.engines.tensorrt.part import TensorRtPart, build_command
+from sd2rt.engines.tensorrt.part import TensorRtPart
 
 
 class TensorRtBackend:
@@ -44,9 +45,10 @@ class TensorRtBackend:
         entry, engines = self._bundle.part(part), self._engines.get(part, ())
         pixels = self._bundle.manifest.latents.vae_factor
         if not engines:
+            command = build_command(self._bundle.path, self._backend, part, {}, pixels)
             raise BundleError(
                 f"{self._bundle.path} has no {self._backend} engine of its {part} that fits {self._device.name}: "
-                f"{build_command(self._bundle.path, self._backend, part, {}, pixels)}"
+                f"run '{command}'"
             )
         made = TensorRtPart(
             part,
@@ -149,4 +151,5 @@ def _fitting(
     )
     command = build_command(bundle.path, backend, part, {}, bundle.manifest.latents.vae_factor)
     where = f"{gpu.name} (sm_{gpu.compute_capability.replace('.', '')})"
-    return fits, f"{bundle.path} lacks {backend} {module.__version__} engines for {where}: {why}: {command}"
+    lack = f"{bundle.path} lacks {backend} {module.__version__} engines for {where}"
+    return fits, f"{lack}: {why}: run '{command}'"

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry, Part
-from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
+from sd2rt.engines.bundle.manifest import EngineEntry, Part
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session
+from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
 
@@ -90,9 +91,9 @@ class TensorRtPart(Closing):
         if not taking:
             backend, found = self._entries[0].backend, ", ".join(entry.label for entry in self._entries)
             asked = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
+            command = build_command(self._bundle, backend, self._name, dims, self._pixels)
             raise BundleError(
-                f"{self._bundle} has no engine of its {self._name} for {asked}, but for {found}: "
-                f"{build_command(self._bundle, backend, self._name, dims, self._pixels)}"
+                f"{self._bundle} has no engine of its {self._name} for {asked}, but for {found}: run '{command}'"
             )
         return self._entries[min(taking)[1]]
 
@@ -121,24 +122,3 @@ class TensorRtPart(Closing):
         engines, self._engines = self._engines or {}, None
         for engine in engines.values():
             engine.close()
-
-
-def build_command(
-    bundle: Path, backend: EngineBackend, part: PartName, dims: Mapping[str, int], pixels: int
-) -> str:
-    """The command that builds what is missing, for an error to name."""
-    words = [f"sd2rt build {bundle} --engines-only --backend {backend}"]
-    if part in UNTILED:
-        # Those that work on tiles are for images larger than a tile.
-        sides = [dims.get(symbol, TILE) for symbol in ("w", "h")]
-        width, height = (side * pixels + (64 if side >= TILE else 0) for side in sides)
-        words.append(f"--size {width}x{height}")
-    elif "h" in dims and "w" in dims:
-        words.append(f"--size {dims['w'] * pixels}x{dims['h'] * pixels}")
-    if dims.get("B", 1) > 1:
-        words.append(f"--batch {dims['B']}")
-    if dims.get("P", 1) > 1:
-        words.append(f"--prompts {dims['P']}")
-    if dims.get("L", 77) > 77:
-        words.append(f"--prompt-chunks {-(-dims['L'] // 77)}")
-    return f"run '{' '.join(words)}'"

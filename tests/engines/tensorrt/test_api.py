@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-import sd2rt.engines.tensorrt.compile.compiler as builder
-import sd2rt.engines.tensorrt.engine as runtime
+from sd2rt.engines.tensorrt import context, engine, kernel_cache, trt_log
+from sd2rt.engines.tensorrt.compile import compiler
+from sd2rt.engines.tensorrt.packages import DTYPES
 
+from ..simulated_gpu import SimulatedGpu
+from ..simulated_tensorrt import make_tensorrt
+
+BUILDER = (compiler,)
+RUNTIME = (engine, context, kernel_cache, trt_log)
 BUILDER_ONLY = {"OnnxParserRefitter"}
 """Of the runtime's names, those that a package without a builder lacks; the engines that need it are its own."""
 
 
-def names(module: Any) -> set[str]:
-    """Every dotted name on ``trt``, ``self._trt`` or ``module`` in a file, such as ``BuilderFlag.TF32``."""
-    assert module.__file__ is not None
+def sources(modules: Sequence[ModuleType]) -> str:
+    return "\n".join(Path(str(module.__file__)).read_text() for module in modules)
+
+
+def names(modules: Sequence[ModuleType]) -> set[str]:
+    """Every dotted name on ``trt``, ``self._trt`` or ``module``, such as ``BuilderFlag.TF32``."""
     found = set()
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+    for node in (node for module in modules for node in ast.walk(ast.parse(sources([module])))):
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
@@ -47,19 +58,24 @@ def missing(package: Any, dotted: set[str]) -> list[str]:
 
 
 def test_the_builder_is_there() -> None:
-    used = names(builder)
+    used = names(BUILDER)
     assert {"Builder", "OnnxParser", "BuilderFlag.TF32", "LayerType.ATTENTION_INPUT"} <= used
     assert missing(pytest.importorskip("tensorrt_rtx"), used) == []
 
 
 @pytest.mark.parametrize("package", ["tensorrt_rtx", "tensorrt_lean"])
 def test_the_runtime_is_there(package: str) -> None:
-    used = names(runtime)
+    used = names(RUNTIME)
     assert {"Runtime", "Refitter", "Weights"} <= used
     module = pytest.importorskip(package)
     rtx_only = {name for name in used if name.startswith(("CudaGraphStrategy", "DynamicShapes"))}
     lacking = set() if package == "tensorrt_rtx" else rtx_only | BUILDER_ONLY
     assert missing(module, used - lacking) == []
+
+
+def test_host_code_stays_forbidden() -> None:
+    folder = Path(str(engine.__file__)).parent
+    assert "engine_host_code_allowed" not in "".join(path.read_text() for path in folder.rglob("*.py"))
 
 
 METHODS = {
@@ -119,7 +135,7 @@ METHODS = {
 def test_the_methods_are_there(name: str) -> None:
     module = pytest.importorskip("tensorrt_rtx")
     assert METHODS[name] <= set(dir(getattr(module, name)))
-    source = "".join(Path(str(part.__file__)).read_text() for part in (builder, runtime))
+    source = sources([*BUILDER, *RUNTIME])
     # A method that is no longer called is no longer to be listed.
     assert all(f".{method}" in source for method in METHODS[name])
 
@@ -136,3 +152,68 @@ def test_the_runtimes_methods_are_there_in_the_lean_one(name: str) -> None:
 def test_the_flags_are_there(flag: str) -> None:
     for package in ("tensorrt_rtx", "tensorrt_lean"):
         assert hasattr(pytest.importorskip(package).BuilderFlag, flag)
+
+
+_HOLDERS = {
+    "trt": None,
+    "module": None,
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "_engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "_context": "IExecutionContext",
+    "config": "IRuntimeConfig",
+    "_cache": "IRuntimeCache",
+}
+"""The names that the runtime's modules give to TensorRT's objects, and their classes."""
+_RTX_ALONE = {
+    "CudaGraphStrategy",
+    "DynamicShapesKernelSpecializationStrategy",
+    "create_runtime_cache",
+    "cuda_graph_strategy",
+    "deserialize",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "serialize",
+    "set_runtime_cache",
+}
+
+
+def _used() -> set[tuple[str | None, str]]:
+    used = set()
+    for node in (node for module in RUNTIME for node in ast.walk(ast.parse(sources([module])))):
+        if isinstance(node, ast.Attribute):
+            value = node.value
+            name = value.id if isinstance(value, ast.Name) else getattr(value, "attr", "")
+            if name in _HOLDERS:
+                used.add((_HOLDERS[name], node.attr))
+    return used - {(None, "__name__"), (None, "__version__")}
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt_lean"])
+def test_what_is_used_of_tensorrt_is_there(name: str) -> None:
+    module = pytest.importorskip(name)
+    used = _used()
+    assert {("ICudaEngine", "get_tensor_profile_shape"), (None, "TensorLocation")} <= used
+    for holder, attribute in used:
+        if name != "tensorrt_rtx" and attribute in _RTX_ALONE:
+            continue
+        owner = module if holder is None else getattr(module, holder)
+        assert hasattr(owner, attribute), (holder, attribute)
+    assert {"ERROR", "INTERNAL_ERROR", "VERBOSE"} <= set(dir(module.ILogger))
+    assert "USER_MANAGED" in module.ExecutionContextAllocationStrategy.__members__
+    assert "DEVICE" in module.TensorLocation.__members__
+    assert {"INPUT", "OUTPUT"} <= set(module.TensorIOMode.__members__)
+    assert set(DTYPES) <= set(module.DataType.__members__)
+    if name == "tensorrt_rtx":
+        assert "EAGER" in module.DynamicShapesKernelSpecializationStrategy.__members__
+        assert "DISABLED" in module.CudaGraphStrategy.__members__
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt_lean"])
+def test_the_simulation_offers_nothing_that_tensorrt_lacks(name: str) -> None:
+    real = pytest.importorskip(name)
+    fake = make_tensorrt(SimulatedGpu(), name)
+    own = {"module", "gpu", "known", "kernels", "strategy", "cache"}
+    for kind in [kind for kind in dir(fake) if not kind.startswith("_") and kind != "gpu"]:
+        public = {item for item in dir(getattr(fake, kind)) if not item.startswith("_")} - own
+        assert public <= set(dir(getattr(real, kind))), kind

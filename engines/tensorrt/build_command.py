@@ -1,0 +1,35 @@
+"""The command that builds a missing engine, for errors to name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
+
+
+def build_command(
+    bundle: Path, backend: EngineBackend, part: PartName, dims: Mapping[str, int], pixels: int
+) -> str:
+    """The command that builds an engine of a part for these sizes.
+
+    Args:
+        dims: sizes of the part's symbols; those that are left out are as ``sd2rt build`` has them.
+        pixels: for each of the latents' ``h`` and ``w``.
+    """
+    words = [f"sd2rt build {bundle} --engines-only --backend {backend}"]
+    if part in UNTILED:
+        # Those that work on tiles are for images larger than a tile.
+        sides = [dims.get(symbol, TILE) for symbol in ("w", "h")]
+        width, height = (side * pixels + (64 if side >= TILE else 0) for side in sides)
+        words.append(f"--size {width}x{height}")
+    elif "h" in dims and "w" in dims:
+        words.append(f"--size {dims['w'] * pixels}x{dims['h'] * pixels}")
+    if dims.get("B", 1) > 1:
+        words.append(f"--batch {dims['B']}")
+    if dims.get("P", 1) > 1:
+        words.append(f"--prompts {dims['P']}")
+    if dims.get("L", 77) > 77:
+        words.append(f"--prompt-chunks {-(-dims['L'] // 77)}")
+    return " ".join(words)

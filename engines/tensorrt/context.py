@@ -1,0 +1,96 @@
+"""An execution context of TensorRT: an engine at fixed shapes, on the memory that a session gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.interface import shape_of
+from sd2rt.engines.tensorrt.kernel_cache import KernelCache
+from sd2rt.engines.tensorrt.trt_log import TrtLog
+
+
+class TensorRtContext:
+    """An execution context at fixed shapes; see :class:`sd2rt.engines.cuda.session.Executable`.
+
+    Args:
+        module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
+        engine: the backend's own.
+        part: the manifest's entry of what was compiled.
+        log: the engine's.
+        kernels: where TensorRT for RTX takes kernels from and leaves them; None for TensorRT.
+        profile: the number of one that takes the sizes.
+        dims: the size of each of the part's symbols.
+        stream: of the device, on which shapes are set.
+
+    Raises:
+        RuntimeError: the backend's reason.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        engine: Any,
+        part: Part,
+        log: TrtLog,
+        kernels: KernelCache | None,
+        *,
+        profile: int,
+        dims: Mapping[str, int],
+        stream: int,
+    ) -> None:
+        self._log = log
+        self._context = context = _create(module, engine, log, kernels)
+        self._check(
+            context.set_optimization_profile_async(profile, stream),
+            f"profile {profile} is refused",
+        )
+        for tensor in part.inputs:
+            shape = shape_of(tensor, dims)
+            self._check(context.set_input_shape(tensor.name, shape), f"{tensor.name} of {shape} is refused")
+        missing = context.infer_shapes()
+        self._check(not missing, f"the shapes of {', '.join(missing)} are left open")
+        for tensor in part.outputs:
+            found, expected = tuple(context.get_tensor_shape(tensor.name)), shape_of(tensor, dims)
+            self._check(found == expected, f"{tensor.name} is of {found} and not of {expected}")
+        self._workspace_bytes = int(context.update_device_memory_size_for_shapes())
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._workspace_bytes
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        for name, address in addresses.items():
+            self._check(self._context.set_tensor_address(name, address), f"the address of {name} is refused")
+
+    def use_workspace(self, address: int, nbytes: int) -> None:
+        self._context.set_device_memory(address, nbytes)
+
+    def enqueue(self, stream: int) -> None:
+        self._check(self._context.execute_async_v3(stream), "it cannot be enqueued")
+
+    def capturable(self, stream: int) -> bool:
+        # TensorRT for RTX can say; TensorRT's engines can be captured as long as they are static.
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(stream))
+
+    def close(self) -> None:
+        self._context = None
+
+    def _check(self, done: bool, what: str) -> None:
+        if not done:
+            raise RuntimeError(f"{what}: {self._log.take_error()}")
+
+
+def _create(module: Any, engine: Any, log: TrtLog, kernels: KernelCache | None) -> Any:
+    log.take_error()
+    config = engine.create_runtime_config()
+    # Activations lie in the arena, which all contexts of the device share.
+    config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if kernels is not None:
+        kernels.use_in(config)
+    context = engine.create_execution_context(config)
+    if context is None:
+        raise RuntimeError(log.take_error())
+    return context

@@ -1,0 +1,65 @@
+"""Execution contexts: what they cannot be made for, errors as they run, and whether they can be captured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sd2rt.engines.errors import EngineError
+
+from ..simulated_tensorrt import make_tensorrt
+from .engine_bench import DIMS, Bench, decode
+
+
+def test_context_that_does_not_fit_the_device(bench: Bench) -> None:
+    with (
+        bench.open(bench.build(plan={"no_context": True})) as engine,
+        pytest.raises(EngineError, match=r"decoder at .* cannot be prepared: out of memory"),
+    ):
+        engine.session(DIMS)
+
+
+def test_enqueue_that_fails_says_why(bench: Bench) -> None:
+    entry = bench.build(plan={"enqueue_fails": "IExecutionContext::enqueueV3: Error Code 3: API Usage"})
+    with (
+        bench.open(entry) as engine,
+        pytest.raises(EngineError, match=r"it cannot be enqueued: IExec.* API Usage$"),
+    ):
+        decode(engine)
+
+
+def test_fault_on_the_device_ends_the_process_work(bench: Bench) -> None:
+    entry = bench.build(plan={"fault": "CUDA_ERROR_ILLEGAL_ADDRESS"})
+    engine = bench.open(entry)
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"):
+        decode(engine)
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"):
+        engine.session({**DIMS, "B": 2})
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_not_capturable(bench: Bench, name: str) -> None:
+    """TensorRT for RTX can tell: it says so once, and runs without a graph."""
+    module = make_tensorrt(bench.gpu, name)
+    backend = name.replace("_", "-")
+    with bench.open(
+        bench.build(module=module, backend=backend, plan={"not_capturable": True}), module
+    ) as engine:
+        expected = decode(engine)
+        if name == "tensorrt_rtx":
+            with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph") as said:
+                found = [decode(engine) for _ in range(3)]
+            assert len(said) == 1
+        else:
+            found = [decode(engine) for _ in range(3)]
+    assert bench.gpu.counts["graph launch"] == (0 if name == "tensorrt_rtx" else 3)
+    for image in found:
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_without_graphs(bench: Bench) -> None:
+    with bench.open(bench.build(), cuda_graph=False) as engine:
+        images = [decode(engine) for _ in range(3)]
+    np.testing.assert_array_equal(images[0], images[2])
+    assert bench.gpu.counts["capture"] == 0
