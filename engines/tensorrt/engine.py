@@ -22,7 +22,7 @@ from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session, Sessions
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.context import TensorRtContext
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache
-from sd2rt.engines.tensorrt.packages import DTYPES, unfit
+from sd2rt.engines.tensorrt.packages import dtype_name, unfit
 from sd2rt.engines.tensorrt.profile_shapes import ShapeRange, profile_shapes
 from sd2rt.engines.tensorrt.trt_log import shared_log
 from sd2rt.engines.weights.initializers import Weights
@@ -113,7 +113,7 @@ class TensorRtEngine(Closing):
         for name, (tensor, mode) in expected.items():
             found = (
                 engine.get_tensor_mode(name).name,
-                DTYPES.get(engine.get_tensor_dtype(name).name, "another"),
+                dtype_name(engine.get_tensor_dtype(name)),
             )
             if found != (mode, tensor.dtype):
                 raise self._mismatch(

@@ -22,7 +22,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.writer import describe, reported
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
-from sd2rt.engines.tensorrt.compile.add_engines import compile_in_process
+from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.engines.weights.initializers import Weights

@@ -24,6 +24,11 @@ DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uin
 """The backends' types, by their names, as a manifest calls them."""
 
 
+def dtype_name(dtype: Any) -> str:
+    """A backend's type as a manifest calls it, and by its own name where a manifest has none."""
+    return DTYPES.get(dtype.name, str(dtype.name))
+
+
 def load_module(backend: EngineBackend, portable: bool = False) -> Any:
     """The Python module that runs a backend's engines; ``portable`` for the lean runtime.
 

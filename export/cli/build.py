@@ -170,7 +170,7 @@ def build(
         return
     if engines is not None:
         # Before minutes of export.
-        from sd2rt.engines.tensorrt.compile.compiler import targets_of
+        from sd2rt.engines.tensorrt.compile.targets import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
     require_export()

@@ -7,14 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, get_args
+from typing import get_args
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.file_lock import FileLock
@@ -31,16 +28,11 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
 from sd2rt.engines.bundle.writer import describe, reported
 from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
-from sd2rt.engines.errors import (
-    BuildError,
-    BundleError,
-    MissingDependencyError,
-    RequestError,
-    Sd2rtError,
-)
-from sd2rt.engines.tensorrt.compile.compiler import targets_of
+from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
-from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask, Built
+from sd2rt.engines.tensorrt.compile.targets import targets_of
+from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
+from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
 from sd2rt.engines.tensorrt.packages import load_module, this_platform
 
 Progress = Callable[[str, float], None]
@@ -297,58 +289,3 @@ def _timing_cache(options: BuilderOptions, gpu: GpuFacts | None) -> str | None:
         return str(cache_dir() / "timing" / f"{options.backend}-{name}.cache")
     # No home directory: every build measures anew.
     return None
-
-
-def compile_in_process(task: BuildTask, progress: Callable[[float], None] = lambda fraction: None) -> Built:
-    """Compile in a process of its own, which is stopped where this one is interrupted.
-
-    Raises:
-        BuildError: the backend failed, or took the process with it.
-        RequestError: the options ask for what the backend cannot do.
-        MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
-    """
-    answer: Answer | None = None
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sd2rt.engines.tensorrt.compile.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # A terminal's Ctrl-C comes here, and from here the process is stopped.
-            start_new_session=True,
-        )
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-                stdin.write(task.model_dump_json().encode())
-            for line in process.stdout:
-                answer = Answer.model_validate_json(line)
-                if answer.fraction:
-                    progress(answer.fraction)
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        if answer is not None and answer.built is not None:
-            return answer.built
-        if answer is not None and answer.error is not None:
-            raise _ERRORS.get(answer.exit_code, BuildError)(answer.error)
-        raise BuildError(f"{task.name}: {_how_it_died(process.returncode, errors)}")
-
-
-_ERRORS: dict[int, type[Sd2rtError]] = {
-    error.exit_code: error for error in (BuildError, BundleError, RequestError, MissingDependencyError)
-}
-
-
-def _how_it_died(code: int, errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-    last = f": {' '.join(lines[-1].split())[:200]}" if lines else ""
-    if code == -signal.SIGKILL:
-        return f"the compiler was killed, most likely for want of memory{last}"
-    how = f"died of signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"the compiler {how}{last}"

@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, Part, Profile, Tensor
-from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
-from sd2rt.engines.errors import BuildError, MissingDependencyError, RequestError
+from sd2rt.engines.bundle.manifest import Part, Profile, Tensor
+from sd2rt.engines.cuda.gpu_info import gpu_at_hand
+from sd2rt.engines.errors import BuildError, MissingDependencyError
 from sd2rt.engines.interface import shape_of, symbols_of
-from sd2rt.engines.tensorrt.compile.layer_report import BuiltTensor, Layer, LayerReport, onnx_nodes, parse_log
+from sd2rt.engines.tensorrt.compile.checks import (
+    check_attention,
+    check_engine,
+    check_network,
+    needs_fused_attention,
+)
+from sd2rt.engines.tensorrt.compile.layer_report import inspect_engine, parse_log
+from sd2rt.engines.tensorrt.compile.targets import capabilities_of, targets_of
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
-from sd2rt.engines.tensorrt.packages import DTYPES, load_module
+from sd2rt.engines.tensorrt.packages import load_module
+from sd2rt.engines.tensorrt.profile_shapes import profile_shapes
+from sd2rt.engines.tensorrt.trt_log import TrtLog, open_log
 from sd2rt.engines.weights.initializers import Weights
-
-FUSED_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser")
-"""Where each attention must become a kernel made for it. The autoencoder's is one of one head, 512 wide, which
-TensorRT for RTX builds of a product, a softmax and a product, and says nothing; the depth estimator is float32, for
-which there is no such kernel."""
-
-_PORTABLE = ("8.0", "8.6", "8.9", "12.0")
-"""What TensorRT for RTX builds for where nothing is said; newer GPUs run it too."""
 
 Progress = Callable[[float], None]
 
@@ -47,50 +47,42 @@ def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) 
     """
     began = time.perf_counter()
     trt, options = load_module(task.options.backend), task.options
-    log = _make_log(trt)
+    log = open_log(trt, record=True)
     gpu = gpu_at_hand()
     targets = targets_of(trt, options, gpu)
     builder = trt.Builder(log)
     if builder is None:
         raise MissingDependencyError(
-            f"{options.backend} did not start ({log.first_error()}): check the driver"
+            f"{options.backend} did not start ({log.take_error()}): check the driver"
         )
     network = builder.create_network(0)
     # What was handed to the parser by address must outlive the build.
     kept = _parse(trt, network, log, task)
-    _check_network(network, task.part)
+    check_network(network, task.part)
     attentions = _attentions(trt, network)
-    fuse = task.name in FUSED_PARTS and task.part.precision == "fp16" and not options.allow_decomposed
+    fuse = needs_fused_attention(task)
     for layer in attentions:
-        # No backend has dedicated kernels for attention in float32.
         layer.attention.decomposable = not fuse
     config = builder.create_builder_config()
     flags = _configure(trt, config, network, task, targets)
     for profile in _pin(builder, network, task.part, task.profiles):
         if config.add_optimization_profile(profile) < 0:
-            raise BuildError(f"{task.name}: {options.backend} refused a profile: {log.first_error()}")
+            raise BuildError(f"{task.name}: {options.backend} refused a profile: {log.take_error()}")
     config.progress_monitor = _make_monitor(trt, progress)
     cache = _timing_cache(config, task)
     # A cache that was refused is no reason for what may fail from here on.
-    log.errors.clear()
+    log.take_error()
     plan = builder.build_serialized_network(network, config)
     kept.clear()
     if plan is None:
-        raise BuildError(_failure(task, log.first_error()))
-    logged = parse_log(log.messages)
-    report = _inspect(trt, log, plan, task) if logged is None else logged
-    _check_engine(report, task)
-    fused = report.fused_attention
+        raise BuildError(_failure(task, log.take_error(None)))
+    logged = parse_log(log.layer_lists)
+    report = inspect_engine(trt, log, plan, task.name) if logged is None else logged
+    check_engine(report, task)
     # Layers that are read out of an engine are those of one profile, and TensorRT may call its kernels otherwise:
     # it refuses attention that it has no kernel for by itself, which has to do until a GPU has shown more.
     if fuse and logged is not None:
-        # Each profile has kernels of its own.
-        wanted = len(attentions) * len(task.profiles)
-        if fused < wanted:
-            raise BuildError(
-                f"{task.name}: {options.backend} has no dedicated kernel for {wanted - fused} of {wanted} attention "
-                "layers at these sizes: --allow-decomposed builds them of several kernels, slower"
-            )
+        check_attention(task, len(attentions), report.fused_attention)
     _write(Path(task.target), plan)
     if cache is not None and task.timing_cache is not None:
         # A cache that cannot be written costs time at the next build, nothing else.
@@ -98,71 +90,25 @@ def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) 
             _write(Path(task.timing_cache), config.get_timing_cache().serialize())
     built = Built(
         version=trt.__version__,
-        compute_capabilities=_capabilities(options, targets, gpu),
+        compute_capabilities=capabilities_of(options, targets, gpu),
         hardware_compatible=options.portable,
         version_compatible=options.portable and options.backend == "tensorrt",
         gpu=None if gpu is None else gpu.name,
         driver=None if gpu is None else gpu.driver,
         flags=flags,
         attentions=len(attentions),
-        fused=fused,
+        fused=report.fused_attention,
         layers=len(report.layers),
         seconds=round(time.perf_counter() - began, 2),
         # Kilobytes on Linux.
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    told = {"built": built.model_dump(mode="json"), "log": log.notable, **report.as_dict()}
+    told = {"built": built.model_dump(mode="json"), "log": log.messages, **report.as_dict()}
     Path(f"{task.target}.json").write_text(json.dumps(told, indent=0) + "\n")
     return built
 
 
-def targets_of(trt: Any, options: BuilderOptions, gpu: GpuFacts | None) -> tuple[str, ...]:
-    """The compute capabilities to build for, none for the backend's own choice.
-
-    Args:
-        trt: the backend's module.
-        gpu: the one at hand.
-
-    Raises:
-        RequestError: the options ask for what the backend cannot do.
-        MissingDependencyError: it takes a GPU, and there is none.
-    """
-    asked = options.compute_capabilities
-    if options.backend == "tensorrt":
-        if asked:
-            raise RequestError("--sm is for TensorRT for RTX: TensorRT builds for the GPU at hand alone")
-        if gpu is None:
-            raise MissingDependencyError(
-                "TensorRT builds on a GPU, and there is none here: build there, or give --backend tensorrt-rtx"
-            )
-        return ()
-    known = sorted(
-        (f"{name[2:-1]}.{name[-1]}" for name in trt.ComputeCapability.__members__ if name.startswith("SM")),
-        key=float,
-    )
-    if options.portable and asked:
-        raise RequestError("--portable builds for every GPU, --sm for some: give one of them")
-    for item in asked:
-        if item not in known:
-            valid = ", ".join(capability.replace(".", "") for capability in known)
-            raise RequestError(f"--sm {item.replace('.', '')}: {options.backend} builds for {valid}")
-    if not asked and not options.portable and gpu is None:
-        raise MissingDependencyError(
-            "there is no GPU here to build for: give --sm 89 (RTX 40), --sm 120 (RTX 50) and so on, or --portable"
-        )
-    if not asked and not options.portable and gpu is not None:
-        return (gpu.compute_capability,) if gpu.compute_capability in known else ()
-    return asked
-
-
-def _capabilities(options: BuilderOptions, targets: tuple[str, ...], gpu: GpuFacts | None) -> tuple[str, ...]:
-    """What an engine runs on; of one for all GPUs, the oldest of them."""
-    if options.portable or gpu is None:
-        return targets or _PORTABLE
-    return targets or (gpu.compute_capability,)
-
-
-def _parse(trt: Any, network: Any, log: Any, task: BuildTask) -> dict[str, Any]:
+def _parse(trt: Any, network: Any, log: TrtLog, task: BuildTask) -> dict[str, Any]:
     """Read the graph into the network; the arrays returned are those that it points into."""
     parser = trt.OnnxParser(network, log)
     kept: dict[str, Any] = {}
@@ -174,11 +120,11 @@ def _parse(trt: Any, network: Any, log: Any, task: BuildTask) -> dict[str, Any]:
             kept = {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}
         for name, array in kept.items():
             if not parser.load_initializer(name, array.ctypes.data, array.nbytes):
-                raise BuildError(f"{task.name}: {name} cannot be replaced ({log.first_error()})")
+                raise BuildError(f"{task.name}: {name} cannot be replaced ({log.take_error()})")
         parsed = parsed and parser.parse_model_proto()
     if not parsed:
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        reason = " ".join((errors or [log.first_error()])[0].split())[:300]
+        reason = " ".join((errors or [log.take_error()])[0].split())[:300]
         raise BuildError(f"{task.name}: {task.options.backend} cannot read {task.onnx}: {reason}")
     kept["parser"] = parser
     return kept
@@ -262,14 +208,8 @@ def _pin(builder: Any, network: Any, part: Part, profiles: Sequence[Profile]) ->
         made = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
-            ranges = [
-                shape_of(
-                    inputs[tensor.name], {symbol: sizes[which] for symbol, sizes in profile.dims.items()}
-                )
-                for which in range(3)
-            ]
             if -1 in tuple(tensor.shape):
-                made.set_shape(tensor.name, *ranges)
+                made.set_shape(tensor.name, *profile_shapes(inputs[tensor.name], profile))
         yield made
 
 
@@ -282,90 +222,6 @@ def _shape(tensor: Tensor, fixed: Mapping[str, int]) -> tuple[int, ...]:
         except ValueError:
             shape.append(-1)
     return tuple(shape)
-
-
-def _check_network(network: Any, part: Part) -> None:
-    """Compare names and types with the manifest's, before a build is begun."""
-    for tensors, count, get in (
-        (part.inputs, network.num_inputs, network.get_input),
-        (part.outputs, network.num_outputs, network.get_output),
-    ):
-        found = {get(i).name: _dtype(get(i).dtype) for i in range(count)}
-        expected = {tensor.name: tensor.dtype for tensor in tensors}
-        if found != expected:
-            raise BuildError(
-                f"{part.onnx} has the tensors {found}, its manifest says {expected}: build the bundle again"
-            )
-
-
-def _dtype(dtype: Any) -> str:
-    return DTYPES.get(dtype.name, str(dtype.name))
-
-
-def _check_engine(report: LayerReport, task: BuildTask) -> None:
-    """Compare what was built with what was asked for: names, types, shapes and the range of each profile.
-
-    Raises:
-        BuildError: they differ.
-    """
-    found = {tensor.name: tensor for tensor in report.tensors}
-    expected = {tensor.name: tensor for tensor in (*task.part.inputs, *task.part.outputs)}
-    if set(found) != set(expected):
-        raise BuildError(
-            f"{task.name}: the engine has the tensors {sorted(found)}, expected {sorted(expected)}"
-        )
-    for name, tensor in expected.items():
-        made = found[name]
-        if made.dtype != tensor.dtype:
-            raise BuildError(f"{task.name}: the engine's {name} is {made.dtype}, expected {tensor.dtype}")
-        ranges = [
-            tuple(shape_of(tensor, {s: d[which] for s, d in profile.dims.items()}) for which in range(3))
-            for profile in task.profiles
-        ]
-        for axis, size in enumerate(made.shape):
-            sizes = {shape[axis] for three in ranges for shape in three}
-            if (size == -1) if len(sizes) == 1 and made.is_input else (size not in (-1, *sizes)):
-                raise BuildError(f"{task.name}: the engine's {name} is {list(made.shape)}, expected {ranges}")
-        if made.is_input and made.ranges and list(made.ranges) != ranges:
-            raise BuildError(f"{task.name}: the engine's {name} takes {list(made.ranges)}, expected {ranges}")
-
-
-def _inspect(trt: Any, log: Any, plan: Any, task: BuildTask) -> LayerReport:
-    """The report of a backend that does not log it: from the engine itself, which takes a GPU."""
-    # An engine keeps nothing of its runtime alive.
-    runtime = trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BuildError(f"{task.name}: the engine that was built cannot be read back: {log.first_error()}")
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    try:
-        told = json.loads(text)
-    except ValueError:
-        told = {"Layers": text.splitlines()}
-    layers = []
-    for item in told.get("Layers", ()):
-        entry = item if isinstance(item, dict) else {"Name": str(item)}
-        layers.append(
-            Layer(
-                str(entry.get("Name", "")),
-                str(entry.get("LayerType", "")),
-                str(entry.get("TacticName", "")),
-                onnx_nodes(str(entry.get("Metadata", ""))),
-            )
-        )
-    tensors = []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        shape = tuple(engine.get_tensor_shape(name))
-        ranges: tuple[Any, ...] = ()
-        if is_input and -1 in shape:
-            ranges = tuple(
-                tuple(tuple(sizes) for sizes in engine.get_tensor_profile_shape(name, profile))
-                for profile in range(engine.num_optimization_profiles)
-            )
-        tensors.append(BuiltTensor(name, is_input, _dtype(engine.get_tensor_dtype(name)), shape, ranges))
-    return LayerReport(tuple(layers), tuple(tensors))
 
 
 def _failure(task: BuildTask, reason: str) -> str:
@@ -403,31 +259,6 @@ def _write(path: Path, data: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _make_log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps what the backend says."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-            self.notable: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            # Thousands of verbose lines, of which one is read: the list of layers.
-            if message.startswith("Layers:"):
-                self.messages.append(message)
-            elif severity != trt.ILogger.VERBOSE:
-                self.notable.append(f"{severity.name.lower()}: {message.strip()}")
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-        def first_error(self) -> str:
-            return " ".join(self.errors[0].split()) if self.errors else "it gave no reason"
-
-    return Log()
 
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:

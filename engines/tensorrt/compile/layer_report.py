@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.errors import BuildError
+from sd2rt.engines.tensorrt.packages import dtype_name
+from sd2rt.engines.tensorrt.profile_shapes import ShapeRange
+from sd2rt.engines.tensorrt.trt_log import TrtLog
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w*), .*?TacticName: (?P<tactic>[^,]*), .*?Metadata: (?P<onnx>.*)",
@@ -17,7 +24,7 @@ _TENSOR = re.compile(
 _RANGE = re.compile(r"MinShape: \[([\d,]*)\], OptShape: \[([\d,]*)\], MaxShape: \[([\d,]*)\]")
 _FUSED = re.compile(r"mha", re.IGNORECASE)
 """Part of the names of all dedicated attention kernels: ``_gemm_mha_v2``, ``fmha``, ``_mha_v4``."""
-DTYPES = {"Float": "float32", "Half": "float16", "Int64": "int64", "UInt8": "uint8", "Bool": "bool"}
+_DTYPES = {"Float": "float32", "Half": "float16", "Int64": "int64", "UInt8": "uint8", "Bool": "bool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class BuiltTensor:
     is_input: bool
     dtype: str
     shape: tuple[int, ...]
-    ranges: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = ()
+    ranges: tuple[ShapeRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class LayerReport:
         return asdict(self)
 
 
-def onnx_nodes(metadata: str) -> tuple[str, ...]:
+def _onnx_nodes(metadata: str) -> tuple[str, ...]:
     """The ONNX nodes that a layer's metadata names, each once."""
     return tuple(dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)))
 
@@ -78,7 +85,7 @@ def parse_log(messages: Sequence[str]) -> LayerReport | None:
     layers = []
     for text in re.split(r"\n(?=Name: )", listed):
         if match := _LAYER.search(text):
-            nodes = onnx_nodes(match["onnx"])
+            nodes = _onnx_nodes(match["onnx"])
             layers.append(Layer(match["name"].strip(), match["kind"], match["tactic"].strip(), nodes))
     return LayerReport(
         tuple(layers), tuple(_tensor(line) for line in rest.splitlines() if _TENSOR.search(line))
@@ -92,7 +99,7 @@ def _tensor(line: str) -> BuiltTensor:
     return BuiltTensor(
         match["name"].strip(),
         match["mode"] == "Input",
-        DTYPES.get(match["dtype"], match["dtype"]),
+        _DTYPES.get(match["dtype"], match["dtype"]),
         _numbers(match["shape"]),
         ranges,  # type: ignore[arg-type]
     )
@@ -100,3 +107,51 @@ def _tensor(line: str) -> BuiltTensor:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in text.split(",") if item)
+
+
+def inspect_engine(trt: Any, log: TrtLog, plan: Any, part: PartName) -> LayerReport:
+    """The report of a backend that does not log it: from the engine itself, which takes a GPU.
+
+    Args:
+        trt: the backend's module.
+        log: the builder's.
+        plan: the engine, as it is written to its file.
+        part: for the error.
+
+    Raises:
+        BuildError: the engine cannot be read back.
+    """
+    # An engine keeps nothing of its runtime alive.
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BuildError(f"{part}: the engine that was built cannot be read back: {log.take_error()}")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = {"Layers": text.splitlines()}
+    layers = []
+    for item in told.get("Layers", ()):
+        entry = item if isinstance(item, dict) else {"Name": str(item)}
+        layers.append(
+            Layer(
+                str(entry.get("Name", "")),
+                str(entry.get("LayerType", "")),
+                str(entry.get("TacticName", "")),
+                _onnx_nodes(str(entry.get("Metadata", ""))),
+            )
+        )
+    tensors = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        shape = tuple(engine.get_tensor_shape(name))
+        ranges: tuple[Any, ...] = ()
+        if is_input and -1 in shape:
+            ranges = tuple(
+                tuple(tuple(sizes) for sizes in engine.get_tensor_profile_shape(name, profile))
+                for profile in range(engine.num_optimization_profiles)
+            )
+        tensors.append(BuiltTensor(name, is_input, dtype_name(engine.get_tensor_dtype(name)), shape, ranges))
+    return LayerReport(tuple(layers), tuple(tensors))

@@ -1,8 +1,7 @@
 """The process that compiles one engine: what a compiler takes or breaks is its own, and stopping it is at once.
 
 It reads a :class:`~sd2rt.engines.tensorrt.compile.worker_protocol.BuildTask` from standard input and answers in lines
-of JSON on standard
-output; what the backend's libraries print themselves goes to standard error.
+of JSON on standard output; what the backend's libraries print themselves goes to standard error.
 """
 
 from __future__ import annotations

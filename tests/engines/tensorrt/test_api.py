@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from sd2rt.engines.tensorrt import context, engine, kernel_cache, trt_log
-from sd2rt.engines.tensorrt.compile import compiler
+from sd2rt.engines.tensorrt.compile import checks, compiler, layer_report, targets
 from sd2rt.engines.tensorrt.packages import DTYPES
 
 from ..simulated_gpu import SimulatedGpu
 from ..simulated_tensorrt import make_tensorrt
 
-BUILDER = (compiler,)
+BUILDER = (compiler, checks, layer_report, targets)
 RUNTIME = (engine, context, kernel_cache, trt_log)
 BUILDER_ONLY = {"OnnxParserRefitter"}
 """Of the runtime's names, those that a package without a builder lacks; the engines that need it are its own."""
@@ -59,7 +59,7 @@ def missing(package: Any, dotted: set[str]) -> list[str]:
 
 def test_the_builder_is_there() -> None:
     used = names(BUILDER)
-    assert {"Builder", "OnnxParser", "BuilderFlag.TF32", "LayerType.ATTENTION_INPUT"} <= used
+    assert {"Builder", "OnnxParser", "BuilderFlag.TF32", "LayerType.ATTENTION_INPUT", "Runtime"} <= used
     assert missing(pytest.importorskip("tensorrt_rtx"), used) == []
 
 

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.file_lock import FileLock
@@ -21,10 +20,8 @@ from sd2rt.engines.bundle.manifest import BuilderOptions, Manifest, read_manifes
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError
-from sd2rt.engines.tensorrt.compile.add_engines import build_engines, compile_in_process
-from sd2rt.engines.tensorrt.compile.profiles import Shapes, plan_engines
-from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
-from sd2rt.engines.weights.initializers import Weights
+from sd2rt.engines.tensorrt.compile.add_engines import build_engines
+from sd2rt.engines.tensorrt.compile.profiles import Shapes
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -163,53 +160,6 @@ def test_everything_fixed(bundle: Path) -> None:
     assert shapes_found["text"] == [2, 77, 96]
     assert not any(-1 in shape for shape in shapes_found.values())
     assert manifest.engines[0].label == "128x128-b1-guided"
-
-
-def test_replaced_weights(bundle: Path, tmp_path: Path) -> None:
-    """What is built with other weights is another engine; with the graph's own handed over it is of the same size."""
-    manifest = read_manifest(bundle)
-    (plan,) = plan_engines(manifest, TEXT, SIZE)
-    part = manifest.parts["text_encoder"]
-    weights = Weights.of(part, bundle / part.onnx)
-    name = "encoder.layers.0.mlp.fc1.bias"
-    rng = np.random.default_rng(0)
-    sizes = {}
-    own = weights.read(name)
-    for what, array in {"own": own, "other": rng.standard_normal(own.shape)}.items():
-        initializer, value = weights.replacement(name, array)
-        np.savez(tmp_path / f"{what}.npz", allow_pickle=False, **{initializer: value})
-        task = BuildTask(
-            name="text_encoder",
-            part=part,
-            onnx=str(bundle / part.onnx),
-            profiles=plan.profiles,
-            options=ADA,
-            target=str(tmp_path / what),
-            replaced=str(tmp_path / f"{what}.npz"),
-        )
-        compile_in_process(task)
-        sizes[what] = (tmp_path / what).read_bytes()
-    half = value.tobytes()
-    assert half in sizes["other"]
-    assert half not in sizes["own"]
-
-
-def test_a_replacement_of_nothing(bundle: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(bundle)
-    (plan,) = plan_engines(manifest, TEXT, SIZE)
-    part = manifest.parts["text_encoder"]
-    np.savez(tmp_path / "a.npz", nothing=np.zeros(3, np.float16))
-    task = BuildTask(
-        name="text_encoder",
-        part=part,
-        onnx=str(bundle / part.onnx),
-        profiles=plan.profiles,
-        options=ADA,
-        target=str(tmp_path / "engine"),
-        replaced=str(tmp_path / "a.npz"),
-    )
-    with pytest.raises(BuildError, match="nothing cannot be replaced"):
-        compile_in_process(task)
 
 
 @pytest.mark.parametrize(
