@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
@@ -27,7 +28,7 @@ from sd2rt.engines.bundle.manifest import (
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import check_side
-from sd2rt.engines.bundle.writer import BundleWriter, describe
+from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.errors import BundleError, CheckpointError
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd2rt.engines.bundle.cache import cache_dir, find_bundle
+from sd2rt.engines.bundle.files import atomic_write, sha256
 from sd2rt.engines.bundle.manifest import File, Manifest, Part, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.writer import recover_abandoned, sha256
+from sd2rt.engines.bundle.writer import recover_abandoned
 from sd2rt.engines.errors import BundleError
 
 
@@ -160,9 +161,8 @@ class _Receipts:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(self._known))
-            temporary.replace(self._path)
+            with atomic_write(self._path) as temporary:
+                temporary.write_text(json.dumps(self._known))
         except OSError:
             # A cache that cannot be written costs time at the next opening, nothing else.
             return

@@ -15,7 +15,6 @@ writes *into* a shared file changes it in all its bundles, and opening any of th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
@@ -24,6 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import File
 from sd2rt.engines.errors import BundleError
 
@@ -138,7 +138,4 @@ def _alike(own: os.stat_result, found: os.stat_result) -> bool:
 
 def _is_sound(path: Path, file: File) -> bool:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
-        return False
-    with path.open("rb", buffering=0) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    return stat.S_ISREG(status.st_mode) and status.st_size == file.size and sha256(path) == file.sha256

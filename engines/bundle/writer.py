@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, get_args
 
 from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.engines.bundle.manifest import MANIFEST, File, Manifest, Part
+from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, Part
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.errors import BuildError
 
-_CHUNK = 1 << 20
 _PROGRESS = "progress.json"
 _BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
 """What lies at the top of a bundle; a folder that holds anything else is never replaced."""
-
-
-def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
-    """SHA-256 of a file, in hexadecimal; ``progress`` hears the bytes of each block read."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while read := file.readinto(block):
-            digest.update(block[:read])
-            progress(read)
-    return digest.hexdigest()
-
-
-def describe(bundle: Path, path: str) -> File:
-    """The manifest's entry for a file of the bundle that has been written."""
-    file = bundle / path
-    return File(path=path, size=file.stat().st_size, sha256=sha256(file))
 
 
 class BundleWriter:
@@ -110,13 +92,11 @@ class BundleWriter:
     def keep_part(self, name: PartName, part: Part) -> None:
         """Record a finished part, so that a rerun can take it over."""
         for file in part.files:
-            _sync(self.folder / file.path)
+            sync(self.folder / file.path)
         self._parts[name] = part
         record = {"key": self._key, "parts": {n: p.model_dump(mode="json") for n, p in self._parts.items()}}
-        temporary = self.folder / f"{_PROGRESS}.new"
-        temporary.write_text(json.dumps(record))
-        _sync(temporary)
-        temporary.replace(self.folder / _PROGRESS)
+        with atomic_write(self.folder / _PROGRESS, durable=True) as temporary:
+            temporary.write_text(json.dumps(record))
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, store once what other bundles hold too, and move the bundle into place."""
@@ -132,10 +112,10 @@ class BundleWriter:
                 path.unlink()
         (self.folder / MANIFEST).write_text(manifest.to_json())
         for path in self.folder.rglob("*"):
-            _sync(path)
+            sync(path)
         # From here on there is nothing to resume from: the bundle is whole.
         (self.folder / _PROGRESS).unlink(missing_ok=True)
-        _sync(self.folder)
+        sync(self.folder)
         old = self._beside("old")
         try:
             if self.target.exists():
@@ -145,7 +125,7 @@ class BundleWriter:
             self.folder.rename(self.target)
         finally:
             recover(self.target)
-        _sync(self.target.parent)
+        sync(self.target.parent)
         # What the old bundle alone had linked.
         prune()
 
@@ -157,7 +137,8 @@ class BundleWriter:
         found = {path.name for path in self.target.iterdir()}
         if not found:
             return
-        foreign = found - _BUNDLE_NAMES
+        # A kill may have left a manifest that an engine was being added to.
+        foreign = {name for name in found - _BUNDLE_NAMES if temporary_of(name) != MANIFEST}
         if MANIFEST not in found or foreign:
             example = min(foreign or found)
             raise BuildError(
@@ -250,11 +231,3 @@ def _as_build_error(error: OSError, target: Path) -> BuildError:
             "finished parts are kept, so that the same command goes on from them"
         )
     return BuildError(f"{target} cannot be written: {error.strerror or error}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

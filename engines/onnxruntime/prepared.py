@@ -13,13 +13,13 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import atomic_folder
 from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
@@ -121,16 +121,10 @@ def _prepare(bundle: Bundle, name: PartName) -> Prepared:
                 f"{folder.parent} has {free / 1e9:.1f} GB free, and the graph of {name} takes up to "
                 f"{weights * _SPACE / 1e9:.1f} GB: make room"
             )
-        # Renamed when it is whole: one that was cut short is never found.
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with atomic_folder(folder) as unfinished:
             _save(source, unfinished)
             facts = {"bundle": str(bundle.path), "version": _version(), "files": _stamps(unfinished)}
             (unfinished / FACTS).write_text(json.dumps(facts))
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     return Prepared(name, folder, size, found is None)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError
 
@@ -58,6 +58,5 @@ class KernelCache:
             if serialized is None or (content := bytes(memoryview(serialized))) == self._known:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(content)
-            temporary.replace(self._path)
+            with atomic_write(self._path) as temporary:
+                temporary.write_bytes(content)

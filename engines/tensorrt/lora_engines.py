@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import atomic_folder, describe
 from sd2rt.engines.bundle.manifest import EngineEntry, Part
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.writer import describe, reported
+from sd2rt.engines.bundle.writer import reported
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
@@ -30,7 +30,7 @@ from sd2rt.engines.weights.initializers import Weights
 _KEPT = 8
 """Two sizes and the text encoder are three; those of a full-size denoiser are 1.8 GB each."""
 _DAY = 24 * 3600
-_ENTRY, _ENGINE, _UNFINISHED = "entry.json", "rebuilt.engine", ".unfinished-"
+_ENTRY, _ENGINE = "entry.json", "rebuilt.engine"
 
 
 def weights_digest(weights: Mapping[str, Array]) -> str:
@@ -77,9 +77,8 @@ def rebuilt_engine(
     with reported(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _prune(folder.parent)
-        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
-    try:
-        with reported(folder):
+        # What was there is damaged; where another process was first, its one is as good.
+        with atomic_folder(folder) as unfinished:
             own = Weights.of(part, bundle / part.onnx)
             replaced = dict(own.replacement(weight, value) for weight, value in weights.items())
             np.savez(unfinished / "weights.npz", allow_pickle=False, **replaced)
@@ -112,16 +111,10 @@ def rebuilt_engine(
                 }
             )
             (unfinished / _ENTRY).write_text(made.model_dump_json())
-            # What was there is damaged, or another process was first: then its one is as good.
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                unfinished.rename(folder)
-        found = _whole(folder)
-        if found is None:
-            raise BuildError(f"{folder} was changed while it was written: try again")
-        return folder, found
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    found = _whole(folder)
+    if found is None:
+        raise BuildError(f"{folder} was changed while it was written: try again")
+    return folder, found
 
 
 def _whole(folder: Path) -> EngineEntry | None:
@@ -141,7 +134,7 @@ def _whole(folder: Path) -> EngineEntry | None:
 def _prune(folder: Path) -> None:
     """Make room: all but the engines used last go, and what was left unfinished a day ago."""
     with contextlib.suppress(OSError):
-        for left in folder.glob(f"{_UNFINISHED}*"):
+        for left in folder.glob(".*.part"):
             if left.stat().st_mtime < time.time() - _DAY:
                 shutil.rmtree(left, ignore_errors=True)
         known = sorted(

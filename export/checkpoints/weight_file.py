@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sd2rt.engines.bundle.writer import sha256 as file_sha256
+from sd2rt.engines.bundle.files import sha256 as file_sha256
 from sd2rt.engines.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")

@@ -17,7 +17,6 @@ import importlib.metadata
 import io
 import json
 import lzma
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.manifest import Part, Precision
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.demo.files import GRAPHS
@@ -167,15 +167,10 @@ def _keep(part: Path, archive: Path) -> None:
             end = data.seek(weight.offset + weight.length)
         rest.append(data.read())
     archive.parent.mkdir(parents=True, exist_ok=True)
-    temporary = archive.with_name(f"{archive.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w") as target:
-            for name, content in {**files, _REST: b"".join(rest)}.items():
-                # Without a date: equal graphs make equal archives.
-                target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
-        temporary.replace(archive)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
+        for name, content in {**files, _REST: b"".join(rest)}.items():
+            # Without a date: equal graphs make equal archives.
+            target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
 
 
 def _stored(tensor: torch.Tensor, weight: Weight) -> memoryview:

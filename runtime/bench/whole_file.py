@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.errors import EngineError, RequestError
 
 
@@ -30,13 +31,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         EngineError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        try:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.errors import EngineError
 
 if TYPE_CHECKING:
@@ -64,12 +64,10 @@ def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -
     if not replace:
         # Taken before it is written: two processes cannot both find the name free.
         path.touch(exist_ok=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write_png(image, temporary, text)
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            write_png(image, temporary, text)
     except BaseException:
-        temporary.unlink(missing_ok=True)
         if not replace:
             path.unlink(missing_ok=True)
         raise

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.bundle import writer as writer_module
+from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
@@ -31,7 +31,7 @@ from sd2rt.engines.bundle.manifest import (
 from sd2rt.engines.bundle.model_kinds import KINDS, PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, default_sampler
-from sd2rt.engines.bundle.writer import BundleWriter, describe
+from sd2rt.engines.bundle.writer import BundleWriter
 
 OnPart = Callable[[BundleWriter, PartName], None]
 
@@ -144,7 +144,7 @@ class DyingAt:
     def install(self) -> None:
         for name in ("mkdir", "rename", "replace", "rmdir", "unlink", "write_bytes", "write_text"):
             setattr(Path, name, self.before(getattr(Path, name)))
-        for module, name in ((shutil, "rmtree"), (np, "save"), (writer_module, "_sync")):
+        for module, name in ((shutil, "rmtree"), (np, "save"), (os, "fsync")):
             setattr(module, name, self.before(getattr(module, name)))
 
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 
 from benchmarks.demo import world
 from benchmarks.demo.training.vae import pixels
+from sd2rt.engines.bundle.files import atomic_write
 
 SCENES = 16_000
 _SEED = 5
@@ -31,9 +32,9 @@ class Latents:
     def __init__(self, vae: AutoencoderKL, scaling_factor: float, path: Path, scenes: int = SCENES) -> None:
         if not path.exists():
             latents = _encode(vae, scaling_factor, scenes)
-            temporary = path.with_suffix(".part.npy")
-            np.save(temporary, latents)
-            temporary.rename(path)
+            # A stream: under another name NumPy would add its suffix.
+            with atomic_write(path) as temporary, temporary.open("wb") as stream:
+                np.save(stream, latents)
         self._latents = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:

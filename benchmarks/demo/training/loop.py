@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from types import FrameType
 import numpy as np
 import torch
 from torch import nn
+
+from sd2rt.engines.bundle.files import atomic_write
 
 SAVE_SECONDS = 120
 LOG_STEPS = 50
@@ -69,18 +70,15 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
 
     def save() -> None:
         done = step >= recipe.steps
-        temporary = path.with_suffix(".part")
-        torch.save(
-            {
-                "modules": {key: module.state_dict() for key, module in modules.items()},
-                "optimizer": None if done else optimizer.state_dict(),
-                "step": step,
-                "seconds": seconds,
-                "recipe": asdict(recipe),
-            },
-            temporary,
-        )
-        os.replace(temporary, path)
+        state = {
+            "modules": {key: module.state_dict() for key, module in modules.items()},
+            "optimizer": None if done else optimizer.state_dict(),
+            "step": step,
+            "seconds": seconds,
+            "recipe": asdict(recipe),
+        }
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
 
     stop = _Stop()
     sums: dict[str, float] = {}

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import get_args
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.file_lock import FileLock
+from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
 from sd2rt.engines.bundle.manifest import (
     MANIFEST,
     BuilderOptions,
@@ -26,7 +26,7 @@ from sd2rt.engines.bundle.manifest import (
 )
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
-from sd2rt.engines.bundle.writer import describe, reported
+from sd2rt.engines.bundle.writer import reported
 from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
@@ -150,11 +150,14 @@ def _is_whole(path: Path, entry: EngineEntry) -> bool:
 
 
 def _clear(path: Path, manifest: Manifest) -> None:
-    """Remove what a killed build left: unfinished engines, and finished ones that did not get into the manifest.
+    """Remove what a killed build left: unfinished manifests and engines, and engines that are in no manifest.
 
     Raises:
         BundleError: a part's folder is a link: nothing is written or removed through one.
     """
+    for left in path.iterdir():
+        if temporary_of(left.name) == MANIFEST and not left.is_dir():
+            left.unlink(missing_ok=True)
     listed = {file.path for file in manifest.engine_files}
     for name in manifest.parts:
         folder = path / name
@@ -218,8 +221,7 @@ def _keep(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str)
     name = f"{plan.part}/{stem}.engine"
     report = f"{plan.part}/{stem}.json"
     for source, final in ((unfinished, name), (Path(f"{unfinished}.json"), report)):
-        with source.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(source)
         source.replace(path / final)
     part = task.part
     return EngineEntry(
@@ -262,17 +264,8 @@ def _add(path: Path, entry: EngineEntry) -> Manifest:
     stays = [one for one in manifest.engines if purpose(one) != purpose(entry)]
     leaves = [one for one in manifest.engines if purpose(one) == purpose(entry)]
     changed = Manifest.model_validate({**dict(manifest), "engines": (*stays, entry)})
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=path)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(changed.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        shutil.copymode(path / MANIFEST, temporary)
-        os.replace(temporary, path / MANIFEST)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with atomic_write(path / MANIFEST, durable=True, keep_mode=True) as temporary:
+        temporary.write_text(changed.to_json())
     needed = {file.path for file in changed.engine_files}
     for one in leaves:
         for file in (one.file, one.report):

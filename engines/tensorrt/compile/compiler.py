@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.manifest import Part, Profile, Tensor
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.errors import BuildError, MissingDependencyError
@@ -253,12 +253,8 @@ def _timing_cache(config: Any, task: BuildTask) -> Any:
 
 def _write(path: Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:

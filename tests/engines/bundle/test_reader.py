@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import File, read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.writer import sha256
 from sd2rt.engines.errors import BundleError
 
 from ..paper_bundle import OLD

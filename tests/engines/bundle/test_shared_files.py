@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from sd2rt.engines.bundle import shared_files as objects
+from sd2rt.engines.bundle.files import describe, sha256
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.shared_files import prune, share, shared_bytes
-from sd2rt.engines.bundle.writer import BundleWriter, describe, sha256
+from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.cli import inspect as commands
 from sd2rt.engines.errors import BundleError
 

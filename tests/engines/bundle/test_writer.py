@@ -200,7 +200,7 @@ def test_different_bundle_is_replaced_by_force(paper: Path) -> None:
     assert contents(paper.parent) == {"bundle"}
 
 
-@pytest.mark.parametrize("file", ["photo.png", ".git", "package.json"])
+@pytest.mark.parametrize("file", ["photo.png", ".git", "package.json", ".photo.png.0a1b2c.part"])
 @pytest.mark.parametrize("beside_a_manifest", [False, True])
 @pytest.mark.parametrize("replace", [False, True])
 def test_users_files_are_never_replaced(
@@ -212,6 +212,12 @@ def test_users_files_are_never_replaced(
     (paper / file).write_bytes(b"mine")
     assert f"{paper} holds something other than a bundle ({file})" in refusal(paper, replace=replace)
     assert (paper / file).read_bytes() == b"mine"
+
+
+def test_manifest_that_was_cut_short_is_no_users_file(paper: Path) -> None:
+    (paper / ".bundle.json.0a1b2c.part").write_text("half")
+    make_bundle(paper, NEW, replace=True)
+    assert contents(paper) == {*PARTS, "bundle.json", "tokenizer.json", "embeddings.npy"}
 
 
 def test_tokenizers_own_folder_is_never_replaced(target: Path) -> None:

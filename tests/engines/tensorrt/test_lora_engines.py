@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.cache import CACHE_VARIABLE
+from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import EngineEntry, Part, read_manifest
-from sd2rt.engines.bundle.writer import describe
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.tensorrt import lora_engines as rebuilt

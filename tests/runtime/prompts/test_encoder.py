@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sd2rt.engines.bundle.writer import describe
+from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.prompts.encoder import TextEncoder

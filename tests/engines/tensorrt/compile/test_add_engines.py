@@ -225,9 +225,12 @@ def test_what_a_killed_build_left_goes(bundle: Path) -> None:
         "tensorrt-rtx-sm89-b1-0.engine",
     ):
         (folder / name).write_bytes(b"half")
+    top = {path.name for path in bundle.iterdir()}
+    (bundle / ".bundle.json.0a1b2c.part").write_text("half")
     made = build_engines(bundle, SIZE, ADA, parts=TEXT).made[0]
     engines = {path.name for path in folder.iterdir() if path.name.startswith("tensorrt")}
     assert engines == {Path(made.file.path).name, Path(made.report.path).name}
+    assert {path.name for path in bundle.iterdir()} == top
 
 
 def test_a_part_behind_a_link(bundle: Path, tmp_path: Path) -> None:
