@@ -27,7 +27,8 @@ from sd2rt.engines.backends import open_backend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import Sd2rtError
-from sd2rt.engines.interface import Backend, Device
+from sd2rt.engines.interface import NO_CARRY, Backend, Device
+from sd2rt.runtime.denoising.batch import CARRY
 
 PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder", "encoder", "depth_estimator")
 _BURST_SECONDS = 0.2
@@ -109,8 +110,7 @@ def _part(
     counts = count_part(bundle.path, bundle.manifest.parts[part], dims)
     seconds, turns = [], []
     with backend.open(part) as engine:
-        carry = {"state_out": "state"} if part == "denoiser" else {}
-        session = engine.session(dims, carry)
+        session = engine.session(dims, CARRY if part == "denoiser" else NO_CARRY)
         for name, array in part_inputs(bundle.manifest, part, dims, still=True).items():
             session.buffers[name].write(array)
         for _ in range(options.repetitions):

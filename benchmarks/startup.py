@@ -37,7 +37,7 @@ PHASES = (
     ("tokenizer", "sd2rt.runtime.prompts.encoder", "Tokenizer"),
     ("text", "sd2rt.runtime.prompts.encoder", "TextEncoder.__call__"),
     ("plan and noise", "sd2rt.runtime.pipeline.run", "Run.__init__"),
-    ("steps", "sd2rt.runtime.denoising.stepper", "Batch.step"),
+    ("steps", "sd2rt.runtime.denoising.batch", "Batch.step"),
     ("decode", "sd2rt.runtime.pipeline.run", "Run.outcomes"),
     ("save", "sd2rt.runtime.cli.run", "save_image"),
 )

@@ -14,6 +14,8 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 from sd2rt.engines.tensorrt.packages import load_module, unfit
+from sd2rt.runtime.denoising.batch import CARRY
+from sd2rt.runtime.denoising.finite_checks import WATCHED
 
 LAUNCHES = 20
 
@@ -37,7 +39,7 @@ class Launched:
             cuda_graph=graph,
         )
         dims = dims_of(manifest, "denoiser", side, batch)
-        self._session = self._engine.session(dims, {"state_out": "state"}, "finite")
+        self._session = self._engine.session(dims, CARRY, WATCHED)
         for name, array in part_inputs(manifest, "denoiser", dims, still=True).items():
             self._session.buffers[name].write(array)
         for _ in range(3):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.denoising.stepper import Batch, run_steps
+from sd2rt.runtime.denoising.batch import Batch
+from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
 from sd2rt.runtime.pipeline.image_job import Picture
