@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 
-from sd2rt.engines.interface import Array, Buffer
+from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.interface import Array, Buffer, copy_whole, shape_of
+
+Made = TypeVar("Made", bound="ArrayBuffer")
+Handle = TypeVar("Handle")
 
 
 class ArrayBuffer(ABC):
@@ -33,12 +38,7 @@ class ArrayBuffer(ABC):
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None: ...
 
     def write(self, array: Array) -> None:
-        if array.shape != self.shape:
-            # NumPy would repeat what is too small, silently.
-            raise ValueError(
-                f"an array of shape {list(array.shape)} was written to a buffer of {list(self.shape)}"
-            )
-        np.copyto(self.host, array)
+        copy_whole(array, self.host)
         self.push()
 
     def read(self) -> Array:
@@ -67,6 +67,46 @@ class HostBuffer(ArrayBuffer):
             taken, to = map(list, zip(*rows, strict=True))
             # Indexed by lists, it is a copy: the source may be this array.
             self.host[to] = source.pull()[taken]
+
+
+def session_buffers(
+    part: Part,
+    dims: Mapping[str, int],
+    carry: Mapping[str, str],
+    make: Callable[[tuple[int, ...], str, int], Made],
+) -> dict[str, Made]:
+    """The buffers of a session whose carried outputs and inputs change places: of two arrays for each such input.
+
+    The output has none of its own.
+
+    Args:
+        make: a buffer of a shape, of a type and of so many arrays.
+
+    Raises:
+        ValueError: a symbol of the part's shapes has no size in ``dims``.
+    """
+    twins = set(carry.values())
+    return {
+        tensor.name: make(shape_of(tensor, dims), tensor.dtype, 2 if tensor.name in twins else 1)
+        for tensor in (*part.inputs, *part.outputs)
+        if tensor.name not in carry
+    }
+
+
+def bound_array(
+    arrays: Mapping[str, Sequence[Handle]], carry: Mapping[str, str], name: str, phase: int
+) -> Handle:
+    """The array of an input or output at a launch of a phase, 0 or 1.
+
+    A carried output is written to the array that its input is read from at the next launch.
+
+    Args:
+        arrays: of each of :func:`session_buffers`, as a backend binds them.
+    """
+    if name in carry:
+        return arrays[carry[name]][phase ^ 1]
+    choices = arrays[name]
+    return choices[phase % len(choices)]
 
 
 class WaitedSession:

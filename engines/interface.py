@@ -96,6 +96,19 @@ class Buffer(Protocol):
         is not said: pull it."""
 
 
+def copy_whole(array: Array, host: Array) -> None:
+    """Copy an array to a buffer's on the host; for :meth:`Buffer.write`.
+
+    Raises:
+        ValueError: its shape is another one: NumPy would repeat what is too small, silently.
+    """
+    if array.shape != host.shape:
+        raise ValueError(
+            f"an array of shape {list(array.shape)} was written to a buffer of {list(host.shape)}"
+        )
+    np.copyto(host, array)
+
+
 class Session(Protocol):
     """An engine bound to fixed shapes, its buffers allocated once.
 

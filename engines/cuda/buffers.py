@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.memory import Memory, Ring, aligned
-from sd2rt.engines.interface import Array, Buffer
+from sd2rt.engines.interface import Array, Buffer, copy_whole
 
 AHEAD = 4
 """Launches that the host may be ahead of the device: more than its own delays take, few enough to stop soon."""
@@ -88,12 +88,7 @@ class _CudaBuffer:
         raise NotImplementedError
 
     def write(self, array: Array) -> None:
-        if array.shape != self.shape:
-            # NumPy would repeat what is too small, silently.
-            raise ValueError(
-                f"an array of shape {list(array.shape)} was written to a buffer of {list(self.shape)}"
-            )
-        np.copyto(self._host, array)
+        copy_whole(array, self._host)
         self.push()
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
-from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession
-from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions, shape_of
+from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession, bound_array, session_buffers
+from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
@@ -186,23 +186,20 @@ class OnnxRuntimeSession(WaitedSession):
 
         self._session = session
         self._label = f"{Path(part.onnx).parent.name} at {dict(dims)} on {device}"
-        twins = {target: source for source, target in carry.items()}
-        buffers: dict[str, OrtHostBuffer | DeviceBuffer] = {}
-        kind = OrtHostBuffer if device.kind == "cpu" else DeviceBuffer
+        buffers: dict[str, OrtHostBuffer | DeviceBuffer]
+        kind = OrtHostBuffer if device.kind == "cpu" else functools.partial(DeviceBuffer, device)
         self._bindings = []
         try:
-            for tensor in (*part.inputs, *part.outputs):
-                if tensor.name not in carry:
-                    copies = 2 if tensor.name in twins else 1
-                    buffers[tensor.name] = kind(shape_of(tensor, dims), tensor.dtype, device, copies)
+            buffers = session_buffers(part, dims, carry, kind)
+            values = {name: buffer.values for name, buffer in buffers.items()}
             for phase in range(2 if carry else 1):
                 binding = ort.IOBinding(session)
                 for tensor in part.inputs:
-                    values = buffers[tensor.name].values
-                    binding.bind_ortvalue_input(tensor.name, values[phase % len(values)])
+                    value = bound_array(values, carry, tensor.name, phase)
+                    binding.bind_ortvalue_input(tensor.name, value)
                 for tensor in part.outputs:
-                    values = buffers[carry.get(tensor.name, tensor.name)].values
-                    binding.bind_ortvalue_output(tensor.name, values[(phase + 1) % len(values)])
+                    value = bound_array(values, carry, tensor.name, phase)
+                    binding.bind_ortvalue_output(tensor.name, value)
                 self._bindings.append(binding)
         except Exception as error:
             raise engine_error(f"{self._label} cannot be prepared", error) from error
@@ -228,7 +225,7 @@ class OnnxRuntimeSession(WaitedSession):
 class OrtHostBuffer(HostBuffer):
     """Arrays on the host, as ONNX Runtime binds them."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str, copies: int) -> None:
         import onnxruntime as ort
 
         super().__init__(shape, dtype, copies)
@@ -238,7 +235,7 @@ class OrtHostBuffer(HostBuffer):
 class DeviceBuffer(ArrayBuffer):
     """Memory on a GPU, and an array beside it on the host."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: Device, copies: int) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: str, copies: int) -> None:
         import onnxruntime as ort
 
         super().__init__(shape, dtype)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.errors import EngineError, engine_error
-from sd2rt.engines.host_buffers import HostBuffer, WaitedSession
-from sd2rt.engines.interface import NO_CARRY, Array, Closing, ComputePrecision, Session, Sessions, shape_of
+from sd2rt.engines.host_buffers import HostBuffer, WaitedSession, bound_array, session_buffers
+from sd2rt.engines.interface import NO_CARRY, Array, Closing, ComputePrecision, Session, Sessions
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 
 if TYPE_CHECKING:
@@ -144,15 +144,8 @@ class OpenVinoSession(WaitedSession):
         self.label = f"{Path(part.onnx).parent.name} at {dict(dims)} on cpu"
         self.dims = dict(dims)
         self._engine, self._carry = engine, dict(carry)
-        twins = set(carry.values())
         try:
-            buffers = {
-                tensor.name: HostBuffer(
-                    shape_of(tensor, dims), tensor.dtype, 2 if tensor.name in twins else 1
-                )
-                for tensor in (*part.inputs, *part.outputs)
-                if tensor.name not in carry
-            }
+            buffers = session_buffers(part, dims, carry, HostBuffer)
         except (ValueError, MemoryError) as error:
             raise engine_error(f"{self.label} cannot be prepared", error) from error
         self._tensors = {
@@ -160,15 +153,12 @@ class OpenVinoSession(WaitedSession):
             for name, buffer in buffers.items()
         }
         super().__init__(buffers, carry, watch)
-        self.changed = (twins, set(carry))
+        self.changed = (set(carry.values()), set(carry))
         """Inputs and outputs whose memory is another one at every launch."""
 
     def tensor(self, name: str) -> openvino.Tensor:
         """The memory of an input, or of an output, at the next launch."""
-        if name in self._carry:
-            return self._tensors[self._carry[name]][self._phase ^ 1]
-        tensors = self._tensors[name]
-        return tensors[self._phase % len(tensors)]
+        return bound_array(self._tensors, self._carry, name, self._phase)
 
     def launch(self) -> None:
         """Run once; see :class:`sd2rt.engines.interface.Session`."""
