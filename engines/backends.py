@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.bundle.engine_entry import EngineBackend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import RequestError

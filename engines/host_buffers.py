@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.interface import Array, Buffer, copy_whole, shape_of
 
 Made = TypeVar("Made", bound="ArrayBuffer")

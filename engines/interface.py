@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.manifest import Part, Tensor
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part, Tensor
 
 Array = NDArray[Any]
 Kept = TypeVar("Kept")

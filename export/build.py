@@ -19,15 +19,14 @@ from sd2rt.engines.bundle.manifest import (
     Embeddings,
     Latents,
     Manifest,
-    Part,
-    Precision,
     Source,
     Tokenizer,
     read_manifest,
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.sampler_config import check_side
+from sd2rt.engines.bundle.schema import Part, Precision
+from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.errors import BundleError, CheckpointError
 from sd2rt.export.checkpoints.checkpoint import Checkpoint

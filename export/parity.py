@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sd2rt.engines.bundle.manifest import Manifest, Precision
+from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName, TaskName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.errors import BuildError, CheckpointError
 from sd2rt.engines.interface import Device, shape_of
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine

@@ -15,7 +15,7 @@ from .order import number, share_out
 from .parity.table import TABLE_VARIABLE, Table
 
 if TYPE_CHECKING:
-    from sd2rt.engines.bundle.manifest import Precision
+    from sd2rt.engines.bundle.schema import Precision
     from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 
 from benchmarks.cost_model.shapes import Graph, Shape
-from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.interface import shape_of
 
 _UNCOUNTED = {

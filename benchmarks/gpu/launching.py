@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from benchmarks.gpu.device import Stopwatch
 from benchmarks.gpu.part_inputs import dims_of, part_inputs
-from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry
+from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.tensorrt.engine import TensorRtEngine

@@ -13,7 +13,7 @@ from benchmarks.gpu.part_inputs import dims_of
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import COMPILED, CannotRunError, Record
 from benchmarks.gpu.timing import interleaved, ratios, spread
-from sd2rt.engines.bundle.manifest import EngineBackend
+from sd2rt.engines.bundle.engine_entry import EngineBackend
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import Sd2rtError
 

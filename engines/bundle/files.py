@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sd2rt.engines.bundle.manifest import File
+from sd2rt.engines.bundle.schema import File
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{6}\.part")

@@ -3,186 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import stat
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
+from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
 from sd2rt.engines.errors import BundleError
 
 SCHEMA_VERSION: Literal[4] = 4
 MANIFEST = "bundle.json"
 
-Precision = Literal["fp32", "fp16"]
-
-
 _LARGEST_BYTES = 64 << 20
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def _inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
-        raise ValueError(f"path {path!r} leaves the bundle")
-    # One spelling for each file: no "./a", "a//b" or "a/", and no "." for the bundle itself.
-    if not pure.parts or str(pure) != path or _CONTROL.search(path):
-        raise ValueError(f"path {path!r} is no plain path of a file")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Model(BaseModel):
-    """Base of the manifest's models: an unknown key is an error, and nothing changes once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class File(Model):
-    """One file of the bundle."""
-
-    path: RelativePath
-    size: int = Field(ge=0)
-    sha256: Sha256
-
-
-Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^([1-9][0-9]*\*)?[A-Za-z]\w*$")]
-
-
-class Tensor(Model):
-    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h``."""
-
-    name: str
-    dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
-    shape: tuple[Dimension, ...]
-
-
-_Size = Annotated[int, Field(ge=1)]
-
-
-class Part(Model):
-    """One network of the pipeline as ONNX.
-
-    ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
-    the same file, or the same graph on the same weights with operators that it has kernels for.
-    ``precision`` is that of its weights; it may be higher than the bundle's.
-    ``initializers`` maps every weight by its PyTorch name to the initialiser that holds it, and to its bytes in the
-    data file that lies beside the graphs and that they share; see
-    :class:`sd2rt.engines.weights.initializers.WeightMap`.
-    """
-
-    precision: Precision
-    onnx: RelativePath
-    onnxruntime: RelativePath
-    files: tuple[File, ...]
-    opset: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    initializers: RelativePath
-    parameters: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _files_listed(self) -> Part:
-        listed = {file.path for file in self.files}
-        for path in (self.onnx, self.onnxruntime, self.initializers):
-            if path not in listed:
-                raise ValueError(f"{path} is not among the part's files")
-        return self
-
-
-EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
-
-
-Refit = Literal["no", "all", "individual", "identical"]
-
-
-class BuilderOptions(Model):
-    """How a backend is to build, whatever the part."""
-
-    backend: EngineBackend
-    compute_capabilities: tuple[str, ...] = ()
-    """Of the GPUs to build for, such as ``8.9``; empty for the GPU at hand, or where ``portable`` for all that the
-    backend builds for unasked."""
-    portable: bool = False
-    """For later GPUs too, and with TensorRT for later versions of it too."""
-    allow_decomposed: bool = False
-    """Attention may be built of kernels that were not made for it."""
-    refit: Refit = "no"
-    """Which weights can be replaced in the finished engine: none, all, those that a LoRA changes, or all by the
-    same ones, of which the engine then holds none."""
-    workspace_bytes: int | None = Field(default=None, ge=1)
-    """The most memory that a kernel may ask for while it runs; None for the backend's own limit."""
-    optimization_level: int | None = Field(default=None, ge=0, le=5)
-    """How long kernels are searched for; None for the backend's own choice."""
-
-
-class Profile(Model):
-    """The sizes that an engine takes: for each symbol of its part's shapes the least, the one it is tuned for and
-    the most. A symbol whose three are one number is fixed."""
-
-    name: str
-    dims: dict[str, tuple[_Size, _Size, _Size]]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Profile:
-        for symbol, (least, tuned, most) in self.dims.items():
-            if not least <= tuned <= most:
-                raise ValueError(f"profile {self.name}: {symbol} goes from {least} over {tuned} to {most}")
-        return self
-
-    @property
-    def width(self) -> int:
-        """How much it leaves open: 0 where everything is fixed."""
-        return sum(most - least for least, _, most in self.dims.values())
-
-    def takes(self, dims: Mapping[str, int]) -> bool:
-        """Whether all of these sizes are within the profile."""
-        return all(least <= dims.get(symbol, least) <= most for symbol, (least, _, most) in self.dims.items())
-
-
-class EngineEntry(Model):
-    """A part compiled by TensorRT or TensorRT for RTX, for some GPUs and sizes."""
-
-    part: PartName
-    key: Sha256
-    """Stands for all that it was built from and how: a build with the same key would make it again."""
-    backend: EngineBackend
-    version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-    """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
-    compute_capabilities: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...], Field(min_length=1)
-    ]
-    """Of the GPUs that it was compiled for."""
-    gpu: str | None
-    """Where it was built: the GPU's name and its driver's version, None where there was none."""
-    driver: str | None
-    platform: str
-    """Operating system and processor, such as ``linux-x86_64``."""
-    precision: Precision
-    version_compatible: bool
-    """It runs in the lean runtime of its version too."""
-    hardware_compatible: bool
-    """It runs on later GPUs too."""
-    options: BuilderOptions
-    """What its builder was told, and what it set of it, by name."""
-    flags: tuple[str, ...]
-    label: str
-    """The sizes that it takes, in short."""
-    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
-    file: File
-    report: File
-    """What it is made of, layer by layer."""
-    onnx: Sha256
-    """Of the graph that it was built from."""
-    weights: Sha256
-    """Stands for the weights in it: the ONNX weights' own hash, or with it what was merged into them."""
+_SHOWN_SIZES = 4
 
 
 class Latents(Model):
@@ -346,6 +183,16 @@ class Manifest(Model):
         import hashlib
 
         return hashlib.sha256(self.model_copy(update={"engines": ()}).to_json().encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        """One line: bundles are printed with all that holds one, and a manifest in full has thousands of lines."""
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.native_sizes[:_SHOWN_SIZES])
+        more = ", ..." if len(self.native_sizes) > _SHOWN_SIZES else ""
+        return (
+            f"<Manifest {self.family} {self.variant} {self.precision}, {sizes}{more}, {self.identity[:12]}>"
+        )
+
+    __str__ = __repr__
 
     def to_json(self) -> str:
         """The manifest as it stands in ``bundle.json``."""

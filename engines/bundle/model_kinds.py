@@ -19,9 +19,6 @@ PartName = Literal[
 ]
 UNTILED: dict[PartName, PartName] = {"tiled_decoder": "decoder", "tiled_encoder": "encoder"}
 """What the parts that work on tiles are otherwise, and whose weights they have."""
-TILE = 128
-"""The longest side of latents that is encoded, decoded or upscaled at once, where nobody says otherwise: that of 1024
-pixels of SD2's images, or of the 512 that the upscaler makes of 128."""
 TaskName = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image", "upscaling"]
 ConditionName = Literal["mask", "masked_image", "depth", "low_res"]
 InputName = Literal["image", "mask_image", "depth_map", "noise_level", "strength", "paste"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from sd2rt.engines.bundle.cache import cache_dir, find_bundle
 from sd2rt.engines.bundle.files import atomic_write, sha256
-from sd2rt.engines.bundle.manifest import File, Manifest, Part, read_manifest
+from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.writer import recover_abandoned
+from sd2rt.engines.bundle.recovery import recover_abandoned
+from sd2rt.engines.bundle.schema import File, Part
 from sd2rt.engines.errors import BundleError
 
 

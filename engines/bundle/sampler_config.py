@@ -6,13 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sd2rt.engines.errors import RequestError
-
 STATE_SLOTS = 5
 """Latents that a sample's state carries, K + 1: what is being denoised and what the sampler remembers."""
-
-SIZE_MULTIPLE = 64
-LARGEST_SIDE = 4096
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -222,19 +217,3 @@ def default_sampler(name: SamplerName, **options: Any) -> SamplerConfig:
     Raises pydantic's ValidationError where a value is none that the sampler takes.
     """
     return SamplerConfig(name=name, **{"steps_offset": STEPS_OFFSET, **SAMPLER_OPTIONS[name], **options})
-
-
-def check_side(name: str, side: int) -> None:
-    """Refuse a side in pixels that is not a multiple of 64, naming the valid ones next to it.
-
-    Raises:
-        RequestError: it is not, or is out of range.
-    """
-    if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
-        return
-    below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
-    above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
-    near = f"{below} or {above}" if below < side < above else f"{below}"
-    raise RequestError(
-        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {near}"
-    )

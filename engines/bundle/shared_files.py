@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import sha256
-from sd2rt.engines.bundle.manifest import File
+from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
 
 SHARED_FROM_BYTES = 1_000_000

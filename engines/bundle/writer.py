@@ -14,8 +14,10 @@ from typing import Self, get_args
 
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
-from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, Part
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.recovery import recover
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.errors import BuildError
 
@@ -186,31 +188,6 @@ class BundleWriter:
 
 def _amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def recover(target: Path) -> None:
-    """Put back a bundle that a killed build had moved aside and not yet replaced; no build may be running."""
-    old = target.parent / f".{target.name}.old"
-    if not old.is_dir():
-        return
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.rename(target)
-
-
-def recover_abandoned(target: Path) -> None:
-    """:func:`recover`, for a reader: does nothing while a build is running."""
-    if os.path.lexists(target) or not os.path.isdir(target.parent / f".{target.name}.old"):
-        return
-    lock = FileLock(target.parent / f".{target.name}.lock")
-    try:
-        if lock.acquire():
-            recover(target)
-    except OSError:
-        return
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, EngineBackend, Refit
+from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineBackend, Refit
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.tensorrt.compile.profiles import Rows, Shapes, parse_batches

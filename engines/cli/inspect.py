@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.bundle.manifest import File, Manifest, read_manifest
+from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import TASKS, Defaults
 from sd2rt.engines.bundle.reader import locate, open_bundle, verify_engines
+from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.bundle.shared_files import shared_bytes
 
 if TYPE_CHECKING:

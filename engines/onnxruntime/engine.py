@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions

@@ -20,9 +20,9 @@ from typing import Any, get_args
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import atomic_folder
-from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import reported
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, engine_error
 from sd2rt.engines.host_buffers import HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Array, Closing, ComputePrecision, Session, Sessions

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from sd2rt.engines.bundle.manifest import EngineBackend
-from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
+from sd2rt.engines.bundle.engine_entry import EngineBackend
+from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
+from sd2rt.engines.bundle.sizes import TILE
 
 
 def build_command(

@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.files import atomic_folder, describe
-from sd2rt.engines.bundle.manifest import EngineEntry, Part
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import reported
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from sd2rt.engines.bundle.manifest import EngineBackend, EngineEntry
+from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.errors import MissingDependencyError
 
 _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sd2rt.engines.bundle.manifest import EngineEntry, Part
+from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session

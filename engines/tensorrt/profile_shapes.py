@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sd2rt.engines.bundle.manifest import Profile, Tensor
+from sd2rt.engines.bundle.engine_entry import Profile
+from sd2rt.engines.bundle.schema import Tensor
 from sd2rt.engines.interface import shape_of
 
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

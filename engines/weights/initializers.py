@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from sd2rt.engines.bundle.manifest import Model, Part, RelativePath
+from sd2rt.engines.bundle.schema import Model, Part, RelativePath
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import Array
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sd2rt.engines.bundle.cache import find_bundle, named_bundle
-from sd2rt.engines.bundle.manifest import Precision
+from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.cli.engine_options import (
     BackendOption,
     BatchOption,
@@ -313,12 +313,12 @@ def _name(checkpoint: str, loras: list[str]) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    from sd2rt.engines.bundle.sampler_config import check_side
+    from sd2rt.engines.bundle.sizes import check_side, parse_size
 
-    match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
-    if match is None:
-        raise RequestError(f"--size {text!r} is not N or WxH, such as 512 or 768x512")
-    width, height = int(match[1]), int(match[2] or match[1])
+    try:
+        width, height = parse_size(text, square=True)
+    except ValueError:
+        raise RequestError(f"--size {text!r} is not N or WxH, such as 512 or 768x512") from None
     for name, side in (("width", width), ("height", height)):
         check_side(name, side)
     return width, height

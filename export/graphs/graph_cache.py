@@ -28,8 +28,8 @@ from torch import nn
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import atomic_write
-from sd2rt.engines.bundle.manifest import Part, Precision
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.weights.initializers import Weight, WeightMap

@@ -18,9 +18,9 @@ from torch import nn
 from torch.export import Dim
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import Part, Precision, Tensor
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.bundle.schema import Part, Precision, Tensor
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import shape_of
 from sd2rt.engines.weights.initializers import Weight, WeightMap

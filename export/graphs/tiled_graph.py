@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import Part
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
 from sd2rt.export.graphs.onnx_part import Interface
 

@@ -48,10 +48,12 @@ def one_or_more(option: str, text: str | None) -> float | tuple[float, ...] | No
 
 def size(text: str) -> tuple[int, int]:
     """WxH as width and height."""
-    width, _, height = text.lower().partition("x")
-    if not all(side.isascii() and side.isdigit() and len(side) < 10 for side in (width, height)):
-        raise RequestError(f"--size {text!r} is not WxH, such as 512x512")
-    return int(width), int(height)
+    from sd2rt.engines.bundle.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise RequestError(f"--size {text!r} is not WxH, such as 512x512") from None
 
 
 def variation(text: str) -> tuple[int, float]:

@@ -277,8 +277,8 @@ def run(
     loras = named_loras(lora or [])
     check_save_depth(save_depth, output)
     from sd2rt.engines.bundle.manifest import read_manifest
-    from sd2rt.engines.bundle.model_kinds import TILE
     from sd2rt.engines.bundle.reader import locate
+    from sd2rt.engines.bundle.sizes import TILE
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.resolve import refuse_unless, resolve

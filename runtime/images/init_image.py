@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.sampler_config import LARGEST_SIDE, SIZE_MULTIPLE
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.array import as_array, described, is_array, to_bytes
 from sd2rt.runtime.images.convert import eight_bits, over_white

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sd2rt.engines.bundle.sampler_config import SamplerName, check_side
+from sd2rt.engines.bundle.sampler_config import SamplerName
+from sd2rt.engines.bundle.sizes import check_side, parse_size
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
@@ -166,11 +167,8 @@ class Imported:
         size = self._take("Size")
         if size is None:
             return
-        width, cross, height = size.partition("x")
         try:
-            if not (cross and width.isdecimal() and height.isdecimal()):
-                raise RequestError("it is no size")
-            sides = {"width": int(width), "height": int(height)}
+            sides = dict(zip(("width", "height"), parse_size(size), strict=True))
             for name, side in sides.items():
                 check_side(name, side)
         except (RequestError, ValueError) as error:

@@ -43,7 +43,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
     So are ``backend`` and ``precision``, which differ by rounding: a picture is made again on whatever is at hand.
     """
-    from sd2rt.engines.bundle.model_kinds import TILE
+    from sd2rt.engines.bundle.sizes import TILE
     from sd2rt.runtime import __version__
     from sd2rt.runtime.metadata.recipe import settings_of
     from sd2rt.runtime.request.sampling import sampling_of

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.model_kinds import ConditionName
-from sd2rt.engines.bundle.sampler_config import check_side
+from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.request.request import Request

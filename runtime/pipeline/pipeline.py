@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.backends import BackendName
-from sd2rt.engines.bundle.model_kinds import TILE, TaskName
+from sd2rt.engines.bundle.model_kinds import TaskName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import ComputePrecision, Device
 from sd2rt.engines.lora.merge import Lora

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from sd2rt.engines.bundle.sampler_config import check_side
+from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, PromptSyntax

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, EngineEntry, File, Part, Profile, Tensor
+from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineEntry, Profile
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import File, Part, Tensor
 from sd2rt.engines.interface import Device, shape_of
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd2rt.engines.bundle.manifest import Tensor
+from sd2rt.engines.bundle.schema import Tensor
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, shape_of
 

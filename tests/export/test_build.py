@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import Part, Precision
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, Variant
 from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.errors import BuildError
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint

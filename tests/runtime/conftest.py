@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime.cli.main import main

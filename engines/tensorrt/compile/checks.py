@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.tensorrt.compile.layer_report import LayerReport
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.files import atomic_write
-from sd2rt.engines.bundle.manifest import Part, Profile, Tensor
+from sd2rt.engines.bundle.schema import Part, Tensor
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.errors import BuildError, MissingDependencyError
 from sd2rt.engines.interface import shape_of, symbols_of

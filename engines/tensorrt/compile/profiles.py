@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sd2rt.engines.bundle.manifest import Manifest, Part, Profile
-from sd2rt.engines.bundle.model_kinds import TILE, UNTILED, PartName
+from sd2rt.engines.bundle.engine_entry import Profile
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
+from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import symbols_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.manifest import BuilderOptions
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
 from sd2rt.engines.cuda.gpu_info import GpuFacts
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 

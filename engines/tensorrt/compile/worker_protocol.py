@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, Model, Part, Profile
+from sd2rt.engines.bundle.engine_entry import BuilderOptions, Profile
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Model, Part
 
 
 class BuildTask(Model):

@@ -17,7 +17,7 @@ from benchmarks.demo import prompts, sets
 from benchmarks.demo.painter import Order, Settings
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
 from benchmarks.demo.tally import Tally
-from sd2rt.engines.bundle.manifest import Precision
+from sd2rt.engines.bundle.schema import Precision
 
 Bundles = Callable[[str, Precision], Path]
 

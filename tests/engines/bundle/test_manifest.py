@@ -44,6 +44,17 @@ def test_nothing_changes_once_read(paper: Path) -> None:
         manifest.name = "other"
 
 
+def test_printed_manifest_is_one_line(paper: Path) -> None:
+    manifest = read_manifest(paper)
+    expected = f"<Manifest stable-diffusion-2 base fp32, 64x64, {manifest.identity[:12]}>"
+    assert repr(manifest) == str(manifest) == expected
+    sizes = tuple((side, 64) for side in range(64, 4096, 64))
+    many = repr(manifest.model_copy(update={"native_sizes": sizes}))
+    assert "64x64, 128x64, 192x64, 256x64, ...," in many
+    assert "\n" not in many
+    assert len(many) < 120
+
+
 def test_identity_follows_every_entry(paper: Path) -> None:
     before = read_manifest(paper).identity
     assert before == read_manifest(paper).identity

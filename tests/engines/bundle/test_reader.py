@@ -11,8 +11,9 @@ import pytest
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import sha256
-from sd2rt.engines.bundle.manifest import File, read_manifest
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
 
 from ..paper_bundle import OLD

@@ -15,7 +15,7 @@ import pytest
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.writer import BundleWriter, recover, recover_abandoned
+from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.errors import BuildError, BundleError
 
 from .. import paper_bundle
@@ -347,35 +347,10 @@ def test_failed_swap_keeps_the_old_bundle(
     assert contents(paper.parent) == {"bundle"}
 
 
-def test_old_bundle_that_stepped_aside_comes_back(paper: Path) -> None:
-    aside = paper.parent / ".bundle.old"
-    paper.rename(aside)
-    recover_abandoned(paper)
-    assert open_key(paper) == OLD
-    assert contents(paper.parent) == {"bundle"}
-
-
 def test_old_bundle_comes_back_before_the_next_build(paper: Path) -> None:
     paper.rename(paper.parent / ".bundle.old")
     assert "holds another bundle" in refusal(paper)
     assert open_key(paper) == OLD
-
-
-def test_old_bundle_that_was_replaced_is_cleared_away(paper: Path) -> None:
-    shutil.copytree(paper, paper.parent / ".bundle.old")
-    recover(paper)
-    assert contents(paper.parent) == {"bundle"}
-
-
-def test_reader_leaves_a_running_build_alone(paper: Path) -> None:
-    aside = paper.parent / ".bundle.old"
-    lock = FileLock(paper.parent / ".bundle.lock")
-    assert lock.acquire()
-    paper.rename(aside)
-    recover_abandoned(paper)
-    assert aside.is_dir()
-    assert not paper.exists()
-    lock.release()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.manifest import Manifest, Part
+from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine, OnnxRuntimeSession

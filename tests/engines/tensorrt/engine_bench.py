@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.manifest import EngineEntry, Part
+from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.tensorrt.engine import TensorRtEngine

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.manifest import Part
 from sd2rt.engines.bundle.reader import plain_file
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BundleError, EngineError
 
 from ..simulated_tensorrt import make_tensorrt

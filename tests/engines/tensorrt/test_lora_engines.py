@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.cache import CACHE_VARIABLE
+from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import EngineEntry, Part, read_manifest
+from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.tensorrt import lora_engines as rebuilt

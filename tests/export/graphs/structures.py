@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from sd2rt.engines.bundle.manifest import Precision
+from sd2rt.engines.bundle.schema import Precision
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.tiny_configs import SMALLS

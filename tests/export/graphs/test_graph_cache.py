@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.manifest import Part, read_manifest
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint

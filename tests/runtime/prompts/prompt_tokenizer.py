@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sd2rt.engines.bundle.manifest import File
 from sd2rt.engines.bundle.manifest import Tokenizer as Config
 from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.schema import File
 from sd2rt.runtime.prompts.tokenizer import Tokenizer
 
 BOS, EOS, PAD = 49406, 49407, 0

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
 from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.engines.bundle.manifest import BuilderOptions, Manifest, read_manifest
+from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError

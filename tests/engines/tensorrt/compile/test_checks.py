@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, Part, Profile, Tensor, read_manifest
+from sd2rt.engines.bundle.engine_entry import BuilderOptions, Profile
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Part, Tensor
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.tensorrt.compile.checks import (
     check_attention,

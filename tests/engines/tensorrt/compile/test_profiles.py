@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd2rt.engines.bundle.manifest import Manifest, Profile, read_manifest
+from sd2rt.engines.bundle.engine_entry import Profile
+from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import symbols_of

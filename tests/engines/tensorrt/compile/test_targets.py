@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.manifest import BuilderOptions
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
 from sd2rt.engines.cuda.gpu_info import GpuFacts
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.tensorrt.compile.targets import capabilities_of, targets_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.manifest import BuilderOptions, read_manifest
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.errors import BuildError, RequestError
 from sd2rt.engines.tensorrt.compile.profiles import plan_engines
 from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process

@@ -1,0 +1,34 @@
+"""Putting back a bundle that a killed build left aside."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sd2rt.engines.bundle.file_lock import FileLock
+
+
+def recover(target: Path) -> None:
+    """Put back a bundle that a killed build had moved aside and not yet replaced; no build may be running."""
+    old = target.parent / f".{target.name}.old"
+    if not old.is_dir():
+        return
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(target)
+
+
+def recover_abandoned(target: Path) -> None:
+    """:func:`recover`, for a reader: does nothing while a build is running."""
+    if os.path.lexists(target) or not os.path.isdir(target.parent / f".{target.name}.old"):
+        return
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        if lock.acquire():
+            recover(target)
+    except OSError:
+        return
+    finally:
+        lock.release()
