@@ -13,6 +13,7 @@ from sd2rt.engines.bundle.model_kinds import TASKS, Defaults
 from sd2rt.engines.bundle.reader import locate, open_bundle, verify_engines
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.bundle.shared_files import shared_bytes
+from sd2rt.engines.cuda.gpu_info import sm_number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +82,7 @@ def _engines(manifest: Manifest) -> Table:
     names = ("engine", "backend", "for", "precision", "MB", "profiles")
     table = Table(*names, box=None, padding=(0, 2, 0, 0))
     for entry in manifest.engines:
-        gpus = ", ".join(f"sm_{item.replace('.', '')}" for item in entry.compute_capabilities)
+        gpus = ", ".join(f"sm_{sm_number(item)}" for item in entry.compute_capabilities)
         table.add_row(
             f"{entry.part} {entry.label}",
             f"{entry.backend} {entry.version}",

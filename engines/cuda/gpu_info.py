@@ -15,6 +15,11 @@ class GpuFacts:
     driver: str
 
 
+def sm_number(compute_capability: str) -> str:
+    """A compute capability without its point, as compilers and ``--sm`` have it: ``89`` for ``8.9``."""
+    return compute_capability.replace(".", "")
+
+
 def gpu_at_hand(index: int = 0) -> GpuFacts | None:
     """The GPU of this number, or None where there is none that cuda-python can see: it never fails."""
     try:

@@ -10,6 +10,7 @@ from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
+from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
@@ -150,6 +151,6 @@ def _fitting(
         else f"it has none of its {part}"
     )
     command = build_command(bundle.path, backend, part, {}, bundle.manifest.latents.vae_factor)
-    where = f"{gpu.name} (sm_{gpu.compute_capability.replace('.', '')})"
+    where = f"{gpu.name} (sm_{sm_number(gpu.compute_capability)})"
     lack = f"{bundle.path} lacks {backend} {module.__version__} engines for {where}"
     return fits, f"{lack}: {why}: run '{command}'"

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
+from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import MissingDependencyError
 
 _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
@@ -60,8 +61,8 @@ def unfit(entry: EngineEntry, version: str, compute_capability: str) -> str | No
     built = sorted(entry.compute_capabilities, key=_numbers)
     later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(built[0])
     if compute_capability not in built and not later:
-        places = ", ".join(f"sm_{capability.replace('.', '')}" for capability in built)
-        return f"it was built for {places}, this GPU is sm_{compute_capability.replace('.', '')}"
+        places = ", ".join(f"sm_{sm_number(capability)}" for capability in built)
+        return f"it was built for {places}, this GPU is sm_{sm_number(compute_capability)}"
     return None
 
 

@@ -21,7 +21,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
 from sd2rt.engines.bundle.schema import File, Part
 from sd2rt.engines.bundle.writer import reported
-from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand
+from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
 from sd2rt.engines.tensorrt.compile.targets import targets_of
@@ -207,7 +207,7 @@ def _build(
 
 def _keep(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str) -> EngineEntry:
     """Give the engine its name, which says what it is for and is no other engine's, and describe it."""
-    capabilities = "".join(f"-sm{item.replace('.', '')}" for item in built.compute_capabilities)
+    capabilities = "".join(f"-sm{sm_number(item)}" for item in built.compute_capabilities)
     where = "-any" if built.hardware_compatible else capabilities
     unfinished = Path(task.target)
     digest = describe(path, unfinished.relative_to(path).as_posix())
@@ -272,7 +272,7 @@ def _timing_cache(options: BuilderOptions, gpu: GpuFacts | None) -> str | None:
     if options.backend != "tensorrt":
         return None
     with contextlib.suppress(BundleError):
-        name = "none" if gpu is None else f"sm{gpu.compute_capability.replace('.', '')}"
+        name = "none" if gpu is None else f"sm{sm_number(gpu.compute_capability)}"
         return str(cache_dir() / "timing" / f"{options.backend}-{name}.cache")
     # No home directory: every build measures anew.
     return None

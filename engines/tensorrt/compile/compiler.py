@@ -15,7 +15,7 @@ import numpy as np
 from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.schema import Part, Tensor
-from sd2rt.engines.cuda.gpu_info import gpu_at_hand
+from sd2rt.engines.cuda.gpu_info import gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, MissingDependencyError
 from sd2rt.engines.interface import shape_of, symbols_of
 from sd2rt.engines.tensorrt.compile.checks import (
@@ -153,7 +153,7 @@ def _configure(
     if targets and options.backend == "tensorrt-rtx":
         config.num_compute_capabilities = len(targets)
         for index, capability in enumerate(targets):
-            member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
+            member = getattr(trt.ComputeCapability, f"SM{sm_number(capability)}")
             config.set_compute_capability(member, index)
     wanted = []
     if options.backend == "tensorrt-rtx":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sd2rt.engines.bundle.engine_entry import BuilderOptions
-from sd2rt.engines.cuda.gpu_info import GpuFacts
+from sd2rt.engines.cuda.gpu_info import GpuFacts, sm_number
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 
 _PORTABLE = ("8.0", "8.6", "8.9", "12.0")
@@ -40,8 +40,8 @@ def targets_of(trt: Any, options: BuilderOptions, gpu: GpuFacts | None) -> tuple
         raise RequestError("--portable builds for every GPU, --sm for some: give one of them")
     for item in asked:
         if item not in known:
-            valid = ", ".join(capability.replace(".", "") for capability in known)
-            raise RequestError(f"--sm {item.replace('.', '')}: {options.backend} builds for {valid}")
+            valid = ", ".join(map(sm_number, known))
+            raise RequestError(f"--sm {sm_number(item)}: {options.backend} builds for {valid}")
     if not asked and not options.portable and gpu is None:
         raise MissingDependencyError(
             "there is no GPU here to build for: give --sm 89 (RTX 40), --sm 120 (RTX 50) and so on, or --portable"
