@@ -9,6 +9,7 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.interface import Array, ComputePrecision, Engine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
+from sd2rt.engines.openvino.graph import OpenVinoGraph
 
 
 class OpenVinoBackend:
@@ -46,7 +47,7 @@ class OpenVinoBackend:
     ) -> Engine:
         """See :class:`sd2rt.engines.interface.Backend`."""
         entry = self._bundle.part(part)
-        return OpenVinoEngine(
+        graph = OpenVinoGraph(
             self._core,
             entry,
             self._bundle.file(entry.onnx),
@@ -54,6 +55,7 @@ class OpenVinoBackend:
             precision=self._precision,
             weights=weights,
         )
+        return OpenVinoEngine(graph)
 
     def close(self) -> None:
         return

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, engine_error
 from sd2rt.engines.host_buffers import HostBuffer, WaitedSession, bound_array, session_buffers
-from sd2rt.engines.interface import NO_CARRY, Array, Closing, ComputePrecision, Session, Sessions
+from sd2rt.engines.interface import NO_CARRY, Closing, Session, Sessions
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 
 if TYPE_CHECKING:
@@ -30,32 +29,12 @@ class OpenVinoEngine(Closing):
     compilation goes: from then on the other one serves it too.
 
     Args:
-        core: it is shared, and outlives this.
-        path: the ONNX file.
-        precision: see :class:`sd2rt.engines.openvino.backend.OpenVinoBackend`.
-        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. They are
-            kept until the second compilation is made, and must not change.
-
-    Raises:
-        EngineError: the file cannot be read as a model, or has no such weights.
-        BundleError: there are weights to replace, and the part's map of them cannot be read.
+        graph: of the part; it is the engine's from now on, and goes with the second compilation.
     """
 
-    def __init__(
-        self,
-        core: openvino.Core,
-        part: Part,
-        path: Path,
-        *,
-        threads: int | None,
-        precision: ComputePrecision | None,
-        weights: Mapping[str, Array] | None = None,
-    ) -> None:
-        self.part = part
-        self._label = f"{Path(part.onnx).parent.name} on cpu"
-        self._graph: OpenVinoGraph | None = OpenVinoGraph(
-            core, self._label, part, path, threads=threads, precision=precision, weights=weights
-        )
+    def __init__(self, graph: OpenVinoGraph) -> None:
+        self.part, self._label = graph.part, graph.label
+        self._graph: OpenVinoGraph | None = graph
         self._lock = threading.Lock()
         self._closed = False
         self._first: tuple[Mapping[str, int], CompiledGraph] | None = None

@@ -23,12 +23,12 @@ class OpenVinoGraph:
 
     Args:
         core: it is shared, and outlives this.
-        label: of the engine, for errors.
+        part: the manifest's entry.
         path: the ONNX file. Its weights are mapped into memory, and copied by what is compiled.
         threads: None for one per core.
         precision: what to multiply matrices in; None for float32.
         weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. They are
-            asked for again for a second compilation, and must not change.
+            kept until the second compilation is made, and must not change.
 
     Raises:
         EngineError: the file cannot be read as a model, or has no such weights.
@@ -38,15 +38,15 @@ class OpenVinoGraph:
     def __init__(
         self,
         core: openvino.Core,
-        label: str,
         part: Part,
         path: Path,
         *,
         threads: int | None,
         precision: ComputePrecision | None,
-        weights: Mapping[str, Array] | None,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
-        self._core, self._label, self._part, self._path = core, label, part, path
+        self.part, self.label = part, f"{Path(part.onnx).parent.name} on cpu"
+        self._core, self._path = core, path
         self._threads, self._precision, self._weights = threads, precision, weights
         self._model: openvino.Model | None = self._read()
 
@@ -72,7 +72,7 @@ class OpenVinoGraph:
             options["INFERENCE_NUM_THREADS"] = self._threads
         # They are numbered by the model; the names that a compiled one gives may be others.
         inputs = [port.get_any_name() for port in model.inputs]
-        outputs = [port.get_any_name() for port in model.outputs[: len(self._part.outputs)]]
+        outputs = [port.get_any_name() for port in model.outputs[: len(self.part.outputs)]]
         if shapes is not None:
             model.reshape({name: list(shapes[name]) for name in inputs})
             if self._precision is not None and _attention_is_ambiguous(model):
@@ -86,9 +86,7 @@ class OpenVinoGraph:
         replaced = (
             {}
             if self._weights is None
-            else dict(
-                replaced_initializers(self._label, self._part, self._path, self._weights, self._threads)
-            )
+            else dict(replaced_initializers(self.label, self.part, self._path, self._weights, self._threads))
         )
         try:
             model = self._core.read_model(self._path)

@@ -17,8 +17,10 @@ from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Device, Engine, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
+from sd2rt.engines.openvino.graph import OpenVinoGraph
 
-CARRY = {"state_out": "state"}
+from .step_inputs import CARRY, step_inputs
+
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
 Open = Callable[[PartName], Engine]
 
@@ -31,7 +33,8 @@ def opener(request: pytest.FixtureRequest, small_bundle: Path) -> Open:
     def opened(name: PartName) -> Engine:
         part = bundle.part(name)
         if request.param == "openvino":
-            return OpenVinoEngine(core, part, bundle.file(part.onnx), threads=1, precision=None)
+            graph = OpenVinoGraph(core, part, bundle.file(part.onnx), threads=1, precision=None)
+            return OpenVinoEngine(graph)
         return OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), Device("cpu"), threads=1)
 
     return opened
@@ -44,22 +47,8 @@ def denoiser(opener: Open) -> Iterator[Engine]:
 
 
 def fill(session: Session, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Write inputs of a step that remembers: every slot of the new state depends on the old ones."""
-    random = np.random.default_rng(seed)
-    values = {
-        name: random.standard_normal(session.buffers[name].shape).astype(np.float32)
-        for name in ("state", "noise", "text")
-    }
-    values |= {
-        "timestep": np.array([500], np.float32),
-        "weights": np.array([[1, 0.5, 0, 0, 0]], np.float32),
-        "guidance": np.array([[2, 0.5]], np.float32),
-        "update": 0.3 * random.standard_normal((1, 5, 7)).astype(np.float32),
-        "row": np.array([0, 0]),
-        "uncond": np.array([0]),
-        "cond": np.array([[1]]),
-        "shares": np.ones((1, 1), np.float32),
-    }
+    """Write the inputs of a step."""
+    values = step_inputs(session, seed) | {"timestep": np.array([500], np.float32)}
     for name, value in values.items():
         session.buffers[name].write(value)
     return values

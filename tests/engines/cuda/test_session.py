@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.reader import open_bundle
@@ -20,8 +19,8 @@ from sd2rt.engines.tensorrt.engine import TensorRtEngine
 
 from ..simulated_gpu import Pace, SimulatedGpu
 from ..simulated_tensorrt import build, make_tensorrt
+from ..step_inputs import CARRY, step_inputs
 
-CARRY = {"state_out": "state"}
 SIZES = {
     "B": (1, 2, 8),
     "R": (1, 4, 16),
@@ -74,28 +73,8 @@ def on_gpu(bundle: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.Mo
         thing.close()
 
 
-def values(session: Session, seed: int) -> dict[str, NDArray[Any]]:
-    """Inputs of a step that remembers; prompts differ from sample to sample."""
-    random = np.random.default_rng(seed)
-    count = session.buffers["state"].shape[0]
-    drawn = {
-        name: random.standard_normal(session.buffers[name].shape).astype(np.float32)
-        for name in ("state", "noise", "text")
-    }
-    return drawn | {
-        "timestep": random.integers(1, 999, count).astype(np.float32),
-        "weights": np.tile(np.array([1, 0.5, 0, 0, 0], np.float32), (count, 1)),
-        "guidance": np.tile(np.array([2, 0.5], np.float32), (count, 1)),
-        "update": (0.3 * random.standard_normal((count, 5, 7))).astype(np.float32),
-        "row": np.repeat(np.arange(count), 2),
-        "uncond": np.arange(0, 2 * count, 2),
-        "cond": np.arange(1, 2 * count, 2)[:, None],
-        "shares": np.ones((count, 1), np.float32),
-    }
-
-
 def fill(session: Session, seed: int) -> None:
-    for name, value in values(session, seed).items():
+    for name, value in step_inputs(session, seed).items():
         session.buffers[name].write(value)
 
 
@@ -109,7 +88,7 @@ def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[
         for name in ("timestep", "update", "noise"):
             buffer = session.buffers[name]
             # In place, while the copies of the steps before may still be under way.
-            buffer.host[...] = values(session, step)[name]
+            buffer.host[...] = step_inputs(session, step)[name]
             buffer.push()
         session.launch()
         watched += session.watched(wait=wait)

@@ -16,7 +16,8 @@ from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine, OnnxRuntimeSession
 
-from ..test_cpu_sessions import CARRY, DIMS, fill
+from ..step_inputs import CARRY
+from ..test_cpu_sessions import DIMS, fill
 
 CPU = Device("cpu")
 

@@ -16,11 +16,11 @@ from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import Array, Device, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.openvino.backend import OpenVinoBackend
-from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 from sd2rt.engines.weights.initializers import Weights
 
-from ..test_cpu_sessions import CARRY, DIMS, fill
+from ..step_inputs import CARRY
+from ..test_cpu_sessions import DIMS, fill
 
 needs_bf16 = pytest.mark.skipif(
     "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
@@ -175,7 +175,7 @@ def test_other_weights(bundle: Bundle) -> None:
         backend.open("denoiser", {"nose": np.zeros(1, np.float32)})
     missing = part.model_copy(update={"initializers": "denoiser/lost.json"})
     with pytest.raises(BundleError, match=r"lost\.json cannot be read"):
-        OpenVinoEngine(
+        OpenVinoGraph(
             openvino.Core(), missing, bundle.file(part.onnx), threads=1, precision=None, weights=changed
         )
 
@@ -262,6 +262,6 @@ def test_a_model_that_cannot_be_loaded(bundle: Bundle, tmp_path: Path, damage: s
     if damage != "missing":
         model.write_bytes(b"garbage" * 100 if damage == "garbage" else b"")
     with pytest.raises(EngineError) as caught:
-        OpenVinoEngine(openvino.Core(), bundle.part("decoder"), model, threads=1, precision=None)
+        OpenVinoGraph(openvino.Core(), bundle.part("decoder"), model, threads=1, precision=None)
     assert str(caught.value).startswith(f"{model} cannot be loaded by OpenVINO: ")
     assert "\n" not in str(caught.value)
