@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _WHOLE = {"I64": "<i8", "I32": "<i4"}
 _METADATA = "__metadata__"
+# Of an adapter, with room: trainers write up to some megabytes of metadata, and three tensors for each of 800 layers.
+_LARGEST_HEADER_BYTES = 16 << 20
+_MOST_TENSORS = 1 << 16
+_MOST_DIMENSIONS = 8
+_SHOWN = 80
 
 
 def read_safetensors(data: bytes, *, whole: bool = False) -> dict[str, NDArray[np.float32]]:
@@ -23,10 +28,13 @@ def read_safetensors(data: bytes, *, whole: bool = False) -> dict[str, NDArray[n
         whole: take I64 and I32 too.
 
     Raises:
-        ValueError: it is no safetensors file, or holds numbers that are not F64, F32, F16 or BF16.
+        ValueError: it is no safetensors file, holds numbers that are not F64, F32, F16 or BF16, or more tensors or
+            dimensions than an adapter has.
     """
     header, start = _header(data)
     body = memoryview(data)[start:]
+    if len(header) > _MOST_TENSORS:
+        raise ValueError(f"it has {len(header)} tensors, an adapter has {_MOST_TENSORS} at most")
     dtypes = _DTYPES | _WHOLE if whole else _DTYPES
     views = {name: _view(name, entry, body, dtypes) for name, entry in header.items() if name != _METADATA}
     # No two tensors of such a file share bytes, so that what is read of it is no larger than it is.
@@ -57,9 +65,11 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack_from("<Q", data)
     if length > len(data) - 8:
         raise ValueError("its header does not fit into it")
+    if length > _LARGEST_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, an adapter's has {_LARGEST_HEADER_BYTES} at most")
     try:
         header = json.loads(data[8 : 8 + length].decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError("its header is not JSON") from None
     if not isinstance(header, dict):
         raise ValueError("its header is not JSON of names")
@@ -73,13 +83,27 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def _view(name: str, entry: Any, body: memoryview, dtypes: Mapping[str, str]) -> NDArray[Any]:
     """A tensor in place, its bfloat16 as bits."""
+    label = _short(repr(name))
     try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dimensions = len(shape)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"its entry {name!r} lacks a dtype, a shape or offsets") from None
+        raise ValueError(f"its entry {label} lacks a dtype, a shape or offsets") from None
     if not isinstance(dtype, str) or dtype not in dtypes:
-        raise ValueError(f"its tensor {name!r} is {dtype}, expected one of {', '.join(dtypes)}")
-    if not whole or end > len(body) or end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
-        raise ValueError(f"its tensor {name!r} has the shape {list(shape)} and bytes {start} to {end}")
+        raise ValueError(f"its tensor {label} is {_short(str(dtype))}, expected one of {', '.join(dtypes)}")
+    # Before they are multiplied, which takes time that grows with the square of their number.
+    if dimensions > _MOST_DIMENSIONS:
+        raise ValueError(
+            f"its tensor {label} has {dimensions} dimensions, expected {_MOST_DIMENSIONS} at most"
+        )
+    # No side of a tensor that holds something is longer than its file, and of the others none need be.
+    sound = all(type(number) is int and 0 <= number <= len(body) for number in (*shape, start, end))
+    if not sound or end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
+        place = _short(f"{list(shape)} and bytes {start} to {end}")
+        raise ValueError(f"its tensor {label} has the shape {place}")
     return np.frombuffer(body[start:end], dtypes[dtype]).reshape(shape)
+
+
+def _short(text: str) -> str:
+    """What a message says of a file's own words: they may be as long as its header."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

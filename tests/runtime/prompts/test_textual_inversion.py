@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import io
-import json
 import os
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,6 @@ from safetensors.torch import save_file
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding, load_embedding
 
@@ -241,39 +239,6 @@ def test_a_compressed_archive_is_refused() -> None:
         read_pickled(stream.getvalue())
 
 
-def header(entry: Any, body: bytes = bytes(16)) -> bytes:
-    text = json.dumps({"a": entry}).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"", "no header"),
-        (struct.pack("<Q", 1 << 60), "does not fit"),
-        (struct.pack("<Q", 2) + b"{]", "not JSON"),
-        (struct.pack("<Q", 2) + b"[]", "not JSON of names"),
-        (header({"dtype": "F32", "shape": [4]}), "lacks"),
-        (header({"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}), "is I8, expected one of"),
-        (header({"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}), "bytes 0 to 20"),
-        (header({"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}), r"shape \[2\]"),
-        (header({"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}), "shape"),
-        (header({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}), "shape"),
-    ],
-)
-def test_damaged_safetensors(data: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        read_safetensors(data)
-
-
-def test_tensors_of_one_file_do_not_share_bytes() -> None:
-    """A file of some bytes could name them any number of times, and each would be copied."""
-    entry = {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}
-    text = json.dumps({"a": entry, "b": entry}).encode()
-    with pytest.raises(ValueError, match="its tensors overlap"):
-        read_safetensors(struct.pack("<Q", len(text)) + text + bytes(16))
-
-
 def test_an_archive_of_another_version_is_told() -> None:
     data = bytearray(zipped(b""))
     # In the directory at its end: the version that is needed to read the first entry.
@@ -284,15 +249,9 @@ def test_an_archive_of_another_version_is_told() -> None:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60), st.binary(max_size=60))
-def test_arbitrary_bytes_are_no_embedding(first: bytes, second: bytes) -> None:
-    for read, data in (
-        (read_safetensors, struct.pack("<Q", len(first)) + first + second),
-        (read_pickled, zipped(b"\x80\x02" + first, **{"0": second})),
-    ):
-        try:
-            read(data)
-        except (ValueError, ForbiddenError):
-            continue
+def test_arbitrary_bytes_are_no_pickle(first: bytes, second: bytes) -> None:
+    with contextlib.suppress(ValueError, ForbiddenError):
+        read_pickled(zipped(b"\x80\x02" + first, **{"0": second}))
 
 
 @pytest.mark.parametrize(
