@@ -9,7 +9,8 @@ import torch
 
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import CheckpointError, RequestError
-from sd2rt.engines.lora.merge import PARTS, Change, Lora, changes, named_loras
+from sd2rt.engines.lora.file import Lora, named_loras
+from sd2rt.engines.lora.merge import PARTS, Change, changes
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import current_name, skeleton
 from sd2rt.export.checkpoints.pipeline_configs import Config

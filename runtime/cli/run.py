@@ -259,7 +259,7 @@ def run(
             if noise_level is None:
                 noise_level = recipe.upscaled.fields.get("noise_level")
             options["noise_level"] = None
-    from sd2rt.engines.lora.merge import named_loras
+    from sd2rt.engines.lora.file import named_loras
     from sd2rt.runtime.request.call import divide
     from sd2rt.runtime.request.fields import CallOptions
     from sd2rt.runtime.request.sampling import check_names, plan_of

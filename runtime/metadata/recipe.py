@@ -24,7 +24,7 @@ from sd2rt.runtime.request.request import Request, make_request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sd2rt.engines.lora.merge import Lora
+    from sd2rt.engines.lora.file import Lora
 
 CHUNK = "sd2rt"
 """The PNG's text that is this project's own."""

@@ -14,9 +14,9 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, Engine
-from sd2rt.engines.lora.merge import Lora, read_lora
+from sd2rt.engines.lora.file import Lora, read_lora
+from sd2rt.engines.lora.merge import changed_parts, merged_weights
 from sd2rt.runtime.denoising.trajectory import Latents
-from sd2rt.runtime.pipeline.loras import changed_parts, merged_weights
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
 

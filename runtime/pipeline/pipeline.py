@@ -16,12 +16,12 @@ from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import ComputePrecision, Device
-from sd2rt.engines.lora.merge import Lora
+from sd2rt.engines.lora.file import Lora
+from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import Picture
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
-from sd2rt.runtime.pipeline.loras import merged_weights
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Output, Run

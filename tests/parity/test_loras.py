@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from sd2rt.engines.errors import CheckpointError, EngineError, RequestError
-from sd2rt.engines.lora.merge import read_lora
+from sd2rt.engines.lora.file import read_lora
+from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
-from sd2rt.runtime.pipeline.loras import merged_weights
 
 from ..lora_files import ATTENTION, CONVOLUTIONS, LINEAR, Layout, Set, draw, write
 from .test_images import difference

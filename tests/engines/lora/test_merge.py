@@ -1,4 +1,4 @@
-"""LoRAs' files: each layout's changes, sums of them, and what is refused."""
+"""LoRAs of each layout, what they change, sums of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,47 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.lora.merge import MergedWeights, changes, digest, named_loras, read_lora
+from sd2rt.engines.lora.file import read_lora
+from sd2rt.engines.lora.merge import MergedWeights, changes
 
 from ...lora_files import ATTENTION, CONVOLUTIONS, LINEAR, Layout, Set, draw, write
+from .small_networks import BLOCK, NETWORKS, SHAPES
 
-WIDTH = 48
-_BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
-UNET: dict[str, tuple[int, ...]] = {
-    **{f"{_BLOCK}.attn1.to_{name}": (16, 16) for name in ("q", "k", "v", "out.0")},
-    **{f"{_BLOCK}.attn2.to_{name}": (16, WIDTH) for name in ("k", "v")},
-    "mid_block.attentions.0.transformer_blocks.0.attn2.to_q": (32, 32),
-    f"{_BLOCK}.ff.net.0.proj": (128, 16),
-    f"{_BLOCK}.ff.net.2": (16, 64),
-    "down_blocks.0.attentions.0.proj_in": (16, 16),
-    "up_blocks.1.resnets.0.time_emb_proj": (32, 64),
-    "time_embedding.linear_1": (64, 16),
-    "conv_in": (16, 4, 3, 3),
-    "down_blocks.0.resnets.0.conv1": (16, 16, 3, 3),
-    "down_blocks.0.downsamplers.0.conv": (16, 16, 3, 3),
-    "up_blocks.1.resnets.0.conv_shortcut": (32, 64, 1, 1),
-}
-TEXT: dict[str, tuple[int, ...]] = {
-    f"encoder.layers.{layer}.{name}": shape
-    for layer in range(3)
-    for name, shape in {
-        **{f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in ("q", "k", "v", "out")},
-        "mlp.fc1": (64, WIDTH),
-        "mlp.fc2": (WIDTH, 64),
-    }.items()
-}
-SHAPES: Any = {
-    "denoiser": {f"{path}.weight": shape for path, shape in UNET.items()} | {"conv_in.bias": (16,)},
-    "text_encoder": {f"{path}.weight": shape for path, shape in TEXT.items()},
-}
-NETWORKS = {"unet": SHAPES["denoiser"], "text_encoder": SHAPES["text_encoder"]}
 EVERYTHING = {network: LINEAR[network] + CONVOLUTIONS[network] for network in LINEAR}
-Q = f"lora_unet_{_BLOCK.replace('.', '_')}_attn1_to_q"
+Q = f"lora_unet_{BLOCK.replace('.', '_')}_attn1_to_q"
 
 
 def deltas(*paths: Path, scale: float = 1.0) -> dict[tuple[str, str], Any]:
@@ -202,9 +172,6 @@ def test_several_add_up_in_any_order(tmp_path: Path) -> None:
         key = ("denoiser" if network == "unet" else network, f"{module}.weight")
         np.testing.assert_allclose(found[key], expected, atol=5e-6 * np.abs(expected).max())
         np.testing.assert_array_equal(found[key], other[key])
-    loras = [read_lora(path, scale=0.5) for path in paths]
-    assert digest(loras) == digest(loras[::-1]) != digest(loras[:2])
-    assert digest(loras) != digest([read_lora(path, scale=0.25) for path in paths])
 
 
 def test_sums_are_rounded_once(tmp_path: Path) -> None:
@@ -283,7 +250,7 @@ TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         ({f"{Q}.lokr_w1": np.ones((2, 2))}, "holds LoKr"),
         ({f"{Q}.diff": np.ones((16, 16))}, "holds whole weights' differences"),
         ({"lora_unet_conv_in.diff_b": np.ones(16), **pair(Q, 16, 16)}, "holds changes of biases"),
-        ({f"unet.{_BLOCK}.attn1.to_q.lora_magnitude_vector": np.ones(16)}, "holds DoRA"),
+        ({f"unet.{BLOCK}.attn1.to_q.lora_magnitude_vector": np.ones(16)}, "holds DoRA"),
         (
             {"down_blocks.0.weight": np.ones(3), **pair(Q, 16, 16)},
             "1 of its 3 keys, such as down_blocks.0.weight",
@@ -310,7 +277,7 @@ TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         ({**pair(Q, 16, 16), f"{Q}.alpha": np.array(np.nan)}, r"not finite \(.*alpha\): get the file again"),
         ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.full((16, 2), np.inf)}, "values that are not finite"),
         (
-            {**pair(Q, 16, 16), **pair(f"unet.{_BLOCK}.attn1.to_q", 16, 16)},
+            {**pair(Q, 16, 16), **pair(f"unet.{BLOCK}.attn1.to_q", 16, 16)},
             "changes .*to_q.weight in two layouts",
         ),
     ],
@@ -321,84 +288,8 @@ def test_what_is_refused(tmp_path: Path, tensors: dict[str, Any], said: str) -> 
     assert re.search(said, refusal(tmp_path, tensors))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot be read: No such file" in refusal(tmp_path, {})
-    (tmp_path / "a.safetensors").write_bytes(b"12345")
-    assert refusal(tmp_path, {}) == "cannot be read (it has no header): get the file again"
-    (tmp_path / "a.pt").write_bytes(b"")
-    assert "is no .safetensors file" in refusal(tmp_path, {}, "a.pt")
-    (tmp_path / "b.safetensors").mkdir()
-    assert "is a folder: give the LoRA's" in refusal(tmp_path, {}, "b.safetensors")
-    save_file({}, tmp_path / "a.safetensors")
-    assert refusal(tmp_path, {}) == "holds no tensors: get the file again"
-    for scale in (float("nan"), float("inf"), True, "1"):
-        with pytest.raises(RequestError, match=r"the scale of .* is .*: give a finite number"):
-            read_lora(tmp_path / "a.safetensors", scale=scale)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (None, "is PEFT's, which says its alpha in .*adapter_config.json, and that cannot be read"),
-        ("[]", "adapter_config.json is not JSON of names"),
-        ('{"peft_type": "IA3"}', "is of 'IA3', which is not supported"),
-        ('{"use_dora": true}', "is of DoRA"),
-        ('{"lora_alpha": "8"}', "lora_alpha is '8', expected a number"),
-        ('{"lora_alpha": NaN}', "lora_alpha is 'nan'"),
-        ('{"alpha_pattern": [1]}', "alpha_pattern is no JSON of names"),
-        ('{"alpha_pattern": {"(a|b)+": 1}}', "is no layer's path"),
-    ],
-)
-def test_configurations_that_are_refused(tmp_path: Path, config: str | None, said: str) -> None:
-    path = write(tmp_path / "a.safetensors", "peft", draw({"unet": ATTENTION["unet"]}, NETWORKS))
-    beside = tmp_path / "adapter_config.json"
-    beside.unlink()
-    if config is not None:
-        beside.write_text(config)
-    with pytest.raises(RequestError, match=said):
-        read_lora(path)
-
-
-def test_hashes(tmp_path: Path) -> None:
-    """PEFT's alphas are part of what its file is."""
-    import hashlib
-
+def test_two_of_one_name(tmp_path: Path) -> None:
     factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
-    path = write(tmp_path / "a.safetensors", "kohya", factors)
-    assert read_lora(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    path = write(tmp_path / "a.safetensors", "peft", factors)
-    first = read_lora(path).sha256
-    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 7}')
-    assert read_lora(path).sha256 != first
-
-
-def test_files_with_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
-    for name in ("toy", "a:b", "c:0.5", "sub/toy"):
-        write(Path(f"{name}.safetensors"), "kohya", factors)
-    Path("c:0.5.safetensors").rename("c.safetensors:0.5")
-    read = named_loras(["toy.safetensors:-0.5", "a:b.safetensors", "sub/toy.safetensors:2"])
-    assert [(lora.name, lora.scale) for lora in read] == [
-        ("toy.safetensors", -0.5),
-        ("a:b", 1.0),
-        ("sub/toy.safetensors", 2.0),
-    ]
-    # A file that is there is one, whatever its name.
-    with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is no \.safetensors file"):
-        named_loras(["c.safetensors:0.5"])
-    with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is no \.safetensors"):
-        named_loras(["toy.safetensors:x"])
-    same = named_loras(["toy.safetensors", "./toy.safetensors"])
-    assert [lora.name for lora in same] == ["toy.safetensors", "./toy.safetensors"]
+    paths = [write(tmp_path / folder / "toy.safetensors", "kohya", factors) for folder in ("a", "b")]
     with pytest.raises(RequestError, match="two LoRAs are named 'toy': give one of them another name"):
-        changes([read_lora("toy.safetensors"), read_lora("sub/toy.safetensors")], SHAPES)
-
-
-@settings(max_examples=100)
-@given(st.binary(max_size=200))
-def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "arbitrary.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(RequestError):
-        read_lora(path)
+        changes([read_lora(path) for path in paths], SHAPES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd2rt.engines.lora.merge import read_lora
+from sd2rt.engines.lora.file import read_lora
 from sd2rt.engines.weights.initializers import Weights
 
 from ...lora_files import LINEAR, draw, write

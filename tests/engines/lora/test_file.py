@@ -1,0 +1,104 @@
+"""LoRAs' files: what is read of them beside their layers, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from sd2rt.engines.errors import RequestError
+from sd2rt.engines.lora.file import named_loras, read_lora
+
+from ...lora_files import ATTENTION, draw, write
+from .small_networks import NETWORKS
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RequestError) as caught:
+        read_lora(path)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said.replace(f"{path} ", "", 1)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in refusal(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"12345")
+    assert refusal(tmp_path / "a.safetensors") == "cannot be read (it has no header): get the file again"
+    (tmp_path / "a.pt").write_bytes(b"")
+    assert "is no .safetensors file" in refusal(tmp_path / "a.pt")
+    (tmp_path / "b.safetensors").mkdir()
+    assert "is a folder: give the LoRA's" in refusal(tmp_path / "b.safetensors")
+    save_file({}, tmp_path / "a.safetensors")
+    assert refusal(tmp_path / "a.safetensors") == "holds no tensors: get the file again"
+    for scale in (float("nan"), float("inf"), True, "1"):
+        with pytest.raises(RequestError, match=r"the scale of .* is .*: give a finite number"):
+            read_lora(tmp_path / "a.safetensors", scale=scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "is PEFT's, which says its alpha in .*adapter_config.json, and that cannot be read"),
+        ("[]", "adapter_config.json is not JSON of names"),
+        ('{"peft_type": "IA3"}', "is of 'IA3', which is not supported"),
+        ('{"use_dora": true}', "is of DoRA"),
+        ('{"lora_alpha": "8"}', "lora_alpha is '8', expected a number"),
+        ('{"lora_alpha": NaN}', "lora_alpha is 'nan'"),
+        ('{"alpha_pattern": [1]}', "alpha_pattern is no JSON of names"),
+        ('{"alpha_pattern": {"(a|b)+": 1}}', "is no layer's path"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path: Path, config: str | None, said: str) -> None:
+    path = write(tmp_path / "a.safetensors", "peft", draw({"unet": ATTENTION["unet"]}, NETWORKS))
+    beside = tmp_path / "adapter_config.json"
+    beside.unlink()
+    if config is not None:
+        beside.write_text(config)
+    with pytest.raises(RequestError, match=said):
+        read_lora(path)
+
+
+def test_hashes(tmp_path: Path) -> None:
+    """PEFT's alphas are part of what its file is."""
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
+    path = write(tmp_path / "a.safetensors", "kohya", factors)
+    assert read_lora(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    path = write(tmp_path / "a.safetensors", "peft", factors)
+    first = read_lora(path).sha256
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 7}')
+    assert read_lora(path).sha256 != first
+
+
+def test_files_with_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
+    for name in ("toy", "a:b", "c:0.5", "sub/toy"):
+        write(Path(f"{name}.safetensors"), "kohya", factors)
+    Path("c:0.5.safetensors").rename("c.safetensors:0.5")
+    read = named_loras(["toy.safetensors:-0.5", "a:b.safetensors", "sub/toy.safetensors:2"])
+    assert [(lora.name, lora.scale) for lora in read] == [
+        ("toy.safetensors", -0.5),
+        ("a:b", 1.0),
+        ("sub/toy.safetensors", 2.0),
+    ]
+    # A file that is there is one, whatever its name.
+    with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is no \.safetensors file"):
+        named_loras(["c.safetensors:0.5"])
+    with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is no \.safetensors"):
+        named_loras(["toy.safetensors:x"])
+    same = named_loras(["toy.safetensors", "./toy.safetensors"])
+    assert [lora.name for lora in same] == ["toy.safetensors", "./toy.safetensors"]
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "arbitrary.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(RequestError):
+        read_lora(path)
