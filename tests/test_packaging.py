@@ -1,0 +1,74 @@
+"""What is installed: the wheel and the sdist hold the packages of the checkout, whole, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy
+import pytest
+
+from .wheels import ROOT, built_sdist, built_wheel, tracked_files
+
+PACKAGES = ("engines", "export", "runtime")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked as an installer does."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def package_files() -> set[str]:
+    """Every file of the packages in the checkout, as it is named where sd2rt is installed."""
+    own = {f"sd2rt/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    return own | {f"sd2rt/{name}" for name in tracked_files() if name.split("/")[0] in PACKAGES}
+
+
+def test_the_wheel_holds_the_tree(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+    assert names - information == package_files()
+
+
+def test_the_sdist_holds_the_tree(tmp_path: Path) -> None:
+    with tarfile.open(built_sdist(tmp_path)) as archive:
+        names = {member.name.partition("/src/")[2] for member in archive.getmembers() if member.isfile()}
+    assert {name for name in names if name.startswith("sd2rt/")} == package_files()
+
+
+def test_every_room_says_what_it_is_for_where_it_is_installed(installed: Path) -> None:
+    for package in PACKAGES:
+        for module in (installed / "sd2rt" / package).rglob("*.py"):
+            assert (module.parent / "__init__.py").is_file(), module.parent
+
+
+@pytest.mark.parametrize("place", ["checkout", "elsewhere"])
+def test_a_wheel_works_in_and_outside_of_the_checkout(installed: Path, tmp_path: Path, place: str) -> None:
+    code = (
+        "import sd2rt, sd2rt.runtime.cli.main, sd2rt.engines.demo.files as demo\n"
+        "print(sd2rt.__file__); print(sd2rt.Pipeline.__name__, len(list(demo.GRAPHS.iterdir())))"
+    )
+    # The working directory comes first, as it does for `python -m`; an editable install comes last.
+    paths = [installed, Path(numpy.__file__).parents[1]]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    folder = ROOT if place == "checkout" else tmp_path
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    graphs = len(list((ROOT / "engines" / "demo" / "graphs").iterdir()))
+    assert child.stdout.splitlines() == [str(installed / "sd2rt" / "__init__.py"), f"Pipeline {graphs}"]
