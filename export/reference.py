@@ -88,13 +88,14 @@ def _fresh_noise(sampler: SamplerConfig) -> tuple[float, float, float]:
 # What SASolverScheduler has where tau_func is None.
 _FRESH_NOISE = (1.0, 200.0, 800.0)
 
-_PIPELINES: dict[TaskName, Any] = {
+PIPELINES: dict[TaskName, Any] = {
     "text-to-image": StableDiffusionPipeline,
     "image-to-image": StableDiffusionImg2ImgPipeline,
     "inpainting": StableDiffusionInpaintPipeline,
     "depth-to-image": StableDiffusionDepth2ImgPipeline,
     "upscaling": StableDiffusionUpscalePipeline,
 }
+"""diffusers' pipeline of each task."""
 _SAFETY: dict[str, Any] = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -112,7 +113,7 @@ def reference_pipeline(
         task: one of those that its kind offers; the first where it is left out.
     """
     first, *_ = KINDS[checkpoint.variant].tasks
-    pipeline = _PIPELINES[first if task is None else task](
+    pipeline = PIPELINES[first if task is None else task](
         vae=checkpoint.vae(),
         text_encoder=checkpoint.text_encoder(),
         tokenizer=reference_tokenizer(checkpoint),
@@ -122,15 +123,6 @@ def reference_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def other_task(pipeline: Any, task: TaskName) -> Any:
-    """The same networks in the pipeline of another task."""
-    if type(pipeline) is _PIPELINES[task]:
-        return pipeline
-    other = _PIPELINES[task](**pipeline.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 def _own_components(checkpoint: Checkpoint) -> dict[str, Any]:

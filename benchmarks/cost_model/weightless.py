@@ -23,7 +23,8 @@ from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 from sd2rt.export.graphs.depth_module import DepthEstimator
-from sd2rt.export.graphs.onnx_part import OPSET, Dimensions, interface
+from sd2rt.export.graphs.interface import Dimensions, interface
+from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 
 _MODULES: dict[PartName, tuple[NetworkName, Any]] = {

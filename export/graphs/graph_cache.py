@@ -34,11 +34,11 @@ from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.checkpoints.pipeline_configs import Config
+from sd2rt.export.graphs.interface import Interface
 from sd2rt.export.graphs.onnx_part import (
     INITIALIZERS,
     MODEL,
     ORT_MODEL,
-    Interface,
     described_part,
     export_part,
     weights_of,

@@ -7,11 +7,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -19,12 +17,12 @@ from torch.export import Dim
 
 from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.bundle.schema import Part, Precision, Tensor
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import shape_of
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
+from sd2rt.export.graphs.interface import Interface
 
 OPSET = 23
 """The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""
@@ -55,93 +53,6 @@ _DIMENSIONS = {
     "h": 8 * Dim("h8", max=64),
     "w": 8 * Dim("w8", max=64),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """The tensors that go into a part and come out of it, in order."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """What a checkpoint's configuration says of its networks' inputs and outputs."""
-
-    text_width: int
-    channels: int
-    """Of the latents."""
-    factor: int
-    """Pixels per latent, along one side."""
-    extra: int = 0
-    """Channels that the denoiser sees beside the latents."""
-    class_label: bool = False
-    depth_size: tuple[int, int] = (0, 0)
-    """Width and height of the depth estimator's image, where there is one."""
-    norms: Mapping[PartName, Sequence[str]] = field(default_factory=dict)
-    """The group normalisations of the parts that work on tiles, by name."""
-    groups: int = 0
-    """Of each of them."""
-    tokens_width: int = 0
-    """Channels of the autoencoder's attention."""
-
-
-def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
-    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's own dtype."""
-    slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
-    image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
-    depth = (dimensions.depth_size[1], dimensions.depth_size[0])
-    f32, hidden = "float32", ("B", 77, width)
-    state = ("B", slots, channels, "h", "w")
-    denoiser: list[tuple[str, str, tuple[int | str, ...]]] = [
-        ("state", f32, state),
-        ("noise", f32, ("B", channels, "h", "w")),
-        ("timestep", f32, ("B",)),
-        ("weights", f32, ("B", slots)),
-        ("guidance", f32, ("B", 2)),
-        ("update", f32, ("B", slots, slots + 2)),
-        ("text", fp, ("R", "L", width)),
-        ("row", "int64", ("R",)),
-        ("uncond", "int64", ("B",)),
-        ("cond", "int64", ("B", "P")),
-        ("shares", f32, ("B", "P")),
-    ]
-    if dimensions.extra:
-        denoiser.append(("extra", fp, ("B", dimensions.extra, "h", "w")))
-    if dimensions.class_label:
-        denoiser.append(("noise_level", "int64", ("B",)))
-    latents, pixels = ("latents", f32, (1, channels, "h", "w")), ("image", f32, (1, 3, *image))
-    moments = ("moments", f32, (1, 2 * channels, "h", "w"))
-    stats = (len(dimensions.norms.get(part, ())), dimensions.groups, 2)
-    known: list[tuple[str, str, tuple[int | str, ...]]] = [
-        ("stats", f32, stats),
-        ("given", f32, (1,)),
-        ("weights", f32, ("h", "w")),
-        ("context", fp, ("M", dimensions.tokens_width)),
-        ("context_bias", f32, ("M",)),
-    ]
-    own: list[tuple[str, str, tuple[int | str, ...]]] = [
-        ("own", f32, stats),
-        ("tokens", f32, (dimensions.tokens_width, "h", "w")),
-    ]
-    tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
-        "text_encoder": (
-            [("embeddings", fp, hidden), ("skip", "int64", (1,))],
-            [("hidden", fp, hidden)],
-        ),
-        "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
-        "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
-        "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),
-        "tiled_decoder": ([latents, *known], [pixels, *own]),
-        "tiled_encoder": ([pixels, *known], [moments, *own]),
-        "depth_estimator": ([("image", f32, ("B", 3, *depth))], [("depth", f32, ("B", *depth))]),
-    }
-    inputs, outputs = (
-        tuple(Tensor.model_validate({"name": n, "dtype": d, "shape": s}) for n, d, s in side)
-        for side in tables[part]
-    )
-    return Interface(inputs, outputs)
 
 
 def export_part(
@@ -218,11 +129,6 @@ def described_part(
         initializers=f"{name}/{INITIALIZERS}",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
-
-
-def operator_counts(path: Path) -> Counter[str]:
-    """How often each operator stands in an ONNX file."""
-    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:

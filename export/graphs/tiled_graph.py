@@ -23,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
-from sd2rt.export.graphs.onnx_part import Interface
+from sd2rt.export.graphs.interface import Interface
 
 _QUERY_BLOCKS = 8
 """Parts that a tile's queries are worked on in: what holds all scores at once holds no more of them than for a tile

@@ -16,7 +16,8 @@ from sd2rt.engines.errors import BuildError
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.pipeline_configs import Config
-from sd2rt.export.graphs.onnx_part import OPSET, Interface
+from sd2rt.export.graphs.interface import Interface
+from sd2rt.export.graphs.onnx_part import OPSET
 
 ALL = list(KINDS["base"].parts)
 

@@ -12,10 +12,11 @@ from PIL import Image
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName
 from sd2rt.engines.bundle.model_kinds import TASKS as ALL_TASKS
 from sd2rt.export.parity import sample_pictures
-from sd2rt.export.reference import other_task, reference_scheduler
+from sd2rt.export.reference import reference_scheduler
 from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.samplers import sampler_config
 
+from .pipelines import other_task
 from .test_images import NEGATIVE, PROMPT, SAMPLERS, difference
 
 TASKS: list[tuple[str, TaskName]] = [

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
-from sd2rt.export.reference import other_task, reference_scheduler
+from sd2rt.export.reference import reference_scheduler
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.samplers import sampler_config
 
+from .pipelines import other_task
 from .test_images import NEGATIVE, PROMPT, difference
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)

@@ -19,7 +19,8 @@ from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
 from sd2rt.export.graphs import graph_cache
 from sd2rt.export.graphs.graph_cache import graph_file
-from sd2rt.export.graphs.onnx_part import Interface, export_part
+from sd2rt.export.graphs.interface import Interface
+from sd2rt.export.graphs.onnx_part import export_part
 from sd2rt.export.testing.random_weights import random_checkpoint
 
 

@@ -1,0 +1,97 @@
+"""Tensors that go into a part and come out of it: names, dtypes and symbolic shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sd2rt.engines.bundle.schema import Tensor
+from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The tensors that go into a part and come out of it, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What a checkpoint's configuration says of its networks' inputs and outputs."""
+
+    text_width: int
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels per latent, along one side."""
+    extra: int = 0
+    """Channels that the denoiser sees beside the latents."""
+    class_label: bool = False
+    depth_size: tuple[int, int] = (0, 0)
+    """Width and height of the depth estimator's image, where there is one."""
+    norms: Mapping[PartName, Sequence[str]] = field(default_factory=dict)
+    """The group normalisations of the parts that work on tiles, by name."""
+    groups: int = 0
+    """Of each of them."""
+    tokens_width: int = 0
+    """Channels of the autoencoder's attention."""
+
+
+def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
+    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's own dtype."""
+    slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
+    image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
+    depth = (dimensions.depth_size[1], dimensions.depth_size[0])
+    f32, hidden = "float32", ("B", 77, width)
+    state = ("B", slots, channels, "h", "w")
+    denoiser: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("state", f32, state),
+        ("noise", f32, ("B", channels, "h", "w")),
+        ("timestep", f32, ("B",)),
+        ("weights", f32, ("B", slots)),
+        ("guidance", f32, ("B", 2)),
+        ("update", f32, ("B", slots, slots + 2)),
+        ("text", fp, ("R", "L", width)),
+        ("row", "int64", ("R",)),
+        ("uncond", "int64", ("B",)),
+        ("cond", "int64", ("B", "P")),
+        ("shares", f32, ("B", "P")),
+    ]
+    if dimensions.extra:
+        denoiser.append(("extra", fp, ("B", dimensions.extra, "h", "w")))
+    if dimensions.class_label:
+        denoiser.append(("noise_level", "int64", ("B",)))
+    latents, pixels = ("latents", f32, (1, channels, "h", "w")), ("image", f32, (1, 3, *image))
+    moments = ("moments", f32, (1, 2 * channels, "h", "w"))
+    stats = (len(dimensions.norms.get(part, ())), dimensions.groups, 2)
+    known: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("stats", f32, stats),
+        ("given", f32, (1,)),
+        ("weights", f32, ("h", "w")),
+        ("context", fp, ("M", dimensions.tokens_width)),
+        ("context_bias", f32, ("M",)),
+    ]
+    own: list[tuple[str, str, tuple[int | str, ...]]] = [
+        ("own", f32, stats),
+        ("tokens", f32, (dimensions.tokens_width, "h", "w")),
+    ]
+    tables: dict[PartName, tuple[list[tuple[str, str, tuple[int | str, ...]]], ...]] = {
+        "text_encoder": (
+            [("embeddings", fp, hidden), ("skip", "int64", (1,))],
+            [("hidden", fp, hidden)],
+        ),
+        "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
+        "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
+        "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),
+        "tiled_decoder": ([latents, *known], [pixels, *own]),
+        "tiled_encoder": ([pixels, *known], [moments, *own]),
+        "depth_estimator": ([("image", f32, ("B", 3, *depth))], [("depth", f32, ("B", *depth))]),
+    }
+    inputs, outputs = (
+        tuple(Tensor.model_validate({"name": n, "dtype": d, "shape": s}) for n, d, s in side)
+        for side in tables[part]
+    )
+    return Interface(inputs, outputs)
