@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.ldm_keys import PREFIXES
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, check_text_encoder, read_json
 
 Shapes = Mapping[str, tuple[int, ...]]

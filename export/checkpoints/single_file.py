@@ -24,8 +24,9 @@ from sd2rt.export.checkpoints.identify import (
     narrow,
     stated,
 )
-from sd2rt.export.checkpoints.ldm_keys import EMA_PREFIX, PREFIXES, LdmTensor, ema_key, ldm_layout
-from sd2rt.export.checkpoints.midas_keys import UNUSED as UNUSED_DEPTH
+from sd2rt.export.checkpoints.ldm.keys import EMA_PREFIX, ema_key, ldm_layout
+from sd2rt.export.checkpoints.ldm.midas_keys import UNUSED as UNUSED_DEPTH
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
 from sd2rt.export.checkpoints.networks import skeleton, some_keys
 from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import refuse_foreign_file, refuse_foreign_keys

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sd2rt.engines.bundle.schema import Tensor
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.bundle.schema import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from typing import Literal
 
 import torch
 
-from sd2rt.export.checkpoints.ldm_keys import PREFIXES, ldm_layout
+from sd2rt.export.checkpoints.ldm.keys import ldm_layout
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
 from sd2rt.export.testing.folder_writer import write_folder

@@ -23,7 +23,8 @@ from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import identify, single_file
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.ldm_keys import PREFIXES, ema_key, ldm_layout
+from sd2rt.export.checkpoints.ldm.keys import ema_key, ldm_layout
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, PartName, PipelineConfigs
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 
 from sd2rt.engines.bundle.model_kinds import Variant
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd2rt.export.checkpoints.ldm_keys import ldm_layout
+from sd2rt.export.checkpoints.ldm.keys import ldm_layout
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_SEED, DEMO_V, DEMOS, SMALL, SMALL_V, SMALLS

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from sd2rt.export.checkpoints.ldm.midas_keys import midas_layout
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
 from sd2rt.export.checkpoints.pipeline_configs import PartName, PipelineConfigs
 
-PREFIXES: dict[PartName, str] = {
-    "text_encoder": "cond_stage_model.model.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "depth_estimator": "depth_model.model.",
-}
 EMA_PREFIX = "model_ema."
-
-
-@dataclass(frozen=True, slots=True)
-class LdmTensor:
-    """One tensor of an LDM file: its full key, and the diffusers tensors that it stacks along dimension 0."""
-
-    key: str
-    members: tuple[str, ...]
-    pointwise: bool = False
-    """Kept as a 1x1 convolution [O, I, 1, 1] where diffusers has a linear layer [O, I]."""
 
 
 def ldm_layout(part: PartName, keys: Iterable[str], configs: PipelineConfigs) -> list[LdmTensor]:
     """The LDM tensors that hold the weights of ``part``, given diffusers' names of them, in their order."""
     if part == "depth_estimator":
-        # Imported here: its table is made of this module's LdmTensor.
-        from sd2rt.export.checkpoints.midas_keys import midas_layout
-
         return midas_layout(keys)
     layout: dict[str, LdmTensor] = {}
     for key in keys:

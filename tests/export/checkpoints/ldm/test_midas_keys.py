@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from sd2rt.export.checkpoints.midas_keys import PREFIX, UNUSED, midas_layout
+from sd2rt.export.checkpoints.ldm.midas_keys import PREFIX, UNUSED, midas_layout
 
 SIZE, WIDTH, HEADS, STEM, FUSION = 64, 32, 4, 8, 24
 CHANNELS, DEPTHS, NECK = (32, 64, 128), (1, 2, 3), (32, 64, 40, 48)

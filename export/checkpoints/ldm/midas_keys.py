@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from sd2rt.export.checkpoints.ldm_keys import LdmTensor
+from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
 
-PREFIX = "depth_model.model."
+PREFIX = PREFIXES["depth_estimator"]
 UNUSED = re.compile(r"depth_model\.model\.pretrained\.model\.head\.(weight|bias)")
 """Whole keys that such a file holds for nothing: timm's vision transformer brings an ImageNet classifier."""
 
