@@ -1,15 +1,13 @@
-"""`sd2rt build` and `sd2rt parity`: the commands that need PyTorch."""
+"""`sd2rt build`: bundles from checkpoints, and engines into them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,8 +31,19 @@ from sd2rt.engines.cli.engine_options import (
     engine_request,
 )
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
-from sd2rt.engines.errors import MissingDependencyError, RequestError
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.tensorrt.packages import load_module
+from sd2rt.export.cli.options import (
+    CHECKPOINT_HELP,
+    ConfigOption,
+    JsonOption,
+    LoraOption,
+    PickleOption,
+    VariantOption,
+    given_options,
+    require_export,
+)
+from sd2rt.export.cli.progress import display
 
 if TYPE_CHECKING:
     from sd2rt.engines.tensorrt.compile.add_engines import EngineBuild
@@ -55,50 +64,10 @@ _OF_ENGINES = {
 }
 _OF_CHECKPOINTS = {"output", "variant", "precision", "allow_pickle", "config", "lora"}
 
-PART_LABELS = {
-    "text_encoder": "text encoder",
-    "denoiser": "denoiser",
-    "decoder": "decoder",
-    "encoder": "encoder",
-    "tiled_decoder": "decoder of tiles",
-    "tiled_encoder": "encoder of tiles",
-    "depth_estimator": "depth estimator",
-    "bundle": "writing",
-}
-
-_CHECKPOINT_HELP = (
-    "A diffusers folder, a single .safetensors or .ckpt file, a Hub id, or a demo: demo, demo-v, demo-inpaint, "
-    "demo-depth, demo-x4."
-)
-CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT_HELP)]
-VariantOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What a checkpoint is, where nothing in it tells: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
-        "2.1-base, 2.1-v, x4-upscaler or sd-turbo."
-    ),
-]
-PickleOption = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .ckpt files (weights only; code in them is refused).")
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Configuration files, as a diffusers folder, for a single file of unusual architecture."
-    ),
-]
-LoraOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE[:SCALE]", help="A LoRA to add to the weights, at scale 1 if left out; repeatable."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 def build(
     context: typer.Context,
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help=_CHECKPOINT_HELP)],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help=CHECKPOINT_HELP)],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The bundle: a folder; by name in the cache if left out."),
@@ -157,15 +126,15 @@ def build(
             workspace=workspace,
             optimization_level=optimization_level,
         )
-    elif given := sorted(_given(context) & _OF_ENGINES):
+    elif given := sorted(given_options(context) & _OF_ENGINES):
         raise RequestError(f"--{given[0].replace('_', '-')} is about engines: give --backend too")
     if engines_only:
         assert engines is not None
-        if refused := sorted(_given(context) & _OF_CHECKPOINTS):
+        if refused := sorted(given_options(context) & _OF_CHECKPOINTS):
             raise RequestError(
                 f"--{refused[0].replace('_', '-')} is about a checkpoint, and what is given here is a bundle"
             )
-        with _display(as_json) as (_, progress):
+        with display(as_json) as (_, progress):
             _report(_build_engines(checkpoints[0], engines, force, progress), as_json)
         return
     if engines is not None:
@@ -187,7 +156,7 @@ def build(
             if output is not None
             else named_bundle(_name(checkpoint, lora or []))
         )
-        with _display(as_json) as (say, progress):
+        with display(as_json) as (say, progress):
             opened = open_checkpoint(
                 checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
             )
@@ -244,66 +213,6 @@ def _report(built: EngineBuild, as_json: bool) -> None:
             print(f"{built.path / entry.file.path} ({told})")
 
 
-def parity(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
-    ],
-    checkpoint: CheckpointArgument,
-    variant: VariantOption = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps of the whole images.")] = 10,
-    lora: LoraOption = None,
-    allow_pickle: PickleOption = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare a bundle with PyTorch: every part, and whole images."""
-    require_export()
-    import transformers
-
-    # It warns, at import of what nothing here uses, that torchvision is missing.
-    transformers.logging.set_verbosity_error()
-    from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-    from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
-    from sd2rt.export.parity import compare
-
-    loras = read_loras(lora or [])
-    with _display(as_json) as (say, _):
-        opened = open_checkpoint(
-            checkpoint, variant=variant, allow_pickle=allow_pickle, config=config, progress=say
-        )
-        opened = with_loras(opened, loras)
-        report = compare(find_bundle(bundle), opened, steps=steps, say=say)
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        print(report.as_text())
-    if not report.holds:
-        raise typer.Exit(3)
-
-
-def require_export() -> None:
-    """Check that what export needs is installed.
-
-    Raises:
-        MissingDependencyError: it is not, naming the first package and the command that installs them.
-    """
-    from importlib.util import find_spec
-
-    for package in (
-        "torch",
-        "diffusers",
-        "transformers",
-        "onnx",
-        "onnxscript",
-        "safetensors",
-        "huggingface_hub",
-    ):
-        if find_spec(package) is None:
-            raise MissingDependencyError(
-                f"{package} is not installed, building needs it: pip install 'sd2rt[export,cpu]'"
-            )
-
-
 def _name(checkpoint: str, loras: list[str]) -> str:
     """The name that a bundle gets in the cache: the checkpoint's own last part, and those of LoRAs in it."""
     path = Path(checkpoint)
@@ -322,53 +231,3 @@ def _size(text: str) -> tuple[int, int]:
     for name, side in (("width", width), ("height", height)):
         check_side(name, side)
     return width, height
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The options on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _label(what: str) -> str:
-    """A part, or an engine of one and its sizes, for people."""
-    name, _, rest = what.partition(" ")
-    return f"{PART_LABELS.get(name, name)}{rest and f' {rest}'}"
-
-
-Say = Callable[[str], None]
-
-
-@contextmanager
-def _display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]]:
-    """Progress for people (a bar per part), for machines (a JSON line per event), or for a log (a line each)."""
-    if as_json:
-
-        def emit(**fields: Any) -> None:
-            print(json.dumps(fields), flush=True)
-
-        yield (
-            lambda message: emit(event="note", message=message),
-            lambda part, fraction: emit(event="progress", part=part, fraction=round(fraction, 3)),
-        )
-    elif not sys.stderr.isatty():
-
-        def line(part: str, fraction: float) -> None:
-            if fraction in (0.0, 1.0):
-                print(f"{_label(part)}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True)
-
-        yield lambda message: print(message, file=sys.stderr, flush=True), line
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            tasks: dict[str, Any] = {}
-
-            def draw(part: str, fraction: float) -> None:
-                if part not in tasks:
-                    tasks[part] = bar.add_task(_label(part), total=1.0)
-                bar.update(tasks[part], completed=fraction)
-
-            yield lambda message: bar.console.print(message, highlight=False, markup=False), draw

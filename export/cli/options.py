@@ -1,0 +1,68 @@
+"""Options that `sd2rt build` and `sd2rt parity` share, and the check for the packages that both need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sd2rt.engines.errors import MissingDependencyError
+
+CHECKPOINT_HELP = (
+    "A diffusers folder, a single .safetensors or .ckpt file, a Hub id, or a demo: demo, demo-v, demo-inpaint, "
+    "demo-depth, demo-x4."
+)
+CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP)]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What a checkpoint is, where nothing in it tells: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
+        "2.1-base, 2.1-v, x4-upscaler or sd-turbo."
+    ),
+]
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .ckpt files (weights only; code in them is refused).")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Configuration files, as a diffusers folder, for a single file of unusual architecture."
+    ),
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:SCALE]", help="A LoRA to add to the weights, at scale 1 if left out; repeatable."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The options on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def require_export() -> None:
+    """Check that what export needs is installed.
+
+    Raises:
+        MissingDependencyError: it is not, naming the first package and the command that installs them.
+    """
+    from importlib.util import find_spec
+
+    for package in (
+        "torch",
+        "diffusers",
+        "transformers",
+        "onnx",
+        "onnxscript",
+        "safetensors",
+        "huggingface_hub",
+    ):
+        if find_spec(package) is None:
+            raise MissingDependencyError(
+                f"{package} is not installed, building needs it: pip install 'sd2rt[export,cpu]'"
+            )
