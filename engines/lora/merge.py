@@ -14,6 +14,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.lora.file import Lora, LowRank
 from sd2rt.engines.lora.keys import Module, Network
+from sd2rt.engines.weights.shapes import linear_shape
 
 Shapes = Mapping[PartName, Mapping[str, tuple[int, ...]]]
 """The weights of the parts that a LoRA can change, by name: their shapes in PyTorch's orientation."""
@@ -183,7 +184,7 @@ def _fit(lora: Lora, shapes: Shapes) -> dict[tuple[PartName, str], LowRank]:
         )
     for (part, weight), low_rank in found.items():
         expected = shapes[part][weight]
-        if _without_ones(low_rank.shape) != _without_ones(expected):
+        if linear_shape(low_rank.shape) != linear_shape(expected):
             raise RequestError(
                 f"{lora.path} changes {weight} by {list(low_rank.shape)}, this bundle's has {list(expected)}: "
                 "it was made for another model"
@@ -218,8 +219,3 @@ def _check_width(lora: Lora, weight: str, low_rank: LowRank, expected: tuple[int
             f"{lora.path} was made for {other}: its {what} {own} numbers wide, this bundle's is {width}: "
             "find one for this model"
         )
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1x1 convolution's weight [O, I, 1, 1] is a linear layer's [O, I]."""
-    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.pipeline_configs import PartName
 
 # A buffer that older transformers releases saved and newer ones make themselves.
@@ -117,7 +118,8 @@ def _check(
             "configuration are of different models"
         )
     for key, shape in given.items():
-        if not _fits(shape, expected[key]):
+        # A 1x1 convolution's weight fits the linear layer that took its place.
+        if expected[key] not in (shape, linear_shape(shape)):
             raise CheckpointError(
                 f"{origin}: {part} key {key} has shape {list(shape)}, expected {list(expected[key])}: "
                 "weights and configuration are of different models"
@@ -131,11 +133,6 @@ def current_name(part: PartName, key: str) -> str:
     if part == "vae":
         return _OLD_ATTENTION.sub(lambda m: f"{m[1]}{_NEW_ATTENTION[m[2]]}.{m[3]}", key)
     return key
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """A 1x1 convolution's weight [O, I, 1, 1] fits the linear layer [O, I] that took its place."""
-    return shape == expected or (len(expected) == 2 and shape == (*expected, 1, 1))
 
 
 def some_keys(keys: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
 
 from sd2rt.engines.bundle.sampler_config import PredictionType
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.condition_configs import check_conditions
 from sd2rt.export.checkpoints.identify import (
     Evidence,
@@ -226,8 +227,8 @@ def _check_part(
             "needs its own configuration files"
         )
     for key, shape in expected.items():
-        # A linear layer may be kept as a 1x1 convolution: trailing ones do not count.
-        if _squeezed(shapes[key]) != _squeezed(shape):
+        # A linear layer may be kept as a 1x1 convolution.
+        if linear_shape(shapes[key]) != linear_shape(shape):
             raise CheckpointError(
                 f"{origin}: {key} has shape {list(shapes[key])}, expected {list(shape)}: it is another "
                 "model's, or needs its own configuration files"
@@ -243,12 +244,6 @@ def _unused(part: PartName, key: str, configs: PipelineConfigs) -> bool:
     rest = key.removeprefix(PREFIXES[part])
     last = f"transformer.resblocks.{configs.text_encoder['num_hidden_layers']}."
     return rest.startswith(last) or rest in ("text_projection", "logit_scale", "attn_mask", "position_ids")
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
 
 
 def _in_channels(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
