@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.cli.inspect import BundleArgument
+from sd2rt.engines.cli.options import BundleArgument
 
 
 def prepare(

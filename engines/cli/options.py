@@ -1,0 +1,12 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
