@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,8 +54,7 @@ def atomic_write(path: Path, *, durable: bool = False, keep_mode: bool = False) 
         durable: wait for the disk, so that a power cut leaves a whole file too.
         keep_mode: give the new file the permissions of the one that it replaces.
     """
-    # Not the process's number: containers that share a cache have the same ones.
-    temporary = path.with_name(f".{path.name}.{os.urandom(3).hex()}.part")
+    temporary = _temporary(path)
     try:
         yield temporary
         if keep_mode:
@@ -71,8 +69,13 @@ def atomic_write(path: Path, *, durable: bool = False, keep_mode: bool = False) 
         raise
 
 
+def _temporary(path: Path) -> Path:
+    # Not the process's number: containers that share a cache have the same ones.
+    return path.with_name(f".{path.name}.{os.urandom(3).hex()}.part")
+
+
 def temporary_of(name: str) -> str | None:
-    """The name of the file that :func:`atomic_write` was writing under a temporary one; None where it is none."""
+    """The name that a temporary file or folder of this module was to take; None for any other name."""
     match = _TEMPORARY.fullmatch(name)
     return None if match is None else match[1]
 
@@ -82,9 +85,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, which takes its place when the block ends without an error.
 
     What was there is removed. Where another process's folder has come there since, that one stays. An error leaves
-    nothing; a kill may leave a folder whose name begins with a dot.
+    nothing; a kill may leave the temporary folder: see :func:`temporary_of`.
     """
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    unfinished = _temporary(path)
+    unfinished.mkdir(0o700)
     try:
         yield unfinished
         shutil.rmtree(path, ignore_errors=True)

@@ -125,7 +125,8 @@ def test_folder_is_replaced_when_it_is_whole(path: Path) -> None:
     path.mkdir()
     (path / "old").touch()
     with atomic_folder(path) as unfinished:
-        assert unfinished.name.startswith(".")
+        assert temporary_of(unfinished.name) == path.name
+        assert unfinished.stat().st_mode & 0o777 == 0o700
         (unfinished / "new").touch()
         assert names(path) == ["old"]
     assert names(path) == ["new"]
