@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -165,9 +165,6 @@ class Sessions(Generic[Kept]):
                 self._let_go(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
         return found
-
-    def __iter__(self) -> Iterator[Kept]:
-        return iter(self._kept.values())
 
     def clear(self) -> None:
         """Let go of all."""
