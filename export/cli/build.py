@@ -30,13 +30,13 @@ from sd2rt.engines.cli.engine_options import (
     WorkspaceOption,
     engine_request,
 )
+from sd2rt.engines.cli.options import JsonOption
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.export.cli.options import (
     CHECKPOINT_HELP,
     ConfigOption,
-    JsonOption,
     LoraOption,
     PickleOption,
     VariantOption,

@@ -36,7 +36,6 @@ LoraOption = Annotated[
         metavar="FILE[:SCALE]", help="A LoRA to add to the weights, at scale 1 if left out; repeatable."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def given_options(context: typer.Context) -> set[str]:

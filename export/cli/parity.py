@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.cli.options import JsonOption
 from sd2rt.export.cli.options import (
     CheckpointArgument,
     ConfigOption,
-    JsonOption,
     LoraOption,
     PickleOption,
     VariantOption,
