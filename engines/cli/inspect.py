@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
@@ -11,6 +10,7 @@ from sd2rt.engines.bundle.model_kinds import TASKS, Defaults
 from sd2rt.engines.bundle.reader import locate
 from sd2rt.engines.bundle.shared_files import shared_bytes
 from sd2rt.engines.cli.options import BundleArgument, JsonOption
+from sd2rt.engines.console import table_console
 from sd2rt.engines.cuda.gpu_info import sm_number
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         found = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
         print(json.dumps({**found, **manifest.model_dump(mode="json")}))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    # Wide enough not to be folded where the output is no terminal.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = table_console(140)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in _facts(manifest, shared).items():
         facts.add_row(name, value)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
-from sd2rt.engines.bundle.reader import Bundle, locate, open_bundle, verify_engines
+from sd2rt.engines.bundle.reader import locate, open_bundle, verify_engines
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.cli.options import BundleArgument, JsonOption
+from sd2rt.engines.console import progress_bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Read every file of a bundle and compare its hash with the manifest's."""
     path = locate(bundle)
-    if as_json or not sys.stderr.isatty():
-        opened = open_bundle(path, trust_receipts=False)
-        verify_engines(opened)
-    else:
-        opened = _with_progress(str(path), read_manifest(path))
+    columns = ("{task.description}", "bar", "bytes", "bytes per second")
+    with progress_bar(*columns, hidden=as_json, transient=True) as bar:
+        read = _ignore if bar is None else _advance(bar, read_manifest(path))
+        opened = open_bundle(path, trust_receipts=False, progress=read)
+        verify_engines(opened, read)
     files = (*opened.manifest.files, *opened.manifest.engine_files)
     size = sum(file.size for file in files)
     if as_json:
@@ -33,18 +37,11 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all as the manifest says")
 
 
-def _with_progress(path: str, manifest: Manifest) -> Bundle:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+def _advance(bar: Progress, manifest: Manifest) -> Callable[[File, int], None]:
+    files = (*manifest.files, *manifest.engine_files)
+    task = bar.add_task("", total=sum(file.size for file in files))
+    return lambda file, count: bar.update(task, advance=count, description=file.path)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        files = (*manifest.files, *manifest.engine_files)
-        task = bar.add_task("", total=sum(file.size for file in files))
 
-        def read(file: File, count: int) -> None:
-            bar.update(task, advance=count, description=file.path)
-
-        opened = open_bundle(path, trust_receipts=False, progress=read)
-        verify_engines(opened, read)
-        return opened
+def _ignore(file: File, count: int) -> None:
+    return

@@ -31,6 +31,7 @@ from sd2rt.engines.cli.engine_options import (
     engine_request,
 )
 from sd2rt.engines.cli.options import JsonOption
+from sd2rt.engines.console import given_options
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.tensorrt.packages import load_module
@@ -40,7 +41,6 @@ from sd2rt.export.cli.options import (
     LoraOption,
     PickleOption,
     VariantOption,
-    given_options,
     require_export,
 )
 from sd2rt.export.cli.progress import display

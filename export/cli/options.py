@@ -38,12 +38,6 @@ LoraOption = Annotated[
 ]
 
 
-def given_options(context: typer.Context) -> set[str]:
-    """The options on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
 def require_export() -> None:
     """Check that what export needs is installed.
 

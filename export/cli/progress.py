@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sd2rt.engines.console import progress_bar
+
 PART_LABELS = {
     "text_encoder": "text encoder",
     "denoiser": "denoiser",
@@ -40,24 +42,21 @@ def display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]]
             lambda message: emit(event="note", message=message),
             lambda part, fraction: emit(event="progress", part=part, fraction=round(fraction, 3)),
         )
-    elif not sys.stderr.isatty():
+        return
+    with progress_bar("spinner", "{task.description}", "bar", "elapsed") as bar:
+        if bar is None:
 
-        def line(part: str, fraction: float) -> None:
-            if fraction in (0.0, 1.0):
-                print(f"{_label(part)}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True)
+            def line(part: str, fraction: float) -> None:
+                if fraction in (0.0, 1.0):
+                    print(f"{_label(part)}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True)
 
-        yield lambda message: print(message, file=sys.stderr, flush=True), line
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            yield lambda message: print(message, file=sys.stderr, flush=True), line
+            return
+        tasks: dict[str, Any] = {}
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            tasks: dict[str, Any] = {}
+        def draw(part: str, fraction: float) -> None:
+            if part not in tasks:
+                tasks[part] = bar.add_task(_label(part), total=1.0)
+            bar.update(tasks[part], completed=fraction)
 
-            def draw(part: str, fraction: float) -> None:
-                if part not in tasks:
-                    tasks[part] = bar.add_task(_label(part), total=1.0)
-                bar.update(tasks[part], completed=fraction)
-
-            yield lambda message: bar.console.print(message, highlight=False, markup=False), draw
+        yield lambda message: bar.console.print(message, highlight=False, markup=False), draw

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from sd2rt.engines.console import table_console
 from sd2rt.runtime.bench.recording import STAGES
 
 _CLOSE = 0.02
@@ -26,7 +25,7 @@ _ROWS = (
 
 def show(result: dict[str, Any]) -> None:
     """Print a result as tables: what it is of, the process, each case, and each case's stages."""
-    console = _console()
+    console = table_console(160)
     bundle, settings = result["bundle"], result["settings"]
     console.print(f"{bundle['name']}, kind {bundle['kind']}, {bundle['precision']}: {bundle['task']}")
     console.print(
@@ -43,7 +42,7 @@ def show(result: dict[str, Any]) -> None:
 
 def show_comparison(comparison: dict[str, Any]) -> None:
     """Print a comparison, and before it what was different."""
-    console = _console()
+    console = table_console(160)
     console.print()
     for line in comparison["differences"]:
         console.print(f"different: {line}")
@@ -60,11 +59,6 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         doubt = "~" if found["apart"] is False else ""
         table.add_row(name, _number(found["old"]), _number(found["new"]), ratio, doubt)
     console.print(table)
-
-
-def _console() -> Console:
-    # Wide enough not to be folded where the output is no terminal.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def _table(*columns: str) -> Table:

@@ -10,7 +10,7 @@ import typer
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli import options, parsing
-from sd2rt.runtime.cli.console import shown_warnings
+from sd2rt.runtime.cli.console import bench_bar, shown_warnings
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 
 
@@ -72,7 +72,6 @@ def bench(
         raise RequestError("--prompt - is what 'sd2rt run' reads standard input for: give a text")
     from sd2rt.runtime.bench.comparison import compare as compared
     from sd2rt.runtime.bench.comparison import read_result
-    from sd2rt.runtime.bench.progress import telling
     from sd2rt.runtime.bench.whole_file import check_target, write_whole
 
     # A slip of the keyboard should not cost the minutes that measuring takes.
@@ -98,7 +97,7 @@ def bench(
         first_image=first_image,
         profile=profile,
     )
-    with shown_warnings(quiet), telling(hidden=quiet or as_json) as tell:
+    with shown_warnings(quiet), bench_bar(hidden=quiet or as_json) as tell:
         result = Bench(settings).measure(tell)
     if earlier is not None:
         result["comparison"] = compared(result, earlier)

@@ -14,7 +14,7 @@ import typer
 
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.cli import options, parsing
-from sd2rt.runtime.cli.console import shown_warnings
+from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.run_arguments import (
     bundle_and_prompts,
@@ -22,7 +22,6 @@ from sd2rt.runtime.cli.run_arguments import (
     prompts_of_standard_input,
 )
 from sd2rt.runtime.cli.run_generation import TOLD, check_save_depth, make, upscaled, upscaling
-from sd2rt.runtime.cli.step_bar import step_bar
 from sd2rt.runtime.metadata.png import check_output, save_image
 
 _FIELDS: dict[str, tuple[str, ...]] = {

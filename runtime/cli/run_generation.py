@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.cli.step_bar import Advance
+from sd2rt.runtime.cli.console import Advance
 from sd2rt.runtime.metadata.png import check_output, facts_of
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
+from sd2rt.engines.console import table_console
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli.parsing import sampler_options
 
@@ -95,11 +95,9 @@ def samplers(
     if as_json:
         print(json.dumps(facts))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    # Wide enough not to be folded where the output is no terminal.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    console = table_console(160)
     table = Table(
         "name", "method", "order", "calls a step", "noise", "schedules", box=None, padding=(0, 2, 0, 0)
     )

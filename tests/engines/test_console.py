@@ -1,0 +1,76 @@
+"""What commands of all packages share: options that were given, and bars on a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sd2rt.engines.console import given_options, progress_bar, table_console
+
+COLUMNS = (
+    "spinner",
+    "{task.description}",
+    "bar",
+    "bytes",
+    "bytes per second",
+    "count",
+    "elapsed",
+    "remaining",
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_given_options_are_those_of_the_command_line() -> None:
+    app, found = typer.Typer(), set[str]()
+
+    @app.command()
+    def command(
+        context: typer.Context,
+        steps: int = 20,
+        seed: Annotated[int, typer.Option(envvar="SEED_OF_THE_TEST")] = 1,
+        output: Annotated[str, typer.Option("--output", "-o")] = ".",
+    ) -> None:
+        found.update(given_options(context))
+
+    result = CliRunner().invoke(app, ["-o", ".", "--steps=20"], env={"SEED_OF_THE_TEST": "3"})
+    assert result.exit_code == 0, result.output
+    assert found == {"output", "steps"}
+
+
+def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress_bar(*COLUMNS) as bar:
+        assert bar is None
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar(*COLUMNS, hidden=True) as bar:
+        assert bar is None
+
+
+def test_a_bar_is_on_standard_error_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar(*COLUMNS, auto_refresh=False) as bar:
+        assert bar is not None
+        task = bar.add_task("painting", total=3)
+        print("a line")
+        bar.update(task, completed=2, refresh=True)
+    assert "painting" in terminal.getvalue()
+    assert "2/3" in terminal.getvalue()
+    assert "a line" not in terminal.getvalue()
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_lines_of_tables_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    table_console(150).print("word " * 30)
+    assert len(capsys.readouterr().out.splitlines()) == 1
