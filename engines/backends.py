@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from sd2rt.engines.bundle.engine_entry import EngineBackend
+from sd2rt.engines.bundle.engine_entry import BackendName, EngineBackend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import Backend, ComputePrecision, Device
+from sd2rt.engines.interface import Backend, Device
 from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
-
-BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 
 def open_backend(

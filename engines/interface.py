@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,6 @@ from sd2rt.engines.bundle.schema import Part, Tensor
 
 Array = NDArray[Any]
 Kept = TypeVar("Kept")
-ComputePrecision = Literal["bf16"]
-"""What a backend may multiply in, in the place of the bundle's own precision."""
 
 NO_CARRY: Mapping[str, str] = MappingProxyType({})
 """The ``carry`` of a session none of whose outputs becomes an input."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.demo.painter import Order, Picture, Settings, to_levels
-from sd2rt.engines.interface import ComputePrecision
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.runtime import Pipeline, Request
 
 

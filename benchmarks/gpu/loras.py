@@ -15,7 +15,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.speed import step_seconds
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import interleaved, spread
-from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BundleError

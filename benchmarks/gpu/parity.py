@@ -13,7 +13,8 @@ from benchmarks.gpu.bundles import bundle_of, sides
 from benchmarks.gpu.part_inputs import dims_of, part_inputs
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import CannotRunError, Record
-from sd2rt.engines.backends import BackendName, open_backend
+from sd2rt.engines.backends import open_backend
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BundleError, Sd2rtError

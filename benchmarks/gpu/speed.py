@@ -20,7 +20,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stage import Record
 from benchmarks.gpu.timing import interleaved, ratios, spread
 from benchmarks.recording import process
-from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.errors import Sd2rtError
 from sd2rt.runtime import Pipeline
 

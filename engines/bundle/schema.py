@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "fp16"]
+ComputePrecision = Literal["bf16"]
+"""What a backend may multiply in, in the place of the bundle's own precision."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import MissingDependencyError, RequestError
-from sd2rt.engines.interface import Array, ComputePrecision, Engine
+from sd2rt.engines.interface import Array, Engine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import OpenVinoGraph
 

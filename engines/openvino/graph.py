@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.schema import ComputePrecision, Part
 from sd2rt.engines.errors import engine_error
-from sd2rt.engines.interface import Array, ComputePrecision
+from sd2rt.engines.interface import Array
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.reader import locate
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import ComputePrecision, Device
+from sd2rt.engines.interface import Device
 from sd2rt.runtime.bench import machine
 from sd2rt.runtime.bench.cases import WARM_CALLS, Case, Tell, measure_case
 from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges

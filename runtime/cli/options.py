@@ -6,8 +6,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from sd2rt.engines.backends import BackendName
-from sd2rt.engines.interface import ComputePrecision
+from sd2rt.engines.bundle.engine_entry import BackendName
+from sd2rt.engines.bundle.schema import ComputePrecision
 
 Steps: TypeAlias = Annotated[int | None, typer.Option(help="Sampler steps; the bundle's own if left out.")]
 Sampler: TypeAlias = Annotated[

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.backends import BackendName, open_backend
+from sd2rt.engines.backends import open_backend
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import Array, ComputePrecision, Device, Engine
+from sd2rt.engines.interface import Array, Device, Engine
 from sd2rt.runtime.pipeline.result_cache import Recent
 from sd2rt.runtime.pipeline.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, Self, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.backends import BackendName
+from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.model_kinds import TaskName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import ComputePrecision, Device
+from sd2rt.engines.interface import Device
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
