@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.interface import Array, Buffer, copy_whole, shape_of
+from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.interface import Array, Buffer, copy_whole
 
 Made = TypeVar("Made", bound="ArrayBuffer")
 Handle = TypeVar("Handle")

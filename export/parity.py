@@ -22,8 +22,9 @@ from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.bundle.schema import Precision
+from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.interface import Device, shape_of
+from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
 from sd2rt.export.checkpoints.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ import onnx
 
 from benchmarks.cost_model.shapes import Graph, Shape
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.interface import shape_of
+from sd2rt.engines.bundle.shapes import shape_of
 
 _UNCOUNTED = {
     "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv",

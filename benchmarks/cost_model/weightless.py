@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.cost_model.shapes import Graph
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.interface import shape_of
+from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs

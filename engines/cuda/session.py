@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.cuda.buffers import AHEAD, SMALL_BYTES, Block, CudaBuffer, SmallInput
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.memory import Memory, Ring, Slot, aligned
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Array, Buffer, shape_of
+from sd2rt.engines.interface import Array, Buffer
 
 
 class Executable(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.interface import shape_of
+from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache
 from sd2rt.engines.tensorrt.trt_log import TrtLog
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.schema import Tensor
-from sd2rt.engines.interface import shape_of
+from sd2rt.engines.bundle.shapes import shape_of
 
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The least shape, the one that kernels are tuned for, and the most."""

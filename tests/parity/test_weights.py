@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.interface import Device, Session, shape_of
+from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.interface import Device, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.build import part_module
