@@ -13,13 +13,14 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import sd2rt
-from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
+from benchmarks.recording.published import add_published, published, write_command
+from benchmarks.recording.work_folder import add_workdir, work_folder
+from sd2rt.export.checkpoints.variants import Variant
 
 FULL_BYTES = 30_000_000_000
 SECONDS_BOUND = 90.0
@@ -30,25 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine_builds", description=__doc__.splitlines()[0]
     )
-    names = [row.name for row in SUPPORTED]
-    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="VARIANT")
+    add_published(parser)
     parser.add_argument("--size", nargs="+", default=["512", "768"])
     parser.add_argument("--sm", default="89", help="the compute capability to compile for")
     parser.add_argument("--batch", default="1", help="as sd2rt build takes it")
-    parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
-    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    add_workdir(parser)
     report.add_output(parser)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="sd2rt-engine-builds-", dir=options.workdir))
-    try:
-        free = shutil.disk_usage(folder).free
-        if not options.small and free < FULL_BYTES:
-            sys.exit(
-                f"this needs {FULL_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir"
-            )
-        result = _measure([find_variant(name) for name in options.variants], options, folder)
-    finally:
-        shutil.rmtree(folder)
+    with work_folder("engine-builds", options.workdir, 0 if options.small else FULL_BYTES) as folder:
+        result = _measure(published(options), options, folder)
     report.finish(result, _COLUMNS, _rows(result), options.output)
 
 
@@ -57,10 +48,8 @@ def _measure(variants: list[Variant], options: argparse.Namespace, folder: Path)
     found: dict[str, Any] = {}
     for row in variants:
         checkpoint, bundle = folder / "checkpoint", folder / "bundle"
-        configs = f"small-{row.kind}" if options.small else str(row.configs)
         print(f"{row.name}: its bundle ...", file=sys.stderr, flush=True)
-        write = [sys.executable, "-m", "benchmarks.checkpoint", str(checkpoint), "--configs", configs]
-        process.measure(write, env)
+        process.measure(write_command(row, checkpoint, small=options.small), env)
         build = ("build", checkpoint, "-o", bundle, "--variant", row.name, "--precision", "fp16")
         process.measure(sd2rt(*build), env)
         shutil.rmtree(checkpoint)

@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from benchmarks.peers.findings import TIMES
 from benchmarks.peers.images import eight_bits
 from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import Measured, sd2rt
+from benchmarks.recording.work_folder import add_workdir, work_folder
 
 BUILD_SECONDS_BOUND = 300.0
 BUILD_BYTES_BOUND = 12_000_000_000
@@ -47,23 +47,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="images of each side, taking turns")
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
     parser.add_argument("--skip-ldm", action="store_true", help="leave the single file out")
-    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    add_workdir(parser)
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
     report.add_output(parser)
     options = parser.parse_args()
-    if options.workdir is not None:
-        options.workdir.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="sd2rt-full-size-", dir=options.workdir))
-    try:
-        needed, free = SMALL_BYTES if options.small else FULL_BYTES, shutil.disk_usage(folder).free
-        if free < needed:
-            sys.exit(f"this needs {needed / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir")
+    needed = SMALL_BYTES if options.small else FULL_BYTES
+    with work_folder("full-size", options.workdir, needed, keep=options.keep) as folder:
         result = _Stages(options, folder).run()
-    finally:
-        if options.keep:
-            print(f"kept: {folder}", file=sys.stderr)
-        else:
-            shutil.rmtree(folder)
     report.finish(result, ("", "value", "bound", "holds"), _rows(result), options.output)
 
 
@@ -151,18 +141,12 @@ class _Stages:
 
     def _stage(self, stage: str, command: list[str]) -> None:
         self._loads[stage] = machine.load_average()
-        print(f"{stage} ...", end=" ", file=sys.stderr, flush=True)
-        found = self._stages[stage] = process.measure(command, self._env)
-        print(f"{found.seconds:.1f} s, {found.peak_rss_bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        self._stages[stage] = process.measure_stage(stage, command, self._env)
 
     def _measured(self, stage: str) -> dict[str, Any]:
         found = self._stages[stage]
-        return {
-            "seconds": round(found.seconds, 2),
-            "cpu_seconds": round(found.cpu_seconds, 2),
-            "peak_rss_bytes": found.peak_rss_bytes,
+        return found.facts() | {
             "peak_anonymous_bytes": found.peak_anonymous_bytes,
-            "others_cpu_seconds": round(found.others_cpu_seconds, 2),
             "load_average_before": self._loads[stage],
         }
 

@@ -9,13 +9,13 @@ A call outside of the interval runs one row where a guided one runs two.
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine, process, report
+from benchmarks.recording import machine, report
+from benchmarks.recording.bundle import add_bundle, bundle_or_demo
+from benchmarks.recording.process import OthersClock
 from sd2rt.runtime import Pipeline, Request
 
 INTERVALS = ("0.3:5.5", "1:5.5", "100:200")
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.guidance_interval", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    add_bundle(parser)
     parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
     parser.add_argument("--interval", nargs="+", default=INTERVALS, metavar="LOW:HIGH")
     parser.add_argument("--sampler", default="dpmpp-2m")
@@ -36,17 +36,12 @@ def main() -> None:
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
-    with tempfile.TemporaryDirectory(prefix="sd2rt-interval-") as name:
-        scratch = Path(name)
-        os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
-        bundle = options.bundle
-        if bundle is None:
-            bundle = str(scratch / "demo")
-            process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
-        with Pipeline.open(bundle, threads=options.threads) as pipeline:
-            busy, own = process.busy_seconds(), time.process_time()
-            cases = _measure(pipeline, options)
-            others = process.busy_seconds() - busy - (time.process_time() - own)
+    with (
+        bundle_or_demo(options.bundle) as bundle,
+        Pipeline.open(bundle, threads=options.threads) as pipeline,
+        OthersClock() as others,
+    ):
+        cases = _measure(pipeline, options)
     result = {
         "benchmark": "guidance-interval",
         "bundle": "demo" if options.bundle is None else Path(options.bundle).name,
@@ -54,7 +49,7 @@ def main() -> None:
         "steps": options.steps,
         "threads": options.threads,
         "cases": cases,
-        "others_cpu_seconds": round(max(others, 0.0), 2),
+        "others_cpu_seconds": others.seconds,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }

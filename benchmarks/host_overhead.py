@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import os
 import pstats
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import machine, process, report
+from benchmarks.recording import machine, report
+from benchmarks.recording.bundle import add_bundle, bundle_or_demo
+from benchmarks.recording.process import OthersClock
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.bench.recording import StepTime, make_steps, step_times
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
@@ -33,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.host_overhead", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    add_bundle(parser)
     parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=50)
@@ -43,23 +42,18 @@ def main() -> None:
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
-    with tempfile.TemporaryDirectory(prefix="sd2rt-host-") as name:
-        scratch = Path(name)
-        os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
-        bundle = options.bundle
-        if bundle is None:
-            bundle = str(scratch / "demo")
-            process.measure(process.sd2rt("build", "demo", "-o", bundle), process.environment(scratch))
-        with TimedPipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline:
-            busy, own = process.busy_seconds(), time.process_time()
+    with (
+        bundle_or_demo(options.bundle) as bundle,
+        TimedPipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline,
+    ):
+        with OthersClock() as others:
             cases = [
                 _measure(pipeline, batch, sampler, settings, options)
                 for sampler, settings in SAMPLERS
                 for batch in options.batches
             ]
-            others = process.busy_seconds() - busy - (time.process_time() - own)
-            if options.profile:
-                _profile(pipeline, options)
+        if options.profile:
+            _profile(pipeline, options)
     one = [case for case in cases if case["batch"] == 1]
     result = {
         "benchmark": "host-overhead",
@@ -67,7 +61,7 @@ def main() -> None:
         "steps": options.steps,
         "threads": options.threads,
         "cases": cases,
-        "others_cpu_seconds": round(max(others, 0.0), 2),
+        "others_cpu_seconds": others.seconds,
         "bounds": {
             case["sampler"]: {
                 "bound_us": MICROSECONDS_BOUND,

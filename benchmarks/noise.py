@@ -45,17 +45,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=10, help="for the cold draws")
     report.add_output(parser)
     options = parser.parse_args()
-    facts, busy, own = machine.facts(), process.busy_seconds(), time.process_time()
+    facts = machine.facts()
     cases: list[dict[str, Any]] = []
-    for side, shape in INITIAL.items():
+    with process.OthersClock() as others:
+        for side, shape in INITIAL.items():
+            for rng in options.rng:
+                cold = _cold(rng, shape, options.processes)
+                warm = _timed(partial(_initial, rng, shape), options.repetitions)
+                cases.append({"draw": f"initial, {side}", "rng": rng, "cold": cold, "warm": warm})
         for rng in options.rng:
-            cold = _cold(rng, shape, options.processes)
-            warm = _timed(partial(_initial, rng, shape), options.repetitions)
-            cases.append({"draw": f"initial, {side}", "rng": rng, "cold": cold, "warm": warm})
-    for rng in options.rng:
-        draw = partial(make_generator(rng, 7).randn, STEP)
-        warm, after = _timed(draw, options.repetitions), _timed(draw, options.repetitions // 4, pause=True)
-        cases.append({"draw": "step, 128", "rng": rng, "warm": warm, "after_pause": after})
+            draw = partial(make_generator(rng, 7).randn, STEP)
+            warm, after = (
+                _timed(draw, options.repetitions),
+                _timed(draw, options.repetitions // 4, pause=True),
+            )
+            cases.append({"draw": "step, 128", "rng": rng, "warm": warm, "after_pause": after})
     bounded = [case for case in cases if case["draw"] == "initial, 768"]
     result = {
         "benchmark": "noise",
@@ -68,7 +72,7 @@ def main() -> None:
             }
             for case in bounded
         },
-        "others_cpu_seconds": round(max(process.busy_seconds() - busy - (time.process_time() - own), 0.0), 2),
+        "others_cpu_seconds": others.seconds,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }

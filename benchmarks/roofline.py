@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cost_model.counts import CountError, Counts, count_part
@@ -22,7 +20,9 @@ from benchmarks.cost_model.rates import Rates
 from benchmarks.cost_model.reference_counts import check_bundle
 from benchmarks.cost_model.shapes import ShapeError
 from benchmarks.gpu.part_inputs import dims_of, part_inputs
-from benchmarks.recording import machine, process, report
+from benchmarks.recording import machine, report
+from benchmarks.recording.bundle import add_bundle, bundle_or_demo
+from benchmarks.recording.process import OthersClock
 from sd2rt.engines.backends import open_backend
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    add_bundle(parser)
     parser.add_argument("--what", help="ends the result's name; demo, full or small if left out")
     parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
     parser.add_argument("--batch", type=int, default=1, help="guided images of a denoiser call")
@@ -49,13 +49,7 @@ def main() -> None:
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
-    with tempfile.TemporaryDirectory(prefix="sd2rt-roofline-") as name:
-        scratch = Path(name)
-        path = options.bundle
-        if path is None:
-            os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
-            path = str(scratch / "demo")
-            process.measure(process.sd2rt("build", "demo", "-o", path), process.environment(scratch))
+    with bundle_or_demo(options.bundle) as path:
         try:
             result = _measure(open_bundle(path), options)
         except (CountError, ShapeError, Sd2rtError) as error:
@@ -70,17 +64,16 @@ def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     side = options.size or bundle.manifest.native_sizes[0][0]
     rates = Rates(options.threads)
     seen: list[dict[str, float]] = []
-    busy, own = process.busy_seconds(), time.process_time()
-    backend = open_backend(bundle, Device(options.device), needed=PARTS[:3], threads=options.threads)
-    try:
-        parts = {
-            part: _part(bundle, backend, rates, part, side, options, seen)
-            for part in options.parts
-            if part in bundle.manifest.parts
-        }
-    finally:
-        backend.close()
-    others = process.busy_seconds() - busy - (time.process_time() - own)
+    with OthersClock() as others:
+        backend = open_backend(bundle, Device(options.device), needed=PARTS[:3], threads=options.threads)
+        try:
+            parts = {
+                part: _part(bundle, backend, rates, part, side, options, seen)
+                for part in options.parts
+                if part in bundle.manifest.parts
+            }
+        finally:
+            backend.close()
     return {
         "benchmark": f"roofline-{what}",
         "precision": bundle.manifest.precision,
@@ -92,7 +85,7 @@ def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
         "rates_measured": rates.facts(),
         "parts": parts,
         "agreement": agreement,
-        "others_cpu_seconds": round(max(others, 0.0), 2),
+        "others_cpu_seconds": others.seconds,
     }
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from benchmarks.recording import machine, process, report
+from benchmarks.recording.bundle import add_bundle, build_demo
 
 SECONDS_BOUND = 1.5
 PEAK_RSS_BOUND = 300_000_000
@@ -47,7 +48,7 @@ ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHAS
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="a bundle; the demo, built for this, if left out")
+    add_bundle(parser)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repetitions", type=int, default=7)
     report.add_output(parser)
@@ -56,10 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sd2rt-startup-") as name:
         scratch = Path(name)
         env = process.environment(scratch)
-        bundle = options.bundle
-        if bundle is None:
-            bundle = scratch / "demo"
-            process.measure(process.sd2rt("build", "demo", "-o", bundle), env)
+        bundle = build_demo(scratch) if options.bundle is None else options.bundle
         command = ["run", str(bundle), PROMPT, "--steps", str(options.steps), "--seed", "1", "--quiet"]
         plain, phases = [], []
         for repetition in range(options.repetitions + 1):

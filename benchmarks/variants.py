@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,10 @@ from PIL import Image
 
 from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import sd2rt
+from benchmarks.recording.published import add_published, published, write_command
+from benchmarks.recording.work_folder import add_workdir, work_folder
 from sd2rt.engines.bundle.model_kinds import KINDS, TASKS
-from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
+from sd2rt.export.checkpoints.variants import Variant
 
 FULL_BYTES = 20_000_000_000
 SEED = 1
@@ -34,22 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.variants", description=__doc__.splitlines()[0]
     )
-    names = [row.name for row in SUPPORTED]
-    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="VARIANT")
-    parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
-    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    add_published(parser)
+    add_workdir(parser)
     report.add_output(parser)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="sd2rt-variants-", dir=options.workdir))
-    try:
-        free = shutil.disk_usage(folder).free
-        if not options.small and free < FULL_BYTES:
-            sys.exit(
-                f"this needs {FULL_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir"
-            )
-        result = _measure([find_variant(name) for name in options.variants], options.small, folder)
-    finally:
-        shutil.rmtree(folder)
+    with work_folder("variants", options.workdir, 0 if options.small else FULL_BYTES) as folder:
+        result = _measure(published(options), options.small, folder)
     report.finish(result, ("", *_COLUMNS), _rows(result), options.output)
 
 
@@ -59,29 +49,16 @@ def _measure(variants: list[Variant], small: bool, folder: Path) -> dict[str, An
     last: Path | None = None
     for row in variants:
         checkpoint, bundle = folder / "checkpoint", folder / row.name
-        configs = f"small-{row.kind}" if small else str(row.configs)
         stages: dict[str, Any] = {}
 
         def stage(
             name: str, command: list[str], variant: str = row.name, stages: dict[str, Any] = stages
         ) -> str:
-            print(f"{variant}: {name} ...", end=" ", file=sys.stderr, flush=True)
-            measured = process.measure(command, env)
-            print(
-                f"{measured.seconds:.1f} s, {measured.peak_rss_bytes / 1e9:.2f} GB",
-                file=sys.stderr,
-                flush=True,
-            )
-            stages[name] = {
-                "seconds": round(measured.seconds, 2),
-                "cpu_seconds": round(measured.cpu_seconds, 2),
-                "peak_rss_bytes": measured.peak_rss_bytes,
-                "others_cpu_seconds": round(measured.others_cpu_seconds, 2),
-            }
+            measured = process.measure_stage(f"{variant}: {name}", command, env)
+            stages[name] = measured.facts()
             return measured.stdout
 
-        write = [sys.executable, "-m", "benchmarks.checkpoint", str(checkpoint), "--configs", configs]
-        stage("write", write)
+        stage("write", write_command(row, checkpoint, small=small))
         stage("build", sd2rt("build", checkpoint, "-o", bundle, "--variant", row.name))
         shutil.rmtree(checkpoint)
         manifest = json.loads((bundle / "bundle.json").read_text())

@@ -1,4 +1,6 @@
-"""Export the demo's graphs anew into the package: ``python -m benchmarks.demo.graphs``, a few minutes.
+"""Export the demo's graphs into the package.
+
+    python -m benchmarks.demo.graphs     a few minutes; replaces the graphs that are there
 
 To be done when what exports them has changed, or the versions in constraints.txt. Their weights make no difference,
 and are random here.
@@ -6,6 +8,7 @@ and are random here.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +23,9 @@ from sd2rt.export.testing.random_weights import random_checkpoint
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.demo.graphs", description=__doc__.splitlines()[0]
+    ).parse_args()
     # What is there would be found, and not exported.
     for path in GRAPHS.glob("*.zip"):
         path.unlink()

@@ -45,7 +45,6 @@ def main() -> None:
     scores: list[dict[str, Any]] = []
     result = {
         "benchmark": NAME,
-        "complete": False,
         "steps": options.steps,
         "guidance_scale": options.guidance,
         "upscaler_guidance_scale": options.upscaler_guidance,
@@ -61,16 +60,11 @@ def main() -> None:
     if options.output is not None:
         # A later result must not come under another day's name than an earlier part of it.
         options.output = str(report.path_of(result, options.output))
-    try:
+    with report.interruptible(result, "benchmarks.demo.score"):
         for job in jobs:
             _score(job, options, scores)
             if options.output is not None:
                 report.write(result, options.output)
-        result["complete"] = True
-    except KeyboardInterrupt:
-        print("\ninterrupted: what is done so far is kept", file=sys.stderr)
-    except ValueError as error:
-        sys.exit(f"benchmarks.demo.score: {error}")
     rows = [
         (
             f"{score['engine']}, {score['kind']}, {score['set']}",

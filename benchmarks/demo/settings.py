@@ -70,20 +70,14 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     result = {
         "benchmark": NAME,
-        "complete": False,
         "limit": options.limit,
         "rows": found,
         "machine": machine.facts(),
     }
-    try:
+    with report.interruptible(result, "benchmarks.demo.settings"):
         for row in ROWS:
             if row.precision == "fp32" or options.half is not None:
                 _measure(row, options, found)
-        result["complete"] = True
-    except KeyboardInterrupt:
-        print("\ninterrupted: what is done so far is kept", file=sys.stderr)
-    except ValueError as error:
-        sys.exit(f"benchmarks.demo.settings: {error}")
     cells = [
         (row["name"], *(f"{row['counts'][what]['share']:.1%}" for what in SETTINGS_TOLD)) for row in found
     ]

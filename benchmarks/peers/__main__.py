@@ -25,6 +25,7 @@ from benchmarks.peers import catalogue, findings, groups, site
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.contest import Contest, Settings
 from benchmarks.recording import machine, process, report
+from benchmarks.recording.work_folder import require_disk
 
 PROMPT = "a photograph of an astronaut riding a horse"
 FULL_CONFIGS = "stable-diffusion-2-base"
@@ -46,11 +47,8 @@ def main() -> None:
     folder = options.workdir or Path(tempfile.mkdtemp(prefix="sd2rt-peers-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        free = shutil.disk_usage(folder).free
-        if options.what == "full" and options.checkpoint is None and free < site.FULL_BYTES and not kept:
-            sys.exit(
-                f"this needs {site.FULL_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir"
-            )
+        if options.what == "full" and options.checkpoint is None and not kept:
+            require_disk(folder, site.FULL_BYTES)
         result = _measure(peers, pythons, options, folder.resolve())
     finally:
         if not kept:

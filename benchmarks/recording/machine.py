@@ -8,6 +8,8 @@ from typing import Any
 
 _PEERS = ("torch", "triton", "diffusers", "transformers", "accelerate", "onnx", "onnxscript")
 """Packages of the export and of the peers, beside those that make images."""
+_MEASURED = ("engines", "export", "runtime", "src", "benchmarks/*.py")
+"""Paths as git takes them, in which an asterisk stands for folders too: results are left out."""
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -23,7 +25,7 @@ def commit() -> dict[str, Any]:
     """The source tree's commit, None where it is no repository, and whether what is measured was changed since."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "engines", "export", "runtime", "benchmarks/*.py")),
+        "dirty": bool(_git("status", "--porcelain", "--", *_MEASURED)),
     }
 
 

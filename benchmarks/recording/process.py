@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _POLL_SECONDS = 0.02
 
@@ -34,6 +35,15 @@ class Measured:
     others_cpu_seconds: float
     """What everything else on the machine used of its cores meanwhile; not 0 where the times say little."""
     stdout: str
+
+    def facts(self) -> dict[str, float]:
+        """Seconds and bytes, as a result has them."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "cpu_seconds": round(self.cpu_seconds, 2),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "others_cpu_seconds": round(self.others_cpu_seconds, 2),
+        }
 
 
 def environment(scratch: Path) -> dict[str, str]:
@@ -95,6 +105,33 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
         peak_anonymous_bytes=watch.anonymous,
         stdout=stdout,
     )
+
+
+def measure_stage(label: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Measured:
+    """Run ``command`` as :func:`measure` does, with a line on standard error: its label, time and peak memory.
+
+    Raises:
+        CommandError: it ended with another code than 0.
+    """
+    print(f"{label} ...", end=" ", file=sys.stderr, flush=True)
+    measured = measure(command, env)
+    print(f"{measured.seconds:.1f} s, {measured.peak_rss_bytes / 1e9:.2f} GB", file=sys.stderr, flush=True)
+    return measured
+
+
+class OthersClock:
+    """CPU time that everything but this process uses of the machine, within a ``with`` block."""
+
+    seconds = 0.0
+    """Set at the end of the block; above 0 where measured times say little."""
+
+    def __enter__(self) -> Self:
+        self._busy, self._own = busy_seconds(), time.process_time()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        used = busy_seconds() - self._busy - (time.process_time() - self._own)
+        self.seconds = round(max(used, 0.0), 2)
 
 
 class _Watch(threading.Thread):

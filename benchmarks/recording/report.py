@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,23 @@ def finish(
     print(table(header, rows))
     print()
     print(json.dumps(result))
+
+
+@contextmanager
+def interruptible(result: dict[str, Any], program: str) -> Iterator[None]:
+    """Set ``result["complete"]`` at the end of the block, which Ctrl-C ends early: what is done by then is kept.
+
+    Raises:
+        SystemExit: the block ended with a ValueError.
+    """
+    result["complete"] = False
+    try:
+        yield
+        result["complete"] = True
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is done so far is kept", file=sys.stderr)
+    except ValueError as error:
+        sys.exit(f"{program}: {error}")
 
 
 def path_of(result: dict[str, Any], output: str) -> Path:

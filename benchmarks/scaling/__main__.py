@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from benchmarks.cost_model.rates import last_cache_bytes
 from benchmarks.cost_model.reference_counts import references_of
 from benchmarks.gpu.part_inputs import dims_of
 from benchmarks.recording import machine, process, report
+from benchmarks.recording.bundle import add_bundle, bundle_or_demo
 from benchmarks.scaling.plot import save_plot
 from benchmarks.scaling.point import Point, Taken, take
 from sd2rt.engines.bundle.model_kinds import PartName
@@ -42,7 +41,7 @@ _MIX = (4, 8, 12, 6)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    add_bundle(parser)
     parser.add_argument("--what", help="ends the result's name; demo, full or small if left out")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 192, 256], help="in pixels")
@@ -58,13 +57,7 @@ def main() -> None:
     if options.call_steps < 2 or min(options.steps) < 2:
         parser.error("the first call of an image is not counted: give at least 2 steps")
     facts = machine.facts()
-    with tempfile.TemporaryDirectory(prefix="sd2rt-scaling-") as name:
-        scratch = Path(name)
-        if options.bundle is None:
-            os.environ["SD2RT_CACHE_DIR"] = str(scratch / "cache")
-        path = options.bundle or str(scratch / "demo")
-        if options.bundle is None:
-            process.measure(process.sd2rt("build", "demo", "-o", path), process.environment(scratch))
+    with bundle_or_demo(options.bundle) as path:
         result = _measure(open_bundle(path), options) | {"machine": facts}
     result["load_average_after"] = machine.load_average()
     if options.output is not None:
@@ -120,15 +113,16 @@ def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     curves = _curves(options, side)
     points = {point: None for curve in curves for point in curve.points}
     taken: dict[Point, list[Taken]] = defaultdict(list)
-    busy, own = process.busy_seconds(), time.process_time()
     most = max(point.batch for point in points)
-    with Pipeline.open(bundle.path, threads=options.threads, max_batch=most) as pipeline:
+    with (
+        process.OthersClock() as others,
+        Pipeline.open(bundle.path, threads=options.threads, max_batch=most) as pipeline,
+    ):
         for repetition in range(options.repetitions + 1):
             for point in points:
                 found = take(pipeline, point)
                 if repetition:  # the first makes the sessions and the caches warm
                     taken[point].append(found)
-    others = process.busy_seconds() - busy - (time.process_time() - own)
     memory = _memory(bundle.path, list(points), options)
     operations = _Operations(bundle)
     described = [_curve(curve, taken, memory, operations) for curve in curves]
@@ -141,7 +135,7 @@ def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
         "repetitions": options.repetitions,
         "opened_rss_bytes": memory.get(None, []) and report.summary(memory[None], 0),
         "curves": described,
-        "others_cpu_seconds": round(max(others, 0.0), 2),
+        "others_cpu_seconds": others.seconds,
     }
 
 
