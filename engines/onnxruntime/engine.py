@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions
+from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
@@ -281,9 +280,7 @@ def import_onnxruntime(device: Device) -> Any:
             "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
     if device.kind == "cuda":
-        # CUDA and cuDNN from the pip packages, which the loader would not look for; it prints what it lacks.
-        with contextlib.redirect_stdout(sys.stderr):
-            ort.preload_dlls()
+        load_cuda_libraries(ort)
     return ort
 
 
