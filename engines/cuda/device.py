@@ -42,6 +42,9 @@ STICKY = (
 )
 """Results after which the driver answers every call of this process with the same one."""
 
+OLDEST_CUDA_CORE = 1
+"""The first version, by its major number, of which everything that is called here is there."""
+
 _NAME = re.compile(r"CUDA_ERROR_\w+")
 _NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
 # The context that a thread has made current is the thread's, whichever device object made it so.
@@ -301,12 +304,20 @@ def shown(nbytes: int) -> str:
 
 
 def _cuda_core() -> Any:
+    install = "pip install 'sd2rt[tensorrt]' or 'sd2rt[rtx]'"
     try:
-        return importlib.import_module("cuda.core")
+        core = importlib.import_module("cuda.core")
     except ImportError as error:
         raise MissingDependencyError(
-            f"cuda-python is not installed ({_first_line(error)}): pip install 'sd2rt[tensorrt]' or 'sd2rt[rtx]'"
+            f"cuda-python is not installed ({_first_line(error)}): {install}"
         ) from None
+    # cuda-python 13.0 and 13.1 do not bring it, and what another package has brought may be of any age.
+    version = str(getattr(core, "__version__", "0"))
+    if int(version.partition(".")[0]) < OLDEST_CUDA_CORE:
+        raise MissingDependencyError(
+            f"cuda-core {version} is too old, {OLDEST_CUDA_CORE}.0 is the oldest that will do: {install}"
+        )
+    return core
 
 
 def _first_line(error: Exception) -> str:

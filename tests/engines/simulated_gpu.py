@@ -69,6 +69,7 @@ class SimulatedGpu:
     devices: int = 1
     capability: tuple[int, int] = (9, 0)
     missing: Exception | None = None
+    core_version: str = "1.2.2"
     counts: Counter[str] = field(default_factory=Counter)
     fault: str | None = None
     allocations: list[Allocation] = field(default_factory=list)
@@ -88,6 +89,7 @@ class SimulatedGpu:
     def core_module(self) -> Any:
         gpu: Any = self
         module: Any = ModuleType("cuda.core")
+        module.__version__ = self.core_version
         module.StreamOptions = StreamOptions
         module.EventOptions = EventOptions
         module.Buffer = type("Buffer", (Buffer,), {"gpu": gpu})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sd2rt.engines.cuda.device import STICKY, CudaDevice, shown
+from sd2rt.engines.cuda.device import OLDEST_CUDA_CORE, STICKY, CudaDevice, shown
 from sd2rt.engines.cuda.memory import Ring
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 
@@ -53,6 +55,30 @@ def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaDevice()
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["0.7.0", "0.3.2", "1.0.0a1", "1.0.0", "2.1"])
+def test_another_cuda_core(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """A version of other names is told as such, and not as an attribute that is not there."""
+    SimulatedGpu(core_version=version).install(monkeypatch)
+    if not version.startswith("0"):
+        CudaDevice().close()
+        return
+    with pytest.raises(
+        MissingDependencyError, match=rf"^cuda-core {version} is too old, 1\.0 .*: pip install 'sd2rt\["
+    ) as caught:
+        CudaDevice()
+    assert caught.value.exit_code == 6
+
+
+def test_every_extra_with_cuda_python_names_cuda_core() -> None:
+    """cuda-python 13.0 and 13.1 do not depend on it."""
+    root = Path(__file__).parents[3]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {name: items for name, items in extras.items() if any("cuda-python" in item for item in items)}
+    assert set(wanted) == {"cuda", "tensorrt", "rtx", "lean"}
+    for items in wanted.values():
+        assert f"cuda-core>={OLDEST_CUDA_CORE}.0" in items
 
 
 @pytest.mark.parametrize(
