@@ -54,7 +54,6 @@ def page(results: Results, folder: Path) -> str:
     """The page on performance as it is in ``folder``, which its links are relative to."""
     texts = {name: _section(section, results, folder) for name, section in SECTIONS.items()}
     texts["goals"] = goals(results, folder)
-    texts["did_not_work"] = (HERE / "did_not_work.md").read_text().rstrip()
     return Template((HERE / "performance.md.in").read_text()).substitute(texts)
 
 

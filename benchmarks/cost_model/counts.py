@@ -78,7 +78,9 @@ def count(graph: Graph) -> Counts:
     weights = _from_weights(graph)
     for node in graph.nodes:
         if node.op_type in _UNCOUNTED:
-            raise CountError(f"{node.op_type} {node.name} is not counted: add it to benchmarks/counts.py")
+            raise CountError(
+                f"{node.op_type} {node.name} is not counted: add it to benchmarks/cost_model/counts.py"
+            )
         found = _product(graph, node, weights)
         if found is None:
             continue

@@ -1,4 +1,4 @@
-"""Operations and bytes of SD2's networks in full size, counted independently: what benchmarks/counts.py must find."""
+"""Operations and bytes of SD2's networks in full size, counted independently: cost_model/counts.py must agree."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "philox",
-        "runtime/philox.py's numbers against torch.randn on the GPU",
+        "runtime/rng/torch_cuda.py's numbers against torch.randn on the GPU",
         "philox",
         "compare",
         per="machine",
