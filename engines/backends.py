@@ -33,7 +33,8 @@ def open_backend(
     ``precision`` it takes OpenVINO.
 
     Args:
-        cuda_graph: capture and replay CUDA graphs; None for engines alone.
+        cuda_graph: capture and replay CUDA graphs, an error where that fails; None for engines alone, which warn and
+            go on without.
         precision: what to multiply in, where that is not the bundle's own precision.
         profiles: a folder, for what ONNX Runtime on the CPU records of its operators; other backends record nothing.
 
@@ -68,7 +69,7 @@ def open_backend(
             needed=needed,
             # A backend that was named is not replaced by another one.
             required=name != "auto",
-            cuda_graph=True if cuda_graph is None else cuda_graph,
+            cuda_graph=cuda_graph,
         )
         if found is not None:
             return found

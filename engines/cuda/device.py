@@ -16,7 +16,7 @@ from typing import Any
 
 from sd2rt.engines.cuda.gpu_info import device_memory
 from sd2rt.engines.cuda.memory import Arena, Memory, PinnedMemory
-from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
+from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.interface import Array, Closing
 
 STICKY = (
@@ -112,6 +112,11 @@ class CudaDevice(Closing):
                 major, minor, *patch = ask()
                 return ".".join([str(major), str(minor), *(f"{number:02}" for number in patch)])
         return "unknown"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was closed, or an error has made it unusable for this process."""
+        return self._dead is not None
 
     def errors(self, what: str) -> Guard:
         """A context in which the device is this thread's current one, and errors are EngineErrors about ``what``."""
@@ -285,12 +290,14 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # CUDAError is cuda.core's own, under Exception; ours have been translated.
-        foreign = isinstance(error, RuntimeError | MemoryError) or (
-            kind is not None and kind.__name__ == "CUDAError"
-        )
-        if foreign and isinstance(error, Exception) and not isinstance(error, Sd2rtError):
+        if isinstance(error, Exception) and is_foreign(error):
             raise self._device.translate(error, self._what) from error
+
+
+def is_foreign(error: Exception) -> bool:
+    """Whether CUDA or what runs on it raised an error: ours have been translated, and mistakes stay what they are."""
+    # CUDAError is cuda.core's own, under Exception.
+    return isinstance(error, RuntimeError | MemoryError) or type(error).__name__ == "CUDAError"
 
 
 def shown(nbytes: int) -> str:

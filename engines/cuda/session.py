@@ -14,7 +14,7 @@ import numpy as np
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.cuda.buffers import AHEAD, SMALL_BYTES, Block, CudaBuffer, SmallInput
-from sd2rt.engines.cuda.device import CudaDevice
+from sd2rt.engines.cuda.device import CudaDevice, is_foreign
 from sd2rt.engines.cuda.memory import Memory, Ring, Slot, aligned
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Array, Buffer
@@ -63,7 +63,7 @@ class CudaSession:
         dims: the size of each of the part's symbols.
         carry: from outputs to inputs; see the protocol.
         watch: an output, or None.
-        cuda_graph: capture and replay.
+        cuda_graph: capture and replay; None where it may go on without, and warn, if it cannot be captured.
         label: what it is called in messages.
 
     Raises:
@@ -79,11 +79,12 @@ class CudaSession:
         carry: Mapping[str, str],
         watch: str | None,
         *,
-        cuda_graph: bool,
+        cuda_graph: bool | None,
         label: str,
     ) -> None:
         self._device, self._executable, self._label = device, executable, label
-        self._graphs, self._graph, self._warm = cuda_graph, None, False
+        self._graphs: bool | None = cuda_graph
+        self._graph, self._warm = None, False
         self._generation: int | None = None
         self._closed = False
         shapes = {tensor.name: shape_of(tensor, dims) for tensor in (*part.inputs, *part.outputs)}
@@ -130,15 +131,16 @@ class CudaSession:
         """Enqueue once. Waits for the device only where the host is some launches ahead of it.
 
         Raises:
-            EngineError: the device reported an error, maybe of an earlier launch, or the session is closed.
+            EngineError: the device reported an error, maybe of an earlier launch, the launch cannot be captured and
+                was to be, or the session is closed.
         """
         with self._device.errors(self._label):
             self._open()
             self._bind_workspace()
             if self._block is not None:
                 self._block.send()
-            if self._graph is None and self._warm and self._graphs and self._can_capture():
-                self._graph = self._device.capture(self._enqueue)
+            if self._graph is None and self._warm and self._graphs is not False:
+                self._capture()
             if self._graph is None:
                 # TensorRT wants one plain enqueue after its shapes or its memory have changed: it may do then what
                 # no capture can hold. Capturing runs nothing, so each launch is made once either way.
@@ -170,15 +172,32 @@ class CudaSession:
                 self._executable.use_workspace(memory.address, memory.nbytes)
                 self._generation = arena.generation
 
-    def _can_capture(self) -> bool:
-        if not self._executable.capturable(self._device.stream):
-            self._graphs = False
-            warnings.warn(
-                f"{self._label} cannot be captured as a CUDA graph: it runs without one, and each step costs the "
-                "host more time",
-                stacklevel=3,
-            )
-        return self._graphs
+    def _capture(self) -> None:
+        """Capture the launch. Where that fails, it is an error or a warning, and the next one is enqueued plainly.
+
+        Raises:
+            EngineError: a graph was asked for, or the device is of no use any more.
+        """
+        reason: Exception | None = None
+        if self._executable.capturable(self._device.stream):
+            try:
+                self._graph = self._device.capture(self._enqueue)
+                return
+            except Exception as error:
+                if not is_foreign(error):
+                    raise
+                reason = self._device.translate(error, self._label)
+                # What a broken capture has left of the executable is set right by a plain launch.
+                self._warm = False
+                if self._device.lost:
+                    raise reason from error
+        what = f"{self._label} cannot be captured as a CUDA graph"
+        if reason is not None:
+            what += f" ({str(reason).removeprefix(f'{self._label}: ')})"
+        if self._graphs:
+            raise EngineError(f"{what}: leave cuda_graph out") from reason
+        self._graphs = False
+        warnings.warn(f"{what}: it runs without one, and each step costs the host more time", stacklevel=4)
 
     def _enqueue(self) -> None:
         self._executable.enqueue(self._device.stream)

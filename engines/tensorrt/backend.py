@@ -29,7 +29,7 @@ class TensorRtBackend:
         module: Any,
         engines: Mapping[PartName, Sequence[EngineEntry]],
         *,
-        cuda_graph: bool,
+        cuda_graph: bool | None,
     ) -> None:
         self.name: str = backend
         self.precision: str = bundle.manifest.precision
@@ -81,7 +81,7 @@ def open_tensorrt(
     *,
     needed: Sequence[PartName],
     required: bool,
-    cuda_graph: bool,
+    cuda_graph: bool | None,
 ) -> Backend | None:
     """The first of the backends of which the bundle has engines of all ``needed`` parts that fit the GPU.
 

@@ -41,7 +41,7 @@ class TensorRtEngine(Closing):
         device: where to run; it is shared, and outlives the engine.
         module: the backend; see :func:`load_module`.
         pixels: for each of the latents' ``h`` and ``w``, for the command that an error names.
-        cuda_graph: capture each session's launch as a CUDA graph and replay it.
+        cuda_graph: capture each session's launch as a CUDA graph and replay it; None where it may go on without.
 
     Raises:
         BundleError: the file is not what the manifest says, or does not fit the backend, the GPU or the part.
@@ -57,7 +57,7 @@ class TensorRtEngine(Closing):
         module: Any,
         *,
         pixels: int = 8,
-        cuda_graph: bool = True,
+        cuda_graph: bool | None = None,
     ) -> None:
         self.part, self.entry, self.device = part, entry, device
         self._trt, self._cuda_graph = module, cuda_graph

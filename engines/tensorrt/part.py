@@ -28,7 +28,7 @@ class TensorRtPart(Closing):
         device: where to run; it is shared, and outlives this.
         module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
         pixels: for each of the latents' ``h`` and ``w``.
-        cuda_graph: capture each session's launch as a CUDA graph and replay it.
+        cuda_graph: capture each session's launch as a CUDA graph and replay it; None where it may go on without.
         weights: by PyTorch name, what to put in the place of the engines' own. An engine that was built to be
             refitted takes them; of another one a copy with them is compiled, and kept for the next time.
     """
@@ -43,7 +43,7 @@ class TensorRtPart(Closing):
         module: Any,
         *,
         pixels: int,
-        cuda_graph: bool,
+        cuda_graph: bool | None,
         weights: Mapping[str, Array] | None = None,
     ) -> None:
         self.part = part

@@ -71,7 +71,8 @@ class Pipeline(LoadedBundle):
             threads: CPU threads within an operator, None for one per core.
             max_batch: images denoised in one call at most; more wait for a place. None for 4, or what the
                 engines take where that is less.
-            cuda_graph: on a GPU, capture and replay CUDA graphs; None for engines alone.
+            cuda_graph: on a GPU, capture and replay CUDA graphs, an error where that fails; None for engines alone,
+                which warn and go on without.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
                 larger ones are worked on in tiles, which bounds the memory that this takes.
             backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's

@@ -61,6 +61,8 @@ class SimulatedGpu:
     Args:
         pace: ``lazy`` works only when something waits, ``eager`` at once, ``random`` now and then.
         missing: what opening a device raises, where there is none.
+        core_version: of cuda-core.
+        captures_to_break: so many captures fail at their end, as another thread's call makes them fail.
     """
 
     pace: Pace = "random"
@@ -72,6 +74,7 @@ class SimulatedGpu:
     core_version: str = "1.2.2"
     counts: Counter[str] = field(default_factory=Counter)
     fault: str | None = None
+    captures_to_break: int = 0
     allocations: list[Allocation] = field(default_factory=list)
     streams: dict[int, Stream] = field(default_factory=dict)
 
@@ -299,7 +302,11 @@ class GraphBuilder:
     def end_building(self) -> GraphBuilder:
         assert self._stream.captured is not None
         self._operations, self._stream.captured = self._stream.captured, None
+        if self._gpu.captures_to_break:
+            self._gpu.captures_to_break -= 1
+            self._stream.broken = True
         if self._stream.broken:
+            self._gpu.counts["broken capture"] += 1
             raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: simulated")
         return self
 
@@ -307,6 +314,8 @@ class GraphBuilder:
         return Graph(self._gpu, self._operations)
 
     def close(self) -> None:
+        if self._stream.captured is not None:
+            self._gpu.counts["broken capture"] += 1
         self._stream.captured = None
 
 

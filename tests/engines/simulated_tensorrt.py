@@ -277,6 +277,8 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._workspace = (0, 0)
         self._settled = False
+        # A capture that was broken may have been this context's.
+        self._broken = 0
 
     def _refuse(self, reason: str) -> bool:
         self.engine.logger.log(Severity.ERROR, reason)
@@ -333,9 +335,10 @@ class IExecutionContext:
             return self._refuse("an address is missing")
         if self._workspace[1] < self.update_device_memory_size_for_shapes():
             return self._refuse("the memory for activations is too small")
-        if stream.captured is not None and not self._settled:
+        broken = gpu.counts["broken capture"]
+        if stream.captured is not None and not (self._settled and self._broken == broken):
             return self._refuse("captured before it was enqueued once with these shapes")
-        self._settled = True
+        self._settled, self._broken = True, broken
         engine, addresses, workspace = self.engine, dict(self._addresses), self._workspace
         shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
         fault = engine.plan.get("fault")

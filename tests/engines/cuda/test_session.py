@@ -15,6 +15,7 @@ from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Device, Engine, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.tensorrt.context import TensorRtContext
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 
 from ..simulated_gpu import Pace, SimulatedGpu
@@ -360,12 +361,82 @@ def test_no_memory_for_buffers_or_activations(on_gpu: Open) -> None:
     assert np.isfinite(second.buffers["state"].read()).all()
 
 
-def test_capture_that_fails_is_not_hidden(on_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", ["broken", "refused"])
+def test_capture_that_fails_is_done_without(
+    on_gpu: Open, cpu: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """It is said once, and no launch is lost."""
+    gpu, engine = on_gpu()
+    gpu.captures_to_break = int(why == "broken")
+    session = engine.session(dims(5), CARRY, "finite")
+    if why == "refused":
+        enqueue = TensorRtContext.enqueue
+
+        def refuse(context: TensorRtContext, stream: int) -> None:
+            if gpu.streams[stream].captured is not None:
+                raise RuntimeError("not in a capture")
+            enqueue(context, stream)
+
+        monkeypatch.setattr(TensorRtContext, "enqueue", refuse)
+    with pytest.warns(
+        UserWarning,
+        match=r"cannot be captured as a CUDA graph \((CUDA_ERROR_STREAM|not in a).*without one",
+    ) as said:
+        found, watched = run(engine, 5, 7)
+    assert len(said) == 1
+    expected, seen = run(cpu, 5, 7)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(watched, seen)
+    assert (gpu.counts["capture"], gpu.counts["graph launch"], gpu.counts["run"]) == (1, 0, 7)
+    assert engine.session(dims(5), CARRY, "finite") is session
+
+
+def test_capture_that_was_asked_for_and_fails_is_an_error(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
+    """Of that launch alone: a later one may be captured."""
+    gpu, engine = on_gpu(cuda_graph=True)
+    session = engine.session(dims(2), CARRY)
+    fill(session, 0)
+    session.launch()
+    gpu.captures_to_break = 1
+    with pytest.raises(
+        EngineError, match=r"cannot be captured as a CUDA graph \(CUDA_ERROR_.*\): leave cuda_graph out"
+    ) as caught:
+        session.launch()
+    assert caught.value.exit_code == 5
+    ends = []
+    for each in (session, cpu.session(dims(2), CARRY)):
+        fill(each, 1)
+        for _ in range(4):
+            each.launch()
+        ends.append(each.buffers["state"].read())
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert (gpu.counts["capture"], gpu.counts["graph launch"]) == (2, 3)
+
+
+def test_mistake_in_a_capture_is_not_the_devices(on_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     _gpu, engine = on_gpu()
     fill(session := engine.session(dims(1), CARRY), 0)
     session.launch()
-    monkeypatch.setattr(session, "_enqueue", lambda: engine.device.synchronize())
-    with pytest.raises(EngineError, match="CUDA_ERROR_STREAM_CAPTURE"):
+
+    def wrong() -> None:
+        raise ValueError("mine")
+
+    monkeypatch.setattr(session, "_enqueue", wrong)
+    with pytest.raises(ValueError, match="mine"):
+        session.launch()
+
+
+def test_device_that_is_lost_in_a_capture(on_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, engine = on_gpu()
+    fill(session := engine.session(dims(1), CARRY), 0)
+    session.launch()
+
+    def lose() -> None:
+        gpu.fault = "CUDA_ERROR_ILLEGAL_ADDRESS"
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(session, "_enqueue", lose)
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"):
         session.launch()
 
 

@@ -58,6 +58,15 @@ def test_not_capturable(bench: Bench, name: str) -> None:
         np.testing.assert_array_equal(image, expected)
 
 
+def test_not_capturable_and_a_graph_was_asked_for(bench: Bench) -> None:
+    module = make_tensorrt(bench.gpu, "tensorrt_rtx")
+    entry = bench.build(module=module, backend="tensorrt-rtx", plan={"not_capturable": True})
+    with bench.open(entry, module, cuda_graph=True) as engine:
+        decode(engine)
+        with pytest.raises(EngineError, match=r"cannot be captured as a CUDA graph: leave cuda_graph out"):
+            decode(engine)
+
+
 def test_without_graphs(bench: Bench) -> None:
     with bench.open(bench.build(), cuda_graph=False) as engine:
         images = [decode(engine) for _ in range(3)]
