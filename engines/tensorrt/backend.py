@@ -17,6 +17,8 @@ from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.packages import load_module, unfit
 from sd2rt.engines.tensorrt.part import TensorRtPart
 
+_INSTALL = "pip install 'sd2rt[tensorrt]'"
+
 
 class TensorRtBackend:
     """TensorRT or TensorRT for RTX, from the engines of a bundle that fit the GPU and the version."""
@@ -136,7 +138,9 @@ def _fitting(
         if entry.backend == backend:
             why = unfit(entry, str(module.__version__), gpu.compute_capability)
             if why is None and lean and not entry.version_compatible:
-                why = "it takes the whole of TensorRT: pip install 'sd2rt[tensorrt]'"
+                why = f"it takes the whole of TensorRT: {_INSTALL}"
+            if why is None and lean and entry.options.refit == "identical":
+                why = f"its weights are the bundle's, and the whole of TensorRT puts them in: {_INSTALL}"
             if why is None:
                 fits.setdefault(entry.part, []).append(entry)
             else:

@@ -20,7 +20,7 @@ from ..simulated_tensorrt import make_tensorrt
 BUILDER = (compiler, checks, layer_report, targets)
 RUNTIME = (engine, context, kernel_cache, trt_log)
 BUILDER_ONLY = {"OnnxParserRefitter"}
-"""Of the runtime's names, those that a package without a builder lacks; the engines that need it are its own."""
+"""Of the runtime's names, those that a package without a builder lacks; engines that need it are refused there."""
 
 
 def sources(modules: Sequence[ModuleType]) -> str:
@@ -71,6 +71,8 @@ def test_the_runtime_is_there(package: str) -> None:
     rtx_only = {name for name in used if name.startswith(("CudaGraphStrategy", "DynamicShapes"))}
     lacking = set() if package == "tensorrt_rtx" else rtx_only | BUILDER_ONLY
     assert missing(module, used - lacking) == []
+    if package == "tensorrt_lean":
+        assert missing(module, BUILDER_ONLY) == sorted(BUILDER_ONLY)
 
 
 def test_host_code_stays_forbidden() -> None:

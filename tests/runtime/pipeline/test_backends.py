@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import BundleError, MissingDependencyError, RequestError
 from sd2rt.runtime import Pipeline
@@ -55,6 +56,40 @@ def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], said: s
     with pytest.raises(BundleError, match=said) as caught:
         Pipeline.open(bundle(**entry), device="cuda", backend="tensorrt")
     assert "--engines-only --backend tensorrt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"refit": "identical"}, r"the whole of TensorRT puts them in: pip install 'sd2rt\[tensorrt\]'"),
+        ({"refit": "individual"}, None),
+        ({}, None),
+    ],
+)
+def test_weightless_engines_in_the_lean_runtime(
+    gpu: SimulatedGpu,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    said: str | None,
+) -> None:
+    """It has no parser to take a graph's weights with."""
+    lean = make_tensorrt(gpu, "tensorrt_lean")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_lean", lean)
+    entry = {
+        "version_compatible": True,
+        "options": BuilderOptions(backend="tensorrt", portable=True, **options),
+    }
+    path = compiled(small_bundle, tmp_path / "bundle", lean, **entry)
+    if said is None:
+        with Pipeline.open(path, device="cuda") as pipeline:
+            assert pipeline.backend == "tensorrt"
+        return
+    with pytest.raises(BundleError, match=said):
+        Pipeline.open(path, device="cuda", backend="tensorrt")
+    assert not hasattr(lean, "OnnxParserRefitter")
 
 
 def test_another_backend_is_said(bundle: Compile) -> None:
