@@ -1,4 +1,4 @@
-"""The README's Python, and more of its kind, as a user's type checkers see it: from a wheel and from a checkout."""
+"""The README's and the docs' Python, as a user's type checkers see it: from a wheel and from a checkout."""
 
 from __future__ import annotations
 
@@ -99,17 +99,23 @@ def main(pipe: Pipeline) -> None:
 """One mistake a line: checkers that call it right see nothing of the package."""
 
 
-def readme_python() -> str:
-    """The README's blocks, in order, as one program: later ones go on from earlier ones."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
-    return "\n".join(blocks)
+PAGES = ("README.md", "docs/python.md", "docs/loras.md")
+
+
+def pages_python() -> str:
+    """The blocks of the pages, in order, as one program: later ones go on from earlier ones."""
+    program = []
+    for page in PAGES:
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        assert blocks, page
+        program += blocks
+    return "\n".join(program)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
-    (folder / "readme.py").write_text(readme_python())
+    (folder / "pages.py").write_text(pages_python())
     (folder / "surface.py").write_text(SURFACE)
     (folder / "pyrightconfig.json").write_text("{}")
     return folder
@@ -149,12 +155,12 @@ def basedpyright(python: Path, folder: Path, *files: str) -> subprocess.Complete
 
 
 def test_mypy_strict_finds_nothing(python: Path, sources: Path) -> None:
-    found = mypy(python, sources, "readme.py", "surface.py")
+    found = mypy(python, sources, "pages.py", "surface.py")
     assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_basedpyright_finds_nothing(python: Path, sources: Path) -> None:
-    found = basedpyright(python, sources, "readme.py", "surface.py")
+    found = basedpyright(python, sources, "pages.py", "surface.py")
     assert found.returncode == 0, found.stdout + found.stderr
 
 
