@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.errors import EngineError, MissingDependencyError, engine_error
+from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions
+from sd2rt.engines.onnxruntime.cuda_errors import cuda_error, no_cuda
 from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
 from sd2rt.engines.weights.initializers import replaced_initializers
 
@@ -88,12 +89,10 @@ class OnnxRuntimeEngine(Closing):
             # Without its fallback, which would load everything on the CPU and say so on standard output.
             self._session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:
-            if device.kind == "cuda" and "CUDA" in str(error):
-                raise _no_cuda(device, str(error)) from error
-            raise engine_error(f"{path} cannot be loaded on {device}", error) from error
+            raise _translated(f"{path} cannot be loaded on {device}", device, error) from error
         del replaced
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise _no_cuda(device, "its CUDA provider did not start")
+            raise no_cuda(device, "its CUDA provider did not start")
         self.part = part
         self.device = device
         self._sessions = Sessions[OnnxRuntimeSession]()
@@ -201,23 +200,33 @@ class OnnxRuntimeSession(WaitedSession):
                     binding.bind_ortvalue_output(tensor.name, value)
                 self._bindings.append(binding)
         except Exception as error:
-            raise engine_error(f"{self._label} cannot be prepared", error) from error
+            raise _translated(f"{self._label} cannot be prepared", device, error) from error
         super().__init__(buffers, carry, watch)
-        self._options = [ort.RunOptions() for _ in self._bindings]
-        for options in self._options:
-            # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
-            number = next(_GRAPH_IDS) if device.kind == "cuda" else -1
-            options.add_run_config_entry("gpu_graph_id", str(number))
-            if device.kind == "cpu" and not carry:
-                # What is not a step comes once an image: the arena's memory is given back after it.
-                options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._device = device
+        # What is not a step comes once an image: the arena's memory is given back after it.
+        self._shrinks = device.kind == "cpu" and not carry
+        self._options = [self._run_options() for _ in self._bindings]
+
+    def _run_options(self) -> onnxruntime.RunOptions:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
+        number = next(_GRAPH_IDS) if self._device.kind == "cuda" else -1
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        if self._shrinks:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def launch(self) -> None:
         """Run once; see :class:`sd2rt.engines.interface.Session`."""
         try:
             self._session.run_with_iobinding(self._bindings[self._phase], self._options[self._phase])
         except Exception as error:
-            raise engine_error(f"{self._label} failed", error) from error
+            if self._device.kind == "cuda":
+                # A capture that was broken is not taken up again: the next launch begins one of another number.
+                self._options[self._phase] = self._run_options()
+            raise _translated(f"{self._label} failed", self._device, error) from error
         self._launched()
 
 
@@ -284,6 +293,10 @@ def import_onnxruntime(device: Device) -> Any:
     return ort
 
 
+def _translated(what: str, device: Device, error: Exception) -> Sd2rtError:
+    return engine_error(what, error) if device.kind == "cpu" else cuda_error(what, device, error)
+
+
 def _replace(
     options: Any, label: str, part: Part, path: Path, values: Mapping[str, Array], threads: int | None
 ) -> list[Any]:
@@ -300,11 +313,3 @@ def _replace(
     }
     options.add_external_initializers(list(replaced), list(replaced.values()))
     return list(replaced.values())
-
-
-def _no_cuda(device: Device, reason: str) -> MissingDependencyError:
-    first = " ".join(reason.split())[:200]
-    return MissingDependencyError(
-        f"ONNX Runtime could not start CUDA on {device} ({first}): check the driver and the CUDA libraries "
-        "with 'nvidia-smi', or use --device cpu"
-    )

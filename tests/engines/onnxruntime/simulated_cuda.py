@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -23,10 +23,23 @@ class SimulatedCuda:
     Args:
         missing: names of libraries that are not there.
         cuda_version: that the package was built for.
+        starts: whether the provider does; where its library is not found, ONNX Runtime goes on without a word.
+        opening: what opening a session raises.
+        running: what its runs raise, in turn.
     """
 
-    def __init__(self, *, missing: tuple[str, ...] = (), cuda_version: str = "13.0") -> None:
+    def __init__(
+        self,
+        *,
+        missing: tuple[str, ...] = (),
+        cuda_version: str = "13.0",
+        starts: bool = True,
+        opening: str | None = None,
+    ) -> None:
         self.missing, self.cuda_version = missing, cuda_version
+        self.starts, self.opening = starts, opening
+        self.running: list[str] = []
+        self.graph_ids: list[str] = []
         self.counts: Counter[str] = Counter()
         self.loaded: list[str] = []
 
@@ -42,6 +55,12 @@ class SimulatedCuda:
         module.cuda_version = self.cuda_version
         module.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
         module.preload_dlls = self.preload_dlls
+        module.InferenceSession = lambda *given, **options: InferenceSession(self, *given, **options)
+        module.OrtValue = SimpleNamespace(
+            ortvalue_from_numpy=lambda array, device="cpu", index=0: onnxruntime.OrtValue.ortvalue_from_numpy(
+                array
+            )
+        )
         return module
 
     def load_library(self, path: str) -> None:
@@ -56,3 +75,33 @@ class SimulatedCuda:
         time.sleep(0.02)
         for name in self.missing:
             print(f"Failed to load {name}")
+
+
+CUDA_OPTIONS = {"cudnn_conv_algo_search", "device_id", "enable_cuda_graph", "use_tf32"}
+"""Those of the provider's that are used. It refuses names that it does not know."""
+
+
+class InferenceSession:
+    def __init__(
+        self, cuda: SimulatedCuda, path: Any, options: Any, *, providers: list[Any], enable_fallback: int
+    ) -> None:
+        assert not enable_fallback
+        (name, given), fallback = providers
+        assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+        assert set(given) <= CUDA_OPTIONS
+        if cuda.opening is not None:
+            raise RuntimeError(cuda.opening)
+        self._cuda = cuda
+        self._session = onnxruntime.InferenceSession(path, options, providers=[fallback])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"] * self._cuda.starts + ["CPUExecutionProvider"]
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._cuda.graph_ids.append(options.get_run_config_entry("gpu_graph_id"))
+        if self._cuda.running:
+            raise RuntimeError(self._cuda.running.pop(0))
+        self._session.run_with_iobinding(binding, options)
