@@ -19,7 +19,7 @@ from benchmarks.recording import machine
         ("benchmarks/bench.py", True),
         ("benchmarks/scaling/point.py", True),
         ("benchmarks/results/2026-01-01-bench.json", False),
-        ("docs/design.md", False),
+        ("docs/decisions.md", False),
     ],
 )
 def test_changed_sources_are_told(

@@ -157,7 +157,7 @@ def shown(value: Any) -> str:
 _HEAD = f"""# Samplers
 
 Every sampler is a function from a noise schedule, options and a number of steps to a list of small matrices, one
-for each network call ([design](design.md)). This page is made by `make samplers`, from the tables themselves.
+for each network call ([design](decisions.md)). This page is made by `make samplers`, from the tables themselves.
 
 `error` is the proof: the worst relative difference, at any call, between a table and diffusers' scheduler of the
 same name, which is driven in float64 over the same random outputs and noises; both predictions,
