@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from sd2rt.engines.console import given_options
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.cli import options, parsing
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
@@ -21,36 +21,9 @@ from sd2rt.runtime.cli.run_arguments import (
     check_standard_input,
     prompts_of_standard_input,
 )
-from sd2rt.runtime.cli.run_generation import TOLD, check_save_depth, make, upscaled, upscaling
-from sd2rt.runtime.metadata.png import check_output, save_image
-
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "negative": ("negative_prompt",),
-    "mask": ("mask_image",),
-    "depth": ("depth_map",),
-    "steps": ("num_inference_steps", "timesteps", "sigmas"),
-    "guidance": ("guidance_scale",),
-    "rescale": ("guidance_rescale",),
-    "preset": (
-        "preset",
-        "sampler",
-        "sampler_options",
-        "schedule",
-        "num_inference_steps",
-        "guidance_scale",
-        "strength",
-        "timesteps",
-        "sigmas",
-    ),
-    "sampler": ("sampler", "sampler_options"),
-    "sampler_option": ("sampler_options",),
-    "timesteps": ("timesteps", "sigmas"),
-    "sigmas": ("timesteps", "sigmas"),
-    "zero_snr": ("rescale_betas_zero_snr",),
-    "variation": ("variation_seed", "variation_strength"),
-    "size": ("width", "height"),
-}
-"""Fields of a request whose place an option takes where --from gives them, if not those of its own name."""
+from sd2rt.runtime.cli.run_generation import check_upscaling, generate
+from sd2rt.runtime.cli.run_output import check_output, check_save_depth, save_image
+from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 
 
 def run(
@@ -206,7 +179,7 @@ def run(
     """Make images from a bundle."""
     bundle, prompts = bundle_and_prompts(words or [], recipe_of is not None)
     check_standard_input(prompts, {"--from": recipe_of, "--image": image, "--mask": mask, "--depth": depth})
-    options: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "negative_prompt": negative,
         "prompt_syntax": prompt_syntax,
         "clip_skip": clip_skip,
@@ -233,44 +206,30 @@ def run(
         "num_images_per_prompt": 1,
     }
     if max_image_pixels is not None:
-        options["max_image_pixels"] = max_image_pixels
+        fields["max_image_pixels"] = max_image_pixels
     if size is not None:
-        options["width"], options["height"] = parsing.size(size)
+        fields["width"], fields["height"] = parsing.size(size)
     if variation is not None:
-        options["variation_seed"], options["variation_strength"] = parsing.variation(variation)
-    recipe, mistyped, replaced = None, False, set[str]()
+        fields["variation_seed"], fields["variation_strength"] = parsing.variation(variation)
+    settings = RunSettings(bundle, prompts, fields, seed, tile, upscale, noise_level)
+    recipe = None
     if recipe_of is not None:
         from sd2rt.runtime.metadata.recipe import read_recipe
 
-        recipe = read_recipe(recipe_of)
-        told = {name: value for name, value in recipe.fields.items() if name not in _given(context)}
-        prompt, own_seed = told.pop("prompt", ""), told.pop("seed", None)
-        options |= told
-        mistyped = bundle is None and prompts is not None and prompts != [] and len(prompts[0].split()) == 1
-        replaced |= {"prompt_embeds"} if prompts != [] else set()
-        replaced |= {"negative_prompt_embeds"} if "negative_prompt" in _given(context) else set()
-        prompts = [prompt] if prompts == [] else prompts
-        bundle = str(recipe.bundle_path()) if bundle is None else bundle
-        seed = own_seed if seed is None else seed
-        tile = recipe.tile if tile is None else tile
-        if recipe.upscaled is not None and upscale is None:
-            upscale = str(recipe.upscaled.bundle_path())
-            if noise_level is None:
-                noise_level = recipe.upscaled.fields.get("noise_level")
-            options["noise_level"] = None
+        recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
     from sd2rt.engines.lora.file import named_loras
     from sd2rt.runtime.request.call import divide
     from sd2rt.runtime.request.fields import CallOptions
     from sd2rt.runtime.request.sampling import check_names, plan_of
 
     # Checked before anything is opened or built: a slip of the keyboard should not cost a minute.
-    each = [prompt for prompt in prompts or prompts_of_standard_input() for _ in range(_count(count))]
-    first = secrets.randbits(32) if seed is None else seed
-    requests = divide(each, cast(CallOptions, {**options, "seed": first}))
+    each = [
+        prompt for prompt in settings.prompts or prompts_of_standard_input() for _ in range(_count(count))
+    ]
+    first = secrets.randbits(32) if settings.seed is None else settings.seed
+    requests = divide(each, cast(CallOptions, {**settings.fields, "seed": first}))
     check_names(requests[0])
-    notes = [] if recipe is None else [*recipe.notes, *recipe.check_inputs(requests[0], replaced)]
-    if mistyped:
-        notes.append(f"{requests[0].prompt!r} is no bundle: it is taken for the prompt")
+    notes = [] if recipe is None else recipe.request_notes(requests[0])
     check_output(output, len(requests))
     embeddings = [parsing.embedding(text, allow_pickle) for text in embedding or ()]
     loras = named_loras(lora or [])
@@ -282,31 +241,21 @@ def run(
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.resolve import refuse_unless, resolve
 
-    path = bundle_or_demo(bundle, quiet or as_json)
+    path = bundle_or_demo(settings.bundle, quiet or as_json)
     # What a bundle does not do stands in its manifest: that is told before gigabytes are loaded.
     manifest = read_manifest(locate(path))
     requests = [resolve(request, manifest) for request in requests]
     plan_of(requests[0], manifest)
     for known in embeddings:
         check_embedding(known, manifest)
-    if recipe is not None:
-        notes += recipe.bundle_notes(manifest)
-        notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
-        notes += recipe.lora_notes(loras)
     if save_depth is not None:
         refuse_unless("depth-to-image", manifest)
-    if upscale is not None:
-        from PIL import Image
-
-        larger = read_manifest(locate(upscale))
-        refuse_unless("upscaling", larger)
-        for known in embeddings:
-            check_embedding(known, larger)
-        if recipe is not None and recipe.upscaled is not None:
-            notes += recipe.upscaled.bundle_notes(larger)
-        # Any image will do: only what it is asked with is looked at.
-        told = {name: getattr(requests[0], name) for name in TOLD}
-        resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), larger)
+    larger = None
+    if settings.upscaler is not None:
+        larger = read_manifest(locate(settings.upscaler))
+        check_upscaling(larger, requests[0], settings.noise_level, embeddings)
+    if recipe is not None:
+        notes += recipe.bundle_notes(manifest, larger, embeddings, loras)
     if not quiet:
         for note in notes:
             print(f"sd2rt: note: {note}", file=sys.stderr)
@@ -315,35 +264,32 @@ def run(
         "backend": backend,
         "precision": precision,
         "threads": threads,
-        "tile": TILE if tile is None else tile,
+        "tile": TILE if settings.tile is None else settings.tile,
     }
     with (
         shown_warnings(quiet),
         Pipeline.open(path, **opening, loras=loras) as pipeline,
-        nullcontext() if upscale is None else Pipeline.open(upscale, **opening) as upscaler,
+        nullcontext()
+        if settings.upscaler is None
+        else Pipeline.open(settings.upscaler, **opening) as upscaler,
         step_bar(hidden=quiet or as_json, images=len(requests)) as advance,
     ):
         for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
             for known in embeddings:
                 target.add_embedding(known)
         failures: list[EngineError] = []
-        # A batch at a time, each saved before the next is begun: an interruption loses no finished image.
-        for start in range(0, len(requests), pipeline.max_batch):
-            batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
-            made = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
-            if upscaler is not None:
-                made = upscaled(upscaler, made, noise_level, advance)
-            for outcome in made:
-                if isinstance(outcome, EngineError):
-                    failures.append(outcome)
-                    continue
-                picture, facts = outcome
-                timing = {"batch": len(batch), "batch_seconds": round(time.perf_counter() - began, 3)}
-                saved = save_image(picture, facts, output)
-                if as_json:
-                    print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
-                elif not quiet:
-                    print(saved, flush=True)
+        for outcome, timing in generate(
+            pipeline, upscaler, requests, settings.noise_level, advance, save_depth
+        ):
+            if isinstance(outcome, EngineError):
+                failures.append(outcome)
+                continue
+            picture, facts = outcome
+            saved = save_image(picture, facts, output)
+            if as_json:
+                print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
+            elif not quiet:
+                print(saved, flush=True)
     if failures:
         others = f"{len(failures)} of {len(requests)} images failed, the first: " if len(requests) > 1 else ""
         raise EngineError(f"{others}{failures[0]}")
@@ -353,10 +299,3 @@ def _count(count: int) -> int:
     if count < 1:
         raise RequestError(f"--count is {count}: give at least 1")
     return count
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The fields of a request that options on the command line are for."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    return {field for name in given for field in _FIELDS.get(name, (name,))}

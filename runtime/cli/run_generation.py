@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.cli.console import Advance
-from sd2rt.runtime.metadata.png import check_output, facts_of
+from sd2rt.runtime.cli.run_output import write_depth
+from sd2rt.runtime.metadata.png import facts_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.request import Request
 
-TOLD = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
+_TOLD = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
 """Fields of a request that hold for making its image larger, too."""
 
 Made = tuple[Any, dict[str, Any]]
 """An image, and the facts that go into its file."""
+
+
+def generate(
+    pipeline: Pipeline,
+    upscaler: Pipeline | None,
+    requests: list[Request],
+    noise_level: int | None,
+    advance: Advance,
+    save_depth: Path | None,
+) -> Iterator[tuple[Made | EngineError, dict[str, Any]]]:
+    """The images of all requests, and how long each took beside others.
+
+    A batch at a time, to be saved before the next is begun: an interruption loses no finished image.
+    """
+    for start in range(0, len(requests), pipeline.max_batch):
+        batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
+        made = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
+        if upscaler is not None:
+            made = upscaled(upscaler, made, noise_level, advance)
+        for outcome in made:
+            yield outcome, {"batch": len(batch), "batch_seconds": round(time.perf_counter() - began, 3)}
 
 
 def make(
@@ -30,7 +52,7 @@ def make(
     with pipeline.stream_requests(requests) as running:
         if save_depth is not None:
             # Of a request that has been planned: one that is refused leaves no file.
-            _save_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
+            write_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
         for progress in running:
             advance(stage, progress, len(requests))
         outcomes = running.outcomes()
@@ -49,7 +71,7 @@ def upscaled(
             yield outcome
             continue
         image, facts = outcome
-        own = {name: facts["request"][name] for name in TOLD if name in facts["request"]}
+        own = {name: facts["request"][name] for name in _TOLD if name in facts["request"]}
         (result,) = make(upscaler, [upscaling(image, noise_level, own)], "upscaling", advance)
         if isinstance(result, EngineError):
             yield result
@@ -68,21 +90,22 @@ def upscaling(image: Any, noise_level: int | None, told: Mapping[str, Any]) -> R
     return make_request(**told, image=image, noise_level=noise_level, max_image_pixels=pixels)
 
 
-def check_save_depth(path: Path | None, output: Path) -> None:
-    if path is None:
-        return
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise RequestError(f"--save-depth {path} is no .png file: depth maps are PNG")
-    if path.absolute() == output.absolute():
-        raise RequestError(f"--save-depth and --output are both {path}: give them two names")
-    check_output(path, 1, option="--save-depth")
+def check_upscaling(
+    manifest: Manifest, request: Request, noise_level: int | None, embeddings: Sequence[Embedding]
+) -> None:
+    """See that a bundle can make a request's images larger, with these embeddings, before they are made.
 
+    Raises:
+        RequestError: it cannot.
+    """
+    from PIL import Image
 
-def _save_depth(depth: NDArray[np.float32], path: Path) -> None:
-    from sd2rt.runtime.images.depth_map import save_depth
+    from sd2rt.runtime.prompts.textual_inversion import check_embedding
+    from sd2rt.runtime.request.resolve import refuse_unless, resolve
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_depth(depth, path)
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+    refuse_unless("upscaling", manifest)
+    for embedding in embeddings:
+        check_embedding(embedding, manifest)
+    # Any image will do: only what it is asked with is looked at.
+    told = {name: getattr(request, name) for name in _TOLD}
+    resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), manifest)

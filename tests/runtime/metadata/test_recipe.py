@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime import Pipeline, Request, read_recipe
-from sd2rt.runtime.cli.run import _FIELDS, run
+from sd2rt.runtime.cli.run import run
+from sd2rt.runtime.cli.run_recipe import FIELDS
 from sd2rt.runtime.metadata.recipe import digest, settings_of
 from sd2rt.runtime.request.request import make_request
 
@@ -225,7 +226,7 @@ def test_options_take_the_place_of_what_is_told(sd2rt: Command, small_bundle: Pa
 
 
 def test_options_are_known_by_the_fields_that_they_are_for() -> None:
-    """An option that is no field's name has to say in _FIELDS which ones it sets."""
+    """An option that is no field's name has to say in FIELDS which ones it sets."""
     own = {
         "context",
         "words",
@@ -242,8 +243,8 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
     }
     own |= {"as_json", "quiet", "embedding", "allow_pickle", "lora"}
     for name in set(inspect.signature(run).parameters) - own:
-        assert set(_FIELDS.get(name, (name,))) & set(Request.model_fields), name
-    assert set(_FIELDS) <= set(inspect.signature(run).parameters)
+        assert set(FIELDS.get(name, (name,))) & set(Request.model_fields), name
+    assert set(FIELDS) <= set(inspect.signature(run).parameters)
 
 
 def test_another_bundle_is_told(sd2rt: Command, refused: Refused, small_bundle: Path, tmp_path: Path) -> None:

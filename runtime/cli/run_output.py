@@ -1,0 +1,97 @@
+"""Files that `sd2rt run` writes: checked before anything is made, and never over an image that was not named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd2rt.engines.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def check_output(output: Path, total: int, option: str = "--output") -> None:
+    """See that ``total`` images can be put into ``output``, a .png file or a folder, before any is made.
+
+    Raises:
+        RequestError: they cannot.
+    """
+    if output.suffix.lower() == ".png" and not output.is_dir():
+        if total > 1:
+            raise RequestError(f"{option} {output} is one file for {total} images: give a folder")
+        folder = output.parent
+    else:
+        if output.suffix and not output.is_dir():
+            raise RequestError(f"{option} {output} is neither a .png file nor a folder: images are PNG")
+        folder = output
+    # Folders that are missing are made later, inside the first that is there.
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise RequestError(f"{option} {output}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RequestError(f"{option} {output}: {existing} cannot be written to: choose another folder")
+
+
+def check_save_depth(path: Path | None, output: Path) -> None:
+    """See that a depth map can be written to ``path``, beside the images in ``output``.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise RequestError(f"--save-depth {path} is no .png file: depth maps are PNG")
+    if path.absolute() == output.absolute():
+        raise RequestError(f"--save-depth and --output are both {path}: give them two names")
+    check_output(path, 1, option="--save-depth")
+
+
+def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
+    """Write an image into ``output``, a file or a folder, and return where it is."""
+    from sd2rt.runtime.images.write import save_png
+    from sd2rt.runtime.metadata.png import png_text
+
+    text = png_text(facts)
+    named = output.suffix.lower() == ".png" and not output.is_dir()
+    name = _name(facts)
+    path, number = output if named else output / f"{name}.png", 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                save_png(image, path, text, replace=named)
+                return path
+            except FileExistsError:
+                # An earlier image is never overwritten unless it was named.
+                path, number = output / f"{name}-{number}.png", number + 1
+    except OSError as error:
+        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_depth(depth: NDArray[np.float32], path: Path) -> None:
+    """Write a depth map [H, W], and the folder for it.
+
+    Raises:
+        EngineError: it cannot be written.
+    """
+    from sd2rt.runtime.images.depth_map import save_depth
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_depth(depth, path)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _name(facts: dict[str, Any]) -> str:
+    """The seed, and the one that it varies towards."""
+    settings = facts["request"]
+    return (
+        f"{facts['seed']}v{settings['variation_seed']}"
+        if "variation_strength" in settings
+        else f"{facts['seed']}"
+    )

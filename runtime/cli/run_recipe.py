@@ -1,0 +1,123 @@
+"""`sd2rt run --from`: a picture's recipe in the place of options that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.engines.lora.file import Lora
+    from sd2rt.runtime.metadata.recipe import Recipe
+    from sd2rt.runtime.prompts.textual_inversion import Embedding
+    from sd2rt.runtime.request.request import Request
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "negative": ("negative_prompt",),
+    "mask": ("mask_image",),
+    "depth": ("depth_map",),
+    "steps": ("num_inference_steps", "timesteps", "sigmas"),
+    "guidance": ("guidance_scale",),
+    "rescale": ("guidance_rescale",),
+    "preset": (
+        "preset",
+        "sampler",
+        "sampler_options",
+        "schedule",
+        "num_inference_steps",
+        "guidance_scale",
+        "strength",
+        "timesteps",
+        "sigmas",
+    ),
+    "sampler": ("sampler", "sampler_options"),
+    "sampler_option": ("sampler_options",),
+    "timesteps": ("timesteps", "sigmas"),
+    "sigmas": ("timesteps", "sigmas"),
+    "zero_snr": ("rescale_betas_zero_snr",),
+    "variation": ("variation_seed", "variation_strength"),
+    "size": ("width", "height"),
+}
+"""Fields of a request that an option replaces in a recipe, if not the field of its own name."""
+
+
+@dataclass(slots=True)
+class RunSettings:
+    """What a recipe can fill of a run; None, or no prompts, where the command line leaves it open."""
+
+    bundle: str | None
+    prompts: list[str] | None
+    """Empty where none is given; None where they are to be read from standard input."""
+    fields: dict[str, Any]
+    """Of the requests, but for prompts and seeds."""
+    seed: int | None
+    tile: int | None
+    upscaler: str | None
+    noise_level: int | None
+    """The upscaler's, where there is one."""
+
+
+class AppliedRecipe:
+    """A recipe that has filled a run's settings, and the notes that follow from it.
+
+    Args:
+        options: names of the options on the command line; what they are for is not filled.
+
+    Raises:
+        RequestError: the recipe's bundle is needed, and is not in the cache.
+    """
+
+    def __init__(self, recipe: Recipe, settings: RunSettings, options: set[str]) -> None:
+        self._recipe = recipe
+        replaced = {field for option in options for field in FIELDS.get(option, (option,))}
+        fields = {name: value for name, value in recipe.fields.items() if name not in replaced}
+        prompt, seed = fields.pop("prompt", ""), fields.pop("seed", None)
+        settings.fields |= fields
+        self._replaced_inputs: set[str] = set()
+        if "negative_prompt" in replaced:
+            self._replaced_inputs.add("negative_prompt_embeds")
+        prompts = settings.prompts
+        self._mistyped = settings.bundle is None and bool(prompts and len(prompts[0].split()) == 1)
+        if prompts == []:
+            settings.prompts = [prompt]
+        else:
+            self._replaced_inputs.add("prompt_embeds")
+        if settings.bundle is None:
+            settings.bundle = str(recipe.bundle_path())
+        if settings.seed is None:
+            settings.seed = seed
+        if settings.tile is None:
+            settings.tile = recipe.tile
+        if recipe.upscaled is not None and settings.upscaler is None:
+            settings.upscaler = str(recipe.upscaled.bundle_path())
+            if settings.noise_level is None:
+                settings.noise_level = recipe.upscaled.fields.get("noise_level")
+            settings.fields["noise_level"] = None
+
+    def request_notes(self, request: Request[Any]) -> list[str]:
+        """What cannot be honoured, and inputs that differ from the recipe's.
+
+        Raises:
+            RequestError: an input that the picture was made from is missing.
+        """
+        notes = [*self._recipe.notes, *self._recipe.check_inputs(request, self._replaced_inputs)]
+        if self._mistyped:
+            notes.append(f"{request.prompt!r} is no bundle: it is taken for the prompt")
+        return notes
+
+    def bundle_notes(
+        self,
+        manifest: Manifest,
+        upscaler: Manifest | None,
+        embeddings: Sequence[Embedding],
+        loras: Sequence[Lora],
+    ) -> list[str]:
+        """Bundles, embeddings and LoRAs that differ from the recipe's."""
+        recipe = self._recipe
+        notes = recipe.bundle_notes(manifest)
+        notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
+        notes += recipe.lora_notes(loras)
+        if upscaler is not None and recipe.upscaled is not None:
+            notes += recipe.upscaled.bundle_notes(upscaler)
+        return notes
