@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.images.array import as_array, described, is_array
-from sd2rt.runtime.images.convert import converted
+from sd2rt.runtime.images.convert import as_array, converted, described, is_array
 from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
 from sd2rt.runtime.images.resample import bicubic
 from sd2rt.runtime.images.write import save_png

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.images.array import as_array, described, is_array, to_bytes
-from sd2rt.runtime.images.convert import eight_bits, over_white
+from sd2rt.runtime.images.convert import as_array, described, eight_bits, is_array, over_white, to_bytes
 from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.images.array import as_array, described, is_array, to_bytes
-from sd2rt.runtime.images.convert import converted, eight_bits
+from sd2rt.runtime.images.convert import as_array, converted, described, eight_bits, is_array, to_bytes
 from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
 
 if TYPE_CHECKING:
