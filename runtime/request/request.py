@@ -236,14 +236,6 @@ class Request(BaseModel, Generic[Images]):
         def __init__(self, **fields: Any) -> None: ...
 
     @property
-    def guided(self) -> bool:
-        """Whether the unconditional row may be evaluated too: as in diffusers, where a scale is above 1.
-
-        Told of a request whose defaults have been filled in.
-        """
-        return self.guidance_scale is not None and bool(np.max(self.guidance_scale) > 1)
-
-    @property
     def varied(self) -> bool:
         """Whether the initial noise is not that of ``seed`` alone."""
         return self.variation_strength > 0

@@ -39,13 +39,18 @@ def test_as_many_scales_as_calls_are_one_each() -> None:
         assert scales(*given, calls=calls) == given
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, (1.0, 0.5), (0.0,)])
+@pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, (1.0, 0.5), (0.0, 1.0), (0.0,)])
 def test_a_scale_of_one_or_less_guides_nothing(scale: float | tuple[float, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         guidance = plan_guidance(scale, 0.7, (0.5, 2), LEVELS)
     assert guidance.guided == (False,) * 5
     np.testing.assert_array_equal(guidance.values, [[1, 0]] * 5)
+
+
+def test_a_scale_above_one_guides() -> None:
+    assert plan_guidance(1.01, 0.0, None, LEVELS).guided == (True,) * 5
+    assert plan_guidance((0, 1, 1.5), 0.0, None, LEVELS).guided == (False, False, False, True, True)
 
 
 def test_a_ramp_to_nothing_stops_guiding_where_it_reaches_one() -> None:

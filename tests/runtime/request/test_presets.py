@@ -37,8 +37,6 @@ def test_presets_come_before_the_bundles_defaults() -> None:
     assert settings(resolved()) == (None, None, 50, 7.5)
     assert settings(resolved(preset="turbo")) == ("euler", "trailing", 1, 0.0)
     assert settings(resolved(preset="lcm")) == ("lcm", None, 4, 1.0)
-    assert not resolved(preset="turbo").guided
-    assert not resolved(preset="lcm").guided
 
 
 def test_what_is_asked_comes_before_a_preset() -> None:

@@ -29,13 +29,6 @@ def test_guidance_scales(given: Any, kept: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "guided"), [(1, False), (1.01, True), ((0, 1), False), ((0, 1, 1.5), True), (None, False)]
-)
-def test_guided(given: Any, guided: bool) -> None:
-    assert make_request(prompt="a", guidance_scale=given).guided is guided
-
-
-@pytest.mark.parametrize(
     ("given", "kept"),
     [
         ((0.3, 5), (0.3, 5)),
