@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -72,12 +73,12 @@ def bench(
         raise RequestError("--prompt - is what 'sd2rt run' reads standard input for: give a text")
     from sd2rt.runtime.bench.comparison import compare as compared
     from sd2rt.runtime.bench.comparison import read_result
-    from sd2rt.runtime.bench.whole_file import check_target, write_whole
+    from sd2rt.runtime.bench.whole_file import write_whole
 
     # A slip of the keyboard should not cost the minutes that measuring takes.
     earlier = None if compare is None else read_result(compare)
-    check_target("--output", output)
-    check_target("--profile", profile)
+    _check_target("--output", output)
+    _check_target("--profile", profile)
     from sd2rt.runtime.bench.runner import Bench, Settings
     from sd2rt.runtime.bench.workload import PROMPT
 
@@ -124,3 +125,19 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _sizes(text: str | None) -> tuple[tuple[int, int], ...]:
     return () if text is None else tuple(dict.fromkeys(parsing.size(word) for word in text.split(",")))
+
+
+def _check_target(option: str, path: Path | None) -> None:
+    """See that a file can be written, before anything is measured.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise RequestError(f"{option} {path} is a folder: give a file")
+    if not path.parent.is_dir():
+        raise RequestError(f"{option} {path}: there is no folder {path.parent}: make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise RequestError(f"{option} {path}: {path.parent} cannot be written to: choose another folder")
