@@ -1,4 +1,4 @@
-"""The arrows of the design, `export -> engines <- runtime`, and the names that are public."""
+"""The arrows of the design, `export -> engines <- runtime`, the shape of its rooms, and the names that are public."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,11 @@ FORBIDDEN = {
     "runtime": {"sd2rt.export", *TRAINING},
     "export": {"sd2rt.runtime"},
 }
+
+
+ROOT = Path(__file__).parents[1]
+MOST_LINES = 400
+MOST_MODULES = 20
 
 
 def sources(folder: str) -> list[Path]:
@@ -69,7 +76,86 @@ def test_no_top_level_module_of_a_common_name(name: str, tmp_path: Path) -> None
     assert subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
+def module_of(path: Path, folder: str) -> str:
+    """The name of a package's module, by its file."""
+    parts = path.relative_to(ROOT / folder).with_suffix("").parts
+    return ".".join(("sd2rt", folder, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_no_cycles(folder: str) -> None:
+    """Modules import each other in one direction, those in functions and for type checkers counted."""
+    files = {module_of(path, folder): path for path in (ROOT / folder).rglob("*.py")}
+    graph = {
+        module: {
+            target
+            for _, name in imported(path)
+            # `from sd2rt.engines.errors import EngineError` names a module and what is in it.
+            for target in (name, name.rpartition(".")[0])
+            if target in files and target != module
+        }
+        for module, path in files.items()
+    }
+    assert sum(map(len, graph.values())) > len(files)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_rooms_say_what_they_are_for_and_are_small(folder: str) -> None:
+    rooms = {path.parent for path in (ROOT / folder).rglob("*.py")}
+    assert len(rooms) > 3
+    for room in rooms:
+        door = room / "__init__.py"
+        assert door.is_file(), room
+        assert ast.get_docstring(ast.parse(door.read_text(encoding="utf-8"))), door
+        assert len([*room.glob("*.py")]) - 1 <= MOST_MODULES, room
+
+
+def test_files_are_short() -> None:
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for folder in ("benchmarks", *FORBIDDEN)
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert len(lengths) > 200
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", *FORBIDDEN])
+def test_tests_mirror_sources(folder: str) -> None:
+    tests = ROOT / "tests" / folder
+    rooms = {path for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms |= {path.parent for path in tests.rglob("test_*.py")}
+    assert len(rooms) > 3
+    assert [room for room in rooms if not (ROOT / folder / room.relative_to(tests)).is_dir()] == []
+
+
 def test_public_names() -> None:
+    """The runtime's, and every error; each is what its home has."""
+    sd2rt = importlib.import_module("sd2rt")
+    runtime = importlib.import_module("sd2rt.runtime")
+    errors = importlib.import_module("sd2rt.engines.errors")
+    tree = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.Sd2rtError)
+    }
+    assert sd2rt.__all__ == sorted({*runtime.__all__, *tree})
+    assert dir(sd2rt) == sd2rt.__all__
+    for name in sd2rt.__all__:
+        public = getattr(sd2rt, name)
+        if name == "__version__":
+            assert public == version("sd2rt")
+        else:
+            assert public is getattr(importlib.import_module(public.__module__), name)
+    with pytest.raises(AttributeError, match="Pipelines"):
+        _ = sd2rt.Pipelines
+
+
+def test_public_names_of_the_runtime() -> None:
     runtime = importlib.import_module("sd2rt.runtime")
     assert runtime.__all__ == sorted(runtime.__all__)
     assert dir(runtime) == runtime.__all__
@@ -100,6 +186,27 @@ assert not loaded, loaded
 )
 def test_importing_is_lean(code: str, tmp_path: Path) -> None:
     run(LEAN.format(code=code, training=TRAINING), tmp_path)
+
+
+def test_importing_loads_little(tmp_path: Path) -> None:
+    code = (
+        "import sd2rt, sys\n"
+        "assert sd2rt.__version__ and 'Pipeline' in dir(sd2rt)\n"
+        "assert not {'numpy', 'pydantic'} & set(sys.modules)"
+    )
+    run(code, tmp_path)
+
+
+def test_help_loads_little(tmp_path: Path) -> None:
+    """All commands are asked for their options; none draws a bar or computes."""
+    code = (
+        "from sd2rt.runtime.cli.main import main\n"
+        "assert main(['--help']) == 0\n"
+        "import sys\n"
+        "assert 'sd2rt.export.cli.build' in sys.modules\n"
+        "assert not {'numpy', 'rich.progress'} & set(sys.modules)"
+    )
+    run(code, tmp_path)
 
 
 def test_opening_and_running_are_lean(small_bundle: Path, tmp_path: Path) -> None:
