@@ -14,6 +14,7 @@ from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
+from sd2rt.engines.tensorrt.engine_header import HeaderReader
 from sd2rt.engines.tensorrt.packages import load_module, unfit
 from sd2rt.engines.tensorrt.part import TensorRtPart
 
@@ -132,6 +133,7 @@ def _fitting(
 ) -> tuple[dict[PartName, list[EngineEntry]], str | None]:
     """The engines that fit, by part; and why those of the needed parts do not."""
     lean = module.__name__ == "tensorrt_lean"
+    headers = HeaderReader(module, gpu.compute_capability) if backend == "tensorrt-rtx" else None
     fits: dict[PartName, list[EngineEntry]] = {}
     reasons: dict[PartName, str] = {}
     for entry in bundle.manifest.engines:
@@ -141,6 +143,8 @@ def _fitting(
                 why = f"it takes the whole of TensorRT: {_INSTALL}"
             if why is None and lean and entry.options.refit == "identical":
                 why = f"its weights are the bundle's, and the whole of TensorRT puts them in: {_INSTALL}"
+            if why is None and headers is not None:
+                why = headers.unfit(bundle.path / entry.file.path)
             if why is None:
                 fits.setdefault(entry.part, []).append(entry)
             else:

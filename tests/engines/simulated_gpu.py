@@ -62,6 +62,7 @@ class SimulatedGpu:
         pace: ``lazy`` works only when something waits, ``eager`` at once, ``random`` now and then.
         missing: what opening a device raises, where there is none.
         core_version: of cuda-core.
+        driver: whether TensorRT for RTX finds one.
         captures_to_break: so many captures fail at their end, as another thread's call makes them fail.
     """
 
@@ -72,6 +73,7 @@ class SimulatedGpu:
     capability: tuple[int, int] = (9, 0)
     missing: Exception | None = None
     core_version: str = "1.2.2"
+    driver: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     fault: str | None = None
     captures_to_break: int = 0

@@ -10,6 +10,7 @@ import enum
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,10 +24,13 @@ from sd2rt.engines.bundle.schema import File, Part, Tensor
 from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.tensorrt.engine_header import MASK_BITS, MASK_OFFSET
 
 from .simulated_gpu import FaultError, SimulatedGpu
 
 Sizes = dict[str, tuple[int, int, int]]
+
+_MAGIC, _HEADER = b"vgrt", 64
 
 _KERNELS: dict[str, OnnxRuntimeEngine] = {}
 _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "uint8": "UINT8", "bool": "BOOL"}
@@ -53,6 +57,14 @@ def build(
         **(plan or {}),
     }
     data = json.dumps(content).encode()
+    if module.__name__ == "tensorrt_rtx":
+        capabilities = entry.get("compute_capabilities", ())
+        mask = content.pop("mask", sum(MASK_BITS.get(item, 0) for item in capabilities))
+        data = (
+            _MAGIC.ljust(MASK_OFFSET, b"\0")
+            + struct.pack("<I", mask).ljust(_HEADER - MASK_OFFSET, b"\0")
+            + data
+        )
     path = folder / name / f"{backend}.engine"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -93,12 +105,14 @@ def make_tensorrt(gpu: SimulatedGpu, name: str = "tensorrt", version: str = "11.
     module.ILogger = ILogger
     module.TensorLocation = TensorLocation
     module.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
-    module.Runtime = type("Runtime", (Runtime,), {"module": module})
+    module.Runtime = type("Runtime", (RtxRuntime if rtx else Runtime,), {"module": module})
     module.ICudaEngine = RtxEngine if rtx else ICudaEngine
     module.IExecutionContext = RtxExecutionContext if rtx else IExecutionContext
     module.IRuntimeConfig = RtxRuntimeConfig if rtx else IRuntimeConfig
     if rtx:
         module.IRuntimeCache = IRuntimeCache
+        module.EngineValidity = EngineValidity
+        module.EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
         module.CudaGraphStrategy = CudaGraphStrategy
         module.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
     return module
@@ -157,7 +171,8 @@ class Runtime:
         self.module.gpu.counts["deserialize"] += 1
         self.logger.log(Severity.INFO, "Loaded engine size: 0 MiB")
         try:
-            plan = json.loads(bytes(serialized_engine))
+            content = bytes(serialized_engine)
+            plan = json.loads(content[_HEADER:] if content.startswith(_MAGIC) else content)
             if plan["module"] != self.module.__name__:
                 raise ValueError(f"engine of {plan['module']}")
         except ValueError as error:
@@ -170,6 +185,36 @@ class Runtime:
             self.logger.log(Severity.ERROR, said)
             return None
         return self.module.ICudaEngine(self.module, self.logger, plan)
+
+
+class EngineValidity(enum.Enum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.Enum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    MALFORMED_ENGINE = 32
+
+
+class RtxRuntime(Runtime):
+    engine_header_size = _HEADER
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[EngineValidity, int]:
+        gpu: SimulatedGpu = self.module.gpu
+        if not buffer.startswith(_MAGIC) or len(buffer) < _HEADER:
+            self.logger.log(Severity.INFO, "the header does not conform")
+            return EngineValidity.INVALID, EngineInvalidityDiagnostics.MALFORMED_ENGINE.value
+        if not gpu.driver:
+            self.logger.log(Severity.INTERNAL_ERROR, "Error reading CUDA GPU properties (cudaError 35)")
+            return EngineValidity.INVALID, 0
+        bit = MASK_BITS.get(".".join(map(str, gpu.capability)), 0)
+        if not struct.unpack_from("<I", buffer, MASK_OFFSET)[0] & bit:
+            self.logger.log(Severity.ERROR, "the engine has no code for this GPU")
+            return EngineValidity.INVALID, EngineInvalidityDiagnostics.UNSUPPORTED_CC.value
+        return EngineValidity.VALID, 0
 
 
 class ICudaEngine:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.tensorrt import context, engine, kernel_cache, trt_log
+from sd2rt.engines.tensorrt import context, engine, engine_header, kernel_cache, trt_log
 from sd2rt.engines.tensorrt.compile import checks, compiler, layer_report, targets
 from sd2rt.engines.tensorrt.packages import DTYPES
 
@@ -18,7 +18,7 @@ from ..simulated_gpu import SimulatedGpu
 from ..simulated_tensorrt import make_tensorrt
 
 BUILDER = (compiler, checks, layer_report, targets)
-RUNTIME = (engine, context, kernel_cache, trt_log)
+RUNTIME = (engine, context, engine_header, kernel_cache, trt_log)
 BUILDER_ONLY = {"OnnxParserRefitter"}
 """Of the runtime's names, those that a package without a builder lacks; engines that need it are refused there."""
 
@@ -68,7 +68,7 @@ def test_the_runtime_is_there(package: str) -> None:
     used = names(RUNTIME)
     assert {"Runtime", "Refitter", "Weights"} <= used
     module = pytest.importorskip(package)
-    rtx_only = {name for name in used if name.startswith(("CudaGraphStrategy", "DynamicShapes"))}
+    rtx_only = {name for name in used if name.split(".")[0] in _RTX_ALONE}
     lacking = set() if package == "tensorrt_rtx" else rtx_only | BUILDER_ONLY
     assert missing(module, used - lacking) == []
     if package == "tensorrt_lean":
@@ -160,6 +160,7 @@ _HOLDERS = {
     "trt": None,
     "module": None,
     "runtime": "Runtime",
+    "_runtime": "Runtime",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
     "context": "IExecutionContext",
@@ -170,6 +171,10 @@ _HOLDERS = {
 """The names that the runtime's modules give to TensorRT's objects, and their classes."""
 _RTX_ALONE = {
     "CudaGraphStrategy",
+    "EngineInvalidityDiagnostics",
+    "EngineValidity",
+    "engine_header_size",
+    "get_engine_validity",
     "DynamicShapesKernelSpecializationStrategy",
     "create_runtime_cache",
     "cuda_graph_strategy",

@@ -92,6 +92,41 @@ def test_weightless_engines_in_the_lean_runtime(
     assert not hasattr(lean, "OnnxParserRefitter")
 
 
+@pytest.mark.parametrize(("capability", "mask", "taken"), [((9, 0), 0x7E, False), ((8, 9), 0x7E, True)])
+def test_portable_engines_without_code_for_the_gpu(
+    gpu: SimulatedGpu,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    mask: int,
+    taken: bool,
+) -> None:
+    """TensorRT for RTX names no 9.0: an H100 is later than 8.0, and runs none of its engines."""
+    gpu.capability = capability
+    rtx = make_tensorrt(gpu, "tensorrt_rtx", "1.7.1.116")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    entry = {
+        "backend": "tensorrt-rtx",
+        "compute_capabilities": ("8.0", "8.6", "8.9", "12.0"),
+        "hardware_compatible": True,
+        "plan": {"mask": mask},
+    }
+    path = compiled(small_bundle, tmp_path / "bundle", rtx, **entry)
+    if taken:
+        with Pipeline.open(path, device="cuda") as pipeline:
+            assert pipeline.backend == "tensorrt-rtx"
+        return
+    with pytest.raises(BundleError, match="it holds no code for this GPU, which is sm_90"):
+        Pipeline.open(path, device="cuda", backend="tensorrt-rtx")
+    # And ONNX Runtime's turn comes.
+    with (
+        pytest.warns(RuntimeWarning, match="ONNX Runtime is used: .* holds no code for this GPU"),
+        pytest.raises(MissingDependencyError, match="no CUDA provider"),
+    ):
+        Pipeline.open(path, device="cuda")
+
+
 def test_another_backend_is_said(bundle: Compile) -> None:
     """This ONNX Runtime has no CUDA: that is as far as it goes."""
     path = bundle(compute_capabilities=("8.9",))
