@@ -15,22 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def make_site(folder: Path, root: Path = ROOT) -> Path:
     """Fill ``folder`` with what an installation of the checkout ``root`` would have, and return it.
 
-    ``sd2rt`` is links to the checkout's folders; beside it lies the metadata by which the command line finds its
+    ``sd2rt`` is a link to the checkout's package; beside it lies the metadata by which the command line finds its
     subcommands and its version. On PYTHONPATH it comes before any installed ``sd2rt``: what is measured is this
     checkout.
     """
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    package = folder / "sd2rt"
-    package.mkdir(parents=True, exist_ok=True)
-    for dotted, path in project["tool"]["setuptools"]["package-dir"].items():
-        # A subpackage's folder comes with its parent's.
-        _, name, *deeper = dotted.split(".")
-        link = package / name
-        if deeper:
-            continue
-        if link.is_symlink():
-            link.unlink()
-        link.symlink_to(root / path, target_is_directory=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "sd2rt"
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(
+        root / project["tool"]["setuptools"]["package-dir"][""] / "sd2rt", target_is_directory=True
+    )
     about = project["project"]
     metadata = folder / f"sd2rt-{about['version']}.dist-info"
     metadata.mkdir(exist_ok=True)
