@@ -12,7 +12,7 @@ from sd2rt.engines.bundle.schema import File, Model, Precision, Sha256
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 BackendName = Literal["auto", "onnxruntime", "openvino", EngineBackend]
-"""What may run a bundle; ``auto`` chooses."""
+"""Backends by name; ``auto`` chooses one."""
 Refit = Literal["no", "all", "individual", "identical"]
 
 _Size = Annotated[int, Field(ge=1)]

@@ -33,7 +33,7 @@ def generate(
     advance: Advance,
     save_depth: Path | None,
 ) -> Iterator[tuple[Made | EngineError, dict[str, Any]]]:
-    """The images of all requests, and how long each took beside others.
+    """Yield each image, or the error in its place, with the size and the seconds of its batch so far.
 
     A batch at a time, to be saved before the next is begun: an interruption loses no finished image.
     """

@@ -1,4 +1,4 @@
-"""`sd2rt run --from`: a picture's recipe in the place of options that are left out."""
+"""`sd2rt run --from`: fill options that are left out from a picture's recipe."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(slots=True)
 class RunSettings:
-    """What a recipe can fill of a run; None, or no prompts, where the command line leaves it open."""
+    """Settings of a run that a recipe can fill; None, or no prompts, where the command line leaves them open."""
 
     bundle: str | None
     prompts: list[str] | None
@@ -96,7 +96,7 @@ class AppliedRecipe:
             settings.fields["noise_level"] = None
 
     def request_notes(self, request: Request[Any]) -> list[str]:
-        """What cannot be honoured, and inputs that differ from the recipe's.
+        """Notes on settings that cannot be honoured, and on inputs that differ from the recipe's.
 
         Raises:
             RequestError: an input that the picture was made from is missing.
@@ -113,7 +113,7 @@ class AppliedRecipe:
         embeddings: Sequence[Embedding],
         loras: Sequence[Lora],
     ) -> list[str]:
-        """Bundles, embeddings and LoRAs that differ from the recipe's."""
+        """Notes on bundles, embeddings and LoRAs that differ from the recipe's."""
         recipe = self._recipe
         notes = recipe.bundle_notes(manifest)
         notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})

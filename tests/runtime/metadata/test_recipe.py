@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +15,7 @@ from safetensors.numpy import save_file
 
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime import Pipeline, Request, read_recipe
-from sd2rt.runtime.cli.run import run
-from sd2rt.runtime.cli.run_recipe import FIELDS
+from sd2rt.runtime import Pipeline, read_recipe
 from sd2rt.runtime.metadata.recipe import digest, settings_of
 from sd2rt.runtime.request.request import make_request
 
@@ -223,28 +220,6 @@ def test_options_take_the_place_of_what_is_told(sd2rt: Command, small_bundle: Pa
     # A word alone is a prompt, unless it is a bundle's.
     said = sd2rt("run", "--from", "first.png", small_bundle, "--json", "-o", "second.png")
     assert json.loads(said.out)["prompt"] == "a"
-
-
-def test_options_are_known_by_the_fields_that_they_are_for() -> None:
-    """An option that is no field's name has to say in FIELDS which ones it sets."""
-    own = {
-        "context",
-        "words",
-        "recipe_of",
-        "save_depth",
-        "upscale",
-        "count",
-        "output",
-        "device",
-        "backend",
-        "precision",
-        "threads",
-        "tile",
-    }
-    own |= {"as_json", "quiet", "embedding", "allow_pickle", "lora"}
-    for name in set(inspect.signature(run).parameters) - own:
-        assert set(FIELDS.get(name, (name,))) & set(Request.model_fields), name
-    assert set(FIELDS) <= set(inspect.signature(run).parameters)
 
 
 def test_another_bundle_is_told(sd2rt: Command, refused: Refused, small_bundle: Path, tmp_path: Path) -> None:
