@@ -184,6 +184,15 @@ class CudaDevice(Closing):
             raise self.translate(error, what, nbytes) from error
         return Memory(self, buffer, nbytes)
 
+    def trim(self) -> None:
+        """Give the GPU back what the pool keeps of freed memory, for what does not allocate from it; waits."""
+        self.enter("freeing memory")
+        self.synchronize()
+        # A GPU without pools keeps nothing.
+        with contextlib.suppress(AttributeError):
+            pool = self._handle_here().memory_resource.handle
+            importlib.import_module("cuda.bindings.driver").cuMemPoolTrimTo(pool, 0)
+
     def pin(self, nbytes: int, what: str) -> PinnedMemory:
         """Memory of the host that the device can copy from and to while the host goes on.
 

@@ -40,7 +40,7 @@ class TensorRtContext:
         dims: Mapping[str, int],
         stream: int,
     ) -> None:
-        self._log = log
+        self._log, self._unsaved = log, kernels
         self._context = context = _create(module, engine, log, kernels)
         self._check(
             context.set_optimization_profile_async(profile, stream),
@@ -69,6 +69,10 @@ class TensorRtContext:
 
     def enqueue(self, stream: int) -> None:
         self._check(self._context.execute_async_v3(stream), "it cannot be enqueued")
+        if self._unsaved is not None:
+            # Compiled by now: a process that is killed leaves them too.
+            self._unsaved.save()
+            self._unsaved = None
 
     def capturable(self, stream: int) -> bool:
         # TensorRT for RTX can say; TensorRT's engines can be captured as long as they are static.

@@ -28,6 +28,7 @@ from sd2rt.engines.tensorrt.profile_shapes import ShapeRange, profile_shapes
 from sd2rt.engines.tensorrt.trt_log import shared_log
 from sd2rt.engines.weights.initializers import Weights
 
+_NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 _CHUNK_BYTES = 16 << 20
 
 
@@ -76,7 +77,14 @@ class TensorRtEngine(Closing):
             runtime = module.Runtime(self._log)
             engine = runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise self._refusal(self._log.take_error())
+                reason = self._log.take_error()
+                if _NO_MEMORY.search(reason):
+                    # It takes no memory from the pool, which keeps what sessions have freed.
+                    device.trim()
+                    engine = runtime.deserialize_cuda_engine(content)
+                    reason = self._log.take_error()
+                if engine is None:
+                    raise self._refusal(reason)
             # An engine keeps nothing of its runtime alive.
             self._runtime, self._engine = runtime, engine
             self._check_tensors()
@@ -85,7 +93,7 @@ class TensorRtEngine(Closing):
                 self._kernels = KernelCache(module, engine, entry.file.sha256, device)
 
     def _refusal(self, reason: str) -> BundleError | RuntimeError:
-        if re.search(r"out ?of ?memory|cudaError", reason, re.IGNORECASE):
+        if _NO_MEMORY.search(reason) or "cudaError" in reason:
             # The device's trouble, not the file's.
             return RuntimeError(reason)
         return BundleError(

@@ -60,3 +60,4 @@ class KernelCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(content)
+            self._known = content

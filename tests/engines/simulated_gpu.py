@@ -78,6 +78,7 @@ class SimulatedGpu:
     fault: str | None = None
     captures_to_break: int = 0
     allocations: list[Allocation] = field(default_factory=list)
+    pooled_bytes: int = 0
     streams: dict[int, Stream] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,11 +110,23 @@ class SimulatedGpu:
     def driver_module(self) -> Any:
         module: Any = ModuleType("cuda.bindings.driver")
         module.cuMemGetInfo = lambda: (0, self.free_bytes, self.total_bytes)
+        module.cuMemPoolTrimTo = self.trim_pool
         return module
 
     @property
     def free_bytes(self) -> int:
         return self.total_bytes - sum(a.nbytes for a in self.allocations if a.alive and not a.pinned)
+
+    def trim_pool(self, pool: object, keep: int) -> tuple[int]:
+        assert (pool, keep) == ("the pool", 0)
+        self.called("trim")
+        self.pooled_bytes = 0
+        return (0,)
+
+    def end(self, allocation: Allocation) -> None:
+        """Memory is freed: it is the pool's, for other memory of it, and for nothing else."""
+        allocation.end()
+        self.pooled_bytes += allocation.nbytes
 
     @property
     def pinned_bytes(self) -> int:
@@ -151,6 +164,8 @@ class SimulatedGpu:
     def allocate(self, nbytes: int, *, pinned: bool) -> Allocation:
         if not pinned and nbytes > self.free_bytes:
             raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: simulated")
+        if not pinned:
+            self.pooled_bytes = max(0, self.pooled_bytes - nbytes)
         backing = np.empty(nbytes + 512, np.uint8)
         address = -(-backing.ctypes.data // 512) * 512
         made = Allocation(address, nbytes, pinned, backing)
@@ -388,11 +403,12 @@ class Buffer:
             owned.end()
         else:
             self._gpu.called("free")
-            stream.enqueue(owned.end)
+            stream.enqueue(lambda: self._gpu.end(owned))
 
     def __del__(self) -> None:
         if self._owns is not None and not self._owns.pinned and self._gpu.fault is None:
-            self._stream.queue.append(self._owns.end)
+            gpu, owned = self._gpu, self._owns
+            self._stream.queue.append(lambda: gpu.end(owned))
 
 
 class LegacyPinnedMemoryResource:
@@ -414,6 +430,7 @@ class Device:
             raise ValueError(f"device_id must be within [0, {gpu.devices}), got {index}")
         self._gpu, self._index = gpu, index
         self.name = "Simulated GPU 1"
+        self.memory_resource = SimpleNamespace(handle="the pool")
         self.compute_capability = SimpleNamespace(major=gpu.capability[0], minor=gpu.capability[1])
 
     def set_current(self) -> None:

@@ -181,6 +181,10 @@ class Runtime:
             )
             self.logger.log(Severity.ERROR, "what follows from it")
             return None
+        gpu: SimulatedGpu = self.module.gpu
+        if plan.get("bytes", 0) > gpu.free_bytes - gpu.pooled_bytes:
+            self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was many bytes)")
+            return None
         if said := plan.get("refused"):
             self.logger.log(Severity.ERROR, said)
             return None

@@ -289,4 +289,6 @@ def test_the_simulation_offers_nothing_that_cuda_core_lacks() -> None:
         assert public <= set(dir(real)), fake
     system = pytest.importorskip("cuda.core.system")
     assert {"get_kernel_mode_driver_version", "get_user_mode_driver_version"} <= set(dir(system))
-    assert hasattr(pytest.importorskip("cuda.bindings.driver"), "cuMemGetInfo")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    assert {"cuMemGetInfo", "cuMemPoolTrimTo"} <= set(dir(driver))
+    assert hasattr(core.DeviceMemoryResource, "handle")

@@ -102,6 +102,21 @@ def test_engine_that_does_not_fit_the_device(bench: Bench) -> None:
         bench.open(entry)
 
 
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_engine_gets_what_the_pool_keeps(bench: Bench, share: float) -> None:
+    """It does not allocate from it; what is too large all the same is refused, after one more try."""
+    bench.device.allocate(bench.gpu.total_bytes // 2, "a size that was").free()
+    bench.device.synchronize()
+    entry = bench.build(plan={"bytes": int(bench.gpu.free_bytes * share)})
+    if share < 1:
+        with bench.open(entry) as engine:
+            assert np.isfinite(decode(engine)).all()
+    else:
+        with pytest.raises(EngineError, match="cannot be loaded on cuda:0: out of memory"):
+            bench.open(entry)
+    assert (bench.gpu.counts["trim"], bench.gpu.counts["deserialize"]) == (1, 2)
+
+
 def _changed(part: Part, **changes: Any) -> dict[str, Any]:
     described = part.model_dump(mode="json")
     described.update(changes)

@@ -41,6 +41,21 @@ def test_kernel_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert run(DIMS) == frozenset()
 
 
+def test_kernels_are_kept_of_a_process_that_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
+    module = make_tensorrt(bench.gpu, "tensorrt_rtx", "1.7.1.116")
+    entry = bench.build(module=module, backend="tensorrt-rtx")
+    with bench.open(entry, module) as engine:
+        decode(engine)
+        (path,) = (cache_dir() / "kernels").iterdir()
+        first = path.stat()
+        decode(engine)
+        decode(engine)
+        assert path.stat() == first
+
+
 def test_kernels_are_compiled_before_they_are_captured(bench: Bench) -> None:
     module = make_tensorrt(bench.gpu, "tensorrt_rtx")
     entry = bench.build(module=module, backend="tensorrt-rtx")
