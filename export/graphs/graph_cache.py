@@ -47,7 +47,7 @@ from sd2rt.export.graphs.onnx_part import (
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 """The packages that say what a graph looks like."""
 
-GRAPH_REVISION = 1
+GRAPH_REVISION = 2
 """Raise it when a part computes something else, or its graph is written otherwise, for the same configuration.
 
 Archives of other revisions are not read. Moving and rewording the modules leaves it alone; a test compares the

@@ -87,14 +87,17 @@ class Denoiser(nn.Module):
         m_c = torch.bmm(shares.unsqueeze(1), m_p).squeeze(1) + rest * m_u
         scale, rescale = guidance.chunk(2, dim=1)  # [B, 1] each
         d = m_u + scale * (m_c - m_u)
-        std_c, std_d = m_c.std(1).unsqueeze(1), d.std(1).unsqueeze(1)
+        # The correction cancels in the ratio, and as an unbiased one it is the count of the values less one, which a
+        # graph computes from shapes: on a GPU, ONNX Runtime leaves that to the CPU, and captures no such graph.
+        std_c, std_d = m_c.std(1, correction=0).unsqueeze(1), d.std(1, correction=0).unsqueeze(1)
         # phi = 0 leaves D as it is to the bit, whatever the spread of the outputs: no 0 / 0 on the way.
         off = rescale == 0
         ratio = std_c / torch.where(off, 1.0, std_d)
         d = d * torch.where(off, 1.0, rescale * ratio + (1 - rescale))
         inputs = torch.cat([flat, d.unsqueeze(1), noise.flatten(1).unsqueeze(1)], dim=1)
         new = torch.bmm(update, inputs)  # [B, K+1, Chw]
-        finite = torch.isfinite(new).flatten(1).all(1).to(torch.uint8)
+        # One reduction: what is not finite makes its sum so. No sum of latents that mean anything overflows.
+        finite = (new.flatten(1).sum(1).abs() <= torch.finfo(torch.float32).max).to(torch.uint8)
         return new.reshape(b, slots, c, h, w), finite
 
 
