@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import os
 import subprocess
 import sys
@@ -42,6 +45,19 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     assert names - information == package_files()
+
+
+def test_the_wheel_records_its_files(wheel: Path) -> None:
+    """Every file but the record itself, with its SHA-256 and its size, as pip checks them."""
+    with zipfile.ZipFile(wheel) as archive:
+        [record] = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
+        rows = {name: told for name, *told in csv.reader(archive.read(record).decode().splitlines())}
+        assert rows.pop(record) == ["", ""]
+        assert rows.keys() == set(archive.namelist()) - {record}
+        for name, (digest, size) in rows.items():
+            content = archive.read(name)
+            encoded = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            assert (digest, size) == (f"sha256={encoded}", str(len(content))), name
 
 
 def test_the_sdist_holds_the_tree(tmp_path: Path) -> None:
