@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
@@ -101,7 +102,7 @@ def variance_preserving(
     timesteps are rounded, the others' cut off, as diffusers does. ``repeat_last``: where those end above no noise,
     they end at their own last level, not at the schedule's lowest.
 
-    Raises RequestError for eta.
+    Raises RequestError for eta, and for a late start after the last timestep that lambda_min_clipped leaves.
     """
     refuse_eta(config, options)
     total = noise.config.num_train_timesteps
@@ -115,6 +116,11 @@ def variance_preserving(
         timesteps = custom(total, options.timesteps, whole=True)
     else:
         timesteps = _whole(noise, config, step_count(total, options))
+    if start >= len(timesteps):
+        raise RequestError(
+            f"lambda_min_clipped {config.lambda_min_clipped} leaves {len(timesteps)} of {options.step_count} steps, "
+            f"and strength {options.strength} none of them: give a higher strength"
+        )
     final = 0.0 if config.final_sigmas_type == "zero" else float(noise.sigmas[0])
     if config.levels == "spaced":
         levels = np.interp(timesteps, np.arange(total), noise.sigmas)

@@ -137,3 +137,14 @@ def test_options_that_a_sampler_does_not_support(
 def test_a_rule_for_levels_and_a_list_of_them(name: SamplerName, options: SamplingOptions) -> None:
     with pytest.raises(RequestError, match="are given, and the schedule is karras: leave one of the two out"):
         make_plan(noise_config(), config_of(name, levels="karras"), options)
+
+
+@pytest.mark.parametrize("name", ["dpmpp-2m", "dpmpp-2m-sde", "sa-solver"])
+def test_a_late_start_after_the_timesteps_that_a_clipped_schedule_has(name: SamplerName) -> None:
+    config = config_of(name, "trailing", lambda_min_clipped=-1.3)
+    noise = noise_config(beta_schedule="linear")
+    make_plan(noise, config, SamplingOptions(34, strength=0.9))
+    with pytest.raises(
+        RequestError, match=r"^lambda_min_clipped -1.3 leaves 22 of 34 steps, and strength 0.3 none"
+    ):
+        make_plan(noise, config, SamplingOptions(34, strength=0.3))
