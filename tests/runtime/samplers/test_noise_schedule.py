@@ -1,45 +1,116 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
+from .samplers.rounded_betas import rounded_betas
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
-@pytest.mark.parametrize(
-    ("start", "end", "count"), [(0.00085, 0.012, 1000), (1e-4, 0.02, 1000), (1e-4, 0.02, 37), (0.5, 0.6, 1)]
+Schedule = Literal["linear", "scaled_linear"]
+
+
+SCHEDULES = pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
+RANGES = pytest.mark.parametrize(
+    ("start", "end", "count"),
+    [(0.00085, 0.012, 1000), (1e-4, 0.02, 1000), (1e-4, 0.006, 1000), (1e-4, 0.02, 37), (0.5, 0.6, 1)],
 )
-def test_tables_are_those_of_diffusers_betas(
-    beta_schedule: Literal["linear", "scaled_linear"], start: float, end: float, count: int
-) -> None:
-    noise = NoiseSchedule(
-        NoiseConfig(
-            num_train_timesteps=count,
-            beta_start=start,
-            beta_end=end,
-            beta_schedule=beta_schedule,
-            prediction_type="epsilon",
-        )
+
+ULPS = {"linear": 2, "scaled_linear": 6}
+"""Of float32, between diffusers' betas and correctly rounded ones, on any processor. torch.linspace multiplies and
+adds, and without fused multiply-add that is an ulp off; one more is left to its library. Squares of numbers that are
+two ulps apart are up to 2 * 2 * sqrt(2) apart, and each is rounded."""
+
+RESCALED_ULPS = 32
+"""The same of rescaled betas: in ulps of the alphas that they are one minus, times the digits that are lost where
+signals nearly cancel. A square root that is an ulp off is up to 2**-23 of a signal s, and of what is left when the
+last one is taken off, 2**-23 (s + s_T) / (s - s_T); two of these, squared, are 8 times 2**-24 in their ratio. All
+other operations together round by 24 times 2**-24 at most."""
+
+
+def noise_config(
+    beta_schedule: Schedule, start: float, end: float, count: int, zero_snr: bool = False
+) -> NoiseConfig:
+    return NoiseConfig(
+        num_train_timesteps=count,
+        beta_start=start,
+        beta_end=end,
+        beta_schedule=beta_schedule,
+        prediction_type="epsilon",
+        rescale_betas_zero_snr=zero_snr,
     )
-    betas = DDIMScheduler(
-        num_train_timesteps=count, beta_start=start, beta_end=end, beta_schedule=beta_schedule
-    ).betas
 
-    assert noise.betas.dtype == np.float32
-    # torch's own betas differ in the last bit between CPUs with and without fused multiply-add.
-    np.testing.assert_array_max_ulp(noise.betas, betas.numpy(), maxulp=2)
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        np.testing.assert_array_equal(noise.betas, betas.numpy())
 
-    alphas_cumprod = torch.cumprod(1 - betas.double(), 0).numpy()
-    np.testing.assert_allclose(noise.alphas_cumprod, alphas_cumprod, rtol=1e-6)
-    np.testing.assert_allclose(noise.sigmas, np.sqrt(1 / alphas_cumprod - 1), rtol=1e-6)
+def betas_of_diffusers(config: NoiseConfig) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = DDIMScheduler(**config.model_dump()).betas.numpy()
+    return found
+
+
+@SCHEDULES
+@RANGES
+def test_betas_are_correctly_rounded(beta_schedule: Schedule, start: float, end: float, count: int) -> None:
+    for zero_snr in (False, True) if count > 1 else (False,):
+        config = noise_config(beta_schedule, start, end, count, zero_snr)
+        found = NoiseSchedule(config).betas
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, rounded_betas(config))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(get_args(Schedule)),
+    st.floats(1e-5, 0.01),
+    st.floats(1e-5, 0.05),
+    st.integers(2, 40),
+    st.booleans(),
+)
+def test_any_betas_are_correctly_rounded(
+    beta_schedule: Schedule, start: float, end: float, count: int, zero_snr: bool
+) -> None:
+    config = noise_config(beta_schedule, start, end, count, zero_snr)
+    np.testing.assert_array_equal(NoiseSchedule(config).betas, rounded_betas(config))
+
+
+@SCHEDULES
+@RANGES
+def test_betas_are_within_ulps_of_diffusers(
+    beta_schedule: Schedule, start: float, end: float, count: int
+) -> None:
+    config = noise_config(beta_schedule, start, end, count)
+    found, theirs = NoiseSchedule(config).betas, betas_of_diffusers(config)
+    np.testing.assert_array_max_ulp(found, theirs, maxulp=ULPS[beta_schedule])
+
+
+@SCHEDULES
+@RANGES
+def test_rescaled_betas_are_within_ulps_of_diffusers(
+    beta_schedule: Schedule, start: float, end: float, count: int
+) -> None:
+    if count == 1:
+        return  # Without signal at its end there would be none at its start.
+    signal = np.sqrt(NoiseSchedule(noise_config(beta_schedule, start, end, count)).alphas_cumprod)
+    lost = (signal[:-1] + signal[-1]) / (signal[:-1] - signal[-1])
+    config = noise_config(beta_schedule, start, end, count, zero_snr=True)
+    found, theirs = NoiseSchedule(config).betas.astype(np.float64), betas_of_diffusers(config)
+    assert found[-1] == theirs[-1] == 1
+    assert (np.abs(found - theirs)[:-1] <= RESCALED_ULPS * 2**-24 * lost).all()
+
+
+@SCHEDULES
+@RANGES
+def test_tables_follow_from_the_betas(beta_schedule: Schedule, start: float, end: float, count: int) -> None:
+    noise = NoiseSchedule(noise_config(beta_schedule, start, end, count))
+    alphas_cumprod = np.cumprod(1 - noise.betas.astype(np.float64))
+    np.testing.assert_allclose(noise.alphas_cumprod, alphas_cumprod, rtol=1e-12)
+    np.testing.assert_allclose(noise.sigmas, np.sqrt(1 / alphas_cumprod - 1), rtol=1e-12)
+    np.testing.assert_allclose(noise.log_sigmas, np.log(noise.sigmas), rtol=1e-12)
     assert noise.alphas_cumprod.dtype == noise.sigmas.dtype == np.float64
 
 
