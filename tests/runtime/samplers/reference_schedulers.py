@@ -1,5 +1,7 @@
 """diffusers' schedulers as the reference of the samplers: driven in float64, and in their own float32.
 
+Both start from the betas of :mod:`rounded_betas`, which are the same on every processor; diffusers' own are not.
+
 Both sides are given the same random "network outputs" and the same noises, so a trajectory tests the sampler
 alone. Random outputs are a harder test than a network's: nothing smooths an error away.
 """
@@ -11,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import signature
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,8 @@ from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.export.reference import make_scheduler, step_arguments
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 from sd2rt.runtime.samplers.plan import Plan
+
+from .rounded_betas import rounded_betas
 
 Array = NDArray[np.float64]
 
@@ -133,7 +137,7 @@ class _WithTimesteps(_Widened):
 
 @contextmanager
 def float64_tables(*schedulers: Any, timesteps: tuple[float, ...] | None = None) -> Iterator[None]:
-    """Everything that follows from the schedulers' own float32 betas, in float64."""
+    """Everything that follows from the schedulers' float32 betas, in float64."""
     usual = torch.get_default_dtype()
     with ExitStack() as patches:
         for scheduler in schedulers:
@@ -162,9 +166,17 @@ def _widen(scheduler: Any) -> None:
 
 @lru_cache(maxsize=512)
 def _made(noise: NoiseConfig, config: SamplerConfig) -> Any:
-    scheduler_class = getattr(diffusers, SCHEDULERS[config.name].name)
-    # Some set all training timesteps when they are made, slowly, only to have others set before their first use.
-    with patch.object(scheduler_class, "set_timesteps", _set_none):
+    name = SCHEDULERS[config.name].name
+    scheduler_class = getattr(diffusers, name)
+    module = sys.modules[scheduler_class.__module__]
+    with_betas = partial(scheduler_class, trained_betas=list(rounded_betas(noise)))
+    with ExitStack() as patches:
+        # Some set all training timesteps when they are made, slowly, only to have others set before their first use.
+        patches.enter_context(patch.object(scheduler_class, "set_timesteps", _set_none))
+        patches.enter_context(patch.object(diffusers, name, with_betas))
+        if hasattr(module, "rescale_zero_terminal_snr"):
+            # The betas are rescaled already.
+            patches.enter_context(patch.object(module, "rescale_zero_terminal_snr", lambda betas: betas))
         return make_scheduler(noise, config)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
+    NoiseConfig,
     SamplerConfig,
     SamplerName,
     Spacing,
@@ -21,6 +22,8 @@ from sd2rt.engines.bundle.sampler_config import (
 from sd2rt.engines.errors import RequestError
 from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
+from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
+from sd2rt.runtime.samplers.plan import Plan
 
 from .cases import (
     BOUND,
@@ -32,7 +35,6 @@ from .cases import (
     OPTION_VALUES,
     PREDICTIONS,
     PRESERVING,
-    ZERO_SNR_BOUND,
     assert_close,
     assert_like_diffusers,
     compared,
@@ -40,7 +42,7 @@ from .cases import (
     levels_of,
     noise_config,
 )
-from .reference_schedulers import Draws, Trajectory, reference
+from .reference_schedulers import Draws, Trajectory, reference, relative_error
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
@@ -49,6 +51,10 @@ pytestmark = [
     # Where diffusers steps to no noise by a logarithm, or divides by a step of no length.
     pytest.mark.filterwarnings("ignore:divide by zero|invalid value:RuntimeWarning"),
 ]
+
+ROOT_BOUND = 1e-7
+"""Bound, in place of BOUND, where the share of noise is the root of a rounding error of float64, of about 1e-15, in
+which no two mathematics libraries are the same: a last step that draws noise and goes nowhere, and see below."""
 
 drawn = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
 
@@ -99,14 +105,18 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     assume(config.original_inference_steps <= noise.num_train_timesteps)
     # Its late start and tau look timesteps up.
     assume(name != "sa-solver" or config.levels not in CUT_OFF)
+    # Where levels fall again towards the table's end, a last bit decides which of two timesteps a level is told as.
+    assume(config.levels == "spaced" or (np.diff(NoiseSchedule(noise).sigmas) > 0).all())
     options = SamplingOptions(steps, eta=eta, strength=strength)
     try:
-        make_plan(noise, config, options)
+        plan = make_plan(noise, config, options)
     except RequestError as refusal:
         if "Runge-Kutta" in str(refusal) and strength is not None:
             return  # diffusers tells the network one timestep and reckons with another's noise.
         if "no third order" in str(refusal):
             return  # diffusers fails where it comes to take such a step.
+        if "lambda_min_clipped" in str(refusal):
+            return  # diffusers' pipelines have no timestep left to start from.
         # A whole list is refused where any of it is broken, though a late start might not reach that.
         assert diffusers_is_broken(noise, config, replace(options, strength=None))
         return
@@ -128,7 +138,23 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     if name in PRESERVING and config.levels in CUT_OFF:
         assert np.abs(found.timesteps - expected.timesteps).max() <= 1
         found = replace(found, timesteps=expected.timesteps)
-    assert_close(found, expected, ZERO_SNR_BOUND if noise.rescale_betas_zero_snr else BOUND)
+    if draws_noise_in_place(noise, config, plan):
+        assert relative_error(found.samples[-1:], expected.samples[-1:]) <= ROOT_BOUND
+        found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
+    # In the first step of a table without signal, 1 - a - variance is a rounding error, and its root is taken.
+    rooted = (name, eta, noise.rescale_betas_zero_snr) == ("ddim", 1, True)
+    if len(found.samples):
+        assert_close(found, expected, ROOT_BOUND if rooted else BOUND)
+
+
+def draws_noise_in_place(noise: NoiseConfig, config: SamplerConfig, plan: Plan) -> bool:
+    """A last step from the lowest level to itself draws noise."""
+    stays = config.name == "sa-solver" or config.final_sigmas_type == "sigma_min"
+    return (
+        stays
+        and plan.steps[-1].draws_noise
+        and plan.steps[-1].level == pytest.approx(NoiseSchedule(noise).sigmas[0], rel=1e-9)
+    )
 
 
 def assert_the_last_step_is_documented(config: SamplerConfig, found: Trajectory) -> None:
