@@ -14,7 +14,8 @@ TEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
+# -rs lists the tests that are skipped, and why.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 -rs
 INSTALLED := pyproject.toml constraints.txt
 
 .PHONY: demo test lint parity samplers bench performance clean
