@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from sd2rt.engines.bundle.schema import Precision
     from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 
+INEXACT_TORCH = "SD2RT_TESTS_INEXACT_TORCH"
+"""Environment variable that gives a session the torch of :mod:`inexact_torch`."""
+SHARED = "SD2RT_TESTS_SHARED"
+"""Environment variable with the folder of what tests share, where a session that a test started has its parent's."""
+
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, min(2, len(os.sched_getaffinity(0)) // _WORKERS))
 """Of PyTorch in this process: two where it has them to itself."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if INEXACT_TORCH in os.environ:
+        from .inexact_torch import install
+
+        install()
     if (target := os.environ.get(TABLE_VARIABLE)) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Table(Path(target)))
 
@@ -90,7 +99,8 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     base = tmp_path_factory.getbasetemp()
     # A worker's folder is in that of the session which started it.
     session = base.parent if hasattr(request.config, "workerinput") else base
-    return MadeOnce(session / "shared", tmp_path_factory.mktemp("unfinished"))
+    shared = Path(os.environ.get(SHARED, session / "shared"))
+    return MadeOnce(shared, tmp_path_factory.mktemp("unfinished"))
 
 
 @pytest.fixture(scope="session")

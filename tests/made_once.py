@@ -15,13 +15,13 @@ class MadeOnce:
     """
 
     def __init__(self, shared: Path, own: Path) -> None:
-        self._shared, self._own = shared, own
+        self.shared, self._own = shared, own
 
     def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
         """``make`` is given a path that ends in ``name``, which bundles and checkpoints are known by."""
-        path = self._shared / name
+        path = self.shared / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        locks = self._shared / "locks"
+        locks = self.shared / "locks"
         locks.mkdir(exist_ok=True)
         with (locks / name.replace("/", "-")).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
