@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sd2rt.engines.kinds import KINDS
+from sd2rt.engines.bundle.model_kinds import KINDS
 
 from .conftest import INEXACT_TORCH, SHARED
 from .made_once import MadeOnce
@@ -30,7 +30,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
 }
 """Levels of PyTorch's code, and the flags of processors that have them."""
 
-SELECTED = ("samplers", "test_noise_schedule.py", "test_generator.py", "test_philox.py", "test_seeds.py")
+SELECTED = ("runtime/samplers", "runtime/rng", "runtime/pipeline/test_seeds.py")
 """Folders and files whose bounds may depend on the processor's arithmetic."""
 
 
@@ -55,11 +55,6 @@ def plainest() -> dict[str, str]:
     """
     extensions = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     return {LEVEL: "default", "MKL_CBWR": "COMPATIBLE", "NPY_DISABLE_CPU_FEATURES": " ".join(extensions)}
-
-
-def place(name: str) -> Path:
-    (found,) = TESTS.rglob(name)
-    return found
 
 
 def run(environment: dict[str, str], tests: list[str], folder: Path, shared: Path) -> str:
@@ -99,16 +94,16 @@ def test_samplers_and_noise_at_every_level(level: str, tmp_path: Path, made_once
     if missing := set(LEVELS[level]) - flags():
         pytest.skip(f"this processor has no {' and no '.join(sorted(missing))}")
     environment = plainest() if level == "default" else {LEVEL: level}
-    run(environment, [str(place(name)) for name in SELECTED], tmp_path / "session", made_once.shared)
+    run(environment, [str(TESTS / name) for name in SELECTED], tmp_path / "session", made_once.shared)
 
 
 def test_samplers_and_noise_with_an_inexact_library(tmp_path: Path, made_once: MadeOnce) -> None:
     """sqrt, log and linspace of float32 are an ulp off in a fifth of the values."""
     environment = {INEXACT_TORCH: "1"}
-    run(environment, [str(place(name)) for name in SELECTED], tmp_path / "session", made_once.shared)
+    run(environment, [str(TESTS / name) for name in SELECTED], tmp_path / "session", made_once.shared)
 
 
 def test_a_picture_of_each_kind_on_the_plainest_processor(tmp_path: Path, made_once: MadeOnce) -> None:
-    pictures = f"{place('test_pictures.py')}::test_batches"
+    pictures = f"{TESTS / 'parity' / 'test_pictures.py'}::test_batches"
     printed = run(plainest(), [pictures], tmp_path / "session", made_once.shared)
     assert [kind for kind in KINDS if f"test_batches[{kind}-" not in printed] == []

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from math import isqrt
 
-from sd2rt.engines.sampling import NoiseConfig
+from sd2rt.engines.bundle.sampler_config import NoiseConfig
 
 SINGLE, DOUBLE = 24, 53
 """Binary digits that float32 and float64 hold. No exponent here is near either's ends."""

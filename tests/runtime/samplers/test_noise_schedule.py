@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
-from .samplers.rounded_betas import rounded_betas
+from .rounded_betas import rounded_betas
 
 Schedule = Literal["linear", "scaled_linear"]
 
