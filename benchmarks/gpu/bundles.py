@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,14 @@ FIXED, BUCKETS = "fixed", "buckets"
 
 def checkpoint(settings: Settings, variant: str) -> Iterator[Record]:
     """Random weights take the time and the memory of trained ones."""
+    from benchmarks.recording.published import write_command
     from sd2rt.export.checkpoints.variants import find_variant
 
     row, target = find_variant(variant), settings.checkpoint(variant)
     if not target.exists():
         unfinished = target.with_name(f".{target.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        configs = f"small-{row.kind}" if settings.small else str(row.configs)
-        command = [sys.executable, "-m", "benchmarks.checkpoint", str(unfinished), "--configs", configs]
+        command = write_command(row, unfinished, small=settings.small)
         target.parent.mkdir(parents=True, exist_ok=True)
         took = process.measure(command, dict(os.environ))
         unfinished.rename(target)

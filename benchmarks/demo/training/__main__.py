@@ -13,7 +13,7 @@ from benchmarks.demo.training.stages import STAGES
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo.training", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument(
         "--folder", type=Path, default=Path("out/training"), help="weights to start from and to leave"
