@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Command, Refused
+from .interrupted import interrupted_after
 
 pytestmark = pytest.mark.usefixtures("here", "quick_opening")
 
@@ -215,25 +215,7 @@ def test_first_image_that_fails(small_bundle: Path, here: Path) -> None:
 
 
 def test_interrupt_writes_nothing(small_bundle: Path, here: Path) -> None:
-    code = (
-        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session\n"
-        "from sd2rt.runtime.cli.main import script\n"
-        "launch = session.launch\n"
-        "def told(self): launch(self); print('launched', flush=True)\n"
-        "session.launch = told; script()"
-    )
     asked = ("--steps", "1000", "--sampler", "euler", "-o", "result.json", "--profile", "trace.json")
-    words = ("bench", small_bundle, *FAST, *asked)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        for _ in range(12):
-            assert child.stdout.readline() == "launched\n"
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate()
-    assert (child.returncode, err) == (130, "sd2rt: interrupted\n")
+    ended = interrupted_after(12, "bench", small_bundle, *FAST, *asked)
+    assert ended == (130, "sd2rt: interrupted\n")
     assert os.listdir(here) == []

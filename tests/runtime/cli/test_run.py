@@ -22,6 +22,7 @@ from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.request.request import make_request
 
 from ..conftest import Command, Refused
+from .interrupted import interrupted_after
 
 SD2RT = Path(sys.executable).parent / "sd2rt"
 FAST = ("--steps", "2", "--threads", "1", "--seed", "5")
@@ -684,33 +685,8 @@ def test_progress_on_a_terminal(small_bundle: Path) -> None:
 
 
 def test_interrupt_between_steps(small_bundle: Path, here: Path) -> None:
-    code = (
-        "from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session\n"
-        "from sd2rt.runtime.cli.main import script\n"
-        "launch = session.launch\n"
-        "def told(self): launch(self); print('launched', flush=True)\n"
-        "session.launch = told; script()"
-    )
-    words = (
-        "run",
-        small_bundle,
-        "a",
-        "--sampler",
-        "euler",
-        "--steps",
-        "1000",
-        "--threads",
-        "1",
-        "-o",
-        "images",
-    )
-    with spawn(sys.executable, "-c", code, *words) as child:
-        assert child.stdout is not None
-        for _ in range(4):
-            assert child.stdout.readline() == "launched\n"
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate()
-    assert (child.returncode, err) == (130, "sd2rt: interrupted\n")
+    words = ("--sampler", "euler", "--steps", "1000", "--threads", "1", "-o", "images")
+    assert interrupted_after(4, "run", small_bundle, "a", *words) == (130, "sd2rt: interrupted\n")
     assert names(here) == []
 
 

@@ -45,8 +45,6 @@ from .cases import (
 from .reference_schedulers import Draws, Trajectory, reference, relative_error
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
     # Where diffusers steps to no noise by a logarithm, or divides by a step of no length.
     pytest.mark.filterwarnings("ignore:divide by zero|invalid value:RuntimeWarning"),

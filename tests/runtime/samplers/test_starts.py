@@ -16,11 +16,6 @@ from sd2rt.runtime.samplers.plan import Plan
 from .cases import NAMES, config_of, noise_config
 from .reference_schedulers import SHAPE, Array, Draws, reference, relative_error
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-]
-
 
 def trajectory(plan: Plan, noise: Array, image: Array | None) -> Trajectory:
     return Trajectory(

@@ -25,12 +25,6 @@ from .cases import (
 )
 from .reference_schedulers import deviation
 
-# diffusers turns torch tensors into arrays in a way that NumPy 2 warns of.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-]
-
 LATE = (None, 0.58)
 STRENGTHS = (1.0, 0.999, 0.58, 0.3, 0.02)
 """50 * 0.58 falls just below a whole number; 2 * 0.58 and 50 * 0.02 leave one step."""
