@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 -rs
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint parity samplers bench performance clean
+.PHONY: demo test lint docs parity samplers bench performance clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sd2rt build demo demo-v demo-inpaint demo-depth demo-x4
@@ -32,8 +32,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p sd2rt
-	$(BIN)/mypy benchmarks tests
+	$(BIN)/mypy benchmarks tests docs/examples docs/site
 	$(BIN)/lint-imports
+
+# The site, into $(OUT)/site: broken links and unknown names are errors. Nothing is fetched, neither now nor by its readers.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/site/stage.py $(OUT)/site-source
+	$(BIN)/zensical build --strict --config-file $(OUT)/site-source/mkdocs.yml
+	rm -rf $(OUT)/site
+	mv $(OUT)/site-source/site $(OUT)/site
 
 # The suite again, for its table of errors.
 parity: $(VENV)/.dev
