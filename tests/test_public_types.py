@@ -99,7 +99,7 @@ def main(pipe: Pipeline) -> None:
 """One mistake a line: checkers that call it right see nothing of the package."""
 
 
-PAGES = ("README.md", "docs/python.md", "docs/loras.md")
+PAGES = ("README.md", "docs/python.md", "docs/loras.md", "docs/reference.md")
 
 
 def pages_python() -> str:

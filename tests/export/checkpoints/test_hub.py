@@ -26,7 +26,8 @@ from sd2rt.export.checkpoints.variants import VARIANTS
 from sd2rt.export.testing.folder_writer import WEIGHT_FILES
 from sd2rt.export.testing.random_weights import random_checkpoint
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from ...hub_cache import COMMIT, cache_snapshot
+
 REPO = "someone/fine-tune"
 FILES = [WEIGHT_FILES[part] for part in PARTS]
 
@@ -36,21 +37,6 @@ def refused(name: str, match: str, **options: Any) -> str:
         open_checkpoint(name, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def cache_snapshot(cache: Path, repo_id: str, source: Path) -> Path:
-    """Lay a folder out as huggingface_hub caches a repository: blobs, and links to them."""
-    repo = cache / f"models--{repo_id.replace('/', '--')}"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(COMMIT)
-    (repo / "blobs").mkdir()
-    for file in (path for path in source.rglob("*") if path.is_file()):
-        blob = repo / "blobs" / hashlib.sha256(str(file).encode()).hexdigest()
-        blob.write_bytes(file.read_bytes())
-        link = repo / "snapshots" / COMMIT / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    return repo / "snapshots" / COMMIT
 
 
 @dataclass

@@ -112,7 +112,7 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     options = [option for option in options if not option.startswith(("`spacing`", "`levels`"))]
     schedules = ", ".join(f"`{schedule}`" for schedule in schedules_of(name)) or "its own timesteps"
     usual = SAMPLER_OPTIONS[name].get("spacing", "linspace" if "levels" in SAMPLER_OPTIONS[name] else None)
-    known = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, whose noise schedule is another"
+    known = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, with another noise schedule"
     return "\n".join(
         [
             f"## {name}",
@@ -122,10 +122,10 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
             f"- From: {paper(sampler.paper)}; in diffusers: {known}",
             f"- Order {sampler.order}; {sampler.evaluations} network call"
             f"{'' if sampler.evaluations == 1 else 's'} a step; fresh noise: {sampler.noise}",
-            f"- Schedules: {schedules}" + (f"; `{usual}` where none is named" if usual else ""),
+            f"- Schedules: {schedules}" + (f"; `{usual}` by default" if usual else ""),
             f"- Options: {', '.join(options) or 'none'}",
-            f"- Worst of {cases} trajectories against diffusers in float64: {table:.1e}; diffusers in float32: "
-            f"{single:.1e}",
+            f"- Largest error of {cases} trajectories against diffusers in float64: {table:.1e}; "
+            f"diffusers in float32: {single:.1e}",
             "",
             f"![{name}: noise levels, timesteps and weights of {_SHOWN_STEPS} steps](samplers/{name}.png)",
             "",
@@ -156,39 +156,44 @@ def shown(value: Any) -> str:
 
 _HEAD = f"""# Samplers
 
-Every sampler is a function from a noise schedule, options and a number of steps to a list of small matrices, one
-for each network call ([design](decisions.md)). This page is made by `make samplers`, from the tables themselves.
+A sampler is a function from a noise schedule, options and a number of steps to a list of small matrices, one
+for each call of the network ([decisions](decisions.md#the-denoiser-is-a-whole-step)). `make samplers` writes
+this page from the tables themselves.
 
-`error` is the proof: the worst relative difference, at any call, between a table and diffusers' scheduler of the
-same name, which is driven in float64 over the same random outputs and noises; both predictions,
-{", ".join(map(str, STEPS))} steps, every schedule that diffusers has for it, from noise and from an image (strength
-{_LATE}); `ays` is not a scheduler's there, and the levels of `euler-a` and `ipndm` are another class's. The bound
-is 1e-5.
-`diffusers` is how far that scheduler is from itself when it runs in its own float32. `order` is that of convergence,
-measured on Gaussian data, for which the solution is known (tests/runtime/samplers/test_convergence.py).
+| column | meaning |
+| --- | --- |
+| order | of convergence, measured on Gaussian data (`tests/runtime/samplers/test_convergence.py`) |
+| error | largest relative difference, at any call, from diffusers' scheduler of that name in float64 |
+| diffusers | the same difference for that scheduler in its own float32 |
 
-A picture shows, call by call, the noise level and the timestep that the network is told, and the weights of what
-the next sample is summed of: the sample S_0, what the method remembers (S_1 to S_4), the network's output D, and
-fresh noise. A late start begins with a times the image and b times noise. Values of `--sampler-option` are JSON;
-"with eta" is `--eta`.
+Errors are over the same random outputs and noises, for both predictions, {", ".join(map(str, STEPS))} steps,
+every schedule that diffusers has for the sampler, from noise and from an image (strength {_LATE}). The bound is
+1e-5. `ays` is not compared, as no scheduler there has it; noise levels of `euler-a` and `ipndm` are compared with
+those of `EulerDiscreteScheduler` and `DPMSolverMultistepScheduler`, as their own classes have none.
 
-    sd2rt samplers                          # this list; with a name, its options too
-    sd2rt samplers unipc --plot unipc.png --steps 12 --schedule karras --sampler-option solver_order=3
-    sd2rt run BUNDLE "a prompt" --sampler unipc --schedule karras --sampler-option solver_order=3
+A picture shows, call by call, the noise level, the timestep that the network gets, and the weights of the next
+sample: the sample S_0, the method's memory (S_1 to S_4), the network's output D, and fresh noise. A late start
+begins with a times the image and b times noise. Values of `--sampler-option` are JSON; "with eta" means
+`--eta`.
+
+```sh
+sd2rt samplers                          # this list; with a name, its options too
+sd2rt samplers unipc --plot unipc.png --steps 12 --schedule karras --sampler-option solver_order=3
+sd2rt run sd21 "a harbour" --sampler unipc --schedule karras --sampler-option solver_order=3
+```
 
 | name | method | order | calls a step | fresh noise | error | diffusers |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 _SCHEDULES = """## Schedules
 
-`--schedule` says which noise levels a sampler goes through. `leading`, `trailing` and `linspace` space timesteps
-([arXiv:2305.08891](https://arxiv.org/abs/2305.08891), table 2); the others choose noise levels, between the
-schedule's ends: `karras` ([arXiv:2206.00364](https://arxiv.org/abs/2206.00364), rho 7), `exponential` and `lambdas`
-(even logarithms; they differ in how timesteps are rounded), `beta`
+`--schedule` chooses the noise levels of a sampler. `leading`, `trailing` and `linspace` space timesteps
+([arXiv:2305.08891](https://arxiv.org/abs/2305.08891), table 2). The others choose noise levels between the ends
+of the noise schedule: `karras` ([arXiv:2206.00364](https://arxiv.org/abs/2206.00364), rho 7), `exponential` and
+`lambdas` (even logarithms; they round timesteps differently), `beta`
 ([arXiv:2407.12173](https://arxiv.org/abs/2407.12173)), `ays` (Align Your Steps,
-[arXiv:2404.14507](https://arxiv.org/abs/2404.14507); its Stable Diffusion 1.5 levels, as SD2 has the same noise
-schedule). `--timesteps` and `--sigmas` give the list itself, and `--zero-snr` makes the last timestep
-pure noise.
+[arXiv:2404.14507](https://arxiv.org/abs/2404.14507); its levels for Stable Diffusion 1.5, which has SD2's noise
+schedule). `--timesteps` and `--sigmas` give the list itself; `--zero-snr` makes the last timestep pure noise.
 """
 
 if __name__ == "__main__":

