@@ -20,7 +20,7 @@ from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import sd2rt
 from benchmarks.recording.published import add_published, published, write_command
 from benchmarks.recording.work_folder import add_workdir, work_folder
-from sd2rt.export.checkpoints.variants import Variant
+from sd2rt.export.checkpoints.variants import PublishedCheckpoint
 
 FULL_BYTES = 30_000_000_000
 SECONDS_BOUND = 90.0
@@ -43,7 +43,9 @@ def main() -> None:
     report.finish(result, _COLUMNS, _rows(result), options.output)
 
 
-def _measure(variants: list[Variant], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _measure(
+    variants: list[PublishedCheckpoint], options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     facts, env = machine.facts(), process.environment(folder)
     found: dict[str, Any] = {}
     for row in variants:

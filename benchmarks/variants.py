@@ -23,7 +23,7 @@ from benchmarks.recording.process import sd2rt
 from benchmarks.recording.published import add_published, published, write_command
 from benchmarks.recording.work_folder import add_workdir, work_folder
 from sd2rt.engines.bundle.model_kinds import KINDS, TASKS
-from sd2rt.export.checkpoints.variants import Variant
+from sd2rt.export.checkpoints.variants import PublishedCheckpoint
 
 FULL_BYTES = 20_000_000_000
 SEED = 1
@@ -43,7 +43,7 @@ def main() -> None:
     report.finish(result, ("", *_COLUMNS), _rows(result), options.output)
 
 
-def _measure(variants: list[Variant], small: bool, folder: Path) -> dict[str, Any]:
+def _measure(variants: list[PublishedCheckpoint], small: bool, folder: Path) -> dict[str, Any]:
     facts, env = machine.facts(), process.environment(folder)
     found: dict[str, Any] = {}
     last: Path | None = None
@@ -88,7 +88,7 @@ def _measure(variants: list[Variant], small: bool, folder: Path) -> dict[str, An
     }
 
 
-def _picture(row: Variant, manifest: dict[str, Any], folder: Path) -> list[str]:
+def _picture(row: PublishedCheckpoint, manifest: dict[str, Any], folder: Path) -> list[str]:
     """The command line's options for one step of the variant's task, on a picture of its native size."""
     assert row.kind is not None
     task = TASKS[next(iter(KINDS[row.kind].tasks))]

@@ -16,6 +16,8 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import Part
 
 Array = NDArray[Any]
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
 Kept = TypeVar("Kept")
 
 NO_CARRY: Mapping[str, str] = MappingProxyType({})

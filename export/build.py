@@ -31,7 +31,7 @@ from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.errors import BundleError, CheckpointError
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
-from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.graph_cache import make_part
 from sd2rt.export.graphs.interface import Dimensions, interface

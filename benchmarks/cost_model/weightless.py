@@ -20,8 +20,7 @@ from benchmarks.cost_model.shapes import Graph
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.export.checkpoints.networks import skeleton
-from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
-from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName, PipelineConfigs
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.interface import Dimensions, interface
 from sd2rt.export.graphs.onnx_part import OPSET

@@ -50,7 +50,7 @@ _SET_NAMES = {
     "depth": "depth",
     "upscaler": "upscaling",
 }
-SETTINGS_TOLD = {
+DRAWN_SETTINGS = {
     "shape": "shape",
     "color": "colour",
     "place": "place",
@@ -115,11 +115,11 @@ def _verdict(count: Mapping[str, float], goal: float) -> str:
 def settings(value: Mapping[str, Any]) -> str:
     """A table with a row for each of several settings."""
     rows = [
-        [row["name"], *(_counted(row["counts"][what]) for what in SETTINGS_TOLD)] for row in value["rows"]
+        [row["name"], *(_counted(row["counts"][what]) for what in DRAWN_SETTINGS)] for row in value["rows"]
     ]
     prompts = "All prompts" if value["limit"] is None else f"The first {value['limit']} prompts"
     told = f"{prompts}." if value["complete"] else f"{prompts}. Interrupted: not all rows are here."
-    return f"{told}\n\n{markdown.table(('', *SETTINGS_TOLD.values()), rows)}"
+    return f"{told}\n\n{markdown.table(('', *DRAWN_SETTINGS.values()), rows)}"
 
 
 def _counted(count: Mapping[str, float]) -> str:

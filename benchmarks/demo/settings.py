@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.demo import sets
-from benchmarks.demo.drawn import SETTINGS_TOLD
+from benchmarks.demo.drawn import DRAWN_SETTINGS
 from benchmarks.demo.painter import Settings
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
 from benchmarks.demo.tally import Tally
@@ -79,9 +79,9 @@ def main() -> None:
             if row.precision == "fp32" or options.half is not None:
                 _measure(row, options, found)
     cells = [
-        (row["name"], *(f"{row['counts'][what]['share']:.1%}" for what in SETTINGS_TOLD)) for row in found
+        (row["name"], *(f"{row['counts'][what]['share']:.1%}" for what in DRAWN_SETTINGS)) for row in found
     ]
-    report.finish(result, ("", *SETTINGS_TOLD.values()), cells, options.output)
+    report.finish(result, ("", *DRAWN_SETTINGS.values()), cells, options.output)
     if not result["complete"]:
         sys.exit(130)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sd2rt.export.checkpoints.variants import SUPPORTED, Variant, find_variant
+from sd2rt.export.checkpoints.variants import SUPPORTED, PublishedCheckpoint, find_variant
 
 
 def add_published(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +16,12 @@ def add_published(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the script")
 
 
-def published(options: argparse.Namespace) -> list[Variant]:
+def published(options: argparse.Namespace) -> list[PublishedCheckpoint]:
     """The checkpoints of ``--variants``."""
     return [find_variant(name) for name in options.variants]
 
 
-def write_command(row: Variant, folder: Path, *, small: bool) -> list[str]:
+def write_command(row: PublishedCheckpoint, folder: Path, *, small: bool) -> list[str]:
     """The command line that writes a checkpoint of random weights, in full size unless ``small``."""
     configs = f"small-{row.kind}" if small else str(row.configs)
     return [sys.executable, "-m", "benchmarks.checkpoint", str(folder), "--configs", configs]

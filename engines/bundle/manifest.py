@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sd2rt.engines.bundle.engine_entry import EngineEntry
-from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, PartName, TaskName, Variant
+from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, ModelKind, PartName, TaskName
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
 from sd2rt.engines.errors import BundleError
@@ -94,7 +94,7 @@ class Manifest(Model):
     """Stands for all that the bundle was made from: a build with the same key would make it again."""
     name: str
     family: Literal["stable-diffusion-2"]
-    variant: Variant
+    variant: ModelKind
     tasks: dict[TaskName, Defaults]
     """What the bundle can do, and what a request that does not say otherwise gets."""
     conditions: tuple[Condition, ...]

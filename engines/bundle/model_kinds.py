@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sd2rt.engines.bundle.sampler_config import PredictionType
 
-Variant = Literal["base", "v", "turbo", "inpainting", "depth", "upscaler"]
+ModelKind = Literal["base", "v", "turbo", "inpainting", "depth", "upscaler"]
 PartName = Literal[
     "text_encoder", "denoiser", "decoder", "encoder", "tiled_decoder", "tiled_encoder", "depth_estimator"
 ]
@@ -94,10 +94,10 @@ _PARTS: tuple[PartName, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KindSpec:
     """One row of the table."""
 
-    name: Variant
+    name: ModelKind
     tasks: dict[TaskName, Defaults]
     prediction: PredictionType | None = None
     """What the UNet predicts; None where either may be."""
@@ -116,12 +116,12 @@ class Kind:
         return 4 + sum(condition.channels for condition in self.conditions)
 
 
-KINDS: dict[Variant, Kind] = {
+KINDS: dict[ModelKind, KindSpec] = {
     kind.name: kind
     for kind in (
-        Kind("base", {"text-to-image": _TEXT, "image-to-image": _IMAGE}, prediction="epsilon"),
-        Kind("v", {"text-to-image": _TEXT, "image-to-image": _IMAGE}, prediction="v_prediction"),
-        Kind(
+        KindSpec("base", {"text-to-image": _TEXT, "image-to-image": _IMAGE}, prediction="epsilon"),
+        KindSpec("v", {"text-to-image": _TEXT, "image-to-image": _IMAGE}, prediction="v_prediction"),
+        KindSpec(
             "turbo",
             # Distilled for one step without guidance: with an image, half of two.
             {
@@ -132,12 +132,12 @@ KINDS: dict[Variant, Kind] = {
             },
             prediction="epsilon",
         ),
-        Kind(
+        KindSpec(
             "inpainting",
             {"inpainting": _TEXT.model_copy(update={"strength": 1.0})},
             conditions=(Condition(name="mask", channels=1), Condition(name="masked_image", channels=4)),
         ),
-        Kind(
+        KindSpec(
             "depth",
             {"depth-to-image": _IMAGE},
             conditions=(Condition(name="depth", channels=1),),
@@ -145,7 +145,7 @@ KINDS: dict[Variant, Kind] = {
             # Made for float32 with its convolutions' weights standardised, and run once an image.
             fp32_parts=("depth_estimator",),
         ),
-        Kind(
+        KindSpec(
             "upscaler",
             {
                 "upscaling": Defaults(
@@ -163,6 +163,6 @@ KINDS: dict[Variant, Kind] = {
 }
 
 
-def kinds_for(task: TaskName) -> tuple[Variant, ...]:
+def kinds_for(task: TaskName) -> tuple[ModelKind, ...]:
     """The kinds of bundle that offer a task."""
     return tuple(name for name, kind in KINDS.items() if task in kind.tasks)

@@ -18,7 +18,7 @@ _METADATA = "__metadata__"
 _LARGEST_HEADER_BYTES = 16 << 20
 _MOST_TENSORS = 1 << 16
 _MOST_DIMENSIONS = 8
-_SHOWN = 80
+_LONGEST_SHOWN = 80
 
 
 def read_safetensors(data: bytes, *, whole: bool = False) -> dict[str, NDArray[np.float32]]:
@@ -106,4 +106,4 @@ def _view(name: str, entry: Any, body: memoryview, dtypes: Mapping[str, str]) ->
 
 def _short(text: str) -> str:
     """What a message says of a file's own words: they may be as long as its header."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

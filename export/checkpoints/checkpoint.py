@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from sd2rt.engines.bundle.manifest import DepthInput, LowResolution
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.condition_configs import read_depth_input, read_low_resolution
@@ -21,10 +21,10 @@ from sd2rt.export.checkpoints.demo import DEMO_NAMES, open_demo
 from sd2rt.export.checkpoints.diffusers_folder import open_folder
 from sd2rt.export.checkpoints.hub import fetch, is_hub_id
 from sd2rt.export.checkpoints.networks import assemble
-from sd2rt.export.checkpoints.pipeline_configs import PartName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.single_file import open_single_file
-from sd2rt.export.checkpoints.source import Found, Parts
+from sd2rt.export.checkpoints.source import NetworkSource, OpenedCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Checkpoint:
     name: str
     release: str | None
     """``2.0`` or ``2.1``; None where nothing in the checkpoint tells."""
-    variant: Variant
+    variant: ModelKind
     """The kind of model, which says what its bundle can do."""
     noise: NoiseConfig
     sampler: SamplerConfig
@@ -47,7 +47,7 @@ class Checkpoint:
     source: dict[str, str]
     """SHA-256 of every weights file, by its name relative to the checkpoint."""
     license: str
-    parts: Parts = field(repr=False)
+    parts: NetworkSource = field(repr=False)
 
     def tokenizer_json(self) -> str:
         """The tokenizer in the Hugging Face tokenizers format: truncates and pads to 77 ids.
@@ -78,7 +78,7 @@ class Checkpoint:
         """The depth estimator: images [B, 3, S, S] to depths [B, S, S]. Raises CheckpointError if there is none."""
         return cast(DPTForDepthEstimation, self._load("depth_estimator", dtype))
 
-    def _load(self, part: PartName, dtype: torch.dtype) -> Any:
+    def _load(self, part: NetworkName, dtype: torch.dtype) -> Any:
         return assemble(part, self.parts.config(part), self.parts.tensors(part), dtype, self.name)
 
 
@@ -128,7 +128,7 @@ def open_checkpoint(
     )
 
 
-def _checkpoint(found: Found) -> Checkpoint:
+def _checkpoint(found: OpenedCheckpoint) -> Checkpoint:
     noise, sampler = read_scheduler(found.configs.scheduler, found.name, found.kind)
     return Checkpoint(
         name=found.name,

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.demo.files import WEIGHTS
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.identify import stated
-from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
-from sd2rt.export.checkpoints.source import Found
+from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
+from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.weight_file import open_safetensors, sha256
 
-DEMO_NAMES: dict[str, Variant] = {
+DEMO_NAMES: dict[str, ModelKind] = {
     "demo": "base",
     "demo-v": "v",
     "demo-inpaint": "inpainting",
@@ -30,7 +30,7 @@ TOKEN_IDS = "token_ids"
 """In the text encoder's file: the ids of the rows that its token table has. Training met no others."""
 
 
-def weight_file(kind: Variant, part: PartName) -> str:
+def weight_file(kind: ModelKind, part: NetworkName) -> str:
     """The file that holds a network of the family; all have their text encoder in common, most their autoencoder."""
     if part == "unet":
         return f"{kind}.safetensors"
@@ -56,13 +56,13 @@ def packaged_weights(file: str) -> Path:
 class DemoParts:
     """The networks of one of the family, read when they are asked for."""
 
-    def __init__(self, kind: Variant, configs: PipelineConfigs) -> None:
+    def __init__(self, kind: ModelKind, configs: PipelineConfigs) -> None:
         self._kind, self._configs = kind, configs
 
-    def config(self, part: PartName) -> Config:
+    def config(self, part: NetworkName) -> Config:
         return self._configs.part(part)
 
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         file = open_safetensors(packaged_weights(weight_file(self._kind, part)))
         tensors = file.tensors(file.shapes)
         if part == "text_encoder":
@@ -79,7 +79,7 @@ class DemoParts:
         return table
 
 
-def open_demo(name: str, variant: str | None) -> Found:
+def open_demo(name: str, variant: str | None) -> OpenedCheckpoint:
     """One of the family by its name; ``demo`` stands for any of them where ``variant`` names a published one.
 
     Raises CheckpointError for a variant that is unknown, contradicts the name or has no demo, and where the package
@@ -99,7 +99,7 @@ def open_demo(name: str, variant: str | None) -> Found:
         name, kind = own, asked
     configs = DEMOS[kind]
     files = [weight_file(kind, part) for part in configs.parts]
-    return Found(
+    return OpenedCheckpoint(
         name=name,
         release=None,
         kind=kind,

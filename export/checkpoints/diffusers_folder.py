@@ -22,7 +22,7 @@ from sd2rt.export.checkpoints.networks import check_weights
 from sd2rt.export.checkpoints.pipeline_configs import (
     CONFIG_FILES,
     Config,
-    PartName,
+    NetworkName,
     PipelineConfigs,
     class_embedding,
     components,
@@ -30,12 +30,12 @@ from sd2rt.export.checkpoints.pipeline_configs import (
 )
 from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import Found
+from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
-from sd2rt.export.checkpoints.variants import VARIANTS, Variant
+from sd2rt.export.checkpoints.variants import VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import WeightFile, open_safetensors, sha256
 
-WEIGHT_STEMS: dict[PartName, str] = {
+WEIGHT_STEMS: dict[NetworkName, str] = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -47,16 +47,16 @@ class FolderParts:
     """The parts of a diffusers folder, each read when it is asked for."""
 
     def __init__(
-        self, folder: Path, configs: PipelineConfigs, files: Mapping[PartName, list[WeightFile]]
+        self, folder: Path, configs: PipelineConfigs, files: Mapping[NetworkName, list[WeightFile]]
     ) -> None:
         self._folder = folder
         self._configs = configs
         self._files = files
 
-    def config(self, part: PartName) -> Config:
+    def config(self, part: NetworkName) -> Config:
         return self._configs.part(part)
 
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         return {
             key: tensor for file in self._files[part] for key, tensor in file.tensors(file.shapes).items()
         }
@@ -71,7 +71,7 @@ def open_folder(
     name: str | None = None,
     variant: str | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Found:
+) -> OpenedCheckpoint:
     """Recognise a diffusers folder and check the names and shapes of all its weights.
 
     Nothing in its weights or its configuration tells SD-Turbo from a 2.1-base model: its Hub id, the folder's
@@ -130,7 +130,7 @@ def open_folder(
     kind, license = rows[0].kind, rows[0].license
     assert kind is not None
     releases = {row.release for row in rows}
-    return Found(
+    return OpenedCheckpoint(
         name=name if name is not None else folder.resolve().name,
         release=releases.pop() if len(releases) == 1 else None,
         kind=kind,
@@ -141,7 +141,7 @@ def open_folder(
     )
 
 
-def weight_paths(folder: Path, part: PartName) -> list[Path]:
+def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
     """The part's safetensors files: whole or in shards, in full precision if there are both.
 
     Raises CheckpointError naming what is there instead.
@@ -189,7 +189,7 @@ def _by_hub_id(name: str | None) -> list[Evidence]:
     return [Evidence(f"its Hub id {name}", rows)] if rows else []
 
 
-def _hub_names(row: Variant) -> tuple[str, ...]:
+def _hub_names(row: PublishedCheckpoint) -> tuple[str, ...]:
     return (row.hub_id,) if row.mirror is None else (row.hub_id, row.mirror)
 
 
@@ -200,6 +200,6 @@ def _by_name(where: str, name: str, remedy: str) -> list[Evidence]:
     return [Evidence(f"{where} {tail}", rows, remedy)] if rows else []
 
 
-def _config_if_there(folder: Path, part: PartName) -> Config:
+def _config_if_there(folder: Path, part: NetworkName) -> Config:
     path = folder / CONFIG_FILES[part]
     return read_json(path) if path.exists() else {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, Variant, find_variant
+from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, PublishedCheckpoint, find_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +14,12 @@ class Evidence:
     """One observation, and the rows of the table that it leaves possible."""
 
     observation: str
-    rows: tuple[Variant, ...]
+    rows: tuple[PublishedCheckpoint, ...]
     remedy: str = "get the checkpoint again"
     """What to do if it contradicts the rest."""
 
 
-def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[Variant, ...]:
+def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[PublishedCheckpoint, ...]:
     """The rows that all evidence allows, in the table's order; all supported rows where there is none.
 
     Raises CheckpointError when two observations contradict each other, or when what is left is not supported.
@@ -46,7 +46,7 @@ def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[Variant, ...]:
     return supported
 
 
-def not_supported(rows: Sequence[Variant], facts: str) -> str:
+def not_supported(rows: Sequence[PublishedCheckpoint], facts: str) -> str:
     """The end of a sentence that refuses a known checkpoint."""
     return (
         f"Stable Diffusion 2's {_names(rows)} ({facts}), which is not supported yet by this version: "
@@ -85,7 +85,7 @@ def by_prediction(prediction_type: object, where: str) -> list[Evidence]:
     return [Evidence(f"prediction_type {prediction_type} in {where}", rows, f"give it the right {where}")]
 
 
-def likeliest(rows: Sequence[Variant]) -> tuple[Variant, ...]:
+def likeliest(rows: Sequence[PublishedCheckpoint]) -> tuple[PublishedCheckpoint, ...]:
     """Without those that only a name tells from the rest, unless nothing else is left.
 
     No weight and no configuration of SD-Turbo differs in kind from 2.1-base's: what nobody calls SD-Turbo is
@@ -94,6 +94,6 @@ def likeliest(rows: Sequence[Variant]) -> tuple[Variant, ...]:
     return tuple(row for row in rows if not row.by_name_only) or tuple(rows)
 
 
-def _names(rows: Sequence[Variant]) -> str:
+def _names(rows: Sequence[PublishedCheckpoint]) -> str:
     shown = [row for row in rows if row.supported] or rows
     return " or ".join(row.name for row in shown)

@@ -13,9 +13,8 @@ from sd2rt.engines.lora.file import Lora, named_loras
 from sd2rt.engines.lora.merge import PARTS, Change, changes
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import current_name, skeleton
-from sd2rt.export.checkpoints.pipeline_configs import Config
-from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
-from sd2rt.export.checkpoints.source import Parts
+from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName
+from sd2rt.export.checkpoints.source import NetworkSource
 
 
 def read_loras(words: Sequence[str]) -> list[Lora]:
@@ -67,7 +66,7 @@ def _shapes(checkpoint: Checkpoint, network: NetworkName) -> dict[str, tuple[int
 class _MergedParts:
     """A checkpoint's parts, some weights of which are others."""
 
-    own: Parts
+    own: NetworkSource
     changed: Mapping[PartName, Mapping[str, Change]]
 
     def config(self, part: NetworkName) -> Config:

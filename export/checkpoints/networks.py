@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEs
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.weights.shapes import linear_shape
-from sd2rt.export.checkpoints.pipeline_configs import PartName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 
 # A buffer that older transformers releases saved and newer ones make themselves.
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
@@ -24,7 +24,7 @@ _OLD_ATTENTION = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|p
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def skeleton(part: PartName, config: Mapping[str, Any]) -> nn.Module:
+def skeleton(part: NetworkName, config: Mapping[str, Any]) -> nn.Module:
     """The network that a configuration describes, on the meta device: names and shapes without memory.
 
     Raises CheckpointError when the configuration does not describe one.
@@ -48,7 +48,7 @@ def skeleton(part: PartName, config: Mapping[str, Any]) -> nn.Module:
 
 
 def assemble(
-    part: PartName,
+    part: NetworkName,
     config: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
@@ -92,7 +92,7 @@ def assemble(
 
 
 def check_weights(
-    part: PartName, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], origin: str
+    part: NetworkName, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
     """Compare named shapes with what ``part`` wants, as ``assemble`` will, without reading a weight."""
     expected = {key: tuple(tensor.shape) for key, tensor in skeleton(part, config).state_dict().items()}
@@ -100,7 +100,7 @@ def check_weights(
 
 
 def _check(
-    part: PartName,
+    part: NetworkName,
     expected: Mapping[str, tuple[int, ...]],
     shapes: Mapping[str, tuple[int, ...]],
     origin: str,
@@ -126,7 +126,7 @@ def _check(
             )
 
 
-def current_name(part: PartName, key: str) -> str:
+def current_name(part: NetworkName, key: str) -> str:
     """A weight's name in the network as it is made here, whatever release has saved it."""
     if part == "text_encoder":
         return key.removeprefix("text_model.")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sd2rt.engines.bundle.model_kinds import KINDS, Kind
+from sd2rt.engines.bundle.model_kinds import KINDS, KindSpec
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.variants import VARIANTS
 
-PartName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
-PARTS: tuple[PartName, ...] = ("text_encoder", "unet", "vae")
+NetworkName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
+PARTS: tuple[NetworkName, ...] = ("text_encoder", "unet", "vae")
 """The networks that every checkpoint has; ``PipelineConfigs.parts`` has those of one checkpoint."""
 
-ComponentName = Literal[PartName, "scheduler", "low_res_scheduler"]
+ComponentName = Literal[NetworkName, "scheduler", "low_res_scheduler"]
 
 Config = dict[str, Any]
 
@@ -66,11 +66,11 @@ class PipelineConfigs:
     """How far it may be; there where low_res_scheduler is."""
 
     @property
-    def parts(self) -> tuple[PartName, ...]:
+    def parts(self) -> tuple[NetworkName, ...]:
         """The networks of this pipeline."""
         return PARTS if self.depth_estimator is None else (*PARTS, "depth_estimator")
 
-    def part(self, part: PartName) -> Config:
+    def part(self, part: NetworkName) -> Config:
         """A network's configuration; CheckpointError when this pipeline has no such network."""
         configs = {
             "text_encoder": self.text_encoder,
@@ -195,7 +195,7 @@ class PipelineConfigs:
         return index
 
 
-def kind_of(unet: Config) -> Kind | None:
+def kind_of(unet: Config) -> KindSpec | None:
     """A kind of model that has this UNet's inputs; the kinds that share them share their parts too."""
     rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
     return next((KINDS[row.kind] for row in rows if row.kind is not None), None)

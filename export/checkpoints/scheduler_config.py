@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 from pydantic import ValidationError
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, SamplerName
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Key, SchedulerClass
@@ -50,11 +50,11 @@ _WITHOUT_EFFECT = {
 # Most of diffusers' pipelines set this whatever the file says, and they are what images are compared with. Those
 # of these kinds leave it as it is.
 _STEPS_OFFSET = 1
-_OWN_STEPS_OFFSET: frozenset[Variant] = frozenset({"depth", "upscaler"})
+_OWN_STEPS_OFFSET: frozenset[ModelKind] = frozenset({"depth", "upscaler"})
 
 
 def read_scheduler(
-    config: Mapping[str, Any], origin: str, kind: Variant = "base"
+    config: Mapping[str, Any], origin: str, kind: ModelKind = "base"
 ) -> tuple[NoiseConfig, SamplerConfig]:
     """The forward process and the default sampler that a scheduler's configuration describes.
 

@@ -29,12 +29,12 @@ from sd2rt.export.checkpoints.ldm.keys import EMA_PREFIX, ema_key, ldm_layout
 from sd2rt.export.checkpoints.ldm.midas_keys import UNUSED as UNUSED_DEPTH
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
 from sd2rt.export.checkpoints.networks import skeleton, some_keys
-from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import Found
+from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
-from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, Variant
+from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import (
     PICKLE_SUFFIXES,
     WeightFile,
@@ -56,10 +56,10 @@ class SingleFileParts:
         self._stored = stored
         self._configs = configs
 
-    def config(self, part: PartName) -> Config:
+    def config(self, part: NetworkName) -> Config:
         return self._configs.part(part)
 
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         network = skeleton(part, self._configs.part(part))
         layout = ldm_layout(part, network.state_dict(), self._configs)
         read = self._file.tensors(self._stored[tensor.key] for tensor in layout)
@@ -83,7 +83,7 @@ def open_single_file(
     allow_pickle: bool = False,
     config: Path | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Found:
+) -> OpenedCheckpoint:
     """Recognise a single-file checkpoint and check the names and shapes of all its weights.
 
     Its UNet's inputs tell depth, inpainting and upscaler. Nothing in the weights tells 2.0 from 2.1, epsilon
@@ -140,7 +140,7 @@ def open_single_file(
     releases = {row.release for row in rows}
     kind, license = rows[0].kind, rows[0].license
     assert kind is not None
-    return Found(
+    return OpenedCheckpoint(
         name=path.name,
         release=releases.pop() if len(releases) == 1 else None,
         kind=kind,
@@ -198,7 +198,7 @@ def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -
 
 
 def _check_part(
-    part: PartName, shapes: Mapping[str, tuple[int, ...]], configs: PipelineConfigs, origin: str
+    part: NetworkName, shapes: Mapping[str, tuple[int, ...]], configs: PipelineConfigs, origin: str
 ) -> None:
     """Compare the part's keys and shapes with what the layout expects."""
     members = {
@@ -235,7 +235,7 @@ def _check_part(
             )
 
 
-def _unused(part: PartName, key: str, configs: PipelineConfigs) -> bool:
+def _unused(part: NetworkName, key: str, configs: PipelineConfigs) -> bool:
     """Whether SD2 files carry this key for nothing: SD2 stops before the text encoder's last layer."""
     if part == "depth_estimator":
         return UNUSED_DEPTH.fullmatch(key) is not None
@@ -280,7 +280,9 @@ def _by_metadata(metadata: Mapping[str, str]) -> list[Evidence]:
     """What the Stability AI model metadata specification's entries say, where a tool has written them."""
     evidence = []
     architecture = metadata.get("modelspec.architecture", "")
-    rows: tuple[Variant, ...] = tuple(row for row in VARIANTS if architecture in row.architectures)
+    rows: tuple[PublishedCheckpoint, ...] = tuple(
+        row for row in VARIANTS if architecture in row.architectures
+    )
     if rows:
         evidence.append(Evidence(f"modelspec.architecture {architecture}", rows))
     prediction = metadata.get("modelspec.prediction_type", "")

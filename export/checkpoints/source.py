@@ -7,18 +7,18 @@ from typing import Protocol
 
 import torch
 
-from sd2rt.engines.bundle.model_kinds import Variant
-from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 
 
-class Parts(Protocol):
+class NetworkSource(Protocol):
     """Where a checkpoint's networks come from: a folder, a file, or a random generator."""
 
-    def config(self, part: PartName) -> Config:
+    def config(self, part: NetworkName) -> Config:
         """The part's configuration as diffusers or transformers saves it."""
         ...
 
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         """The part's weights under diffusers' or transformers' names, in memory or mapped from a file."""
         ...
 
@@ -28,13 +28,13 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OpenedCheckpoint:
     """A checkpoint that was recognised as one that sd2rt can build."""
 
     name: str
     release: str | None
-    kind: Variant
+    kind: ModelKind
     configs: PipelineConfigs
     source: dict[str, str]
     license: str
-    parts: Parts
+    parts: NetworkSource

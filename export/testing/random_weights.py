@@ -19,7 +19,7 @@ import torch
 from sd2rt.export.checkpoints.ldm.keys import ldm_layout
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.networks import skeleton
-from sd2rt.export.checkpoints.pipeline_configs import Config, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 from sd2rt.export.testing.folder_writer import write_folder
 from sd2rt.export.testing.safetensors_writer import Entry, as_stored, write_safetensors
 
@@ -55,7 +55,7 @@ def random_checkpoint(
     weights = RandomWeights(configs, seed)
     if layout == "diffusers":
 
-        def entries_of(part: PartName) -> list[Entry]:
+        def entries_of(part: NetworkName) -> list[Entry]:
             tell(f"writing random weights of {part}")
             entries = weights.entries(part)
             if legacy_keys:
@@ -84,16 +84,16 @@ class RandomWeights:
         self.configs = configs
         self.seed = seed
 
-    def shapes(self, part: PartName) -> dict[str, tuple[int, ...]]:
+    def shapes(self, part: NetworkName) -> dict[str, tuple[int, ...]]:
         """Every weight of ``part`` under its current diffusers or transformers name."""
         state = skeleton(part, self.configs.part(part)).state_dict()
         return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
-    def tensors(self, part: PartName) -> dict[str, torch.Tensor]:
+    def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         """The part's weights in float32, all at once."""
         return {key: draw(self.seed, part, key, shape) for key, shape in self.shapes(part).items()}
 
-    def entries(self, part: PartName) -> list[Entry]:
+    def entries(self, part: NetworkName) -> list[Entry]:
         """The part's weights in the diffusers layout."""
         return [self._entry(part, key, shape) for key, shape in self.shapes(part).items()]
 
@@ -125,7 +125,7 @@ class RandomWeights:
             yield self._entry("depth_estimator", "weight", (_IMAGENET_CLASSES, width), head)
             yield self._entry("depth_estimator", "bias", (_IMAGENET_CLASSES,), head)
 
-    def _entry(self, part: PartName, key: str, shape: tuple[int, ...], prefix: str = "") -> Entry:
+    def _entry(self, part: NetworkName, key: str, shape: tuple[int, ...], prefix: str = "") -> Entry:
         return Entry(prefix + key, shape, lambda: draw(self.seed, part, key, shape))
 
     def _unused_layer(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -143,7 +143,7 @@ class RandomWeights:
 # decides. What closes a residual branch is small, so that the branches add texture to what passes by and do
 # not drown it: a trajectory then amplifies rounding errors by little. SiLU passes 0.6 of its input's size,
 # hence the gains above 1.
-_GAINS: tuple[tuple[PartName, str, float], ...] = (
+_GAINS: tuple[tuple[NetworkName, str, float], ...] = (
     ("text_encoder", r"to_out|out_proj|fc2", 0.7),
     ("unet", r"^conv_out\.weight$", 0.9),
     ("unet", r"\.conv2\.weight$|\.to_out\.0\.weight$|\.ff\.net\.2\.weight$|\.proj_out\.weight$", 0.6),
@@ -168,7 +168,7 @@ _LATENT_STD = 1 / 0.18215
 _LATENT_LOGVAR = -9.0
 
 
-def draw(seed: int, part: PartName, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def draw(seed: int, part: NetworkName, key: str, shape: tuple[int, ...]) -> torch.Tensor:
     """One weight in float32: a function of its arguments alone."""
     digest = hashlib.sha256(f"{seed}/{part}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -191,7 +191,7 @@ def draw(seed: int, part: PartName, key: str, shape: tuple[int, ...]) -> torch.T
     return noise
 
 
-def _gain(part: PartName, key: str) -> float:
+def _gain(part: NetworkName, key: str) -> float:
     matching = (gain for of, pattern, gain in _GAINS if of == part and re.search(pattern, key))
     return next(matching, 1.0)
 
@@ -207,7 +207,7 @@ def _stack(members: list[Entry], pointwise: bool) -> Callable[[], torch.Tensor]:
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def _as_legacy(part: PartName, entry: Entry) -> Entry:
+def _as_legacy(part: NetworkName, entry: Entry) -> Entry:
     key = f"text_model.{entry.key}" if part == "text_encoder" else entry.key
     if part == "vae" and ".attentions." in key:
         for new, old in _OLD_ATTENTION.items():

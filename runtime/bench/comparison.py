@@ -12,7 +12,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.bench.summary import digits
 
 NAME = "bench"
-_TOLD = ("bundle", "settings", "machine")
+_COMPARED_SECTIONS = ("bundle", "settings", "machine")
 _OF_THE_MOMENT = ("date", "load_average", "commit", "dirty")
 _MEASURED = ("opening", "first_image", "peak_rss_bytes", "device_bytes")
 _LABELS = ("width", "height", "batch", "calls", "iterations_per_image", "n")
@@ -38,7 +38,7 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("benchmark") != NAME:
         raise RequestError(f"--compare {path} is no result of 'sd2rt bench': give what -o or --json wrote")
     shaped = isinstance(result.get("cases"), list) and all(
-        isinstance(result.get(name), dict) for name in _TOLD
+        isinstance(result.get(name), dict) for name in _COMPARED_SECTIONS
     )
     if not shaped or not figures(result):
         raise RequestError(f"--compare {path} is a result of 'sd2rt bench' that is damaged: measure it again")
@@ -119,7 +119,7 @@ def _number(value: Any) -> float | None:
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:
-    for section in _TOLD:
+    for section in _COMPARED_SECTIONS:
         ours, theirs = _flat(section, new[section]), _flat(section, old[section])
         for name in sorted({*ours, *theirs}):
             now, then = ours.get(name), theirs.get(name)

@@ -18,7 +18,7 @@ from sd2rt.runtime.pipeline.networks import Networks
 
 _RUN = "model_run"
 _KERNEL = "_kernel_time"
-_TOLD = ("op_name", "provider", "input_type_shape", "output_type_shape")
+_EVENT_FIELDS = ("op_name", "provider", "input_type_shape", "output_type_shape")
 """Of some twenty arguments that each event has: most are of memory and threads."""
 
 
@@ -123,7 +123,7 @@ def read_profile(path: Path, earlier: int, launches: Sequence[Span]) -> Profile:
                     event["name"].removesuffix(_KERNEL),
                     start,
                     start + _length(event),
-                    {name: told[name] for name in _TOLD if name in told},
+                    {name: told[name] for name in _EVENT_FIELDS if name in told},
                 )
             )
     return Profile(operators, len(launches), len(runs))

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.interface import Engine
+from sd2rt.engines.interface import Engine, Float32Array
 from sd2rt.runtime.bench.timed_engine import TimedEngine
 from sd2rt.runtime.bench.timeline import Timeline
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.pipeline import Pipeline
-from sd2rt.runtime.pipeline.vae import Array, Vae
+from sd2rt.runtime.pipeline.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
 
@@ -70,11 +70,11 @@ class _TimedVae(Vae):
         super().__init__(*parts)
         self._timeline = timeline
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: Float32Array) -> Float32Array:
         with self._timeline.span(DECODER):
             return super().decode(latents)
 
-    def encode(self, image: Array) -> Array:
+    def encode(self, image: Float32Array) -> Float32Array:
         with self._timeline.span(ENCODER):
             return super().encode(image)
 

@@ -218,7 +218,7 @@ def run(
 
         recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
     from sd2rt.engines.lora.file import named_loras
-    from sd2rt.runtime.request.call import divide
+    from sd2rt.runtime.request.call import split_call
     from sd2rt.runtime.request.fields import CallOptions
     from sd2rt.runtime.request.sampling import check_names, plan_of
 
@@ -227,7 +227,7 @@ def run(
         prompt for prompt in settings.prompts or prompts_of_standard_input() for _ in range(_count(count))
     ]
     first = secrets.randbits(32) if settings.seed is None else settings.seed
-    requests = divide(each, cast(CallOptions, {**settings.fields, "seed": first}))
+    requests = split_call(each, cast(CallOptions, {**settings.fields, "seed": first}))
     check_names(requests[0])
     notes = [] if recipe is None else recipe.request_notes(requests[0])
     check_output(output, len(requests))

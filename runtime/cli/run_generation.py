@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.request import Request
 
-_TOLD = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
+_SHARED_FIELDS = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
 """Fields of a request that hold for making its image larger, too."""
 
 Made = tuple[Any, dict[str, Any]]
@@ -71,7 +71,7 @@ def upscaled(
             yield outcome
             continue
         image, facts = outcome
-        own = {name: facts["request"][name] for name in _TOLD if name in facts["request"]}
+        own = {name: facts["request"][name] for name in _SHARED_FIELDS if name in facts["request"]}
         (result,) = make(upscaler, [upscaling(image, noise_level, own)], "upscaling", advance)
         if isinstance(result, EngineError):
             yield result
@@ -107,5 +107,5 @@ def check_upscaling(
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     # Any image will do: only what it is asked with is looked at.
-    told = {name: getattr(request, name) for name in _TOLD}
+    told = {name: getattr(request, name) for name in _SHARED_FIELDS}
     resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), manifest)

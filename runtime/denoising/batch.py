@@ -9,8 +9,8 @@ import numpy as np
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Engine, Session
-from sd2rt.runtime.denoising.batch_rows import Rows
-from sd2rt.runtime.denoising.finite_checks import WATCHED, Launches
+from sd2rt.runtime.denoising.batch_rows import BatchRows
+from sd2rt.runtime.denoising.finite_checks import WATCHED, FiniteChecks
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
 CARRY = {"state_out": "state"}
@@ -25,12 +25,12 @@ class Batch:
     """
 
     def __init__(
-        self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None, launches: Launches
+        self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None, launches: FiniteChecks
     ) -> None:
         self.active, self.launches = tuple(active), launches
         if last is None:
             return
-        self._rows = rows = Rows.of([t.texts[t.done] for t in self.active])
+        self._rows = rows = BatchRows.of([t.texts[t.done] for t in self.active])
         _, h, w = self.active[0].latents.shape
         dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
         self._session: Session = denoiser.session(dims, CARRY, WATCHED)

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.interface import Buffer
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class BatchRows:
     """What the denoiser's inputs ``text``, ``row``, ``uncond``, ``cond`` and ``shares`` hold.
 
     B samples, R rows, P prompts at most of a sample. One that has fewer is filled up with a row of its own
@@ -32,7 +32,7 @@ class Rows:
     shares: NDArray[np.float32]  # [B, P]
 
     @classmethod
-    def of(cls, samples: Sequence[Texts]) -> Rows:
+    def of(cls, samples: Sequence[TextConditioning]) -> BatchRows:
         """The rows of a call for these samples; shorter texts are to be repeated to a length that all divide."""
         prompts = max(len(sample.conds) for sample in samples)
         texts: list[NDArray[Any]] = []
@@ -58,7 +58,7 @@ class Rows:
         """The sizes of the denoiser's symbols that rows decide."""
         return {"R": len(self.row), "P": self.cond.shape[1], "L": self.length}
 
-    def write(self, buffers: Mapping[str, Buffer], last: Rows | None) -> None:
+    def write(self, buffers: Mapping[str, Buffer], last: BatchRows | None) -> None:
         """Put them into a session's buffers, which hold ``last`` if any."""
         text = buffers["text"]
         for index, array in enumerate(self.texts):

@@ -12,7 +12,7 @@ from sd2rt.runtime.denoising.trajectory import Trajectory
 WATCHED = "finite"
 
 
-class Launches:
+class FiniteChecks:
     """The calls of one step loop, in their order; what a device says of them may come some steps late."""
 
     def __init__(self) -> None:

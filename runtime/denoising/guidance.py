@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +19,7 @@ class Guidance:
     values: NDArray[np.float32]  # [N, 2]: scale and rescale; 1 and 0 where a call is not guided
     guided: tuple[bool, ...]
 
-    def of(self, texts: Sequence[Texts]) -> tuple[Texts, ...]:
+    def of(self, texts: Sequence[TextConditioning]) -> tuple[TextConditioning, ...]:
         """What each call is told, of what it would be told if it were guided: fewer rows where it is not."""
         alone = {told: unguided(told) for told in dict.fromkeys(texts)}
         return tuple(told if guided else alone[told] for told, guided in zip(texts, self.guided, strict=True))
@@ -58,11 +58,11 @@ def plan_guidance(
     return Guidance(values.astype(np.float32), tuple(guided.tolist()))
 
 
-def unguided(texts: Texts) -> Texts:
+def unguided(texts: TextConditioning) -> TextConditioning:
     """What stays of a call's rows at scale 1: the prompt's alone.
 
     A composition of several prompts, or of a share other than 1, needs the row without a prompt even so.
     """
     if texts.uncond is None or texts.shares != (1.0,):
         return texts
-    return Texts(texts.conds)
+    return TextConditioning(texts.conds)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 
 from sd2rt.engines.interface import Engine
 from sd2rt.runtime.denoising.batch import Batch
-from sd2rt.runtime.denoising.finite_checks import Launches
+from sd2rt.runtime.denoising.finite_checks import FiniteChecks
 from sd2rt.runtime.denoising.trajectory import Trajectory
 
 
@@ -21,7 +21,7 @@ def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: i
     A step is enqueued when the batch is yielded, and no step waits for the one before: where the device is behind,
     an error is noticed some steps late, and still names its step. What waits is the end of a trajectory.
     """
-    waiting, batch = deque(trajectories), Batch(denoiser, [], None, Launches())
+    waiting, batch = deque(trajectories), Batch(denoiser, [], None, FiniteChecks())
     while True:
         going = [trajectory for trajectory in batch.active if not trajectory.finished]
         joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]

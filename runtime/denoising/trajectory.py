@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
-from sd2rt.runtime.prompts.text_conditioning import Texts
-from sd2rt.runtime.rng.select import Normals
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
+from sd2rt.runtime.rng.select import NormalGenerator
 from sd2rt.runtime.samplers.plan import Plan
 
 Latents = NDArray[np.float32]
@@ -25,9 +25,9 @@ class Trajectory:
 
     plan: Plan
     latents: Latents  # [C, h, w]: unit noise, of which the start is made; the result, when finished
-    texts: tuple[Texts, ...]  # one for each call; calls that are told the same share one object
+    texts: tuple[TextConditioning, ...]  # one for each call; calls that are told the same share one object
     guidance: NDArray[np.float32]  # [N, 2]: scale and rescale of each call
-    generator: Normals
+    generator: NormalGenerator
     seed: int
     image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
     extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents

@@ -40,7 +40,7 @@ _AUTOMATIC: dict[SamplerName, str] = {
 
 _BROWNIAN = ("dpmpp-sde", "dpmpp-2m-sde")
 
-_UNTOLD = (
+_IGNORED_KEYS = (
     "Version",
     "Model",
     "Model hash",
@@ -56,7 +56,7 @@ _UNTOLD = (
 """Settings that say nothing of the picture, or nothing that is not said elsewhere."""
 
 
-class Imported:
+class A1111Settings:
     """What a text of that interface asks for, as fields of a request.
 
     Attributes:
@@ -94,7 +94,7 @@ class Imported:
         self._noise()
         self._clip_skip(own)
         for name, value in self._values.items():
-            if name not in _UNTOLD:
+            if name not in _IGNORED_KEYS:
                 self._unused(name, value)
 
     def _take(self, name: str) -> str | None:

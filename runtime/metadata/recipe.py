@@ -18,7 +18,7 @@ from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.images.read import read_text
 from sd2rt.runtime.metadata.infotext import parse_parameters
-from sd2rt.runtime.metadata.infotext_import import Imported, shown
+from sd2rt.runtime.metadata.infotext_import import A1111Settings, shown
 from sd2rt.runtime.request.request import Request, make_request
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ A1111_CHUNK = "parameters"
 INPUTS = ("image", "mask_image", "depth_map", "latents", "prompt_embeds", "negative_prompt_embeds")
 """Fields of a request that a file has no place for: it says their hashes. Nor may one name files to read."""
 
-_UNSAID = (*INPUTS, "max_image_pixels", "output_type", "num_images_per_prompt")
+_FIELDS_NOT_RECORDED = (*INPUTS, "max_image_pixels", "output_type", "num_images_per_prompt")
 """Neither are these in it: they are of the call, not of the one picture."""
 
 _MOST_NOTES = 20
@@ -43,7 +43,7 @@ _IDENTITY_DIGITS = 64
 _OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
 
 
-class ToldLora(BaseModel):
+class LoraReference(BaseModel):
     """A LoRA as a file tells of it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
@@ -72,7 +72,7 @@ class Recipe:
     """The pipeline's ``tile``, where it was not the usual one."""
     embeddings: dict[str, str] = field(default_factory=dict)
     """Textual inversions that the pipeline had, by token, with the beginnings of their files' hashes."""
-    loras: tuple[ToldLora, ...] = ()
+    loras: tuple[LoraReference, ...] = ()
     """LoRAs that the pipeline had."""
     upscaled: Recipe | None = None
     """What was made of the picture afterwards, by an upscaler's bundle."""
@@ -165,7 +165,7 @@ def _embedding_note(token: str, wanted: str, given: Mapping[str, str]) -> str | 
     return None
 
 
-def _lora_note(told: ToldLora, given: Sequence[Lora]) -> str | None:
+def _lora_note(told: LoraReference, given: Sequence[Lora]) -> str | None:
     name, at = shown(told.name), "" if told.scale is None else f":{told.scale:g}"
     same = [
         lora
@@ -187,7 +187,8 @@ def settings_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
     names = {
         name
         for name, known in Request.model_fields.items()
-        if name not in _UNSAID and getattr(request, name) != known.get_default(call_default_factory=True)
+        if name not in _FIELDS_NOT_RECORDED
+        and getattr(request, name) != known.get_default(call_default_factory=True)
     }
     inputs = {name: getattr(request, name) for name in INPUTS}
     hashes = {name: digest(value) for name, value in inputs.items() if value is not None}
@@ -232,7 +233,7 @@ class _Made(BaseModel):
     identity: str | None = None
     tile: int | None = None
     embeddings: dict[str, str] = {}
-    loras: list[ToldLora] = []
+    loras: list[LoraReference] = []
 
 
 class _Chunk(_Made):
@@ -257,7 +258,9 @@ def _own(path: str, text: str) -> Recipe:
 
 
 def _recipe(path: str, made: _Made) -> Recipe:
-    known = [name for name in made.request if name in Request.model_fields and name not in _UNSAID]
+    known = [
+        name for name in made.request if name in Request.model_fields and name not in _FIELDS_NOT_RECORDED
+    ]
     notes = [f"{shown(name)} is not honoured" for name in made.request if name not in known]
     fields = {name: made.request[name] for name in known}
     # Checked here, where it can be told that the file is wrong, and no option.
@@ -276,7 +279,7 @@ def _recipe(path: str, made: _Made) -> Recipe:
 
 
 def _imported(path: str, text: str) -> Recipe:
-    imported = Imported(parse_parameters(text))
+    imported = A1111Settings(parse_parameters(text))
     given = {"image": imported.from_image, "mask_image": imported.masked}
     return Recipe(
         path=path,
@@ -286,7 +289,7 @@ def _imported(path: str, text: str) -> Recipe:
         bundle=imported.model,
         identity=imported.model_hash,
         embeddings=dict.fromkeys(imported.embeddings, ""),
-        loras=tuple(ToldLora(name=name, scale=scale) for name, scale in imported.loras[:_MOST_NOTES]),
+        loras=tuple(LoraReference(name=name, scale=scale) for name, scale in imported.loras[:_MOST_NOTES]),
     )
 
 

@@ -9,23 +9,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.model_kinds import ConditionName
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.sampling import strength_of
-from sd2rt.runtime.rng.select import Normals
-from sd2rt.runtime.rng.slerp import between
+from sd2rt.runtime.rng.select import NormalGenerator
+from sd2rt.runtime.rng.slerp import slerp
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.pipeline.networks import Networks
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Start:
 
     noise: Latents  # [C, h, w]
     image_latents: Latents | None  # [C, h, w]; None where it begins with noise alone
-    extra: Array | None  # [Cx, h, w]; None where the denoiser sees nothing beside the latents
+    extra: Float32Array | None  # [Cx, h, w]; None where the denoiser sees nothing beside the latents
 
 
 class Conditioning:
@@ -79,7 +77,10 @@ class Conditioning:
         return strength_of(self._request, self._manifest)
 
     def draw(
-        self, generator: Normals, noise: Latents | None = None, variation: Normals | None = None
+        self,
+        generator: NormalGenerator,
+        noise: Latents | None = None,
+        variation: NormalGenerator | None = None,
     ) -> Start:
         """Make the draws of one image, in the order of diffusers' pipelines; ``noise`` stands in for its own.
 
@@ -94,54 +95,54 @@ class Conditioning:
         if noise is None:
             noise = generator.randn(self.shape)
         if variation is not None:
-            noise = between(noise, variation.randn(self.shape), self._request.variation_strength)
+            noise = slerp(noise, variation.randn(self.shape), self._request.variation_strength)
         for name in names:
             if name not in shown:
                 shown[name] = CONDITIONS[name].make(self, generator)
         extra = np.concatenate([shown[name] for name in names]) if names else None
         return Start(noise, image_latents, extra)
 
-    def sampled(self, moments: Array, generator: Normals) -> Latents:
+    def sampled(self, moments: Float32Array, generator: NormalGenerator) -> Latents:
         """A draw from what the encoder says of an image, in the sampler's scale."""
         mean, logvar = np.split(moments, 2)
         deviation = np.exp(np.float32(0.5) * logvar)
-        draw: Array = mean + deviation * generator.randn(mean.shape)
+        draw: Float32Array = mean + deviation * generator.randn(mean.shape)
         return np.float32(self._manifest.latents.scaling_factor) * draw
 
-    def _remembered(self, what: str, image: Any, mask: Any, make: Callable[[], Array]) -> Array:
+    def _remembered(self, what: str, image: Any, mask: Any, make: Callable[[], Float32Array]) -> Float32Array:
         """What a network makes of a picture that other requests bring too, made once."""
         return self._networks.recent.get((what, self.width, self.height), (image, mask), make)
 
     @cached_property
-    def image(self) -> Array:
+    def image(self) -> Float32Array:
         """The image [3, H, W] in [-1, 1], at the result's size."""
         from sd2rt.runtime.images.init_image import resized, to_tensor
 
         return to_tensor(resized(self._request.image, self.width, self.height))
 
     @cached_property
-    def image_moments(self) -> Array:
+    def image_moments(self) -> Float32Array:
         """What the encoder says of the image, [2C, h, w]."""
         return self._remembered(
             "image", self._request.image, None, lambda: self._networks.vae.encode(self.image)
         )
 
     @cached_property
-    def mask(self) -> Array:
+    def mask(self) -> Float32Array:
         """1 where the image is made anew, 0 where it stays, [1, H, W]."""
         from sd2rt.runtime.images.mask import mask_values
 
         return mask_values(self._request.mask_image, self.width, self.height)
 
     @cached_property
-    def latent_mask(self) -> Array:
+    def latent_mask(self) -> Float32Array:
         """The mask at the latents' size, [1, h, w]."""
         from sd2rt.runtime.images.resample import nearest
 
         return nearest(self.mask, *self.shape[1:])
 
     @cached_property
-    def masked_image_moments(self) -> Array:
+    def masked_image_moments(self) -> Float32Array:
         """What the encoder says of the image with gray in the place of what is made anew, [2C, h, w]."""
         return self._remembered(
             "masked image",
@@ -151,7 +152,7 @@ class Conditioning:
         )
 
     @cached_property
-    def raw_depth(self) -> Array:
+    def raw_depth(self) -> Float32Array:
         """The depth map that was given or that the depth estimator sees in the image, [H', W'], unscaled."""
         image, given = self._request.image, self._request.depth_map
         if given is not None:
@@ -159,14 +160,14 @@ class Conditioning:
         return self._remembered("depth", image, None, lambda: self._networks.depth(image))
 
     @cached_property
-    def depth(self) -> Array:
+    def depth(self) -> Float32Array:
         """The depth as the denoiser is shown it: from -1, farthest, to 1, [1, h, w]."""
         from sd2rt.runtime.images.depth_map import depth_condition
 
         return depth_condition(self.raw_depth, *self.shape[1:])
 
     @cached_property
-    def low_res(self) -> Array:
+    def low_res(self) -> Float32Array:
         """The low-resolution image [3, h, w] in [-1, 1], its edge repeated up to the latents' size."""
         from sd2rt.runtime.images.init_image import to_tensor
 
@@ -175,7 +176,7 @@ class Conditioning:
         _, h, w = self.shape
         return np.pad(image, ((0, 0), (0, h - height), (0, w - width)), mode="edge")
 
-    def noised_low_res(self, generator: Normals) -> Array:
+    def noised_low_res(self, generator: NormalGenerator) -> Float32Array:
         """The low-resolution image with the request's level of noise, [3, h, w]."""
         low, level = self._manifest.low_resolution, self._request.noise_level
         assert low is not None
@@ -184,7 +185,7 @@ class Conditioning:
         noise = generator.randn(self.low_res.shape)
         return np.float32(np.sqrt(kept)) * self.low_res + np.float32(np.sqrt(1 - kept)) * noise
 
-    def pasted(self, unit: Array) -> Array:
+    def pasted(self, unit: Float32Array) -> Float32Array:
         """An image [H, W, 3] in [0, 1], with the request's own pixels where it wants them back."""
         if not self._request.paste:
             return unit
@@ -200,7 +201,7 @@ class Conditioning:
 class Channels:
     """How one of the denoiser's conditions is made."""
 
-    make: Callable[[Conditioning, Normals], Array]
+    make: Callable[[Conditioning, NormalGenerator], Float32Array]
     before_start: bool = False
     """Its random draws come before those of the sampler's start."""
 

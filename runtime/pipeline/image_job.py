@@ -14,7 +14,7 @@ from sd2rt.runtime.tiling.tiling import Tiling
 
 
 @dataclass(slots=True, eq=False)
-class Picture:
+class ImageJob:
     """An image on its way.
 
     One trajectory makes each tile, mostly the only one. They begin with pieces of the same noise, so that what

@@ -21,7 +21,7 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array, Device, Engine
-from sd2rt.runtime.pipeline.result_cache import Recent
+from sd2rt.runtime.pipeline.result_cache import ResultCache
 from sd2rt.runtime.pipeline.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class Networks:
                     future.result().close()
             self._backend.close()
             raise
-        self.recent = Recent()
+        self.recent = ResultCache()
         self.text = self._text_encoder(tokenizer)
 
     def _profiles(self) -> Path | None:

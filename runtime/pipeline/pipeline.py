@@ -21,12 +21,12 @@ from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.pipeline.conditioning import size_of
-from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Output, Run
-from sd2rt.runtime.request.call import divide
+from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
@@ -216,7 +216,7 @@ class Pipeline(LoadedBundle):
         **options: Unpack[CallOptions],
     ) -> Run[Any]:
         """The same call as a :class:`Run`: iterate over its steps, then take its result."""
-        return Run(self._networks, divide(prompt, options, output_type), self.max_batch)
+        return Run(self._networks, split_call(prompt, options, output_type), self.max_batch)
 
     @overload
     def stream_requests(self, requests: Sequence[Request[Images]]) -> Run[Images]: ...
@@ -343,7 +343,7 @@ class Pipeline(LoadedBundle):
         prompts = [prompt] * len(listed) if isinstance(prompt, str) else prompt
         return self(prompts, output_type=output_type, **options)
 
-    def pictures(self, request: Request[Any], seed: int) -> list[Picture]:
+    def pictures(self, request: Request[Any], seed: int) -> list[ImageJob]:
         """A resolved request's images at their start: planned, encoded, their noise drawn.
 
         Raises:

@@ -12,18 +12,18 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.trajectory import Trajectory
 from sd2rt.runtime.pipeline.conditioning import Conditioning
-from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.prompts.schedule import schedule_texts
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.sampling import plan_of, sampling_of
-from sd2rt.runtime.rng.select import Normals, make_generator
+from sd2rt.runtime.rng.select import NormalGenerator, make_generator
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiling.tiling import Tiling
 
 
-def prepare(networks: Networks, request: Request[Any], seed: int) -> list[Picture]:
+def prepare(networks: Networks, request: Request[Any], seed: int) -> list[ImageJob]:
     """The images of a resolved request at their start; the networks must be acquired.
 
     Raises:
@@ -47,7 +47,7 @@ def prepare(networks: Networks, request: Request[Any], seed: int) -> list[Pictur
         variation = None if other is None else make_generator(request.rng, other)
         own = None if latents is None else np.asarray(latents[index], np.float32)
         start = conditioning.draw(generator, own, variation)
-        tiles: Sequence[Normals] = [generator]
+        tiles: Sequence[NormalGenerator] = [generator]
         if len(tiling.boxes) > 1:
             noise = ImageNoise(first, conditioning.shape, request.rng)
             tiles = [TileGenerator(noise, box) for box in tiling.boxes]
@@ -65,7 +65,7 @@ def prepare(networks: Networks, request: Request[Any], seed: int) -> list[Pictur
             )
             for tile, box in zip(tiles, tiling.boxes, strict=True)
         ]
-        pictures.append(Picture(conditioning, trajectories, tiling))
+        pictures.append(ImageJob(conditioning, trajectories, tiling))
     return pictures
 
 
@@ -83,7 +83,9 @@ def _given_latents(request: Request[Any], conditioning: Conditioning) -> NDArray
     return latents
 
 
-def _texts(networks: Networks, request: Request[Any], calls: int, guided: bool) -> tuple[Texts, ...]:
+def _texts(
+    networks: Networks, request: Request[Any], calls: int, guided: bool
+) -> tuple[TextConditioning, ...]:
     prompt = _embeds(networks, "prompt_embeds", request.prompt_embeds)
     negative = _embeds(networks, "negative_prompt_embeds", request.negative_prompt_embeds)
     return schedule_texts(

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float32]
+from sd2rt.engines.interface import Float32Array
 
 _KEPT = 8
 
 
-class Recent:
+class ResultCache:
     """Results by what they are and the very objects that they were made of; the least recently used is dropped."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, tuple[tuple[object, ...], Array]] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[tuple[object, ...], Float32Array]] = OrderedDict()
 
-    def get(self, what: Hashable, sources: tuple[object, ...], make: Callable[[], Array]) -> Array:
+    def get(
+        self, what: Hashable, sources: tuple[object, ...], make: Callable[[], Float32Array]
+    ) -> Float32Array:
         """The result that is known, or the one that ``make`` makes; it is read-only."""
         key = (what, *map(id, sources))
         found = self._known.get(key)

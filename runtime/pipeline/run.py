@@ -18,7 +18,7 @@ from sd2rt.runtime.denoising.batch import Batch
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
-from sd2rt.runtime.pipeline.image_job import Picture
+from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.request.fields import Images
@@ -176,7 +176,9 @@ class Run(Generic[Images]):
         finally:
             self.close()
 
-    def _output(self, request: Request[Images], seed: int, group: list[Picture]) -> Output[Any] | EngineError:
+    def _output(
+        self, request: Request[Images], seed: int, group: list[ImageJob]
+    ) -> Output[Any] | EngineError:
         for picture in group:
             if picture.error is not None:
                 return picture.error

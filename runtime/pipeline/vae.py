@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Latents
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.interface import Engine, Session
-from sd2rt.runtime.tiling.statistics import Cells, Survey, change
+from sd2rt.engines.interface import Engine, Float32Array, Session
+from sd2rt.runtime.tiling.statistics import CoarseGrid, TileStatistics, change
 from sd2rt.runtime.tiling.tiling import Tiling
-
-Array = NDArray[np.float32]
 
 TiledPart = Literal["tiled_decoder", "tiled_encoder"]
 
@@ -65,7 +62,7 @@ class Vae:
         self._factor = latents.vae_factor
         self._tile = tile
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: Float32Array) -> Float32Array:
         """Latents [C, h, w], as the sampler leaves them, to an image [3, H, W], nominally in [-1, 1].
 
         Raises:
@@ -77,9 +74,9 @@ class Vae:
         session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
         session.buffers["latents"].write(latents[None])
         session.launch()
-        return cast(Array, session.buffers["image"].read()[0])
+        return cast(Float32Array, session.buffers["image"].read()[0])
 
-    def encode(self, image: Array) -> Array:
+    def encode(self, image: Float32Array) -> Float32Array:
         """An image [3, H, W] in [-1, 1] to its latents' moments [2C, h, w]: mean, then logarithm of variance.
 
         Raises:
@@ -95,24 +92,24 @@ class Vae:
         session = self._engine("encoder").session({"B": 1, "h": h, "w": w})
         session.buffers["image"].write(image[None])
         session.launch()
-        return cast(Array, session.buffers["moments"].read()[0])
+        return cast(Float32Array, session.buffers["moments"].read()[0])
 
-    def _in_tiles(self, part: TiledPart, array: Array, h: int, w: int) -> Array:
+    def _in_tiles(self, part: TiledPart, array: Float32Array, h: int, w: int) -> Float32Array:
         shared = max(self._tile // 4, _LEAST_SHARED)
         tiling = Tiling(h, w, self._tile, shared, margin=_MARGIN)
-        cells = Cells(h, w)
+        cells = CoarseGrid(h, w)
         side = tiling.boxes[0]
         session = self._engine(part).session({"h": side.height, "w": side.width, "M": cells.count})
         # At first each tile uses its own statistics, and sees nothing of the others.
         known = np.zeros(session.buffers["stats"].shape, np.float32)
         session.buffers["given"].write(np.zeros(1, np.float32))
         session.buffers["context"].write(np.zeros(session.buffers["context"].shape))
-        whole: Array | None = None
+        whole: Float32Array | None = None
         for done in range(_MOST_PASSES):
             # Not two of them at once: the one before goes before the next is begun.
             whole = None
             session.buffers["stats"].write(known)
-            survey = Survey(cells)
+            survey = TileStatistics(cells)
             results = self._results(part, session, array, tiling, cells, not done, survey)
             whole = tiling.blend(results, self._factor if part == "tiled_decoder" else 1)
             found = survey.statistics()
@@ -129,12 +126,12 @@ class Vae:
         self,
         part: TiledPart,
         session: Session,
-        array: Array,
+        array: Float32Array,
         tiling: Tiling,
-        cells: Cells,
+        cells: CoarseGrid,
         lonely: bool,
-        survey: Survey,
-    ) -> Iterator[Array]:
+        survey: TileStatistics,
+    ) -> Iterator[Float32Array]:
         """What the network makes of each tile, while the survey takes in what it says beside."""
         source, target = ("latents", "image") if part == "tiled_decoder" else ("image", "moments")
         scale = 1 if part == "tiled_decoder" else self._factor

@@ -19,7 +19,7 @@ from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
 
 _KEPT = 64
-_SHOWN = 400
+_LONGEST_SHOWN = 400
 
 
 class TextEncoder:
@@ -171,6 +171,6 @@ def _open_table(bundle: Bundle) -> Array:
 
 
 def _shortened(text: str) -> str:
-    if len(text) <= 2 * _SHOWN:
+    if len(text) <= 2 * _LONGEST_SHOWN:
         return text
-    return f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
+    return f"{text[:_LONGEST_SHOWN]} … {text[-_LONGEST_SHOWN:]}"

@@ -13,7 +13,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.prompts.a1111.edits import EditedPrompt, compose
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.syntax import PromptSyntax
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 LONGEST = 77 * 16
 """Tokens that the denoiser is exported for."""
@@ -33,7 +33,7 @@ def schedule_texts(
     clip_skip: int,
     calls: int,
     steps: int,
-) -> tuple[Texts, ...]:
+) -> tuple[TextConditioning, ...]:
     """What each of ``calls`` denoiser calls is told; calls that are told the same share one object.
 
     With the syntax ``plain`` a prompt is what diffusers makes of it: cut at 77 tokens, and ``clip_skip`` is the
@@ -82,13 +82,13 @@ def schedule_texts(
             f"the prompt has {first} token embeddings and the negative prompt {last}: "
             "give prompt_embeds and negative_prompt_embeds of one length"
         )
-    made: dict[tuple[int, ...], Texts] = {}
+    made: dict[tuple[int, ...], TextConditioning] = {}
 
-    def texts(rows: tuple[States, ...]) -> Texts:
+    def texts(rows: tuple[States, ...]) -> TextConditioning:
         key = tuple(map(id, rows))
         if key not in made:
             split = len(lines)
-            made[key] = Texts(rows[:split], rows[split] if len(rows) > split else None, shares)
+            made[key] = TextConditioning(rows[:split], rows[split] if len(rows) > split else None, shares)
         return made[key]
 
     return tuple(texts(rows) for rows in zip(*told, strict=True))

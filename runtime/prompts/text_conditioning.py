@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Texts:
+class TextConditioning:
     """The rows of one call for one sample: the network is evaluated once for each array.
 
     The guided output is m_u + g sum_p shares[p] (m_p - m_u), where m_u belongs to ``uncond`` and m_p to

@@ -15,7 +15,7 @@ _PICTURES = ("image", "mask_image", "depth_map")
 _COUNTED = ("num_images_per_prompt", "seed", "variation_seed", "variation_strength")
 
 
-def divide(
+def split_call(
     prompt: str | Sequence[str] | None, options: CallOptions, output_type: OutputType = "pil"
 ) -> list[Request[Any]]:
     """Split a call into one request for each prompt, and what was given for all of them with it.

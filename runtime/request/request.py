@@ -31,7 +31,7 @@ from sd2rt.runtime.rng.select import check_rng
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-_SHOWN = 80
+_LONGEST_SHOWN = 80
 
 
 def _array(value: Any) -> Any:
@@ -133,7 +133,7 @@ Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 Number = Annotated[float, BeforeValidator(_number)]
 Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
-Array = Annotated[NDArray[Any], BeforeValidator(_array)]
+CheckedArray = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
 # What a sampler takes is checked with the sampler.
 Options = dict[str, bool | int | float | str | list[int] | tuple[int, ...] | None]
@@ -201,9 +201,9 @@ class Request(BaseModel, Generic[Images]):
     rng: Rng = "cpu"
     variation_seed: Whole | None = None
     variation_strength: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
-    latents: Array | None = None
-    prompt_embeds: Array | None = None
-    negative_prompt_embeds: Array | None = None
+    latents: CheckedArray | None = None
+    prompt_embeds: CheckedArray | None = None
+    negative_prompt_embeds: CheckedArray | None = None
     sampler: str | None = None
     schedule: str | None = None
     sampler_options: Options | None = None
@@ -261,7 +261,7 @@ class Request(BaseModel, Generic[Images]):
                 named = NAMED_NETWORK.search(text or "")
                 if named is not None:
                     raise ValueError(
-                        f"the prompt names {named[0][:_SHOWN]}, and a prompt names no files here: give a LoRA "
+                        f"the prompt names {named[0][:_LONGEST_SHOWN]}, and a prompt names no files here: give a LoRA "
                         "with --lora FILE:SCALE, or load_lora(), and leave it out of the prompt"
                     )
         if self.varied and self.variation_seed is None:
@@ -324,5 +324,5 @@ def _one_line(error: ValidationError) -> str:
     if not where:
         return reason
     value = " ".join(repr(first["input"]).split())
-    value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+    value = value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…"
     return f"{where} is {value}: {reason[0].lower()}{reason[1:]}"

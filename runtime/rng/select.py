@@ -18,7 +18,7 @@ THREADS = 2048
 _CUDA = re.compile(r"cuda(?::([1-9][0-9]{0,3})(?:x(1024|1536|2048))?)?")
 
 
-class Normals(Protocol):
+class NormalGenerator(Protocol):
     """A stream of standard normals."""
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ def check_rng(name: str) -> str:
     return name
 
 
-def make_generator(rng: str, seed: int) -> Normals:
+def make_generator(rng: str, seed: int) -> NormalGenerator:
     """The stream of a seed: ``rng`` is ``cpu``, ``cuda``, ``cuda:N`` or ``cuda:NxT``.
 
     GPUs draw alike up to as many values as they have threads: an image of up to 2048x2048 pixels on an H100 SXM,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from sd2rt.engines.interface import Float32Array
 
 _PARALLEL = 0.9995
 """Cosine from which two vectors count as one direction: the sine of their angle is no good divisor."""
 
 
-def between(first: Array, second: Array, strength: float) -> Array:
+def slerp(first: Float32Array, second: Float32Array, strength: float) -> Float32Array:
     """The noise ``strength`` of the way from ``first``, at 0, to ``second``, at 1, of the same shape.
 
     Along the great circle, taking each noise as one vector: halfway is as long as its ends, where the mean of

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.interface import Float64Array
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
@@ -22,8 +22,6 @@ from sd2rt.runtime.samplers.timesteps import (
     step_count,
     timesteps_of,
 )
-
-Array = NDArray[np.float64]
 
 _SHORT = 1e-3
 
@@ -135,7 +133,7 @@ def variance_preserving(
     return Grid(told.tolist(), [*chosen.tolist(), final], start)
 
 
-def _whole(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Array:
+def _whole(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Float64Array:
     total = noise.config.num_train_timesteps
     last = total
     if config.lambda_min_clipped is not None:
@@ -147,7 +145,7 @@ def _whole(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Array:
     return spaced(last, count + 1, config.spacing, config.steps_offset)[:-1].round()
 
 
-def _chosen(config: SamplerConfig, lowest: float, highest: float, count: int) -> Array:
+def _chosen(config: SamplerConfig, lowest: float, highest: float, count: int) -> Float64Array:
     low = lowest if config.sigma_min is None else config.sigma_min
     high = highest if config.sigma_max is None else config.sigma_max
     if config.levels == "karras":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.interface import Array
 from sd2rt.runtime.tiling.tiling import Box
-
-Array = NDArray[Any]
 
 _CELLS = 256 * 256
 """At most so many tokens stand for the whole image, however large it is: a token each up to 2048x2048 pixels."""
@@ -17,7 +16,7 @@ _NOWHERE = -1000.0
 """The logarithm of no position: nothing beside any other score, and finite in fp16."""
 
 
-class Cells:
+class CoarseGrid:
     """A grid of equal squares over the latents of an image, of which those at its end may be cut off."""
 
     def __init__(self, height: int, width: int) -> None:
@@ -58,14 +57,14 @@ class Cells:
         return np.arange(start, start + length) // self.side
 
 
-class Survey:
+class TileStatistics:
     """The whole image's statistics and tokens, put together from its tiles' own.
 
     Each tile counts at each position as much as it does in the blended image. Nothing is kept of a tile, so the
     memory that this takes does not grow with their number.
     """
 
-    def __init__(self, cells: Cells) -> None:
+    def __init__(self, cells: CoarseGrid) -> None:
         self._cells = cells
         self._total = 0.0
         self._mean: Array = np.zeros(())

@@ -21,7 +21,7 @@ from ..made_once import MadeOnce
 from ..wheels import ROOT
 
 if TYPE_CHECKING:
-    from sd2rt.engines.bundle.model_kinds import Variant
+    from sd2rt.engines.bundle.model_kinds import ModelKind
 
 BUNDLES = {
     "sd21": "demo",
@@ -33,7 +33,7 @@ BUNDLES = {
 }
 """Bundles that docs/building.md makes and other pages use, and the demo that stands in for each, at 64x64 pixels."""
 
-CHECKPOINTS: dict[str, Variant] = {
+CHECKPOINTS: dict[str, ModelKind] = {
     "stable-diffusion-2-1-base": "base",
     "stable-diffusion-2-1": "v",
     "stable-diffusion-2-inpainting": "inpainting",

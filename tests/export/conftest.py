@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALLS
 from sd2rt.export.graphs.graph_cache import EXPORTERS
 from sd2rt.export.testing.random_weights import random_checkpoint
@@ -22,7 +22,7 @@ CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 SEED = 1
 """What small_checkpoint is drawn with: equal weights in every form."""
 
-KindPath = Callable[[Variant], Path]
+KindPath = Callable[[ModelKind], Path]
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def small_configs(made_once: MadeOnce) -> Path:
 def kind_folder(request: pytest.FixtureRequest) -> KindPath:
     """The diffusers folder of a kind, of tests/conftest.py."""
 
-    def folder(kind: Variant) -> Path:
+    def folder(kind: ModelKind) -> Path:
         name = {"base": "small_checkpoint"}.get(kind, f"small_{kind}_checkpoint")
         return Path(request.getfixturevalue(name))
 
@@ -66,7 +66,7 @@ def kind_folder(request: pytest.FixtureRequest) -> KindPath:
 def kind_file(made_once: MadeOnce) -> KindPath:
     """The same weights as one file."""
 
-    def file(kind: Variant) -> Path:
+    def file(kind: ModelKind) -> Path:
         return made_once(
             f"checkpoints/{'small' if kind == 'base' else kind}.safetensors",
             lambda path: random_checkpoint(path, configs=SMALLS[kind], seed=SEED, layout="ldm"),

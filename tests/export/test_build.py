@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, Variant
+from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, ModelKind, PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.errors import BuildError
@@ -194,7 +194,7 @@ def test_progress_of_every_part(exporter: Exporter, checkpoint: Checkpoint, targ
 
 @pytest.mark.parametrize("kind", ["turbo", "inpainting", "depth", "upscaler"])
 def test_bundle_says_what_it_can_do(
-    exporter: Exporter, request: pytest.FixtureRequest, target: Path, kind: Variant
+    exporter: Exporter, request: pytest.FixtureRequest, target: Path, kind: ModelKind
 ) -> None:
     checkpoint = open_checkpoint(str(request.getfixturevalue(f"small_{kind}_checkpoint")))
     manifest = build(checkpoint, target, precision="fp16").manifest

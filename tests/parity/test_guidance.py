@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sd2rt.export.reference import reference_scheduler
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Trajectory
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import sampler_config
@@ -48,7 +48,7 @@ def levels_of(scheduler: Any) -> list[float]:
 
 
 @torch.no_grad()
-def by_hand(pair: Any, sampler: str, calls: list[tuple[Texts, float, float]]) -> NDArray[Any]:
+def by_hand(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, float]]) -> NDArray[Any]:
     """The image of these calls' texts, scales and rescales, [1, H, W, 3] in [0, 1]; each row in a call of its own."""
     unet, vae, scheduler = pair.reference.unet, pair.reference.vae, scheduler_of(pair, sampler)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))
@@ -75,7 +75,7 @@ def by_hand(pair: Any, sampler: str, calls: list[tuple[Texts, float, float]]) ->
     return shown_image
 
 
-def from_texts(pair: Any, sampler: str, calls: list[tuple[Texts, float, float]]) -> NDArray[Any]:
+def from_texts(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, float]]) -> NDArray[Any]:
     """The same from the step loop."""
     asked = make_request(prompt=PROMPT, sampler=sampler, num_inference_steps=STEPS)
     (picture,) = pair.pipeline.pictures(pair.pipeline.resolve(asked), SEED)
@@ -106,7 +106,7 @@ def test_intervals(
     inside = [interval[0] < level <= interval[1] for level in levels]
     assert 0 < sum(inside) < len(inside)
     assert not inside[0]
-    guided, plain = Texts((embeds[PROMPT],), embeds[""]), Texts((embeds[PROMPT],))
+    guided, plain = TextConditioning((embeds[PROMPT],), embeds[""]), TextConditioning((embeds[PROMPT],))
     expected = by_hand(base, sampler, [(guided, 7.5, rescale) if now else (plain, 1, 0) for now in inside])
     launched_rows.clear()
     found = base.pipeline(
@@ -131,7 +131,7 @@ def test_scales_by_call(
 ) -> None:
     count = len(scheduler_of(base, sampler).timesteps)
     each = np.interp(np.linspace(0, len(scales) - 1, count), range(len(scales)), scales).tolist()
-    guided, plain = Texts((embeds[PROMPT],), embeds[""]), Texts((embeds[PROMPT],))
+    guided, plain = TextConditioning((embeds[PROMPT],), embeds[""]), TextConditioning((embeds[PROMPT],))
     calls = [(guided, scale, 0.3) if scale > 1 else (plain, 1, 0) for scale in each]
     expected = by_hand(base, sampler, calls)
     found = base.pipeline(
@@ -153,22 +153,22 @@ def test_compositions(
     base: Any, record: Any, embeds: Embeds, sampler: str, shares: tuple[float, ...]
 ) -> None:
     conds = tuple(embeds[text] for text in (PROMPT, "a red fox", "snow")[: len(shares)])
-    calls = [(Texts(conds, embeds[""], shares), 5.0, 0.5)] * STEPS
+    calls = [(TextConditioning(conds, embeds[""], shares), 5.0, 0.5)] * STEPS
     found, expected = from_texts(base, sampler, calls), by_hand(base, sampler, calls)
     shown = " AND ".join(f"{share:g}" for share in shares)
     record("Guidance", f"base, {sampler}, {shown}", *difference(found, expected))
-    alone = by_hand(base, sampler, [(Texts(conds[:1], embeds[""]), 5.0, 0.5)] * STEPS)
+    alone = by_hand(base, sampler, [(TextConditioning(conds[:1], embeds[""]), 5.0, 0.5)] * STEPS)
     assert difference(alone, expected)[0] > 2, "a composition that changes nothing proves nothing"
 
 
 def test_texts_that_take_turns(base: Any, record: Any, embeds: Embeds) -> None:
     """A prompt that is edited, alternates, and is composed for one call: rows that change, come and go."""
     uncond = embeds[""]
-    one, other = Texts((embeds["a red fox"],), uncond), Texts((embeds["snow"],), uncond)
-    both = Texts((embeds["a red fox"], embeds["snow"]), uncond, (0.5, 0.8))
+    one, other = TextConditioning((embeds["a red fox"],), uncond), TextConditioning((embeds["snow"],), uncond)
+    both = TextConditioning((embeds["a red fox"], embeds["snow"]), uncond, (0.5, 0.8))
     calls = [
         (texts, 6.0, 0.0)
-        for texts in (one, other, one, both, other, Texts((embeds["snow"],), embeds[PROMPT]))
+        for texts in (one, other, one, both, other, TextConditioning((embeds["snow"],), embeds[PROMPT]))
     ]
     expected = by_hand(base, "ddim", calls)
     record("Guidance", "base, ddim, texts in turn", *difference(from_texts(base, "ddim", calls), expected))

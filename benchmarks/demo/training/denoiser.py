@@ -19,7 +19,7 @@ from sd2rt.export.checkpoints.pipeline_configs import Config
 Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
 """Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""
 
-_UNTOLD = 0.1
+_DROPPED_PROMPTS = 0.1
 """Share of the samples without a caption, which guidance subtracts."""
 _GAMMA = 5.0
 _FLOOR = 0.2
@@ -73,7 +73,7 @@ class Batch:
         """Scenes, their latents [N, 4, h, w], and the text states [N, 77, D] of captions, of which some are empty."""
         indices = generator.integers(0, len(self.latents), self.size)
         scenes = [scene(int(index)) for index in indices]
-        told = ["" if generator.random() < _UNTOLD else world.caption(one, generator) for one in scenes]
+        told = ["" if generator.random() < _DROPPED_PROMPTS else world.caption(one, generator) for one in scenes]
         with torch.no_grad():
             states = encoder(self.captions.encode(told)).last_hidden_state
         return scenes, self.latents.take(indices), states

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.demo.training.text import Captions
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.demo.files import WEIGHTS
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.demo import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, weight_file
 from sd2rt.export.checkpoints.networks import check_weights
-from sd2rt.export.checkpoints.pipeline_configs import PartName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 
 LIMIT_BYTES = 24_000_000
@@ -37,8 +37,8 @@ class Shipped:
 
     stage: str
     module: str
-    kind: Variant
-    part: PartName
+    kind: ModelKind
+    part: NetworkName
     prefix: str = ""
     """What the stage calls its module's keys by."""
 

@@ -23,7 +23,7 @@ from benchmarks.demo.training.denoiser import (
 from benchmarks.demo.training.depth import DepthLoss, untrained
 from benchmarks.demo.training.loop import Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.export.checkpoints.pipeline_configs import Config
 from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 
@@ -76,7 +76,7 @@ def _whiten(path: Path, network: vae.TrainableVae) -> None:
 class _Denoiser:
     """A UNet of one kind, from scratch or from another's weights."""
 
-    kind: Variant
+    kind: ModelKind
     recipe: Recipe
     start: str | None = None
     name: str | None = None
@@ -95,7 +95,7 @@ class _Denoiser:
         autoencoder = _autoencoder(folder)
         scaling_factor = autoencoder.config.scaling_factor
         latents = Latents(autoencoder, scaling_factor, folder / "latents.npy")
-        conditions: dict[Variant, Conditions] = {
+        conditions: dict[ModelKind, Conditions] = {
             "depth": depth_conditions,
             "inpainting": InpaintingConditions(
                 lambda x: _encoded(autoencoder, x) * scaling_factor,

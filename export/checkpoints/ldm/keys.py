@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from sd2rt.export.checkpoints.ldm.midas_keys import midas_layout
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
-from sd2rt.export.checkpoints.pipeline_configs import PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName, PipelineConfigs
 
 EMA_PREFIX = "model_ema."
 
 
-def ldm_layout(part: PartName, keys: Iterable[str], configs: PipelineConfigs) -> list[LdmTensor]:
+def ldm_layout(part: NetworkName, keys: Iterable[str], configs: PipelineConfigs) -> list[LdmTensor]:
     """The LDM tensors that hold the weights of ``part``, given diffusers' names of them, in their order."""
     if part == "depth_estimator":
         return midas_layout(keys)
@@ -34,7 +34,7 @@ def ema_key(key: str) -> str:
     return EMA_PREFIX + key.removeprefix("model.").replace(".", "")
 
 
-def _is_pointwise(part: PartName, name: str) -> bool:
+def _is_pointwise(part: NetworkName, name: str) -> bool:
     return part == "vae" and re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight$", name) is not None
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sd2rt.export.checkpoints.pipeline_configs import PartName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 
-PREFIXES: dict[PartName, str] = {
+PREFIXES: dict[NetworkName, str] = {
     "text_encoder": "cond_stage_model.model.",
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

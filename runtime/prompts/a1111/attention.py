@@ -37,7 +37,7 @@ class Weighted:
         return self.text == "BREAK" and self.weight == _BREAK_WEIGHT
 
 
-def weigh(text: str) -> list[Weighted]:
+def parse_attention(text: str) -> list[Weighted]:
     """A text in pieces of one weight each, at least one.
 
     ``(a)`` is 1.1 times as strong, ``(a:1.3)`` 1.3 times, ``[a]`` 1.1 times as weak; nested ones multiply. A

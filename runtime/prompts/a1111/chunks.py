@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Tokenizer as TokenizerConfig
-from sd2rt.runtime.prompts.a1111.attention import weigh
+from sd2rt.runtime.prompts.a1111.attention import parse_attention
 
 BACKTRACK = 20
 """Tokens after the last comma that go to the next chunk together, where the chunk ends among them."""
@@ -51,7 +51,7 @@ def make_chunks(text: str, words: Words, config: TokenizerConfig, comma: int | N
         chunks.append(_chunk(ids[:kept], weights[:kept], config))
         ids, weights, last_comma = ids[kept:], weights[kept:], None
 
-    for piece in weigh(text):
+    for piece in parse_attention(text):
         if piece.is_break:
             end_chunk(len(ids))
             continue

@@ -30,7 +30,7 @@ from benchmarks.demo.training.denoiser import (
 from benchmarks.demo.training.depth import DepthLoss, untrained
 from benchmarks.demo.training.loop import Interrupted, Loss, Recipe, train
 from benchmarks.demo.training.upscaler import UpscalerLoss
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.demo.files import WEIGHTS
 from sd2rt.export.checkpoints.tiny_configs import DEMO, DEMO_DEPTH, DEMO_UPSCALER, DEMOS
 
@@ -49,12 +49,12 @@ def of_autoencoder(folder: Path) -> Learning:
     return network, vae.AutoencoderLoss(network, batch=4, crop=64)
 
 
-def of_denoiser(kind: Variant) -> Callable[[Path], Learning]:
+def of_denoiser(kind: ModelKind) -> Callable[[Path], Learning]:
     def learning(folder: Path) -> Learning:
         unet, captions = UNet2DConditionModel.from_config(DEMOS[kind].unet), text.Captions()
         autoencoder = AutoencoderKL.from_config(DEMO.vae)
         batch = Batch(Latents(autoencoder, 1.0, folder / "latents.npy", scenes=4), captions, 4)
-        of_kind: dict[Variant, Conditions] = {
+        of_kind: dict[ModelKind, Conditions] = {
             "depth": depth_conditions,
             "inpainting": InpaintingConditions(_pooled),
         }

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from sd2rt.engines.bundle.model_kinds import KINDS, Variant
+from sd2rt.engines.bundle.model_kinds import KINDS, ModelKind
 from sd2rt.engines.demo.files import TOKENIZER
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import diffusers_folder, identify
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.pipeline_configs import PARTS, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PARTS, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_TURBO, SMALLS
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, find_variant
-from sd2rt.export.checkpoints.variants import Variant as Row
+from sd2rt.export.checkpoints.variants import PublishedCheckpoint as Row
 from sd2rt.export.testing.folder_writer import WEIGHT_FILES
 from sd2rt.export.testing.random_weights import random_checkpoint
 
@@ -39,7 +39,7 @@ PROMPTS = (
 FILES = [WEIGHT_FILES[part] for part in PARTS]
 
 Damage = Callable[[], Path]
-KindPath = Callable[[Variant], Path]
+KindPath = Callable[[ModelKind], Path]
 
 
 def refused(source: Path | str, match: str, **options: Any) -> str:
@@ -94,7 +94,7 @@ def test_a_v_folder(small_v_checkpoint: Path) -> None:
     ],
 )
 def test_a_folder_of_each_kind(
-    kind: Variant, release: str, prediction: str, sampler: str, license: str, kind_folder: KindPath
+    kind: ModelKind, release: str, prediction: str, sampler: str, license: str, kind_folder: KindPath
 ) -> None:
     folder = kind_folder(kind)
     checkpoint = open_checkpoint(str(folder))
@@ -303,7 +303,7 @@ def test_a_broken_tokenizer_is_refused(folder_copy: Damage) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_key_is_named(folder_copy: Damage, part: PartName) -> None:
+def test_a_missing_key_is_named(folder_copy: Damage, part: NetworkName) -> None:
     folder = folder_copy()
     key = sorted(load_file(folder / WEIGHT_FILES[part]))[3]
     edit_weights(folder / WEIGHT_FILES[part], lambda tensors: tensors.__delitem__(key))
@@ -311,14 +311,14 @@ def test_a_missing_key_is_named(folder_copy: Damage, part: PartName) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_unexpected_key_is_named(folder_copy: Damage, part: PartName) -> None:
+def test_an_unexpected_key_is_named(folder_copy: Damage, part: NetworkName) -> None:
     folder = folder_copy()
     edit_weights(folder / WEIGHT_FILES[part], lambda tensors: tensors.update(extra=torch.zeros(1)))
     refused(folder, f"{part} has the key extra,")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_key_of_another_shape_is_named(folder_copy: Damage, part: PartName) -> None:
+def test_a_key_of_another_shape_is_named(folder_copy: Damage, part: NetworkName) -> None:
     folder = folder_copy()
     key = next(key for key, t in load_file(folder / WEIGHT_FILES[part]).items() if t.ndim == 2)
     edit_weights(folder / WEIGHT_FILES[part], lambda tensors: tensors.update({key: torch.zeros(3, 5)}))
@@ -336,7 +336,7 @@ def test_quantised_weights_are_refused(folder_copy: Damage) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_damaged_weights(folder_copy: Damage, part: PartName) -> None:
+def test_damaged_weights(folder_copy: Damage, part: NetworkName) -> None:
     path = folder_copy() / WEIGHT_FILES[part]
     folder, whole = path.parents[1], path.read_bytes()
 
@@ -365,7 +365,7 @@ def test_a_folder_without_a_component(folder_copy: Damage, component: str) -> No
     [("depth", "depth_estimator", "config.json"), ("upscaler", "low_res_scheduler", "scheduler_config.json")],
 )
 def test_a_folder_without_what_its_kind_has(
-    kind: Variant, component: str, file: str, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, component: str, file: str, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
     (folder / component / file).unlink()
@@ -389,7 +389,7 @@ def test_a_folder_without_what_its_kind_has(
     ],
 )
 def test_a_condition_that_cannot_be_honoured_is_refused_before_a_file_is_hashed(
-    kind: Variant, file: str, changes: dict[str, Any], match: str, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, file: str, changes: dict[str, Any], match: str, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
     edit(folder / file, **changes)
@@ -423,7 +423,7 @@ def test_a_depth_estimator_that_is_none(small_depth_checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["inpainting", "depth", "upscaler"])
-def test_a_unet_of_another_kind_is_refused(kind: Variant, kind_folder: KindPath, tmp_path: Path) -> None:
+def test_a_unet_of_another_kind_is_refused(kind: ModelKind, kind_folder: KindPath, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
     edit(folder / "unet" / "config.json", in_channels=4, num_class_embeds=None)
     refused(folder, "its UNet's 4 input channels means|wants a VAE of 8 pixels per latent, but vae has 4")

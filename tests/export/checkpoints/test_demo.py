@@ -17,7 +17,7 @@ from sd2rt.export.checkpoints import demo
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.demo import DEMO_NAMES
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
-from sd2rt.export.checkpoints.variants import SUPPORTED, Variant
+from sd2rt.export.checkpoints.variants import SUPPORTED, PublishedCheckpoint
 from sd2rt.export.testing.folder_writer import write_demo
 from sd2rt.runtime.cli.main import main
 
@@ -58,7 +58,7 @@ def test_the_package_stays_small() -> None:
 
 
 @pytest.mark.parametrize("row", SUPPORTED, ids=lambda row: row.name)
-def test_demo_by_a_published_variant(row: Variant) -> None:
+def test_demo_by_a_published_variant(row: PublishedCheckpoint) -> None:
     if row.kind == "turbo":
         with pytest.raises(
             CheckpointError, match=r"^demo has no form of sd-turbo, .*: there are demo, demo-v, "

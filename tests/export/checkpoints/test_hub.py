@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.hub import is_hub_id, is_whole
@@ -184,7 +184,7 @@ def test_repositories_of_other_variants_are_refused_before_any_download(cache: P
     ],
 )
 def test_a_cached_repository_of_each_kind(
-    name: str, kind: Variant, cache: Path, kind_folder: Callable[[Variant], Path]
+    name: str, kind: ModelKind, cache: Path, kind_folder: Callable[[ModelKind], Path]
 ) -> None:
     cache_snapshot(cache, name, kind_folder(kind))
     checkpoint = open_checkpoint(name)
@@ -205,7 +205,7 @@ def test_a_cached_depth_repository_without_its_estimator_is_not_whole(
 
 @pytest.mark.parametrize("kind", ["depth", "upscaler"])
 def test_a_download_takes_all_that_its_kind_needs(
-    kind: Variant, hub: Hub, cache: Path, kind_folder: Callable[[Variant], Path]
+    kind: ModelKind, hub: Hub, cache: Path, kind_folder: Callable[[ModelKind], Path]
 ) -> None:
     folder = kind_folder(kind)
     hub.files = _contents(folder) | {"unet/diffusion_pytorch_model.bin": b"pickle", "watermarker/x": b""}

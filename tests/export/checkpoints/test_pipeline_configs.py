@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.pipeline_configs import FEATURE_EXTRACTOR_FILE, PipelineConfigs
 from sd2rt.export.checkpoints.tiny_configs import SMALL_DEPTH, SMALL_UPSCALER, SMALLS
@@ -24,7 +24,7 @@ def refused(folder: Path, match: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALLS)
-def test_what_is_written_is_read(kind: Variant, tmp_path: Path) -> None:
+def test_what_is_written_is_read(kind: ModelKind, tmp_path: Path) -> None:
     SMALLS[kind].write(tmp_path)
     assert PipelineConfigs.read(tmp_path) == SMALLS[kind]
 
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(kind: Variant, tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_names_its_pipeline(
-    kind: Variant, pipeline: str, components: set[str], tmp_path: Path
+    kind: ModelKind, pipeline: str, components: set[str], tmp_path: Path
 ) -> None:
     SMALLS[kind].write(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == pipeline

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import diffusers
 import pytest
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.sampler_config import (
     SAMPLER_OPTIONS,
     NoiseConfig,
@@ -308,7 +308,7 @@ def test_what_diffusers_leaves_to_the_caller_of_step() -> None:
     assert [sa_solver.tau_func(timestep) for timestep in (199, 200, 600, 601)] == [0, 0.5, 0.5, 0]
 
 
-PIPELINES: dict[Variant, Any] = {
+PIPELINES: dict[ModelKind, Any] = {
     "base": diffusers.StableDiffusionPipeline,
     "inpainting": diffusers.StableDiffusionInpaintPipeline,
     "depth": diffusers.StableDiffusionDepth2ImgPipeline,
@@ -321,7 +321,7 @@ PIPELINES: dict[Variant, Any] = {
 @pytest.mark.parametrize("offset", [None, 0, 1])
 @pytest.mark.parametrize(("kind", "pipeline_class"), PIPELINES.items())
 def test_the_steps_offset_is_the_one_that_the_pipeline_has(
-    config: dict[str, Any], offset: int | None, kind: Variant, pipeline_class: Any
+    config: dict[str, Any], offset: int | None, kind: ModelKind, pipeline_class: Any
 ) -> None:
     given = {key: value for key, value in config.items() if key != "steps_offset"}
     given |= {} if offset is None else {"steps_offset": offset}

@@ -19,14 +19,14 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import load_file, save_file
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import identify, single_file
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.ldm.keys import ema_key, ldm_layout
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.networks import skeleton
-from sd2rt.export.checkpoints.pipeline_configs import PARTS, PartName, PipelineConfigs
+from sd2rt.export.checkpoints.pipeline_configs import PARTS, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_TURBO, SMALL_V, SMALLS
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS
@@ -34,9 +34,9 @@ from sd2rt.export.checkpoints.weight_file import sha256
 from sd2rt.export.testing.random_weights import RandomWeights, random_checkpoint
 
 Tensors = dict[str, torch.Tensor]
-KindPath = Callable[[Variant], Path]
+KindPath = Callable[[ModelKind], Path]
 
-KINDS_OF_FILES: list[Variant] = ["turbo", "inpainting", "depth", "upscaler"]
+KINDS_OF_FILES: list[ModelKind] = ["turbo", "inpainting", "depth", "upscaler"]
 UNET = "model.diffusion_model."
 
 
@@ -47,12 +47,12 @@ def refused(path: Path, match: str, **options: Any) -> str:
     return str(error.value)
 
 
-def weights(path: Path, parts: Sequence[PartName] = PARTS, **options: Any) -> dict[PartName, Tensors]:
+def weights(path: Path, parts: Sequence[NetworkName] = PARTS, **options: Any) -> dict[NetworkName, Tensors]:
     checkpoint = open_checkpoint(str(path), **options)
     return {part: getattr(checkpoint, part)().state_dict() for part in parts}
 
 
-def equal(one: dict[PartName, Tensors], other: dict[PartName, Tensors]) -> bool:
+def equal(one: dict[NetworkName, Tensors], other: dict[NetworkName, Tensors]) -> bool:
     return one.keys() == other.keys() and all(
         one[part].keys() == other[part].keys()
         and all(torch.equal(one[part][key], other[part][key]) for key in one[part])
@@ -70,25 +70,25 @@ def edited(
 
 
 @pytest.fixture(scope="session")
-def small_weights(small_checkpoint: Path) -> dict[PartName, Tensors]:
+def small_weights(small_checkpoint: Path) -> dict[NetworkName, Tensors]:
     return weights(small_checkpoint)
 
 
 def test_a_safetensors_file_gives_the_folders_weights(
-    small_file: Path, small_configs: Path, small_weights: dict[PartName, Tensors]
+    small_file: Path, small_configs: Path, small_weights: dict[NetworkName, Tensors]
 ) -> None:
     assert equal(weights(small_file, config=small_configs), small_weights)
 
 
 def test_a_ckpt_gives_the_folders_weights(
-    small_ckpt: Path, small_configs: Path, small_weights: dict[PartName, Tensors]
+    small_ckpt: Path, small_configs: Path, small_weights: dict[NetworkName, Tensors]
 ) -> None:
     assert equal(weights(small_ckpt, config=small_configs, allow_pickle=True), small_weights)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_FILES)
 def test_a_file_of_each_kind_gives_the_folders_weights(
-    kind: Variant, kind_folder: KindPath, kind_file: KindPath
+    kind: ModelKind, kind_folder: KindPath, kind_file: KindPath
 ) -> None:
     parts, folder = SMALLS[kind].parts, kind_folder(kind)
     # Nothing but its published name tells SD-Turbo.
@@ -99,7 +99,7 @@ def test_a_file_of_each_kind_gives_the_folders_weights(
 
 @pytest.mark.parametrize("kind", ["depth", "upscaler"])
 def test_a_ckpt_of_each_kind_gives_the_folders_weights(
-    kind: Variant, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     path = random_checkpoint(tmp_path / "it.ckpt", configs=SMALLS[kind], seed=1, layout="ldm")
     parts, folder = SMALLS[kind].parts, kind_folder(kind)
@@ -111,7 +111,7 @@ def test_a_ckpt_of_each_kind_gives_the_folders_weights(
     ("kind", "release"), [("turbo", "2.1"), ("inpainting", "2.0"), ("depth", "2.0"), ("upscaler", "2.0")]
 )
 def test_what_a_file_of_each_kind_says(
-    kind: Variant, release: str, kind_file: KindPath, kind_folder: KindPath, monkeypatch: pytest.MonkeyPatch
+    kind: ModelKind, release: str, kind_file: KindPath, kind_folder: KindPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --config: the packaged configurations, here in the small size."""
     rows = {row.configs: row.kind for row in SUPPORTED}
@@ -165,7 +165,9 @@ def test_a_file_is_hashed_once(small_file: Path, small_configs: Path) -> None:
     assert [line.split()[0] for line in said] == ["hashing"]
 
 
-def test_half_precision(tmp_path: Path, small_configs: Path, small_weights: dict[PartName, Tensors]) -> None:
+def test_half_precision(
+    tmp_path: Path, small_configs: Path, small_weights: dict[NetworkName, Tensors]
+) -> None:
     path = random_checkpoint(
         tmp_path / "half.safetensors", configs=SMALL, seed=1, layout="ldm", dtype=torch.float16
     )
@@ -175,7 +177,7 @@ def test_half_precision(tmp_path: Path, small_configs: Path, small_weights: dict
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", ["stable-diffusion-2-1", "stable-diffusion-x4-upscaler"])
-def test_the_layout_is_the_one_that_diffusers_converts_from(name: str, part: PartName) -> None:
+def test_the_layout_is_the_one_that_diffusers_converts_from(name: str, part: NetworkName) -> None:
     """Full size: each LDM tensor, marked by a number, must end where our table says."""
     configs = PipelineConfigs.packaged(name)
     network = skeleton(part, configs.part(part))
@@ -209,7 +211,7 @@ def test_fused_projections_are_split_in_order(small_file: Path, small_configs: P
 
 
 def test_the_averaged_unet_is_used_only_where_there_is_no_other(
-    small_file: Path, small_configs: Path, tmp_path: Path, small_weights: dict[PartName, Tensors]
+    small_file: Path, small_configs: Path, tmp_path: Path, small_weights: dict[NetworkName, Tensors]
 ) -> None:
     unet = [key for key in load_file(small_file) if key.startswith(PREFIXES["unet"])]
 
@@ -230,7 +232,7 @@ def test_the_averaged_unet_is_used_only_where_there_is_no_other(
 
 
 def test_what_training_leaves_in_a_file_is_ignored(
-    small_ckpt: Path, small_configs: Path, tmp_path: Path, small_weights: dict[PartName, Tensors]
+    small_ckpt: Path, small_configs: Path, tmp_path: Path, small_weights: dict[NetworkName, Tensors]
 ) -> None:
     content = torch.load(small_ckpt, weights_only=True)
     content |= {
@@ -434,7 +436,7 @@ DEPTH = "depth_model.model."
     ],
 )
 def test_keys_of_each_kind_that_are_missing_unexpected_or_misshapen(
-    kind: Variant, key: str, part: str, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, key: str, part: str, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     path, source, config = tmp_path / "edited.safetensors", kind_file(kind), kind_folder(kind)
     edited(source, path, lambda tensors: tensors.__delitem__(key))
@@ -450,7 +452,7 @@ def test_keys_of_each_kind_that_are_missing_unexpected_or_misshapen(
 
 @pytest.mark.parametrize("kind", ["depth", "upscaler"])
 def test_what_nothing_reads_may_be_missing(
-    kind: Variant, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     path = tmp_path / "pruned.safetensors"
     unread = ("low_scale_model.", DEPTH + "pretrained.model.head.", "alphas", "betas", "sqrt_", "log_one")
@@ -467,7 +469,7 @@ def test_what_nothing_reads_may_be_missing(
 @pytest.mark.parametrize("kind", KINDS_OF_FILES)
 @pytest.mark.parametrize("given", [True, False])
 def test_a_moving_average_stands_in_for_the_unet_of_each_kind(
-    kind: Variant, given: bool, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
+    kind: ModelKind, given: bool, kind_file: KindPath, kind_folder: KindPath, tmp_path: Path
 ) -> None:
     path = tmp_path / "ema.safetensors"
 

@@ -15,7 +15,7 @@ from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.demo import DEMO_NAMES
-from sd2rt.export.checkpoints.pipeline_configs import PartName as NetworkName
+from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
 from sd2rt.export.graphs import graph_cache
 from sd2rt.export.graphs.graph_cache import graph_file

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPTextModel
 
-from sd2rt.engines.bundle.model_kinds import Variant
+from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.ldm.keys import ldm_layout
 from sd2rt.export.checkpoints.networks import skeleton
@@ -96,7 +96,7 @@ def test_a_single_file_has_what_published_ones_have(small_file: Path) -> None:
 
 
 def test_a_single_file_of_each_kind_has_what_published_ones_have(
-    kind_file: Callable[[Variant], Path],
+    kind_file: Callable[[ModelKind], Path],
 ) -> None:
     unet = "model.diffusion_model."
     assert load_file(kind_file("inpainting"))[unet + "input_blocks.0.0.weight"].shape == (16, 9, 3, 3)
@@ -123,7 +123,7 @@ def test_a_single_file_of_each_kind_has_what_published_ones_have(
 
 @pytest.mark.parametrize("kind", ["inpainting", "depth", "upscaler"])
 def test_the_folders_are_those_that_diffusers_loads(
-    kind: Variant, kind_folder: Callable[[Variant], Path]
+    kind: ModelKind, kind_folder: Callable[[ModelKind], Path]
 ) -> None:
     folder = kind_folder(kind)
     classes = {
@@ -179,7 +179,7 @@ def test_every_network_fits_sd2_and_no_weight_is_trivial() -> None:
 
 
 @pytest.mark.parametrize("kind", DEMOS)
-def test_the_demo_is_small(kind: Variant) -> None:
+def test_the_demo_is_small(kind: ModelKind) -> None:
     configs = DEMOS[kind]
     weights = RandomWeights(configs, DEMO_SEED)
     parameters = sum(

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sd2rt.engines.host_buffers import HostBuffer
-from sd2rt.runtime.denoising.batch_rows import Rows
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.denoising.batch_rows import BatchRows
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 WIDTH = 3
 
@@ -20,7 +20,7 @@ def text(value: float, tokens: int = 2) -> NDArray[np.float32]:
 A, B, C, U = (text(value) for value in range(4))
 
 
-def buffers(rows: Rows) -> dict[str, Any]:
+def buffers(rows: BatchRows) -> dict[str, Any]:
     count, prompts = rows.cond.shape
     shapes = {"text": (len(rows.row), rows.length, WIDTH), "row": (len(rows.row),), "uncond": (count,)}
     shapes |= {"cond": (count, prompts), "shares": (count, prompts)}
@@ -28,14 +28,14 @@ def buffers(rows: Rows) -> dict[str, Any]:
     return {name: HostBuffer(shape, dtypes.get(name, "int64")) for name, shape in shapes.items()}
 
 
-def combined(rows: Rows, sample: int, values: NDArray[np.float64]) -> float:
+def combined(rows: BatchRows, sample: int, values: NDArray[np.float64]) -> float:
     """m_c of a sample, where the network makes ``values`` of the rows."""
     shares = rows.shares[sample].astype(np.float64)
     return float(shares @ values[rows.cond[sample]] + (1 - shares.sum()) * values[rows.uncond[sample]])
 
 
 def test_a_guided_and_an_unguided_sample() -> None:
-    rows = Rows.of([Texts((A,), U), Texts((B,))])
+    rows = BatchRows.of([TextConditioning((A,), U), TextConditioning((B,))])
     assert [array is expected for array, expected in zip(rows.texts, (U, A, B), strict=True)] == [True] * 3
     assert rows.row.tolist() == [0, 0, 1]
     assert rows.uncond.tolist() == [0, 2]
@@ -47,12 +47,12 @@ def test_a_guided_and_an_unguided_sample() -> None:
 
 def test_samples_of_fewer_prompts_are_filled_up_with_rows_of_their_own() -> None:
     samples = [
-        Texts((A,)),
-        Texts((A, B, C), U, (0.5, 0.25, -1)),
-        Texts((B,), U),
-        Texts((A, B), None, (0.5, 0.5)),
+        TextConditioning((A,)),
+        TextConditioning((A, B, C), U, (0.5, 0.25, -1)),
+        TextConditioning((B,), U),
+        TextConditioning((A, B), None, (0.5, 0.5)),
     ]
-    rows = Rows.of(samples)
+    rows = BatchRows.of(samples)
     assert rows.dims == {"R": 9, "P": 3, "L": 2}
     for index in range(len(samples)):
         own = set(np.flatnonzero(rows.row == index).tolist())
@@ -69,20 +69,21 @@ def test_samples_of_fewer_prompts_are_filled_up_with_rows_of_their_own() -> None
 
 
 def test_a_text_that_stays_is_not_written_again() -> None:
-    first = Rows.of([Texts((A,), U)])
+    first = BatchRows.of([TextConditioning((A,), U)])
     held = buffers(first)
     first.write(held, None)
     np.testing.assert_array_equal(held["text"].read(), [U, A])
     held["text"].host[0] = -1
-    Rows.of([Texts((B,), U)]).write(held, first)
+    BatchRows.of([TextConditioning((B,), U)]).write(held, first)
     np.testing.assert_array_equal(held["text"].read(), [np.full_like(U, -1), B])
-    Rows.of([Texts((B,), U)]).write(held, None)
+    BatchRows.of([TextConditioning((B,), U)]).write(held, None)
     np.testing.assert_array_equal(held["text"].read(), [U, B])
 
 
 def test_sizes_that_stay_may_hold_other_rows() -> None:
     """Of two samples one stops being guided as the other begins."""
-    first, then = Rows.of([Texts((A,), U), Texts((B,))]), Rows.of([Texts((A,)), Texts((B,), U)])
+    first = BatchRows.of([TextConditioning((A,), U), TextConditioning((B,))])
+    then = BatchRows.of([TextConditioning((A,)), TextConditioning((B,), U)])
     assert first.dims == then.dims
     held = buffers(first)
     first.write(held, None)
@@ -96,7 +97,7 @@ def test_sizes_that_stay_may_hold_other_rows() -> None:
 @pytest.mark.parametrize(("lengths", "longest"), [((1, 2), 2), ((2, 6, 3), 6), ((2, 3), 6)])
 def test_shorter_texts_are_repeated_whole(lengths: tuple[int, ...], longest: int) -> None:
     texts = [text(index, tokens) for index, tokens in enumerate(lengths)]
-    rows = Rows.of([Texts((array,)) for array in texts])
+    rows = BatchRows.of([TextConditioning((array,)) for array in texts])
     assert rows.length == longest
     held = buffers(rows)
     rows.write(held, None)

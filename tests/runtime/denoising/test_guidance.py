@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from sd2rt.runtime.denoising.guidance import plan_guidance, unguided
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 LEVELS = (14.6, 6.0, 3.0, 1.0, 0.3)
 COND, OTHER, UNCOND = (np.full((77, 8), value, np.float32) for value in (1, 2, 3))
-PLAIN = Texts((COND,), UNCOND)
+PLAIN = TextConditioning((COND,), UNCOND)
 
 
 def scales(*given: float, calls: int = 5) -> list[float]:
@@ -81,7 +81,7 @@ def test_an_interval_needs_levels() -> None:
 
 
 def test_texts_lose_a_row_where_a_call_is_not_guided_and_stay_one_object_else() -> None:
-    other = Texts((OTHER,), UNCOND)
+    other = TextConditioning((OTHER,), UNCOND)
     told = plan_guidance(5, 0, (1.0, 6.0), LEVELS).of((PLAIN, PLAIN, other, PLAIN, PLAIN))
     assert [texts.rows for texts in told] == [1, 2, 2, 1, 1]
     assert told[1] is PLAIN
@@ -93,5 +93,6 @@ def test_texts_lose_a_row_where_a_call_is_not_guided_and_stay_one_object_else() 
 
 def test_a_composition_keeps_its_rows() -> None:
     """At scale 1 it is m_u + sum_p shares_p (m_p - m_u), of which m_u goes away for one prompt of share 1 alone."""
-    for texts in (Texts((COND, OTHER), UNCOND, (0.6, 0.4)), Texts((COND,), UNCOND, (0.6,)), Texts((COND,))):
+    composed = TextConditioning((COND, OTHER), UNCOND, (0.6, 0.4))
+    for texts in (composed, TextConditioning((COND,), UNCOND, (0.6,)), TextConditioning((COND,))):
         assert unguided(texts) is texts

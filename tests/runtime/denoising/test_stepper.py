@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sd2rt.runtime import Pipeline, Request
-from sd2rt.runtime.denoising.batch_rows import Rows
+from sd2rt.runtime.denoising.batch_rows import BatchRows
 from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
@@ -36,7 +36,7 @@ def text(value: int, tokens: int = 77) -> NDArray[np.float32]:
 
 
 FOX, SNOW, NIGHT, NOTHING = (text(value) for value in range(4))
-PLAIN = Texts((FOX,), NOTHING)
+PLAIN = TextConditioning((FOX,), NOTHING)
 
 
 def plan_of(pipe: Pipeline, sampler: Any, steps: int, eta: float = 0.0) -> Plan:
@@ -46,7 +46,7 @@ def plan_of(pipe: Pipeline, sampler: Any, steps: int, eta: float = 0.0) -> Plan:
 
 def trajectory(
     plan: Plan,
-    texts: tuple[Texts, ...],
+    texts: tuple[TextConditioning, ...],
     seed: int,
     *,
     scale: float | tuple[float, ...] = 6.0,
@@ -73,7 +73,7 @@ def by_hand(pipe: Pipeline, asked: Trajectory) -> NDArray[np.float32]:
     state = np.zeros((1, 5, *asked.latents.shape), np.float32)
     state[0, 0] = asked.latents
     for index in range(asked.length):
-        rows = Rows.of([asked.texts[index]])
+        rows = BatchRows.of([asked.texts[index]])
         session = pipe.engine("denoiser").session({"B": 1, **rows.dims, "h": 8, "w": 8})
         rows.write(session.buffers, None)
         noise = (
@@ -109,16 +109,20 @@ CASES: dict[str, Callable[[Pipeline], Trajectory]] = {
     ),
     "ramp": lambda pipe: trajectory(plan_of(pipe, "pndm", 5), (PLAIN,), 4, scale=(9, 2)),
     "composition": lambda pipe: trajectory(
-        plan_of(pipe, "euler", 6), (Texts((FOX, SNOW, NIGHT), NOTHING, (0.7, 0.6, -0.4)),), 5
+        plan_of(pipe, "euler", 6), (TextConditioning((FOX, SNOW, NIGHT), NOTHING, (0.7, 0.6, -0.4)),), 5
     ),
     "alternating": lambda pipe: trajectory(
-        plan_of(pipe, "dpmpp-2m", 6), (PLAIN, Texts((SNOW,), NOTHING)), 6, scale=(3, 7)
+        plan_of(pipe, "dpmpp-2m", 6), (PLAIN, TextConditioning((SNOW,), NOTHING)), 6, scale=(3, 7)
     ),
     "composed in turn": lambda pipe: trajectory(
-        plan_of(pipe, "ddim", 6), (PLAIN, Texts((SNOW, NIGHT), FOX, (0.3, 0.7))), 7, rescale=0.7
+        plan_of(pipe, "ddim", 6), (PLAIN, TextConditioning((SNOW, NIGHT), FOX, (0.3, 0.7))), 7, rescale=0.7
     ),
-    "unguided": lambda pipe: trajectory(plan_of(pipe, "euler", 4), (Texts((NIGHT,)),), 8, scale=1.0),
-    "long": lambda pipe: trajectory(plan_of(pipe, "ddim", 3), (Texts((text(9, 154),), text(10, 154)),), 9),
+    "unguided": lambda pipe: trajectory(
+        plan_of(pipe, "euler", 4), (TextConditioning((NIGHT,)),), 8, scale=1.0
+    ),
+    "long": lambda pipe: trajectory(
+        plan_of(pipe, "ddim", 3), (TextConditioning((text(9, 154),), text(10, 154)),), 9
+    ),
 }
 
 
@@ -154,7 +158,7 @@ def test_calls_outside_of_the_interval_run_one_row(pipe: Pipeline, launched_rows
 def test_a_prompt_of_no_share_is_as_if_it_were_not_there(pipe: Pipeline) -> None:
     plan = plan_of(pipe, "ddim", 5)
     for other in (FOX, SNOW):
-        texts = Texts((FOX, other), NOTHING, (1.0, 0.0))
+        texts = TextConditioning((FOX, other), NOTHING, (1.0, 0.0))
         found, expected = (
             finished(pipe, [trajectory(plan, (told,), 1, rescale=0.5)]) for told in (texts, PLAIN)
         )
@@ -163,7 +167,7 @@ def test_a_prompt_of_no_share_is_as_if_it_were_not_there(pipe: Pipeline) -> None
 
 def test_shares_of_one_prompt_add_up(pipe: Pipeline) -> None:
     plan = plan_of(pipe, "ddim", 5)
-    halves = Texts((FOX, FOX), NOTHING, (0.25, 0.75))
+    halves = TextConditioning((FOX, FOX), NOTHING, (0.25, 0.75))
     found, expected = (finished(pipe, [trajectory(plan, (told,), 1)]) for told in (halves, PLAIN))
     assert_close(found, expected)
 
@@ -180,7 +184,11 @@ def test_the_whole_interval_is_plain_guidance(pipe: Pipeline) -> None:
 def test_what_is_not_finite_stays_in_its_sample(pipe: Pipeline, bad: float) -> None:
     """Also where another sample has more prompts: what fills the others' up is theirs."""
     plan = plan_of(pipe, "ddim", 5)
-    texts = (Texts((FOX, SNOW, NIGHT), NOTHING, (0.5, 0.5, 0.5)), PLAIN, Texts((NIGHT,)))
+    texts = (
+        TextConditioning((FOX, SNOW, NIGHT), NOTHING, (0.5, 0.5, 0.5)),
+        PLAIN,
+        TextConditioning((NIGHT,)),
+    )
     spoilt, *others = (trajectory(plan, (told,), seed) for seed, told in enumerate(texts))
     for batch in run_steps(pipe.engine("denoiser"), [spoilt, *others], 4):
         if spoilt.done == 2 and spoilt.error is None:
@@ -242,5 +250,5 @@ def test_an_edited_text_keeps_its_session(pipe: Pipeline, monkeypatch: pytest.Mo
         push(self, rows)
 
     monkeypatch.setattr(type(buffer), "push", counted)
-    finished(pipe, [trajectory(plan_of(pipe, "ddim", 6), (PLAIN, Texts((SNOW,), NOTHING)), 1)])
+    finished(pipe, [trajectory(plan_of(pipe, "ddim", 6), (PLAIN, TextConditioning((SNOW,), NOTHING)), 1)])
     assert written == [slice(0, 1)]

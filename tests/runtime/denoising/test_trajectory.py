@@ -7,7 +7,7 @@ import pytest
 
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 
@@ -21,8 +21,8 @@ NOISE = NoiseConfig(
 PLAN = make_plan(NOISE, sampler_config("ddim"), SamplingOptions(4))
 
 
-def told(tokens: int = 77) -> Texts:
-    return Texts((np.zeros((tokens, 8), np.float32),))
+def told(tokens: int = 77) -> TextConditioning:
+    return TextConditioning((np.zeros((tokens, 8), np.float32),))
 
 
 def trajectory(**changes: Any) -> Trajectory:

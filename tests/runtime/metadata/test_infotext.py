@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, parse_parameters, write_parameters
-from sd2rt.runtime.metadata.infotext_import import Imported
+from sd2rt.runtime.metadata.infotext_import import A1111Settings
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.samplers import SAMPLERS as BUILT_SAMPLERS
 from sd2rt.runtime.samplers import schedules_of
@@ -41,8 +41,8 @@ TEXT = (
 )
 
 
-def imported(line: str, prompt: str = "a fox") -> Imported:
-    return Imported(parse_parameters(f"{prompt}\nSteps: 20, {line}"))
+def imported(line: str, prompt: str = "a fox") -> A1111Settings:
+    return A1111Settings(parse_parameters(f"{prompt}\nSteps: 20, {line}"))
 
 
 def test_every_sampler_has_a_name_there_or_keeps_its_own() -> None:
@@ -59,7 +59,7 @@ def test_every_sampler_has_a_name_there_or_keeps_its_own() -> None:
 def test_what_is_written_is_read(sampler: str, schedule: str | None) -> None:
     settings = {"variation_seed": 11, "variation_strength": 0.25}
     facts = FACTS | {"sampler": sampler, "schedule": schedule, "strength": 0.5, "request": settings}
-    found = Imported(parse_parameters(write_parameters(facts, "1.0")))
+    found = A1111Settings(parse_parameters(write_parameters(facts, "1.0")))
     assert found.fields == {
         "prompt": "a fox",
         "negative_prompt": "blurry",
@@ -93,7 +93,7 @@ def test_schedule_types_are_named_as_there() -> None:
 
 
 def test_text_of_that_interface() -> None:
-    found = Imported(parse_parameters(TEXT))
+    found = A1111Settings(parse_parameters(TEXT))
     expected = {
         "prompt": "a (red:1.2) fox,\nat dusk",
         "negative_prompt": "blurry,\nugly",
@@ -235,14 +235,14 @@ def test_quoted_values() -> None:
 def test_any_text_is_read(prompt: str, negative: str, seed: int, model: str) -> None:
     """What it says is checked; that it can be anything is all that is known of a file's text."""
     facts = FACTS | {"prompt": prompt, "negative_prompt": negative, "seed": seed, "bundle": model}
-    found = Imported(parse_parameters(write_parameters(facts, "1.0")))
+    found = A1111Settings(parse_parameters(write_parameters(facts, "1.0")))
     assert found.fields["seed"] == seed
     assert all("\n" not in note and note.isprintable() for note in found.notes)
 
 
 @given(text=st.text(st.sampled_from('aS:,"\\ 1x\n(')))
 def test_any_characters_are_read(text: str) -> None:
-    found = Imported(parse_parameters(f"{text}\nSteps: 1, Seed: 2, Size: {text}, {text}"))
+    found = A1111Settings(parse_parameters(f"{text}\nSteps: 1, Seed: 2, Size: {text}, {text}"))
     try:
         make_request(**found.fields)
     except RequestError as error:
@@ -253,7 +253,7 @@ def test_any_characters_are_read(text: str) -> None:
 def test_a_long_text_takes_no_long_time(piece: str) -> None:
     text = "a\nSteps: 1, Seed: 2, " + piece * (1_000_000 // len(piece))
     start = time.perf_counter()
-    Imported(parse_parameters(text))
+    A1111Settings(parse_parameters(text))
     assert time.perf_counter() - start < 20
 
 

@@ -20,7 +20,7 @@ from sd2rt.runtime import Pipeline, Request
 from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Trajectory
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 
@@ -161,7 +161,7 @@ def text(value: int) -> NDArray[np.float32]:
     return np.random.default_rng(value).standard_normal((77, 32)).astype(np.float32)
 
 
-PLAIN = Texts((text(0),), text(1))
+PLAIN = TextConditioning((text(0),), text(1))
 
 
 def trajectory(

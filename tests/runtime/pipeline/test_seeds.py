@@ -13,10 +13,10 @@ from PIL import Image
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime import Pipeline
-from sd2rt.runtime.request.call import divide
+from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.rng.select import make_generator
-from sd2rt.runtime.rng.slerp import between
+from sd2rt.runtime.rng.slerp import slerp
 
 RNGS = ("cpu", "cuda", "cuda:40x1024")
 SHAPE = (4, 8, 8)
@@ -64,7 +64,7 @@ def test_variation_goes_from_one_seed_to_another(pipe: Pipeline, rng: str) -> No
     (first,), (second,) = noises(pipe, seed=7, rng=rng), noises(pipe, seed=9, rng=rng)
     np.testing.assert_array_equal(at[0], first)
     np.testing.assert_array_equal(at[1], second)
-    np.testing.assert_array_equal(at[0.25], between(first, second, 0.25))
+    np.testing.assert_array_equal(at[0.25], slerp(first, second, 0.25))
 
 
 @pytest.mark.parametrize("prompt", ["a", ["a", "b", "c"]], ids=["one prompt", "three prompts"])
@@ -114,9 +114,9 @@ def test_seeds_of_a_request() -> None:
 
 
 def test_division_of_a_call() -> None:
-    plain = divide(["a", "b"], {"seed": 5, "num_images_per_prompt": 2, "variation_seed": 9})
+    plain = split_call(["a", "b"], {"seed": 5, "num_images_per_prompt": 2, "variation_seed": 9})
     assert [(request.seed, request.variation_seed) for request in plain] == [(5, 9), (7, 9)]
-    varied = divide(
+    varied = split_call(
         ["a", "b"], {"seed": 5, "num_images_per_prompt": 2, "variation_seed": 9, "variation_strength": 1}
     )
     assert [(request.seed, request.variation_seed) for request in varied] == [(5, 9), (5, 11)]

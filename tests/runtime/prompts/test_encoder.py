@@ -18,7 +18,7 @@ from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.schedule import schedule_texts
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.prompts.textual_inversion import Embedding
 
 
@@ -90,7 +90,7 @@ def encoder(pipe: Pipeline) -> Iterator[TextEncoder]:
         text.remove_embedding(embedding.token)
 
 
-def told(encoder: TextEncoder, prompt: str, syntax: Any, **options: Any) -> Texts:
+def told(encoder: TextEncoder, prompt: str, syntax: Any, **options: Any) -> TextConditioning:
     given = {"guided": False, "clip_skip": 0, "calls": 1, "steps": 1, **options}
     [texts] = schedule_texts(encoder, prompt, "", syntax=syntax, **given)
     return texts

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.schedule import schedule_texts
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 
 class Words:
@@ -34,7 +34,7 @@ class Words:
 
 def schedule(
     prompt: Any, negative: Any = "", encoder: Words | None = None, **options: Any
-) -> tuple[Texts, ...]:
+) -> tuple[TextConditioning, ...]:
     given = {"guided": True, "syntax": "a1111", "clip_skip": 0, "calls": 4, "steps": 4, **options}
     return schedule_texts(cast(TextEncoder, encoder or Words()), prompt, negative, **given)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.model_kinds import KINDS, Variant
+from sd2rt.engines.bundle.model_kinds import KINDS, ModelKind
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import resolve
@@ -21,11 +21,11 @@ class Offered:
     name = "paper"
     embeddings = SimpleNamespace(layers=3)
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: ModelKind) -> None:
         self.variant, self.tasks = variant, KINDS[variant].tasks
 
 
-def resolved(variant: Variant = "base", **fields: Any) -> Request:
+def resolved(variant: ModelKind = "base", **fields: Any) -> Request:
     return resolve(make_request(prompt="a", **fields), Offered(variant))  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.runtime.denoising.trajectory import Trajectory
-from sd2rt.runtime.prompts.text_conditioning import Texts
+from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 from sd2rt.runtime.samplers.plan import Plan
@@ -21,7 +21,7 @@ def trajectory(plan: Plan, noise: Array, image: Array | None) -> Trajectory:
     return Trajectory(
         plan=plan,
         latents=noise.astype(np.float32),
-        texts=(Texts((np.zeros((77, 8), np.float32),)),) * len(plan.steps),
+        texts=(TextConditioning((np.zeros((77, 8), np.float32),)),) * len(plan.steps),
         guidance=np.tile(np.array([1, 0], np.float32), (len(plan.steps), 1)),
         generator=Generator(0),
         seed=0,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd2rt.runtime.prompts.a1111.attention import Weighted, weigh
+from sd2rt.runtime.prompts.a1111.attention import Weighted, parse_attention
 
 
 @pytest.mark.parametrize(
@@ -65,27 +65,27 @@ from sd2rt.runtime.prompts.a1111.attention import Weighted, weigh
     ],
 )
 def test_weights(text: str, expected: list[tuple[str, float]]) -> None:
-    assert weigh(text) == [Weighted(*each) for each in expected]
+    assert parse_attention(text) == [Weighted(*each) for each in expected]
 
 
 def test_break_ends_a_chunk() -> None:
-    first, end, second = weigh("a cat \n BREAK  a dog")
+    first, end, second = parse_attention("a cat \n BREAK  a dog")
     assert (first, second) == (Weighted("a cat", 1), Weighted("a dog", 1))
     assert end.is_break
-    assert [piece.is_break for piece in weigh("BREAK BREAK")] == [False, True, False, True, False]
-    assert weigh("BREAKFAST break") == [Weighted("BREAKFAST break", 1)]
+    assert [piece.is_break for piece in parse_attention("BREAK BREAK")] == [False, True, False, True, False]
+    assert parse_attention("BREAKFAST break") == [Weighted("BREAKFAST break", 1)]
 
 
 def test_break_between_brackets_is_a_word() -> None:
     """Its mark is the weight -1, and brackets multiply that."""
-    pieces = weigh("(a BREAK b)")
+    pieces = parse_attention("(a BREAK b)")
     assert pieces == [Weighted("a", 1.1), Weighted("BREAK", -1.1), Weighted("b", 1.1)]
     assert not any(piece.is_break for piece in pieces)
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from([*"()[]:\\ a1.-", "BREAK"])).map("".join))
 def test_any_text_can_be_read(text: str) -> None:
-    pieces = weigh(text)
+    pieces = parse_attention(text)
     assert pieces
     assert all(isinstance(piece.weight, float) for piece in pieces)
 
@@ -94,7 +94,7 @@ def test_any_text_can_be_read(text: str) -> None:
     st.text(st.characters(exclude_characters="()[]\\:"), max_size=60).filter(lambda text: "BREAK" not in text)
 )
 def test_text_without_marks_is_one_piece(text: str) -> None:
-    assert weigh(text) == [Weighted(text, 1.0)]
+    assert parse_attention(text) == [Weighted(text, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -102,5 +102,5 @@ def test_text_without_marks_is_one_piece(text: str) -> None:
 )
 def test_no_text_takes_long(text: str) -> None:
     began = time.process_time()
-    weigh(text)
+    parse_attention(text)
     assert time.process_time() - began < 2
