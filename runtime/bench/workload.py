@@ -14,9 +14,8 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import TASKS, Task
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.write import to_pil, write_png
+from sd2rt.runtime.request.planned import plan_requests
 from sd2rt.runtime.request.request import Request, make_request
-from sd2rt.runtime.request.resolve import resolve
-from sd2rt.runtime.request.sampling import plan_of
 
 PROMPT = "a photograph of an astronaut riding a horse"
 Size = tuple[int, int]
@@ -51,9 +50,8 @@ class Workload:
         Raises:
             RequestError: it cannot be honoured.
         """
-        request = resolve(self.requests(size, 1)[0], self.manifest)
-        plan_of(request, self.manifest)
-        return request
+        (planned,) = plan_requests(self.requests(size, 1), self.manifest)
+        return planned.request
 
     def requests(self, size: Size, count: int) -> list[Request]:
         """Requests for so many images of a size in pixels.
@@ -74,7 +72,11 @@ class Workload:
         """The first image's request as options of `sd2rt run`; its pictures are written into ``folder``."""
         names = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "sampler": "--sampler"}
         words = [f"--seed={self.seed}"]
-        words += [f"{names[key]}={value}" for key, value in self.settings.items() if value is not None]
+        words += [
+            f"{names[key]}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for key, value in self.settings.items()
+            if value is not None
+        ]
         if self._size(size):
             words.append(f"--size={size[0]}x{size[1]}")
         for name, option in (("image", "--image"), ("mask_image", "--mask")):

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sd2rt.engines.errors import EngineError, Sd2rtError
+from sd2rt.engines.option_groups import SectionedCommand, expand_groups
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
@@ -102,7 +103,7 @@ def _app(arguments: list[str]) -> typer.Typer:
 
 
 def _add(app: typer.Typer, point: EntryPoint) -> None:
-    app.command(point.name, no_args_is_help=False)(point.load())
+    app.command(point.name, cls=SectionedCommand, no_args_is_help=False)(expand_groups(point.load()))
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for `sd2rt run`: made in batches, upscaled, and what goes into their files."""
+"""Generation for `sd2rt run`: images in batches, upscaled if asked, with the facts for their metadata."""
 
 from __future__ import annotations
 
@@ -16,84 +16,92 @@ if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import Embedding
+    from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
 
 _SHARED_FIELDS = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
-"""Fields of a request that hold for making its image larger, too."""
+"""Fields of a request that the request to enlarge its image takes over."""
 
-Made = tuple[Any, dict[str, Any]]
-"""An image, and the facts that go into its file."""
+ImageWithFacts = tuple[Any, dict[str, Any]]
+"""A PIL image, and the facts for its file's metadata."""
 
 
 def generate(
     pipeline: Pipeline,
     upscaler: Pipeline | None,
-    requests: list[Request],
+    planned: list[PlannedRequest],
     noise_level: int | None,
     advance: Advance,
     save_depth: Path | None,
-) -> Iterator[tuple[Made | EngineError, dict[str, Any]]]:
-    """Yield each image, or the error in its place, with the size and the seconds of its batch so far.
+) -> Iterator[tuple[ImageWithFacts | EngineError, dict[str, Any]]]:
+    """Yield each image or its error, with the size of its batch and the seconds since the batch began.
 
-    A batch at a time, to be saved before the next is begun: an interruption loses no finished image.
+    Each batch is yielded, and saved by the caller, before the next begins: an interruption loses no finished image.
     """
-    for start in range(0, len(requests), pipeline.max_batch):
-        batch, began = requests[start : start + pipeline.max_batch], time.perf_counter()
-        made = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
+    for start in range(0, len(planned), pipeline.max_batch):
+        batch, began = planned[start : start + pipeline.max_batch], time.perf_counter()
+        outcomes = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
         if upscaler is not None:
-            made = upscaled(upscaler, made, noise_level, advance)
-        for outcome in made:
+            outcomes = upscaled(upscaler, outcomes, noise_level, advance)
+        for outcome in outcomes:
             yield outcome, {"batch": len(batch), "batch_seconds": round(time.perf_counter() - began, 3)}
 
 
 def make(
-    pipeline: Pipeline, requests: list[Request], stage: str, advance: Advance, save_depth: Path | None = None
-) -> list[Made | EngineError]:
-    with pipeline.stream_requests(requests) as running:
+    pipeline: Pipeline,
+    planned: list[PlannedRequest],
+    stage: str,
+    advance: Advance,
+    save_depth: Path | None = None,
+) -> list[ImageWithFacts | EngineError]:
+    """Make one image for each request, reporting progress as ``stage``; write the first one's depth map."""
+    with pipeline.stream_planned(planned) as running:
         if save_depth is not None:
-            # Of a request that has been planned: one that is refused leaves no file.
             write_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
         for progress in running:
-            advance(stage, progress, len(requests))
+            advance(stage, progress, len(planned))
         outcomes = running.outcomes()
     return [
         outcome if isinstance(outcome, EngineError) else (outcome.images[0], facts_of(pipeline, request))
-        for request, outcome in zip(running.requests, outcomes, strict=True)
+        for request, outcome in zip(planned, outcomes, strict=True)
     ]
 
 
 def upscaled(
-    upscaler: Pipeline, made: Iterator[Made | EngineError], noise_level: int | None, advance: Advance
-) -> Iterator[Made | EngineError]:
-    """The same images four times as large, one at a time: a large image is many tiles, a batch by itself."""
-    for outcome in made:
+    upscaler: Pipeline,
+    outcomes: Iterator[ImageWithFacts | EngineError],
+    noise_level: int | None,
+    advance: Advance,
+) -> Iterator[ImageWithFacts | EngineError]:
+    """Enlarge images four times, one at a time: a large image is many tiles, a batch by itself."""
+    for outcome in outcomes:
         if isinstance(outcome, EngineError):
             yield outcome
             continue
         image, facts = outcome
-        own = {name: facts["request"][name] for name in _SHARED_FIELDS if name in facts["request"]}
-        (result,) = make(upscaler, [upscaling(image, noise_level, own)], "upscaling", advance)
+        shared = {name: facts["request"][name] for name in _SHARED_FIELDS if name in facts["request"]}
+        planned = upscaler.plan([upscaling_request(image, noise_level, shared)])
+        (result,) = make(upscaler, planned, "upscaling", advance)
         if isinstance(result, EngineError):
             yield result
             continue
-        image, about = result
-        sides = {"width": image.width, "height": image.height}
-        yield image, {**facts, **sides, "upscaled": about}
+        image, upscaling_facts = result
+        yield image, {**facts, "width": image.width, "height": image.height, "upscaled": upscaling_facts}
 
 
-def upscaling(image: Any, noise_level: int | None, told: Mapping[str, Any]) -> Request:
-    """The request that makes an image larger, told what the image's own was told."""
+def upscaling_request(image: Any, noise_level: int | None, fields: Mapping[str, Any]) -> Request[Any]:
+    """Make the request that enlarges an image, with fields of the request that made it."""
     from sd2rt.runtime.request.request import make_request
 
-    # What sd2rt has made itself is not too large for it.
+    # The limit is for images from elsewhere.
     pixels = image.width * image.height
-    return make_request(**told, image=image, noise_level=noise_level, max_image_pixels=pixels)
+    return make_request(**fields, image=image, noise_level=noise_level, max_image_pixels=pixels)
 
 
 def check_upscaling(
-    manifest: Manifest, request: Request, noise_level: int | None, embeddings: Sequence[Embedding]
+    manifest: Manifest, request: Request[Any], noise_level: int | None, embeddings: Sequence[Embedding]
 ) -> None:
-    """See that a bundle can make a request's images larger, with these embeddings, before they are made.
+    """Check that a bundle can enlarge a request's images, with these embeddings, before they are made.
 
     Raises:
         RequestError: it cannot.
@@ -101,11 +109,12 @@ def check_upscaling(
     from PIL import Image
 
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
-    from sd2rt.runtime.request.resolve import refuse_unless, resolve
+    from sd2rt.runtime.request.planned import plan_requests
+    from sd2rt.runtime.request.resolve import refuse_unless
 
     refuse_unless("upscaling", manifest)
     for embedding in embeddings:
         check_embedding(embedding, manifest)
-    # Any image will do: only what it is asked with is looked at.
-    told = {name: getattr(request, name) for name in _SHARED_FIELDS}
-    resolve(upscaling(Image.new("RGB", (8, 8)), noise_level, told), manifest)
+    # The image itself does not matter here, only the other fields.
+    shared = {name: getattr(request, name) for name in _SHARED_FIELDS}
+    plan_requests([upscaling_request(Image.new("RGB", (8, 8)), noise_level, shared)], manifest)

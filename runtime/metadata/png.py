@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.request.request import Request
+    from sd2rt.runtime.request.planned import PlannedRequest
 
 
-def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
-    """What made a resolved request's image, as it goes into the file and into ``--json``.
+def facts_of(pipeline: Pipeline, planned: PlannedRequest) -> dict[str, Any]:
+    """What made a planned request's image, as it goes into the file and into ``--json``.
 
     ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
     So are ``backend`` and ``precision``, which differ by rounding: a picture is made again on whatever is at hand.
@@ -23,6 +23,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     from sd2rt.runtime.request.sampling import sampling_of
     from sd2rt.runtime.samplers import schedules_of
 
+    request = planned.request
     settings, inputs = settings_of(request)
     sampler = pipeline.sampler_of(request)
     schedule = sampler.spacing if sampler.levels == "spaced" else sampler.levels
@@ -43,7 +44,7 @@ def facts_of(pipeline: Pipeline, request: Request) -> dict[str, Any]:
         or None,
     }
     return {
-        "task": pipeline.task_of(request),
+        "task": planned.task.name,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "steps": sampling_of(request, None).step_count,

@@ -15,8 +15,8 @@ from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.sampling import strength_of
 from sd2rt.runtime.rng.select import NormalGenerator
 from sd2rt.runtime.rng.slerp import slerp
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
@@ -42,10 +42,12 @@ class Conditioning:
     compared and shown. The arithmetic is that of diffusers' pipelines.
     """
 
-    def __init__(self, networks: Networks, request: Request) -> None:
+    def __init__(self, networks: Networks, planned: PlannedRequest[Any]) -> None:
         self._manifest = manifest = networks.bundle.manifest
         self._networks = networks
-        self._request = request
+        self._request = request = planned.request
+        self.strength = planned.strength
+        """How much the sampler changes the image, above 0 to 1; None if it starts from noise alone."""
         self.width, self.height = size_of(manifest, request)
         """Of the result, in pixels."""
         factor = manifest.latents.vae_factor
@@ -70,11 +72,6 @@ class Conditioning:
     def tileable(self) -> bool:
         """Whether tiles of the image can be made apart: a low-resolution image says what belongs in each."""
         return self._manifest.low_resolution is not None
-
-    @property
-    def strength(self) -> float | None:
-        """How far from the image the sampler starts; None where it starts from noise alone."""
-        return strength_of(self._request, self._manifest)
 
     def draw(
         self,

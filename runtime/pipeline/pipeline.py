@@ -28,6 +28,7 @@ from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Output, Run
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
+from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
@@ -166,7 +167,7 @@ class Pipeline(LoadedBundle):
             EngineError: the device failed, or a result is not finite.
         """
         with self.stream(prompt, output_type=output_type, **options) as run:
-            if output_type != "pil" and len({self.size_of(r) for r in run.requests}) > 1:
+            if output_type != "pil" and len({self.size_of(r.request) for r in run.planned}) > 1:
                 raise RequestError(
                     "the images have several sizes, and an array has one: take output_type pil"
                 )
@@ -216,7 +217,7 @@ class Pipeline(LoadedBundle):
         **options: Unpack[CallOptions],
     ) -> Run[Any]:
         """The same call as a :class:`Run`: iterate over its steps, then take its result."""
-        return Run(self._networks, split_call(prompt, options, output_type), self.max_batch)
+        return self.stream_planned(self.plan(split_call(prompt, options, output_type)))
 
     @overload
     def stream_requests(self, requests: Sequence[Request[Images]]) -> Run[Images]: ...
@@ -228,7 +229,27 @@ class Pipeline(LoadedBundle):
         """Several requests as one :class:`Run`; see :meth:`generate`."""
         if not requests:
             raise RequestError("there is no request to answer: give at least one")
-        return Run(self._networks, requests, self.max_batch)
+        return self.stream_planned(self.plan(requests))
+
+    def plan(self, requests: Sequence[Request[Images]]) -> list[PlannedRequest[Images]]:
+        """Resolve requests and compute their steps, without running a network.
+
+        Raises:
+            RequestError: the bundle cannot do what a request asks for.
+        """
+        return plan_requests(requests, self.manifest)
+
+    def stream_planned(self, planned: Sequence[PlannedRequest[Images]]) -> Run[Images]:
+        """Make planned requests as one :class:`Run`; see :meth:`stream_requests`.
+
+        Raises:
+            RequestError: they were planned for another bundle.
+        """
+        if any(each.build_key != self.manifest.build_key for each in planned):
+            raise RequestError(
+                f"requests were planned for another bundle than {self.bundle.path}: plan them again"
+            )
+        return Run(self._networks, planned, self.max_batch)
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -344,9 +365,10 @@ class Pipeline(LoadedBundle):
         return self(prompts, output_type=output_type, **options)
 
     def pictures(self, request: Request[Any], seed: int) -> list[ImageJob]:
-        """A resolved request's images at their start: planned, encoded, their noise drawn.
+        """Prepare a request's images for their first step: plan it, encode its inputs, draw the noise.
 
         Raises:
             RequestError: the request cannot be honoured by this bundle.
         """
-        return prepare(self._networks, request, seed)
+        (planned,) = self.plan([request])
+        return prepare(self._networks, planned, seed)

@@ -16,22 +16,23 @@ from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
+from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.sampling import plan_of, sampling_of
+from sd2rt.runtime.request.sampling import sampling_of
 from sd2rt.runtime.rng.select import NormalGenerator, make_generator
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiling.tiling import Tiling
 
 
-def prepare(networks: Networks, request: Request[Any], seed: int) -> list[ImageJob]:
-    """The images of a resolved request at their start; the networks must be acquired.
+def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list[ImageJob]:
+    """The images of a planned request at their start; the networks must be acquired.
 
     Raises:
         RequestError: the bundle cannot honour the request.
         EngineError: the device failed, or had no memory left.
     """
-    conditioning = Conditioning(networks, request)
-    plan = plan_of(request, networks.bundle.manifest)
+    request, plan = planned.request, planned.plan
+    conditioning = Conditioning(networks, planned)
     latents = _given_latents(request, conditioning)
     scale = request.guidance_scale
     assert scale is not None

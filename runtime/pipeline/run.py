@@ -22,8 +22,8 @@ from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.request.fields import Images
+from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.resolve import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,18 +102,18 @@ class Run(Generic[Images]):
     It has the networks to itself until its result is taken or it is closed, which leaving a ``with`` block does.
     """
 
-    def __init__(self, networks: Networks, requests: Sequence[Request[Images]], max_batch: int) -> None:
+    def __init__(self, networks: Networks, planned: Sequence[PlannedRequest[Images]], max_batch: int) -> None:
         self._networks = networks
         self._open = False
-        # Before anything waits or is drawn: what a bundle does not do is known from its manifest.
-        self.requests = [resolve(request, networks.bundle.manifest) for request in requests]
+        self.planned = list(planned)
         networks.acquire()
         self._open = True
         try:
-            self.seeds = [secrets.randbits(32) if r.seed is None else r.seed for r in self.requests]
+            self.seeds = [
+                secrets.randbits(32) if each.request.seed is None else each.request.seed for each in planned
+            ]
             self.pictures = [
-                prepare(networks, request, seed)
-                for request, seed in zip(self.requests, self.seeds, strict=True)
+                prepare(networks, each, seed) for each, seed in zip(self.planned, self.seeds, strict=True)
             ]
         except BaseException:
             self.close()
@@ -170,8 +170,8 @@ class Run(Generic[Images]):
             raise RequestError("this run is closed: make another")
         try:
             return [
-                self._output(request, seed, group)
-                for request, seed, group in zip(self.requests, self.seeds, self.pictures, strict=True)
+                self._output(each.request, seed, group)
+                for each, seed, group in zip(self.planned, self.seeds, self.pictures, strict=True)
             ]
         finally:
             self.close()

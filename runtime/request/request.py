@@ -261,8 +261,8 @@ class Request(BaseModel, Generic[Images]):
                 named = NAMED_NETWORK.search(text or "")
                 if named is not None:
                     raise ValueError(
-                        f"the prompt names {named[0][:_LONGEST_SHOWN]}, and a prompt names no files here: give a LoRA "
-                        "with --lora FILE:SCALE, or load_lora(), and leave it out of the prompt"
+                        f"the prompt names {named[0][:_LONGEST_SHOWN]}, and a prompt names no files here: give a "
+                        "LoRA with --lora FILE:SCALE, or load_lora(), and leave it out of the prompt"
                     )
         if self.varied and self.variation_seed is None:
             raise ValueError(

@@ -44,7 +44,15 @@ def resolve(request: Request[Images], manifest: Manifest) -> Request[Images]:
     Raises:
         RequestError: the bundle does not do what is asked.
     """
-    task = task_of(request, manifest)
+    return fill_defaults(request, task_of(request, manifest), manifest)
+
+
+def fill_defaults(request: Request[Images], task: Task, manifest: Manifest) -> Request[Images]:
+    """Fill in a preset's settings, then the bundle's defaults for the task, where the request leaves them open.
+
+    Raises:
+        RequestError: the bundle does not support a noise level or a number of layers to skip.
+    """
     defaults = manifest.tasks[task.name]
     names = ("num_inference_steps", "guidance_scale", "strength", "noise_level")
     settings: dict[str, Any] = {name: getattr(defaults, name) for name in names}

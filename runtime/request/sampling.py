@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import Task
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.resolve import task_of
 from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.samplers.plan import Plan
 
@@ -32,14 +34,14 @@ def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
     )
 
 
-def strength_of(request: Request, manifest: Manifest) -> float | None:
-    """How far from the image the sampler starts; None where it starts from noise alone."""
+def strength_of(request: Request[Any], task: Task) -> float | None:
+    """Return how much the sampler changes the image; None if it starts from noise alone."""
     strength = request.strength
-    return None if strength == 1 and task_of(request, manifest).noise_at_full_strength else strength
+    return None if strength == 1 and task.noise_at_full_strength else strength
 
 
-def plan_of(request: Request, manifest: Manifest) -> Plan:
-    """A resolved request's plan.
+def plan_of(request: Request, task: Task, manifest: Manifest) -> Plan:
+    """Plan a resolved request's steps.
 
     Raises:
         RequestError: its sampler does not support what is asked.
@@ -47,9 +49,7 @@ def plan_of(request: Request, manifest: Manifest) -> Plan:
     noise = manifest.noise
     if request.rescale_betas_zero_snr is not None:
         noise = noise.model_copy(update={"rescale_betas_zero_snr": request.rescale_betas_zero_snr})
-    return make_plan(
-        noise, sampler_of(request, manifest), sampling_of(request, strength_of(request, manifest))
-    )
+    return make_plan(noise, sampler_of(request, manifest), sampling_of(request, strength_of(request, task)))
 
 
 def check_names(request: Request) -> None:

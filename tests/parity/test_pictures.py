@@ -155,8 +155,7 @@ def test_what_the_denoiser_is_shown(
         **strongly(strength),
     }
     _, shown = reference(pair, task, seeds=[4], prompt=PROMPT, **options)
-    resolved = pair.pipeline.resolve(make_request(prompt=PROMPT, **options))
-    (picture,) = pair.pipeline.pictures(resolved, 4)
+    (picture,) = pair.pipeline.pictures(make_request(prompt=PROMPT, **options), 4)
     (trajectory,) = picture.trajectories
     start = trajectory.latents * trajectory.weights[0, 0]
     own = start if trajectory.extra is None else np.concatenate([start, trajectory.extra])

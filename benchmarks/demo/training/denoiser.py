@@ -73,7 +73,9 @@ class Batch:
         """Scenes, their latents [N, 4, h, w], and the text states [N, 77, D] of captions, of which some are empty."""
         indices = generator.integers(0, len(self.latents), self.size)
         scenes = [scene(int(index)) for index in indices]
-        told = ["" if generator.random() < _DROPPED_PROMPTS else world.caption(one, generator) for one in scenes]
+        told = [
+            "" if generator.random() < _DROPPED_PROMPTS else world.caption(one, generator) for one in scenes
+        ]
         with torch.no_grad():
             states = encoder(self.captions.encode(told)).last_hidden_state
         return scenes, self.latents.take(indices), states

@@ -165,7 +165,7 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (
             ("--batch", "0"),
             2,
-            "--batch '0' is not numbers of at least 1 with ',' between them, such as 1,2,4",
+            "--batch '0' is not a list of numbers of at least 1, such as 1,2,4",
         ),
         (("--batch", "1,"), 2, "--batch '1,' is not numbers of at least 1"),
         (("--batch", "two"), 2, "--batch 'two' is not numbers of at least 1"),
@@ -176,7 +176,7 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (("--guidance", "nan"), 2, "guidance_scale is nan: give a finite number"),
         (("--repetitions", "0"), 2, "Invalid value for '--repetitions'"),
         (("--threads", "0"), 2, "Invalid value for '--threads'"),
-        (("--prompt", "-"), 2, "--prompt - is what 'sd2rt run' reads standard input for"),
+        (("--prompt", "-"), 2, "--prompt - is for 'sd2rt run', which reads standard input"),
         (
             ("--output", "none/result.json"),
             2,

@@ -1,0 +1,63 @@
+"""Requests as one bundle will make them: defaults filled in, the task chosen, the sampler's steps computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.model_kinds import Task
+from sd2rt.runtime.request.fields import Images
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.resolve import fill_defaults, task_of
+from sd2rt.runtime.request.sampling import plan_of, strength_of
+from sd2rt.runtime.samplers.plan import Plan
+
+_PLAN_FIELDS = (
+    "num_inference_steps",
+    "timesteps",
+    "sigmas",
+    "sampler",
+    "schedule",
+    "sampler_options",
+    "rescale_betas_zero_snr",
+    "eta",
+    "strength",
+)
+"""Fields of a resolved request that its plan follows from, beside its task."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest(Generic[Images]):
+    """A request that a bundle can make, resolved and planned from the bundle's manifest alone."""
+
+    request: Request[Images]
+    """The request with its preset's settings and the bundle's defaults filled in."""
+    task: Task
+    plan: Plan
+    build_key: str
+    """The bundle's, from its manifest: another bundle has other defaults."""
+
+    @property
+    def strength(self) -> float | None:
+        """How much the sampler changes the image, above 0 to 1; None if it starts from noise alone."""
+        return strength_of(self.request, self.task)
+
+
+def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> list[PlannedRequest[Images]]:
+    """Resolve and plan requests; those that are sampled alike share one plan.
+
+    Raises:
+        RequestError: the bundle cannot do what a request asks for.
+    """
+    plans: dict[tuple[str, ...], Plan] = {}
+    planned: list[PlannedRequest[Images]] = []
+    for request in requests:
+        task = task_of(request, manifest)
+        resolved: Request[Any] = fill_defaults(request, task, manifest)
+        key = (task.name, *(repr(getattr(resolved, name)) for name in _PLAN_FIELDS))
+        if key not in plans:
+            plans[key] = plan_of(resolved, task, manifest)
+        planned.append(PlannedRequest(resolved, task, plans[key], manifest.build_key))
+    return planned
