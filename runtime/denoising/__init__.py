@@ -1,1 +1,1 @@
-"""The step loop: trajectories batched into denoiser calls, their guidance, and checks for finite results."""
+"""The step loop: batching of trajectories into denoiser calls, guidance, and checks for finite latents."""

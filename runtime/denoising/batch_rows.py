@@ -1,4 +1,4 @@
-"""The network evaluations of one denoiser call: the texts that are its rows, and which rows make each sample."""
+"""Rows of one denoiser call: the text of each network evaluation, and the rows that each sample combines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchRows:
-    """What the denoiser's inputs ``text``, ``row``, ``uncond``, ``cond`` and ``shares`` hold.
+    """Values of the denoiser inputs ``text``, ``row``, ``uncond``, ``cond`` and ``shares``.
 
-    B samples, R rows, P prompts at most of a sample. One that has fewer is filled up with a row of its own
-    that has no share: what is not finite in another sample never reaches it.
+    B is the number of samples, R of rows, P the most prompts that a sample has. A sample with fewer prompts is
+    padded with one of its own rows at share 0, so that values that are not finite in other samples cannot reach it.
     """
 
-    texts: tuple[NDArray[Any], ...]  # R of [tokens, D], tokens dividing length
+    texts: tuple[NDArray[Any], ...]  # R arrays [tokens, D]; each token count divides length
     length: int  # L
     row: Indices  # [R]
     uncond: Indices  # [B]
@@ -32,8 +32,8 @@ class BatchRows:
     shares: NDArray[np.float32]  # [B, P]
 
     @classmethod
-    def of(cls, samples: Sequence[TextConditioning]) -> BatchRows:
-        """The rows of a call for these samples; shorter texts are to be repeated to a length that all divide."""
+    def from_samples(cls, samples: Sequence[TextConditioning]) -> BatchRows:
+        """Lay out the rows of these samples; ``length`` is the least common multiple of their token counts."""
         prompts = max(len(sample.conds) for sample in samples)
         texts: list[NDArray[Any]] = []
         row: list[int] = []
@@ -55,15 +55,18 @@ class BatchRows:
 
     @property
     def dims(self) -> dict[str, int]:
-        """The sizes of the denoiser's symbols that rows decide."""
+        """Values of the denoiser's symbolic dimensions R, P and L."""
         return {"R": len(self.row), "P": self.cond.shape[1], "L": self.length}
 
     def write(self, buffers: Mapping[str, Buffer], last: BatchRows | None) -> None:
-        """Put them into a session's buffers, which hold ``last`` if any."""
+        """Write the rows into a session's buffers, skipping texts that are there already.
+
+        ``last`` is the content of the buffers, None if unknown.
+        """
         text = buffers["text"]
         for index, array in enumerate(self.texts):
             if last is None or last.texts[index] is not array:
-                # Attention to tokens that are all repeated equally often is attention to them once.
+                # Repeating all tokens equally often does not change the result of attention.
                 text.host[index].reshape(-1, *array.shape)[:] = array
         text.push()
         for name in ("row", "uncond", "cond", "shares"):

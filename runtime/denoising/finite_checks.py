@@ -1,4 +1,4 @@
-"""Denoiser calls that have been made and have not said yet whether what they left is finite."""
+"""Checks that latents stay finite, for launches whose result the device has not reported yet."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from sd2rt.engines.interface import Array, Session
 from sd2rt.runtime.denoising.trajectory import Trajectory
 
 WATCHED = "finite"
+"""Denoiser output with one flag per sample: whether its latents are finite."""
 
 
 class FiniteChecks:
-    """The calls of one step loop, in their order; what a device says of them may come some steps late."""
+    """Track launched steps until their finite checks arrive, which may be several steps later."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Session, Sequence[Trajectory], list[int]]] = deque()
-        self._heard: dict[Session, deque[Array]] = {}
+        self._pending: deque[tuple[Session, Sequence[Trajectory], list[int]]] = deque()
+        self._flags: dict[Session, deque[Array]] = {}
 
-    def enter(self, session: Session) -> None:
-        """Launches of this session follow: what a loop before, that an error ended, did not hear is forgotten."""
-        if session not in self._heard:
+    def register(self, session: Session) -> None:
+        """Prepare for launches of a session: discard flags left by an earlier loop that ended with an error."""
+        if session not in self._flags:
             session.watched(wait=True)
-            self._heard[session] = deque()
+            self._flags[session] = deque()
 
-    def add(self, session: Session, made: Sequence[Trajectory]) -> bool:
-        """A launch that has just brought these trajectories to where they are; true where one has failed by now."""
-        if not self._waiting:
-            told = session.watched(wait=False)
-            if told and all(told[0].tolist()):
-                # Where a launch is done when it returns, all that a step costs here is this.
+    def add(self, session: Session, trajectories: Sequence[Trajectory]) -> bool:
+        """Track a launch that has just advanced these trajectories. Returns True if one is known to have failed."""
+        if not self._pending:
+            arrived = session.watched(wait=False)
+            if arrived and all(arrived[0].tolist()):
+                # The fast path where launches are synchronous.
                 return False
-            self._heard[session].extend(told)
-        self._waiting.append((session, made, [trajectory.done for trajectory in made]))
-        return self.settle(wait=False)
+            self._flags[session].extend(arrived)
+        self._pending.append((session, trajectories, [trajectory.done for trajectory in trajectories]))
+        return self.drain(wait=False)
 
-    def settle(self, *, wait: bool) -> bool:
-        """Give trajectories their errors: of the launches that are finished by now, or of all where ``wait``.
+    def drain(self, *, wait: bool) -> bool:
+        """Process the checks of finished launches, or of all launches if ``wait``, and set trajectories' errors.
 
-        True where one of them has failed. Launches are heard strictly in order, across sessions: the first step
-        that went wrong is the one that its error names.
+        Returns True if a trajectory has failed. Launches are processed strictly in order, across sessions, so that
+        the error names the first step that went wrong.
 
         Raises:
             EngineError: the device reported an error.
         """
         failed = False
-        while self._waiting:
-            session, made, steps = self._waiting[0]
-            heard = self._heard[session]
-            if not heard:
-                heard.extend(session.watched(wait=wait))
-            if not heard:
+        while self._pending:
+            session, trajectories, steps = self._pending[0]
+            arrived = self._flags[session]
+            if not arrived:
+                arrived.extend(session.watched(wait=wait))
+            if not arrived:
                 break
-            self._waiting.popleft()
-            flags = heard.popleft().tolist()
+            self._pending.popleft()
+            flags = arrived.popleft().tolist()
             if all(flags):
                 continue
-            for trajectory, step, finite in zip(made, steps, flags, strict=True):
+            for trajectory, step, finite in zip(trajectories, steps, flags, strict=True):
                 if not finite and trajectory.error is None:
                     trajectory.error = _not_finite(trajectory, step)
                     failed = True
@@ -66,7 +67,7 @@ class FiniteChecks:
 
 def _not_finite(trajectory: Trajectory, step: int) -> EngineError:
     return EngineError(
-        f"seed {trajectory.seed}: step {step} of {trajectory.length} (timestep {trajectory.timesteps[step - 1]:g}) "
-        "left latents that are not finite: the weights overflow in this precision, or guidance is too strong; try "
-        "a fp32 bundle or a lower guidance scale"
+        f"seed {trajectory.seed}: latents are not finite after step {step} of {trajectory.length} "
+        f"(timestep {trajectory.timesteps[step - 1]:g}): the weights overflow in this precision, or guidance is "
+        "too strong; try an fp32 bundle or a lower guidance scale"
     )

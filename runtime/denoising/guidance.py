@@ -1,4 +1,4 @@
-"""Classifier-free guidance, call by call: how strong it is, and which calls do without."""
+"""Classifier-free guidance per call: its scale, its rescaling, and the calls that skip it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guidance:
-    """The guidance of one trajectory's N calls."""
+    """Guidance of one trajectory's N calls."""
 
-    values: NDArray[np.float32]  # [N, 2]: scale and rescale; 1 and 0 where a call is not guided
+    values: NDArray[np.float32]  # [N, 2]: scale and rescale; 1 and 0 for calls without guidance
     guided: tuple[bool, ...]
 
-    def of(self, texts: Sequence[TextConditioning]) -> tuple[TextConditioning, ...]:
-        """What each call is told, of what it would be told if it were guided: fewer rows where it is not."""
-        alone = {told: unguided(told) for told in dict.fromkeys(texts)}
-        return tuple(told if guided else alone[told] for told, guided in zip(texts, self.guided, strict=True))
+    def apply(self, texts: Sequence[TextConditioning]) -> tuple[TextConditioning, ...]:
+        """Drop the unconditional row from the text of each call that is not guided."""
+        without = {text: unguided(text) for text in dict.fromkeys(texts)}
+        return tuple(
+            text if guided else without[text] for text, guided in zip(texts, self.guided, strict=True)
+        )
 
 
 def plan_guidance(
@@ -31,12 +33,14 @@ def plan_guidance(
     interval: tuple[float, float] | None,
     levels: Sequence[float],
 ) -> Guidance:
-    """The guidance of calls at these noise levels, the noise-to-signal ratios sigma that a plan tells.
+    """Plan the guidance of calls at the noise levels (noise-to-signal ratios sigma) of a plan.
 
-    Several scales are spread evenly over the calls, with straight lines between them: as many as there are
-    calls are one each, two are a ramp. A call is guided where its scale is above 1, as in diffusers, and its
-    level above the interval's lower end and not above its upper one: equation 5 of Kynkaanniemi et al. 2024
-    (arXiv:2404.07724).
+    Several scales are spread evenly over the calls and interpolated linearly: two make a ramp, N set one per call.
+    A call is guided if its scale is above 1, as in diffusers, and low < level <= high for the interval: equation 5
+    of Kynkaanniemi et al. 2024 (arXiv:2404.07724).
+
+    Raises:
+        ValueError: there is an interval, but the plan has no noise levels.
     """
     count = len(levels)
     knots = np.atleast_1d(np.asarray(scale, np.float64))
@@ -44,12 +48,12 @@ def plan_guidance(
     guided = scales > 1
     if interval is not None:
         if np.isnan(levels).any():
-            raise ValueError("a guidance interval needs a plan that tells its noise levels")
+            raise ValueError("a guidance interval needs a plan with noise levels")
         low, high = interval
         within = (np.asarray(levels) > low) & (np.asarray(levels) <= high)
         if guided.any() and not (guided & within).any():
             warnings.warn(
-                f"no call is guided: the guidance interval is {low:g} to {high:g}, the calls' noise levels are "
+                f"no step is guided: the guidance interval is {low:g} to {high:g}, but the steps' noise levels are "
                 f"{', '.join(f'{level:.3g}' for level in levels)}",
                 stacklevel=2,
             )
@@ -59,9 +63,9 @@ def plan_guidance(
 
 
 def unguided(texts: TextConditioning) -> TextConditioning:
-    """What stays of a call's rows at scale 1: the prompt's alone.
+    """Drop the unconditional row, which a single prompt does not need at scale 1.
 
-    A composition of several prompts, or of a share other than 1, needs the row without a prompt even so.
+    A composition of several prompts, or a share other than 1, still needs it and is returned unchanged.
     """
     if texts.uncond is None or texts.shares != (1.0,):
         return texts

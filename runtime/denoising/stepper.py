@@ -1,4 +1,4 @@
-"""The step loop: one denoiser call after another, for one image or many at different points of their way."""
+"""The step loop: one denoiser call after another, for images that may be at different steps."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from sd2rt.runtime.denoising.trajectory import Trajectory
 
 
 def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int) -> Generator[Batch]:
-    """Bring every trajectory to its end, at most ``max_batch`` in a call; they must be able to share a batch.
+    """Run every trajectory to its end, at most ``max_batch`` per call, and yield the batch after each call.
 
-    Yields the batch after each call. Every trajectory has its own plan, prompts and guidance. One that ends
-    leaves the batch and the next one waiting takes its place, between two steps. One whose latents are no
-    longer finite leaves with ``error`` set; the others go on.
+    The trajectories must be able to share a batch (see :func:`batchable`); each has its own plan, prompts and
+    guidance. When one ends it leaves the batch, and the next waiting one joins before the following step. If its
+    latents are no longer finite it leaves with ``error`` set, and the others continue.
 
-    A step is enqueued when the batch is yielded, and no step waits for the one before: where the device is behind,
-    an error is noticed some steps late, and still names its step. What waits is the end of a trajectory.
+    The batch is yielded as soon as its step is enqueued, and no step waits for the previous one. On an asynchronous
+    device an error is therefore noticed some steps late, but it names the step that failed. The loop waits for the
+    device only when a trajectory ends.
     """
     waiting, batch = deque(trajectories), Batch(denoiser, [], None, FiniteChecks())
     while True:
-        going = [trajectory for trajectory in batch.active if not trajectory.finished]
-        joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(going)))]
-        if not (going or joining):
+        continuing = [trajectory for trajectory in batch.active if not trajectory.finished]
+        joining = [waiting.popleft() for _ in range(min(len(waiting), max_batch - len(continuing)))]
+        if not (continuing or joining):
             return
-        batch, turned = Batch(denoiser, [*going, *joining], batch, batch.launches), False
-        while not turned:
-            turned = batch.step()
+        batch, outdated = Batch(denoiser, [*continuing, *joining], batch, batch.checks), False
+        while not outdated:
+            outdated = batch.step()
             try:
                 yield batch
             except GeneratorExit:
-                # The caller stops here: what the steps so far have made is the result.
+                # The caller stops early: the latents so far are the result.
                 batch.collect(everything=True)
                 raise
         batch.collect(everything=False)

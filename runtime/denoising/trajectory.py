@@ -1,4 +1,4 @@
-"""One image on its way: its plan, its prompt, its random numbers, and how far it has come."""
+"""State of one image in the step loop: its plan, texts, random numbers, and the steps made so far."""
 
 from __future__ import annotations
 
@@ -21,62 +21,66 @@ Latents = NDArray[np.float32]
 
 @dataclass(slots=True, eq=False)
 class Trajectory:
-    """What the step loop needs to know of one image, and where it leaves what became of it."""
+    """Input and result of one image in the step loop."""
 
     plan: Plan
-    latents: Latents  # [C, h, w]: unit noise, of which the start is made; the result, when finished
-    texts: tuple[TextConditioning, ...]  # one for each call; calls that are told the same share one object
+    latents: Latents  # [C, h, w]: unit noise on input, then the initial latents; the result when finished
+    texts: tuple[TextConditioning, ...]  # one per call; calls with the same text share one object
     guidance: NDArray[np.float32]  # [N, 2]: scale and rescale of each call
     generator: NormalGenerator
     seed: int
-    image_latents: Latents | None = None  # [C, h, w], times the scaling factor: where a late start begins
-    extra: NDArray[Any] | None = None  # [Cx, h, w]: channels that the network sees beside the latents
+    image_latents: Latents | None = (
+        None  # [C, h, w], times the scaling factor; for plans that start from an image
+    )
+    extra: NDArray[Any] | None = None  # [Cx, h, w]: input channels of the network besides the latents
     noise_level: int | None = None  # the upscaler's class label
-    done: int = 0
+    done: int = 0  # calls made so far
     error: EngineError | None = None
     timesteps: NDArray[np.float32] = field(init=False)  # [N]
     weights: NDArray[np.float32] = field(init=False)  # [N, K+1]
     updates: NDArray[np.float32] = field(init=False)  # [N, K+1, K+3]
-    noisy: tuple[bool, ...] = field(init=False)
-    ramps: tuple[bool, ...] = field(init=False)
-    """For each call, whether it is guided otherwise than the one before."""
-    turns: tuple[bool, ...] = field(init=False)
-    """For each call and the end, whether it is told other texts than the one before, or is the end."""
+    draws_noise: tuple[bool, ...] = field(init=False)  # [N]
+    guidance_changes: tuple[bool, ...] = field(init=False)
+    """[N]: True if the call's guidance differs from that of the previous call."""
+    texts_change: tuple[bool, ...] = field(init=False)
+    """[N+1]: True if the call's text differs from that of the previous call, and at the end."""
 
     def __post_init__(self) -> None:
         steps = self.plan.steps
-        # Float64 until here; the denoiser's inputs are float32.
+        # Plans are float64; the denoiser's inputs are float32.
         self.timesteps = np.array([step.timestep for step in steps], np.float32)
         self.weights = np.array([step.weights for step in steps], np.float32)
         self.updates = np.array([step.update for step in steps], np.float32)
-        self.noisy = tuple(step.draws_noise for step in steps)
+        self.draws_noise = tuple(step.draws_noise for step in steps)
         if len(self.texts) != self.length or self.guidance.shape != (self.length, 2):
             raise ValueError(
-                f"{len(self.texts)} texts and guidance of the shape {list(self.guidance.shape)} are given for "
-                f"{self.length} calls: give one of each for each"
+                f"got {len(self.texts)} texts and guidance of shape {list(self.guidance.shape)} for "
+                f"{self.length} calls: one text and one row of guidance per call are needed"
             )
-        self.ramps = (False, *(self.guidance[1:] != self.guidance[:-1]).any(1).tolist())
-        self.turns = (False, *(now is not last for last, now in pairwise(self.texts)), True)
-        self.latents = self._start(self.latents).astype(np.float32)
+        self.guidance_changes = (False, *(self.guidance[1:] != self.guidance[:-1]).any(1).tolist())
+        self.texts_change = (False, *(text is not last for last, text in pairwise(self.texts)), True)
+        self.latents = self._initial_latents(self.latents).astype(np.float32)
 
-    def _start(self, noise: Latents) -> Latents:
-        """What the plan starts from, in float32 as diffusers' add_noise makes it."""
+    def _initial_latents(self, noise: Latents) -> Latents:
+        """Scale the noise, or add it to the image, in float32 like diffusers' ``add_noise``."""
         image, start = self.image_latents, self.plan.start_noise
         if start is None:
             if image is not None:
-                raise ValueError("image latents given to a plan that starts from noise: plan with a strength")
+                raise ValueError("got image latents, but the plan starts from noise: make it with a strength")
             return noise * np.float32(self.plan.init_scale)
         if image is None:
-            raise ValueError("no image latents given to a plan that starts from an image: give image_latents")
+            raise ValueError(
+                "the plan starts from an image, but there are no image latents: pass image_latents"
+            )
         if image.shape != noise.shape:
             raise ValueError(
-                f"image latents have the shape {list(image.shape)}, the noise {list(noise.shape)}: give one shape"
+                f"image latents of shape {list(image.shape)} do not match noise of shape {list(noise.shape)}"
             )
         return image * np.float32(start[0]) + noise * np.float32(start[1])
 
     @property
     def length(self) -> int:
-        """Steps in all: denoiser calls, of which PNDM makes one more than it was asked for."""
+        """Number of denoiser calls; for PNDM one more than the requested steps."""
         return len(self.plan.steps)
 
     @property
@@ -85,22 +89,22 @@ class Trajectory:
 
     @property
     def group(self) -> tuple[tuple[int, ...], int]:
-        """The shape of its latents, and the length L of its texts: trajectories of one group can share a batch."""
+        """Shape of the latents and length L of the texts; trajectories of one group can share a batch."""
         return self.latents.shape, lcm(*{texts.tokens for texts in self.texts})
 
 
 def batchable(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Trajectories divided into those that can share a batch, each in the order given.
+    """Split trajectories into groups that can share a batch, keeping their order within each.
 
-    Their latents have one shape. Their texts may differ in length where each length divides the longest: a text
-    that is repeated whole changes nothing but rounding.
+    A group has one shape of latents. Text lengths may differ if each divides the longest: repeating a whole text
+    changes only rounding.
     """
-    homes: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]] = {}
+    merged: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]] = {}
     for group in sorted({t.group for t in trajectories}, key=lambda group: group[1], reverse=True):
         shape, length = group
-        longer = (home for home in homes.values() if home[0] == shape and home[1] % length == 0)
-        homes[group] = next(longer, group)
+        fitting = (longer for longer in merged.values() if longer[0] == shape and longer[1] % length == 0)
+        merged[group] = next(fitting, group)
     groups: dict[tuple[tuple[int, ...], int], list[Trajectory]] = {}
     for trajectory in trajectories:
-        groups.setdefault(homes[trajectory.group], []).append(trajectory)
+        groups.setdefault(merged[trajectory.group], []).append(trajectory)
     return list(groups.values())

@@ -37,7 +37,7 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
     scale = request.guidance_scale
     assert scale is not None
     guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
-    texts = guidance.of(_texts(networks, request, len(plan.steps), any(guidance.guided)))
+    texts = guidance.apply(_texts(networks, request, len(plan.steps), any(guidance.guided)))
     _, h, w = conditioning.shape
     side = networks.tile if conditioning.tileable else max(h, w)
     tiling = Tiling(h, w, side, side // 4 if conditioning.tileable else 0)

@@ -573,7 +573,7 @@ def test_image_that_is_not_finite(
         "sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan)
     )
     text = refused(5, "run", small_bundle, "a", "--sampler", "ddim", *FAST)
-    assert text.startswith("seed 5: step 1 of 2 (timestep 501) left latents that are not finite")
+    assert text.startswith("seed 5: latents are not finite after step 1 of 2 (timestep 501)")
 
 
 # What else can happen.

@@ -29,13 +29,13 @@ def buffers(rows: BatchRows) -> dict[str, Any]:
 
 
 def combined(rows: BatchRows, sample: int, values: NDArray[np.float64]) -> float:
-    """m_c of a sample, where the network makes ``values`` of the rows."""
+    """Conditional prediction m_c of a sample, if the network's outputs for the rows are ``values``."""
     shares = rows.shares[sample].astype(np.float64)
     return float(shares @ values[rows.cond[sample]] + (1 - shares.sum()) * values[rows.uncond[sample]])
 
 
 def test_a_guided_and_an_unguided_sample() -> None:
-    rows = BatchRows.of([TextConditioning((A,), U), TextConditioning((B,))])
+    rows = BatchRows.from_samples([TextConditioning((A,), U), TextConditioning((B,))])
     assert [array is expected for array, expected in zip(rows.texts, (U, A, B), strict=True)] == [True] * 3
     assert rows.row.tolist() == [0, 0, 1]
     assert rows.uncond.tolist() == [0, 2]
@@ -52,11 +52,11 @@ def test_samples_of_fewer_prompts_are_filled_up_with_rows_of_their_own() -> None
         TextConditioning((B,), U),
         TextConditioning((A, B), None, (0.5, 0.5)),
     ]
-    rows = BatchRows.of(samples)
+    rows = BatchRows.from_samples(samples)
     assert rows.dims == {"R": 9, "P": 3, "L": 2}
     for index in range(len(samples)):
-        own = set(np.flatnonzero(rows.row == index).tolist())
-        assert {*rows.cond[index].tolist(), rows.uncond[index]} <= own
+        own_rows = set(np.flatnonzero(rows.row == index).tolist())
+        assert {*rows.cond[index].tolist(), rows.uncond[index]} <= own_rows
     values = np.random.default_rng(0).standard_normal(9)
     expected = [
         values[0],
@@ -64,42 +64,42 @@ def test_samples_of_fewer_prompts_are_filled_up_with_rows_of_their_own() -> None
         values[6],
         (values[7] + values[8]) / 2,
     ]
-    found = [combined(rows, index, values) for index in range(len(samples))]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = [combined(rows, index, values) for index in range(len(samples))]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_a_text_that_stays_is_not_written_again() -> None:
-    first = BatchRows.of([TextConditioning((A,), U)])
-    held = buffers(first)
-    first.write(held, None)
-    np.testing.assert_array_equal(held["text"].read(), [U, A])
-    held["text"].host[0] = -1
-    BatchRows.of([TextConditioning((B,), U)]).write(held, first)
-    np.testing.assert_array_equal(held["text"].read(), [np.full_like(U, -1), B])
-    BatchRows.of([TextConditioning((B,), U)]).write(held, None)
-    np.testing.assert_array_equal(held["text"].read(), [U, B])
+    first = BatchRows.from_samples([TextConditioning((A,), U)])
+    session_buffers = buffers(first)
+    first.write(session_buffers, None)
+    np.testing.assert_array_equal(session_buffers["text"].read(), [U, A])
+    session_buffers["text"].host[0] = -1
+    BatchRows.from_samples([TextConditioning((B,), U)]).write(session_buffers, first)
+    np.testing.assert_array_equal(session_buffers["text"].read(), [np.full_like(U, -1), B])
+    BatchRows.from_samples([TextConditioning((B,), U)]).write(session_buffers, None)
+    np.testing.assert_array_equal(session_buffers["text"].read(), [U, B])
 
 
 def test_sizes_that_stay_may_hold_other_rows() -> None:
-    """Of two samples one stops being guided as the other begins."""
-    first = BatchRows.of([TextConditioning((A,), U), TextConditioning((B,))])
-    then = BatchRows.of([TextConditioning((A,)), TextConditioning((B,), U)])
+    """One of two samples stops being guided as the other begins."""
+    first = BatchRows.from_samples([TextConditioning((A,), U), TextConditioning((B,))])
+    then = BatchRows.from_samples([TextConditioning((A,)), TextConditioning((B,), U)])
     assert first.dims == then.dims
-    held = buffers(first)
-    first.write(held, None)
-    then.write(held, first)
-    np.testing.assert_array_equal(held["text"].read(), [A, U, B])
-    assert held["row"].read().tolist() == [0, 1, 1]
-    assert held["uncond"].read().tolist() == [0, 1]
-    assert held["cond"].read().tolist() == [[0], [2]]
+    session_buffers = buffers(first)
+    first.write(session_buffers, None)
+    then.write(session_buffers, first)
+    np.testing.assert_array_equal(session_buffers["text"].read(), [A, U, B])
+    assert session_buffers["row"].read().tolist() == [0, 1, 1]
+    assert session_buffers["uncond"].read().tolist() == [0, 1]
+    assert session_buffers["cond"].read().tolist() == [[0], [2]]
 
 
 @pytest.mark.parametrize(("lengths", "longest"), [((1, 2), 2), ((2, 6, 3), 6), ((2, 3), 6)])
 def test_shorter_texts_are_repeated_whole(lengths: tuple[int, ...], longest: int) -> None:
     texts = [text(index, tokens) for index, tokens in enumerate(lengths)]
-    rows = BatchRows.of([TextConditioning((array,)) for array in texts])
+    rows = BatchRows.from_samples([TextConditioning((array,)) for array in texts])
     assert rows.length == longest
-    held = buffers(rows)
-    rows.write(held, None)
-    for found, array in zip(held["text"].read(), texts, strict=True):
-        np.testing.assert_array_equal(found, np.concatenate([array] * (longest // len(array))))
+    session_buffers = buffers(rows)
+    rows.write(session_buffers, None)
+    for actual, array in zip(session_buffers["text"].read(), texts, strict=True):
+        np.testing.assert_array_equal(actual, np.concatenate([array] * (longest // len(array))))

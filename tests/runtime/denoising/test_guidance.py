@@ -14,9 +14,9 @@ COND, OTHER, UNCOND = (np.full((77, 8), value, np.float32) for value in (1, 2, 3
 PLAIN = TextConditioning((COND,), UNCOND)
 
 
-def scales(*given: float, calls: int = 5) -> list[float]:
-    found: list[float] = plan_guidance(given, 0.0, None, (1.0,) * calls).values[:, 0].tolist()
-    return found
+def scales(*knots: float, calls: int = 5) -> list[float]:
+    actual: list[float] = plan_guidance(knots, 0.0, None, (1.0,) * calls).values[:, 0].tolist()
+    return actual
 
 
 def test_one_scale_is_every_calls() -> None:
@@ -35,8 +35,8 @@ def test_scales_are_spread_over_the_calls() -> None:
 
 def test_as_many_scales_as_calls_are_one_each() -> None:
     for calls in (2, 3, 7, 13, 51):
-        given = np.random.default_rng(calls).uniform(1.5, 12, calls).astype(np.float32).tolist()
-        assert scales(*given, calls=calls) == given
+        values = np.random.default_rng(calls).uniform(1.5, 12, calls).astype(np.float32).tolist()
+        assert scales(*values, calls=calls) == values
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, (1.0, 0.5), (0.0, 1.0), (0.0,)])
@@ -67,32 +67,33 @@ def test_an_interval_is_open_below_and_closed_above() -> None:
     assert plan_guidance(5, 0, (0, np.inf), (np.inf, *LEVELS)).guided == (True,) * 6
 
 
-def test_an_interval_between_the_levels_is_told() -> None:
+def test_an_interval_between_the_levels_warns() -> None:
     message = (
-        "no call is guided: the guidance interval is 20 to 30, the calls' noise levels are 14.6, 6, 3, 1, 0.3"
+        "no step is guided: the guidance interval is 20 to 30, "
+        "but the steps' noise levels are 14.6, 6, 3, 1, 0.3"
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
         assert not any(plan_guidance(5, 0, (20, 30), LEVELS).guided)
 
 
 def test_an_interval_needs_levels() -> None:
-    with pytest.raises(ValueError, match="tells its noise levels"):
+    with pytest.raises(ValueError, match="plan with noise levels"):
         plan_guidance(5, 0, (1, 2), (3.0, np.nan))
 
 
 def test_texts_lose_a_row_where_a_call_is_not_guided_and_stay_one_object_else() -> None:
     other = TextConditioning((OTHER,), UNCOND)
-    told = plan_guidance(5, 0, (1.0, 6.0), LEVELS).of((PLAIN, PLAIN, other, PLAIN, PLAIN))
-    assert [texts.rows for texts in told] == [1, 2, 2, 1, 1]
-    assert told[1] is PLAIN
-    assert told[2] is other
-    assert told[0] is told[3] is told[4]
-    assert told[0].conds == (COND,)
-    assert told[0].uncond is None
+    applied = plan_guidance(5, 0, (1.0, 6.0), LEVELS).apply((PLAIN, PLAIN, other, PLAIN, PLAIN))
+    assert [texts.rows for texts in applied] == [1, 2, 2, 1, 1]
+    assert applied[1] is PLAIN
+    assert applied[2] is other
+    assert applied[0] is applied[3] is applied[4]
+    assert applied[0].conds == (COND,)
+    assert applied[0].uncond is None
 
 
 def test_a_composition_keeps_its_rows() -> None:
-    """At scale 1 it is m_u + sum_p shares_p (m_p - m_u), of which m_u goes away for one prompt of share 1 alone."""
+    """At scale 1 it is m_u + sum_p shares_p (m_p - m_u); m_u cancels only for a single prompt of share 1."""
     composed = TextConditioning((COND, OTHER), UNCOND, (0.6, 0.4))
     for texts in (composed, TextConditioning((COND,), UNCOND, (0.6,)), TextConditioning((COND,))):
         assert unguided(texts) is texts

@@ -1,4 +1,4 @@
-"""The step loop over one small denoiser: rows that come and go, and what samples of one batch know of each other."""
+"""The step loop over one small denoiser: rows that come and go, and independence of the samples in one batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sd2rt.runtime.samplers import SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.samplers.plan import Plan
 
 CLOSE = 1e-5
-"""Of the largest value: with more rows in a call, the engine's kernels add up in another order."""
+"""Tolerance relative to the largest value: kernels sum in another order when a call has more rows."""
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,13 @@ def trajectory(
     rescale: float = 0.0,
     interval: tuple[float, float] | None = None,
 ) -> Trajectory:
-    """``texts`` are repeated over the calls."""
+    """Make a trajectory; ``texts`` are repeated over the calls."""
     each = (texts * len(plan.steps))[: len(plan.steps)]
     guidance = plan_guidance(scale, rescale, interval, plan.levels)
     generator = Generator(seed)
-    return Trajectory(plan, generator.randn((4, 8, 8)), guidance.of(each), guidance.values, generator, seed)
+    return Trajectory(
+        plan, generator.randn((4, 8, 8)), guidance.apply(each), guidance.values, generator, seed
+    )
 
 
 def finished(pipe: Pipeline, trajectories: list[Trajectory], max_batch: int = 4) -> list[NDArray[np.float32]]:
@@ -68,24 +70,24 @@ def finished(pipe: Pipeline, trajectories: list[Trajectory], max_batch: int = 4)
     return [t.latents for t in trajectories]
 
 
-def by_hand(pipe: Pipeline, asked: Trajectory) -> NDArray[np.float32]:
-    """Each step as a call by itself, of as many rows as it needs, its state carried over on the host."""
-    state = np.zeros((1, 5, *asked.latents.shape), np.float32)
-    state[0, 0] = asked.latents
-    for index in range(asked.length):
-        rows = BatchRows.of([asked.texts[index]])
+def by_hand(pipe: Pipeline, trajectory: Trajectory) -> NDArray[np.float32]:
+    """Run each step as a separate call with the rows it needs, carrying the state over on the host."""
+    state = np.zeros((1, 5, *trajectory.latents.shape), np.float32)
+    state[0, 0] = trajectory.latents
+    for index in range(trajectory.length):
+        rows = BatchRows.from_samples([trajectory.texts[index]])
         session = pipe.engine("denoiser").session({"B": 1, **rows.dims, "h": 8, "w": 8})
         rows.write(session.buffers, None)
-        noise = (
-            asked.generator.randn(asked.latents.shape) if asked.noisy[index] else np.zeros_like(asked.latents)
-        )
+        noise = np.zeros_like(trajectory.latents)
+        if trajectory.draws_noise[index]:
+            noise = trajectory.generator.randn(trajectory.latents.shape)
         values = {
             "state": state,
             "noise": noise[None],
-            "timestep": asked.timesteps[index : index + 1],
-            "weights": asked.weights[index : index + 1],
-            "update": asked.updates[index : index + 1],
-            "guidance": asked.guidance[index : index + 1],
+            "timestep": trajectory.timesteps[index : index + 1],
+            "weights": trajectory.weights[index : index + 1],
+            "update": trajectory.updates[index : index + 1],
+            "guidance": trajectory.guidance[index : index + 1],
         }
         for name, value in values.items():
             session.buffers[name].write(value)
@@ -95,8 +97,8 @@ def by_hand(pipe: Pipeline, asked: Trajectory) -> NDArray[np.float32]:
     return latents
 
 
-def assert_close(found: Any, expected: Any, what: str = "") -> None:
-    assert np.abs(np.subtract(found, expected)).max() <= CLOSE * np.abs(expected).max(), what
+def assert_close(actual: Any, expected: Any, what: str = "") -> None:
+    assert np.abs(np.subtract(actual, expected)).max() <= CLOSE * np.abs(expected).max(), what
 
 
 CASES: dict[str, Callable[[Pipeline], Trajectory]] = {
@@ -128,20 +130,20 @@ CASES: dict[str, Callable[[Pipeline], Trajectory]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_loop_makes_the_steps_one_by_one(pipe: Pipeline, name: str) -> None:
-    """To the bit: what is handed over from session to session is what the last call left."""
+    """Bit for bit: each session continues from the state that the previous call left."""
     expected = by_hand(pipe, CASES[name](pipe))
-    (found,) = finished(pipe, [CASES[name](pipe)])
-    np.testing.assert_array_equal(found, expected)
-    assert found.std() > 0.05
+    (actual,) = finished(pipe, [CASES[name](pipe)])
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.std() > 0.05
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 3, 16])
 def test_a_mixed_batch_is_each_alone(pipe: Pipeline, max_batch: int) -> None:
-    """Rows of every kind come and go beside each other, in batches of any size."""
+    """Rows of every kind join and leave, in batches of any size."""
     together = finished(pipe, [make(pipe) for make in CASES.values()], max_batch)
-    for name, found in zip(CASES, together, strict=True):
+    for name, actual in zip(CASES, together, strict=True):
         (alone,) = finished(pipe, [CASES[name](pipe)])
-        assert_close(found, alone, name)
+        assert_close(actual, alone, name)
 
 
 def test_calls_outside_of_the_interval_run_one_row(pipe: Pipeline, launched_rows: list[int]) -> None:
@@ -159,50 +161,51 @@ def test_a_prompt_of_no_share_is_as_if_it_were_not_there(pipe: Pipeline) -> None
     plan = plan_of(pipe, "ddim", 5)
     for other in (FOX, SNOW):
         texts = TextConditioning((FOX, other), NOTHING, (1.0, 0.0))
-        found, expected = (
-            finished(pipe, [trajectory(plan, (told,), 1, rescale=0.5)]) for told in (texts, PLAIN)
+        actual, expected = (
+            finished(pipe, [trajectory(plan, (conditioning,), 1, rescale=0.5)])
+            for conditioning in (texts, PLAIN)
         )
-        assert_close(found, expected)
+        assert_close(actual, expected)
 
 
 def test_shares_of_one_prompt_add_up(pipe: Pipeline) -> None:
     plan = plan_of(pipe, "ddim", 5)
     halves = TextConditioning((FOX, FOX), NOTHING, (0.25, 0.75))
-    found, expected = (finished(pipe, [trajectory(plan, (told,), 1)]) for told in (halves, PLAIN))
-    assert_close(found, expected)
+    actual, expected = (finished(pipe, [trajectory(plan, (texts,), 1)]) for texts in (halves, PLAIN))
+    assert_close(actual, expected)
 
 
 def test_the_whole_interval_is_plain_guidance(pipe: Pipeline) -> None:
     plan = plan_of(pipe, "ddim", 5)
-    found, expected = (
+    actual, expected = (
         finished(pipe, [trajectory(plan, (PLAIN,), 1, interval=interval)]) for interval in ((0, np.inf), None)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_what_is_not_finite_stays_in_its_sample(pipe: Pipeline, bad: float) -> None:
-    """Also where another sample has more prompts: what fills the others' up is theirs."""
+    """Also with a sample that has more prompts: the others are padded with rows of their own."""
     plan = plan_of(pipe, "ddim", 5)
     texts = (
         TextConditioning((FOX, SNOW, NIGHT), NOTHING, (0.5, 0.5, 0.5)),
         PLAIN,
         TextConditioning((NIGHT,)),
     )
-    spoilt, *others = (trajectory(plan, (told,), seed) for seed, told in enumerate(texts))
+    spoilt, *others = (trajectory(plan, (text,), seed) for seed, text in enumerate(texts))
     for batch in run_steps(pipe.engine("denoiser"), [spoilt, *others], 4):
         if spoilt.done == 2 and spoilt.error is None:
             latents = batch.latents()
             latents[0] = bad
             batch.replace(latents)
     assert "step 3 of 5" in str(spoilt.error)
-    for seed, found in enumerate(others, 1):
+    for seed, actual in enumerate(others, 1):
         (alone,) = finished(pipe, [trajectory(plan, (texts[seed],), seed)])
-        assert_close(found.latents, alone)
+        assert_close(actual.latents, alone)
 
 
 def test_texts_of_two_lengths_share_a_batch(pipe: Pipeline, launched_rows: list[int]) -> None:
-    """The shorter one is repeated, which changes no more than a batch does."""
+    """The shorter one is repeated, which changes no more than batching does."""
     common: dict[str, Any] = {"num_inference_steps": 3, "sampler": "ddim", "output_type": "latent"}
     requests = [
         Request(prompt="a fox", seed=1, **common),
@@ -213,12 +216,12 @@ def test_texts_of_two_lengths_share_a_batch(pipe: Pipeline, launched_rows: list[
     launched_rows.clear()
     together = pipe.generate(requests)
     assert launched_rows == [5, 5, 5]
-    for found, expected in zip(together, alone, strict=True):
-        assert_close(found.images, expected)
+    for actual, expected in zip(together, alone, strict=True):
+        assert_close(actual.images, expected)
 
 
-def test_requests_say_their_guidance(pipe: Pipeline, launched_rows: list[int]) -> None:
-    """An interval, a ramp, plain and none at once are each what they are alone."""
+def test_requests_of_different_guidance_share_a_batch(pipe: Pipeline, launched_rows: list[int]) -> None:
+    """An interval, a ramp, plain guidance and none give the same images together as alone."""
     common: dict[str, Any] = {"num_inference_steps": 6, "sampler": "euler", "output_type": "np"}
     requests = [
         Request(prompt="a fox", seed=1, guidance_interval=(0.4, 4), **common),
@@ -231,13 +234,13 @@ def test_requests_say_their_guidance(pipe: Pipeline, launched_rows: list[int]) -
     together = pipe.generate(requests)
     assert len(launched_rows) == 6
     assert 3 < min(launched_rows) + 1 <= max(launched_rows) <= 7
-    for found, expected in zip(together, alone, strict=True):
-        assert_close(found.images, expected)
+    for actual, expected in zip(together, alone, strict=True):
+        assert_close(actual.images, expected)
     assert not np.array_equal(alone[0], alone[2])
 
 
 def test_an_edited_text_keeps_its_session(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where only the words change, the state stays where it is."""
+    """If only the words change, the state stays in its buffer."""
     written: list[slice | None] = []
     engine = pipe.engine("denoiser")
     dims = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}

@@ -21,7 +21,7 @@ NOISE = NoiseConfig(
 PLAN = make_plan(NOISE, sampler_config("ddim"), SamplingOptions(4))
 
 
-def told(tokens: int = 77) -> TextConditioning:
+def conditioning(tokens: int = 77) -> TextConditioning:
     return TextConditioning((np.zeros((tokens, 8), np.float32),))
 
 
@@ -29,7 +29,7 @@ def trajectory(**changes: Any) -> Trajectory:
     fields: dict[str, Any] = {
         "plan": PLAN,
         "latents": np.zeros((4, 8, 8), np.float32),
-        "texts": (told(),) * 4,
+        "texts": (conditioning(),) * 4,
         "guidance": np.array([[1, 0]] * 4, np.float32),
         "generator": Generator(0),
         "seed": 0,
@@ -38,19 +38,19 @@ def trajectory(**changes: Any) -> Trajectory:
 
 
 def test_it_knows_where_its_texts_change() -> None:
-    one, other = told(), told()
-    assert trajectory().turns == (False, False, False, False, True)
-    assert trajectory(texts=(one, other, other, one)).turns == (False, True, False, True, True)
+    one, other = conditioning(), conditioning()
+    assert trajectory().texts_change == (False, False, False, False, True)
+    assert trajectory(texts=(one, other, other, one)).texts_change == (False, True, False, True, True)
 
 
 def test_it_knows_where_its_guidance_changes() -> None:
-    assert trajectory().ramps == (False,) * 4
+    assert trajectory().guidance_changes == (False,) * 4
     guidance = np.array([[7, 0], [7, 0.5], [7, 0.5], [3, 0.5]], np.float32)
-    assert trajectory(guidance=guidance).ramps == (False, True, False, True)
+    assert trajectory(guidance=guidance).guidance_changes == (False, True, False, True)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"texts": (told(),) * 3}, {"guidance": np.ones((3, 2))}, {"guidance": np.ones(4)}]
+    "changes", [{"texts": (conditioning(),) * 3}, {"guidance": np.ones((3, 2))}, {"guidance": np.ones(4)}]
 )
 def test_every_call_has_texts_and_guidance(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="for 4 calls"):
@@ -59,7 +59,7 @@ def test_every_call_has_texts_and_guidance(changes: dict[str, Any]) -> None:
 
 def of_lengths(*lengths: int, side: int = 8) -> list[Trajectory]:
     latents = np.zeros((4, 8, side), np.float32)
-    return [trajectory(texts=(told(length),) * 4, latents=latents) for length in lengths]
+    return [trajectory(texts=(conditioning(length),) * 4, latents=latents) for length in lengths]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_texts_share_a_batch_where_their_length_divides_the_longest(
     lengths: tuple[int, ...], groups: list[list[int]]
 ) -> None:
     trajectories = of_lengths(*lengths)
-    found = [[trajectories.index(member) for member in group] for group in batchable(trajectories)]
-    assert found == groups
+    actual = [[trajectories.index(member) for member in group] for group in batchable(trajectories)]
+    assert actual == groups
 
 
 def test_latents_of_two_shapes_share_no_batch() -> None:
@@ -86,5 +86,5 @@ def test_latents_of_two_shapes_share_no_batch() -> None:
 
 def test_texts_of_several_lengths_in_turn() -> None:
     (long,) = of_lengths(154)
-    turning = trajectory(texts=(told(77), told(154), told(154), told(77)))
-    assert turning.group == long.group
+    mixed = trajectory(texts=(conditioning(77), conditioning(154), conditioning(154), conditioning(77)))
+    assert mixed.group == long.group

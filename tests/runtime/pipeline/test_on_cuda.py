@@ -114,10 +114,10 @@ def expected(cpu: Pipeline) -> list[NDArray[Any]]:
 def test_mixed_batches_are_the_cpus(expected: list[NDArray[Any]], on_gpu: Open, pace: Pace) -> None:
     """Text encoder, steps and decoder, to the bit, at whatever moments the device works."""
     gpu, pipeline = on_gpu(pace, max_batch=3)
-    found = images(pipeline, REQUESTS)
-    for a, b in zip(found, expected, strict=True):
+    actual = images(pipeline, REQUESTS)
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert len({image.tobytes() for image in found}) == len(REQUESTS)
+    assert len({image.tobytes() for image in actual}) == len(REQUESTS)
     part: Any = pipeline.engine("denoiser")
     (denoiser,) = part._engines.values()
     launched = [session for session in denoiser._sessions._kept.values() if session._graph is not None]
@@ -171,7 +171,7 @@ def trajectory(
     plan = make_plan(pipe.manifest.noise, config, SamplingOptions(steps, eta=eta))
     guidance = plan_guidance(6.0, 0.0, interval, plan.levels)
     generator = Generator(seed)
-    texts = guidance.of((PLAIN,) * len(plan.steps))
+    texts = guidance.apply((PLAIN,) * len(plan.steps))
     return Trajectory(plan, generator.randn((4, 8, 8)), texts, guidance.values, generator, seed)
 
 
@@ -219,13 +219,13 @@ def test_an_error_that_is_found_late_names_its_step(
         return made, other
 
     expected, alone = spoilt(cpu)
-    found, other = spoilt(on_gpu(pace, seed)[1])
-    assert str(found.error) == str(expected.error)
-    assert f"step {bad} of 8 (timestep" in str(found.error)
+    actual, other = spoilt(on_gpu(pace, seed)[1])
+    assert str(actual.error) == str(expected.error)
+    assert f"step {bad} of 8 (timestep" in str(actual.error)
     if pace == "lazy" and bad < 4:
-        assert found.done > bad
+        assert actual.done > bad
     if pace == "eager":
-        assert found.done == bad
+        assert actual.done == bad
     assert other.error is None
     assert other.done == other.length
     # It was beside the other one for some steps more.
@@ -275,10 +275,10 @@ def test_previews_and_callbacks(on_gpu: Open, cpu: Pipeline) -> None:
         "output_type": "np",
         "sampler": "dpmpp-2m",
     }
-    found, expected = (
+    actual, expected = (
         pipe("a fox", callback_on_step_end=halve, **options).images for pipe in (on_gpu()[1], cpu)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_device_that_fails_on_the_way(on_gpu: Open) -> None:

@@ -289,7 +289,7 @@ def test_an_image_that_fails_leaves_the_others(pipe: Pipeline) -> None:
                 break
         failed, whole = run.outcomes()
     assert isinstance(failed, EngineError)
-    assert "seed 3: step 3 of 4" in str(failed)
+    assert "seed 3: latents are not finite after step 3 of 4" in str(failed)
     assert not isinstance(whole, EngineError)
     np.testing.assert_allclose(whole.images, pipe(PROMPT, seed=4, **common).images, atol=1e-5)
 

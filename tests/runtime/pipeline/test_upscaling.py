@@ -62,13 +62,13 @@ def test_no_seams(pipe: Pipeline, whole: Pipeline, textured: bool, sampler: dict
         (1, {e for b in tiling.boxes for e in (b.left, b.left + b.width)}),
     ):
         seams = [4 * edge - 1 for edge in edges if 0 < 4 * edge < tiled.shape[axis]]
-        found, expected = steps(tiled, axis), steps(untiled, axis)
-        inner = np.delete(found, seams)
-        assert found[seams].mean() <= 1.2 * inner.mean()
-        assert found[seams].max() <= 1.5 * np.sort(inner)[-8]
+        actual, expected = steps(tiled, axis), steps(untiled, axis)
+        inner = np.delete(actual, seams)
+        assert actual[seams].mean() <= 1.2 * inner.mean()
+        assert actual[seams].max() <= 1.5 * np.sort(inner)[-8]
         # The picture has a step of its own every four or eight pixels, which an untiled one shows too.
         assert (
-            found[seams].mean() / inner.mean()
+            actual[seams].mean() / inner.mean()
             <= 1.15 * expected[seams].mean() / np.delete(expected, seams).mean()
         )
     # And the blend has not blurred what the tiles have in common.
@@ -81,8 +81,8 @@ def test_batches_of_tiles_do_not_matter(small_upscaler_bundle: Path, pipe: Pipel
     more: dict[str, Any] = {"sampler": "ddim", "eta": 1.0}
     expected = pipe("a hill", image=given, **OPTIONS, **more).images
     with Pipeline.open(small_upscaler_bundle, tile=TILE, max_batch=max_batch) as other:
-        found = other("a hill", image=given, **OPTIONS, **more).images
-    assert np.abs(found - expected).max() <= 1e-4
+        actual = other("a hill", image=given, **OPTIONS, **more).images
+    assert np.abs(actual - expected).max() <= 1e-4
 
 
 def test_memory_is_that_of_a_tile(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,9 +113,9 @@ def noise(channels: int, height: int, width: int) -> Array:
     return np.random.default_rng(3).standard_normal((channels, height, width)).astype(np.float32)
 
 
-def difference(found: Array, expected: Array) -> Array:
+def difference(actual: Array, expected: Array) -> Array:
     """In 255ths of what is seen of two decoded images."""
-    error: Array = np.abs(found.clip(-1, 1) - expected.clip(-1, 1)) * np.float32(127.5)
+    error: Array = np.abs(actual.clip(-1, 1) - expected.clip(-1, 1)) * np.float32(127.5)
     return error
 
 
@@ -164,8 +164,8 @@ def test_a_tile_that_knows_of_nothing_else_is_worked_on_as_ever(engines: Engines
     session.launch()
     coder = vae(engines)
     expected = coder.decode(array) if part == "decoder" else coder.encode(array)
-    found = session.buffers[target].read()[0]
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    actual = session.buffers[target].read()[0]
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("size", [(40, 32), (16, 72), (48, 40)])

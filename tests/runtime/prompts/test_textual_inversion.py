@@ -51,11 +51,11 @@ def load(path: Path, token: str | None = None, *, allow_pickle: bool = True) -> 
 def test_safetensors(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     path, vectors = tmp_path / "any.safetensors", VECTORS.flatten()[: np.prod(shape)].reshape(shape).to(dtype)
     save_file({"<toy>": vectors}, path, {"format": "pt"})
-    found = load(path, allow_pickle=False)
-    assert found.token == "<toy>"
-    np.testing.assert_array_equal(found.vectors, vectors.float().numpy().reshape(-1, 32))
-    assert found.vectors.dtype == np.float32
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    actual = load(path, allow_pickle=False)
+    assert actual.token == "<toy>"
+    np.testing.assert_array_equal(actual.vectors, vectors.float().numpy().reshape(-1, 32))
+    assert actual.vectors.dtype == np.float32
+    assert actual.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
@@ -81,9 +81,9 @@ def test_pickles(
     torch.save(layout(VECTORS.to(dtype)), path)
     state = torch.load(path, weights_only=True)
     expected = next(iter(state["string_to_param"].values() if "name" in state else state.values()))
-    found = load(path)
-    assert found.token == token
-    np.testing.assert_array_equal(found.vectors, expected.detach().float().numpy().reshape(-1, 32))
+    actual = load(path)
+    assert actual.token == token
+    np.testing.assert_array_equal(actual.vectors, expected.detach().float().numpy().reshape(-1, 32))
     assert load(path, "other").token == "other"
 
 
@@ -97,10 +97,10 @@ def test_a_file_without_a_name_gives_its_own(tmp_path: Path) -> None:
 )
 def test_state_dicts(vectors: Any) -> None:
     for state in ({"<toy>": vectors}, a1111(vectors, name="<toy>")):
-        found = load_embedding(state, None, allow_pickle=False)
-        assert found.token == "<toy>"
-        assert found.vectors.shape == (3, 32)
-        assert found.sha256 == hashlib.sha256(found.vectors.tobytes()).hexdigest()
+        actual = load_embedding(state, None, allow_pickle=False)
+        assert actual.token == "<toy>"
+        assert actual.vectors.shape == (3, 32)
+        assert actual.sha256 == hashlib.sha256(actual.vectors.tobytes()).hexdigest()
     with pytest.raises(RequestError, match="does not name its embedding: give the token"):
         load_embedding({"emb_params": vectors}, None, allow_pickle=False)
 

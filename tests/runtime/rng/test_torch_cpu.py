@@ -22,10 +22,10 @@ def assert_same_stream(seed: int, shapes: list[tuple[int, ...]]) -> None:
     ours = Generator(seed)
     for shape in shapes:
         expected = torch.randn(shape, generator=theirs).numpy()
-        found = ours.randn(shape)
-        assert found.dtype == np.float32
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+        actual = ours.randn(shape)
+        assert actual.dtype == np.float32
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1])

@@ -31,8 +31,8 @@ KNOWN = (
 def test_known_answers(counter: str, key: str, expected: str) -> None:
     a, b, c, d = words(counter)
     low, high = words(key)
-    found = philox(a | b << 32, np.array([c | d << 32], np.uint64), (low, high))
-    assert [int(word[0]) for word in found] == words(expected) == one_by_one((a, b, c, d), (low, high))
+    actual = philox(a | b << 32, np.array([c | d << 32], np.uint64), (low, high))
+    assert [int(word[0]) for word in actual] == words(expected) == one_by_one((a, b, c, d), (low, high))
 
 
 def one_by_one(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]:
@@ -51,9 +51,9 @@ def rows(normals: NDArray[np.float32]) -> NDArray[np.float32]:
     return normals[ends][:, ends]
 
 
-def assert_printed(found: NDArray[np.float32], printed: Sequence[object]) -> None:
+def assert_printed(actual: NDArray[np.float32], printed: Sequence[object]) -> None:
     """Equal to what was printed with four digits after the point, from a GPU's table of sines."""
-    np.testing.assert_allclose(found, np.array(printed), rtol=0, atol=0.5e-4 + 5e-6)
+    np.testing.assert_allclose(actual, np.array(printed), rtol=0, atol=0.5e-4 + 5e-6)
 
 
 def test_values_that_an_imitation_documents() -> None:
@@ -63,9 +63,9 @@ def test_values_that_an_imitation_documents() -> None:
         [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
         [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
     ]
-    found = make_generator("cuda", 0).randn((3, 4))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    actual = make_generator("cuda", 0).randn((3, 4))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
 def test_three_values() -> None:
@@ -78,13 +78,13 @@ def test_three_values() -> None:
 )
 def test_more_values_than_threads_on_datacenter_gpus(gpu: str, last: list[float]) -> None:
     """pytorch/pytorch issue 143086: H100 and A100 differ in 9,483,264 values of seed 1: 9 and 11 counters."""
-    found = make_generator(gpu, 1).randn((1, 49 * 12 * 112 * 144))[0]
-    assert_printed(found[[0, 1, 2, -3, -2, -1]], [-0.2963, 2.6764, -0.1408, *last])
+    actual = make_generator(gpu, 1).randn((1, 49 * 12 * 112 * 144))[0]
+    assert_printed(actual[[0, 1, 2, -3, -2, -1]], [-0.2963, 2.6764, -0.1408, *last])
 
 
 def test_more_values_than_threads_on_an_rtx_a4000() -> None:
     """pytorch/pytorch issue 97097: normal_(5, 5**.5) of [1000, 100], seed 14, on 48 multiprocessors of 1536."""
-    found = make_generator(A4000, 14).randn((1000, 100)) * np.float32(5**0.5) + 5
+    actual = make_generator(A4000, 14).randn((1000, 100)) * np.float32(5**0.5) + 5
     expected = [
         [2.8731, 5.2727, 2.9889, 1.6853, 9.6331, 6.6319],
         [3.9968, 3.8097, 5.7328, 4.4029, 3.9804, 7.4698],
@@ -93,12 +93,12 @@ def test_more_values_than_threads_on_an_rtx_a4000() -> None:
         [7.0551, 7.8583, 3.9990, 4.1139, 8.9315, 4.2042],
         [2.7337, 2.2106, 7.7815, 8.2207, 6.5395, 4.2604],
     ]
-    assert_printed(rows(found), expected)
+    assert_printed(rows(actual), expected)
 
 
 def test_more_values_than_threads_on_an_rtx_3060() -> None:
     """pytorch/pytorch issue 158398: [1, 64, 2048] of seed 42, on 28 multiprocessors of 1536: four lanes."""
-    found = make_generator(RTX_3060, 42).randn((1, 64, 2048))[0]
+    actual = make_generator(RTX_3060, 42).randn((1, 64, 2048))[0]
     expected = [
         [0.1940, 2.1614, -0.1721, 1.4540, -2.7733, -0.8932],
         [-0.4574, 0.8063, 0.1580, 0.1124, 0.2769, -1.2535],
@@ -107,7 +107,7 @@ def test_more_values_than_threads_on_an_rtx_3060() -> None:
         [0.7881, 0.8339, -1.1424, -0.6297, -1.1112, -0.4091],
         [-1.2356, -0.4083, -0.4695, -0.4841, 1.2850, -0.0282],
     ]
-    assert_printed(rows(found), expected)
+    assert_printed(rows(actual), expected)
 
 
 def by_the_kernel(seed: int, threads: int, sizes: list[int]) -> list[list[float]]:

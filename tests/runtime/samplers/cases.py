@@ -113,16 +113,16 @@ def compared(
     return follow(plan, draws), expected
 
 
-def assert_close(found: Trajectory, expected: Trajectory, bound: float = BOUND) -> None:
-    np.testing.assert_allclose(found.timesteps, expected.timesteps, rtol=BOUND, atol=BOUND)
-    assert found.drawn == expected.drawn
-    assert np.isfinite(found.samples).all()
-    assert trajectory_error(found, expected) <= bound
+def assert_close(actual: Trajectory, expected: Trajectory, bound: float = BOUND) -> None:
+    np.testing.assert_allclose(actual.timesteps, expected.timesteps, rtol=BOUND, atol=BOUND)
+    assert actual.drawn == expected.drawn
+    assert np.isfinite(actual.samples).all()
+    assert trajectory_error(actual, expected) <= bound
 
 
 def assert_like_diffusers(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> None:
-    found, expected = compared(noise, config, options)
+    actual, expected = compared(noise, config, options)
     if config.name in PRESERVING and config.levels in CUT_OFF:
-        assert np.abs(found.timesteps - expected.timesteps).max() <= 1
-        found = replace(found, timesteps=expected.timesteps)
-    assert_close(found, expected)
+        assert np.abs(actual.timesteps - expected.timesteps).max() <= 1
+        actual = replace(actual, timesteps=expected.timesteps)
+    assert_close(actual, expected)

@@ -53,8 +53,8 @@ def error(plan: Plan, toy: Gaussian, kind: PredictionType, calls: int) -> float:
         move, shift, noise = _linear(step, *toy.network(kind, step.level))
         mean = move @ mean + shift
         covariance = move @ covariance @ move.T + np.outer(noise, noise)
-    found = _scale(following) * np.array([mean[0], sqrt(covariance[0, 0])])
-    return float(np.abs(found - toy.marginal(following.level)).max())
+    actual = _scale(following) * np.array([mean[0], sqrt(covariance[0, 0])])
+    return float(np.abs(actual - toy.marginal(following.level)).max())
 
 
 def _scale(step: Step) -> float:

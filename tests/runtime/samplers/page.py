@@ -76,9 +76,9 @@ def errors(name: SamplerName) -> tuple[float, float, int]:
         for prediction in ("epsilon", "v_prediction"):
             for steps in STEPS:
                 for strength in (None, _LATE):
-                    found = error(name, schedule, prediction, SamplingOptions(steps, strength=strength))
-                    if found is not None:
-                        worst, single, cases = max(worst, found[0]), max(single, found[1]), cases + 1
+                    actual = error(name, schedule, prediction, SamplingOptions(steps, strength=strength))
+                    if actual is not None:
+                        worst, single, cases = max(worst, actual[0]), max(single, actual[1]), cases + 1
     return worst, single, cases
 
 
@@ -92,12 +92,12 @@ def error(
         ours, theirs = compared(noise, config, options)
     except (RequestError, ValueError, IndexError):
         return None
-    found = trajectory_error(ours, theirs)
-    if not math.isfinite(found):
+    actual = trajectory_error(ours, theirs)
+    if not math.isfinite(actual):
         return None
     draws = Draws.seeded(len(ours.samples))
     rounded = reference(noise, config, options, draws, torch.float32, from_the_first=True)
-    return found, trajectory_error(rounded, theirs)
+    return actual, trajectory_error(rounded, theirs)
 
 
 def section(name: SamplerName, table: float, single: float, cases: int) -> str:

@@ -339,19 +339,19 @@ def reference(
     )
 
 
-def relative_error(found: Array, expected: Array) -> float:
+def relative_error(actual: Array, expected: Array) -> float:
     """The worst call's largest difference, relative to that call's largest value."""
     axes = tuple(range(1, expected.ndim))
-    worst = np.abs(found - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
+    worst = np.abs(actual - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
     return float(worst.max())
 
 
-def trajectory_error(found: Trajectory, expected: Trajectory) -> float:
+def trajectory_error(actual: Trajectory, expected: Trajectory) -> float:
     """The worst of the samples and network inputs of every call, and of the start."""
     return max(
-        relative_error(found.start, expected.start),
-        relative_error(found.samples, expected.samples),
-        relative_error(found.inputs, expected.inputs),
+        relative_error(actual.start, expected.start),
+        relative_error(actual.samples, expected.samples),
+        relative_error(actual.inputs, expected.inputs),
     )
 
 

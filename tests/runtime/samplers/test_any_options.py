@@ -81,11 +81,11 @@ def noises(name: SamplerName) -> st.SearchStrategy[Any]:
 def diffusers_is_broken(noise: Any, config: SamplerConfig, options: SamplingOptions) -> bool:
     """Whether diffusers raises, computes NaN or inf, or reads its tables at timestep -1: from their other end."""
     try:
-        found = reference(noise, config, options, Draws.seeded(2 * noise.num_train_timesteps + 10))
+        actual = reference(noise, config, options, Draws.seeded(2 * noise.num_train_timesteps + 10))
     except (IndexError, ValueError, NotImplementedError, UnboundLocalError, RuntimeError):
         return True
-    wraps = config.name in LOOKED_UP and bool((found.timesteps < 0).any())
-    return wraps or not np.isfinite(found.samples).all()
+    wraps = config.name in LOOKED_UP and bool((actual.timesteps < 0).any())
+    return wraps or not np.isfinite(actual.samples).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,8 +120,8 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
         return
     if name == "pndm" and noise.prediction_type == "sample":
         return
-    found, expected = compared(noise, config, options)
-    assert np.isfinite(found.samples).all()
+    actual, expected = compared(noise, config, options)
+    assert np.isfinite(actual.samples).all()
     broken = [not np.isfinite(sample).all() for sample in expected.samples]
     if any(broken):
         if name == "ddim":
@@ -129,20 +129,20 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
             assert (eta, noise.rescale_betas_zero_snr) == (1, True)
             return
         assert broken == [False] * (len(broken) - 1) + [True]
-        assert_the_last_step_is_documented(config, found)
+        assert_the_last_step_is_documented(config, actual)
         if len(broken) == 1:
             return
-        found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
+        actual, expected = (replace(one, samples=one.samples[:-1]) for one in (actual, expected))
     if name in PRESERVING and config.levels in CUT_OFF:
-        assert np.abs(found.timesteps - expected.timesteps).max() <= 1
-        found = replace(found, timesteps=expected.timesteps)
+        assert np.abs(actual.timesteps - expected.timesteps).max() <= 1
+        actual = replace(actual, timesteps=expected.timesteps)
     if draws_noise_in_place(noise, config, plan):
-        assert relative_error(found.samples[-1:], expected.samples[-1:]) <= ROOT_BOUND
-        found, expected = (replace(one, samples=one.samples[:-1]) for one in (found, expected))
+        assert relative_error(actual.samples[-1:], expected.samples[-1:]) <= ROOT_BOUND
+        actual, expected = (replace(one, samples=one.samples[:-1]) for one in (actual, expected))
     # In the first step of a table without signal, 1 - a - variance is a rounding error, and its root is taken.
     rooted = (name, eta, noise.rescale_betas_zero_snr) == ("ddim", 1, True)
-    if len(found.samples):
-        assert_close(found, expected, ROOT_BOUND if rooted else BOUND)
+    if len(actual.samples):
+        assert_close(actual, expected, ROOT_BOUND if rooted else BOUND)
 
 
 def draws_noise_in_place(noise: NoiseConfig, config: SamplerConfig, plan: Plan) -> bool:
@@ -155,14 +155,14 @@ def draws_noise_in_place(noise: NoiseConfig, config: SamplerConfig, plan: Plan) 
     )
 
 
-def assert_the_last_step_is_documented(config: SamplerConfig, found: Trajectory) -> None:
+def assert_the_last_step_is_documented(config: SamplerConfig, actual: Trajectory) -> None:
     """diffusers multiplies an infinite step of UniPC's bh1 with zero, and divides by a last step that goes nowhere;
     that leaves the sample as it is."""
     if config.name == "unipc" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
         return
     assert config.final_sigmas_type == "sigma_min"
     if config.name != "unipc":  # which corrects it once more
-        np.testing.assert_allclose(found.samples[-1], found.samples[-2], rtol=1e-9)
+        np.testing.assert_allclose(actual.samples[-1], actual.samples[-2], rtol=1e-9)
 
 
 custom = [name for name in NAMES if name not in ("ddim", "pndm")]

@@ -142,11 +142,11 @@ def test_diffusers_fails(failure: Failure) -> None:
     draws = Draws.seeded(1100)
     if isinstance(failure.raises, str):
         with np.errstate(all="ignore"):
-            found = reference(noise, config, failure.options, draws)
+            actual = reference(noise, config, failure.options, draws)
         if failure.raises == "nan":
-            assert not np.isfinite(found.samples).all()
+            assert not np.isfinite(actual.samples).all()
         else:
-            assert found.timesteps[-1] == -1
+            assert actual.timesteps[-1] == -1
     else:
         with pytest.raises(failure.raises):
             reference(noise, config, failure.options, draws)
@@ -164,16 +164,16 @@ def test_ours_is_finite_or_refused(failure: Failure) -> None:
         assert "\n" not in str(refusal.value)
         return
     plan = make_plan(noise, config, failure.options)
-    found = follow(plan, Draws.seeded(len(plan.steps)))
-    assert np.isfinite(found.samples).all()
-    assert np.abs(found.samples).max() < 1000
+    actual = follow(plan, Draws.seeded(len(plan.steps)))
+    assert np.isfinite(actual.samples).all()
+    assert np.abs(actual.samples).max() < 1000
 
 
 def test_a_last_step_of_no_length_leaves_the_sample() -> None:
     config = config_of("dpmpp-2m", final_sigmas_type="sigma_min", lower_order_final=False, solver_type="heun")
     plan = make_plan(noise_config(), config, SamplingOptions(timesteps=SHORTEST))
-    found = follow(plan, Draws.seeded(4))
-    np.testing.assert_allclose(found.samples[-1], found.samples[-2], rtol=1e-12)
+    actual = follow(plan, Draws.seeded(4))
+    np.testing.assert_allclose(actual.samples[-1], actual.samples[-2], rtol=1e-12)
 
 
 def test_pndm_reads_clean_images_as_their_noises() -> None:
@@ -183,10 +183,10 @@ def test_pndm_reads_clean_images_as_their_noises() -> None:
     config, options = config_of("pndm"), SamplingOptions(1)
     draws = Draws.seeded(1)
     step = make_plan(clean, config, options).steps[0]
-    found = follow(make_plan(clean, config, options), draws)
+    actual = follow(make_plan(clean, config, options), draws)
     alpha = 1 / (step.level**2 + 1) ** 0.5
-    eps = (found.start - alpha * draws.outputs[0]) / (alpha * step.level)
+    eps = (actual.start - alpha * draws.outputs[0]) / (alpha * step.level)
     same = follow(
         make_plan(noises, config, options), Draws(draws.start, eps[None], draws.noises, draws.image)
     )
-    np.testing.assert_allclose(found.samples, same.samples, rtol=1e-12)
+    np.testing.assert_allclose(actual.samples, same.samples, rtol=1e-12)

@@ -49,8 +49,8 @@ def noise_config(
 
 
 def betas_of_diffusers(config: NoiseConfig) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = DDIMScheduler(**config.model_dump()).betas.numpy()
-    return found
+    actual: NDArray[np.float32] = DDIMScheduler(**config.model_dump()).betas.numpy()
+    return actual
 
 
 @SCHEDULES
@@ -58,9 +58,9 @@ def betas_of_diffusers(config: NoiseConfig) -> NDArray[np.float32]:
 def test_betas_are_correctly_rounded(beta_schedule: Schedule, start: float, end: float, count: int) -> None:
     for zero_snr in (False, True) if count > 1 else (False,):
         config = noise_config(beta_schedule, start, end, count, zero_snr)
-        found = NoiseSchedule(config).betas
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, rounded_betas(config))
+        actual = NoiseSchedule(config).betas
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, rounded_betas(config))
 
 
 @settings(deadline=None)
@@ -84,8 +84,8 @@ def test_betas_are_within_ulps_of_diffusers(
     beta_schedule: Schedule, start: float, end: float, count: int
 ) -> None:
     config = noise_config(beta_schedule, start, end, count)
-    found, theirs = NoiseSchedule(config).betas, betas_of_diffusers(config)
-    np.testing.assert_array_max_ulp(found, theirs, maxulp=ULPS[beta_schedule])
+    actual, theirs = NoiseSchedule(config).betas, betas_of_diffusers(config)
+    np.testing.assert_array_max_ulp(actual, theirs, maxulp=ULPS[beta_schedule])
 
 
 @SCHEDULES
@@ -98,9 +98,9 @@ def test_rescaled_betas_are_within_ulps_of_diffusers(
     signal = np.sqrt(NoiseSchedule(noise_config(beta_schedule, start, end, count)).alphas_cumprod)
     lost = (signal[:-1] + signal[-1]) / (signal[:-1] - signal[-1])
     config = noise_config(beta_schedule, start, end, count, zero_snr=True)
-    found, theirs = NoiseSchedule(config).betas.astype(np.float64), betas_of_diffusers(config)
-    assert found[-1] == theirs[-1] == 1
-    assert (np.abs(found - theirs)[:-1] <= RESCALED_ULPS * 2**-24 * lost).all()
+    actual, theirs = NoiseSchedule(config).betas.astype(np.float64), betas_of_diffusers(config)
+    assert actual[-1] == theirs[-1] == 1
+    assert (np.abs(actual - theirs)[:-1] <= RESCALED_ULPS * 2**-24 * lost).all()
 
 
 @SCHEDULES

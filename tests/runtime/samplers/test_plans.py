@@ -119,8 +119,8 @@ def test_custom_timesteps_of_ddim_go_from_each_to_the_next(
             sample = scheduler.step(output, timestep, sample, eta=eta, variance_noise=fresh).prev_sample
             samples.append(sample.numpy())
 
-    found = follow(make_plan(noise, config, SamplingOptions(timesteps=timesteps, eta=eta)), draws)
-    assert relative_error(found.samples, np.array(samples)) <= BOUND
+    actual = follow(make_plan(noise, config, SamplingOptions(timesteps=timesteps, eta=eta)), draws)
+    assert relative_error(actual.samples, np.array(samples)) <= BOUND
 
 
 SLOTS: dict[SamplerName, int] = {
@@ -162,7 +162,7 @@ def test_what_is_shown_is_as_noisy_as_the_step_says(name: SamplerName) -> None:
     table = NoiseSchedule(noise_config()).sigmas
     told = [step.timestep for step in plan.steps]
     expected = np.interp(told, np.arange(1000), table)
-    # Timesteps between two are found by logarithms, levels between two by straight lines.
+    # Timesteps between two are interpolated by logarithms, levels between two by straight lines.
     np.testing.assert_allclose([step.level for step in plan.steps], expected, rtol=2e-3)
     for step in plan.steps:
         scale = 1 / math.sqrt(step.level**2 + 1) if name in EXPLODING else 1

@@ -86,12 +86,12 @@ def test_what_a_strength_that_leaves_no_step_is_told_works(steps: int, strength:
     assume(int(steps * strength) == 0)
     with pytest.raises(RequestError) as refusal:
         make_plan(noise_config(), config_of("euler"), SamplingOptions(steps, strength=strength))
-    found = re.search(r"a strength of at least (\S+?)(?:, or at least (\d+) steps)?$", str(refusal.value))
-    assert found is not None
-    assert int(steps * float(found[1])) == 1
-    if found[2] is not None:
-        assert int(int(found[2]) * strength) == 1
-        assert int((int(found[2]) - 1) * strength) == 0
+    actual = re.search(r"a strength of at least (\S+?)(?:, or at least (\d+) steps)?$", str(refusal.value))
+    assert actual is not None
+    assert int(steps * float(actual[1])) == 1
+    if actual[2] is not None:
+        assert int(int(actual[2]) * strength) == 1
+        assert int((int(actual[2]) - 1) * strength) == 0
 
 
 @pytest.mark.parametrize(

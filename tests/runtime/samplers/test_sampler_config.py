@@ -63,11 +63,11 @@ def test_another_sampler_is_diffusers_from_config(checkpoint: str, name: Sampler
     other = getattr(diffusers, SCHEDULERS[name].name).from_config(own.config)
     # diffusers leaves the last Runge-Kutta and order options where our defaults take care of them.
     expected = read_scheduler({**other.config, "_class_name": type(other).__name__}, "it")[1]
-    found = sampler_config(name, read_scheduler(file, "it")[1])
+    actual = sampler_config(name, read_scheduler(file, "it")[1])
     differing = {
-        field: (getattr(found, field), value)
+        field: (getattr(actual, field), value)
         for field, value in expected.model_dump().items()
-        if getattr(found, field) != value
+        if getattr(actual, field) != value
     }
     # The single-step class alone has it off by default, and warns that it must be on for most counts of steps.
     assert differing == ({"lower_order_final": (True, False)} if name == "dpmpp-2s" else {})

@@ -35,9 +35,9 @@ def test_a_trajectory_starts_where_diffusers_does(name: SamplerName, strength: f
     noise, config, options = noise_config(), config_of(name), SamplingOptions(10, strength=strength)
     plan, draws = make_plan(noise, config, options), Draws.seeded(20)
     expected = reference(noise, config, options, draws, torch.float32).start
-    found = trajectory(plan, draws.start[0], None if strength is None else draws.image[0])
-    assert found.latents.dtype == np.float32
-    assert relative_error(found.latents[None].astype(np.float64), expected) < 1e-6
+    actual = trajectory(plan, draws.start[0], None if strength is None else draws.image[0])
+    assert actual.latents.dtype == np.float32
+    assert relative_error(actual.latents[None].astype(np.float64), expected) < 1e-6
 
 
 @pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
@@ -47,16 +47,16 @@ def test_sa_solver_starts_late_at_its_timesteps_noise(strength: float, levels: s
     plan, draws = make_plan(noise_config(), config, options), Draws.seeded(20)
     expected = reference(noise_config(), config, options, draws, torch.float32)
     np.testing.assert_array_equal([step.timestep for step in plan.steps], expected.timesteps)
-    found = trajectory(plan, draws.start[0], draws.image[0])
-    assert relative_error(found.latents[None].astype(np.float64), expected.start) < 1e-6
+    actual = trajectory(plan, draws.start[0], draws.image[0])
+    assert relative_error(actual.latents[None].astype(np.float64), expected.start) < 1e-6
 
 
 @pytest.mark.parametrize(
     ("strength", "image_shape", "message"),
     [
-        (None, SHAPE[1:], "image latents given to a plan that starts from noise"),
-        (0.5, None, "no image latents given"),
-        (0.5, (1, 4, 4), r"image latents have the shape \[1, 4, 4\], the noise \[4, 4, 4\]"),
+        (None, SHAPE[1:], "got image latents, but the plan starts from noise"),
+        (0.5, None, "there are no image latents"),
+        (0.5, (1, 4, 4), r"image latents of shape \[1, 4, 4\] do not match noise of shape \[4, 4, 4\]"),
     ],
 )
 def test_a_trajectory_needs_what_its_plan_starts_from(

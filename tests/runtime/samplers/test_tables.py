@@ -102,16 +102,16 @@ def test_eta(name: SamplerName, prediction_type: PredictionType) -> None:
 def test_align_your_steps_are_the_published_levels() -> None:
     published = tuple(AysSchedules["StableDiffusionSigmas"])
     for name in ("euler", "heun", "dpmpp-2m"):
-        found = make_plan(noise_config(), config_of(name, levels="ays"), SamplingOptions(10))
-        assert sorted({step.level for step in found.steps}, reverse=True) == pytest.approx(published[:10])
+        actual = make_plan(noise_config(), config_of(name, levels="ays"), SamplingOptions(10))
+        assert sorted({step.level for step in actual.steps}, reverse=True) == pytest.approx(published[:10])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_deviation_of_diffusers_own_float32_is_known(name: SamplerName) -> None:
     """It is reported beside the table's, not demanded: hardly any of it is ours."""
-    found = deviation(noise_config(), config_of(name), SamplingOptions(20))
-    assert found.table <= BOUND
-    assert BOUND < found.diffusers_float32 < 2e-2
+    actual = deviation(noise_config(), config_of(name), SamplingOptions(20))
+    assert actual.table <= BOUND
+    assert BOUND < actual.diffusers_float32 < 2e-2
 
 
 def test_every_sampler_has_an_entry() -> None:

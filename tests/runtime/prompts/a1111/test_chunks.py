@@ -100,16 +100,16 @@ def test_a_chunk_ends_after_a_comma_among_its_last_20(
     chunks: Chunks, before: int, after: int, kept: int
 ) -> None:
     tokens = [CAT] * before + [COMMA] + [DOG] * (after + 3)
-    found = chunks("cat " * before + ", " + "dog " * after + "(dog:2) dog dog")
-    assert ids(found) == [padded(*tokens[:kept]), padded(*tokens[kept:])]
+    actual = chunks("cat " * before + ", " + "dog " * after + "(dog:2) dog dog")
+    assert ids(actual) == [padded(*tokens[:kept]), padded(*tokens[kept:])]
     # A weight goes with its token.
-    assert weights(found[1], len(tokens) - kept)[-3:] == [2, 1, 1]
+    assert weights(actual[1], len(tokens) - kept)[-3:] == [2, 1, 1]
 
 
 def test_a_comma_is_not_where_a_chunk_ends_before_a_comma(chunks: Chunks) -> None:
     """Of two, the first is near the end, but the token that does not fit is a comma: only it goes on."""
-    found = chunks("cat " * 60 + ", " + "dog " * 14 + ", a")
-    assert ids(found) == [[BOS, *[CAT] * 60, COMMA, *[DOG] * 14, EOS], padded(COMMA, A)]
+    actual = chunks("cat " * 60 + ", " + "dog " * 14 + ", a")
+    assert ids(actual) == [[BOS, *[CAT] * 60, COMMA, *[DOG] * 14, EOS], padded(COMMA, A)]
 
 
 def test_break(chunks: Chunks) -> None:

@@ -41,13 +41,13 @@ def test_composition(prompt: str, expected: list[tuple[str, float]]) -> None:
 
 def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, str]]:
     """How many calls in a row say what."""
-    found: list[tuple[int, str]] = []
+    actual: list[tuple[int, str]] = []
     for text in EditedPrompt(prompt).texts(calls, calls if steps is None else steps):
-        if found and found[-1][1] == text:
-            found[-1] = found[-1][0] + 1, text
+        if actual and actual[-1][1] == text:
+            actual[-1] = actual[-1][0] + 1, text
         else:
-            found.append((1, text))
-    return found
+            actual.append((1, text))
+    return actual
 
 
 @pytest.mark.parametrize(
