@@ -1,4 +1,4 @@
-"""Requests to images: the half of sd2rt that serves, with no PyTorch.
+"""Inference: turn requests into images with a bundle's engines. Does not depend on PyTorch.
 
 from sd2rt.runtime import Pipeline
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "Pipeline", "Progress", "Recipe", "Request", "Run", "__version__", "read_recipe"]
 
-_HOMES = {
+_MODULES = {
     "Output": "pipeline.run",
     "Pipeline": "pipeline.pipeline",
     "Progress": "pipeline.run",
@@ -31,13 +31,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the command line's --help should not load NumPy.
+    # Imported on first use, so that --help does not load NumPy.
     if name == "__version__":
         return version("sd2rt")
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"sd2rt.runtime.{_HOMES[name]}"), name)
+        return getattr(import_module(f"sd2rt.runtime.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

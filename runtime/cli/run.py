@@ -93,7 +93,7 @@ def run(
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.planned import plan_requests
-    from sd2rt.runtime.request.resolve import refuse_unless
+    from sd2rt.runtime.request.resolve import require_task
 
     # The manifest alone shows what a bundle cannot do: gigabytes are loaded only for requests that it can.
     manifest = read_manifest(locate(path))
@@ -101,7 +101,7 @@ def run(
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     if output.save_depth is not None:
-        refuse_unless("depth-to-image", manifest)
+        require_task("depth-to-image", manifest)
     upscaler_manifest = None
     if settings.upscaler is not None:
         upscaler_manifest = read_manifest(locate(settings.upscaler))

@@ -110,9 +110,9 @@ def check_upscaling(
 
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.planned import plan_requests
-    from sd2rt.runtime.request.resolve import refuse_unless
+    from sd2rt.runtime.request.resolve import require_task
 
-    refuse_unless("upscaling", manifest)
+    require_task("upscaling", manifest)
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     # The image itself does not matter here, only the other fields.

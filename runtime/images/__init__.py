@@ -1,1 +1,1 @@
-"""Images in and out: reading, sizing, masks, depth maps, resampling, and tensors made into images."""
+"""Image input and output: reading, sizing, masks, depth maps, resampling, pasting and writing."""

@@ -1,4 +1,4 @@
-"""Arrays and Pillow's images of any kind, brought to the few kinds that are computed with."""
+"""Convert arrays and PIL images of any mode to the few types that the runtime uses."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ if TYPE_CHECKING:
 
 
 def is_array(source: object) -> bool:
-    """Whether NumPy would take it for an array; tensors of other libraries are among them."""
+    """Return True for NumPy arrays and for anything that NumPy can convert, such as other libraries' tensors."""
     return hasattr(source, "__array__")
 
 
-def as_array(source: Any, what: str) -> NDArray[Any]:
-    """A NumPy array; ``what`` names it in messages.
+def as_array(source: Any, name: str) -> NDArray[Any]:
+    """Convert to a NumPy array. ``name`` is used in messages.
 
     Raises:
-        RequestError: a tensor that NumPy cannot read, as one on a GPU.
+        RequestError: NumPy cannot read it, for example a tensor on a GPU.
     """
     try:
         return np.asarray(source)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{what} cannot be read as an array ({reason}): give a NumPy array") from None
+        raise RequestError(f"{name} cannot be read as an array ({reason}): use a NumPy array") from None
 
 
 def described(array: NDArray[Any]) -> str:
-    """``float32[64, 64]``, for messages."""
+    """Return dtype and shape for messages, like ``float32[64, 64]``."""
     return f"{array.dtype}{list(array.shape)}"
 
 
-def to_bytes(unit: NDArray[Any], what: str) -> NDArray[np.uint8]:
-    """Floats in [0, 1] to 8 bits, rounded half to even.
+def to_bytes(unit: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Convert floats in [0, 1] to uint8, rounding half to even.
 
     Raises:
-        RequestError: a value is not finite, or outside.
+        RequestError: a value is not finite or not in [0, 1].
     """
-    # So written that NaN fails too.
+    # Written so that NaN fails too.
     if not ((unit >= 0) & (unit <= 1)).all():
         raise RequestError(
-            f"{what} holds floats from {unit.min():g} to {unit.max():g}: give floats in [0, 1], or uint8"
+            f"{name} has floats from {unit.min():g} to {unit.max():g}: use floats in [0, 1], or uint8"
         )
     return (unit.astype(np.float32) * np.float32(255)).round().astype(np.uint8)
 
 
 def eight_bits(image: Image, name: str) -> Image:
-    """16-bit gray to 8 bits, rounded (65535 is 257 x 255); Pillow's own conversion would clip it at 255.
+    """Convert a 16-bit gray image to 8 bits by rounding (65535 = 257 x 255); Pillow would clip at 255.
 
-    An image of any other mode is given back; ``name`` is for messages.
+    Images of other modes are returned unchanged. ``name`` is used in messages.
 
     Raises:
-        RequestError: its values are floats, or not those of 16 bits.
+        RequestError: the image holds floats, or integers outside the 16-bit range.
     """
     if image.mode == "F":
-        raise RequestError(f"{name} is an image of floats (mode F): give one of 8 or 16 bits")
+        raise RequestError(f"{name} has float pixels (mode F): use an 8-bit or 16-bit image")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     from PIL import Image as Pillow
@@ -67,7 +67,7 @@ def eight_bits(image: Image, name: str) -> Image:
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
-        raise RequestError(f"{name} holds values from {low} to {high}: give an image of 8 or 16 bits")
+        raise RequestError(f"{name} has values from {low} to {high}: use an 8-bit or 16-bit image")
     gray = Pillow.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -76,20 +76,20 @@ def eight_bits(image: Image, name: str) -> Image:
 
 
 def converted(image: Image, mode: str, name: str) -> Image:
-    """An 8-bit image in another mode, as Pillow converts it.
+    """Convert an 8-bit image to another mode with Pillow.
 
     Raises:
-        RequestError: Pillow cannot.
+        RequestError: Pillow cannot convert this mode.
     """
     try:
         return (image.convert("LA") if image.mode == "La" else image).convert(mode)
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{name} is of mode {image.mode} ({reason}): give an RGB image") from None
+        raise RequestError(f"{name} has mode {image.mode} ({reason}): use an RGB image") from None
 
 
 def over_white(image: Image, name: str) -> Image:
-    """An 8-bit image as RGB, with white where it is transparent; an opaque pixel keeps its colour.
+    """Composite an 8-bit image over white, as RGB; opaque pixels keep their colour.
 
     Raises:
         RequestError: Pillow cannot convert its mode.

@@ -1,4 +1,4 @@
-"""Depth maps: given as images or arrays, saved as images, and as the depth checkpoint's UNet takes them."""
+"""Depth maps: loaded from images or arrays, converted to the UNet's depth channel, saved as images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sd2rt.runtime.images.write import save_png
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LARGEST = 1e30
-"""Far from where the difference of two values, or a resampled one, leaves float32."""
+_MAX_MAGNITUDE = 1e30
+"""Low enough that differences and resampled values stay within float32."""
 
 
 def load_depth(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
-    """A depth map [H, W] of its own size and in its own numbers; only their order and spacing count later.
+    """Load a depth map [H, W] at its original size and scale; :func:`depth_condition` normalises it later.
 
-    Larger is nearer, as in MiDaS' and DPT's maps. An image is gray, of 8 or 16 bits; one whose three channels
-    are equal passes for gray. An array of numbers is [H, W], or [1, H, W] as diffusers takes it.
+    Larger values are nearer, as in MiDaS and DPT. An image must be gray, with 8 or 16 bits; RGB with three equal
+    channels counts as gray. An array must be numeric, [H, W] or, as in diffusers, [1, H, W].
 
     Raises:
-        RequestError: it cannot be read, is no PNG, JPEG or WebP, is animated or damaged, is coloured or has an
-            alpha channel, has no pixels or more than ``max_pixels``, is an array of another shape, or holds
-            values that are not finite.
+        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image is
+            coloured or has an alpha channel, has no pixels or more than ``max_pixels``; the array has another
+            shape; or a value is not finite.
     """
     if is_array(source):
         name, values = "the depth map", as_array(source, "the depth map")
@@ -38,7 +38,7 @@ def load_depth(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
             values.ndim == 2 or (values.ndim == 3 and values.shape[0] == 1)
         ):
             raise RequestError(
-                f"the depth map is an array {described(values)}: give numbers [H, W] or [1, H, W]"
+                f"the depth map is an array {described(values)}: use numbers of shape [H, W] or [1, H, W]"
             )
         height, width = values.shape[-2:]
         check_size(name, (width, height), max_pixels)
@@ -48,34 +48,34 @@ def load_depth(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         values = _gray(image, name)
     with np.errstate(over="ignore"):
         depth = values.astype(np.float32)
-    # So written that NaN fails too.
-    if not (np.abs(depth) <= _LARGEST).all():
+    # Written so that NaN fails too.
+    if not (np.abs(depth) <= _MAX_MAGNITUDE).all():
         raise RequestError(
-            f"{name}, {described(values)}, holds values that are not finite or beyond {_LARGEST:g}: "
-            "give finite numbers"
+            f"{name} ({described(values)}) has values that are not finite, or larger than {_MAX_MAGNITUDE:g}: "
+            "use finite numbers"
         )
     return depth
 
 
 def depth_condition(depth: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """A depth map [H, W] as the UNet's fifth channel, [1, height, width] in [-1, 1], as diffusers makes it.
+    """Convert a depth map [H, W] to the UNet's fifth channel, [1, height, width] in [-1, 1], as diffusers does.
 
-    It is resampled bicubically, then spread over the whole range. A constant map is all zeros, the middle of
-    the range; diffusers divides by zero there, and draws from NaN.
+    The map is resampled bicubically, then stretched to the full range. A constant map becomes all zeros, the
+    middle of the range; diffusers divides by zero in that case and samples with NaN.
     """
     values = bicubic(depth, height, width)
     low, high = values.min(), values.max()
-    # A constant map need not come out constant: its resampled values are rounded differently.
+    # Test the original too: rounding during resampling can make a constant map vary.
     if low == high or depth.min() == depth.max():
         return np.zeros((1, height, width), np.float32)
-    spread: NDArray[np.float32] = np.float32(2) * (values - low) / (high - low) - np.float32(1)
-    return spread[None]
+    scaled: NDArray[np.float32] = np.float32(2) * (values - low) / (high - low) - np.float32(1)
+    return scaled[None]
 
 
 def save_depth(depth: NDArray[np.float32], path: Path) -> None:
-    """Write a depth map [H, W] as a 16-bit gray PNG, its least value 0 and its largest 65535; whole or not at all.
+    """Write a depth map [H, W] atomically as a 16-bit gray PNG, scaled so that it spans 0 to 65535.
 
-    A constant map is all zeros.
+    A constant map is written as zeros.
 
     Raises:
         OSError: the file cannot be written.
@@ -90,10 +90,12 @@ def save_depth(depth: NDArray[np.float32], path: Path) -> None:
 
 def _gray(image: Image, name: str) -> NDArray[Any]:
     if image.has_transparency_data:
-        raise RequestError(f"{name} has an alpha channel, and a depth map has none: save it as plain gray")
+        raise RequestError(
+            f"{name} has an alpha channel, which depth maps cannot have: save it as plain gray"
+        )
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
     channels = np.asarray(converted(image, "RGB", name))  # [H, W, 3]
     if (channels != channels[:, :, :1]).any():
-        raise RequestError(f"{name} is coloured, and a depth map is gray: give an 8- or 16-bit gray image")
+        raise RequestError(f"{name} is coloured, but depth maps are gray: use an 8-bit or 16-bit gray image")
     return channels[:, :, 0]

@@ -1,4 +1,4 @@
-"""Images that a request starts from: read from outside, made RGB, sized, and made a tensor."""
+"""Initial images of requests: load as RGB, resize, and convert to the VAE encoder's input."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """An RGB image, upright, of its own size.
+    """Load an image as RGB, upright and at its original size.
 
-    What is transparent is laid over white. Dropping the alpha channel, as diffusers does, would bring out
-    the colours that are stored under it, and nobody has seen those: black as a rule, or an editor's leftovers.
-    16-bit gray is rounded to 8 bits, CMYK is converted without its colour profile.
+    Transparent areas are composited over white. Dropping the alpha channel, as diffusers does, would reveal the
+    hidden colours stored under it: usually black, or leftovers of an editor. 16-bit gray is rounded to 8 bits;
+    CMYK is converted without its colour profile.
 
-    An array is uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1], which are rounded to 8 bits.
+    An array must be uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1], which are rounded to 8 bits.
 
     Raises:
-        RequestError: it cannot be read, is no PNG, JPEG or WebP, is animated or damaged, has no pixels or more
-            than ``max_pixels``, or is an array of another kind.
+        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image has no
+            pixels or more than ``max_pixels``; or the array has another shape or dtype.
     """
     if is_array(source):
         return _from_array(as_array(source, "the image"), max_pixels)
@@ -36,29 +36,29 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def to_tensor(image: Image) -> NDArray[np.float32]:
-    """An RGB image as the encoder takes it, [3, H, W] in [-1, 1], bit for bit what diffusers computes."""
+    """Convert an RGB image to the VAE encoder's input, [3, H, W] in [-1, 1], bit-identical to diffusers."""
     unit = np.asarray(image, np.float32) / np.float32(255)
     return np.ascontiguousarray((np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1))
 
 
 def resized(image: Image, width: int, height: int) -> Image:
-    """A copy of exactly that size in pixels, by Lanczos' filter, as diffusers resizes; of equal size, the same."""
+    """Return a copy resized to ``width`` x ``height`` pixels with Lanczos' filter, as in diffusers."""
     from PIL.Image import Resampling
 
     return image.resize((width, height), Resampling.LANCZOS)
 
 
 def fitting_size(image: Image) -> tuple[int, int]:
-    """Width and height that a request can have and the image nearly has: rounded down to multiples of 64.
+    """Return the image's width and height rounded down to multiples of 64 (at least 64).
 
     Raises:
-        RequestError: a side is larger than a request's can be.
+        RequestError: a side is larger than a request may have.
     """
     width, height = (max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE) for side in image.size)
     if max(width, height) > LARGEST_SIDE:
         raise RequestError(
-            f"the image is {image.width}x{image.height} pixels, and a side is at most {LARGEST_SIDE}: "
-            "give width and height, or a smaller image"
+            f"the image is {image.width}x{image.height} pixels, but a side can be at most {LARGEST_SIDE}: "
+            "set width and height, or use a smaller image"
         )
     return width, height
 
@@ -71,7 +71,7 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
         array.dtype.kind == "f" and coloured
     ):
         raise RequestError(
-            f"the image is an array {described(array)}: give uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1]"
+            f"the image is an array {described(array)}: use uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1]"
         )
     check_size("the image", (array.shape[1], array.shape[0]), max_pixels)
     if array.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Masks: which pixels of an image are made anew."""
+"""Inpainting masks: white marks the pixels to repaint."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 
 def load_mask(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """A mask of its own size, mode L or RGB, where white is repainted and black is kept.
+    """Load a mask at its original size, mode L or RGB: white is repainted, black is kept.
 
-    Of an image that is transparent anywhere, the alpha channel is the mask and its colours are not looked at:
-    what is transparent is repainted, as in OpenAI's API and in ComfyUI. Otherwise brightness is the mask. RGB
-    stays RGB: diffusers resizes a mask before it makes it gray, so :func:`mask_values` must too. All other
+    If any pixel is transparent, the alpha channel is the mask and the colours are ignored: transparent areas are
+    repainted, as in OpenAI's API and ComfyUI. Otherwise brightness is the mask. RGB stays RGB, because
+    diffusers resizes a mask before converting it to gray and :func:`mask_values` must do the same. All other
     modes become L.
 
-    An array is [H, W]: bool (True is repainted), uint8 (255 is), or floats in [0, 1], rounded to 8 bits.
+    An array must be [H, W]: bool (True is repainted), uint8 (255 is repainted), or floats in [0, 1], which are
+    rounded to 8 bits.
 
     Raises:
-        RequestError: it cannot be read, is no PNG, JPEG or WebP, is animated or damaged, has no pixels or more
-            than ``max_pixels``, or is an array of another kind.
+        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image has no
+            pixels or more than ``max_pixels``; or the array has another shape or dtype.
     """
     if is_array(source):
         return _from_array(as_array(source, "the mask"), max_pixels)
@@ -36,19 +37,20 @@ def load_mask(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
     name, image = read_image(source, "the mask", max_pixels)
     image = eight_bits(image, name)
     if image.has_transparency_data:
-        full = converted(image, "RGBA", name)
-        alpha = full.getchannel("A")
+        rgba = converted(image, "RGBA", name)
+        alpha = rgba.getchannel("A")
         if np.asarray(alpha).min() < 255:
             return ImageOps.invert(alpha)
-        colours = full.convert("RGB")
+        colours = rgba.convert("RGB")
         return colours if image.mode.startswith("RGB") else colours.convert("L")
     return image if image.mode in ("L", "RGB") else converted(image, "L", name)
 
 
 def mask_values(mask: Image, width: int, height: int) -> NDArray[np.float32]:
-    """A mask at ``width`` x ``height`` pixels, [1, H, W] of 0 and 1, as diffusers' mask processor makes it.
+    """Resize and binarise a mask to [1, height, width] of 0 and 1, as diffusers' mask processor does.
 
-    It is resized by Lanczos' filter in its own mode, made gray, and is 1 from half of white on.
+    The mask is resized with Lanczos' filter in its own mode, converted to gray, and thresholded: half of white
+    and brighter is 1.
     """
     from PIL.Image import Resampling
 
@@ -62,12 +64,12 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> Image:
 
     if array.ndim != 2 or not (array.dtype in (np.bool_, np.uint8) or array.dtype.kind == "f"):
         raise RequestError(
-            f"the mask is an array {described(array)}: give [H, W] of bool, uint8, or floats in [0, 1]"
+            f"the mask is an array {described(array)}: use [H, W] of bool, uint8, or floats in [0, 1]"
         )
     check_size("the mask", (array.shape[1], array.shape[0]), max_pixels)
     if array.dtype == np.uint8 and array.max() == 1:
-        # White is 255: this would repaint nothing, without a word.
-        raise RequestError("the mask is a uint8 array of 0 and 1: give it as bool, or as 0 and 255")
+        # White is 255, so this mask would silently repaint nothing.
+        raise RequestError("the mask is a uint8 array of 0 and 1: use bool, or 0 and 255")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype.kind == "f":

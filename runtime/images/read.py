@@ -1,4 +1,4 @@
-"""Pictures from outside: which files are taken, what is checked before they are decoded, which side is up."""
+"""Read untrusted image files: accept few formats, check the size before decoding, apply EXIF orientation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image | NDArray[Any]"
-"""A path, ``-`` for standard input, a PIL image, or what NumPy takes for an array."""
+"""A path, ``-`` for standard input, a PIL image, or anything that NumPy can convert to an array."""
 
 MAX_PIXELS = 1 << 26
-"""Pixels of a picture unless told otherwise: 8192x8192, four times the largest that a request can ask for."""
+"""Default limit of an image's pixels: 8192x8192, four times the largest image that a request can produce."""
 
-_TAKEN = "a PNG, JPEG or WebP file"
+_SUPPORTED = "a PNG, JPEG or WebP file"
 
-_START = 512
-"""Bytes that tell a file's format, and a PNG's or WebP's size."""
+_HEADER_BYTES = 512
+"""Enough to identify a file's format and to read the size of a PNG or WebP."""
 
-_OTHERS: dict[str, tuple[bytes, ...]] = {
+_UNSUPPORTED: dict[str, tuple[bytes, ...]] = {
     "a BMP": (b"BM",),
     "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a HEIC": tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
@@ -50,65 +50,70 @@ _OTHERS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-def read_image(source: ImageSource, what: str, max_pixels: int) -> tuple[str, Image]:
-    """A picture, decoded and upright in its own mode, and its name in messages.
+def read_image(source: ImageSource, role: str, max_pixels: int) -> tuple[str, Image]:
+    """Read an image, upright and in its original mode. Returns its name for messages, and the image.
 
-    A path, ``-`` for standard input, or a PIL image (the frame that it stands at), which is called ``what``
-    and is left as it was. Files are PNG, JPEG or WebP. EXIF orientation is applied, colour profiles are not,
-    as in diffusers.
+    The source is a path, ``-`` for standard input, or a PIL image, of which the current frame is copied. Files
+    must be PNG, JPEG or WebP. As in diffusers, EXIF orientation is applied and colour profiles are ignored.
+
+    Args:
+        role: name of the image in messages if it has no path, for example "the mask".
 
     Raises:
-        RequestError: it cannot be read, is of another format, is animated, is damaged, has no pixels, or has
-            more than ``max_pixels``; a file's size is checked before its pixels are decoded.
+        RequestError: the image cannot be read, has another format, is animated or damaged, has no pixels, or has
+            more than ``max_pixels``. The size of a file is checked before its pixels are decoded.
     """
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        check_size(what, source.size, max_pixels)
-        return what, _upright(source, what)
+        check_size(role, source.size, max_pixels)
+        return role, _upright(source, role)
     if not isinstance(source, str | os.PathLike):
         raise RequestError(
-            f"{what} is of type {type(source).__name__}: give a path, - for standard input, a PIL image or an array"
+            f"{role} is of type {type(source).__name__}: use a path, - for standard input, a PIL image or an array"
         )
     with _stream(os.fsdecode(source)) as (name, stream):
         image = _identified(stream, name, max_pixels)
     return name, _upright(image, name)
 
 
-def read_text(path: str) -> tuple[str, dict[str, str]]:
-    """A PNG's name in messages, and the text in it by its keys.
+def read_png_text(path: str) -> tuple[str, dict[str, str]]:
+    """Read the text chunks of a PNG. Returns the file's name for messages, and the texts by key.
 
     Raises:
-        RequestError: it cannot be read, is no PNG, is animated or damaged, or is larger than ``MAX_PIXELS``.
+        RequestError: the file cannot be read, is not a PNG, is animated or damaged, or has more than
+            ``MAX_PIXELS``.
     """
     from PIL.PngImagePlugin import PngImageFile
 
     with _stream(path) as (name, stream):
         image = _identified(stream, name, MAX_PIXELS)
     if not isinstance(image, PngImageFile):
-        raise RequestError(f"{name} is a {image.format}: give a PNG, which tells how it was made")
+        raise RequestError(
+            f"{name} is a {image.format}, but only PNG files contain generation settings: use a PNG"
+        )
     with _decoding(name, image.format):
         return name, {key: str(value) for key, value in image.text.items()}
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse a width and height without pixels, or with more than ``max_pixels``.
+    """Check the size of an image, given as width and height.
 
     Raises:
-        RequestError: with the size, and the limit.
+        RequestError: it has no pixels, or more than ``max_pixels``.
     """
     width, height = size
     if width < 1 or height < 1:
-        raise RequestError(f"{name} is {width}x{height} pixels: give one that has some")
+        raise RequestError(f"{name} is {width}x{height} pixels: both sides must be at least 1")
     if width * height > max_pixels:
         raise RequestError(
-            f"{name} is {width}x{height} pixels, more than {max_pixels} in all: give a smaller one"
+            f"{name} is {width}x{height} pixels, more than the limit of {max_pixels}: use a smaller one"
         )
 
 
 @contextmanager
 def _stream(path: str) -> Iterator[tuple[str, BinaryIO]]:
-    """The bytes of a path, and what messages call it."""
+    """Open a path or standard input. Yields its name for messages, and the stream."""
     name = path if path and path.isprintable() else repr(path)
     try:
         if path == "-":
@@ -121,26 +126,26 @@ def _stream(path: str) -> Iterator[tuple[str, BinaryIO]]:
                 yield name, stream
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
-        raise RequestError(f"{name} cannot be read ({reason}): give {_TAKEN}") from None
+        raise RequestError(f"{name} cannot be read ({reason}): use {_SUPPORTED}") from None
 
 
 def _identified(stream: BinaryIO, name: str, max_pixels: int) -> ImageFile:
-    """The file's picture, before its pixels are decoded."""
-    start = stream.read(_START)
+    """Identify a file and check its size, without decoding its pixels."""
+    start = stream.read(_HEADER_BYTES)
     reader = _reader(start)
     if reader is None:
-        raise RequestError(f"{name} is {_other(start, stream)}: give {_TAKEN}")
+        raise RequestError(f"{name} is {_unsupported_kind(start, stream)}: use {_SUPPORTED}")
     size = _declared_size(start)
     if size is not None:
         check_size(name, size, max_pixels)
-    # In memory: what comes through a pipe cannot be rewound, and standard input need not be at its beginning.
+    # Read into memory: a pipe cannot be rewound, and standard input may not start at offset 0.
     whole = io.BytesIO(start + stream.read())
-    # Not Image.open: it takes phones' JPEGs of two pictures for animations, and has its own limit of pixels.
+    # Not Image.open: it reports phone JPEGs with a second image as animated, and has its own pixel limit.
     with _decoding(name, reader.format):
         image = reader(whole)
     check_size(name, image.size, max_pixels)
     if getattr(image, "n_frames", 1) > 1:
-        raise RequestError(f"{name} is an animated {reader.format}: give a still picture")
+        raise RequestError(f"{name} is an animated {reader.format}: use a still image")
     return image
 
 
@@ -161,7 +166,7 @@ def _reader(start: bytes) -> type[ImageFile] | None:
 
 
 def _declared_size(start: bytes) -> tuple[int, int] | None:
-    """Width and height of a PNG or WebP, for which Pillow reads more than the header: all of a WebP."""
+    """Read width and height from a PNG or WebP header, as Pillow would read further (all of a WebP)."""
     if len(start) < 30:
         return None
     if start[12:16] == b"IHDR":
@@ -178,31 +183,31 @@ def _declared_size(start: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _other(start: bytes, rest: BinaryIO) -> str:
-    """What a file is that is not taken."""
+def _unsupported_kind(start: bytes, rest: BinaryIO) -> str:
+    """Describe a file that is not a PNG, JPEG or WebP, for the error message."""
     if not start:
         return "empty"
     if start.startswith((b"GIF87a", b"GIF89a")):
-        return "an animated GIF" if _moves(io.BytesIO(start + rest.read())) else "a GIF"
+        return "an animated GIF" if _is_animated(io.BytesIO(start + rest.read())) else "a GIF"
     if start[4:8] == b"ftyp":
         start = start[4:]
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"<?xml") and b"<svg" in text:
         text = b"<svg"
-    for kind, signatures in _OTHERS.items():
+    for kind, signatures in _UNSUPPORTED.items():
         if start.startswith(signatures) or text.startswith(signatures):
             return kind
-    return "no image"
+    return "not an image"
 
 
-def _moves(gif: BinaryIO) -> bool:
+def _is_animated(gif: BinaryIO) -> bool:
     from PIL.GifImagePlugin import GifImageFile
 
     try:
         with warnings.catch_warnings(action="ignore"):
             return GifImageFile(gif).is_animated
     except Exception:
-        # Damaged: that it is a GIF is reason enough.
+        # A damaged GIF is refused as a GIF anyway.
         return False
 
 
@@ -212,12 +217,12 @@ def _upright(image: Image, name: str) -> Image:
 
     with _decoding(name, image.format):
         image.load()
-    # Not ImageOps.exif_transpose: it writes the EXIF data again, and fails where a camera wrote it oddly.
+    # Not ImageOps.exif_transpose: it rewrites the EXIF data, which fails for some cameras' files.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:
         raise RequestError(
-            f"{name} has EXIF data that cannot be read ({_reason(error)}): save it again without"
+            f"{name} has unreadable EXIF data ({_reason(error)}): save it again without EXIF data"
         ) from None
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
@@ -229,7 +234,7 @@ def _upright(image: Image, name: str) -> Image:
         8: Transpose.ROTATE_90,
     }.get(orientation)
     upright = image.copy() if turn is None else image.transpose(turn)
-    # What stays says which colour is transparent; an orientation that stayed would be applied again.
+    # Keep the transparent colour only; a remaining orientation tag would be applied a second time.
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
 
@@ -243,12 +248,12 @@ def _decoding(name: str, kind: str | None) -> Iterator[None]:
     except MemoryError:
         raise
     except Image.DecompressionBombError:
-        # Pillow's own limit holds for WebP, where ``max_pixels`` is larger.
-        raise RequestError(f"{name} has more pixels than Pillow decodes: give a smaller one") from None
+        # Pillow applies its own limit to WebP, even if ``max_pixels`` is larger.
+        raise RequestError(f"{name} has more pixels than Pillow can decode: use a smaller one") from None
     except Exception as error:
-        # Whatever a decoder raises on bytes that are not what they should be: Pillow documents no list.
+        # Pillow does not document which exceptions its decoders raise on damaged data.
         raise RequestError(
-            f"{name} is a damaged {kind or 'image'} ({_reason(error)}): give a whole one"
+            f"{name} is a damaged {kind or 'image'} ({_reason(error)}): use an intact one"
         ) from None
 
 

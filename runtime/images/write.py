@@ -1,4 +1,4 @@
-"""Decoded tensors to images, and images to files that say how they were made."""
+"""Convert decoded tensors to images, and write PNG files with generation metadata."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 
 
 class NotFiniteError(EngineError):
-    """A decoded image holds values that are no colours."""
+    """A decoded image has values that are not finite."""
 
 
 def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A decoder's output [3, H, W] in [-1, 1] to [H, W, 3] in [0, 1], clipped.
+    """Convert a decoder's output [3, H, W] in [-1, 1] to [H, W, 3] in [0, 1], with clipping.
 
     Raises:
-        NotFiniteError: a value is not finite; it would come out black.
+        NotFiniteError: a value is not finite; the image would be black.
     """
     if not np.isfinite(decoded).all():
         raise NotFiniteError(
-            "the decoder's output is not finite: its weights overflow in this precision; use a fp32 bundle"
+            "the decoder's output is not finite: it overflowed in this precision, use an fp32 bundle"
         )
     unit: NDArray[np.float32] = np.clip(decoded * np.float32(0.5) + np.float32(0.5), 0, 1)
     return unit.transpose(1, 2, 0)
 
 
 def to_pil(unit: NDArray[np.float32]) -> Image:
-    """[H, W, 3] in [0, 1] to an 8-bit RGB image, rounded as diffusers rounds (half to even)."""
+    """Convert [H, W, 3] in [0, 1] to an 8-bit RGB image, rounding half to even as in diffusers."""
     from PIL import Image
 
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
 def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> None:
-    """Encode a PNG with text chunks into a file.
+    """Encode an image as PNG with text chunks, into a file or stream.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: writing failed.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -55,14 +55,14 @@ def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> No
 
 
 def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -> None:
-    """Write a PNG with text chunks; the file appears whole or not at all.
+    """Write a PNG with text chunks atomically.
 
     Raises:
-        FileExistsError: there is a file of that name, and ``replace`` is false.
-        OSError: the file cannot be written.
+        FileExistsError: the file exists and ``replace`` is false.
+        OSError: writing failed.
     """
     if not replace:
-        # Taken before it is written: two processes cannot both find the name free.
+        # Reserve the name before encoding, so that two processes cannot both find it free.
         path.touch(exist_ok=False)
     try:
         with atomic_write(path) as temporary:

@@ -30,7 +30,7 @@ from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.resolve import refuse_unless, resolve, task_of
+from sd2rt.runtime.request.resolve import require_task, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
 
 SMALLEST_TILE = 32
@@ -295,7 +295,7 @@ class Pipeline(LoadedBundle):
         Raises:
             RequestError: the bundle has no depth estimator, or the image cannot be read.
         """
-        refuse_unless("depth-to-image", self.manifest)
+        require_task("depth-to-image", self.manifest)
         from sd2rt.runtime.images.init_image import load_image
 
         loaded = load_image(image, max_pixels=max_image_pixels)
@@ -348,7 +348,7 @@ class Pipeline(LoadedBundle):
             RequestError: the bundle is not an upscaler's, or an option cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
-        refuse_unless("upscaling", self.manifest)
+        require_task("upscaling", self.manifest)
         if "image" in options:
             raise RequestError("image is given beside the images to upscale: leave it out")
         given = images.images if isinstance(images, Output) else images

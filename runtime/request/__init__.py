@@ -1,1 +1,1 @@
-"""Requests: what can be asked of a pipeline, checked once and resolved against a bundle."""
+"""Requests for images: fields, validation, defaults from the bundle, and sampling plans."""

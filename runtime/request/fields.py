@@ -1,4 +1,4 @@
-"""Keyword arguments of requests and calls, for type checkers: every field with the types that it is given as."""
+"""Typed keyword arguments of requests and pipeline calls, for type checkers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     Images = TypeVar("Images", default=list[Image])
-    """The images of an output: PIL images for output type ``pil``, else an array."""
+    """Type of an output's images: PIL images for output type ``pil``, an array for the others."""
 else:
     # Python 3.11 has no TypeVar with a default, and nothing reads it at run time.
     from typing import TypeVar
@@ -26,9 +26,9 @@ OutputType = Literal["pil", "np", "latent"]
 
 
 class SharedFields(TypedDict, total=False):
-    """Fields that requests and calls take alike, but for ``output_type``, which decides the type of the images.
+    """Fields common to requests and calls, except ``output_type``, which determines the type of the images.
 
-    :class:`~sd2rt.runtime.request.request.Request` gives meanings and defaults.
+    :class:`~sd2rt.runtime.request.request.Request` documents their meanings and defaults.
     """
 
     max_image_pixels: int
@@ -73,6 +73,6 @@ class RequestFields(SharedFields, total=False):
 
 
 class CallOptions(SharedFields, total=False):
-    """Keyword arguments of a call beside its prompts."""
+    """Keyword arguments of a pipeline call, in addition to its prompts."""
 
     negative_prompt: str | list[str] | None

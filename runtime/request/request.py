@@ -1,4 +1,4 @@
-"""What can be asked of a pipeline, by Python, by the command line, later by a server: one model, checked once."""
+"""The request model: every option of an image, validated once for Python, the command line and servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sd2rt.runtime.rng.select import check_rng
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-_LONGEST_SHOWN = 80
+_MAX_SHOWN = 80
 
 
 def _array(value: Any) -> Any:
@@ -39,19 +39,19 @@ def _array(value: Any) -> Any:
         return value
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        raise ValueError("give an array of numbers")
+        raise ValueError("use an array of numbers")
     return array
 
 
 def _text(value: Any) -> Any:
-    # What a terminal's other encoding leaves in an argument cannot be tokenized.
+    # Python decodes invalid UTF-8 in command-line arguments to lone surrogates, which cannot be tokenized.
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("it is not UTF-8 text, type it again")
+        raise ValueError("the text is not valid UTF-8, type it again")
     return value
 
 
 def _whole(value: Any) -> Any:
-    """Whole numbers of any library, and neither texts nor truth values that could pass for one."""
+    """Convert integers of any library. Strings and booleans are left for pydantic to reject."""
     if value is None or isinstance(value, bool | str | bytes):
         return value
     try:
@@ -61,11 +61,11 @@ def _whole(value: Any) -> Any:
 
 
 def _limit(info: ValidationInfo) -> int:
-    # Not there where it was wrong itself: then that is told, and not the picture's fault.
+    # Missing if max_image_pixels itself was invalid; that error is then the first one reported.
     return int(info.data.get("max_image_pixels", MAX_PIXELS))
 
 
-# Imported where a request brings a picture: one of text alone should not load Pillow.
+# Imported on use: requests without images should not load Pillow.
 def _image(value: Any, info: ValidationInfo) -> Any:
     if value is None:
         return None
@@ -91,41 +91,41 @@ def _depth(value: Any, info: ValidationInfo) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Numbers of any library, and neither texts nor truth values that could pass for one."""
+    """Convert real numbers of any library, rejecting strings and booleans."""
     if value is None or isinstance(value, float):
         return value
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise ValueError("give a number")
+        raise ValueError("use a number")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError("give a number that a float can hold") from None
+        raise ValueError("use a number within the range of a float") from None
 
 
 def _scales(value: Any) -> Any:
-    """A guidance scale, or several in turn; a list of one is that one."""
+    """Validate one guidance scale or a sequence of them; a sequence of one becomes a single number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or np.ndim(value) == 0:
         scale = _number(value)
         if isinstance(scale, float | int) and not math.isfinite(scale):
-            raise ValueError("give a finite number")
+            raise ValueError("use a finite number")
         return scale
     scales = tuple(_number(scale) for scale in value)
     if not scales or not all(scale is not None and math.isfinite(scale) for scale in scales):
-        raise ValueError("give finite numbers, at least one")
+        raise ValueError("use one or more finite numbers")
     return scales[0] if len(scales) == 1 else scales
 
 
 def _interval(value: Any) -> Any:
-    """Two noise levels; None in the upper one's place, as JSON has no infinity, is no limit."""
+    """Validate two noise levels. An upper level of None means no limit, since JSON has no infinity."""
     if value is None:
         return None
     if isinstance(value, str | bytes) or np.shape(value) != (2,):
-        raise ValueError("give two noise levels, the lower one first")
+        raise ValueError("use two noise levels, the lower one first")
     low, high = (_number(level) for level in value)
     if high is None:
         high = math.inf
     if low is None or not 0 <= low < high:
-        raise ValueError("give two noise levels of at least 0, the lower one first")
+        raise ValueError("use two noise levels of at least 0, the lower one first")
     return low, high
 
 
@@ -135,44 +135,47 @@ Scales = Annotated[float | tuple[float, ...], BeforeValidator(_scales)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
 CheckedArray = Annotated[NDArray[Any], BeforeValidator(_array)]
 Text = Annotated[str, BeforeValidator(_text)]
-# What a sampler takes is checked with the sampler.
+# The sampler checks which of its options exist, and their values.
 Options = dict[str, bool | int | float | str | list[int] | tuple[int, ...] | None]
 Rng = Annotated[str, AfterValidator(check_rng)]
-# A PIL image once checked; pydantic need not know more of it.
+# PIL images after validation. Any: naming the type would import Pillow.
 Image = Annotated[Any, BeforeValidator(_image)]
 Mask = Annotated[Any, BeforeValidator(_mask)]
 Depth = Annotated[Any, BeforeValidator(_depth)]
 
 
 class Request(BaseModel, Generic[Images]):
-    """One prompt and how its images are to be made; names and meanings are diffusers', unless said otherwise.
+    """One prompt and the settings of its images. Names and meanings follow diffusers unless noted.
 
-    ``num_inference_steps``, ``guidance_scale``, ``strength`` and ``noise_level`` of None are the bundle's own
-    for the task. ``seed`` is what ``torch.Generator("cpu").manual_seed(seed)`` would be given; image i of the
-    request takes ``seed + i``. With ``rng`` ``cuda`` (or ``cuda:N``, ``cuda:NxT``; see
-    :func:`~sd2rt.runtime.rng.select.make_generator`) it is torch's generator of a GPU. ``variation_strength`` above 0
-    moves the initial noise towards ``variation_seed``'s, up to 1, all the way; then image i takes ``seed`` and
-    ``variation_seed + i``. ``sampler``, ``schedule`` (a timestep spacing, or a rule for noise levels) and
-    ``sampler_options`` (those of :data:`~sd2rt.engines.bundle.sampler_config.SAMPLER_OPTIONS`) stand in for a
-    scheduler object, as does ``rescale_betas_zero_snr``, which makes the last timestep pure noise; None is the
-    checkpoint's own.
-    ``latents`` are the initial noise, [n, C, h, w], before the sampler's
-    scale.
+    If ``num_inference_steps``, ``guidance_scale``, ``strength`` or ``noise_level`` is None, the bundle's default
+    for the task is used. ``preset`` names settings that override these defaults: see
+    :mod:`sd2rt.runtime.request.presets`.
 
-    Several values of ``guidance_scale`` are spread evenly over the denoiser's calls, with straight lines between
-    them. ``guidance_interval``, two noise levels (noise-to-signal ratios, sigmas of k-diffusion), confines
-    guidance to the calls above the first and up to the second. ``preset`` names settings that come before the
-    bundle's own: see :mod:`sd2rt.runtime.request.presets`.
-    ``prompt_syntax`` is ``plain``, prompts as diffusers reads them, or ``a1111``, as AUTOMATIC1111 does: weights,
-    ``AND``, ``BREAK``, edits and any length (see :mod:`sd2rt.runtime.prompts.schedule`). ``clip_skip`` is the number
-    of the text encoder's layers that are left out at the end; of a plain prompt only, not of its negative, as in
+    Noise: ``seed`` draws the noise of ``torch.Generator("cpu").manual_seed(seed)``, and image i of the request
+    uses ``seed + i``. ``rng`` ``cuda`` (or ``cuda:N``, ``cuda:NxT``; see
+    :func:`~sd2rt.runtime.rng.select.make_generator`) reproduces torch's GPU generator instead.
+    ``variation_strength``, 0 to 1, interpolates the initial noise towards that of ``variation_seed``; above 0,
+    image i uses ``seed`` and ``variation_seed + i``. ``latents`` [n, C, h, w] is the initial noise before
+    scaling by the sampler.
+
+    Sampling: ``sampler``, ``schedule`` (a timestep spacing or a rule for noise levels) and ``sampler_options``
+    (see :data:`~sd2rt.engines.bundle.sampler_config.SAMPLER_OPTIONS`) replace a diffusers scheduler object.
+    ``rescale_betas_zero_snr`` makes the last timestep pure noise. None uses the checkpoint's setting.
+
+    Guidance: several values of ``guidance_scale`` are spread evenly over the denoiser calls and interpolated
+    linearly. ``guidance_interval`` (low, high) applies guidance only to calls with low < noise level <= high,
+    where a noise level is a noise-to-signal ratio (k-diffusion's sigma).
+
+    Prompts: ``prompt_syntax`` is ``plain``, as in diffusers, or ``a1111``, as in AUTOMATIC1111: weights,
+    ``AND``, ``BREAK``, edits and any length (see :mod:`sd2rt.runtime.prompts.schedule`). ``clip_skip`` is the
+    number of final text encoder layers to skip. With plain syntax it does not affect the negative prompt, as in
     diffusers.
 
-    ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an array
-    (see :mod:`sd2rt.runtime.images.init_image`); they are read where the request is made, and refused before they are
-    decoded if they have more than ``max_image_pixels``. White of a mask is made
-    anew. ``paste`` puts the image's own pixels back where the mask is black; towards them the new ones fade
-    over ``paste_blur`` pixels.
+    Images: ``image``, ``mask_image`` and ``depth_map`` are a path, ``-`` for standard input, a PIL image or an
+    array (see :mod:`sd2rt.runtime.images.init_image`). They are loaded when the request is created; images of
+    more than ``max_image_pixels`` are rejected before decoding. White areas of a mask are repainted. ``paste``
+    restores the image's original pixels where the mask is black; the transition into the repainted area is
+    blurred by ``paste_blur`` pixels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -214,7 +217,8 @@ class Request(BaseModel, Generic[Images]):
     output_type: OutputType = "pil"
 
     if TYPE_CHECKING:
-        # Fields hold what was checked; what may be given is more, and output_type decides the images' type.
+        # Arguments accept more types than the validated fields hold, and output_type determines the type of the
+        # images.
         @overload
         def __init__(
             self: Request[list[PILImage]],
@@ -237,14 +241,14 @@ class Request(BaseModel, Generic[Images]):
 
     @property
     def varied(self) -> bool:
-        """Whether the initial noise is not that of ``seed`` alone."""
+        """True if the initial noise is interpolated towards that of ``variation_seed``."""
         return self.variation_strength > 0
 
     def seeds_of(self, seed: int, index: int) -> tuple[int, int | None]:
-        """The seed of image ``index``, where the first one has ``seed``, and the seed that it varies towards.
+        """Return the seed and the variation seed (or None) of image ``index``; ``seed`` is image 0's.
 
-        With a variation only the second counts up, as in AUTOMATIC1111's interface: the images are then
-        variations of one.
+        With a variation only the variation seed counts up, so that all images vary the same one, as in
+        AUTOMATIC1111.
         """
         if self.variation_seed is None or not self.varied:
             return seed + index, None
@@ -253,29 +257,33 @@ class Request(BaseModel, Generic[Images]):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.prompt is None) == (self.prompt_embeds is None):
-            raise ValueError("give one of prompt and prompt_embeds")
+            if self.prompt is None:
+                raise ValueError("there is no prompt: set prompt or prompt_embeds")
+            raise ValueError("prompt and prompt_embeds are both set: use only one of them")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
-            raise ValueError("give one of negative_prompt and negative_prompt_embeds")
+            raise ValueError("negative_prompt and negative_prompt_embeds are both set: use only one of them")
         if self.prompt_syntax == "a1111":
             for text in (self.prompt, self.negative_prompt):
-                named = NAMED_NETWORK.search(text or "")
-                if named is not None:
+                tag = NAMED_NETWORK.search(text or "")
+                if tag is not None:
                     raise ValueError(
-                        f"the prompt names {named[0][:_LONGEST_SHOWN]}, and a prompt names no files here: give a "
-                        "LoRA with --lora FILE:SCALE, or load_lora(), and leave it out of the prompt"
+                        f"the prompt contains {tag[0][:_MAX_SHOWN]}, but prompts cannot load files: remove it, "
+                        "and load the LoRA with --lora FILE:SCALE or load_lora()"
                     )
         if self.varied and self.variation_seed is None:
             raise ValueError(
-                "variation_strength is given without variation_seed: give the seed to move towards"
+                "variation_strength is set but variation_seed is not: set the seed to vary towards"
             )
         if self.varied and self.latents is not None:
-            raise ValueError("latents are given, and a variation is of a seed's: leave one of the two out")
+            raise ValueError(
+                "latents and variation_strength are both set, but only noise from a seed can be varied: use one"
+            )
         if self.timesteps is not None and self.sigmas is not None:
-            raise ValueError("give one of timesteps and sigmas")
+            raise ValueError("timesteps and sigmas are both set: use only one of them")
         check_mask(self.image, self.mask_image)
         if self.paste and self.output_type == "latent":
             raise ValueError(
-                "pixels cannot be pasted into latents: leave paste out, or take output_type pil or np"
+                "paste needs pixels, but output_type is latent: turn paste off, or use output_type pil or np"
             )
         for name in ("width", "height"):
             side = getattr(self, name)
@@ -285,30 +293,32 @@ class Request(BaseModel, Generic[Images]):
 
 
 def check_mask(image: Any, mask: Any) -> None:
-    """Refuse a mask of another size than its image's.
+    """Check that a mask has the size of its image.
 
     Raises:
-        RequestError: naming both sizes.
+        RequestError: the sizes differ.
     """
     if image is not None and mask is not None and mask.size != image.size:
-        theirs, ours = ("x".join(map(str, picture.size)) for picture in (mask, image))
-        raise RequestError(f"the mask is {theirs}, its image {ours}: make them of one size")
+        mask_size, image_size = ("x".join(map(str, each.size)) for each in (mask, image))
+        raise RequestError(
+            f"the mask is {mask_size} pixels, but its image is {image_size}: make them the same size"
+        )
 
 
 def make_request(**fields: Any) -> Request[Any]:
-    """A checked request.
+    """Create a request from keyword arguments.
 
     Raises:
-        RequestError: the first thing that is wrong, in one line.
+        RequestError: an argument is invalid; the message describes the first problem in one line.
     """
     if "generator" in fields:
         raise RequestError(
-            "generator is not taken: give seed=N for what torch.Generator('cpu').manual_seed(N) draws"
+            "generator is not supported: use seed=N, which draws what torch.Generator('cpu').manual_seed(N) draws"
         )
     for name in ("guidance_scale", "guidance_rescale", "eta", "strength", "variation_strength"):
         value = fields.get(name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestError(f"{name} is {value}: give a finite number")
+            raise RequestError(f"{name} is {value}: use a finite number")
     try:
         return Request.model_validate(fields)
     except ValidationError as error:
@@ -319,10 +329,10 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(item) for item in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{where} is no option of a request: choose from {', '.join(Request.model_fields)}"
+        return f"unknown request option {where}: choose from {', '.join(Request.model_fields)}"
     reason = first["msg"].removeprefix("Value error, ")
     if not where:
         return reason
     value = " ".join(repr(first["input"]).split())
-    value = value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…"
+    value = value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…"
     return f"{where} is {value}: {reason[0].lower()}{reason[1:]}"

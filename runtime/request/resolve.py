@@ -1,4 +1,4 @@
-"""What a request asks a bundle for: the task, and everything that the request left to the bundle."""
+"""Resolve a request against a bundle: find its task and fill in the bundle's defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.presets import PRESETS
 from sd2rt.runtime.request.request import Request
 
-_OPTIONS: dict[InputName, str] = {
+_INPUT_NAMES: dict[InputName, str] = {
     "image": "image",
     "mask_image": "mask",
     "depth_map": "depth",
@@ -19,30 +19,31 @@ _OPTIONS: dict[InputName, str] = {
     "strength": "strength",
     "paste": "paste",
 }
-"""What messages call the inputs, in words that fit the command line's options and the keywords alike."""
+"""Names of inputs in messages, close to both the command-line options and the keyword arguments."""
 
 
 def task_of(request: Request[Any], manifest: Manifest) -> Task:
-    """The one of the bundle's tasks that takes what the request gives.
+    """Return the bundle's task whose inputs match those of the request.
 
     Raises:
-        RequestError: none does; naming the kind of bundle that can, or what is missing.
+        RequestError: no task matches; the message names the kinds of bundle that can do the task, or the inputs
+            that are missing or unused.
     """
-    given = _given(request)
+    inputs = _inputs(request)
     for name, task in TASKS.items():
-        if name in manifest.tasks and set(task.required) <= given <= {*task.required, *task.optional}:
+        if name in manifest.tasks and set(task.required) <= inputs <= {*task.required, *task.optional}:
             return task
-    meant = _meant(given)
-    if meant is None or meant.name in manifest.tasks:
-        raise RequestError(_misfit(given, manifest))
-    raise RequestError(_refusal(manifest, meant.name))
+    intended = _intended_task(inputs)
+    if intended is None or intended.name in manifest.tasks:
+        raise RequestError(_wrong_inputs(inputs, manifest))
+    raise RequestError(_unsupported(manifest, intended.name))
 
 
 def resolve(request: Request[Images], manifest: Manifest) -> Request[Images]:
-    """The request with its preset's settings, and then the bundle's defaults, where it left something open.
+    """Fill in a request's unset fields, from its preset first and then from the bundle's defaults.
 
     Raises:
-        RequestError: the bundle does not do what is asked.
+        RequestError: the bundle does not support the task, the noise level or the clip_skip.
     """
     return fill_defaults(request, task_of(request, manifest), manifest)
 
@@ -70,59 +71,70 @@ def fill_defaults(request: Request[Images], task: Task, manifest: Manifest) -> R
             and not task.noise_at_full_strength
         ):
             settings["num_inference_steps"], settings["strength"] = preset.late_start
-    filled = {name: value for name, value in settings.items() if getattr(request, name) is None}
-    request = request.model_copy(update=filled)
+    unset = {name: value for name, value in settings.items() if getattr(request, name) is None}
+    request = request.model_copy(update=unset)
     level, low = request.noise_level, manifest.low_resolution
     if level is not None and low is not None and level > low.max_noise_level:
         raise RequestError(
-            f"noise level is {level}, {manifest.name} was trained up to {low.max_noise_level}: give at most that"
+            f"noise level is {level}, but {manifest.name} was trained only up to {low.max_noise_level}: "
+            f"use {low.max_noise_level} or less"
         )
     layers = manifest.embeddings.layers
     if request.clip_skip is not None and request.clip_skip >= layers:
         raise RequestError(
-            f"clip_skip is {request.clip_skip}, {manifest.name}'s text encoder has {layers} layers: "
-            f"give at most {layers - 1}"
+            f"clip_skip is {request.clip_skip}, but {manifest.name}'s text encoder has only {layers} layers: "
+            f"use at most {layers - 1}"
         )
     return request
 
 
-def refuse_unless(task: TaskName, manifest: Manifest) -> None:
-    """Raise RequestError where a bundle does not offer a task, naming the kinds that do."""
+def require_task(task: TaskName, manifest: Manifest) -> None:
+    """Check that a bundle supports a task.
+
+    Raises:
+        RequestError: it does not; the message names the kinds of bundle that do.
+    """
     if task not in manifest.tasks:
-        raise RequestError(_refusal(manifest, task))
+        raise RequestError(_unsupported(manifest, task))
 
 
-def _refusal(manifest: Manifest, task: TaskName) -> str:
-    """What a bundle that does not offer a task answers, naming what it does and the kinds that do."""
+def _unsupported(manifest: Manifest, task: TaskName) -> str:
+    """Error message for a task that the bundle does not support."""
     offered = [task for name, task in TASKS.items() if name in manifest.tasks]
-    needs = [task.required for task in offered]
-    shown = f" (which needs {' and '.join(_OPTIONS[name] for name in needs[0])})" if all(needs) else ""
+    required = [task.required for task in offered]
+    needs = f" (needs {' and '.join(_INPUT_NAMES[name] for name in required[0])})" if all(required) else ""
     kinds = kinds_for(task)
     either = kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
-    does = " and ".join(task.name for task in offered) + shown
-    return f"{manifest.name} is a bundle of kind {manifest.variant}, for {does}; {task} takes one of kind {either}"
+    supported = " and ".join(task.name for task in offered) + needs
+    return (
+        f"{manifest.name} is of kind {manifest.variant}, which supports {supported}: "
+        f"{task} needs a bundle of kind {either}"
+    )
 
 
-def _given(request: Request[Any]) -> set[InputName]:
-    given: set[InputName] = {"paste"} if request.paste else set()
+def _inputs(request: Request[Any]) -> set[InputName]:
+    inputs: set[InputName] = {"paste"} if request.paste else set()
     names: tuple[InputName, ...] = ("image", "mask_image", "depth_map", "noise_level", "strength")
-    return given | {name for name in names if getattr(request, name) is not None}
+    return inputs | {name for name in names if getattr(request, name) is not None}
 
 
-def _meant(given: set[InputName]) -> Task | None:
-    """The task that inputs like these are for, whether or not they are all there."""
-    # Strength and paste belong to several tasks: they do not tell.
-    telling = given - {"strength", "paste"}
-    fitting = [task for task in TASKS.values() if telling <= {*task.required, *task.optional}]
-    return next((task for task in fitting if set(task.required) <= telling), next(iter(fitting), None))
+def _intended_task(inputs: set[InputName]) -> Task | None:
+    """Guess the task from the inputs, even if some are missing."""
+    # Strength and paste belong to several tasks, so they do not identify one.
+    distinctive = inputs - {"strength", "paste"}
+    candidates = [task for task in TASKS.values() if distinctive <= {*task.required, *task.optional}]
+    complete = (task for task in candidates if set(task.required) <= distinctive)
+    return next(complete, next(iter(candidates), None))
 
 
-def _misfit(given: set[InputName], manifest: Manifest) -> str:
-    """Why none of the bundle's tasks takes what was given, where another kind of bundle would not either."""
+def _wrong_inputs(inputs: set[InputName], manifest: Manifest) -> str:
+    """Error message for inputs that match no task, where another kind of bundle would not help."""
     offered = [task for name, task in TASKS.items() if name in manifest.tasks]
-    task = max(offered, key=lambda task: len(given & {*task.required, *task.optional}))
-    missing = [_OPTIONS[name] for name in task.required if name not in given]
-    excess = [_OPTIONS[name] for name in sorted(given - {*task.required, *task.optional})]
-    wants = [f"needs {' and '.join(missing)} too"] if missing else []
-    wants += [f"has no use for {' and '.join(excess)}: leave that out"] if excess else []
-    return f"{task.name} with {manifest.name} (kind {manifest.variant}) {', and '.join(wants)}"
+    task = max(offered, key=lambda task: len(inputs & {*task.required, *task.optional}))
+    missing = [_INPUT_NAMES[name] for name in task.required if name not in inputs]
+    excess = [_INPUT_NAMES[name] for name in sorted(inputs - {*task.required, *task.optional})]
+    problems = [f"also needs {' and '.join(missing)}"] if missing else []
+    if excess:
+        unused = "it" if len(excess) == 1 else "them"
+        problems.append(f"does not use {' or '.join(excess)}: leave {unused} out")
+    return f"{task.name} with {manifest.name} (kind {manifest.variant}) {', and '.join(problems)}"

@@ -1,4 +1,4 @@
-"""A request's plan: which sampler, which steps, on which noise schedule; known from the manifest alone."""
+"""Sampler, steps and sampling plan of a request, computed from the manifest without engines."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sd2rt.runtime.samplers.plan import Plan
 
 
 def sampler_of(request: Request, manifest: Manifest) -> SamplerConfig:
-    """The sampler that a request uses.
+    """Return the request's sampler configuration.
 
     Raises:
-        RequestError: it names one, a schedule or an option that there is not.
+        RequestError: the sampler, schedule or an option is unknown.
     """
     return sampler_config(request.sampler, manifest.sampler, request.schedule, request.sampler_options)
 
 
 def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
-    """What a resolved request asks of a sampler: its own timesteps or noise levels come before a number of steps."""
+    """Return a resolved request's sampling options; custom timesteps or sigmas override the number of steps."""
     custom = request.timesteps is not None or request.sigmas is not None
     return SamplingOptions(
         num_inference_steps=None if custom else request.num_inference_steps,
@@ -35,16 +35,16 @@ def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
 
 
 def strength_of(request: Request[Any], task: Task) -> float | None:
-    """Return how much the sampler changes the image; None if it starts from noise alone."""
+    """Return the strength of the late start, or None if sampling starts from pure noise."""
     strength = request.strength
     return None if strength == 1 and task.noise_at_full_strength else strength
 
 
 def plan_of(request: Request, task: Task, manifest: Manifest) -> Plan:
-    """Plan a resolved request's steps.
+    """Return a resolved request's sampling plan.
 
     Raises:
-        RequestError: its sampler does not support what is asked.
+        RequestError: the sampler does not support these options.
     """
     noise = manifest.noise
     if request.rescale_betas_zero_snr is not None:
@@ -53,10 +53,10 @@ def plan_of(request: Request, task: Task, manifest: Manifest) -> Plan:
 
 
 def check_names(request: Request) -> None:
-    """Refuse a sampler, a schedule or an option that no bundle has, before one is looked for.
+    """Check the names of sampler, schedule and sampler options before a bundle is opened.
 
     Raises:
-        RequestError: naming those that there are.
+        RequestError: one is unknown; the message lists the valid names.
     """
     if request.sampler is not None:
         sampler_config(request.sampler, schedule=request.schedule, options=request.sampler_options)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2 from engines: the public names of the runtime, and every error.
+"""Run Stable Diffusion 2 from prebuilt engines: the runtime's public names and all errors.
 
 from sd2rt import Pipeline
 
@@ -43,11 +43,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: importing sd2rt loads neither NumPy nor pydantic.
+    # Imported on first use, so that importing sd2rt loads neither NumPy nor pydantic.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "sd2rt.engines.errors" if name.endswith("Error") else "sd2rt.runtime"
-    return getattr(import_module(home), name)
+    module = "sd2rt.engines.errors" if name.endswith("Error") else "sd2rt.runtime"
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -173,7 +173,7 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (("--size", "64"), 2, "--size '64' is not WxH"),
         (("--steps", "0"), 2, "num_inference_steps is 0"),
         (("--sampler", "magic"), 2, "no sampler is named 'magic'"),
-        (("--guidance", "nan"), 2, "guidance_scale is nan: give a finite number"),
+        (("--guidance", "nan"), 2, "guidance_scale is nan: use a finite number"),
         (("--repetitions", "0"), 2, "Invalid value for '--repetitions'"),
         (("--threads", "0"), 2, "Invalid value for '--threads'"),
         (("--prompt", "-"), 2, "--prompt - is for 'sd2rt run', which reads standard input"),

@@ -101,8 +101,8 @@ def test_a_prompt_names_no_files(
     words = (f"a fox {named}",) if option == "prompt" else ("a fox", option, named)
     said = refused(2, "run", small_bundle, *words, "--prompt-syntax", "a1111")
     assert said == (
-        f"the prompt names {named}, and a prompt names no files here: give a LoRA with --lora FILE:SCALE, "
-        "or load_lora(), and leave it out of the prompt"
+        f"the prompt contains {named}, but prompts cannot load files: remove it, "
+        "and load the LoRA with --lora FILE:SCALE or load_lora()"
     )
     # Where prompts are read as diffusers reads them that is text, as it is there.
     assert sd2rt("run", small_bundle, *words, *FAST, "-q").code == 0

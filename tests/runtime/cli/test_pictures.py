@@ -77,7 +77,7 @@ def _png_header(width: int, height: int) -> bytes:
         (("--image", "{}/flat.png"), "flat.png"),
         (("--image", "{}"), "pictures"),
         (("--image", "{}/good.png", "--max-image-pixels", "4095"), "4095"),
-        (("--image", "{}/good.png", "--mask", "{}/narrow-mask.png"), "the mask is 32x64, its image 64x64"),
+        (("--image", "{}/good.png", "--mask", "{}/narrow-mask.png"), "32x64 pixels, but its image is 64x64"),
         (("--image", "{}/good.png", "--depth", "{}/good.png"), "gray"),
         (("--image", "{}/good.png", "--strength", "0.3"), "strength 0.3 of 2 steps"),
         (("--tile", "20"), "tile is 20"),
@@ -212,15 +212,15 @@ def test_image_from_standard_input(
 def test_base_for_what_others_do(refused: Refused, small_bundle: Path, pictures: Path) -> None:
     image = ("--image", pictures / "good.png")
     text = refused(2, "run", small_bundle, "a", *image, "--mask", pictures / "mask.png")
-    assert "inpainting takes one of kind inpainting" in text
+    assert "inpainting needs a bundle of kind inpainting" in text
     text = refused(2, "run", small_bundle, "a", *image, "--depth", pictures / "depth.png")
-    assert "depth-to-image takes one of kind depth" in text
+    assert "depth-to-image needs a bundle of kind depth" in text
     text = refused(2, "run", small_bundle, "a", *image, "--noise-level", "20")
-    assert "upscaling takes one of kind upscaler" in text
+    assert "upscaling needs a bundle of kind upscaler" in text
     text = refused(2, "run", small_bundle, "a", "--strength", "0.5")
-    assert text == "image-to-image with small (kind base) needs image too"
+    assert text == "image-to-image with small (kind base) also needs image"
     text = refused(2, "run", small_bundle, "a", *image, "--paste")
-    assert text == "image-to-image with small (kind base) has no use for paste: leave that out"
+    assert text == "image-to-image with small (kind base) does not use paste: leave it out"
     assert "kind depth" in refused(2, "run", small_bundle, "a", *image, "--save-depth", "depth.png")
     assert "kind upscaler" in refused(2, "run", small_bundle, "a", "--upscale", small_bundle)
 
@@ -229,14 +229,14 @@ def test_base_for_what_others_do(refused: Refused, small_bundle: Path, pictures:
 def test_others_for_text_alone(refused: Refused, request: pytest.FixtureRequest, kind: str) -> None:
     bundle = request.getfixturevalue(f"small_{kind}_bundle")
     text = refused(2, "run", bundle, "a")
-    assert f"a bundle of kind {kind}" in text
-    assert "which needs image" in text
-    assert "text-to-image takes one of kind base, v or turbo" in text
+    assert f"is of kind {kind}, which supports" in text
+    assert "(needs image" in text
+    assert "text-to-image needs a bundle of kind base, v or turbo" in text
 
 
 def test_inpainting_without_a_mask(refused: Refused, small_inpainting_bundle: Path, pictures: Path) -> None:
     text = refused(2, "run", small_inpainting_bundle, "a", "--image", pictures / "good.png")
-    assert "(which needs image and mask)" in text
+    assert "(needs image and mask)" in text
 
 
 def test_noise_level_above_the_checkpoint(

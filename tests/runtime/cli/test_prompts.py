@@ -65,7 +65,7 @@ def test_what_is_refused(refused: Refused, small_bundle: Path) -> None:
     for words, said in (
         (("--prompt-syntax", "b"), "prompt_syntax is 'b': input should be 'plain' or 'a1111'"),
         (("--clip-skip", "-1"), "clip_skip is -1: input should be greater than or equal to 0"),
-        (("--clip-skip", "3"), "clip_skip is 3, small's text encoder has 3 layers: give at most 2"),
+        (("--clip-skip", "3"), "clip_skip is 3, but small's text encoder has only 3 layers: use at most 2"),
         (("--embedding", "none.pt"), "none.pt cannot be read: No such file or directory"),
         (
             ("--embedding", "toy.pt"),

@@ -67,19 +67,19 @@ def names(folder: Path) -> list[str]:
             ("--steps", "1001"),
             "num_inference_steps is 1001: the schedule has 1000 timesteps, give at most 1000",
         ),
-        (("--guidance", "nan"), "guidance_scale is nan: give a finite number"),
-        (("--guidance", "inf"), "guidance_scale is inf: give a finite number"),
-        (("--guidance", "9,nan"), "guidance_scale is (9.0, nan): give finite numbers, at least one"),
+        (("--guidance", "nan"), "guidance_scale is nan: use a finite number"),
+        (("--guidance", "inf"), "guidance_scale is inf: use a finite number"),
+        (("--guidance", "9,nan"), "guidance_scale is (9.0, nan): use one or more finite numbers"),
         (("--guidance", "9,"), "--guidance '9,' is not numbers with ',' between them"),
         (("--guidance-interval", "1-5"), "--guidance-interval '1-5' is not numbers with ':' between them"),
         (
             ("--guidance-interval", "5:1"),
-            "guidance_interval is (5.0, 1.0): give two noise levels of at least 0, the lower one first",
+            "guidance_interval is (5.0, 1.0): use two noise levels of at least 0, the lower one first",
         ),
         (("--preset", "fast"), "preset is 'fast': input should be 'turbo' or 'lcm'"),
-        (("--rescale", "nan"), "guidance_rescale is nan: give a finite number"),
+        (("--rescale", "nan"), "guidance_rescale is nan: use a finite number"),
         (("--rescale", "1.5"), "guidance_rescale is 1.5: input should be less than or equal to 1"),
-        (("--eta", "-inf"), "eta is -inf: give a finite number"),
+        (("--eta", "-inf"), "eta is -inf: use a finite number"),
         (
             ("--sampler", "magic"),
             "no sampler is named 'magic': choose one of ddim, ddpm, pndm, "
@@ -116,7 +116,7 @@ def test_bad_request_is_found_before_the_bundle_is_read(refused: Refused, words:
 def test_prompt_that_is_no_text(refused: Refused, small_bundle: Path) -> None:
     """What Python makes of a byte that is not UTF-8."""
     for words in (("a\udcff",), ("a", "--negative", "b\udcff")):
-        assert "it is not UTF-8 text" in refused(2, "run", small_bundle, *words)
+        assert "the text is not valid UTF-8" in refused(2, "run", small_bundle, *words)
 
 
 def test_words_without_quotes(refused: Refused) -> None:

@@ -59,20 +59,20 @@ def test_other_gray_images() -> None:
 
 def test_images_that_are_none(tmp_path: Path) -> None:
     coloured = Image.new("RGB", (4, 4), (7, 7, 8))
-    remedy = "is coloured, and a depth map is gray: give an 8- or 16-bit gray image"
+    remedy = "is coloured, but depth maps are gray: use an 8-bit or 16-bit gray image"
     assert refusal(coloured) == f"the depth map {remedy}"
     path = tmp_path / "depth.png"
     coloured.save(path)
     assert refusal(path) == f"{path} {remedy}"
     for mode in ("RGBA", "LA"):
         assert refusal(Image.new(mode, (4, 4))) == (
-            "the depth map has an alpha channel, and a depth map has none: save it as plain gray"
+            "the depth map has an alpha channel, which depth maps cannot have: save it as plain gray"
         )
     assert refusal(Image.new("L", (4, 4)), max_pixels=15) == (
-        "the depth map is 4x4 pixels, more than 15 in all: give a smaller one"
+        "the depth map is 4x4 pixels, more than the limit of 15: use a smaller one"
     )
     assert refusal(tmp_path / "none.png").endswith(
-        "(No such file or directory): give a PNG, JPEG or WebP file"
+        "(No such file or directory): use a PNG, JPEG or WebP file"
     )
 
 
@@ -108,13 +108,13 @@ def test_given_array_is_not_returned() -> None:
 )
 def test_other_arrays(array: Any) -> None:
     assert refusal(array) == (
-        f"the depth map is an array {array.dtype}{list(array.shape)}: give numbers [H, W] or [1, H, W]"
+        f"the depth map is an array {array.dtype}{list(array.shape)}: use numbers of shape [H, W] or [1, H, W]"
     )
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 0, 4)])
 def test_no_values(shape: tuple[int, ...]) -> None:
-    assert refusal(np.zeros(shape)) == "the depth map is 4x0 pixels: give one that has some"
+    assert refusal(np.zeros(shape)) == "the depth map is 4x0 pixels: both sides must be at least 1"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e31, 1e300])
@@ -122,10 +122,10 @@ def test_values_that_are_not_finite(bad: float) -> None:
     values = np.zeros((3, 4))
     values[1, 2] = bad
     assert refusal(values) == (
-        "the depth map, float64[3, 4], holds values that are not finite or beyond 1e+30: give finite numbers"
+        "the depth map (float64[3, 4]) has values that are not finite, or larger than 1e+30: use finite numbers"
     )
     if abs(bad) != 1e300:
-        assert refusal(Image.fromarray(values.astype(np.float32))).startswith("the depth map, float32[3, 4]")
+        assert refusal(Image.fromarray(values.astype(np.float32))).startswith("the depth map (float32[3, 4])")
 
 
 def of_diffusers(depth: Any, height: int, width: int) -> Any:
@@ -164,7 +164,7 @@ def test_condition_of_a_constant_map(value: float) -> None:
 
 
 def test_condition_of_a_map_that_becomes_constant() -> None:
-    """What varies between the samples only: dividing by the range would be dividing by zero."""
+    """The map varies only between the sampled pixels: dividing by the range would divide by zero."""
     depth = np.zeros((64, 64), np.float32)
     depth[::8, ::8] = 1
     same(depth_condition(depth, 8, 8), np.zeros((1, 8, 8)))

@@ -48,7 +48,7 @@ def test_rgb_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     same(load_image(Image.fromarray(colours)), colours)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     same(load_image("-"), colours)
-    assert refusal("-") == "standard input is empty: give a PNG, JPEG or WebP file"
+    assert refusal("-") == "standard input is empty: use a PNG, JPEG or WebP file"
 
 
 def test_given_image_is_not_returned() -> None:
@@ -153,11 +153,11 @@ def test_16_bits_with_a_transparent_value(tmp_path: Path) -> None:
 
 def test_values_of_no_known_range() -> None:
     wide = Image.fromarray(np.array([[0, 70000]], np.int32))
-    assert refusal(wide) == "the image holds values from 0 to 70000: give an image of 8 or 16 bits"
+    assert refusal(wide) == "the image has values from 0 to 70000: use an 8-bit or 16-bit image"
     negative = Image.fromarray(np.array([[-1, 5]], np.int32))
-    assert refusal(negative) == "the image holds values from -1 to 5: give an image of 8 or 16 bits"
+    assert refusal(negative) == "the image has values from -1 to 5: use an 8-bit or 16-bit image"
     floats = Image.fromarray(np.ones((2, 2), np.float32))
-    assert refusal(floats) == "the image is an image of floats (mode F): give one of 8 or 16 bits"
+    assert refusal(floats) == "the image has float pixels (mode F): use an 8-bit or 16-bit image"
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_floats_outside(bad: float) -> None:
     values = np.full((4, 4, 3), 0.5, np.float32)
     values[1, 2, 0] = bad
     message = refusal(values)
-    assert message.startswith("the image holds floats from ")
-    assert message.endswith(": give floats in [0, 1], or uint8")
+    assert message.startswith("the image has floats from ")
+    assert message.endswith(": use floats in [0, 1], or uint8")
 
 
 @pytest.mark.parametrize(
@@ -221,21 +221,23 @@ def test_other_arrays(array: Any) -> None:
     kind = str(array.dtype).removeprefix("torch.")
     assert refusal(array) == (
         f"the image is an array {kind}{list(array.shape)}: "
-        "give uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1]"
+        "use uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1]"
     )
 
 
 def test_tensor_that_numpy_cannot_read() -> None:
     message = refusal(torch.zeros(4, 4, 3, requires_grad=True))
     assert message.startswith("the image cannot be read as an array (")
-    assert message.endswith("): give a NumPy array")
+    assert message.endswith("): use a NumPy array")
 
 
 def test_arrays_have_sizes_too() -> None:
-    assert refusal(noise(4, 6, 3), 23) == ("the image is 6x4 pixels, more than 23 in all: give a smaller one")
+    assert refusal(noise(4, 6, 3), 23) == (
+        "the image is 6x4 pixels, more than the limit of 23: use a smaller one"
+    )
     for dtype in (np.uint8, np.float32):
         empty = np.zeros((0, 4, 3), dtype)
-        assert refusal(empty) == "the image is 4x0 pixels: give one that has some"
+        assert refusal(empty) == "the image is 4x0 pixels: both sides must be at least 1"
 
 
 @settings(max_examples=30, deadline=None)
@@ -283,6 +285,6 @@ def test_no_fitting_size(size: tuple[int, int]) -> None:
     with pytest.raises(RequestError) as caught:
         fitting_size(Image.new("L", size))
     assert str(caught.value) == (
-        f"the image is {size[0]}x{size[1]} pixels, and a side is at most 4096: "
-        "give width and height, or a smaller image"
+        f"the image is {size[0]}x{size[1]} pixels, but a side can be at most 4096: "
+        "set width and height, or use a smaller image"
     )

@@ -84,8 +84,8 @@ def test_16_bits() -> None:
 def test_mode_without_a_conversion() -> None:
     lab = Image.new("LAB", (4, 4))
     message = refusal(lab)
-    assert message.startswith("the mask is of mode LAB (")
-    assert message.endswith("): give an RGB image")
+    assert message.startswith("the mask has mode LAB (")
+    assert message.endswith("): use an RGB image")
 
 
 def test_arrays() -> None:
@@ -104,7 +104,7 @@ def test_half_of_white_is_repainted() -> None:
 
 def test_uint8_of_0_and_1() -> None:
     assert refusal((noise(9, 7) > 99).astype(np.uint8)) == (
-        "the mask is a uint8 array of 0 and 1: give it as bool, or as 0 and 255"
+        "the mask is a uint8 array of 0 and 1: use bool, or 0 and 255"
     )
 
 
@@ -120,25 +120,25 @@ def test_uint8_of_0_and_1() -> None:
 def test_other_arrays(array: Any) -> None:
     assert refusal(array) == (
         f"the mask is an array {array.dtype}{list(array.shape)}: "
-        "give [H, W] of bool, uint8, or floats in [0, 1]"
+        "use [H, W] of bool, uint8, or floats in [0, 1]"
     )
 
 
 def test_refusals(tmp_path: Path) -> None:
     assert refusal(np.full((4, 4), np.nan)) == (
-        "the mask holds floats from nan to nan: give floats in [0, 1], or uint8"
+        "the mask has floats from nan to nan: use floats in [0, 1], or uint8"
     )
     assert refusal(np.full((4, 4), 255.0)) == (
-        "the mask holds floats from 255 to 255: give floats in [0, 1], or uint8"
+        "the mask has floats from 255 to 255: use floats in [0, 1], or uint8"
     )
-    assert refusal(np.zeros((4, 0), bool)) == "the mask is 0x4 pixels: give one that has some"
-    too_many = "the mask is 4x4 pixels, more than 15 in all: give a smaller one"
+    assert refusal(np.zeros((4, 0), bool)) == "the mask is 0x4 pixels: both sides must be at least 1"
+    too_many = "the mask is 4x4 pixels, more than the limit of 15: use a smaller one"
     assert refusal(np.zeros((4, 4), bool), max_pixels=15) == too_many
     assert refusal(Image.new("L", (4, 4)), max_pixels=15) == too_many
     path = tmp_path / "none.png"
     assert refusal(path).startswith(f"{path} cannot be read (No such file or directory)")
-    assert refusal(Image.new("F", (4, 4))).startswith("the mask is an image of floats (mode F)")
-    assert refusal(7).startswith("the mask is of type int: give a path")
+    assert refusal(Image.new("F", (4, 4))).startswith("the mask has float pixels (mode F)")
+    assert refusal(7).startswith("the mask is of type int: use a path")
 
 
 PROCESSOR = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)

@@ -58,14 +58,14 @@ def test_soft_edge_rises_inwards(blur: float) -> None:
 
 
 def test_whole_mask_has_no_edge() -> None:
-    """What is beyond the picture is no reason to keep its border."""
+    """The border of the picture is not an edge of the mask."""
     generated = unit(1)
     whole = np.ones((1, 128, 96), np.float32)
     np.testing.assert_array_equal(paste(unit(0), generated, whole, 8), generated)
 
 
 def test_blur_is_smaller_where_the_mask_is_thin() -> None:
-    """What was asked for is made, however thin: with a blur of 8, nothing of this stripe would be left."""
+    """A thin mask is still repainted: with a blur of 8, nothing of this stripe would be left."""
     original, generated = unit(0), unit(1)
     thin = np.zeros((1, 128, 96), np.float32)
     thin[0, :, 40:44] = 1

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS, read_image
 
-TAKEN = "give a PNG, JPEG or WebP file"
+SUPPORTED = "use a PNG, JPEG or WebP file"
 
 
 def picture(width: int = 40, height: int = 24) -> Image.Image:
@@ -44,7 +44,7 @@ def webp_start(width: int, height: int) -> bytes:
 
 
 def jpeg_start(width: int, height: int) -> bytes:
-    """A JPEG up to its pixels: the size is the only thing wrong with it."""
+    """A whole JPEG with a wrong size in its header."""
     whole = encoded("JPEG")
     at = whole.index(b"\xff\xc0") + 5
     return whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
@@ -92,7 +92,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_standard_input_from_where_it_stands(tmp_path: Path) -> None:
-    """A file that another reader has begun: its position is not 0, and it could be rewound."""
+    """A file that is already partly read: its position is not 0, although it could be rewound."""
     path = write(tmp_path / "two", b"a line\n" + encoded("PNG"))
     code = "from sd2rt.runtime.images.read import read_image; print(read_image('-', 'it', 1 << 20)[1].size)"
     with path.open("rb", buffering=0) as stream:
@@ -159,11 +159,11 @@ def test_orientation_beside_a_tag_that_cannot_be_written_again() -> None:
 def test_exif_that_is_none() -> None:
     given = picture()
     given.info["exif"] = b"no TIFF, or one?"
-    assert refusal(given).startswith("the image has EXIF data that cannot be read (not a TIFF file")
+    assert refusal(given).startswith("the image has unreadable EXIF data (not a TIFF file")
 
 
 def test_phones_jpeg_of_two_pictures(tmp_path: Path) -> None:
-    """A depth or gain map as a second picture makes no animation."""
+    """A depth or gain map as a second picture does not make an animation."""
     content = encoded("MPO", save_all=True, append_images=[picture(20, 12)])
     assert Image.open(io.BytesIO(content)).n_frames == 2  # type: ignore[attr-defined]
     _, image = read_image(write(tmp_path / "phone.jpg", content), "the image", MAX_PIXELS)
@@ -174,7 +174,7 @@ def test_phones_jpeg_of_two_pictures(tmp_path: Path) -> None:
 def test_animations(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     content = encoded(kind, frames[0], save_all=True, append_images=frames[1:])
-    remedy = TAKEN if kind == "GIF" else "give a still picture"
+    remedy = SUPPORTED if kind == "GIF" else "use a still image"
     path = write(tmp_path / "moves", content)
     assert refusal(path) == f"{path} is an animated {kind}: {remedy}"
     give(monkeypatch, content)
@@ -191,16 +191,16 @@ def test_frame_of_an_animation_that_was_chosen() -> None:
 
 def test_still_gif(tmp_path: Path) -> None:
     path = write(tmp_path / "still.gif", encoded("GIF"))
-    assert refusal(path) == f"{path} is a GIF: {TAKEN}"
+    assert refusal(path) == f"{path} is a GIF: {SUPPORTED}"
 
 
 def test_damaged_gif_is_a_gif(tmp_path: Path) -> None:
     path = write(tmp_path / "cut.gif", encoded("GIF")[:15])
-    assert refusal(path) == f"{path} is a GIF: {TAKEN}"
+    assert refusal(path) == f"{path} is a GIF: {SUPPORTED}"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "kind"),
     [
         (encoded("BMP"), "a BMP"),
         (encoded("TIFF"), "a TIFF"),
@@ -223,57 +223,57 @@ def test_damaged_gif_is_a_gif(tmp_path: Path) -> None:
         (b"\x93NUMPY\x01\0", "a NumPy file"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"", "empty"),
-        (b"a text", "no image"),
-        (b"<?xml version='1.0'?><feed/>", "no image"),
-        (b"RIFF\x24\0\0\0WAVEfmt ", "no image"),
-        (bytes(1000), "no image"),
-        (b"\x89PN", "no image"),
-        (b"\xff", "no image"),
+        (b"a text", "not an image"),
+        (b"<?xml version='1.0'?><feed/>", "not an image"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "not an image"),
+        (bytes(1000), "not an image"),
+        (b"\x89PN", "not an image"),
+        (b"\xff", "not an image"),
     ],
 )
-def test_other_files(content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files(content: bytes, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "picture.png", content)
-    assert refusal(path) == f"{path} is {said}: {TAKEN}"
+    assert refusal(path) == f"{path} is {kind}: {SUPPORTED}"
     give(monkeypatch, content)
-    assert refusal("-") == f"standard input is {said}: {TAKEN}"
+    assert refusal("-") == f"standard input is {kind}: {SUPPORTED}"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "none.png"
-    assert refusal(path) == f"{path} cannot be read (No such file or directory): {TAKEN}"
-    assert refusal(tmp_path) == f"{tmp_path} cannot be read (Is a directory): {TAKEN}"
-    assert refusal("") == f"'' cannot be read (No such file or directory): {TAKEN}"
-    assert refusal("a\nb") == f"'a\\nb' cannot be read (No such file or directory): {TAKEN}"
-    assert refusal("a\0b") == f"'a\\x00b' cannot be read (embedded null byte): {TAKEN}"
+    assert refusal(path) == f"{path} cannot be read (No such file or directory): {SUPPORTED}"
+    assert refusal(tmp_path) == f"{tmp_path} cannot be read (Is a directory): {SUPPORTED}"
+    assert refusal("") == f"'' cannot be read (No such file or directory): {SUPPORTED}"
+    assert refusal("a\nb") == f"'a\\nb' cannot be read (No such file or directory): {SUPPORTED}"
+    assert refusal("a\0b") == f"'a\\x00b' cannot be read (embedded null byte): {SUPPORTED}"
     monkeypatch.setattr(sys, "stdin", None)
-    assert refusal("-") == f"standard input cannot be read (it is closed): {TAKEN}"
+    assert refusal("-") == f"standard input cannot be read (it is closed): {SUPPORTED}"
     closed = io.TextIOWrapper(io.BytesIO())
     closed.close()
     monkeypatch.setattr(sys, "stdin", closed)
-    assert refusal("-") == f"standard input cannot be read (I/O operation on closed file.): {TAKEN}"
+    assert refusal("-") == f"standard input cannot be read (I/O operation on closed file.): {SUPPORTED}"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_file_without_permission(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.png", encoded("PNG"))
     path.chmod(0)
-    assert refusal(path) == f"{path} cannot be read (Permission denied): {TAKEN}"
+    assert refusal(path) == f"{path} cannot be read (Permission denied): {SUPPORTED}"
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, for whom permissions do not stop."""
+    """As above, for root, who ignores permissions."""
 
     def denied(path: str, mode: str) -> Any:
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr("builtins.open", denied)
-    assert refusal("a.png") == f"a.png cannot be read (Permission denied): {TAKEN}"
+    assert refusal("a.png") == f"a.png cannot be read (Permission denied): {SUPPORTED}"
 
 
 @pytest.mark.parametrize("source", [7, [picture()], b"a.png", 1.5, {}])
 def test_what_is_no_source(source: Any) -> None:
     assert refusal(source) == (
-        f"the image is of type {type(source).__name__}: give a path, - for standard input, a PIL image or an array"
+        f"the image is of type {type(source).__name__}: use a path, - for standard input, a PIL image or an array"
     )
 
 
@@ -289,7 +289,7 @@ def test_what_is_no_source(source: Any) -> None:
 def test_huge_images_are_refused_by_their_header(start: Any, width: int, height: int, tmp_path: Path) -> None:
     path = write(tmp_path / "bomb", start(width, height))
     assert refusal(path) == (
-        f"{path} is {width}x{height} pixels, more than 67108864 in all: give a smaller one"
+        f"{path} is {width}x{height} pixels, more than the limit of 67108864: use a smaller one"
     )
 
 
@@ -317,9 +317,9 @@ def test_limit_is_the_callers(kind: str, lossless: bool, tmp_path: Path) -> None
     path = write(tmp_path / "picture", encoded(kind, lossless=lossless))
     _, image = read_image(path, "the image", 40 * 24)
     assert image.size == (40, 24)
-    said = "40x24 pixels, more than 959 in all: give a smaller one"
-    assert refusal(path, 40 * 24 - 1) == f"{path} is {said}"
-    assert refusal(picture(), 40 * 24 - 1) == f"the image is {said}"
+    problem = "40x24 pixels, more than the limit of 959: use a smaller one"
+    assert refusal(path, 40 * 24 - 1) == f"{path} is {problem}"
+    assert refusal(picture(), 40 * 24 - 1) == f"the image is {problem}"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -334,15 +334,15 @@ def test_pillows_limit_is_not_the_callers(kind: str, tmp_path: Path, monkeypatch
 def test_pillows_limit_for_webp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "picture", encoded("WEBP"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert refusal(path) == f"{path} has more pixels than Pillow decodes: give a smaller one"
+    assert refusal(path) == f"{path} has more pixels than Pillow can decode: use a smaller one"
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
 def test_no_pixels(width: int, height: int, tmp_path: Path) -> None:
     path = write(tmp_path / "none.png", png_start(width, height))
-    said = f"is {width}x{height} pixels: give one that has some"
-    assert refusal(path) == f"{path} {said}"
-    assert refusal(Image.new("RGB", (width, height))) == f"the image {said}"
+    problem = f"is {width}x{height} pixels: both sides must be at least 1"
+    assert refusal(path) == f"{path} {problem}"
+    assert refusal(Image.new("RGB", (width, height))) == f"the image {problem}"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -353,7 +353,7 @@ def test_truncated(kind: str, share: float, tmp_path: Path, monkeypatch: pytest.
     path = write(tmp_path / "cut", content)
     message = refusal(path)
     assert message.startswith(f"{path} is a damaged {kind} (")
-    assert message.endswith("): give a whole one")
+    assert message.endswith("): use an intact one")
     give(monkeypatch, content)
     assert refusal("-").startswith(f"standard input is a damaged {kind} (")
 
@@ -371,7 +371,7 @@ def test_pil_image_of_a_truncated_file() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_altered_bytes_are_read_or_refused(kind: str, tmp_path: Path) -> None:
-    """Whatever a decoder makes of it, nothing but a refusal comes out."""
+    """Whatever a decoder raises, only a RequestError comes out."""
     rng = np.random.default_rng(1)
     exif = Image.Exif()
     exif[0x0112] = 6

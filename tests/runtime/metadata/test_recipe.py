@@ -370,7 +370,7 @@ def test_texts_that_are_too_large(refused: Refused, tmp_path: Path) -> None:
         ("7:", "--variation '7:' is not SEED:STRENGTH, such as 7:0.2"),
         ("x:0.5", "--variation 'x:0.5' is not SEED:STRENGTH, such as 7:0.2"),
         ("7:2", "variation_strength is 2.0: input should be less than or equal to 1"),
-        ("7:nan", "variation_strength is nan: give a finite number"),
+        ("7:nan", "variation_strength is nan: use a finite number"),
     ],
 )
 def test_bad_variation(refused: Refused, variation: str, said: str) -> None:

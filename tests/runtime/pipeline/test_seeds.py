@@ -125,12 +125,12 @@ def test_division_of_a_call() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"variation_strength": 0.2}, "without variation_seed"),
+        ({"variation_strength": 0.2}, "variation_seed is not"),
         ({"variation_strength": 1.2, "variation_seed": 3}, "variation_strength is 1.2"),
         ({"variation_strength": float("nan"), "variation_seed": 3}, "variation_strength is nan"),
         (
             {"variation_strength": 0.2, "variation_seed": 3, "latents": np.zeros((1, *SHAPE))},
-            "latents are given",
+            "latents and variation_strength are both set",
         ),
         ({"variation_seed": 1.5}, "variation_seed is 1.5"),
         ({"rng": "gpu"}, "rng is 'gpu': give cpu, cuda, cuda:N"),

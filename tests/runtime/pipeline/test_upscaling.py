@@ -146,7 +146,7 @@ def test_arrays_of_several_sizes_are_refused_before_they_are_made(whole: Pipelin
 def test_strength_is_a_number(value: Any) -> None:
     from sd2rt.runtime.request.request import make_request
 
-    with pytest.raises(RequestError, match=r"strength is .*: give a number"):
+    with pytest.raises(RequestError, match=r"strength is .*: use a number"):
         make_request(prompt="a", image=picture(64, 64, textured=False), strength=value)
     assert make_request(prompt="a", strength=np.float32(0.5)).strength == 0.5
 

@@ -208,7 +208,7 @@ def test_clip_skip_has_an_end(pipe: Pipeline) -> None:
     """Of three layers, two can be left out."""
     for skip in (None, 0, 2):
         pipe("a cat", seed=1, num_inference_steps=1, clip_skip=skip)
-    with pytest.raises(RequestError, match=r"^clip_skip is 3, .* has 3 layers: give at most 2$"):
+    with pytest.raises(RequestError, match=r"^clip_skip is 3, .* has only 3 layers: use at most 2$"):
         pipe("a cat", num_inference_steps=1, clip_skip=3)
     with pytest.raises(RequestError, match=r"^clip_skip is -1: "):
         pipe("a cat", num_inference_steps=1, clip_skip=-1)

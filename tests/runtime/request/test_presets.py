@@ -15,7 +15,7 @@ IMAGE = np.zeros((64, 64, 3), np.uint8)
 
 
 class Offered:
-    """As much of a manifest as filling in a request looks at."""
+    """The part of a manifest that resolving a request uses."""
 
     low_resolution = None
     name = "paper"
@@ -46,13 +46,13 @@ def test_what_is_asked_comes_before_a_preset() -> None:
 
 
 def test_turbo_starts_late_from_an_image() -> None:
-    """Of one step, a strength below 1 would leave none."""
+    """With one step, a strength below 1 would leave no step to run."""
     request = resolved(preset="turbo", image=IMAGE)
     assert (request.num_inference_steps, request.strength) == (2, 0.5)
     request = resolved(preset="turbo", image=IMAGE, strength=0.9, num_inference_steps=4)
     assert (request.num_inference_steps, request.strength) == (4, 0.9)
-    own = KINDS["turbo"].tasks["image-to-image"]
-    assert (own.num_inference_steps, own.strength) == (2, 0.5)
+    turbo = KINDS["turbo"].tasks["image-to-image"]
+    assert (turbo.num_inference_steps, turbo.strength) == (2, 0.5)
     inpainting = resolved("inpainting", preset="turbo", image=IMAGE, mask_image=IMAGE[..., 0])
     assert (inpainting.num_inference_steps, inpainting.strength) == (1, 1.0)
     assert resolved(preset="lcm", image=IMAGE).strength == 0.8
