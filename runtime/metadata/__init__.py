@@ -1,1 +1,1 @@
-"""What an image file says about how it was made: written, read back, and translated from AUTOMATIC1111."""
+"""Generation metadata of PNG files: written, read back, and imported from AUTOMATIC1111."""

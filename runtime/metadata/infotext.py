@@ -1,4 +1,4 @@
-"""The text about an image that AUTOMATIC1111's web interface writes into a PNG, and reads back from it."""
+"""AUTOMATIC1111's generation parameters: the text that its web interface stores in PNG files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SAMPLERS: dict[SamplerName, str] = {
     "unipc": "UniPC",
     "lcm": "LCM",
 }
-"""What that interface, or a fork of it, calls a sampler; one that none of them has keeps its own name."""
+"""Names of samplers in AUTOMATIC1111 or one of its forks."""
 
-OWN_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
-"""Samplers that none of them has: their DPM++ 2S a draws noise, which dpmpp-2s does not."""
+UNNAMED_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
+"""Samplers unknown to AUTOMATIC1111, written with their sd2rt names. Its DPM++ 2S a adds noise, dpmpp-2s does not."""
 
 SCHEDULES: dict[str, str] = {
     "karras": "Karras",
@@ -38,33 +38,33 @@ SCHEDULES: dict[str, str] = {
     "beta": "Beta",
     "ays": "Align Your Steps",
 }
-"""What it calls a schedule type; timestep spacings are this project's own to say."""
+"""Names of schedule types in AUTOMATIC1111. Timestep spacings are written to a separate field, ``Spacing``."""
 
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\s*([A-Za-z0-9][\w \-/]*?)\s*:[ \t]*")
-_FEWEST = 3
-"""Settings that make a line one of settings: a prompt may hold a colon too."""
+_MIN_SETTINGS = 3
+"""A line with fewer ``key: value`` pairs is part of the prompt, which may contain colons too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The text, taken apart."""
+    """Parsed generation parameters."""
 
     prompt: str
     negative_prompt: str
     values: dict[str, str]
-    """The settings by their names, as they stand there."""
+    """Settings by name, with their unparsed values."""
 
 
 def write_parameters(facts: dict[str, Any], version: str) -> str:
-    """The text for what :func:`~sd2rt.runtime.metadata.png.facts_of` says of an image."""
+    """Format the result of :func:`~sd2rt.runtime.metadata.png.facts_of` as AUTOMATIC1111's text."""
     lines = [facts["prompt"] or ""]
     if facts["negative_prompt"]:
         lines.append(f"{_NEGATIVE} {facts['negative_prompt']}")
     schedule = facts["schedule"]
     request: dict[str, Any] = facts["request"]
     scale, interval = facts["guidance_scale"], request.get("guidance_interval")
-    # One number is read back there: the one that steps begin with.
+    # AUTOMATIC1111 reads a single number: write the scale of the first step.
     scales = list(scale) if isinstance(scale, list | tuple) else [scale]
     values: dict[str, Any] = {
         "Steps": facts["steps"],
@@ -80,11 +80,11 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
         "CFG interval": None if interval is None else _levels(*interval),
         "CFG rescale": facts["guidance_rescale"] or None,
         "Prompt syntax": request.get("prompt_syntax"),
-        # Its layers are counted from one.
+        # AUTOMATIC1111 counts from 1: its 1 skips no layer.
         "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,
         "Variation seed": request.get("variation_seed") if "variation_strength" in request else None,
         "Variation seed strength": request.get("variation_strength"),
-        # There a GPU's is what goes without saying.
+        # Without this field AUTOMATIC1111 uses the GPU's generator.
         "RNG": "CPU" if request.get("rng", "cpu") == "cpu" else None,
         "Model hash": facts["identity"][:10],
         "Model": facts["bundle"],
@@ -104,17 +104,17 @@ def _quoted(value: Any) -> str:
 
 
 def parse_parameters(text: str) -> Parameters:
-    """Take the text apart: the prompt's lines, the negative prompt's, and a line of settings.
+    """Parse a text into prompt, negative prompt and settings.
 
-    A text without settings is all prompt.
+    A text without a line of settings is all prompt.
     """
     lines = text.strip().split("\n")
-    # Old versions put remarks below.
+    # Old versions appended remarks after the settings.
     last = max(
         (number for number, line in enumerate(lines) if line.startswith("Steps: ")), default=len(lines) - 1
     )
     values = dict(_settings(lines[last]))
-    if len(values) < _FEWEST:
+    if len(values) < _MIN_SETTINGS:
         last, values = len(lines), {}
     prompts: tuple[list[str], list[str]] = ([], [])
     negative = False
@@ -126,19 +126,19 @@ def parse_parameters(text: str) -> Parameters:
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:
-    """The ``key: value`` pairs of a line; a value with a comma, a colon or a line's end is a JSON string."""
-    position, ended = 0, False
+    """Yield the ``key: value`` pairs of a line. Values with commas, colons or newlines are JSON strings."""
+    position, unclosed = 0, False
     while position < len(line):
         key = _KEY.match(line, position, position + 100)
         if key is None:
-            # What is no pair is passed over, up to the next comma.
+            # Not a pair: skip to the next comma.
             position = _past_comma(line, position)
             continue
         start = key.end()
-        end = -1 if ended or not line.startswith('"', start) else _closing(line, start)
+        end = -1 if unclosed or not line.startswith('"', start) else _closing_quote(line, start)
         if end < 0:
-            # Where one quotation has no end, no later one has: they are not looked for again.
-            ended = ended or line.startswith('"', start)
+            # If one quotation is unclosed, all later ones are too: do not search again, which would be quadratic.
+            unclosed = unclosed or line.startswith('"', start)
             position = _past_comma(line, start)
             yield key[1], line[start:position].removesuffix(",").strip()
         else:
@@ -151,8 +151,8 @@ def _past_comma(line: str, start: int) -> int:
     return len(line) if comma < 0 else comma + 1
 
 
-def _closing(line: str, start: int) -> int:
-    """Where the quotation that begins at ``start`` ends, or -1."""
+def _closing_quote(line: str, start: int) -> int:
+    """Return the index of the quote that closes the one at ``start``, or -1."""
     position = start + 1
     while position < len(line) and line[position] != '"':
         position += 2 if line[position] == "\\" else 1

@@ -1,4 +1,4 @@
-"""Settings of AUTOMATIC1111's web interface as a request's, and what of them cannot be honoured."""
+"""Translate AUTOMATIC1111's settings to request fields, with notes on those that are not supported."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.bundle.sizes import check_side, parse_size
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, SCHEDULES, Parameters
+from sd2rt.runtime.metadata.infotext import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS, Parameters
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.samplers import schedules_of
 
-_SAMPLERS: dict[str, SamplerName] = {theirs.casefold(): ours for ours, theirs in SAMPLERS.items()}
-_SAMPLERS |= {name: name for name in (*SAMPLERS, *OWN_SAMPLERS)}
+_SAMPLERS: dict[str, SamplerName] = {label.casefold(): name for name, label in SAMPLERS.items()}
+_SAMPLERS |= {name: name for name in (*SAMPLERS, *UNNAMED_SAMPLERS)}
 
-_SCHEDULES = {theirs.casefold(): ours for ours, theirs in SCHEDULES.items()} | {
-    # The timesteps that these walk are those of a spacing, or nearly.
+_SCHEDULES = {label.casefold(): name for name, label in SCHEDULES.items()} | {
+    # These use the timesteps of a spacing, exactly or nearly.
     "uniform": "linspace",
     "normal": "linspace",
     "sgm uniform": "trailing",
@@ -27,7 +27,7 @@ _SCHEDULES = {theirs.casefold(): ours for ours, theirs in SCHEDULES.items()} | {
     "ddim": "leading",
 }
 _SPACINGS = {"ddim": "leading", "pndm": "leading", "unipc": "leading", "lcm": None, "ddpm": None}
-"""What samplers take there where no schedule type is named; all others are evenly spaced, both ends included."""
+"""Spacing that AUTOMATIC1111 uses if no schedule type is given; samplers not listed here use linspace."""
 
 _AUTOMATIC: dict[SamplerName, str] = {
     "dpmpp-2m": "karras",
@@ -36,7 +36,7 @@ _AUTOMATIC: dict[SamplerName, str] = {
     "dpm2": "karras",
     "dpm2-a": "karras",
 }
-"""What its newer versions take where the schedule type is said to be automatic."""
+"""Schedule that newer versions of AUTOMATIC1111 use for the schedule type "Automatic"."""
 
 _BROWNIAN = ("dpmpp-sde", "dpmpp-2m-sde")
 
@@ -53,21 +53,23 @@ _IGNORED_KEYS = (
     "Lora hashes",
     "TI hashes",
 )
-"""Settings that say nothing of the picture, or nothing that is not said elsewhere."""
+"""Settings that do not affect the image, or that repeat other settings."""
 
 
 class A1111Settings:
-    """What a text of that interface asks for, as fields of a request.
+    """Request fields translated from AUTOMATIC1111's generation parameters.
 
     Attributes:
-        fields: of a request.
-        notes: a line each on what cannot be honoured.
-        from_image: whether it began with an image, which is not in the text.
-        masked: whether part of that was masked.
-        model: the name of the model, where it is told.
-        model_hash: the first ten digits of the SHA-256 of its file, where it is told.
-        embeddings: the textual inversions that the prompts named, by name; its hashes of them are of another kind.
-        loras: the LoRAs that the prompts named, which are no longer in them, with their scales where there is one.
+        fields: request fields.
+        notes: one line for each setting that is not supported.
+        from_image: True for image-to-image; the text does not contain the image.
+        masked: True if a mask was used, which the text does not contain either.
+        model: name of the model, or None.
+        model_hash: first ten digits of the SHA-256 of the model file, or None.
+        embeddings: names of the textual inversions in the prompts. Their hashes are dropped: AUTOMATIC1111
+            computes them differently.
+        loras: names and scales of the LoRAs in the prompts, whose tags are removed from the prompts. The scale is
+            None if it is not a single number.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -79,35 +81,35 @@ class A1111Settings:
         self.notes: list[str] = []
         self.model = self._values.get("Model")
         self.model_hash = self._values.get("Model hash")
-        told = self._values.get("TI hashes", "")
+        inversions = self._values.get("TI hashes", "")
         self.loras: list[tuple[str, float | None]] = []
-        self.embeddings = [pair.partition(":")[0].strip() for pair in told.split(",") if pair.strip()]
+        self.embeddings = [pair.partition(":")[0].strip() for pair in inversions.split(",") if pair.strip()]
         hires = any(name.startswith("Hires") for name in self._values)
         self.from_image = "Denoising strength" in self._values and not hires
         self.masked = self.from_image and any(
             name in self._values for name in ("Mask blur", "Masked content")
         )
-        own = self._values.get("Version", "").startswith("sd2rt")
-        self._prompts(own)
+        by_sd2rt = self._values.get("Version", "").startswith("sd2rt")
+        self._prompts(by_sd2rt)
         self._sampler()
         self._numbers(hires)
         self._noise()
-        self._clip_skip(own)
+        self._clip_skip(by_sd2rt)
         for name, value in self._values.items():
             if name not in _IGNORED_KEYS:
-                self._unused(name, value)
+                self._note_ignored(name, value)
 
     def _take(self, name: str) -> str | None:
         return self._values.pop(name, None)
 
-    def _unused(self, name: str, value: str | None) -> None:
+    def _note_ignored(self, name: str, value: str | None) -> None:
         if value is not None:
-            self.notes.append(f"{shown(f'{name}: {value}')} is not honoured")
+            self.notes.append(f"{shown(f'{name}: {value}')} is not supported and is ignored")
 
-    def _prompts(self, own: bool) -> None:
+    def _prompts(self, by_sd2rt: bool) -> None:
         texts = f"{self.fields['prompt']} {self.fields['negative_prompt']}"
         syntax = self._take("Prompt syntax")
-        if own and syntax is None:
+        if by_sd2rt and syntax is None:
             return
         self.fields["prompt_syntax"] = "a1111"
         for name in ("prompt", "negative_prompt"):
@@ -120,12 +122,12 @@ class A1111Settings:
                 self.loras.append((name, _strength(strength)))
 
     def _sampler(self) -> None:
-        told, schedule = self._take("Sampler"), self._take("Schedule type")
+        label, schedule = self._take("Sampler"), self._take("Schedule type")
         spacing = self._take("Spacing")
-        if told is None:
-            self._unused("Schedule type", schedule)
+        if label is None:
+            self._note_ignored("Schedule type", schedule)
             return
-        name, combined = _split(told)
+        name, combined = _split_schedule(label)
         automatic = schedule is not None and schedule.casefold() == "automatic"
         if schedule is None or automatic:
             schedule = combined
@@ -134,12 +136,14 @@ class A1111Settings:
             self.fields["sampler_options"] = {"solver_type": "heun"}
         sampler = _SAMPLERS.get(name)
         if sampler is None:
-            self.notes.append(f"Sampler {shown(told)} is not known: the bundle's own takes its place")
-            self._unused("Schedule type", schedule)
+            self.notes.append(f"Sampler {shown(label)} is unknown: the bundle's default is used")
+            self._note_ignored("Schedule type", schedule)
             return
         self.fields["sampler"] = sampler
         if sampler in _BROWNIAN:
-            self.notes.append(f"Sampler {shown(told)} draws other noise on the way than there")
+            self.notes.append(
+                f"Sampler {shown(label)} draws different noise between steps than AUTOMATIC1111"
+            )
         if spacing is not None:
             chosen: str | None = spacing
         elif schedule is None:
@@ -151,7 +155,7 @@ class A1111Settings:
             self.fields["schedule"] = chosen
         elif chosen is not None and (schedule is not None or spacing is not None):
             self.notes.append(
-                f"Schedule type {shown(chosen)} is none of {sampler}'s: its usual one takes its place"
+                f"Schedule type {shown(chosen)} is not available for {sampler}: its default is used"
             )
 
     def _numbers(self, hires: bool) -> None:
@@ -161,9 +165,9 @@ class A1111Settings:
         self._number("Seed", "seed", int)
         if not hires:
             self._number("Denoising strength", "strength", float)
-        for told in ("Eta DDIM", "Eta"):
+        for key in ("Eta DDIM", "Eta"):
             if self.fields.get("sampler") == "ddim":
-                self._number(told, "eta", float)
+                self._number(key, "eta", float)
         size = self._take("Size")
         if size is None:
             return
@@ -172,21 +176,21 @@ class A1111Settings:
             for name, side in sides.items():
                 check_side(name, side)
         except (RequestError, ValueError) as error:
-            self.notes.append(f"Size {shown(size)} cannot be honoured ({error}): the bundle's own is taken")
+            self.notes.append(f"Size {shown(size)} is not supported ({error}): the bundle's default is used")
         else:
             self.fields |= sides
 
-    def _number(self, told: str, name: str, kind: Callable[[str], Any]) -> None:
-        value = self._take(told)
+    def _number(self, key: str, name: str, parse: Callable[[str], Any]) -> None:
+        value = self._take(key)
         if value is None:
             return
         try:
-            number = kind(value)
+            number = parse(value)
             if not math.isfinite(number):
                 raise ValueError
             Request.model_validate({"prompt": "", name: number})
         except (ValueError, OverflowError):
-            self.notes.append(f"{told} {shown(value)} cannot be honoured")
+            self.notes.append(f"{key} {shown(value)} is not a valid value and is ignored")
         else:
             self.fields[name] = number
 
@@ -194,7 +198,7 @@ class A1111Settings:
         source = self._take("RNG")
         rng = "cpu" if source is not None and source.upper() == "CPU" else "cuda"
         if source is not None and source.upper() not in ("CPU", "GPU", "NV"):
-            self.notes.append(f"RNG {shown(source)} is not known: a GPU's takes its place")
+            self.notes.append(f"RNG {shown(source)} is unknown: a GPU's generator is used")
         self.fields["rng"] = rng
         seed, strength = self._take("Variation seed"), self._take("Variation seed strength")
         if seed is None or strength is None:
@@ -203,28 +207,31 @@ class A1111Settings:
             variation = {"variation_seed": int(seed), "variation_strength": float(strength)}
             Request.model_validate({"prompt": "", **variation})
         except ValueError:
-            self.notes.append(f"Variation seed {shown(seed)}, strength {shown(strength)} cannot be honoured")
+            self.notes.append(
+                f"Variation seed {shown(seed)}, strength {shown(strength)} is not valid and is ignored"
+            )
             return
         self.fields |= variation
         if variation["variation_strength"] not in (0, 1):
             self.notes.append(
-                "the variation is nearly that of the picture: there each column of the noise turns by itself"
+                "the variation only approximates the original: AUTOMATIC1111 interpolates each column of the "
+                "noise separately"
             )
 
-    def _clip_skip(self, own: bool) -> None:
-        told = self._take("Clip skip")
-        # That interface has no use for it with SD2's text encoder; Forge has, and says f before its version.
-        if told is None or not (own or self._values.get("Version", "").startswith("f")):
+    def _clip_skip(self, by_sd2rt: bool) -> None:
+        value = self._take("Clip skip")
+        # AUTOMATIC1111 ignores this setting for SD2. Forge, whose versions begin with f, applies it.
+        if value is None or not (by_sd2rt or self._values.get("Version", "").startswith("f")):
             return
-        if not told.isdecimal() or len(told) > 2 or int(told) < 1:
-            self.notes.append(f"Clip skip {shown(told)} cannot be honoured")
-        elif int(told) > 1:
-            # There 1 is the last layer; here that is none skipped.
-            self.fields["clip_skip"] = int(told) - 1
+        if not value.isdecimal() or len(value) > 2 or int(value) < 1:
+            self.notes.append(f"Clip skip {shown(value)} is not a valid value and is ignored")
+        elif int(value) > 1:
+            # AUTOMATIC1111's 1 ends at the last layer; clip_skip counts the skipped layers.
+            self.fields["clip_skip"] = int(value) - 1
 
 
 def _strength(text: str) -> float | None:
-    """What stands after a LoRA's name; 1 where nothing does, None where it is more than a number."""
+    """Parse the scale in a LoRA tag: 1 if missing, None if it is not a single finite number."""
     try:
         scale = float(text or 1)
     except ValueError:
@@ -232,9 +239,9 @@ def _strength(text: str) -> float | None:
     return scale if math.isfinite(scale) else None
 
 
-def _split(sampler: str) -> tuple[str, str | None]:
-    """A sampler's name, and the schedule type that old versions said with it: DPM++ 2M Karras."""
-    name = sampler.strip().casefold()
+def _split_schedule(label: str) -> tuple[str, str | None]:
+    """Split off the schedule that old versions appended to the sampler's name, as in DPM++ 2M Karras."""
+    name = label.strip().casefold()
     for schedule in ("karras", "exponential"):
         if name.endswith(f" {schedule}"):
             return name.removesuffix(f" {schedule}"), schedule
@@ -242,6 +249,6 @@ def _split(sampler: str) -> tuple[str, str | None]:
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """A value in a message: printable, on one line, not long."""
-    clear = "".join(character if character.isprintable() else "?" for character in text[:limit])
-    return clear if len(text) <= limit else f"{clear}…"
+    """Shorten a value and replace unprintable characters, for messages."""
+    printable = "".join(character if character.isprintable() else "?" for character in text[:limit])
+    return printable if len(text) <= limit else f"{printable}…"

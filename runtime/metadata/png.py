@@ -1,4 +1,4 @@
-"""How an image was made, as its PNG says: facts for people and for sd2rt, and the text that carries them."""
+"""Collect the generation metadata of an image and format it as PNG text chunks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def facts_of(pipeline: Pipeline, planned: PlannedRequest) -> dict[str, Any]:
-    """What made a planned request's image, as it goes into the file and into ``--json``.
+    """Return the metadata of a planned request's image, as stored in its PNG and printed by ``--json``.
 
-    ``request`` and ``inputs`` are what makes it again; the rest is the same, and what the bundle chose, for people.
-    So are ``backend`` and ``precision``, which differ by rounding: a picture is made again on whatever is at hand.
+    ``request`` and ``inputs`` are sufficient to reproduce the image. The other entries are for readers: they
+    repeat settings, including the bundle's defaults. ``backend`` and ``precision`` are also only informative:
+    reproducing an image uses the available backend, and results then differ by rounding.
     """
     from sd2rt.engines.bundle.sizes import TILE
     from sd2rt.runtime.metadata.recipe import settings_of
@@ -32,7 +33,7 @@ def facts_of(pipeline: Pipeline, planned: PlannedRequest) -> dict[str, Any]:
     optional = {
         "strength": request.strength,
         "noise_level": request.noise_level,
-        # As JSON has no infinity.
+        # JSON has no infinity: None stands for no upper limit.
         "guidance_interval": interval
         and tuple(level if math.isfinite(level) else None for level in interval),
         "prompt_syntax": None if request.prompt_syntax == "plain" else request.prompt_syntax,
@@ -69,7 +70,7 @@ def facts_of(pipeline: Pipeline, planned: PlannedRequest) -> dict[str, Any]:
 
 
 def png_text(facts: dict[str, Any]) -> dict[str, str]:
-    """Text chunks of a PNG, by key: AUTOMATIC1111's, and this project's own, which holds all facts."""
+    """Return a PNG's text chunks by key: AUTOMATIC1111's parameters, and sd2rt's chunk with all facts as JSON."""
     from sd2rt.runtime.metadata.infotext import write_parameters
     from sd2rt.runtime.metadata.recipe import A1111_CHUNK, CHUNK
 

@@ -1,4 +1,4 @@
-"""How a picture was made, as its file tells: written for every picture, and read to make it again."""
+"""Recipes: read the generation metadata of a PNG, to reproduce the image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sd2rt.engines.bundle.cache import named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.errors import BundleError, RequestError
-from sd2rt.runtime.images.read import read_text
+from sd2rt.runtime.images.read import read_png_text
 from sd2rt.runtime.metadata.infotext import parse_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings, shown
 from sd2rt.runtime.request.request import Request, make_request
@@ -27,177 +27,177 @@ if TYPE_CHECKING:
     from sd2rt.engines.lora.file import Lora
 
 CHUNK = "sd2rt"
-"""The PNG's text that is this project's own."""
+"""Key of the PNG text chunk with sd2rt's metadata."""
 A1111_CHUNK = "parameters"
 
 INPUTS = ("image", "mask_image", "depth_map", "latents", "prompt_embeds", "negative_prompt_embeds")
-"""Fields of a request that a file has no place for: it says their hashes. Nor may one name files to read."""
+"""Request fields too large to store. Files hold only their hashes, and never paths of files to read."""
 
 _FIELDS_NOT_RECORDED = (*INPUTS, "max_image_pixels", "output_type", "num_images_per_prompt")
-"""Neither are these in it: they are of the call, not of the one picture."""
+"""Request fields missing in files: the inputs, and settings of the call rather than of one image."""
 
-_MOST_NOTES = 20
+_MAX_NOTES = 20
 
 _IDENTITY_DIGITS = 64
 
-_OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
+_CLI_OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
 
 
 class LoraReference(BaseModel):
-    """A LoRA as a file tells of it."""
+    """A LoRA as recorded in a file."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     name: str
     scale: float | None = None
     sha256: str = ""
-    """The beginning of its file's hash, where that is known."""
+    """Leading digits of its file's hash; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a picture's file tells of how it was made."""
+    """Generation settings read from an image file."""
 
     path: str
     fields: dict[str, Any]
-    """Of a :class:`~sd2rt.runtime.request.request.Request`, checked; all that were not at their defaults."""
+    """Validated fields of a :class:`~sd2rt.runtime.request.request.Request` that differ from their defaults."""
     notes: tuple[str, ...] = ()
-    """What cannot be honoured, a line each."""
+    """One line for each setting that is not supported."""
     inputs: dict[str, str | None] = field(default_factory=dict)
-    """Pictures and arrays that must be given again, by field, with their hashes where they are known."""
+    """Images and arrays that must be passed again, by field, with their hashes (None if unknown)."""
     bundle: str | None = None
     identity: str | None = None
-    """Of the bundle, in full; or the first ten digits of its checkpoint's hash, from AUTOMATIC1111's text."""
+    """Full identity of the bundle, or, from AUTOMATIC1111, the first ten digits of its checkpoint's hash."""
     tile: int | None = None
-    """The pipeline's ``tile``, where it was not the usual one."""
+    """The pipeline's ``tile``, if it was not the default."""
     embeddings: dict[str, str] = field(default_factory=dict)
-    """Textual inversions that the pipeline had, by token, with the beginnings of their files' hashes."""
+    """Textual inversions of the pipeline, by token, with the leading digits of their files' hashes."""
     loras: tuple[LoraReference, ...] = ()
-    """LoRAs that the pipeline had."""
+    """LoRAs of the pipeline."""
     upscaled: Recipe | None = None
-    """What was made of the picture afterwards, by an upscaler's bundle."""
+    """Settings of the upscaling that followed, if any."""
 
     def bundle_path(self) -> Path:
-        """Where its bundle lies.
+        """Return the path of the bundle in the cache.
 
         Raises:
-            RequestError: no bundle of that name is in the cache; a file does not tell where else to look.
+            RequestError: the file names no bundle, or one that is not in the cache.
         """
         try:
-            found = None if self.bundle is None else named_bundle(self.bundle)
+            path = None if self.bundle is None else named_bundle(self.bundle)
         except BundleError:
-            found = None
-        # Not pathlib, which raises for a name that is too long.
-        if found is None or not os.path.isfile(found / MANIFEST):
-            told = (
+            path = None
+        # Not pathlib, which raises if the name is too long.
+        if path is None or not os.path.isfile(path / MANIFEST):
+            problem = (
                 "does not name its bundle"
                 if self.bundle is None
-                else f"is of the bundle {shown(self.bundle)}"
+                else f"was made with the bundle {shown(self.bundle)}, which is not in the cache"
             )
-            raise RequestError(
-                f"{self.path} {told}, which is not in the cache: name a bundle before the prompt"
-            )
-        return found
+            raise RequestError(f"{self.path} {problem}: name a bundle before the prompt")
+        return path
 
     def bundle_notes(self, manifest: Manifest) -> list[str]:
-        """What there is to say where the picture is made again with this bundle."""
+        """Return notes on differences between this bundle and the recorded one."""
         if self.identity is None:
             return []
-        name = "an unnamed one" if self.bundle is None else shown(self.bundle)
-        made = f"{self.path} was made with"
+        name = "unnamed" if self.bundle is None else shown(self.bundle)
+        made_with = f"{self.path} was made with"
         if len(self.identity) == _IDENTITY_DIGITS:
             same = self.identity == manifest.identity
             return (
                 []
                 if same
-                else [f"{made} another bundle than {manifest.name} ({name}, {shown(self.identity, 10)})"]
+                else [
+                    f"{made_with} a different bundle ({name}, {shown(self.identity, 10)}) than {manifest.name}"
+                ]
             )
         files = manifest.source.files.values()
-        if any(known.startswith(self.identity.lower()) for known in files):
+        if any(sha256.startswith(self.identity.lower()) for sha256 in files):
             return []
         return [
-            f"{made} the model {name} ({shown(self.identity)}), {manifest.name} was built from other files"
+            f"{made_with} the model {name} ({shown(self.identity)}), but {manifest.name} was built from other files"
         ]
 
-    def embedding_notes(self, given: Mapping[str, str]) -> list[str]:
-        """What there is to say where the pipeline has these embeddings: their files' hashes, by token."""
-        notes = (_embedding_note(token, wanted, given) for token, wanted in self.embeddings.items())
+    def embedding_notes(self, loaded: Mapping[str, str]) -> list[str]:
+        """Return notes on differences between the loaded embeddings (file hashes by token) and the recorded ones."""
+        notes = (_embedding_note(token, sha256, loaded) for token, sha256 in self.embeddings.items())
         return [note for note in notes if note is not None]
 
-    def lora_notes(self, given: Sequence[Lora]) -> list[str]:
-        """What there is to say where the pipeline has these LoRAs."""
-        notes = (_lora_note(told, given) for told in self.loras)
+    def lora_notes(self, loaded: Sequence[Lora]) -> list[str]:
+        """Return notes on differences between the loaded LoRAs and the recorded ones."""
+        notes = (_lora_note(recorded, loaded) for recorded in self.loras)
         return [note for note in notes if note is not None]
 
     def check_inputs(self, request: Request, replaced: Collection[str] = ()) -> list[str]:
-        """Compare what a request is given with what the picture was made from; what to say where it differs.
+        """Compare a request's inputs with the recorded ones. Returns a note for each that differs.
 
-        ``replaced`` are inputs in whose place something else is given.
+        Inputs in ``replaced`` were deliberately exchanged and are not compared.
 
         Raises:
-            RequestError: something is missing.
+            RequestError: an input is missing.
         """
         notes = []
         for name, expected in self.inputs.items():
             if name in replaced:
                 continue
-            given, what = getattr(request, name), name.replace("_", " ")
-            if given is None:
-                how = (
-                    f"give it again with {_OPTIONS[name]}"
-                    if name in _OPTIONS
-                    else "that is for Python: give it there"
+            value, label = getattr(request, name), name.replace("_", " ")
+            if value is None:
+                remedy = (
+                    f"pass it again with {_CLI_OPTIONS[name]}"
+                    if name in _CLI_OPTIONS
+                    else "pass it again from Python"
                 )
                 raise RequestError(
-                    f"{self.path} was made from {_article(what)}, which it does not hold: {how}"
+                    f"{self.path} was made from {_with_article(label)}, which the file does not contain: {remedy}"
                 )
-            if expected is not None and digest(given) != expected:
-                notes.append(f"the {what} is not the one that {self.path} was made from")
+            if expected is not None and digest(value) != expected:
+                notes.append(f"the {label} differs from the one that {self.path} was made from")
         return notes
 
 
-def _embedding_note(token: str, wanted: str, given: Mapping[str, str]) -> str | None:
-    if token not in given:
-        which = f"{shown(token)} ({shown(wanted)})" if wanted else shown(token)
-        return f"the embedding {which} is not in it: give its file with --embedding"
-    if not given[token].startswith(wanted):
-        return f"the embedding {shown(token)} is another file than the one that it was made with"
+def _embedding_note(token: str, sha256: str, loaded: Mapping[str, str]) -> str | None:
+    if token not in loaded:
+        label = f"{shown(token)} ({shown(sha256)})" if sha256 else shown(token)
+        return f"the embedding {label} is not loaded: add its file with --embedding"
+    if not loaded[token].startswith(sha256):
+        return f"the embedding {shown(token)} is a different file from the one used originally"
     return None
 
 
-def _lora_note(told: LoraReference, given: Sequence[Lora]) -> str | None:
-    name, at = shown(told.name), "" if told.scale is None else f":{told.scale:g}"
-    same = [
+def _lora_note(recorded: LoraReference, loaded: Sequence[Lora]) -> str | None:
+    name, suffix = shown(recorded.name), "" if recorded.scale is None else f":{recorded.scale:g}"
+    matches = [
         lora
-        for lora in given
-        if lora.sha256.startswith(told.sha256) and (told.sha256 or lora.name == told.name)
+        for lora in loaded
+        if lora.sha256.startswith(recorded.sha256) and (recorded.sha256 or lora.name == recorded.name)
     ]
-    if not same:
-        if any(lora.name == told.name for lora in given):
-            return f"the LoRA {name} is another file than the one that it was made with"
-        which = f"{name} ({shown(told.sha256)})" if told.sha256 else name
-        return f"the LoRA {which} is not in it: give its file with --lora FILE{at}"
-    if told.scale is not None and all(lora.scale != told.scale for lora in same):
-        return f"the LoRA {name} is given at {same[0].scale:g}, it was made with it at {told.scale:g}"
+    if not matches:
+        if any(lora.name == recorded.name for lora in loaded):
+            return f"the LoRA {name} is a different file from the one used originally"
+        label = f"{name} ({shown(recorded.sha256)})" if recorded.sha256 else name
+        return f"the LoRA {label} is not loaded: add its file with --lora FILE{suffix}"
+    if recorded.scale is not None and all(lora.scale != recorded.scale for lora in matches):
+        return f"the LoRA {name} has scale {matches[0].scale:g}, but {recorded.scale:g} was used originally"
     return None
 
 
 def settings_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
-    """A resolved request as a file says it: what is not at its default, for JSON, and hashes of its inputs."""
+    """Return a resolved request's fields that differ from their defaults, as JSON values, and its inputs' hashes."""
     names = {
         name
-        for name, known in Request.model_fields.items()
+        for name, field_info in Request.model_fields.items()
         if name not in _FIELDS_NOT_RECORDED
-        and getattr(request, name) != known.get_default(call_default_factory=True)
+        and getattr(request, name) != field_info.get_default(call_default_factory=True)
     }
     inputs = {name: getattr(request, name) for name in INPUTS}
     hashes = {name: digest(value) for name, value in inputs.items() if value is not None}
-    # By way of its text, which has null in the place of infinity.
+    # Through JSON text, which writes infinity as null.
     return json.loads(request.model_dump_json(include=names)), hashes
 
 
 def digest(value: Image | np.ndarray[Any, Any]) -> str:
-    """SHA-256 of a picture's mode, size and pixels, or of an array's type, shape and values."""
+    """Hash an image's mode, size and pixels, or an array's dtype, shape and values, with SHA-256."""
     if isinstance(value, np.ndarray):
         kind, data = f"{value.dtype.str} {list(value.shape)}", value.tobytes()
     else:
@@ -206,25 +206,22 @@ def digest(value: Image | np.ndarray[Any, Any]) -> str:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read how a PNG was made: what sd2rt wrote into it, or else AUTOMATIC1111's text.
+    """Read the generation settings of a PNG, written by sd2rt or by AUTOMATIC1111.
 
-    Nothing in it names a file that would be read.
+    The metadata is untrusted: no path in it is ever opened.
 
     Raises:
-        RequestError: it cannot be read, is no PNG, tells nothing, or what it tells is wrong.
+        RequestError: the file cannot be read, is not a PNG, or has no or invalid generation settings.
     """
-    name = os.fspath(path)
-    shown, text = read_text(name)
+    name, text = read_png_text(os.fspath(path))
     if CHUNK in text:
-        return _own(shown, text[CHUNK])
+        return _from_sd2rt(name, text[CHUNK])
     if text.get(A1111_CHUNK, "").strip():
-        return _imported(shown, text[A1111_CHUNK])
-    raise RequestError(
-        f"{shown} does not tell how it was made: give a PNG from sd2rt or AUTOMATIC1111's interface"
-    )
+        return _from_a1111(name, text[A1111_CHUNK])
+    raise RequestError(f"{name} contains no generation settings: use a PNG written by sd2rt or AUTOMATIC1111")
 
 
-class _Made(BaseModel):
+class _Generation(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     request: dict[str, Any]
@@ -236,74 +233,80 @@ class _Made(BaseModel):
     loras: list[LoraReference] = []
 
 
-class _Chunk(_Made):
-    upscaled: _Made | None = None
+class _Chunk(_Generation):
+    upscaled: _Generation | None = None
 
 
-def _own(path: str, text: str) -> Recipe:
+def _from_sd2rt(path: str, text: str) -> Recipe:
     try:
-        made = _Chunk.model_validate(json.loads(text))
-        first = _recipe(path, made)
-        return first if made.upscaled is None else replace(first, upscaled=_recipe(path, made.upscaled))
+        chunk = _Chunk.model_validate(json.loads(text))
+        recipe = _recipe(path, chunk)
+        return recipe if chunk.upscaled is None else replace(recipe, upscaled=_recipe(path, chunk.upscaled))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        reason = f"{'.'.join(map(str, wrong['loc'])) or 'it'}: {wrong['msg'].lower()}"
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
     except RecursionError:
         reason = "it is nested too deeply"
     except (RequestError, ValueError) as error:
         reason = str(error)
     raise RequestError(
-        f"what {path} tells of itself is wrong ({shown(reason, 200)}): give another picture, or the options"
+        f"the generation settings in {path} are invalid ({shown(reason, 200)}): use another PNG, or set the options"
     )
 
 
-def _recipe(path: str, made: _Made) -> Recipe:
-    known = [
-        name for name in made.request if name in Request.model_fields and name not in _FIELDS_NOT_RECORDED
+def _recipe(path: str, generation: _Generation) -> Recipe:
+    supported = [
+        name
+        for name in generation.request
+        if name in Request.model_fields and name not in _FIELDS_NOT_RECORDED
     ]
-    notes = [f"{shown(name)} is not honoured" for name in made.request if name not in known]
-    fields = {name: made.request[name] for name in known}
-    # Checked here, where it can be told that the file is wrong, and no option.
+    notes = [
+        f"{shown(name)} is not supported and is ignored"
+        for name in generation.request
+        if name not in supported
+    ]
+    fields = {name: generation.request[name] for name in supported}
+    # Validate here, so that the error blames the file and not an option.
     make_request(**{"prompt": "", **fields})
     return Recipe(
         path=path,
         fields=fields,
-        notes=_few(notes),
-        inputs={name: value for name, value in made.inputs.items() if name in INPUTS},
-        bundle=made.bundle,
-        identity=made.identity,
-        tile=made.tile,
-        embeddings=made.embeddings,
-        loras=tuple(made.loras[:_MOST_NOTES]),
+        notes=_limited(notes),
+        inputs={name: value for name, value in generation.inputs.items() if name in INPUTS},
+        bundle=generation.bundle,
+        identity=generation.identity,
+        tile=generation.tile,
+        embeddings=generation.embeddings,
+        loras=tuple(generation.loras[:_MAX_NOTES]),
     )
 
 
-def _imported(path: str, text: str) -> Recipe:
+def _from_a1111(path: str, text: str) -> Recipe:
     imported = A1111Settings(parse_parameters(text))
-    given = {"image": imported.from_image, "mask_image": imported.masked}
+    used = {"image": imported.from_image, "mask_image": imported.masked}
     return Recipe(
         path=path,
         fields=imported.fields,
-        notes=_few(imported.notes),
-        inputs={name: None for name, needed in given.items() if needed},
+        notes=_limited(imported.notes),
+        inputs={name: None for name, was_used in used.items() if was_used},
         bundle=imported.model,
         identity=imported.model_hash,
         embeddings=dict.fromkeys(imported.embeddings, ""),
-        loras=tuple(LoraReference(name=name, scale=scale) for name, scale in imported.loras[:_MOST_NOTES]),
+        loras=tuple(LoraReference(name=name, scale=scale) for name, scale in imported.loras[:_MAX_NOTES]),
     )
 
 
-def _article(what: str) -> str:
-    if what.endswith("s"):
-        return what
-    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+def _with_article(label: str) -> str:
+    if label.endswith("s"):
+        return label
+    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
 
 
-def _few(notes: list[str]) -> tuple[str, ...]:
-    """A file may tell any number of things that are not known."""
-    rest = len(notes) - _MOST_NOTES
+def _limited(notes: list[str]) -> tuple[str, ...]:
+    """Limit the notes: a file may contain any number of unknown settings."""
+    rest = len(notes) - _MAX_NOTES
     return (
         tuple(notes)
         if rest <= 0
-        else (*notes[:_MOST_NOTES], f"{rest} more things that it tells are not honoured")
+        else (*notes[:_MAX_NOTES], f"{rest} more settings are not supported and are ignored")
     )

@@ -70,13 +70,13 @@ def test_a_lora_is_asked_for_again(sd2rt: Command, small_bundle: Path, files: li
         np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
     digest = read_lora(files[0]).sha256[:12]
     assert sd2rt(*again).err == (
-        f"sd2rt: note: the LoRA toy ({digest}) is not in it: give its file with --lora FILE:0.8\n"
+        f"sd2rt: note: the LoRA toy ({digest}) is not loaded: add its file with --lora FILE:0.8\n"
     )
     said = sd2rt(*again, "--lora", f"{files[0]}:0.5")
-    assert said.err == "sd2rt: note: the LoRA toy is given at 0.5, it was made with it at 0.8\n"
+    assert said.err == "sd2rt: note: the LoRA toy has scale 0.5, but 0.8 was used originally\n"
     Path(files[0]).write_bytes(Path(files[1]).read_bytes())
     said = sd2rt(*again, "--lora", word)
-    assert said.err == "sd2rt: note: the LoRA toy is another file than the one that it was made with\n"
+    assert said.err == "sd2rt: note: the LoRA toy is a different file from the one used originally\n"
 
 
 def test_loras_that_are_refused(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.metadata.infotext import OWN_SAMPLERS, SAMPLERS, parse_parameters, write_parameters
+from sd2rt.runtime.metadata.infotext import SAMPLERS, UNNAMED_SAMPLERS, parse_parameters, write_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.samplers import SAMPLERS as BUILT_SAMPLERS
@@ -46,8 +46,8 @@ def imported(line: str, prompt: str = "a fox") -> A1111Settings:
 
 
 def test_every_sampler_has_a_name_there_or_keeps_its_own() -> None:
-    assert set(BUILT_SAMPLERS) <= {*SAMPLERS, *OWN_SAMPLERS}
-    assert not set(SAMPLERS) & set(OWN_SAMPLERS)
+    assert set(BUILT_SAMPLERS) <= {*SAMPLERS, *UNNAMED_SAMPLERS}
+    assert not set(SAMPLERS) & set(UNNAMED_SAMPLERS)
     assert len(set(SAMPLERS.values())) == len(SAMPLERS)
 
 
@@ -148,28 +148,28 @@ def test_names_that_say_the_schedule_too(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("line", "notes"),
     [
-        ("Sampler: DPM adaptive", ["Sampler DPM adaptive is not known: the bundle's own takes its place"]),
-        ("Sampler: DPM++ 2S a", ["Sampler DPM++ 2S a is not known: the bundle's own takes its place"]),
+        ("Sampler: DPM adaptive", ["Sampler DPM adaptive is unknown: the bundle's default is used"]),
+        ("Sampler: DPM++ 2S a", ["Sampler DPM++ 2S a is unknown: the bundle's default is used"]),
         (
             "Sampler: Euler, Schedule type: KL Optimal",
-            ["Schedule type KL Optimal is none of euler's: its usual one takes its place"],
+            ["Schedule type KL Optimal is not available for euler: its default is used"],
         ),
-        ("ENSD: 31337", ["ENSD: 31337 is not honoured"]),
+        ("ENSD: 31337", ["ENSD: 31337 is not supported and is ignored"]),
         (
             "Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent",
             [
-                "Denoising strength: 0.7 is not honoured",
-                "Hires upscale: 2 is not honoured",
-                "Hires upscaler: Latent is not honoured",
+                "Denoising strength: 0.7 is not supported and is ignored",
+                "Hires upscale: 2 is not supported and is ignored",
+                "Hires upscaler: Latent is not supported and is ignored",
             ],
         ),
-        ("Seed: many", ["Seed many cannot be honoured"]),
-        ("CFG scale: nan", ["CFG scale nan cannot be honoured"]),
-        ("Denoising strength: 0", ["Denoising strength 0 cannot be honoured"]),
-        ("RNG: TPU", ["RNG TPU is not known: a GPU's takes its place"]),
+        ("Seed: many", ["Seed many is not a valid value and is ignored"]),
+        ("CFG scale: nan", ["CFG scale nan is not a valid value and is ignored"]),
+        ("Denoising strength: 0", ["Denoising strength 0 is not a valid value and is ignored"]),
+        ("RNG: TPU", ["RNG TPU is unknown: a GPU's generator is used"]),
         (
             "Variation seed: x, Variation seed strength: 0.2",
-            ["Variation seed x, strength 0.2 cannot be honoured"],
+            ["Variation seed x, strength 0.2 is not valid and is ignored"],
         ),
     ],
 )
@@ -183,8 +183,8 @@ def test_size_that_cannot_be_made() -> None:
     found = imported("Size: 520x768, Seed: 1")
     assert "width" not in found.fields
     assert found.notes == [
-        "Size 520x768 cannot be honoured (width 520 is not a multiple of 64 from 64 to 4096: use 512 or 576): "
-        "the bundle's own is taken"
+        "Size 520x768 is not supported (width 520 is not a multiple of 64 from 64 to 4096: use 512 or 576): "
+        "the bundle's default is used"
     ]
 
 
@@ -195,7 +195,7 @@ def test_clip_skip_says_nothing_of_sd2_but_in_forge() -> None:
     if "clip_skip" in Request.model_fields:
         assert forge.fields["clip_skip"] == 1
     else:
-        assert forge.notes == ["Clip skip 2 cannot be honoured"]
+        assert forge.notes == ["Clip skip 2 is not a valid value and is ignored"]
 
 
 def test_syntax_of_the_prompt() -> None:
@@ -233,7 +233,7 @@ def test_quoted_values() -> None:
 
 @given(prompt=st.text(), negative=st.text(), seed=st.integers(), model=st.text(min_size=1))
 def test_any_text_is_read(prompt: str, negative: str, seed: int, model: str) -> None:
-    """What it says is checked; that it can be anything is all that is known of a file's text."""
+    """A file's text is untrusted: any content must be read without errors."""
     facts = FACTS | {"prompt": prompt, "negative_prompt": negative, "seed": seed, "bundle": model}
     found = A1111Settings(parse_parameters(write_parameters(facts, "1.0")))
     assert found.fields["seed"] == seed

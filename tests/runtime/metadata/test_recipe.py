@@ -1,4 +1,4 @@
-"""`sd2rt run --from`: a picture made again from what its file tells."""
+"""`sd2rt run --from`: reproduce an image from its file's metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAST = ("--steps", "2", "--threads", "1", "--seed", "5")
 
 @pytest.fixture
 def stored(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The bundle ``small`` in the cache, where a file's name for it is looked up."""
+    """The bundle ``small`` in the cache, where ``--from`` looks up a file's bundle."""
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
     return Path(shutil.copytree(small_bundle, tmp_path / "cache" / "bundles" / "small"))
 
@@ -162,7 +162,7 @@ def test_an_embedding_is_asked_for_again(sd2rt: Command, stored: Path) -> None:
     assert (with_it.code, with_it.err) == (0, "")
     np.testing.assert_array_equal(pixels("second.png"), pixels("first.png"))
     assert "note: the embedding <toy> (" in sd2rt(*again).err
-    assert "is another file" in sd2rt(*again, "--embedding", "other.safetensors").err
+    assert "is a different file" in sd2rt(*again, "--embedding", "other.safetensors").err
 
 
 def test_every_image_of_a_batch_again(sd2rt: Command, small_bundle: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_picture_from_a_picture_again(
     assert said.code == 0, said.err
     words = ("run", "--from", first, small_bundle)
     assert refused(2, *words) == (
-        f"{first} was made from an image, which it does not hold: give it again with --image"
+        f"{first} was made from an image, which the file does not contain: pass it again with --image"
     )
     again = sd2rt(*words, "--image", photo, "--threads", "1", "-o", "again.png")
     assert again.code == 0
@@ -193,7 +193,7 @@ def test_a_picture_from_a_picture_again(
     Image.new("RGB", (64, 64)).save("other.png")
     other = sd2rt(*words, "--image", "other.png", "--threads", "1", "-o", "again.png")
     assert other.code == 0
-    assert other.err == f"sd2rt: note: the image is not the one that {first} was made from\n"
+    assert other.err == f"sd2rt: note: the image differs from the one that {first} was made from\n"
 
 
 def test_an_upscaled_picture_again(
@@ -226,7 +226,9 @@ def test_another_bundle_is_told(sd2rt: Command, refused: Refused, small_bundle: 
     path = write(tmp_path / "x.png", sd2rt=chunk(identity="ab" * 32))
     said = sd2rt("run", "--from", path, small_bundle, "--steps", "1", "--threads", "1")
     assert said.code == 0
-    assert said.err == (f"sd2rt: note: {path} was made with another bundle than small (small, {'ab' * 5}…)\n")
+    assert said.err == (
+        f"sd2rt: note: {path} was made with a different bundle (small, {'ab' * 5}…) than small\n"
+    )
     said = sd2rt("run", "--from", path, small_bundle, "--steps", "1", "--threads", "1", "--quiet")
     assert (said.code, said.err) == (0, "")
 
@@ -256,9 +258,9 @@ def test_text_of_automatic1111(sd2rt: Command, small_bundle: Path, tmp_path: Pat
     said = sd2rt("run", "--from", path, small_bundle, "--threads", "1", "--json")
     assert said.code == 0
     assert said.err.splitlines() == [
-        "sd2rt: note: Sampler DPM adaptive is not known: the bundle's own takes its place",
-        "sd2rt: note: Hires upscale: 2 is not honoured",
-        f"sd2rt: note: {path} was made with the model other (4bdfc29cda), small was built from other files",
+        "sd2rt: note: Sampler DPM adaptive is unknown: the bundle's default is used",
+        "sd2rt: note: Hires upscale: 2 is not supported and is ignored",
+        f"sd2rt: note: {path} was made with the model other (4bdfc29cda), but small was built from other files",
     ]
     expected = {"prompt": "a fox,\nat dusk", "negative_prompt": "blurry", "steps": 2, "guidance_scale": 3.0}
     expected |= {"seed": 9, "width": 64, "height": 128}
@@ -315,7 +317,7 @@ def test_own_text_comes_first(tmp_path: Path) -> None:
 def test_wrong_data(refused: Refused, tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "x.png", sd2rt=text)
     said = refused(2, "run", "--from", path)
-    assert said.startswith(f"what {path} tells of itself is wrong (")
+    assert said.startswith(f"the generation settings in {path} are invalid (")
     assert len(said) < 500
     assert said.isprintable()
     with pytest.raises(RequestError):
@@ -334,22 +336,24 @@ def test_no_file_is_read_that_another_names(
     }
     recipe = read_recipe(write(tmp_path / "x.png", sd2rt=chunk(request=fields)))
     assert recipe.fields == {"prompt": "a"}
-    assert recipe.notes == tuple(f"{name} is not honoured" for name in list(fields)[1:])
+    assert recipe.notes == tuple(f"{name} is not supported and is ignored" for name in list(fields)[1:])
 
 
 def test_a_file_does_not_flood_the_terminal(tmp_path: Path) -> None:
     unknown = {f"new{number}": 1 for number in range(1000)}
     recipe = read_recipe(write(tmp_path / "x.png", sd2rt=chunk(request=unknown)))
     assert len(recipe.notes) == 21
-    assert recipe.notes[-1] == "980 more things that it tells are not honoured"
+    assert recipe.notes[-1] == "980 more settings are not supported and are ignored"
 
 
 def test_files_that_tell_nothing(refused: Refused, photo: Path, tmp_path: Path) -> None:
-    assert "does not tell how it was made" in refused(2, "run", "--from", photo)
-    assert "does not tell" in refused(2, "run", "--from", write(tmp_path / "blank.png", parameters=" \n"))
+    assert "contains no generation settings" in refused(2, "run", "--from", photo)
+    assert "contains no generation settings" in refused(
+        2, "run", "--from", write(tmp_path / "blank.png", parameters=" \n")
+    )
     with Image.open(photo) as image:
         image.save(tmp_path / "photo.jpg")
-    assert "is a JPEG: give a PNG" in refused(2, "run", "--from", tmp_path / "photo.jpg")
+    assert "is a JPEG, but only PNG files contain" in refused(2, "run", "--from", tmp_path / "photo.jpg")
     assert "cannot be read" in refused(2, "run", "--from", tmp_path / "missing.png")
     data = write(tmp_path / "cut.png", sd2rt=chunk()).read_bytes()
     (tmp_path / "cut.png").write_bytes(data[:-30])
