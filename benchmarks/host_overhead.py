@@ -17,7 +17,7 @@ from benchmarks.recording import machine, report
 from benchmarks.recording.bundle import add_bundle, bundle_or_demo
 from benchmarks.recording.process import OthersClock
 from sd2rt.runtime import Pipeline
-from sd2rt.runtime.bench.recording import StepTime, make_steps, step_times
+from sd2rt.runtime.bench.recording import StepTime, run_steps, step_times
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 
 MICROSECONDS_BOUND = 100.0
@@ -139,7 +139,7 @@ def timed_steps(
     )
     with run:
         pipeline.timeline.take()
-        make_steps(pipeline.timeline, run, lambda progress: None)
+        run_steps(pipeline.timeline, run, lambda progress: None)
     return step_times(pipeline.timeline.take())
 
 

@@ -1,1 +1,1 @@
-"""`sd2rt bench`: time, memory and profile of a bundle's images on this machine."""
+"""`sd2rt bench`: measure speed and memory of a bundle on this machine, and record profiles."""

@@ -1,4 +1,4 @@
-"""Cases measured: the same images again and again, and what each stage of them took."""
+"""Measure a case: repeat the same images and summarise the time of each stage."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from sd2rt.engines.cuda.gpu_info import device_memory
 from sd2rt.engines.interface import Device
-from sd2rt.runtime.bench.memory import forget_peak, peak_rss_bytes
-from sd2rt.runtime.bench.recording import STAGES, Made, make_images
+from sd2rt.runtime.bench.memory import peak_rss_bytes, reset_peak
+from sd2rt.runtime.bench.recording import STAGES, RecordedBatch, make_images
 from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.workload import Size, Workload
 from sd2rt.runtime.pipeline.run import Progress
 
 WARM_CALLS = 3
-"""Denoiser calls of a warm-up: the first is enqueued plainly, the second captured where there are CUDA graphs."""
+"""Denoiser calls of a warm-up: the first runs eagerly, the second captures a CUDA graph, if supported."""
 
 Tell = Callable[[str, Progress | None], None]
-"""Told what is being made, after each of its steps."""
+"""Progress callback: called with a label, and after each step with its progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Images of one size, so many at once."""
+    """Image size and batch size to measure."""
 
     size: Size
     batch: int
@@ -44,87 +44,87 @@ def measure_case(
     warmup: int,
     tell: Tell,
 ) -> dict[str, Any]:
-    """One case: warmed up, then measured ``repetitions`` times. Times are of the whole batch, in seconds.
+    """Warm up, then measure a case ``repetitions`` times. Stage times are seconds of the whole batch.
 
     Raises:
-        RequestError: the request cannot be honoured.
+        RequestError: the request is not supported.
         EngineError: the device failed, or an image is not finite.
     """
-    counted = forget_peak()
+    peak_was_reset = reset_peak()
 
-    def made(what: str, calls: int | None = None) -> Made:
-        # A collection that earlier work has brought about is not this one's.
+    def run(label: str, calls: int | None = None) -> RecordedBatch:
+        # Collect now, so that garbage of earlier work is not collected while timing.
         gc.collect()
         return make_images(
             pipeline,
             workload,
             case.size,
             case.batch,
-            lambda progress: tell(f"{case}, {what}", progress),
+            lambda progress: tell(f"{case}, {label}", progress),
             calls,
         )
 
-    warm = [made(f"warm-up {turn + 1} of {warmup}", WARM_CALLS) for turn in range(warmup)]
-    found = [made(f"repetition {turn + 1} of {repetitions}") for turn in range(repetitions)]
+    warm = [run(f"warm-up {turn + 1} of {warmup}", WARM_CALLS) for turn in range(warmup)]
+    batches = [run(f"repetition {turn + 1} of {repetitions}") for turn in range(repetitions)]
     used = device_memory(device.index) if device.kind == "cuda" else None
     return {
         "width": case.size[0],
         "height": case.size[1],
         "batch": case.batch,
-        "calls": len(found[0].steps),
-        "iterations_per_image": found[0].iterations // case.batch,
+        "calls": len(batches[0].steps),
+        "iterations_per_image": batches[0].iterations // case.batch,
         "warmup": _warmup(warm),
-        **_rates(found, case.batch),
-        "stages": _stages(found),
-        **_steps(found),
-        "peak_rss_bytes": peak_rss_bytes() if counted else None,
+        **_rates(batches, case.batch),
+        "stages": _stages(batches),
+        **_steps(batches),
+        "peak_rss_bytes": peak_rss_bytes() if peak_was_reset else None,
         "device_bytes": None if used is None else used[0],
     }
 
 
-def _warmup(warm: Sequence[Made]) -> dict[str, Any] | None:
-    """The first call of a case allocates its buffers and, on some backends, compiles or chooses its kernels."""
+def _warmup(warm: Sequence[RecordedBatch]) -> dict[str, Any] | None:
+    """Summarise the warm-up, which allocates buffers and, on some backends, compiles or selects kernels."""
     if not warm:
         return None
     return {
         "calls": len(warm[0].steps),
-        "seconds": digits(sum(made.seconds for made in warm)),
+        "seconds": digits(sum(each.seconds for each in warm)),
         "first_step_seconds": digits(warm[0].steps[0].nanoseconds / 1e9),
     }
 
 
-def _rates(found: Sequence[Made], batch: int) -> dict[str, Any]:
-    loops = [made.stages()["steps"] for made in found]
+def _rates(batches: Sequence[RecordedBatch], batch: int) -> dict[str, Any]:
+    loops = [each.stages()["steps"] for each in batches]
     return {
         "it_per_second": summary(
-            made.iterations / seconds for made, seconds in zip(found, loops, strict=True)
+            each.iterations / seconds for each, seconds in zip(batches, loops, strict=True)
         ),
-        "images_per_second": summary(batch / made.seconds for made in found),
-        "seconds_per_image": summary(made.seconds / batch for made in found),
-        # A trajectory's end is waited for, its yields are not: on a GPU these two differ.
+        "images_per_second": summary(batch / each.seconds for each in batches),
+        "seconds_per_image": summary(each.seconds / batch for each in batches),
+        # Time of the whole loop, including the wait for the device at its end, unlike seconds_per_yield.
         "seconds_per_step": summary(
-            seconds / len(made.steps) for made, seconds in zip(found, loops, strict=True)
+            seconds / len(each.steps) for each, seconds in zip(batches, loops, strict=True)
         ),
     }
 
 
-def _stages(found: Sequence[Made]) -> dict[str, Any]:
-    stages = [made.stages() for made in found]
-    told = {name: summary(each[name] for each in stages) for name in STAGES}
-    # Of bundles that encode nothing there is nothing to say.
-    return {name: each for name, each in told.items() if each["max"] > 0}
+def _stages(batches: Sequence[RecordedBatch]) -> dict[str, Any]:
+    stages = [each.stages() for each in batches]
+    summaries = {name: summary(each[name] for each in stages) for name in STAGES}
+    # Omit stages that did not run, such as encoding in text-to-image.
+    return {name: each for name, each in summaries.items() if each["max"] > 0}
 
 
-def _steps(found: Sequence[Made]) -> dict[str, Any]:
-    """Steps by their yields, those of all repetitions together; the host's share without the first of each.
+def _steps(batches: Sequence[RecordedBatch]) -> dict[str, Any]:
+    """Summarise the steps of all repetitions, and the host's time per step.
 
-    The first one enters the session, which later ones do not.
+    The first step of each repetition also enters the session, so its host time is reported separately.
     """
-    steps = [step for made in found for step in made.steps]
-    later = [step for made in found for step in made.steps[1:]]
+    steps = [step for each in batches for step in each.steps]
+    later = [step for each in batches for step in each.steps[1:]]
     result: dict[str, Any] = {
         "seconds_per_yield": summary(step.nanoseconds / 1e9 for step in steps),
-        "first_host_us": summary(made.steps[0].host / 1e3 for made in found),
+        "first_host_us": summary(each.steps[0].host / 1e3 for each in batches),
     }
     if later:
         result |= {

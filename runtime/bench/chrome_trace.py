@@ -1,6 +1,6 @@
-"""A record of images as a Chrome trace, for chrome://tracing and Perfetto.
+"""Export recorded spans as a Chrome trace for chrome://tracing and Perfetto.
 
-The format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU (Trace Event Format).
+Format: docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU (Trace Event Format).
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ _NO_PROFILES: Mapping[PartName, Profile] = MappingProxyType({})
 def chrome_trace(
     spans: Sequence[Span], about: dict[str, Any], profiles: Mapping[PartName, Profile] = _NO_PROFILES
 ) -> dict[str, Any]:
-    """Complete events (``ph`` X) with ``ts`` and ``dur`` in microseconds from the first span's start.
+    """Build a trace of complete events (``ph`` X); ``ts`` and ``dur`` are microseconds from the first span's start.
 
-    Beside what was recorded, each step has what its host did before the launch and after it.
+    In each step, the gaps between recorded spans become ``host`` events.
 
     Args:
-        about: goes into ``otherData``.
-        profiles: by part, the operators of what was recorded; each part has a row of its own.
+        about: metadata stored in ``otherData``.
+        profiles: operators by part; each part gets its own row.
     """
     pid, origin = os.getpid(), min(span.start for span in spans)
-    events = [_named("process_name", "sd2rt", pid, _THREAD), _named("thread_name", "host", pid, _THREAD)]
-    # Of two that begin at once the longer one is around the other.
+    events = [
+        _metadata("process_name", "sd2rt", pid, _THREAD),
+        _metadata("thread_name", "host", pid, _THREAD),
+    ]
+    # If two spans start together, the longer one encloses the other.
     ordered = sorted([*spans, *_host(spans)], key=lambda span: (span.start, -span.end))
     events += [
         {
@@ -61,43 +64,43 @@ def chrome_trace(
     }
 
 
-def _named(what: str, name: str, pid: int, tid: int) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
+def _metadata(kind: str, name: str, pid: int, tid: int) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
 
 
 def _row(part: PartName, profile: Profile, pid: int, tid: int, origin: int) -> Iterator[dict[str, Any]]:
-    yield _named("thread_name", f"{part}, operators by ONNX Runtime", pid, tid)
+    yield _metadata("thread_name", f"{part}, operators by ONNX Runtime", pid, tid)
     for operator in profile.operators:
         yield {
             "ph": "X",
             "name": operator.name,
-            "cat": operator.told.get("op_name", "operator"),
+            "cat": operator.args.get("op_name", "operator"),
             "ts": (operator.start - origin) / 1e3,
             "dur": (operator.end - operator.start) / 1e3,
             "pid": pid,
             "tid": tid,
-            "args": operator.told,
+            "args": operator.args,
         }
 
 
 def _host(spans: Sequence[Span]) -> Iterator[Span]:
-    """The pieces of every step in which nothing else was recorded."""
+    """Yield the gaps of each step that no other span covers."""
     ordered = sorted(spans, key=lambda span: span.start)
     for step in (span for span in ordered if span.name == STEP):
         inner = [
             span for span in ordered if span is not step and step.start <= span.start and span.end <= step.end
         ]
-        at = step.start
+        covered_until = step.start
         for span in inner:
-            if span.start > at:
-                yield Span("host", "before" if span is inner[0] else "between", at, span.start)
-            at = max(at, span.end)
-        if step.end > at and inner:
-            yield Span("host", "after", at, step.end)
+            if span.start > covered_until:
+                yield Span("host", "before" if span is inner[0] else "between", covered_until, span.start)
+            covered_until = max(covered_until, span.end)
+        if step.end > covered_until and inner:
+            yield Span("host", "after", covered_until, step.end)
 
 
 def nvtx_ranges() -> Ranges | None:
-    """The package ``nvtx``, whose ranges NVIDIA's profilers show; None where it is not installed."""
+    """Import the package ``nvtx``, which marks ranges for NVIDIA's profilers; None if it is not installed."""
     if find_spec("nvtx") is None:
         return None
     return cast("Ranges", import_module("nvtx"))

@@ -1,4 +1,4 @@
-"""Two results of `sd2rt bench` side by side, with what they do not have in common."""
+"""Compare two results of `sd2rt bench`: ratios of their figures, and differences of their conditions."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from sd2rt.runtime.bench.summary import digits
 
 NAME = "bench"
 _COMPARED_SECTIONS = ("bundle", "settings", "machine")
-_OF_THE_MOMENT = ("date", "load_average", "commit", "dirty")
+_VOLATILE = ("date", "load_average", "commit", "dirty")
 _MEASURED = ("opening", "first_image", "peak_rss_bytes", "device_bytes")
 _LABELS = ("width", "height", "batch", "calls", "iterations_per_image", "n")
-"""Numbers that say what was measured, not how it went."""
+"""Numbers that identify a measurement and are not results."""
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result from a file: JSON, or what the command printed, whose last line it is.
+    """Read a result from a JSON file or from the command's saved output, whose last line is the JSON.
 
     Raises:
-        RequestError: it cannot be read, or holds no result of `sd2rt bench`.
+        RequestError: the file cannot be read, or is not a result of `sd2rt bench`.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise RequestError(
-            f"--compare {path} cannot be read ({reason}): give what -o or --json wrote"
+            f"--compare {path} cannot be read ({reason}): use a file written by -o or --json"
         ) from None
     result = _json(text)
     if result is None:
         result = _json(text.rstrip().rpartition("\n")[2])
     if not isinstance(result, dict) or result.get("benchmark") != NAME:
-        raise RequestError(f"--compare {path} is no result of 'sd2rt bench': give what -o or --json wrote")
-    shaped = isinstance(result.get("cases"), list) and all(
+        raise RequestError(
+            f"--compare {path} is not a result of 'sd2rt bench': use a file written by -o or --json"
+        )
+    complete = isinstance(result.get("cases"), list) and all(
         isinstance(result.get(name), dict) for name in _COMPARED_SECTIONS
     )
-    if not shaped or not figures(result):
-        raise RequestError(f"--compare {path} is a result of 'sd2rt bench' that is damaged: measure it again")
+    if not complete or not figures(result):
+        raise RequestError(f"--compare {path} is a damaged result of 'sd2rt bench': run the benchmark again")
     return result
 
 
@@ -53,33 +55,37 @@ def _json(text: str) -> Any:
 
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """The ratio of every figure that both have, new over old, and what was different around them.
+    """Return the ratio new / old of each figure in both results, and the differences in their conditions.
 
-    Two results are not taken in turns: what else the machines did meanwhile, of which ``load_average`` tells, is
-    in their ratio. ``apart`` says whether all of the new values lie on one side of all the old ones; None of what
-    is measured once.
+    The two results were not measured alternately, so other load on the machines affects the ratio; see
+    ``load_average``. ``apart`` is True if the ranges of new and old values do not overlap, and None for figures
+    measured once.
     """
-    ours, theirs = figures(new), figures(old)
+    new_figures, old_figures = figures(new), figures(old)
     return {
         "differences": list(_differences(new, old)),
         "load_average": {
             which: each["machine"].get("load_average") for which, each in (("old", old), ("new", new))
         },
-        "only_new": [name for name in ours if name not in theirs],
-        "only_old": [name for name in theirs if name not in ours],
-        "figures": {name: _beside(ours[name], theirs[name]) for name in ours if name in theirs},
+        "only_new": [name for name in new_figures if name not in old_figures],
+        "only_old": [name for name in old_figures if name not in new_figures],
+        "figures": {
+            name: _compare_figures(new_figures[name], old_figures[name])
+            for name in new_figures
+            if name in old_figures
+        },
     }
 
 
 class Figure(NamedTuple):
-    """Something that was measured: its median, and between what it lay; equal where it was measured once."""
+    """Median and range of a measured quantity; all three are equal if it was measured once."""
 
     value: float
     low: float
     high: float
 
 
-def _beside(new: Figure, old: Figure) -> dict[str, Any]:
+def _compare_figures(new: Figure, old: Figure) -> dict[str, Any]:
     once = new.low == new.high and old.low == old.high
     return {
         "old": old.value,
@@ -90,13 +96,13 @@ def _beside(new: Figure, old: Figure) -> dict[str, Any]:
 
 
 def figures(result: dict[str, Any]) -> dict[str, Figure]:
-    """Everything that was measured, by a name that says of what."""
-    found = dict(figure for name in _MEASURED for figure in _figures(name, result.get(name)))
+    """Return all measured quantities of a result, by name."""
+    by_name = dict(figure for name in _MEASURED for figure in _figures(name, result.get(name)))
     for case in result["cases"]:
         if isinstance(case, dict):
             name = f"{case.get('width')}x{case.get('height')} x {case.get('batch')}"
-            found.update(_figures(name, case))
-    return found
+            by_name.update(_figures(name, case))
+    return by_name
 
 
 def _figures(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
@@ -114,17 +120,17 @@ def _figures(name: str, value: Any) -> Iterator[tuple[str, Figure]]:
 
 
 def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+    is_finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_finite else None
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:
     for section in _COMPARED_SECTIONS:
-        ours, theirs = _flat(section, new[section]), _flat(section, old[section])
-        for name in sorted({*ours, *theirs}):
-            now, then = ours.get(name), theirs.get(name)
-            if now != then:
-                yield f"{name} is {_shown(now)}, was {_shown(then)}"
+        new_values, old_values = _flat(section, new[section]), _flat(section, old[section])
+        for name in sorted({*new_values, *old_values}):
+            after, before = new_values.get(name), old_values.get(name)
+            if after != before:
+                yield f"{name} is {_format(after)}, was {_format(before)}"
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
@@ -133,10 +139,10 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
     return {
         key: each
         for inner, item in value.items()
-        if inner not in _OF_THE_MOMENT
+        if inner not in _VOLATILE
         for key, each in _flat(f"{name}.{inner}", item).items()
     }
 
 
-def _shown(value: Any) -> str:
-    return "not told" if value is None else json.dumps(value, ensure_ascii=False)
+def _format(value: Any) -> str:
+    return "not recorded" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`sd2rt run` in processes of its own: from their start to the PNG, with the memory that they took."""
+"""Measure `sd2rt run` in child processes: time from process start to the PNG, and peak memory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.workload import Size, Workload
 
 _UNCERTAIN_BYTES = 4 << 20
-"""The kernel counts a process's pages on each processor and adds them up late."""
-_PATIENCE_SECONDS = 2.0
+"""Uncertainty of peak memory: the kernel counts pages per CPU and sums them with a delay."""
+_GRACE_SECONDS = 2.0
 
 
 class Child(NamedTuple):
-    """A process that has ended well."""
+    """Measurements of a child process that succeeded."""
 
     seconds: float
-    """From before it was made until it was gone."""
+    """From just before the process was created until it ended."""
     peak_rss_bytes: int | None
-    """None where the kernel cannot tell its peak from that of the process which made it."""
+    """None if the kernel's figure may be the parent's peak instead of the child's."""
 
 
 def first_images(
@@ -39,25 +39,25 @@ def first_images(
     size: Size,
     options: list[str],
     repetitions: int,
-    told: Callable[[int], None],
+    before_each: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Measure the first image of a process, ``repetitions`` times after a first one.
+    """Measure the first image of a new process, ``repetitions`` times after one warm-up run.
 
-    It is the first that fills caches: of files, of compiled modules, of verified hashes. It is reported apart. Before
-    this process has opened anything, as its own peak would hide a child's.
+    The warm-up run fills caches (files, compiled modules, verified hashes) and is reported separately. Call this
+    before opening a bundle in this process, because this process's peak memory would hide a child's.
 
     Args:
-        options: of `sd2rt run`, for device, backend, precision and threads.
-        told: called before each.
+        options: options of `sd2rt run` for device, backend, precision and threads.
+        before_each: called with the index of each run before it starts.
 
     Raises:
         EngineError: a child was killed.
-        typer.Exit: a child failed; it has told why.
+        typer.Exit: a child failed; it has printed the error.
     """
     with tempfile.TemporaryDirectory(prefix="sd2rt-bench-") as name:
         folder = Path(name)
         command = [
-            # Without -P the working directory would come before what is installed.
+            # Without -P, modules in the working directory would shadow installed packages.
             *(sys.executable, "-P", "-m", "sd2rt", "run", "--quiet"),
             *workload.options(size, folder),
             *options,
@@ -65,46 +65,46 @@ def first_images(
         ]
         children = []
         for turn in range(repetitions + 1):
-            told(turn)
+            before_each(turn)
             children.append(run_child(command))
-    first, *found = children
-    peaks = [child.peak_rss_bytes for child in found if child.peak_rss_bytes is not None]
+    first, *measured = children
+    peaks = [child.peak_rss_bytes for child in measured if child.peak_rss_bytes is not None]
     return {
         "width": size[0],
         "height": size[1],
         "warmup_seconds": digits(first.seconds),
-        "seconds": summary(child.seconds for child in found),
+        "seconds": summary(child.seconds for child in measured),
         "peak_rss_bytes": summary(peaks) if peaks else None,
     }
 
 
 def run_child(command: list[str]) -> Child:
-    """Run a command to its end; see :func:`first_images` for what is raised."""
+    """Run a command to its end. Raises the errors of :func:`first_images`."""
     start = time.perf_counter()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        _end(child)
+        _stop(child)
         raise
     seconds = time.perf_counter() - start
-    # wait4 has reaped it, which Popen is to know.
+    # wait4 has reaped the child: set returncode so that Popen does not wait for it again.
     child.returncode = code = os.waitstatus_to_exitcode(status)
     if code < 0:
         raise EngineError(
-            f"'sd2rt run' was killed by {signal.Signals(-code).name}: see whether memory was short"
+            f"'sd2rt run' was killed by {signal.Signals(-code).name}: check whether the machine ran out of memory"
         )
     if code > 0:
         raise typer.Exit(code)
-    # Until it executes its own program, a child has the memory of the process that made it.
+    # Before exec, a child shares its parent's memory, which counts towards the child's peak.
     peak = usage.ru_maxrss * 1024
     return Child(seconds, peak if peak > peak_rss_bytes() + _UNCERTAIN_BYTES else None)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Have a child stop; a terminal has told it already, and it may be putting things in order."""
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Wait for an interrupted child to clean up, then kill it. A terminal sends it the interrupt too."""
     try:
-        child.wait(timeout=_PATIENCE_SECONDS)
+        child.wait(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()

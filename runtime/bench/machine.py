@@ -1,4 +1,4 @@
-"""The machine that something was measured on: what a reader needs to compare it with another."""
+"""Describe the machine of a measurement, so that results can be compared."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PACKAGES = (
     "pydantic",
     "typer",
 )
-"""Those that making images can take."""
+"""Packages whose versions are recorded."""
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 
 
 def facts(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """What the hardware, the software and the moment are; nothing that names a host, a user or a folder."""
+    """Return hardware, software, date and load. Host, user and folder names are left out on purpose."""
     cpu = _fields("/proc/cpuinfo")
     memory = _fields("/proc/meminfo")
     flags = set(cpu.get("flags", "").split())
@@ -48,45 +48,45 @@ def facts(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
         "memory_bytes": int(memory.get("MemTotal", "0 kB").split()[0]) * 1024,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in packages if (found := _version(name)) is not None},
+        "packages": {name: installed for name in packages if (installed := _version(name)) is not None},
         "load_average": load_average(),
     }
 
 
 def gpu_facts(index: int) -> dict[str, Any] | None:
-    """The GPU's name, compute capability, driver and memory; None where cuda-python sees none.
+    """Return the GPU's name, compute capability, driver and memory, or None if cuda-python finds no GPU.
 
-    It makes CUDA start in this process, which takes memory on both sides.
+    This initialises CUDA in the process, which uses host and device memory.
     """
-    found = gpu_at_hand(index)
-    if found is None:
+    gpu = gpu_at_hand(index)
+    if gpu is None:
         return None
     memory = device_memory(index)
     return {
-        "name": found.name,
-        "compute_capability": found.compute_capability,
-        "driver": found.driver,
+        "name": gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "driver": gpu.driver,
         "memory_bytes": None if memory is None else memory[1],
     }
 
 
 def load_average() -> list[float]:
-    """Processes that were running or waited to, over the last 1, 5 and 15 minutes."""
+    """Return the system's load average over the last 1, 5 and 15 minutes."""
     return [round(load, 2) for load in os.getloadavg()]
 
 
 def _fields(path: str) -> dict[str, str]:
-    """The ``name : value`` lines of a file under /proc, the first of each name; none on other systems."""
+    """Parse ``name : value`` lines of a file under /proc, keeping the first of each name; empty on other systems."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if colon:
-            found.setdefault(name.strip(), value.strip())
-    return found
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Memory of this process, as the kernel counts it."""
+"""Peak memory of this process, from the kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PEAK = "VmHWM:"
 
 
 def peak_rss_bytes() -> int:
-    """Most memory in core since the process began, or since :func:`forget_peak`; mapped files count where in core."""
+    """Return the peak resident memory since the process began or :func:`reset_peak`, including mapped files."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -20,8 +20,8 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def forget_peak() -> bool:
-    """Count the peak anew from here on; false where the system does not allow it."""
+def reset_peak() -> bool:
+    """Reset the peak to the current memory use. Returns False if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""What ONNX Runtime says of its operators, on the clock of everything else that is recorded."""
+"""Read ONNX Runtime's operator profiles and align them with the timeline's clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sd2rt.runtime.pipeline.networks import Networks
 _RUN = "model_run"
 _KERNEL = "_kernel_time"
 _EVENT_FIELDS = ("op_name", "provider", "input_type_shape", "output_type_shape")
-"""Of some twenty arguments that each event has: most are of memory and threads."""
+"""The arguments kept from each event; most of the others concern memory and threads."""
 
 
 class Operator(NamedTuple):
@@ -28,24 +28,24 @@ class Operator(NamedTuple):
     name: str
     start: int
     end: int
-    told: dict[str, Any]
+    args: dict[str, Any]
 
 
 class Profile(NamedTuple):
-    """A part's operators, in order."""
+    """Operators of a part, in order of execution."""
 
     operators: list[Operator]
     launches: int
-    """Launches that they might be of."""
+    """Number of launches in the profiled period."""
     recorded: int
-    """Those that they are of: ONNX Runtime stops at a million events."""
+    """Number of launches with recorded operators; ONNX Runtime stops recording at a million events."""
 
 
 class ProfiledNetworks(TimedNetworks):
-    """A bundle's networks whose operators are recorded, too, where ONNX Runtime runs them on the CPU.
+    """Networks whose operators are also recorded if they run with ONNX Runtime on the CPU.
 
-    Other backends are left alone. On a GPU operators are enqueued only. OpenVINO tells how long each of its operators
-    took, and not when it began: nothing that a timeline could show without making it up.
+    Other backends are not profiled. On a GPU, operators are only enqueued. OpenVINO reports the duration of each
+    operator but not its start, so it cannot be placed on a timeline.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -60,18 +60,18 @@ class ProfiledNetworks(TimedNetworks):
         return Path(self._folder.name)
 
     def operators(self, before: Sequence[Span], spans: Sequence[Span]) -> dict[PartName, Profile]:
-        """The operators of what was recorded in ``spans``, by part. They are recorded no longer.
+        """Stop profiling and return the operators of the launches in ``spans``, by part.
 
         Args:
-            before: all that was recorded earlier.
+            before: all spans recorded earlier.
         """
-        found: dict[PartName, Profile] = {}
+        profiles: dict[PartName, Profile] = {}
         for part, timed in self._timed.items():
             path = timed.inner.end_profile() if isinstance(timed.inner, OnnxRuntimeEngine) else None
             if path is not None:
                 earlier, launches = ([*_launches(each, part)] for each in (before, spans))
-                found[part] = read_profile(path, len(earlier), launches)
-        return found
+                profiles[part] = read_profile(path, len(earlier), launches)
+        return profiles
 
     def close(self) -> None:
         super().close()
@@ -79,12 +79,12 @@ class ProfiledNetworks(TimedNetworks):
 
 
 class ProfiledPipeline(TimedPipeline):
-    """A pipeline for one profile: its operators take longer than those of others, as each is recorded."""
+    """A pipeline for recording one profile. Recording slows its operators down."""
 
     _networks_type: ClassVar[type[Networks]] = ProfiledNetworks
 
     def operators(self, before: Sequence[Span], spans: Sequence[Span]) -> dict[PartName, Profile]:
-        """See :meth:`ProfiledNetworks.operators`."""
+        """Forward to :meth:`ProfiledNetworks.operators`."""
         assert isinstance(self._networks, ProfiledNetworks)
         return self._networks.operators(before, spans)
 
@@ -94,22 +94,24 @@ def _launches(spans: Sequence[Span], part: PartName) -> Iterator[Span]:
 
 
 def read_profile(path: Path, earlier: int, launches: Sequence[Span]) -> Profile:
-    """The operators of an engine's ``launches``, from the profile of all that it ran.
+    """Read the operators of ``launches`` from the profile of all of an engine's runs.
 
-    ONNX Runtime has a clock of its own, in whole microseconds. What it calls a run lies within the launch that asked
-    for it, and is put into its middle: what the launch takes besides, tens of microseconds, bounds the error. Each
-    run by itself, so that two clocks that drift make no difference.
+    ONNX Runtime uses its own clock, in whole microseconds. Each of its runs lies within one launch and is placed
+    at the launch's centre; the error is bounded by the rest of the launch, tens of microseconds. Runs are aligned
+    individually, so drift between the clocks does not matter.
 
     Args:
-        earlier: launches that the profile has before these.
+        earlier: number of launches in the profile before these.
 
     Raises:
-        ValueError: the profile has more runs than there were launches.
+        ValueError: the profile has more runs than launches.
     """
     events = json.loads(path.read_text(encoding="utf-8"))
     runs = sorted((event for event in events if event.get("name") == _RUN), key=_start)
     if len(runs) > earlier + len(launches):
-        raise ValueError(f"{len(runs)} runs are in the profile of {earlier + len(launches)} launches")
+        raise ValueError(
+            f"the profile has {len(runs)} runs, but there were {earlier + len(launches)} launches"
+        )
     runs, starts = runs[earlier:], [_start(run) for run in runs[earlier:]]
     shifts = [_shift(run, launch) for run, launch in zip(runs, launches, strict=False)]
     operators = []
@@ -117,13 +119,13 @@ def read_profile(path: Path, earlier: int, launches: Sequence[Span]) -> Profile:
         index = bisect_right(starts, _start(event)) - 1
         if index >= 0:
             start = _start(event) + shifts[index]
-            told: Mapping[str, Any] = event["args"]
+            args: Mapping[str, Any] = event["args"]
             operators.append(
                 Operator(
                     event["name"].removesuffix(_KERNEL),
                     start,
                     start + _length(event),
-                    {name: told[name] for name in _EVENT_FIELDS if name in told},
+                    {name: args[name] for name in _EVENT_FIELDS if name in args},
                 )
             )
     return Profile(operators, len(launches), len(runs))
@@ -134,12 +136,12 @@ def _is_kernel(event: Mapping[str, Any]) -> bool:
 
 
 def _shift(run: Mapping[str, Any], launch: Span) -> int:
-    """Nanoseconds from the profile's clock to that of the launch."""
+    """Return the offset in nanoseconds from the profile's clock to the launch's clock."""
     return launch.start - _start(run) + (launch.nanoseconds - _length(run)) // 2
 
 
 def _start(event: Mapping[str, Any]) -> int:
-    """In nanoseconds; the profile has microseconds."""
+    """Return an event's start in nanoseconds; profiles use microseconds."""
     return int(event["ts"]) * 1000
 
 

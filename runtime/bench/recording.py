@@ -1,4 +1,4 @@
-"""Images made on a timeline: the whole of it, and what the record says of each stage and step."""
+"""Generate images while recording a timeline, and derive the time of each stage and step from it."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ IMAGES, PREPARE, STEPS, STEP, SETTLE, DECODE, PNG = (
     "images", "prepare", "steps", "step", "settle", "decode", "png",
 )  # fmt: skip
 STAGES = (TOKENISE, TEXT, "encode", PREPARE, STEPS, DECODE, PNG)
-"""In the order of their first work; each without those that run within it. Their sum is the whole."""
+"""In order of first use. Stages exclude the stages nested in them, so their times add up to the total."""
 
-Told = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class StepTime(NamedTuple):
-    """One denoiser call, from being asked for to its yield."""
+    """Time of one denoiser call, from the request for the next step until it is yielded."""
 
     nanoseconds: int
     launch: int
-    """Those of them that were spent in ``session.launch()``."""
+    """Nanoseconds of these spent in ``session.launch()``."""
 
     @property
     def host(self) -> int:
-        """Those that were not."""
+        """Nanoseconds spent outside of ``session.launch()``."""
         return self.nanoseconds - self.launch
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """Images that were made at once."""
+class RecordedBatch:
+    """Recorded timeline of one batch of images."""
 
     spans: list[Span]
     iterations: int
-    """Denoiser calls, each counted once for every image, or tile, in it."""
+    """Denoiser calls times the images, or tiles, in each."""
 
     @property
     def seconds(self) -> float:
-        """From the request to the last image's PNG."""
+        """Seconds from the request to the last image's PNG."""
         return self._sum(IMAGES)
 
     @property
@@ -55,32 +55,37 @@ class Made:
         return step_times(self.spans)
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each of :data:`STAGES`."""
+        """Return the seconds of each of :data:`STAGES`."""
         encode, text = self._sum(ENCODER) + self._sum(DEPTH), self._sum(TEXT)
-        found = {name: self._sum(name) for name in (TOKENISE, STEPS, DECODE, PNG)}
-        found |= {TEXT: text - found[TOKENISE], "encode": encode}
-        # What is left is planning, noise and bookkeeping.
-        found[PREPARE] = self.seconds - sum(found.values())
-        return {name: found[name] for name in STAGES}
+        seconds = {name: self._sum(name) for name in (TOKENISE, STEPS, DECODE, PNG)}
+        seconds |= {TEXT: text - seconds[TOKENISE], "encode": encode}
+        # The rest is planning, noise and bookkeeping.
+        seconds[PREPARE] = self.seconds - sum(seconds.values())
+        return {name: seconds[name] for name in STAGES}
 
     def _sum(self, name: str) -> float:
         return sum(span.nanoseconds for span in self.spans if span.name == name) / 1e9
 
 
 def make_images(
-    pipeline: TimedPipeline, workload: Workload, size: Size, count: int, told: Told, calls: int | None = None
-) -> Made:
-    """Make images as `sd2rt run` does, texts encoded anew, PNG files encoded and not written.
+    pipeline: TimedPipeline,
+    workload: Workload,
+    size: Size,
+    count: int,
+    on_progress: OnProgress,
+    calls: int | None = None,
+) -> RecordedBatch:
+    """Generate images like `sd2rt run`, without cached text encodings. PNGs are encoded but not written.
 
     Args:
-        told: called after each step.
-        calls: stop after so many denoiser calls, and go on from there; None for all of them.
+        on_progress: called after each step.
+        calls: number of denoiser calls, after which the latents are decoded as they are; None for all.
 
     Raises:
-        RequestError: a request cannot be honoured.
+        RequestError: a request is not supported.
         EngineError: the device failed, or an image is not finite.
     """
-    pipeline.forget()
+    pipeline.clear_text_cache()
     timeline = pipeline.timeline
     timeline.take()
     with timeline.span(IMAGES):
@@ -88,20 +93,20 @@ def make_images(
             run = pipeline.stream_requests(workload.requests(size, count))
         with run:
             with timeline.span(STEPS):
-                done = make_steps(timeline, run, told, calls)
+                iterations = run_steps(timeline, run, on_progress, calls)
             with timeline.span(DECODE):
                 outputs = run.result() if calls is None else run.stop()
         with timeline.span(PNG):
             for output in outputs:
                 for image in output.images:
                     write_png(image, BytesIO(), {})
-    return Made(timeline.take(), done)
+    return RecordedBatch(timeline.take(), iterations)
 
 
-def make_steps(timeline: Timeline, run: Run, told: Told, calls: int | None = None) -> int:
-    """Make a run's steps, each a span; returns how many over all its images."""
-    steps, done, made = iter(run), 0, 0
-    while made != calls:
+def run_steps(timeline: Timeline, run: Run, on_progress: OnProgress, calls: int | None = None) -> int:
+    """Run the steps of a run, recording each as a span. Returns the iterations of all images together."""
+    steps, iterations, step_count = iter(run), 0, 0
+    while step_count != calls:
         if timeline.ranges is not None:
             timeline.ranges.push_range(STEP)
         start = perf_counter_ns()
@@ -110,22 +115,22 @@ def make_steps(timeline: Timeline, run: Run, told: Told, calls: int | None = Non
         if timeline.ranges is not None:
             timeline.ranges.pop_range()
         if progress is None:
-            # Where steps are enqueued only, this is where the last of them end.
+            # If steps are only enqueued, this is the wait for the last of them.
             timeline.add((SETTLE, "", start, end))
             break
         timeline.add((STEP, "", start, end))
-        done, made = progress.done, made + 1
-        told(progress)
-    return done
+        iterations, step_count = progress.done, step_count + 1
+        on_progress(progress)
+    return iterations
 
 
 def step_times(spans: Sequence[Span]) -> list[StepTime]:
-    """Every step of a record, in order."""
+    """Return the times of all recorded steps, in order."""
     steps = [span for span in spans if span.name == STEP]
     launches = [span for span in spans if span.name == LAUNCH and span.detail == "denoiser"]
     if len(launches) != len(steps):
         raise ValueError(
-            f"{len(launches)} launches were recorded in {len(steps)} steps: give those of whole runs"
+            f"{len(launches)} launches were recorded in {len(steps)} steps: pass the spans of whole runs"
         )
     return [
         StepTime(step.nanoseconds, launch.nanoseconds) for step, launch in zip(steps, launches, strict=True)

@@ -1,4 +1,4 @@
-"""One `sd2rt bench`: the first image of a process, then every case in this one, and the trace of an image."""
+"""Run `sd2rt bench`: first images in new processes, then all cases in this process, then an optional profile."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ from sd2rt.runtime.bench.whole_file import write_whole
 from sd2rt.runtime.bench.workload import Size, Workload
 from sd2rt.runtime.request.sampling import sampler_of, sampling_of
 
-Opened = TypeVar("Opened", bound=TimedPipeline)
+PipelineType = TypeVar("PipelineType", bound=TimedPipeline)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured, and how often."""
+    """Settings of a benchmark."""
 
     bundle: str
     prompt: str
     seed: int
     request: dict[str, Any]
-    """Fields of every request; None is the bundle's own."""
+    """Fields of every request; None uses the bundle's default."""
     sizes: tuple[Size, ...]
-    """None of them is the bundle's own."""
+    """Empty uses the bundle's native size."""
     batches: tuple[int, ...]
     repetitions: int
     warmup: int
     device: str
     backend: BackendName
     precision: ComputePrecision | None
-    """None is the bundle's own."""
+    """None uses the bundle's precision."""
     threads: int | None
     first_image: bool
     profile: Path | None
 
 
 class Bench:
-    """What was asked, checked against the bundle's manifest before anything is opened.
+    """A benchmark, checked against the bundle's manifest before any engine is opened.
 
     Raises:
-        BundleError: there is no such bundle.
-        RequestError: it does not do what is asked.
+        BundleError: the bundle does not exist or is damaged.
+        RequestError: the bundle does not support the settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -73,20 +73,20 @@ class Bench:
             self._request = self._workload.check(size)
 
     def measure(self, tell: Tell) -> dict[str, Any]:
-        """All of it as one JSON object; a profile is written where one is asked for.
+        """Run all measurements and return the result as a JSON object. Writes the profile if one is requested.
 
         Raises:
             EngineError: the device failed, an image is not finite, or a file cannot be written.
             MissingDependencyError: no backend for the device is installed.
-            RequestError: the backend does not run on the device, or its engines take no such batch.
+            RequestError: the backend does not support the device, or its engines do not support a batch size.
         """
         settings = self._settings
         facts = machine.facts()
-        # First: the peak of this process would hide that of the others.
+        # Run this first: this process's peak memory would hide that of its children.
         first = self._first_image(tell) if settings.first_image else None
         start = time.perf_counter()
         tell("opening the bundle", None)
-        with self._opened(TimedPipeline) as pipeline:
+        with self._open(TimedPipeline) as pipeline:
             opening = {"seconds": digits(time.perf_counter() - start), "peak_rss_bytes": peak_rss_bytes()}
             self._check_batches(pipeline)
             cases = [
@@ -110,7 +110,7 @@ class Bench:
             about = {
                 "benchmark": NAME,
                 "bundle": self._bundle(),
-                "settings": self._asked(pipeline),
+                "settings": self._recorded_settings(pipeline),
             }
         if settings.profile is not None:
             self._profile(settings.profile, about, tell)
@@ -142,37 +142,37 @@ class Bench:
         )
 
     def _check_batches(self, pipeline: TimedPipeline) -> None:
-        most = pipeline.largest_batch
-        if most is not None and max(self._settings.batches) > most:
+        limit, largest = pipeline.largest_batch, max(self._settings.batches)
+        if limit is not None and largest > limit:
             raise RequestError(
-                f"--batch {max(self._settings.batches)}: the bundle's engines take at most {most} images at once"
+                f"--batch {largest} is too large: the bundle's engines support at most {limit} images at once"
             )
 
     def _profile(self, path: Path, about: dict[str, Any], tell: Tell) -> None:
-        """One image more, after its own warm-up, as a Chrome trace; on a GPU with NVTX ranges where that is there.
+        """Write a Chrome trace of one more image, after a warm-up. On a GPU, NVTX ranges are added if available.
 
-        By a pipeline of its own, opened when the measured one is closed: one that can record its operators is slower.
+        This uses a separate pipeline, opened after the measured one is closed, because recording operators is slow.
         """
 
-        def made(calls: int | None = None) -> list[Span]:
-            told = make_images(
+        def record(calls: int | None = None) -> list[Span]:
+            batch = make_images(
                 pipeline, self._workload, self._sizes[0], 1, lambda progress: tell("profile", progress), calls
             )
-            return told.spans
+            return batch.spans
 
-        with self._opened(ProfiledPipeline) as pipeline:
-            warm = made(WARM_CALLS)
+        with self._open(ProfiledPipeline) as pipeline:
+            warm = record(WARM_CALLS)
             ranges = nvtx_ranges() if self._device.kind == "cuda" else None
             pipeline.timeline.ranges = ranges
             try:
-                spans = made()
+                spans = record()
             finally:
                 pipeline.timeline.ranges = None
             profiles = pipeline.operators(warm, spans)
         trace = chrome_trace(spans, {**about, "nvtx": ranges is not None}, profiles)
         write_whole(path, json.dumps(trace) + "\n")
 
-    def _opened(self, kind: type[Opened]) -> Opened:
+    def _open(self, kind: type[PipelineType]) -> PipelineType:
         settings = self._settings
         return kind.open(
             settings.bundle,
@@ -193,7 +193,7 @@ class Bench:
             "task": self._workload.task.name,
         }
 
-    def _asked(self, pipeline: TimedPipeline) -> dict[str, Any]:
+    def _recorded_settings(self, pipeline: TimedPipeline) -> dict[str, Any]:
         settings, request = self._settings, self._request
         return {
             "device": settings.device,

@@ -1,4 +1,4 @@
-"""Values that were measured again and again, in a few numbers."""
+"""Summarise repeated measurements."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 import numpy as np
 
 Summary = dict[str, float]
-ENOUGH = 10
-"""Values from which on a tenth of them says something."""
+_MIN_FOR_PERCENTILES = 10
+"""With fewer values, the 10th and 90th percentiles mean little."""
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """``median``, ``min``, ``max`` and ``n``; of ten values and more also the percentiles ``p10`` and ``p90``.
+    """Return ``median``, ``min``, ``max`` and ``n``; from ten values on also percentiles ``p10`` and ``p90``.
 
-    Six digits are kept: no clock here knows more.
+    Values keep six digits, more than any clock here resolves.
     """
-    found = np.fromiter(values, np.float64)
-    result = {"median": digits(np.median(found)), "min": digits(found.min()), "max": digits(found.max())}
-    if len(found) >= ENOUGH:
-        low, high = np.percentile(found, (10, 90))
+    array = np.fromiter(values, np.float64)
+    result = {"median": digits(np.median(array)), "min": digits(array.min()), "max": digits(array.max())}
+    if len(array) >= _MIN_FOR_PERCENTILES:
+        low, high = np.percentile(array, (10, 90))
         result |= {"p10": digits(low), "p90": digits(high)}
-    return {**result, "n": len(found)}
+    return {**result, "n": len(array)}
 
 
 def digits(value: float) -> float:
-    """The value to six significant digits, of which whole numbers keep all."""
+    """Round to six significant digits; whole numbers are not rounded."""
     return float(value) if value == round(value) else float(f"{value:.6g}")

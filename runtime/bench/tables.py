@@ -1,4 +1,4 @@
-"""Results of `sd2rt bench` for people."""
+"""Print results of `sd2rt bench` as tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 from sd2rt.engines.console import table_console
 from sd2rt.runtime.bench.recording import STAGES
 
-_CLOSE = 0.02
-"""Share by which a step of the trajectory and one by its yield may differ before both are shown."""
+_TOLERANCE = 0.02
+"""Relative difference between the two times per step up to which only one is shown."""
 _ROWS = (
     ("it/s", "it_per_second", 1.0),
     ("images/s", "images_per_second", 1.0),
@@ -24,7 +24,7 @@ _ROWS = (
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a result as tables: what it is of, the process, each case, and each case's stages."""
+    """Print a result: bundle and settings, process figures, figures of each case, and stages of each case."""
     console = table_console(160)
     bundle, settings = result["bundle"], result["settings"]
     console.print(f"{bundle['name']}, kind {bundle['kind']}, {bundle['precision']}: {bundle['task']}")
@@ -41,7 +41,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def show_comparison(comparison: dict[str, Any]) -> None:
-    """Print a comparison, and before it what was different."""
+    """Print a comparison, preceded by the differences in conditions."""
     console = table_console(160)
     console.print()
     for line in comparison["differences"]:
@@ -53,11 +53,11 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     load = comparison["load_average"]
     console.print(f"load average before: {load['new']}, was {load['old']}")
     table = _table("", "old", "new", "new/old", "")
-    for name, found in comparison["figures"].items():
-        ratio = "" if found["ratio"] is None else f"{found['ratio']:.3f}"
-        # Their ranges overlap: the ratio may be chance.
-        doubt = "~" if found["apart"] is False else ""
-        table.add_row(name, _number(found["old"]), _number(found["new"]), ratio, doubt)
+    for name, figure in comparison["figures"].items():
+        ratio = "" if figure["ratio"] is None else f"{figure['ratio']:.3f}"
+        # The ranges overlap: the ratio is within noise.
+        noise = "~" if figure["apart"] is False else ""
+        table.add_row(name, _number(figure["old"]), _number(figure["new"]), ratio, noise)
     console.print(table)
 
 
@@ -69,13 +69,13 @@ def _table(*columns: str) -> Table:
 
 
 def _process(result: dict[str, Any]) -> Table:
-    """What is measured once, or of other processes."""
+    """Table of child processes' first images, and of figures measured once."""
     table, first = _table("", "", "from", "to"), result["first_image"]
     if first is not None:
         table.add_row("process start to first image, s", *_spread(first["seconds"]))
         if first["peak_rss_bytes"] is not None:
             table.add_row("its peak memory, MB", *_spread(first["peak_rss_bytes"], 1e-6))
-        table.add_row("the very first of these, s", _number(first["warmup_seconds"]))
+        table.add_row("first of these, with cold caches, s", _number(first["warmup_seconds"]))
     table.add_row("opening the bundle, s", _number(result["opening"]["seconds"]))
     table.add_row("peak memory, MB", _number(result["peak_rss_bytes"] * 1e-6))
     if result["device_bytes"] is not None:
@@ -84,8 +84,8 @@ def _process(result: dict[str, Any]) -> Table:
 
 
 def _cases(cases: Sequence[dict[str, Any]]) -> Table:
-    """Each figure by case: the median, and how far it spread."""
-    table = _table("median (10th to 90th percentile, or of few all)", *map(_name, cases))
+    """Table of each figure by case: median and range."""
+    table = _table("median (10th to 90th percentile; range if under 10)", *map(_name, cases))
     by_yield = any(_differ(case) for case in cases)
     for label, key, scale in _ROWS:
         if key == "seconds_per_yield" and not by_yield:
@@ -96,9 +96,9 @@ def _cases(cases: Sequence[dict[str, Any]]) -> Table:
         if any(case[key] is not None for case in cases):
             table.add_row(label, *("" if case[key] is None else _number(case[key] * 1e-6) for case in cases))
     for label, key in (("warm-up, s", "seconds"), ("its first step, s", "first_step_seconds")):
-        told = ["" if case["warmup"] is None else _number(case["warmup"][key]) for case in cases]
-        if any(told):
-            table.add_row(label, *told)
+        cells = ["" if case["warmup"] is None else _number(case["warmup"][key]) for case in cases]
+        if any(cells):
+            table.add_row(label, *cells)
     return table
 
 
@@ -116,20 +116,20 @@ def _name(case: dict[str, Any]) -> str:
 
 def _differ(case: dict[str, Any]) -> bool:
     whole, each = (case[key]["median"] for key in ("seconds_per_step", "seconds_per_yield"))
-    return bool(abs(whole - each) > _CLOSE * whole)
+    return bool(abs(whole - each) > _TOLERANCE * whole)
 
 
-def _cell(found: dict[str, float] | None, scale: float) -> str:
-    if found is None:
+def _cell(summary: dict[str, float] | None, scale: float) -> str:
+    if summary is None:
         return ""
-    low, high = (found.get(inner, found[outer]) for inner, outer in (("p10", "min"), ("p90", "max")))
-    return f"{_number(found['median'] * scale)} ({_number(low * scale)} to {_number(high * scale)})"
+    low, high = (summary.get(inner, summary[outer]) for inner, outer in (("p10", "min"), ("p90", "max")))
+    return f"{_number(summary['median'] * scale)} ({_number(low * scale)} to {_number(high * scale)})"
 
 
-def _spread(found: dict[str, float], scale: float = 1.0) -> list[str]:
-    return [_number(found[key] * scale) for key in ("median", "min", "max")]
+def _spread(summary: dict[str, float], scale: float = 1.0) -> list[str]:
+    return [_number(summary[key] * scale) for key in ("median", "min", "max")]
 
 
 def _number(value: float) -> str:
-    """Four digits at least, and no exponent."""
+    """Format with at least four digits and no exponent."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

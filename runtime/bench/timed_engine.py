@@ -1,4 +1,4 @@
-"""Engines that record when they were launched and waited for, whatever their backend."""
+"""Engine wrapper that records launches and waits, for any backend."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ LAUNCH, WAIT = "launch", "wait"
 
 
 class TimedEngine(Closing):
-    """An engine whose sessions record ``launch`` and ``wait``; see :class:`sd2rt.engines.interface.Engine`."""
+    """An :class:`~sd2rt.engines.interface.Engine` whose sessions record ``launch`` and ``wait``."""
 
     def __init__(self, engine: Engine, name: PartName, timeline: Timeline) -> None:
         self.inner, self.part = engine, engine.part
         self._name, self._timeline = name, timeline
-        # Only those that are in use: the engine keeps no more than some, and this must not keep the others.
+        # Weak references: the engine evicts sessions, and this must not keep them alive.
         self._sessions: WeakValueDictionary[int, TimedSession] = WeakValueDictionary()
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
         inner = self.inner.session(dims, carry, watch)
-        found = self._sessions.get(id(inner))
-        if found is None:
+        timed = self._sessions.get(id(inner))
+        if timed is None:
             outputs = {tensor.name for tensor in self.part.outputs}
-            found = self._sessions[id(inner)] = TimedSession(inner, self._name, outputs, self._timeline)
-        return found
+            timed = self._sessions[id(inner)] = TimedSession(inner, self._name, outputs, self._timeline)
+        return timed
 
     def close(self) -> None:
         self.inner.close()
 
 
 class TimedSession:
-    """See :class:`sd2rt.engines.interface.Session`."""
+    """A :class:`~sd2rt.engines.interface.Session` that records its launches and waits."""
 
     def __init__(self, session: Session, name: PartName, outputs: set[str], timeline: Timeline) -> None:
         self._name, self._timeline, self._add = name, timeline, timeline.add
         self._launch, self._watched = session.launch, session.watched
-        # A carried output is no buffer, and its input stays as it is: sessions hand states to each other.
+        # A carried output has no buffer. The input that receives it stays unwrapped, because sessions copy
+        # state from each other's buffers.
         self.buffers: Mapping[str, Buffer] = MappingProxyType(
             {
                 key: _TimedBuffer(buffer, name, timeline) if key in outputs else buffer
@@ -59,7 +60,7 @@ class TimedSession:
             with self._timeline.span(LAUNCH, self._name):
                 self._launch()
             return
-        # As little as can be: what it takes is counted to the host's part of a step.
+        # Keep this short: its overhead counts as host time of the step.
         start = perf_counter_ns()
         self._launch()
         self._add((LAUNCH, self._name, start, perf_counter_ns()))
@@ -72,7 +73,7 @@ class TimedSession:
 
 
 class _TimedBuffer:
-    """An output: reading it waits for the device."""
+    """An output buffer that records waits: reading it waits for the device."""
 
     def __init__(self, buffer: Buffer, name: PartName, timeline: Timeline) -> None:
         self._inner, self._name, self._timeline = buffer, name, timeline

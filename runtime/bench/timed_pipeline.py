@@ -1,4 +1,4 @@
-"""A pipeline that records what it does when; the plain one knows nothing of it."""
+"""A pipeline that records a timeline, built by subclassing: the plain pipeline has no timing code."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TOKENISE, TEXT, ENCODER, DECODER, DEPTH = "tokenise", "text", "encoder", "decode
 
 
 class TimedNetworks(Networks):
-    """A bundle's networks whose calls are recorded."""
+    """A bundle's networks with recorded calls."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # What is opened asks for engines already.
+        # Set before opening, which already requests engines.
         self.timeline = Timeline()
         self._timed: dict[PartName, TimedEngine] = {}
         super().__init__(*args, **options)
 
     def engine(self, part: PartName) -> Engine:
-        engine, found = super().engine(part), self._timed.get(part)
-        if found is None or found.inner is not engine:
-            found = self._timed[part] = TimedEngine(engine, part, self.timeline)
-        return found
+        engine, timed = super().engine(part), self._timed.get(part)
+        if timed is None or timed.inner is not engine:
+            timed = self._timed[part] = TimedEngine(engine, part, self.timeline)
+        return timed
 
     def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
         return _TimedText(self.timeline, self.bundle, self.engine("text_encoder"), tokenizer)
@@ -80,7 +80,7 @@ class _TimedVae(Vae):
 
 
 class TimedPipeline(Pipeline):
-    """Records launches and waits of every part, and what texts, pictures and latents take around them."""
+    """Records launches and waits of every part, and text encoding, image encoding and decoding around them."""
 
     _networks_type: ClassVar[type[Networks]] = TimedNetworks
 
@@ -89,11 +89,11 @@ class TimedPipeline(Pipeline):
         assert isinstance(self._networks, TimedNetworks)
         return self._networks.timeline
 
-    def forget(self) -> None:
-        """Encode texts anew that were encoded before, as a pipeline does that has not seen them."""
+    def clear_text_cache(self) -> None:
+        """Forget encoded texts, so that they are encoded again, as in a new pipeline."""
         self._networks.text.forget()
 
     @property
     def largest_batch(self) -> int | None:
-        """Images of a call that the engines take, at most; None where there is no such bound."""
+        """Largest number of images per call that the engines support; None if unlimited."""
         return self._networks.max_batch

@@ -1,4 +1,4 @@
-"""When what began and ended: spans of one thread, nested by their times."""
+"""Record the start and end of nested operations in one thread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol, Self
 
 
 class Span(NamedTuple):
-    """Something that was done, on the clock of ``time.perf_counter_ns``."""
+    """A recorded operation. Times are from ``time.perf_counter_ns``."""
 
     name: str
     detail: str
-    """The part of the bundle, where it is one's."""
+    """Part of the bundle, or empty."""
     start: int
     end: int
 
@@ -22,7 +22,7 @@ class Span(NamedTuple):
 
 
 class Ranges(Protocol):
-    """What shows spans to a profiler as they happen; the package ``nvtx`` is one."""
+    """Marks ranges for an external profiler; implemented by the package ``nvtx``."""
 
     def push_range(self, message: str) -> object: ...
 
@@ -33,28 +33,28 @@ class Timeline:
     """Records spans in the order in which they end.
 
     Args:
-        ranges: who is told of every span, beside.
+        ranges: also marks every span for an external profiler.
     """
 
     def __init__(self, ranges: Ranges | None = None) -> None:
         self.ranges = ranges
         self._recorded: list[tuple[str, str, int, int]] = []
         self.add = self._recorded.append
-        """Record a span that is over, as a tuple like :class:`Span`: what each step can afford."""
+        """Record a finished span, as a tuple with the fields of :class:`Span`. Cheap enough for every step."""
 
     def span(self, name: str, detail: str = "") -> Recording:
-        """A context that is recorded as a span, also where an error leaves it."""
+        """Return a context manager that records a span, even if an error is raised in it."""
         return Recording(self, name, detail)
 
     def take(self) -> list[Span]:
-        """What was recorded since the last call."""
+        """Return and clear the spans recorded since the last call."""
         spans = [Span(*recorded) for recorded in self._recorded]
         self._recorded.clear()
         return spans
 
 
 class Recording:
-    """A span that is not over."""
+    """Context manager of a span in progress."""
 
     __slots__ = ("_detail", "_name", "_ranges", "_start", "_timeline")
 

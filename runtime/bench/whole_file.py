@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Write text files atomically."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sd2rt.engines.errors import EngineError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file; it appears whole.
+    """Write a file atomically.
 
     Raises:
-        EngineError: it cannot be written.
+        EngineError: the file cannot be written.
     """
     try:
         with atomic_write(path) as temporary:

@@ -1,4 +1,4 @@
-"""What `sd2rt bench` asks of a bundle: requests for images, with pictures to start from where its kind wants them."""
+"""Requests of `sd2rt bench`, with random input images if the bundle's task needs them."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ from sd2rt.runtime.request.request import Request, make_request
 PROMPT = "a photograph of an astronaut riding a horse"
 Size = tuple[int, int]
 _COARSE = 16
-"""Pixels between two of the numbers that a picture is drawn through."""
+"""Grid spacing, in pixels, of the random values that input images are interpolated from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The images that are asked for, of any size and number; their pictures are random, and the same every time.
+    """Requests for any size and number of images. Input images are random but reproducible.
 
-    Every image has its own prompt and, where one is needed, its own picture, as in a server's batch.
+    Every image has its own prompt and, if the task needs one, its own input image, as in a server's batch.
     """
 
     manifest: Manifest
     prompt: str
     seed: int
     settings: dict[str, Any]
-    """Fields of a request that hold for all images; those of None are the bundle's own."""
+    """Request fields shared by all images; None uses the bundle's default."""
 
     @property
     def task(self) -> Task:
-        """The first of the bundle's tasks that needs the least: text-to-image, where it does that."""
+        """The bundle's task with the fewest required inputs: text-to-image, if it is supported."""
         return min(
             (task for name, task in TASKS.items() if name in self.manifest.tasks),
             key=lambda task: len(task.required),
         )
 
     def check(self, size: Size) -> Request:
-        """The request for one image, resolved: what the bundle makes of what is asked.
+        """Return the resolved request for one image.
 
         Raises:
-            RequestError: it cannot be honoured.
+            RequestError: the bundle does not support it.
         """
         (planned,) = plan_requests(self.requests(size, 1), self.manifest)
         return planned.request
 
     def requests(self, size: Size, count: int) -> list[Request]:
-        """Requests for so many images of a size in pixels.
+        """Return requests for ``count`` images of a size (width, height) in pixels.
 
         Raises:
-            RequestError: an option cannot be honoured.
+            RequestError: an option is invalid.
         """
-        own = self._size(size)
-        made = []
+        size_fields = self._size(size)
+        requests = []
         for index in range(count):
             prompt = self.prompt if index == 0 else f"{self.prompt}, number {index + 1}"
             pictures = self._pictures(size, index)
-            fields = {**self.settings, **own, **pictures, "prompt": prompt, "seed": self.seed + index}
-            made.append(make_request(**fields))
-        return made
+            fields = {**self.settings, **size_fields, **pictures, "prompt": prompt, "seed": self.seed + index}
+            requests.append(make_request(**fields))
+        return requests
 
     def options(self, size: Size, folder: Path) -> list[str]:
-        """The first image's request as options of `sd2rt run`; its pictures are written into ``folder``."""
+        """Return the first request as options of `sd2rt run`, writing its input images to ``folder``."""
         names = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "sampler": "--sampler"}
         words = [f"--seed={self.seed}"]
         words += [
@@ -88,7 +88,7 @@ class Workload:
         return words
 
     def _size(self, size: Size) -> dict[str, int]:
-        """Fields for the size; none where the picture's own decides."""
+        """Return the request's size fields; none for upscalers, where the input image determines the size."""
         if self.manifest.low_resolution is not None:
             return {}
         return {"width": size[0], "height": size[1]}
@@ -96,12 +96,12 @@ class Workload:
     def _pictures(self, size: Size, index: int) -> dict[str, NDArray[Any]]:
         width, height = size
         if self.manifest.low_resolution is not None:
-            times = self.manifest.latents.vae_factor
-            if width % times or height % times or not (width and height):
+            factor = self.manifest.latents.vae_factor
+            if width % factor or height % factor or not (width and height):
                 raise RequestError(
-                    f"--size {width}x{height} is not {times} times an image's: give multiples of {times}"
+                    f"--size {width}x{height} is not a multiple of the upscaling factor: use multiples of {factor}"
                 )
-            width, height = width // times, height // times
+            width, height = width // factor, height // factor
         pictures: dict[str, NDArray[Any]] = {}
         if "image" in self.task.required:
             pictures["image"] = picture(width, height, self.seed + index)
@@ -112,7 +112,7 @@ class Workload:
 
 @lru_cache(maxsize=64)
 def picture(width: int, height: int, seed: int) -> NDArray[np.float32]:
-    """A smooth random picture [H, W, 3] in [0, 1]; remembered, as drawing it is no part of what is measured."""
+    """Return a smooth random image [H, W, 3] in [0, 1]. Cached, so that drawing it is not measured."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
@@ -123,7 +123,7 @@ def picture(width: int, height: int, seed: int) -> NDArray[np.float32]:
 
 
 def mask(width: int, height: int) -> NDArray[np.bool_]:
-    """The middle quarter of an image [H, W]."""
+    """Return a mask [H, W] of the central quarter of an image."""
     marked = np.zeros((height, width), np.bool_)
     marked[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     return marked

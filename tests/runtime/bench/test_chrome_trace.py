@@ -1,4 +1,4 @@
-"""What is recorded of an image, and the Chrome trace of it."""
+"""Recorded timelines of images, and their Chrome traces."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def begin(event: dict[str, Any]) -> int:
 
 
 def end(event: dict[str, Any]) -> int:
-    """In whole nanoseconds, like the clock: sums of fractions would be off by a little."""
+    """In whole nanoseconds, like the clock, because sums of fractions would be inexact."""
     taken: float = event["dur"]
     return begin(event) + round(taken * 1000)
 
@@ -64,10 +64,10 @@ def test_trace_of_an_image(sd2rt: Command, small_bundle: Path, here: Path) -> No
     assert said.code == 0, said.err
     trace = json.loads((here / "trace.json").read_text())
     assert trace["otherData"]["bundle"] == json.loads(said.out)["bundle"]
-    told = [event for event in trace["traceEvents"] if event["ph"] == "M"]
-    assert [event["args"]["name"] for event in told][:2] == ["sd2rt", "host"]
+    metadata = [event for event in trace["traceEvents"] if event["ph"] == "M"]
+    assert [event["args"]["name"] for event in metadata][:2] == ["sd2rt", "host"]
     assert len({event["pid"] for event in trace["traceEvents"]}) == 1
-    host = told[0]["tid"]
+    host = metadata[0]["tid"]
     events = [event for event in trace["traceEvents"] if event["ph"] == "X" and event["tid"] == host]
     # What begins within another event ends within it.
     around: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ def test_trace_of_an_image(sd2rt: Command, small_bundle: Path, here: Path) -> No
         "launch decoder",
         "png",
     } <= {*names}
-    # The prompt and the empty negative one, though the warm-up has encoded them before.
+    # The prompt and the empty negative prompt, although the warm-up already encoded them.
     assert names.count("launch text_encoder") == names.count("tokenise") == 2
     steps = [event for event in events if event["name"] == "step"]
     assert len(steps) == 3
@@ -124,7 +124,7 @@ def test_operators_lie_in_the_launches_of_their_part(sd2rt: Command, small_bundl
         launches = [event for event in events if event["name"] == f"launch {part}"]
         operators = [event for event in events if event["tid"] == rows[part]]
         within = [[o for o in operators if inside(o, launch)] for launch in launches]
-        # Each in one launch, all launches run the same graph, and one operator after another does.
+        # Each operator lies in one launch, all launches run the same graph, and operators do not overlap.
         assert sum(map(len, within)) == len(operators)
         assert len({tuple(o["name"] for o in each) for each in within}) == 1
         assert all(end(a) <= begin(b) for a, b in itertools.pairwise(operators))
@@ -147,7 +147,7 @@ def test_a_backend_that_does_not_say_when_its_operators_ran(
 
 
 def test_runs_of_another_clock_are_put_into_their_launches(tmp_path: Path) -> None:
-    """Its clock starts elsewhere and goes wrong in between; the first run is a warm-up's, the last was not kept."""
+    """The profile's clock has another origin and drifts; the first run is a warm-up, the last was not recorded."""
     path = tmp_path / "profile.json"
     kernel = {"cat": "Node", "ph": "X", "dur": 30, "args": {"op_name": "Conv", "mem_in_use_peak": "5"}}
     run = {"cat": "Session", "ph": "X", "name": "model_run", "dur": 100, "args": {}}
@@ -156,15 +156,15 @@ def test_runs_of_another_clock_are_put_into_their_launches(tmp_path: Path) -> No
     events += [kernel | {"ts": 3020, "name": "3020_fence_before"}]
     path.write_text(json.dumps(events))
     launches = [Span("launch", "denoiser", at, at + 120_000) for at in (50_000_000, 90_000_000, 95_000_000)]
-    found = read_profile(path, 1, launches)
-    assert (found.launches, found.recorded) == (3, 2)
-    assert [(operator.name, operator.start, operator.end) for operator in found.operators] == [
+    profile = read_profile(path, 1, launches)
+    assert (profile.launches, profile.recorded) == (3, 2)
+    assert [(operator.name, operator.start, operator.end) for operator in profile.operators] == [
         ("3020", 50_030_000, 50_060_000),
         ("7010", 90_020_000, 90_050_000),
         ("7060", 90_070_000, 90_100_000),
     ]
-    assert found.operators[0].told == {"op_name": "Conv"}
-    with pytest.raises(ValueError, match="3 runs are in the profile of 2 launches"):
+    assert profile.operators[0].args == {"op_name": "Conv"}
+    with pytest.raises(ValueError, match="the profile has 3 runs, but there were 2 launches"):
         read_profile(path, 1, launches[:1])
 
 
@@ -197,15 +197,15 @@ def test_texts_are_encoded_anew(pipeline: TimedPipeline) -> None:
 
 
 def test_warm_up_stops_early(pipeline: TimedPipeline) -> None:
-    made = make_images(pipeline, workload(pipeline), SIZE, 2, ignored, calls=2)
-    assert (len(made.steps), made.iterations) == (2, 4)
-    assert made.stages()["decode"] > 0
-    made = make_images(pipeline, workload(pipeline), SIZE, 1, ignored, calls=9)
-    assert (len(made.steps), made.iterations) == (3, 3)
+    batch = make_images(pipeline, workload(pipeline), SIZE, 2, ignored, calls=2)
+    assert (len(batch.steps), batch.iterations) == (2, 4)
+    assert batch.stages()["decode"] > 0
+    batch = make_images(pipeline, workload(pipeline), SIZE, 1, ignored, calls=9)
+    assert (len(batch.steps), batch.iterations) == (3, 3)
 
 
-class Told:
-    """Ranges as they are begun and ended."""
+class RecordedRanges:
+    """Records the ranges that are open and those that were closed."""
 
     def __init__(self) -> None:
         self.open: list[str] = []
@@ -219,22 +219,22 @@ class Told:
 
 
 def test_ranges_follow_the_record(pipeline: TimedPipeline) -> None:
-    pipeline.timeline.ranges = told = Told()
+    pipeline.timeline.ranges = recorded = RecordedRanges()
     spans = make_images(pipeline, workload(pipeline), SIZE, 1, ignored).spans
-    # A step is one only when it has been made: the last range of that name is of the end.
+    # A step is known to be the last only when it ends: the final range named step becomes the settle span.
     names = [f"{span.name} {span.detail}".strip().replace("settle", "step") for span in spans]
-    assert (told.open, told.closed) == ([], names)
+    assert (recorded.open, recorded.closed) == ([], names)
 
 
 def test_ranges_end_where_an_error_does(pipeline: TimedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline.timeline.ranges = told = Told()
+    pipeline.timeline.ranges = recorded = RecordedRanges()
     monkeypatch.setattr(
         "sd2rt.runtime.rng.torch_cpu.Generator.randn", lambda self, shape: np.full(shape, np.nan)
     )
     with pytest.raises(EngineError, match="not finite"):
         make_images(pipeline, workload(pipeline), SIZE, 1, ignored)
-    assert told.open == []
-    assert {"images", "decode"} <= {*told.closed}
+    assert recorded.open == []
+    assert {"images", "decode"} <= {*recorded.closed}
 
 
 def test_nvtx_where_it_is_installed() -> None:

@@ -1,4 +1,4 @@
-"""`sd2rt bench --compare`: ratios, what was different, and files that are no results."""
+"""`sd2rt bench --compare`: ratios, differences, and files that are not results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def spread(*values: float) -> dict[str, float]:
     return {"median": middle, "min": low, "max": high, "n": 3}
 
 
-def made() -> dict[str, Any]:
+def example_result() -> dict[str, Any]:
     return {
         "benchmark": "bench",
         "bundle": {"name": "demo", "identity": "a"},
@@ -51,7 +51,7 @@ def made() -> dict[str, Any]:
 
 
 def test_figures_are_what_was_measured() -> None:
-    assert {name: figure.value for name, figure in figures(made()).items()} == {
+    assert {name: figure.value for name, figure in figures(example_result()).items()} == {
         "opening, seconds": 2.0,
         "peak_rss_bytes": 100.0,
         "64x64 x 1, it_per_second": 10.0,
@@ -60,32 +60,32 @@ def test_figures_are_what_was_measured() -> None:
 
 
 def test_ratio_and_whether_it_may_be_chance() -> None:
-    new = made()
+    new = example_result()
     new["cases"][0]["it_per_second"] = spread(19, 20, 21)
     new["opening"]["seconds"] = 1.0
-    found = compare(new, made())["figures"]
+    found = compare(new, example_result())["figures"]
     assert found["64x64 x 1, it_per_second"] == {"old": 10.0, "new": 20.0, "ratio": 2.0, "apart": True}
     assert found["opening, seconds"] == {"old": 2.0, "new": 1.0, "ratio": 0.5, "apart": None}
     assert found["64x64 x 1, stages, png"]["ratio"] is None
     new["cases"][0]["it_per_second"] = spread(11, 20, 21)
-    assert compare(new, made())["figures"]["64x64 x 1, it_per_second"]["apart"] is False
+    assert compare(new, example_result())["figures"]["64x64 x 1, it_per_second"]["apart"] is False
 
 
 def test_differences_are_told() -> None:
-    new = made()
+    new = example_result()
     new["bundle"]["identity"] = "b"
     new["settings"]["steps"] = 10
     new["machine"] |= {"cpu": "two", "date": "2026-02-02", "packages": {"numpy": "2", "onnxruntime": "1"}}
-    assert compare(new, made())["differences"] == [
+    assert compare(new, example_result())["differences"] == [
         'bundle.identity is "b", was "a"',
         "settings.steps is 10, was 20",
         'machine.cpu is "two", was "one"',
-        'machine.packages.onnxruntime is "1", was not told',
+        'machine.packages.onnxruntime is "1", was not recorded',
     ]
 
 
 def test_cases_that_only_one_has() -> None:
-    new, old = made(), made()
+    new, old = example_result(), example_result()
     new["cases"][0]["batch"] = 2
     found = compare(new, old)
     assert found["only_new"] == ["64x64 x 2, it_per_second", "64x64 x 2, stages, png"]
@@ -96,9 +96,9 @@ def test_cases_that_only_one_has() -> None:
 @pytest.mark.parametrize("how", ["line", "indented", "printed"])
 def test_result_is_read_back(how: str, tmp_path: Path) -> None:
     path = tmp_path / "result"
-    text = json.dumps(made(), indent=2 if how == "indented" else None)
+    text = json.dumps(example_result(), indent=2 if how == "indented" else None)
     path.write_text(f"it/s  10\n\n{text}\n" if how == "printed" else text)
-    assert read_result(path) == made()
+    assert read_result(path) == example_result()
 
 
 def test_against_itself(sd2rt: Command, small_bundle: Path, here: Path) -> None:
@@ -126,18 +126,18 @@ def damaged(result: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"", "is no result of 'sd2rt bench'"),
-        (b"{", "is no result of 'sd2rt bench'"),
-        (b"[" * 100_000, "is no result of 'sd2rt bench'"),
-        (b"\xff\xfe", "cannot be read (it is no text)"),
-        (b"7", "is no result of 'sd2rt bench'"),
-        (b'{"benchmark": "startup"}', "is no result of 'sd2rt bench'"),
-        (b'{"benchmark": "bench"}', "is a result of 'sd2rt bench' that is damaged: measure it again"),
+        (b"", "is not a result of 'sd2rt bench'"),
+        (b"{", "is not a result of 'sd2rt bench'"),
+        (b"[" * 100_000, "is not a result of 'sd2rt bench'"),
+        (b"\xff\xfe", "cannot be read (it is not a text file)"),
+        (b"7", "is not a result of 'sd2rt bench'"),
+        (b'{"benchmark": "startup"}', "is not a result of 'sd2rt bench'"),
+        (b'{"benchmark": "bench"}', "is a damaged result of 'sd2rt bench': run the benchmark again"),
         *(
-            (json.dumps(damaged(made(), name)).encode(), "that is damaged")
+            (json.dumps(damaged(example_result(), name)).encode(), "is a damaged result")
             for name in ("bundle", "settings", "cases", "machine")
         ),
-        (json.dumps(made() | {"cases": [], "opening": 0, "peak_rss_bytes": None}).encode(), ""),
+        (json.dumps(example_result() | {"cases": [], "opening": 0, "peak_rss_bytes": None}).encode(), ""),
     ],
     ids=lambda value: None,
 )

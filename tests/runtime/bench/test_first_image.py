@@ -1,4 +1,4 @@
-"""Measured processes and memory."""
+"""Measuring child processes and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.bench.first_image import run_child
-from sd2rt.runtime.bench.memory import forget_peak, peak_rss_bytes
+from sd2rt.runtime.bench.memory import peak_rss_bytes, reset_peak
 
 MEGABYTES = 10**6
 
@@ -21,7 +21,7 @@ def python(code: str) -> list[str]:
 
 
 def test_peak_is_the_childs() -> None:
-    """In a process of its own: a child cannot be told from a parent that has been larger."""
+    """In a separate process, because a child's peak is hidden by that of a larger parent."""
     code = """
 import sys
 from sd2rt.runtime.bench.first_image import run_child
@@ -49,9 +49,9 @@ def test_peak_of_this_process() -> None:
     held = np.ones(40 * MEGABYTES // 8)
     before = peak_rss_bytes()
     assert before >= held.nbytes
-    if forget_peak():
+    if reset_peak():
         now = peak_rss_bytes()
-        # Pages are counted on each processor and added up late.
+        # The kernel counts pages per CPU and sums them with a delay.
         assert now <= before + MEGABYTES
         more = np.ones(200 * MEGABYTES // 8)
         assert peak_rss_bytes() - now > more.nbytes // 2

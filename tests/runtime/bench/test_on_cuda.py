@@ -1,4 +1,4 @@
-"""On a simulated GPU, where a step that is yielded is enqueued and no more."""
+"""On a simulated GPU, where a yielded step is only enqueued."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def test_result(sd2rt: Command, bundle: Path, gpu: SimulatedGpu) -> None:
     result = json.loads(said.out)
     assert (result["settings"]["backend"], result["settings"]["device"]) == ("tensorrt", "cuda")
     small, large = result["cases"]
-    # What is in use after a case: its buffers come to those of the one before.
+    # Memory in use after a case: its buffers are added to those of the previous case.
     assert 0 < small["device_bytes"] < large["device_bytes"] == result["device_bytes"] < gpu.total_bytes
     for case in (small, large):
-        # The work of all steps is waited for at their end, and by no yield.
+        # Only the end of the loop waits for the work of all steps; yields do not.
         assert case["seconds_per_step"]["min"] > case["seconds_per_yield"]["median"]
 
 
 def test_more_at_once_than_the_engines_take(sd2rt: Command, bundle: Path) -> None:
     said = sd2rt("bench", bundle, "--device", "cuda", "--batch", "1,9", "--no-first-image")
     assert (said.code, said.out) == (2, "")
-    assert "--batch 9: the bundle's engines take at most 8 images at once\n" in said.err
+    assert "--batch 9 is too large: the bundle's engines support at most 8 images at once\n" in said.err
 
 
 def test_waits_are_recorded(bundle: Path) -> None:
     with TimedPipeline.open(bundle, device="cuda", threads=1) as pipeline:
         workload = Workload(pipeline.manifest, "a fox", 1, {"num_inference_steps": 4, "sampler": "euler"})
-        made = make_images(pipeline, workload, (64, 64), 1, lambda progress: None)
-    [settle] = [span for span in made.spans if span.name == "settle"]
-    waits = [span for span in made.spans if span.name == "wait"]
+        batch = make_images(pipeline, workload, (64, 64), 1, lambda progress: None)
+    [settle] = [span for span in batch.spans if span.name == "settle"]
+    waits = [span for span in batch.spans if span.name == "wait"]
     assert {span.detail for span in waits} == {"text_encoder", "denoiser", "decoder"}
     within = [span for span in waits if settle.start <= span.start and span.end <= settle.end]
     assert [span.detail for span in within] == ["denoiser"] * len(within)

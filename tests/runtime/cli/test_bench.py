@@ -201,7 +201,7 @@ def test_no_bundle(refused: Refused) -> None:
 
 def test_upscaled_size_that_is_no_multiple(refused: Refused, small_upscaler_bundle: Path) -> None:
     said = refused(2, "bench", small_upscaler_bundle, *FAST, "--size", "66x64")
-    assert said == "--size 66x64 is not 4 times an image's: give multiples of 4"
+    assert said == "--size 66x64 is not a multiple of the upscaling factor: use multiples of 4"
 
 
 def test_first_image_that_fails(small_bundle: Path, here: Path) -> None:
