@@ -1,4 +1,4 @@
-"""Requests as one bundle will make them: defaults filled in, the task chosen, the sampler's steps computed."""
+"""Requests resolved and planned for one bundle: task, defaults and sampling steps."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ _PLAN_FIELDS = (
     "eta",
     "strength",
 )
-"""Fields of a resolved request that its plan follows from, beside its task."""
+"""Fields of a resolved request that determine its plan, together with its task."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest(Generic[Images]):
-    """A request that a bundle can make, resolved and planned from the bundle's manifest alone."""
+    """A request resolved and planned from a bundle's manifest."""
 
     request: Request[Images]
     """The request with its preset's settings and the bundle's defaults filled in."""
     task: Task
     plan: Plan
     build_key: str
-    """The bundle's, from its manifest: another bundle has other defaults."""
+    """Build key of the bundle. Other bundles have other defaults and need another plan."""
 
     @property
     def strength(self) -> float | None:
-        """How much the sampler changes the image, above 0 to 1; None if it starts from noise alone."""
+        """Strength of the late start, above 0 and up to 1; None if sampling starts from pure noise."""
         return strength_of(self.request, self.task)
 
 
 def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> list[PlannedRequest[Images]]:
-    """Resolve and plan requests; those that are sampled alike share one plan.
+    """Resolve and plan requests. Requests with the same sampling settings share one plan.
 
     Raises:
-        RequestError: the bundle cannot do what a request asks for.
+        RequestError: the bundle does not support a request.
     """
     plans: dict[tuple[str, ...], Plan] = {}
     planned: list[PlannedRequest[Images]] = []

@@ -49,10 +49,10 @@ def resolve(request: Request[Images], manifest: Manifest) -> Request[Images]:
 
 
 def fill_defaults(request: Request[Images], task: Task, manifest: Manifest) -> Request[Images]:
-    """Fill in a preset's settings, then the bundle's defaults for the task, where the request leaves them open.
+    """Fill in a request's unset fields for a task, from its preset first and then from the bundle's defaults.
 
     Raises:
-        RequestError: the bundle does not support a noise level or a number of layers to skip.
+        RequestError: the bundle does not support the noise level or the clip_skip.
     """
     defaults = manifest.tasks[task.name]
     names = ("num_inference_steps", "guidance_scale", "strength", "noise_level")
