@@ -13,7 +13,7 @@ from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
-from sd2rt.engines.tensorrt.packages import load_module, unfit
+from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
 from sd2rt.runtime.denoising.batch import CARRY
 from sd2rt.runtime.denoising.finite_checks import WATCHED
 
@@ -90,6 +90,6 @@ def denoisers(bundle: Bundle, backend: EngineBackend, takes: Callable[[Any], boo
         for entry in bundle.manifest.engines
         if entry.part == "denoiser"
         and entry.backend == backend
-        and unfit(entry, version, capability) is None
+        and mismatch_of(entry, version, capability) is None
         and any(takes(profile) for profile in entry.profiles)
     ]

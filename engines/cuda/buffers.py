@@ -1,4 +1,4 @@
-"""A session's tensors on a GPU, and what of them the host holds."""
+"""Buffers of a session's tensors on a GPU, with their host arrays."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from sd2rt.engines.cuda.memory import Memory, Ring, aligned
 from sd2rt.engines.interface import Array, Buffer, copy_whole
 
 AHEAD = 4
-"""Launches that the host may be ahead of the device: more than its own delays take, few enough to stop soon."""
+"""Launches that the host may be ahead of the device: enough to hide delays of the host, few enough to stop soon."""
 SMALL_BYTES = 4096
+"""Inputs up to this size are packed into one block."""
 _LARGE_BYTES = 2 << 20
-"""Of slots above that, which are not pushed at every step, there are two."""
+"""Buffers above this size, which are not pushed at every step, have two staging slots instead of ``AHEAD``."""
 
 
 class Block:
-    """The small inputs of a session: one block on the host, one on the device, and one copy for all of them.
+    """The small inputs of a session, packed into one block that is sent to the device in one copy.
 
     Args:
-        sizes: bytes of each tensor.
-        memory: :meth:`size_of` them on the device.
+        sizes: bytes of each tensor, by name.
+        memory: device memory of :meth:`size_of` bytes.
     """
 
     def __init__(self, device: CudaDevice, sizes: dict[str, int], memory: Memory, what: str) -> None:
         self._device, self._memory = device, memory
         self._host = np.zeros(memory.nbytes, np.uint8)
         self._ring = Ring(device, memory.nbytes, AHEAD, what)
-        self._places: dict[str, tuple[int, int]] = {}
+        self._spans: dict[str, tuple[int, int]] = {}  # offset, bytes
         offset = 0
         for name, nbytes in sizes.items():
-            self._places[name] = offset, nbytes
+            self._spans[name] = offset, nbytes
             offset += aligned(nbytes)
         self.dirty = True
 
@@ -44,16 +45,16 @@ class Block:
         return sum(aligned(nbytes) for nbytes in sizes.values())
 
     def host(self, name: str) -> NDArray[np.uint8]:
-        """A tensor's bytes on the host, the same array as long as the block lives."""
-        offset, nbytes = self._places[name]
+        """A tensor's bytes on the host: a view that stays valid as long as the block."""
+        offset, nbytes = self._spans[name]
         return self._host[offset : offset + nbytes]
 
     def address(self, name: str) -> int:
-        """Where a tensor lies on the device."""
-        return self._memory.address + self._places[name][0]
+        """A tensor's address on the device."""
+        return self._memory.address + self._spans[name][0]
 
     def send(self) -> None:
-        """Enqueue the copy of what the host holds by now, where any of it has been pushed."""
+        """Enqueue a copy of the block to the device if any input has been pushed since the last one."""
         if self.dirty:
             slot = self._ring.next()
             slot.array[:] = self._host
@@ -62,12 +63,12 @@ class Block:
             self.dirty = False
 
     def free(self) -> None:
-        """Give the ring back; the memory is the session's."""
+        """Free the staging ring; the session owns the device memory."""
         self._ring.free()
 
 
 class _CudaBuffer:
-    """What the two kinds have in common; see :class:`sd2rt.engines.interface.Buffer`."""
+    """Common base of both kinds of buffer; see :class:`sd2rt.engines.interface.Buffer`."""
 
     def __init__(self, host: Array, label: str) -> None:
         self._host, self._label = host, label
@@ -92,15 +93,15 @@ class _CudaBuffer:
         self.push()
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
-        """By way of the host, for what the device has no copy for."""
+        """Copy entries through the host, for sources that the device cannot copy from."""
         entries = source.read()
-        for taken, to in rows:
-            self._host[to] = entries[taken]
-            self.push(slice(to, to + 1))
+        for from_row, to_row in rows:
+            self._host[to_row] = entries[from_row]
+            self.push(slice(to_row, to_row + 1))
 
 
 class SmallInput(_CudaBuffer):
-    """A tensor within a block. Nothing but the host changes it, so the host knows what it holds."""
+    """A tensor within a block. The device never writes it, so the host array always has its contents."""
 
     def __init__(self, block: Block, name: str, shape: tuple[int, ...], dtype: str) -> None:
         super().__init__(block.host(name).view(dtype).reshape(shape), name)
@@ -117,7 +118,7 @@ class SmallInput(_CudaBuffer):
 
 
 class CudaBuffer(_CudaBuffer):
-    """A tensor with memory of its own on the device."""
+    """A tensor with its own device memory."""
 
     def __init__(
         self, device: CudaDevice, memory: Memory, shape: tuple[int, ...], dtype: str, label: str
@@ -134,7 +135,7 @@ class CudaBuffer(_CudaBuffer):
             return
         with self._device.errors(self._label):
             if self._ring is None:
-                # All slots at once: page-locking memory may stop the device, and is done before the first step.
+                # Allocate all slots before the first step: page-locking memory may synchronise the device.
                 slots = AHEAD if self._host.nbytes <= _LARGE_BYTES else 2
                 self._ring = Ring(self._device, self._host.nbytes, slots, self._label)
             slot = self._ring.next()
@@ -156,7 +157,7 @@ class CudaBuffer(_CudaBuffer):
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
         if source.shape[1:] != self.shape[1:] or source.dtype != self.dtype:
             raise ValueError(
-                f"entries of {source.dtype}{list(source.shape[1:])} do not fit a buffer of "
+                f"entries of {source.dtype}{list(source.shape[1:])} do not match a buffer of "
                 f"{self.dtype}{list(self.shape[1:])}"
             )
         if not isinstance(source, CudaBuffer) or source._device is not self._device:
@@ -164,51 +165,51 @@ class CudaBuffer(_CudaBuffer):
             return
         runs = list(_runs(rows, in_place=source is self))
         with self._device.errors(self._label):
-            if source is self and {to for _, to, n in runs for to in range(to, to + n)} & {
-                taken for taken, _, n in runs for taken in range(taken, taken + n)
-            }:
+            written = {row for _, to_row, count in runs for row in range(to_row, to_row + count)}
+            read = {row for from_row, _, count in runs for row in range(from_row, from_row + count)}
+            if source is self and written & read:
                 self._shuffle(runs)
                 return
-            for taken, to, count in runs:
-                self._device.copy(self._entries(to, count), source._entries(taken, count))
+            for from_row, to_row, count in runs:
+                self._device.copy(self._entries(to_row, count), source._entries(from_row, count))
 
     def _entries(self, first: int, count: int) -> Any:
         return self._memory.piece(first * self._row_bytes, count * self._row_bytes)
 
     def _shuffle(self, runs: list[tuple[int, int, int]]) -> None:
-        """Runs that lie over each other: all are read before one is written."""
+        """Copy overlapping runs within this buffer through scratch memory: read all, then write all."""
         nbytes = sum(count for _, _, count in runs) * self._row_bytes
         scratch = self._device.allocate(nbytes, self._label)
         offset = 0
         pieces = []
-        for taken, to, count in runs:
+        for from_row, to_row, count in runs:
             piece = scratch.piece(offset, count * self._row_bytes)
             offset += count * self._row_bytes
-            self._device.copy(piece, self._entries(taken, count))
-            pieces.append((to, count, piece))
-        for to, count, piece in pieces:
-            self._device.copy(self._entries(to, count), piece)
+            self._device.copy(piece, self._entries(from_row, count))
+            pieces.append((to_row, count, piece))
+        for to_row, count, piece in pieces:
+            self._device.copy(self._entries(to_row, count), piece)
         scratch.free()
 
     def free(self) -> None:
-        """Give the ring back; the memory is the session's."""
+        """Free the staging ring; the session owns the device memory."""
         if self._ring is not None:
             self._ring.free()
             self._ring = None
 
 
 def _runs(rows: Sequence[tuple[int, int]], *, in_place: bool) -> Iterator[tuple[int, int, int]]:
-    """Pairs that follow each other as one copy: where from, where to, how many."""
+    """Merge consecutive pairs into runs: first source row, first target row, number of rows."""
     start: tuple[int, int] | None = None
     count = 0
-    for taken, to in rows:
-        if in_place and taken == to:
+    for from_row, to_row in rows:
+        if in_place and from_row == to_row:
             continue
-        if start is not None and (taken, to) == (start[0] + count, start[1] + count):
+        if start is not None and (from_row, to_row) == (start[0] + count, start[1] + count):
             count += 1
             continue
         if start is not None:
             yield *start, count
-        start, count = (taken, to), 1
+        start, count = (from_row, to_row), 1
     if start is not None:
         yield *start, count

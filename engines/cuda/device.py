@@ -1,6 +1,6 @@
-"""One NVIDIA GPU as sessions need it: a stream, memory, copies, graphs, and every error in one line.
+"""Access to one NVIDIA GPU through cuda-python's ``cuda.core``: a stream, memory, copies, graphs and errors.
 
-Through cuda-python's ``cuda.core``, which is imported when a device is opened.
+``cuda.core`` is imported when a device is opened.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ STICKY = (
     "CUDA_ERROR_TENSOR_MEMORY_LEAK",
     "CUDA_ERROR_UNKNOWN",
 )
-"""Results after which the driver answers every call of this process with the same one."""
+"""Errors after which every further driver call of the process fails with the same one."""
 
 OLDEST_CUDA_CORE = 1
-"""The first version, by its major number, of which everything that is called here is there."""
+"""The oldest major version of cuda-core with everything that is called here."""
 
 _NAME = re.compile(r"CUDA_ERROR_\w+")
 _NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
-# The context that a thread has made current is the thread's, whichever device object made it so.
+# The index of the device that each thread has made current, shared by all CudaDevice objects.
 _THREAD = threading.local()
 
 
 class CudaDevice(Closing):
-    """A GPU, one non-blocking stream on it, and what sessions share: a context manager that owns them.
+    """Own one GPU's stream, arena and staging memory, which sessions share; a context manager.
 
-    Everything is enqueued on the one stream, so its order is the program's. Not for several threads at once.
+    Everything is enqueued on one non-blocking stream, in program order. Any thread may use the device, one at a time.
 
     Args:
-        index: which one, as CUDA counts them.
+        index: CUDA's index of the GPU.
 
     Raises:
         MissingDependencyError: cuda-python, the driver or the GPU is missing.
@@ -91,11 +91,11 @@ class CudaDevice(Closing):
             reason = _first_line(error)
             if _NO_MEMORY.search(reason):
                 raise EngineError(
-                    f"{self} has no memory left for CUDA itself ({reason}): free the GPU"
+                    f"{self} has too little memory to start CUDA ({reason}): free the GPU"
                 ) from error
             if isinstance(error, ValueError):
                 raise MissingDependencyError(
-                    f"there is no {self} ({reason}): see the GPUs with 'nvidia-smi', or use --device cpu"
+                    f"there is no {self} ({reason}): list the GPUs with 'nvidia-smi', or use --device cpu"
                 ) from error
             raise MissingDependencyError(
                 f"CUDA could not start on {self} ({reason}): install NVIDIA's driver, check it with 'nvidia-smi', "
@@ -105,28 +105,28 @@ class CudaDevice(Closing):
         return handle
 
     def _driver_version(self) -> str:
-        """``580.65.06`` where NVML tells it, else the CUDA version that the driver was made for."""
+        """The driver's version such as ``580.65.06``, or its CUDA version if NVML is not available."""
         system = self._core.system
-        for ask in (system.get_kernel_mode_driver_version, system.get_user_mode_driver_version):
+        for query in (system.get_kernel_mode_driver_version, system.get_user_mode_driver_version):
             with contextlib.suppress(Exception):
-                major, minor, *patch = ask()
+                major, minor, *patch = query()
                 return ".".join([str(major), str(minor), *(f"{number:02}" for number in patch)])
         return "unknown"
 
     @property
     def lost(self) -> bool:
-        """Whether it was closed, or an error has made it unusable for this process."""
+        """True after :meth:`close` or a sticky error: this process cannot use the device any more."""
         return self._dead is not None
 
     def errors(self, what: str) -> Guard:
-        """A context in which the device is this thread's current one, and errors are EngineErrors about ``what``."""
+        """A context manager that makes the device current and turns CUDA errors into EngineErrors about ``what``."""
         return Guard(self, what)
 
     def enter(self, what: str) -> None:
-        """Make the device this thread's current one.
+        """Make the device current in the calling thread.
 
         Raises:
-            EngineError: an earlier error has made it unusable.
+            EngineError: the device is closed, or an earlier error has made it unusable.
         """
         if self._dead is not None:
             raise EngineError(f"{what}: {self._dead}")
@@ -135,16 +135,16 @@ class CudaDevice(Closing):
             _THREAD.index = self.index
 
     def translate(self, error: Exception, what: str, nbytes: int | None = None) -> EngineError:
-        """An error of CUDA or of what runs on it as ours; ``nbytes`` were asked for, where memory was.
+        """Translate an error of CUDA or of a library on top of it; ``nbytes`` is the size of a failed allocation.
 
-        One after which nothing works any more is remembered: every later call says so.
+        A sticky error is remembered, and every later call fails with it.
         """
         reason = _first_line(error)
         if _NO_MEMORY.search(reason) or isinstance(error, MemoryError):
             return EngineError(f"{what}: out of memory: {self._shortage(reason, nbytes)}")
         if sticky := self._sticky(reason) or self._sticky(self._health()):
             self._dead = (
-                f"{self} reported {sticky}, after which this process cannot use it any more: start it again"
+                f"{self} reported {sticky}, and this process cannot use it any more: restart the process"
             )
             return EngineError(f"{what}: {self._dead}")
         return EngineError(f"{what}: {reason}")
@@ -154,7 +154,7 @@ class CudaDevice(Closing):
         return next((name for name in _NAME.findall(text) if name in STICKY), None)
 
     def _health(self) -> str:
-        """What the driver says now: a library may have told an error in its own words."""
+        """The driver's current error, or an empty string; libraries report errors in their own words."""
         try:
             self._stream.record(self._probe)
             _ = self._probe.is_done
@@ -163,19 +163,19 @@ class CudaDevice(Closing):
         return ""
 
     def _shortage(self, reason: str, nbytes: int | None) -> str:
-        asked = f"({reason})" if nbytes is None else f"{shown(nbytes)} were asked for"
+        requested = f"({reason})" if nbytes is None else f"{shown(nbytes)} requested"
         if (memory := device_memory(self.index)) is None:
-            left = "nobody knows what is free"
+            available = "free memory unknown"
         else:
             used, total = memory
-            left = f"{shown(total - used)} of {shown(total)} are free"
-        return f"{asked}, {left} on {self}: ask for a smaller --size or batch, or free the GPU"
+            available = f"{shown(total - used)} of {shown(total)} free"
+        return f"{requested}, {available} on {self}: ask for a smaller --size or batch, or free the GPU"
 
     def allocate(self, nbytes: int, what: str) -> Memory:
-        """Memory of the device from its pool, in the stream's order, of no certain contents.
+        """Allocate device memory from the pool, in stream order; its contents are undefined.
 
         Raises:
-            EngineError: there is none left; it tells ``what`` it was for, how much, and what is free.
+            EngineError: out of memory; the message has ``what`` the memory was for, its size and the free memory.
         """
         self.enter(what)
         try:
@@ -185,19 +185,19 @@ class CudaDevice(Closing):
         return Memory(self, buffer, nbytes)
 
     def trim(self) -> None:
-        """Give the GPU back what the pool keeps of freed memory, for what does not allocate from it; waits."""
+        """Return the pool's unused memory to the GPU, for libraries that do not allocate from the pool; waits."""
         self.enter("freeing memory")
         self.synchronize()
-        # A GPU without pools keeps nothing.
+        # GPUs without memory pools have nothing to return.
         with contextlib.suppress(AttributeError):
             pool = self._handle_here().memory_resource.handle
             importlib.import_module("cuda.bindings.driver").cuMemPoolTrimTo(pool, 0)
 
     def pin(self, nbytes: int, what: str) -> PinnedMemory:
-        """Memory of the host that the device can copy from and to while the host goes on.
+        """Allocate page-locked host memory, which the device copies from and to asynchronously.
 
         Raises:
-            EngineError: there is none left.
+            EngineError: out of memory.
         """
         self.enter(what)
         try:
@@ -207,52 +207,52 @@ class CudaDevice(Closing):
         return PinnedMemory(self, buffer, nbytes)
 
     def _handle_here(self) -> Any:
-        # cuda.core keeps one of them for each thread.
+        # cuda.core keeps one Device object per thread.
         return self._core.Device(self.index)
 
     def view(self, owner: Any, address: int, nbytes: int) -> Any:
-        """A ``cuda.core`` buffer that is a piece of another one, which it keeps alive."""
+        """A ``cuda.core`` buffer over part of another one, which it keeps alive."""
         return self._core.Buffer.from_handle(address, nbytes, owner=owner)
 
     def copy(self, target: Any, source: Any) -> None:
-        """Enqueue a copy between two ``cuda.core`` buffers of one size."""
+        """Enqueue a copy between two ``cuda.core`` buffers of equal size."""
         source.copy_to(target, stream=self._stream)
 
     def fill(self, target: Any, value: int) -> None:
-        """Enqueue setting every byte."""
+        """Enqueue setting every byte of a buffer to ``value``."""
         target.fill(value, stream=self._stream)
 
     def free(self, buffer: Any) -> None:
-        """Give memory back when what has been enqueued so far is done."""
+        """Free memory in stream order, after everything enqueued so far."""
         buffer.close(self._stream)
 
     def event(self) -> Any:
-        """A marker for :meth:`record`. A thread that waits for it sleeps, and leaves its core to others."""
+        """Create an event for :meth:`record`; waiting for it sleeps instead of spinning."""
         return self._handle_here().create_event(options=self._core.EventOptions(blocking_sync=True))
 
     def record(self, event: Any) -> None:
-        """Let the event stand for all that has been enqueued so far."""
+        """Record the event behind everything enqueued so far."""
         self._stream.record(event)
 
     def synchronize(self) -> None:
-        """Wait for all that has been enqueued so far."""
+        """Wait for everything enqueued so far."""
         self._stream.sync()
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """The graph of what ``enqueue`` enqueues, none of which is run; ``launch`` it with :meth:`replay`."""
+        """Capture what ``enqueue`` enqueues, without running it, as a graph for :meth:`replay`."""
         builder = self._stream.create_graph_builder()
-        # Memory that the collector freed meanwhile would be a call that no capture survives.
-        collecting = gc.isenabled()
+        # If the garbage collector freed GPU memory now, that call would break the capture.
+        was_enabled = gc.isenabled()
         gc.disable()
         try:
-            # Other threads may allocate meanwhile.
+            # Lets other threads allocate during the capture.
             builder.begin_building("thread_local")
             enqueue()
             return builder.end_building().complete()
         finally:
-            if collecting:
+            if was_enabled:
                 gc.enable()
-            # It may have been ended by the error that is being raised.
+            # The capture may have been ended by the error that is being raised.
             with contextlib.suppress(Exception):
                 builder.close()
 
@@ -261,19 +261,19 @@ class CudaDevice(Closing):
         graph.launch(self._stream)
 
     def fetch(self, source: Memory, target: Array) -> None:
-        """Wait for the contents of a device's memory, and copy them to a contiguous array of the host."""
+        """Copy device memory to a contiguous host array, after everything enqueued so far; waits."""
         if self._staging is None or self._staging.nbytes < source.nbytes:
             if self._staging is not None:
                 self._staging.free()
                 self._staging = None
-            self._staging = self.pin(source.nbytes, "what is read from the device")
+            self._staging = self.pin(source.nbytes, "staging memory for reads")
         self.copy(self._staging.piece(0, source.nbytes), source.buffer)
         self.synchronize()
         target.reshape(-1).view("u1")[:] = self._staging.array[: source.nbytes]
 
     def close(self) -> None:
-        """Free what sessions share; sessions and engines are closed before."""
-        # After an error that is for good, the driver refuses to free anything.
+        """Free the shared resources; sessions and engines must be closed before."""
+        # After a sticky error the driver refuses to free anything.
         with contextlib.suppress(Exception):
             self.enter("closing")
             self.synchronize()
@@ -286,7 +286,7 @@ class CudaDevice(Closing):
 
 
 class Guard:
-    """See :meth:`CudaDevice.errors`; a class, as it is entered at every launch."""
+    """See :meth:`CudaDevice.errors`; a slotted class because it is entered at every launch."""
 
     __slots__ = ("_device", "_what")
 
@@ -299,18 +299,18 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and is_foreign(error):
+        if isinstance(error, Exception) and is_cuda_error(error):
             raise self._device.translate(error, self._what) from error
 
 
-def is_foreign(error: Exception) -> bool:
-    """Whether CUDA or what runs on it raised an error: ours have been translated, and mistakes stay what they are."""
-    # CUDAError is cuda.core's own, under Exception.
+def is_cuda_error(error: Exception) -> bool:
+    """True for errors of CUDA and of libraries on top of it: not sd2rt's own errors, and not programming errors."""
+    # cuda.core's CUDAError derives from Exception directly.
     return isinstance(error, RuntimeError | MemoryError) or type(error).__name__ == "CUDAError"
 
 
 def shown(nbytes: int) -> str:
-    """A number of bytes for people and for programs: ``1.50 GiB (1610612736 bytes)``."""
+    """Format a number of bytes with a unit and exactly: ``1.50 GiB (1610612736 bytes)``."""
     scaled, unit = float(nbytes), "bytes"
     for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007
         scaled /= 1024
@@ -327,11 +327,11 @@ def _cuda_core() -> Any:
         raise MissingDependencyError(
             f"cuda-python is not installed ({_first_line(error)}): {install}"
         ) from None
-    # cuda-python 13.0 and 13.1 do not bring it, and what another package has brought may be of any age.
+    # cuda-python 13.0 and 13.1 do not depend on cuda-core, so any version may be installed.
     version = str(getattr(core, "__version__", "0"))
     if int(version.partition(".")[0]) < OLDEST_CUDA_CORE:
         raise MissingDependencyError(
-            f"cuda-core {version} is too old, {OLDEST_CUDA_CORE}.0 is the oldest that will do: {install}"
+            f"cuda-core {version} is too old, {OLDEST_CUDA_CORE}.0 or later is needed: {install}"
         )
     return core
 

@@ -1,4 +1,4 @@
-"""The GPU at hand, as far as engines are bound to it."""
+"""Query the properties of the installed GPU that engines depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """A GPU: its name, its compute capability such as ``8.9``, and the CUDA version of its driver."""
+    """A GPU's name, compute capability such as ``8.9``, and its driver's CUDA version."""
 
     name: str
     compute_capability: str
@@ -16,12 +16,12 @@ class GpuFacts:
 
 
 def sm_number(compute_capability: str) -> str:
-    """A compute capability without its point, as compilers and ``--sm`` have it: ``89`` for ``8.9``."""
+    """Format a compute capability as compilers and ``--sm`` do: ``89`` for ``8.9``."""
     return compute_capability.replace(".", "")
 
 
 def gpu_at_hand(index: int = 0) -> GpuFacts | None:
-    """The GPU of this number, or None where there is none that cuda-python can see: it never fails."""
+    """Describe a GPU; None if cuda-python, the driver or the GPU is missing. Never raises."""
     try:
         from cuda.bindings import driver
         from cuda.core import Device
@@ -33,14 +33,14 @@ def gpu_at_hand(index: int = 0) -> GpuFacts | None:
         cuda = f"CUDA {int(version) // 1000}.{int(version) % 1000 // 10}"
         return GpuFacts(str(device.name), f"{capability.major}.{capability.minor}", cuda)
     except Exception:
-        # No cuda-python, no driver, no GPU: whoever needs one says so.
+        # The caller raises if it needs a GPU.
         return None
 
 
 def device_memory(index: int = 0) -> tuple[int, int] | None:
-    """Bytes of a GPU's memory that are in use, by all processes, and bytes in all; None where nobody says.
+    """Used and total bytes of a GPU's memory, over all processes; None if they cannot be queried.
 
-    What a pool keeps for reuse is in use.
+    Memory that a pool keeps for reuse counts as used.
     """
     try:
         import_module("cuda.core").Device(index).set_current()

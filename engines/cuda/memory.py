@@ -1,4 +1,4 @@
-"""Memory of a GPU and of the host beside it: pieces, rings of page-locked slots, and the arena."""
+"""GPU memory and page-locked host memory: allocations, rings of staging slots, and the activation arena."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT = 256
-"""Bytes. What TensorRT wants of its arena, and all that any tensor needs."""
+"""Bytes; TensorRT requires it of the activation arena, and it suffices for every tensor."""
 
 
 def aligned(nbytes: int) -> int:
-    """The next multiple of the alignment; at least one."""
+    """Round up to a multiple of the alignment, at least one."""
     return max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
 
 
 class MemoryDevice(Protocol):
-    """The device that memory is of; see :class:`sd2rt.engines.cuda.device.CudaDevice`."""
+    """The methods of :class:`sd2rt.engines.cuda.device.CudaDevice` that memory needs."""
 
     def allocate(self, nbytes: int, what: str) -> Memory: ...
 
@@ -34,7 +34,7 @@ class MemoryDevice(Protocol):
 
 
 class Memory:
-    """Bytes on a device, or a piece of them. What allocated them frees them."""
+    """Device memory, or a part of it; only the whole allocation is freed."""
 
     __slots__ = ("address", "buffer", "device", "nbytes")
 
@@ -43,24 +43,24 @@ class Memory:
         self.address = int(buffer.handle)
 
     def piece(self, offset: int, nbytes: int) -> Any:
-        """Some of its bytes, as a ``cuda.core`` buffer."""
+        """A range of the memory as a ``cuda.core`` buffer."""
         if offset < 0 or offset + nbytes > self.nbytes:
-            raise ValueError(f"{nbytes} bytes from {offset} are not within {self.nbytes}")
+            raise ValueError(f"{nbytes} bytes at offset {offset} exceed the memory's {self.nbytes}")
         if nbytes == self.nbytes:
             return self.buffer
         return self.device.view(self.buffer, self.address + offset, nbytes)
 
     def part(self, offset: int, nbytes: int) -> Memory:
-        """Some of its bytes, as memory."""
+        """A range of the memory as Memory."""
         return Memory(self.device, self.piece(offset, nbytes), nbytes)
 
     def free(self) -> None:
-        """Give it back, in the stream's order."""
+        """Free the memory in stream order."""
         self.device.free(self.buffer)
 
 
 class PinnedMemory(Memory):
-    """Page-locked bytes of the host; ``array`` is a view that must not outlive them."""
+    """Page-locked host memory; ``array`` is a view of it and must not outlive it."""
 
     __slots__ = ("array",)
 
@@ -72,49 +72,49 @@ class PinnedMemory(Memory):
 
 
 class Slot:
-    """A piece of page-locked memory, and the event that says when the device is done with it."""
+    """Page-locked staging memory for one copy, with an event that marks the copy's end."""
 
-    __slots__ = ("_device", "_event", "_flying", "array", "buffer")
+    __slots__ = ("_device", "_event", "_in_flight", "array", "buffer")
 
     def __init__(self, device: MemoryDevice, memory: PinnedMemory, offset: int, nbytes: int) -> None:
         self._device = device
         self.buffer = memory.piece(offset, nbytes)
         self.array = memory.array[offset : offset + nbytes]
         self._event = device.event()
-        self._flying = False
+        self._in_flight = False
 
     def piece(self, nbytes: int) -> Any:
-        """Its first bytes, as a ``cuda.core`` buffer."""
+        """The first ``nbytes`` of the slot as a ``cuda.core`` buffer."""
         if nbytes == len(self.array):
             return self.buffer
         return self._device.view(self.buffer, int(self.buffer.handle), nbytes)
 
     def sent(self) -> None:
-        """The copies from or to it have been enqueued."""
+        """Mark the slot as in use by the copies enqueued so far."""
         self._device.record(self._event)
-        self._flying = True
+        self._in_flight = True
 
     @property
     def done(self) -> bool:
-        """Whether the device is done with it; does not wait."""
-        if self._flying and self._event.is_done:
-            self._flying = False
-        return not self._flying
+        """True if the device has finished the slot's copies; does not wait."""
+        if self._in_flight and self._event.is_done:
+            self._in_flight = False
+        return not self._in_flight
 
     def wait(self) -> None:
-        """Wait until it is."""
+        """Wait for the slot's copies."""
         if not self.done:
             self._event.sync()
-            self._flying = False
+            self._in_flight = False
 
 
 class Ring:
-    """Page-locked slots that take turns, so that the host can be ahead of the device by as many copies.
+    """Page-locked slots used in turn, so that the host can run ahead of the device by as many copies.
 
     Args:
-        nbytes: of one slot.
-        slots: how many.
-        what: names them where there is no memory for them.
+        nbytes: size of one slot.
+        slots: number of slots.
+        what: names the ring in an out-of-memory error.
     """
 
     def __init__(self, device: MemoryDevice, nbytes: int, slots: int, what: str) -> None:
@@ -127,24 +127,24 @@ class Ring:
         return len(self._slots)
 
     def next(self) -> Slot:
-        """The slot whose turn it is. Waits where the device is not done with it, as it then is with none."""
+        """Return the oldest slot, after waiting for its copies if necessary."""
         slot = self._slots[self._next]
         slot.wait()
         self._next = (self._next + 1) % len(self._slots)
         return slot
 
     def free(self) -> None:
-        """Give the memory back; waits for the copies."""
+        """Free the memory after all copies have finished."""
         for slot in self._slots:
             slot.wait()
         self._memory.free()
 
 
 class Arena:
-    """Memory for activations, which all sessions of a device share: they run one after another on one stream.
+    """Activation memory that all sessions of a device share, as they run one after another on one stream.
 
-    It grows with the sessions. ``generation`` counts its moves: who has been told an address, or has captured it
-    in a graph, compares.
+    The arena grows on demand. ``generation`` changes when it moves: sessions compare it to find out that an address
+    they bound, or captured in a graph, is stale.
     """
 
     def __init__(self, device: MemoryDevice) -> None:
@@ -153,19 +153,19 @@ class Arena:
         self.generation = 0
 
     def reserve(self, nbytes: int, what: str) -> Memory:
-        """At least so many bytes.
+        """Return at least ``nbytes`` of memory.
 
         Raises:
-            EngineError: the device has no more; the arena is then empty until the next call.
+            EngineError: the device is out of memory; the arena is then empty until the next call.
         """
         if self._memory is None or self._memory.nbytes < nbytes:
-            # The old one first: the two together are what may not fit.
+            # Free the old memory first: both together may not fit.
             self.free()
             self._memory = self._device.allocate(aligned(nbytes), f"{what}: activations")
         return self._memory
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._memory is not None:
             memory, self._memory = self._memory, None
             self.generation += 1

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: engines from the graphs that every bundle has."""
+"""The ONNX Runtime backend: runs the ONNX graphs that every bundle contains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd2rt.engines.onnxruntime.prepared import find_prepared
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime, from the graphs that every bundle has."""
+    """Opens a bundle's ONNX graphs with ONNX Runtime, on a CPU or on an NVIDIA GPU."""
 
     name = "onnxruntime"
 
@@ -39,7 +39,7 @@ class OnnxRuntimeBackend:
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
         entry = self._bundle.part(part)
-        plain = self._device.kind == "cpu" and weights is None
+        may_use_prepared = self._device.kind == "cpu" and weights is None
         return OnnxRuntimeEngine(
             entry,
             self._bundle.file(entry.onnxruntime),
@@ -47,7 +47,7 @@ class OnnxRuntimeBackend:
             threads=self._threads,
             cuda_graph=self._cuda_graph,
             weights=weights,
-            prepared=find_prepared(entry) if plain else None,
+            prepared=find_prepared(entry) if may_use_prepared else None,
             profile=None if self._profiles is None else self._profiles / part,
         )
 

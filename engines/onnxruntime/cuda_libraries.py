@@ -1,4 +1,4 @@
-"""CUDA's libraries for ONNX Runtime: loaded once a process, from the pip packages or from the system."""
+"""Load the CUDA libraries for ONNX Runtime once per process, from the pip packages or the system."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ _REQUIRED = (
     f"libcudnn.so.{CUDNN_MAJOR}",
 )
 _LOCK = threading.Lock()
-_ready = False
+_loaded = False
 
 
 def load_cuda_libraries(ort: Any) -> None:
-    """Load what the CUDA provider needs, which the loader would not find in the pip packages; once a process.
+    """Load the libraries that the CUDA provider needs; the dynamic loader does not search the pip packages.
 
-    Engines are opened by several threads, and ONNX Runtime prints what it cannot load to standard output, which is
-    not its own: so it is asked only where everything that it would name is loaded, by one thread alone.
+    Safe to call from several threads. ``preload_dlls`` prints the libraries it cannot load to standard output, so
+    it is called only after all of those have been loaded here.
 
     Raises:
-        MissingDependencyError: a library is not there, or ONNX Runtime is for another CUDA.
+        MissingDependencyError: a library is missing, or ONNX Runtime was built for another CUDA version.
     """
-    global _ready
+    global _loaded
     with _LOCK:
-        if _ready:
+        if _loaded:
             return
         _check_build(ort)
         packages = Path(ort.__file__).resolve().parent.parent / "nvidia"
         for name in _REQUIRED:
             _load(packages, name)
-        # The rest, which it can do without, and its own registration.
+        # Loads the optional libraries and registers them with ONNX Runtime.
         ort.preload_dlls()
-        _ready = True
+        _loaded = True
 
 
 def _check_build(ort: Any) -> None:
     if str(ort.cuda_version).split(".")[0] != str(CUDA_MAJOR):
         raise MissingDependencyError(
-            f"this ONNX Runtime ({ort.__version__}) was built for CUDA {ort.cuda_version or '?'}, and not "
-            f"for CUDA {CUDA_MAJOR}: in a fresh environment, pip install 'sd2rt[cuda]'"
+            f"this ONNX Runtime ({ort.__version__}) was built for CUDA {ort.cuda_version or '?'}, expected "
+            f"CUDA {CUDA_MAJOR}: in a fresh environment, pip install 'sd2rt[cuda]'"
         )
 
 
 def _load(packages: Path, name: str) -> None:
-    """Load a library of a pip package, of which the name says where; else the system's, if it has one."""
+    """Load a library from NVIDIA's pip packages, or else from the system."""
     reason: OSError | None = None
     for path in (*sorted(packages.glob(f"*/lib/{name}")), Path(name)):
         try:

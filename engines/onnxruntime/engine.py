@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: a bundle's ONNX as it is, on the CPU or on an NVIDIA GPU."""
+"""Run one part of a bundle with ONNX Runtime, on the CPU or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _FATAL = 4
-# A captured graph is named by a number that no other one of its engine may have.
+# Each captured graph of an engine needs an id of its own.
 _GRAPH_IDS = itertools.count(1)
 
 
 class OnnxRuntimeEngine(Closing):
-    """A part as an ONNX Runtime session; any size of the part's symbols runs from the one file.
+    """A part loaded as one ONNX Runtime session, which runs any size of the part's symbols.
 
     Args:
-        part: the manifest's entry.
+        part: the part's manifest entry.
         path: the ONNX file.
-        device: where to run; a GPU wants the ``cuda`` extra.
-        threads: threads within an operator, None for one per core.
-        cuda_graph: on a GPU, capture each session's launch as a CUDA graph and replay it; ONNX Runtime
-            refuses a model of which it would run a compute node on the CPU.
-        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. ONNX
-            Runtime copies them while it opens, and they need not be kept.
-        prepared: on the CPU, and without other weights, the same graph as
-            :func:`sd2rt.engines.onnxruntime.prepared.find_prepared` found it.
-        profile: record every operator, which slows them down; where the file goes, less what ONNX Runtime adds to
-            its name.
+        device: where to run; a GPU needs the ``cuda`` extra.
+        threads: threads per operator, None for one per core.
+        cuda_graph: on a GPU, capture each session's launch as a CUDA graph and replay it. ONNX Runtime refuses to
+            capture a model with compute nodes on the CPU.
+        weights: replacements for the bundle's weights, by PyTorch name and in PyTorch's orientation. ONNX Runtime
+            copies them while it opens the model.
+        prepared: the prepared graph from :func:`sd2rt.engines.onnxruntime.prepared.find_prepared`; only for the CPU
+            and without ``weights``.
+        profile: path prefix of an operator profile to record, to which ONNX Runtime adds a time stamp. Recording
+            slows the operators down.
 
     Raises:
-        MissingDependencyError: ONNX Runtime or its CUDA provider is not installed, or there is no such GPU.
-        EngineError: the model cannot be loaded on the device, or has no such weights.
-        BundleError: there are weights to replace, and the part's map of them cannot be read.
+        MissingDependencyError: ONNX Runtime, its CUDA provider or the GPU is missing.
+        EngineError: the model cannot be loaded on the device, or does not have these weights.
+        BundleError: the part's map of its weights, needed to replace some, cannot be read.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class OnnxRuntimeEngine(Closing):
         options = cpu_options(threads)
         if prepared is not None:
             path = prepared
-            # All that there is to do was done before it was saved.
+            # It was optimised before it was saved.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._profiled = profile is not None
         if profile is not None:
@@ -82,15 +82,15 @@ class OnnxRuntimeEngine(Closing):
             }
             providers.insert(0, ("CUDAExecutionProvider", cuda))
         self._label = f"{Path(part.onnx).parent.name} on {device}"
-        # Held while the session opens, and no longer.
-        replaced = _replace(options, self._label, part, path, weights, threads) if weights else []
+        # ONNX Runtime reads these arrays until the session is open.
+        held = _replace_weights(options, self._label, part, path, weights, threads) if weights else []
         self._session: onnxruntime.InferenceSession | None
         try:
-            # Without its fallback, which would load everything on the CPU and say so on standard output.
+            # The built-in fallback would load everything on the CPU and print that to standard output.
             self._session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:
-            raise _translated(f"{path} cannot be loaded on {device}", device, error) from error
-        del replaced
+            raise _translate(f"{path} cannot be loaded on {device}", device, error) from error
+        del held
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise no_cuda(device, "its CUDA provider did not start")
         self.part = part
@@ -100,66 +100,66 @@ class OnnxRuntimeEngine(Closing):
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
-        """The session for these sizes, made on first use; the least recently used is dropped after 16.
+        """Return the session for these sizes, created on first use; 16 are kept, by least recent use.
 
         Raises:
-            EngineError: there is no memory for its buffers, or the model has no such tensors.
+            EngineError: there is no memory for its buffers, or the model's tensors differ from the manifest's.
         """
         if self._session is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        make = functools.partial(OnnxRuntimeSession, self._session, self.part, self.device)
-        return self._sessions.get(make, dims, carry, watch)
+        create = functools.partial(OnnxRuntimeSession, self._session, self.part, self.device)
+        return self._sessions.get(create, dims, carry, watch)
 
     def end_profile(self) -> Path | None:
-        """Write what was recorded, and record no more: the file, in Chrome's trace format; None where nothing was."""
+        """Stop recording and write the profile, in Chrome's trace format; None if nothing was recorded."""
         if self._session is None or not self._profiled:
             return None
         self._profiled = False
         return Path(self._session.end_profiling())
 
     def close(self) -> None:
-        """Free the engine and its sessions; a session that is still held keeps the engine alive."""
+        """Free the engine and its sessions; a session that is still referenced keeps the engine alive."""
         self._sessions.clear()
         self._session = None
 
 
 def cpu_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """How every session is opened; None threads are one per core."""
+    """Session options common to all devices; ``threads`` None is one per core."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    # What it would print about an error is in the exception; its warnings are not the user's.
+    # Errors arrive as exceptions, and the warnings do not concern the user.
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = 0 if threads is None else threads
-    # One graph at a time and no parallel branches worth a second pool.
+    # No parallel branches are worth a second thread pool.
     options.inter_op_num_threads = 1
-    # Threads that spin between two operators win nothing here, and lose much beside other processes.
+    # Spinning between operators gains nothing here and takes time from other processes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Planning which tensors could share memory takes a third of the time to open; at SD2's size the
-    # allocator's own reuse makes do with less than the plan.
+    # Planning memory reuse takes a third of the opening time, and at SD2's size the allocator alone needs less
+    # memory than the plan.
     options.enable_mem_reuse = False
-    if _share_memory():
+    if _share_arena():
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 
 @functools.cache
-def _share_memory() -> bool:
-    """Have all sessions of the process take what they compute in from one arena; false where there is none.
+def _share_arena() -> bool:
+    """Register one CPU arena for all sessions of the process; false if that fails.
 
-    A decoder then works in the memory that the denoiser worked in: at Stable Diffusion's size each takes a gigabyte
-    and more, and they never run at once.
+    The decoder then reuses the denoiser's memory: at Stable Diffusion's size each needs over a gigabyte, and they
+    never run at once.
     """
     import onnxruntime as ort
 
-    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    # By powers of two: regions of just what was asked for fit nothing else later, and end up a tenth larger.
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Grow by powers of two: regions of the exact size are hard to reuse and end up a tenth larger in total.
     config = ort.OrtArenaCfg({"arena_extend_strategy": 0})
     try:
-        ort.create_and_register_allocator(place, config)
+        ort.create_and_register_allocator(memory, config)
     except Exception:
-        # Somebody else's, in the same process, will do.
+        # Other code of this process has registered an allocator.
         return False
     return True
 
@@ -167,8 +167,8 @@ def _share_memory() -> bool:
 class OnnxRuntimeSession(WaitedSession):
     """Buffers bound to an ONNX Runtime session.
 
-    A carried output and its input are two arrays that change places at every launch: there are two bindings,
-    and no copy. On CUDA each of them is a captured graph of its own.
+    A carried output and its input are two arrays that swap at every launch. Each of the two phases has its own
+    binding, so nothing is copied; on CUDA each phase is captured as its own graph.
     """
 
     def __init__(
@@ -200,21 +200,21 @@ class OnnxRuntimeSession(WaitedSession):
                     binding.bind_ortvalue_output(tensor.name, value)
                 self._bindings.append(binding)
         except Exception as error:
-            raise _translated(f"{self._label} cannot be prepared", device, error) from error
+            raise _translate(f"{self._label} cannot be prepared", device, error) from error
         super().__init__(buffers, carry, watch)
         self._device = device
-        # What is not a step comes once an image: the arena's memory is given back after it.
-        self._shrinks = device.kind == "cpu" and not carry
+        # Sessions without a carry run once per image, so they return the arena's memory afterwards.
+        self._shrink_arena = device.kind == "cpu" and not carry
         self._options = [self._run_options() for _ in self._bindings]
 
     def _run_options(self) -> onnxruntime.RunOptions:
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        # Each launch looks this entry up, and one that is not there costs it 60 us; -1 is no graph.
-        number = next(_GRAPH_IDS) if self._device.kind == "cuda" else -1
-        options.add_run_config_entry("gpu_graph_id", str(number))
-        if self._shrinks:
+        # Each launch looks this entry up, and a missing entry costs 60 us; -1 means no graph.
+        graph_id = next(_GRAPH_IDS) if self._device.kind == "cuda" else -1
+        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        if self._shrink_arena:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return options
 
@@ -224,14 +224,14 @@ class OnnxRuntimeSession(WaitedSession):
             self._session.run_with_iobinding(self._bindings[self._phase], self._options[self._phase])
         except Exception as error:
             if self._device.kind == "cuda":
-                # A capture that was broken is not taken up again: the next launch begins one of another number.
+                # ONNX Runtime does not retry a broken capture under the same id.
                 self._options[self._phase] = self._run_options()
-            raise _translated(f"{self._label} failed", self._device, error) from error
+            raise _translate(f"{self._label} failed", self._device, error) from error
         self._launched()
 
 
 class OrtHostBuffer(HostBuffer):
-    """Arrays on the host, as ONNX Runtime binds them."""
+    """Host arrays wrapped as OrtValues."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, copies: int) -> None:
         import onnxruntime as ort
@@ -241,7 +241,7 @@ class OrtHostBuffer(HostBuffer):
 
 
 class DeviceBuffer(ArrayBuffer):
-    """Memory on a GPU, and an array beside it on the host."""
+    """OrtValues on a GPU with a host array for transfers."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: str, copies: int) -> None:
         import onnxruntime as ort
@@ -258,9 +258,9 @@ class DeviceBuffer(ArrayBuffer):
 
     def push(self, rows: slice | None = None) -> None:
         if rows is not None:
-            # There is no update of a part: what the rest holds by now is fetched first.
-            pushed = self._host[rows].copy()
-            self.pull()[rows] = pushed
+            # ONNX Runtime updates whole tensors only: fetch the other rows first.
+            rows_to_push = self._host[rows].copy()
+            self.pull()[rows] = rows_to_push
         self.values[self.phase].update_inplace(self._host)
 
     def pull(self) -> Array:
@@ -268,16 +268,20 @@ class DeviceBuffer(ArrayBuffer):
         return self._host
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
-        """By way of the host: ONNX Runtime copies no parts of tensors."""
+        """Copy rows through the host: ONNX Runtime copies whole tensors only."""
         if rows:
-            taken, to = map(list, zip(*rows, strict=True))
-            entries = source.read()[taken]
-            self.pull()[to] = entries
+            from_rows, to_rows = map(list, zip(*rows, strict=True))
+            entries = source.read()[from_rows]
+            self.pull()[to_rows] = entries
             self.push()
 
 
 def import_onnxruntime(device: Device) -> Any:
-    """The module. Raises MissingDependencyError where it, or its CUDA provider for a GPU, is not installed."""
+    """Import ONNX Runtime, and for a GPU load its CUDA libraries.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime or, for a GPU, its CUDA provider is not installed.
+    """
     extra = "cpu" if device.kind == "cpu" else "cuda"
     try:
         import onnxruntime as ort
@@ -285,7 +289,7 @@ def import_onnxruntime(device: Device) -> Any:
         raise MissingDependencyError(f"ONNX Runtime is not installed: pip install 'sd2rt[{extra}]'") from None
     if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise MissingDependencyError(
-            f"{device} was asked for, and this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
+            f"{device} was requested, but this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
             "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
     if device.kind == "cuda":
@@ -293,23 +297,23 @@ def import_onnxruntime(device: Device) -> Any:
     return ort
 
 
-def _translated(what: str, device: Device, error: Exception) -> Sd2rtError:
+def _translate(what: str, device: Device, error: Exception) -> Sd2rtError:
     return engine_error(what, error) if device.kind == "cpu" else cuda_error(what, device, error)
 
 
-def _replace(
+def _replace_weights(
     options: Any, label: str, part: Part, path: Path, values: Mapping[str, Array], threads: int | None
 ) -> list[Any]:
-    """Have a session that is opened with ``options`` take these weights; returns what must live until it is open.
+    """Replace weights of the session that ``options`` will open; the result must live until it is open.
 
-    External initialisers are replaced before the graph is optimised, and so in all that is folded from them. The
-    other way, ``add_initializer``, comes after that: it leaves what was folded from the old ones as it was.
+    External initialisers are replaced before the graph is optimised. ``add_initializer`` replaces them afterwards,
+    and would leave constants that were folded from the old weights.
     """
     import onnxruntime as ort
 
-    replaced = {
-        name: ort.OrtValue.ortvalue_from_numpy(stored)
-        for name, stored in replaced_initializers(label, part, path, values, threads)
+    initializers = {
+        name: ort.OrtValue.ortvalue_from_numpy(array)
+        for name, array in replaced_initializers(label, part, path, values, threads)
     }
-    options.add_external_initializers(list(replaced), list(replaced.values()))
-    return list(replaced.values())
+    options.add_external_initializers(list(initializers), list(initializers.values()))
+    return list(initializers.values())

@@ -1,9 +1,8 @@
-"""Graphs as ONNX Runtime optimised them for this CPU, saved with their weights as its kernels read them.
+"""Save graphs as ONNX Runtime optimised them for this CPU, with weights in the layout its kernels read.
 
-Opening a part is mostly that: at Stable Diffusion's size ten seconds of work, and a copy of every weight in the
-memory of the process. What is saved is mapped into memory instead, and shared by all processes that open it. It
-takes as much disk as the bundle, and is good for this CPU and this version of ONNX Runtime alone: so it lies in the
-cache directory, not in the bundle.
+Optimising takes most of the time to open a part: ten seconds at Stable Diffusion's size, and a copy of every weight
+in the process's memory. A prepared graph is mapped into memory instead and shared between processes. It takes as much
+disk as the bundle and fits only this CPU and this version of ONNX Runtime, so it is kept in the cache directory.
 """
 
 from __future__ import annotations
@@ -30,30 +29,30 @@ from sd2rt.engines.onnxruntime.engine import cpu_options, import_onnxruntime
 
 GRAPH, WEIGHTS, FACTS = "model.onnx", "model.onnx.data", "prepared.json"
 _FORMAT = 1
-# Weights, those in the order of a kernel beside them where both are kept, and some.
-_SPACE = 1.6
+# Disk space per byte of weights: some are saved twice, as they are and in a kernel's layout.
+_SPACE_FACTOR = 1.6
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A part's saved graph."""
+    """The prepared graph of one part."""
 
     part: PartName
     path: Path
     bytes: int
     made: bool
-    """False where it was there already."""
+    """False if it existed already."""
 
 
 def find_prepared(part: Part) -> Path | None:
-    """The graph of a part that was saved for this CPU and this ONNX Runtime, whole and unchanged; else None."""
+    """Return the intact prepared graph of a part for this CPU and this ONNX Runtime, or None."""
     try:
         folder = _folder(part)
-        known = json.loads((folder / FACTS).read_bytes())
-        whole = known["files"] == _stamps(folder)
+        facts = json.loads((folder / FACTS).read_bytes())
+        intact = facts["files"] == _stamps(folder)
     except (OSError, ValueError, KeyError, TypeError, BundleError):
         return None
-    return folder / GRAPH if whole else None
+    return folder / GRAPH if intact else None
 
 
 def prepare(
@@ -62,47 +61,47 @@ def prepare(
     parts: Sequence[str] = (),
     progress: Callable[[PartName], None] = lambda part: None,
 ) -> list[Prepared]:
-    """Save the graphs of a bundle's parts as this CPU's; those that are there stay.
+    """Prepare the graphs of a bundle's parts for this CPU; existing ones are kept.
 
-    Graphs of bundles that are gone, and of other versions of ONNX Runtime, are removed first.
+    Graphs of deleted bundles and of other versions of ONNX Runtime are removed first.
 
     Args:
-        parts: all that the bundle has where empty.
-        progress: hears each part before it is worked on.
+        parts: the parts to prepare; empty for all of the bundle's.
+        progress: called with each part before it is prepared.
 
     Raises:
         BundleError: the bundle is missing or damaged, or there is no cache directory.
         BuildError: the disk is full, or the cache cannot be written.
-        RequestError: the bundle has no such part.
+        RequestError: the bundle does not have one of the parts.
         MissingDependencyError: ONNX Runtime is not installed.
     """
     import_onnxruntime(Device("cpu"))
     opened = open_bundle(bundle)
-    if strangers := set(parts) - set(opened.manifest.parts):
+    if unknown := set(parts) - set(opened.manifest.parts):
         raise RequestError(
-            f"--part {min(strangers)}: {opened.path} has {', '.join(sorted(opened.manifest.parts))}"
+            f"--part {min(unknown)}: {opened.path} has {', '.join(sorted(opened.manifest.parts))}"
         )
     names = [name for name in get_args(PartName) if name in (parts or opened.manifest.parts)]
     with reported(_root()):
         _prune()
-        made = []
+        prepared = []
         for name in names:
             progress(name)
-            made.append(_prepare(opened, name))
-    return made
+            prepared.append(_prepare(opened, name))
+    return prepared
 
 
 def remove(bundle: str | os.PathLike[str]) -> int:
-    """Remove what was saved of a bundle; how many bytes that were.
+    """Remove a bundle's prepared graphs, and return the number of bytes freed.
 
     Raises:
         BundleError: the bundle is missing or damaged.
     """
     opened = open_bundle(bundle)
-    folders = {_folder(part) for part in opened.manifest.parts.values()}
-    found = [folder for folder in folders if folder.is_dir()]
-    freed = sum(file.stat().st_size for folder in found for file in folder.iterdir())
-    for folder in found:
+    candidates = {_folder(part) for part in opened.manifest.parts.values()}
+    folders = [folder for folder in candidates if folder.is_dir()]
+    freed = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    for folder in folders:
         shutil.rmtree(folder)
     return freed
 
@@ -110,23 +109,23 @@ def remove(bundle: str | os.PathLike[str]) -> int:
 def _prepare(bundle: Bundle, name: PartName) -> Prepared:
     part = bundle.part(name)
     folder = _folder(part)
-    found = find_prepared(part)
-    if found is None:
+    existing = find_prepared(part)
+    if existing is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         source = bundle.file(part.onnxruntime)
         weights = sum(file.size for file in part.files if file.path.endswith(".data"))
         free = shutil.disk_usage(folder.parent).free
-        if free < weights * _SPACE:
+        if free < weights * _SPACE_FACTOR:
             raise BuildError(
                 f"{folder.parent} has {free / 1e9:.1f} GB free, and the graph of {name} takes up to "
-                f"{weights * _SPACE / 1e9:.1f} GB: make room"
+                f"{weights * _SPACE_FACTOR / 1e9:.1f} GB: make room"
             )
         with atomic_folder(folder) as unfinished:
             _save(source, unfinished)
             facts = {"bundle": str(bundle.path), "version": _version(), "files": _stamps(unfinished)}
             (unfinished / FACTS).write_text(json.dumps(facts))
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Prepared(name, folder, size, found is None)
+    return Prepared(name, folder, size, existing is None)
 
 
 def _save(source: Path, folder: Path) -> None:
@@ -146,9 +145,9 @@ def _save(source: Path, folder: Path) -> None:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    """What tells that files are those that were written; they are not read again to be sure."""
-    found = {name: (folder / name).stat() for name in (GRAPH, WEIGHTS)}
-    return {name: [status.st_size, status.st_mtime_ns, status.st_ino] for name, status in found.items()}
+    """Size, modification time and inode of each file: detects changes without reading gigabytes."""
+    statuses = {name: (folder / name).stat() for name in (GRAPH, WEIGHTS)}
+    return {name: [status.st_size, status.st_mtime_ns, status.st_ino] for name, status in statuses.items()}
 
 
 def _root() -> Path:
@@ -156,7 +155,7 @@ def _root() -> Path:
 
 
 def _folder(part: Part) -> Path:
-    """Named by all that a saved graph depends on."""
+    """The cache folder of a part, named by a hash of everything that a prepared graph depends on."""
     facts: dict[str, Any] = {
         "format": _FORMAT,
         "files": sorted(
@@ -174,7 +173,7 @@ def _version() -> str:
 
 
 def _cpu() -> str:
-    """What kernels are chosen by: the architecture, and the instructions that the CPU has."""
+    """Architecture and instruction sets of the CPU, by which ONNX Runtime chooses kernels."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -189,12 +188,12 @@ def _prune() -> None:
         return
     for folder in root.iterdir():
         try:
-            known = json.loads((folder / FACTS).read_bytes())
-            stays = known["version"] == _version() and (Path(known["bundle"]) / "bundle.json").exists()
+            facts = json.loads((folder / FACTS).read_bytes())
+            keep = facts["version"] == _version() and (Path(facts["bundle"]) / "bundle.json").exists()
         except FileNotFoundError:
             # Another process may be writing it.
-            stays = folder.name.startswith(".")
+            keep = folder.name.startswith(".")
         except (OSError, ValueError, KeyError, TypeError):
-            stays = False
-        if not stays:
+            keep = False
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)

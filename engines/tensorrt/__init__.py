@@ -1,4 +1,4 @@
-"""The TensorRT backends, which share one Python API: TensorRT, its lean runtime and TensorRT for RTX.
+"""Run engine files with TensorRT, its lean runtime or TensorRT for RTX, which share one Python API.
 
-Here engine files are chosen and run; `compile` makes them.
+The `compile` package builds the engine files.
 """

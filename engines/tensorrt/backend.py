@@ -1,4 +1,4 @@
-"""A bundle's engines on a GPU: which of them fit it, and the parts that they make."""
+"""Select the engines of a bundle that fit the GPU and the installed version, and open parts with them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine_header import HeaderReader
-from sd2rt.engines.tensorrt.packages import load_module, unfit
+from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
 from sd2rt.engines.tensorrt.part import TensorRtPart
 
 _INSTALL = "pip install 'sd2rt[tensorrt]'"
 
 
 class TensorRtBackend:
-    """TensorRT or TensorRT for RTX, from the engines of a bundle that fit the GPU and the version."""
+    """Opens parts with those engines of a bundle that fit the GPU and the installed TensorRT version."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class TensorRtBackend:
                 f"{self._bundle.path} has no {self._backend} engine of its {part} that fits {self._device.name}: "
                 f"run '{command}'"
             )
-        made = TensorRtPart(
+        opened = TensorRtPart(
             part,
             entry,
             engines,
@@ -67,11 +67,11 @@ class TensorRtBackend:
         )
         if isinstance(like, TensorRtPart):
             try:
-                made.load_as(like)
+                opened.load_as(like)
             except BaseException:
-                made.close()
+                opened.close()
                 raise
-        return made
+        return opened
 
     def close(self) -> None:
         self._device.close()
@@ -80,30 +80,32 @@ class TensorRtBackend:
 def open_tensorrt(
     bundle: Bundle,
     device: Device,
-    wanted: Sequence[EngineBackend],
+    candidates: Sequence[EngineBackend],
     *,
     needed: Sequence[PartName],
     required: bool,
     cuda_graph: bool | None,
 ) -> Backend | None:
-    """The first of the backends of which the bundle has engines of all ``needed`` parts that fit the GPU.
+    """Open the first candidate for which the bundle has fitting engines of all ``needed`` parts.
+
+    Without one, warn and return None, or raise if ``required``.
 
     Raises:
-        BundleError: none has, and one is required; else that is a warning, and None is returned.
-        MissingDependencyError: one is required and not installed, or there is no such GPU.
+        BundleError: required, and no engines fit.
+        MissingDependencyError: required and not installed, or the GPU is missing.
     """
     gpu = CudaDevice(device.index)
     reasons: list[Sd2rtError] = []
     try:
-        for backend in wanted:
+        for backend in candidates:
             try:
                 module = _module(backend, bundle.manifest.engines)
             except MissingDependencyError as error:
                 reasons.append(error)
                 continue
-            fits, reason = _fitting(bundle, backend, module, gpu, needed)
+            engines, reason = _select_engines(bundle, backend, module, gpu, needed)
             if reason is None:
-                return TensorRtBackend(bundle, gpu, backend, module, fits, cuda_graph=cuda_graph)
+                return TensorRtBackend(bundle, gpu, backend, module, engines, cuda_graph=cuda_graph)
             reasons.append(BundleError(reason))
         if required:
             raise reasons[-1]
@@ -111,15 +113,15 @@ def open_tensorrt(
         gpu.close()
         raise
     gpu.close()
-    # Of the backends that the bundle has nothing of, nobody need hear.
-    known = {entry.backend for entry in bundle.manifest.engines}
-    told = [str(error) for backend, error in zip(wanted, reasons, strict=True) if backend in known]
-    warnings.warn(f"ONNX Runtime is used: {'; '.join(told)}", RuntimeWarning, stacklevel=2)
+    # Backends without engines in the bundle are not worth a warning.
+    backends = {entry.backend for entry in bundle.manifest.engines}
+    relevant = [str(error) for backend, error in zip(candidates, reasons, strict=True) if backend in backends]
+    warnings.warn(f"using ONNX Runtime: {'; '.join(relevant)}", RuntimeWarning, stacklevel=2)
     return None
 
 
 def _module(backend: EngineBackend, entries: Sequence[EngineEntry]) -> Any:
-    """The backend's module; the lean one where the whole is not installed and an engine can do with it."""
+    """The backend's module; TensorRT's lean runtime if only that is installed and an engine can run in it."""
     try:
         return load_module(backend)
     except MissingDependencyError:
@@ -128,37 +130,37 @@ def _module(backend: EngineBackend, entries: Sequence[EngineEntry]) -> Any:
         raise
 
 
-def _fitting(
+def _select_engines(
     bundle: Bundle, backend: EngineBackend, module: Any, gpu: CudaDevice, needed: Sequence[PartName]
 ) -> tuple[dict[PartName, list[EngineEntry]], str | None]:
-    """The engines that fit, by part; and why those of the needed parts do not."""
+    """Select the engines that fit, by part; also the reason if a needed part has none, else None."""
     lean = module.__name__ == "tensorrt_lean"
     headers = HeaderReader(module, gpu.compute_capability) if backend == "tensorrt-rtx" else None
-    fits: dict[PartName, list[EngineEntry]] = {}
+    engines: dict[PartName, list[EngineEntry]] = {}
     reasons: dict[PartName, str] = {}
     for entry in bundle.manifest.engines:
         if entry.backend == backend:
-            why = unfit(entry, str(module.__version__), gpu.compute_capability)
-            if why is None and lean and not entry.version_compatible:
-                why = f"it takes the whole of TensorRT: {_INSTALL}"
-            if why is None and lean and entry.options.refit == "identical":
-                why = f"its weights are the bundle's, and the whole of TensorRT puts them in: {_INSTALL}"
-            if why is None and headers is not None:
-                why = headers.unfit(bundle.path / entry.file.path)
-            if why is None:
-                fits.setdefault(entry.part, []).append(entry)
+            reason = mismatch_of(entry, str(module.__version__), gpu.compute_capability)
+            if reason is None and lean and not entry.version_compatible:
+                reason = f"it needs the full TensorRT: {_INSTALL}"
+            if reason is None and lean and entry.options.refit == "identical":
+                reason = (
+                    f"its weights come from the bundle, which only the full TensorRT can load: {_INSTALL}"
+                )
+            if reason is None and headers is not None:
+                reason = headers.mismatch_of(bundle.path / entry.file.path)
+            if reason is None:
+                engines.setdefault(entry.part, []).append(entry)
             else:
-                reasons.setdefault(entry.part, f"{entry.file.path}: {why}")
-    lacking = [part for part in needed if part not in fits]
-    if not lacking:
-        return fits, None
-    part = lacking[0]
-    why = (
-        f"the one of its {part} does not fit ({reasons[part]})"
-        if part in reasons
-        else f"it has none of its {part}"
+                reasons.setdefault(entry.part, f"{entry.file.path}: {reason}")
+    missing = [part for part in needed if part not in engines]
+    if not missing:
+        return engines, None
+    part = missing[0]
+    reason = (
+        f"its {part} engine does not fit ({reasons[part]})" if part in reasons else f"it has no {part} engine"
     )
     command = build_command(bundle.path, backend, part, {}, bundle.manifest.latents.vae_factor)
-    where = f"{gpu.name} (sm_{sm_number(gpu.compute_capability)})"
-    lack = f"{bundle.path} lacks {backend} {module.__version__} engines for {where}"
-    return fits, f"{lack}: {why}: run '{command}'"
+    gpu_label = f"{gpu.name} (sm_{sm_number(gpu.compute_capability)})"
+    summary = f"{bundle.path} lacks {backend} {module.__version__} engines for {gpu_label}"
+    return engines, f"{summary}: {reason}: run '{command}'"

@@ -1,4 +1,4 @@
-"""The command that builds a missing engine, for errors to name."""
+"""Format the command that builds a missing engine, for error messages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sd2rt.engines.bundle.sizes import TILE
 def build_command(
     bundle: Path, backend: EngineBackend, part: PartName, dims: Mapping[str, int], pixels: int
 ) -> str:
-    """The command that builds an engine of a part for these sizes.
+    """Format the command that builds an engine of a part for these sizes.
 
     Args:
-        dims: sizes of the part's symbols; those that are left out are as ``sd2rt build`` has them.
-        pixels: for each of the latents' ``h`` and ``w``.
+        dims: sizes of the part's symbols; omitted ones take the defaults of ``sd2rt build``.
+        pixels: image pixels per latent row or column.
     """
     words = [f"sd2rt build {bundle} --engines-only --backend {backend}"]
     if part in UNTILED:
-        # Those that work on tiles are for images larger than a tile.
+        # Tiled parts are built only for images larger than a tile.
         sides = [dims.get(symbol, TILE) for symbol in ("w", "h")]
         width, height = (side * pixels + (64 if side >= TILE else 0) for side in sides)
         words.append(f"--size {width}x{height}")

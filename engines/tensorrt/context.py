@@ -1,4 +1,4 @@
-"""An execution context of TensorRT: an engine at fixed shapes, on the memory that a session gives it."""
+"""A TensorRT execution context: an engine at fixed shapes, using memory that the session owns."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class TensorRtContext:
 
     Args:
         module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
-        engine: the backend's own.
-        part: the manifest's entry of what was compiled.
-        log: the engine's.
-        kernels: where TensorRT for RTX takes kernels from and leaves them; None for TensorRT.
-        profile: the number of one that takes the sizes.
+        engine: the backend's ICudaEngine.
+        part: the manifest entry of the compiled part.
+        log: the log passed to the engine's runtime.
+        kernels: the cache of kernels compiled by TensorRT for RTX; None for TensorRT.
+        profile: index of a profile that takes the sizes.
         dims: the size of each of the part's symbols.
-        stream: of the device, on which shapes are set.
+        stream: handle of the stream on which shapes are set.
 
     Raises:
-        RuntimeError: the backend's reason.
+        RuntimeError: the backend failed; has the backend's reason.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class TensorRtContext:
         self._context = context = _create(module, engine, log, kernels)
         self._check(
             context.set_optimization_profile_async(profile, stream),
-            f"profile {profile} is refused",
+            f"profile {profile} was refused",
         )
         for tensor in part.inputs:
             shape = shape_of(tensor, dims)
-            self._check(context.set_input_shape(tensor.name, shape), f"{tensor.name} of {shape} is refused")
+            self._check(context.set_input_shape(tensor.name, shape), f"{tensor.name} of {shape} was refused")
         missing = context.infer_shapes()
-        self._check(not missing, f"the shapes of {', '.join(missing)} are left open")
+        self._check(not missing, f"the shapes of {', '.join(missing)} are not determined")
         for tensor in part.outputs:
-            found, expected = tuple(context.get_tensor_shape(tensor.name)), shape_of(tensor, dims)
-            self._check(found == expected, f"{tensor.name} is of {found} and not of {expected}")
+            shape, expected = tuple(context.get_tensor_shape(tensor.name)), shape_of(tensor, dims)
+            self._check(shape == expected, f"{tensor.name} has the shape {shape}, expected {expected}")
         self._workspace_bytes = int(context.update_device_memory_size_for_shapes())
 
     @property
@@ -62,35 +62,35 @@ class TensorRtContext:
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         for name, address in addresses.items():
-            self._check(self._context.set_tensor_address(name, address), f"the address of {name} is refused")
+            self._check(self._context.set_tensor_address(name, address), f"the address of {name} was refused")
 
     def use_workspace(self, address: int, nbytes: int) -> None:
         self._context.set_device_memory(address, nbytes)
 
     def enqueue(self, stream: int) -> None:
-        self._check(self._context.execute_async_v3(stream), "it cannot be enqueued")
+        self._check(self._context.execute_async_v3(stream), "the execution cannot be enqueued")
         if self._unsaved is not None:
-            # Compiled by now: a process that is killed leaves them too.
+            # The first launch has compiled the kernels: save them now, in case the process is killed.
             self._unsaved.save()
             self._unsaved = None
 
     def capturable(self, stream: int) -> bool:
-        # TensorRT for RTX can say; TensorRT's engines can be captured as long as they are static.
-        ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(stream))
+        # Only TensorRT for RTX has this query; a TensorRT engine at fixed shapes can be captured.
+        query = getattr(self._context, "is_stream_capturable", None)
+        return query is None or bool(query(stream))
 
     def close(self) -> None:
         self._context = None
 
-    def _check(self, done: bool, what: str) -> None:
-        if not done:
-            raise RuntimeError(f"{what}: {self._log.take_error()}")
+    def _check(self, succeeded: bool, failure: str) -> None:
+        if not succeeded:
+            raise RuntimeError(f"{failure}: {self._log.take_error()}")
 
 
 def _create(module: Any, engine: Any, log: TrtLog, kernels: KernelCache | None) -> Any:
     log.take_error()
     config = engine.create_runtime_config()
-    # Activations lie in the arena, which all contexts of the device share.
+    # Activations use the arena that all contexts of the device share.
     config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
     if kernels is not None:
         kernels.use_in(config)

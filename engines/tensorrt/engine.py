@@ -1,6 +1,6 @@
-"""One engine file of a bundle, refused or run by TensorRT, its lean runtime or TensorRT for RTX.
+"""Verify, load and run one engine file of a bundle with TensorRT, its lean runtime or TensorRT for RTX.
 
-They have one Python API, and the module is a parameter.
+The three share one Python API, and the module is a parameter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session, Sessions
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.context import TensorRtContext
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache
-from sd2rt.engines.tensorrt.packages import dtype_name, unfit
+from sd2rt.engines.tensorrt.packages import dtype_name, mismatch_of
 from sd2rt.engines.tensorrt.profile_shapes import ShapeRange, profile_shapes
 from sd2rt.engines.tensorrt.trt_log import shared_log
 from sd2rt.engines.weights.initializers import Weights
@@ -33,20 +33,20 @@ _CHUNK_BYTES = 16 << 20
 
 
 class TensorRtEngine(Closing):
-    """An engine file on a GPU: its weights once, and for each of its sizes an execution context.
+    """An engine file loaded on a GPU, with one execution context per session.
 
     Args:
-        part: the manifest's entry of what was compiled.
-        entry: the manifest's entry of the engine.
-        bundle: the folder that both are of.
-        device: where to run; it is shared, and outlives the engine.
-        module: the backend; see :func:`load_module`.
-        pixels: for each of the latents' ``h`` and ``w``, for the command that an error names.
-        cuda_graph: capture each session's launch as a CUDA graph and replay it; None where it may go on without.
+        part: the manifest entry of the compiled part.
+        entry: the manifest entry of the engine.
+        bundle: the folder of the bundle.
+        device: the device to run on; shared, must outlive the engine.
+        module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
+        pixels: image pixels per latent row or column, for the build command in error messages.
+        cuda_graph: capture and replay CUDA graphs; see :class:`sd2rt.engines.cuda.session.CudaSession`.
 
     Raises:
-        BundleError: the file is not what the manifest says, or does not fit the backend, the GPU or the part.
-        EngineError: there is no memory for it.
+        BundleError: the file differs from the manifest, or does not fit the backend, the GPU or the part.
+        EngineError: the GPU has too little memory.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TensorRtEngine(Closing):
         self._bundle, self._pixels = bundle, pixels
         self._label = f"{entry.part} on {device}"
         self._path = bundle / entry.file.path
-        if reason := unfit(entry, module.__version__, device.compute_capability):
+        if reason := mismatch_of(entry, module.__version__, device.compute_capability):
             raise BundleError(f"{self._path}: {reason}: {self._remedy()}")
         self._log = shared_log(module)
         content = _read_verified(bundle, entry, self._path)
@@ -73,19 +73,19 @@ class TensorRtEngine(Closing):
         self._sessions = Sessions(CudaSession.close)
         with device.errors(f"{self._path} cannot be loaded on {device}"):
             self._log.take_error()
-            # One that may bring code of its own for the host is refused: that is the default, and stays.
+            # By default the runtime refuses engines that contain host code. Keep it so.
             runtime = module.Runtime(self._log)
             engine = runtime.deserialize_cuda_engine(content)
             if engine is None:
                 reason = self._log.take_error()
                 if _NO_MEMORY.search(reason):
-                    # It takes no memory from the pool, which keeps what sessions have freed.
+                    # TensorRT does not allocate from the pool, which still holds memory freed by sessions.
                     device.trim()
                     engine = runtime.deserialize_cuda_engine(content)
                     reason = self._log.take_error()
                 if engine is None:
                     raise self._refusal(reason)
-            # An engine keeps nothing of its runtime alive.
+            # An engine does not keep its runtime alive.
             self._runtime, self._engine = runtime, engine
             self._check_tensors()
             self._kernels: KernelCache | None = None
@@ -94,19 +94,23 @@ class TensorRtEngine(Closing):
 
     def _refusal(self, reason: str) -> BundleError | RuntimeError:
         if _NO_MEMORY.search(reason) or "cudaError" in reason:
-            # The device's trouble, not the file's.
+            # A fault of the device, not of the file.
             return RuntimeError(reason)
         return BundleError(
-            f"{self._path} is refused by {self._trt.__name__} {self._trt.__version__} ({reason}): {self._remedy()}"
+            f"{self._path} was refused by {self._trt.__name__} {self._trt.__version__} ({reason}): {self._remedy()}"
         )
 
     def _remedy(self, dims: Mapping[str, int] = MappingProxyType({})) -> str:
-        """The command that would build an engine that fits."""
+        """A hint with the command that builds a fitting engine."""
         command = build_command(self._bundle, self.entry.backend, self.entry.part, dims, self._pixels)
         return f"build it with '{command}'"
 
     def _check_tensors(self) -> None:
-        """That the file's inputs and outputs are the part's, in every profile."""
+        """Compare the engine's inputs and outputs with the part's, in every profile.
+
+        Raises:
+            BundleError: they differ.
+        """
         trt, engine = self._trt, self._engine
         expected = {
             **{tensor.name: (tensor, "INPUT") for tensor in self.part.inputs},
@@ -120,16 +124,14 @@ class TensorRtEngine(Closing):
                 f"has {engine.num_optimization_profiles} profiles", f"{len(self.entry.profiles)}"
             )
         for name, (tensor, mode) in expected.items():
-            found = (
-                engine.get_tensor_mode(name).name,
-                dtype_name(engine.get_tensor_dtype(name)),
-            )
-            if found != (mode, tensor.dtype):
+            engine_mode = engine.get_tensor_mode(name).name
+            engine_dtype = dtype_name(engine.get_tensor_dtype(name))
+            if (engine_mode, engine_dtype) != (mode, tensor.dtype):
                 raise self._mismatch(
-                    f"has {name} as {found[1]} {found[0].lower()}", f"{tensor.dtype} {mode.lower()}"
+                    f"has {name} as {engine_dtype} {engine_mode.lower()}", f"{tensor.dtype} {mode.lower()}"
                 )
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
-                raise self._mismatch(f"wants {name} in the host's memory", "it on the device")
+                raise self._mismatch(f"has {name} in host memory", "device memory")
             shape = tuple(engine.get_tensor_shape(name))
             for index, profile in enumerate(self.entry.profiles):
                 bounds = self._bounds(tensor, profile)
@@ -141,7 +143,7 @@ class TensorRtEngine(Closing):
                     fits = tuple(map(tuple, engine.get_tensor_profile_shape(name, index))) == bounds
                 if not fits:
                     raise self._mismatch(
-                        f"has {name} of the shape {list(shape)}, in profile {index} other than",
+                        f"has {name} with the shape {list(shape)} and a range that differs in profile {index}",
                         f"{list(bounds[0])} to {list(bounds[2])}",
                     )
 
@@ -151,23 +153,25 @@ class TensorRtEngine(Closing):
         except ValueError as error:
             raise self._mismatch(f"has the profile {profile.name}", str(error)) from None
 
-    def _mismatch(self, found: str, expected: str) -> BundleError:
-        return BundleError(f"{self._path} {found}, its manifest says {expected}: {self._remedy()}")
+    def _mismatch(self, difference: str, expected: str) -> BundleError:
+        return BundleError(f"{self._path} {difference}, its manifest says {expected}: {self._remedy()}")
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
-        """The session for these sizes, made on first use; the least recently used is closed after 16.
+        """Return the session for these sizes, created on first use; 16 are kept, by least recent use.
 
         Raises:
             BundleError: the engine was not built for these sizes.
-            EngineError: there is no memory for its buffers, or the engine is closed.
+            EngineError: the GPU has too little memory for its buffers, or the engine is closed.
         """
         if self._engine is None:
             raise EngineError(f"{self._label} is closed: open it again")
-        return self._sessions.get(self._make, dims, carry, watch)
+        return self._sessions.get(self._create_session, dims, carry, watch)
 
-    def _make(self, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None) -> CudaSession:
+    def _create_session(
+        self, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None
+    ) -> CudaSession:
         fitting = (index for index, profile in enumerate(self.entry.profiles) if profile.takes(dims))
         index = next(fitting, None)
         if index is None:
@@ -175,9 +179,9 @@ class TensorRtEngine(Closing):
                 f"{profile.name} ({', '.join(_range(*item) for item in profile.dims.items())})"
                 for profile in self.entry.profiles
             )
-            asked = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
+            sizes = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
             raise BundleError(
-                f"{self._path} was not built for {asked}, but for {profiles}: {self._remedy(dims)}"
+                f"{self._path} was not built for {sizes}, but for {profiles}: {self._remedy(dims)}"
             )
         label = f"{self.entry.part} at {dict(dims)} on {self.device}"
         with self.device.errors(f"{label} cannot be prepared"):
@@ -203,57 +207,57 @@ class TensorRtEngine(Closing):
         )
 
     def refit(self, graph: Path, weights: Mapping[str, Array] | None) -> None:
-        """Replace weights in the engine, in place; it must have been built to be refitted.
+        """Replace weights of a refittable engine in place.
 
-        Sessions are closed: what they captured may hold what was derived from the weights before.
+        Closes all sessions, as their captured graphs may depend on the previous weights.
 
         Args:
             graph: the part's ONNX file.
-            weights: by PyTorch name, in PyTorch's orientation; None for all of the graph's own, which an engine
-                that was built without any takes once.
+            weights: by PyTorch name, in PyTorch's orientation; None to load all of the graph's weights into an
+                engine that was built without them.
 
         Raises:
             BundleError: the graph's weights cannot be read.
-            EngineError: the backend refuses one of them.
+            EngineError: the backend refused a weight.
         """
         self._sessions.clear()
         with self.device.errors(f"{self._path} cannot be refitted"):
             self._log.take_error()
             refitter = self._trt.Refitter(self._engine, self._log)
-            kept = []
+            held = []
             if weights is None:
-                done = self._trt.OnnxParserRefitter(refitter, self._log).refit_from_file(str(graph))
-                if not done:
+                parser = self._trt.OnnxParserRefitter(refitter, self._log)
+                if not parser.refit_from_file(str(graph)):
                     raise RuntimeError(self._log.take_error())
             else:
-                own = Weights.of(self.part, graph)
+                part_weights = Weights.of(self.part, graph)
                 for name, value in weights.items():
-                    initializer, array = own.replacement(name, value)
-                    # The refitter keeps pointers.
-                    kept.append(array)
+                    initializer, array = part_weights.replacement(name, value)
+                    # The refitter keeps pointers to the arrays.
+                    held.append(array)
                     if not refitter.set_named_weights(initializer, self._trt.Weights(array)):
                         raise RuntimeError(f"{name}: {self._log.take_error()}")
             if missing := refitter.get_missing_weights():
                 raise RuntimeError(
-                    f"{len(missing)} weights that go with them are missing, first {missing[0]}"
+                    f"{len(missing)} weights that must be replaced together are missing, first {missing[0]}"
                 )
             if not refitter.refit_cuda_engine_async(self.device.stream):
                 raise RuntimeError(self._log.take_error())
             self.device.synchronize()
-            kept.clear()
+            held.clear()
 
     def close(self) -> None:
-        """Free the engine and its sessions, whoever still holds one."""
+        """Free the engine and all its sessions."""
         self._sessions.clear()
         if self._engine is not None and self._kernels is not None:
-            # After an error that is for good they are compiled again.
+            # After a sticky error the kernels cannot be saved; the next process compiles them again.
             with contextlib.suppress(EngineError), self.device.errors(f"{self._label} cannot be closed"):
                 self._kernels.save()
         self._engine = self._runtime = self._kernels = None
 
 
 def _read_verified(bundle: Path, entry: EngineEntry, path: Path) -> bytearray:
-    """The file's content, once it is known to be what the manifest says: what is deserialised is what was hashed."""
+    """Read an engine file and check it against the manifest; the checked bytes are the ones deserialised."""
     plain_file(bundle, entry.file)
     try:
         content = bytearray(entry.file.size)

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT for RTX compiles when an engine is first used, kept from process to process."""
+"""Cache the kernels that TensorRT for RTX compiles on an engine's first launch, across processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sd2rt.engines.errors import BundleError
 
 
 class KernelCache:
-    """Kernels of one engine on one GPU and driver, in a file of the cache directory.
+    """Kernels of one engine for one GPU and driver, kept in a file of the cache directory.
 
     Args:
         module: TensorRT for RTX.
-        engine: the backend's own.
-        sha256: of the engine's file.
-        device: the GPU that it runs on.
+        engine: the backend's ICudaEngine.
+        sha256: hash of the engine file.
+        device: the GPU that the engine runs on.
     """
 
     def __init__(self, module: Any, engine: Any, sha256: str, device: CudaDevice) -> None:
@@ -29,35 +29,35 @@ class KernelCache:
         self._cache = config.create_runtime_cache()
         gpu = re.sub(r"[^A-Za-z0-9]+", "-", device.name)
         self._path: Path | None = None
-        self._known = b""
-        # No home directory, or nothing there: they are compiled again. A cache of another driver or version is
-        # refused by the backend itself.
+        self._saved = b""
+        # Without a cache directory or a file the kernels are compiled again. The backend refuses a cache of
+        # another driver or version.
         with contextlib.suppress(BundleError, OSError):
             self._path = cache_dir() / "kernels" / f"{sha256}-{gpu}-{device.driver}.bin"
-            known = self._path.read_bytes()
-            if self._cache.deserialize(known):
-                self._known = known
+            content = self._path.read_bytes()
+            if self._cache.deserialize(content):
+                self._saved = content
 
     def use_in(self, config: Any) -> None:
-        """Let a context take its kernels from here, and leave them here."""
+        """Make contexts created with ``config`` load kernels from the cache and add new ones to it."""
         trt = self._trt
         config.set_runtime_cache(self._cache)
-        # The first launch compiles what fits its shapes: what a graph captures stays, so it is to be the best.
+        # Compile specialised kernels at the first launch: a captured graph keeps the kernels it was captured with.
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
-        # The session captures more than the engine alone.
+        # The session captures its own graph, which also has the carry copies.
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
 
     def save(self) -> None:
-        """Write what is new; a cache that cannot be written costs time in the next process, nothing else."""
+        """Write the cache if it has new kernels; if it cannot be written, the next process compiles them again."""
         if self._path is None:
             return
         with contextlib.suppress(OSError, RuntimeError):
             serialized = self._cache.serialize()
-            if serialized is None or (content := bytes(memoryview(serialized))) == self._known:
+            if serialized is None or (content := bytes(memoryview(serialized))) == self._saved:
                 return
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(content)
-            self._known = content
+            self._saved = content

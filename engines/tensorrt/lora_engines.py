@@ -1,4 +1,4 @@
-"""Engines with other weights than the bundle's: compiled once for each set of weights, and kept in the cache."""
+"""Engines with replaced weights: compiled once for each set of weights, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.engines.weights.initializers import Weights
 
-_KEPT = 8
-"""Two sizes and the text encoder are three; those of a full-size denoiser are 1.8 GB each."""
+_ENGINES_KEPT = 8
+"""A LoRA at two sizes needs three engines; those of a full-size denoiser have 1.8 GB each."""
 _DAY = 24 * 3600
 _ENTRY, _ENGINE = "entry.json", "rebuilt.engine"
 
 
 def weights_digest(weights: Mapping[str, Array]) -> str:
-    """SHA-256 over weights by name: their names, shapes and values."""
+    """SHA-256 of the weights' names, types, shapes and values, in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         value = np.ascontiguousarray(weights[name])
@@ -47,22 +47,22 @@ def weights_digest(weights: Mapping[str, Array]) -> str:
 def rebuilt_engine(
     bundle: Path, name: PartName, part: Part, entry: EngineEntry, weights: Mapping[str, Array]
 ) -> tuple[Path, EngineEntry]:
-    """The same engine with other weights: its folder, and its entry as a manifest would have it.
+    """Return a copy of an engine with these weights: its folder and its entry, as in a manifest.
 
-    It is compiled where the cache has none for these weights, which takes as long as any engine of the part; the
-    eight used last are kept.
+    The copy is compiled if the cache does not have it, which takes as long as building the part's engine. The cache
+    keeps the eight engines used last.
 
     Args:
         weights: by PyTorch name, in PyTorch's orientation.
 
     Raises:
-        BuildError: it cannot be compiled, or the disk is full.
+        BuildError: the engine cannot be compiled, or the disk is full.
         BundleError: the part's map of its weights cannot be read.
     """
-    # Each value may be made where it is asked for.
+    # The mapping may compute each value on access: do that once.
     weights = dict(weights)
     digest, module = weights_digest(weights), load_module(entry.backend)
-    # Nothing of its own can be refitted: a plan without weights would take the bundle's again.
+    # The copy must not be refittable: an engine built without weights would load the bundle's.
     options = entry.options.model_copy(update={"refit": "no"})
     facts = {
         "built": [entry.onnx, entry.weights, *entry.compute_capabilities],
@@ -73,16 +73,16 @@ def rebuilt_engine(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = cache_dir() / "rebuilt" / key
-    if (found := _whole(folder)) is not None:
-        return folder, found
+    if (cached := _read_intact(folder)) is not None:
+        return folder, cached
     with reported(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _prune(folder.parent)
-        # What was there is damaged; where another process was first, its one is as good.
+        # Replaces a damaged engine; if another process finishes first, its engine is kept.
         with atomic_folder(folder) as unfinished:
-            own = Weights.of(part, bundle / part.onnx)
-            replaced = dict(own.replacement(weight, value) for weight, value in weights.items())
-            np.savez(unfinished / "weights.npz", allow_pickle=False, **replaced)
+            part_weights = Weights.of(part, bundle / part.onnx)
+            replacements = dict(part_weights.replacement(weight, value) for weight, value in weights.items())
+            np.savez(unfinished / "weights.npz", allow_pickle=False, **replacements)
             task = BuildTask(
                 name=name,
                 part=part,
@@ -93,12 +93,12 @@ def rebuilt_engine(
                 replaced=str(unfinished / "weights.npz"),
             )
             warnings.warn(
-                f"compiling {name} {entry.label} with other weights, once", RuntimeWarning, stacklevel=2
+                f"compiling {name} {entry.label} with new weights, once", RuntimeWarning, stacklevel=2
             )
             built = compile_in_process(task)
             (unfinished / "weights.npz").unlink()
             report = Path(f"{task.target}.json").rename(unfinished / "rebuilt.json")
-            made = entry.model_copy(
+            compiled = entry.model_copy(
                 update={
                     "key": key,
                     "version": built.version,
@@ -111,36 +111,36 @@ def rebuilt_engine(
                     "weights": digest,
                 }
             )
-            (unfinished / _ENTRY).write_text(made.model_dump_json())
-    found = _whole(folder)
-    if found is None:
+            (unfinished / _ENTRY).write_text(compiled.model_dump_json())
+    written = _read_intact(folder)
+    if written is None:
         raise BuildError(f"{folder} was changed while it was written: try again")
-    return folder, found
+    return folder, written
 
 
-def _whole(folder: Path) -> EngineEntry | None:
-    """The entry of a finished engine whose file is what it says."""
+def _read_intact(folder: Path) -> EngineEntry | None:
+    """Read the entry of a cached engine; None if the engine is missing or damaged."""
     try:
-        found = EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
-        if describe(folder, found.file.path) != found.file:
+        entry = EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
+        if describe(folder, entry.file.path) != entry.file:
             return None
     except (OSError, ValidationError):
         return None
     with contextlib.suppress(OSError):
-        # What was used last stays longest.
+        # Pruning keeps the engines used last.
         os.utime(folder)
-    return found
+    return entry
 
 
 def _prune(folder: Path) -> None:
-    """Make room: all but the engines used last go, and what was left unfinished a day ago."""
+    """Make room for one engine: remove the least recently used ones, and leftovers older than a day."""
     with contextlib.suppress(OSError):
-        for left in folder.glob(".*.part"):
-            if left.stat().st_mtime < time.time() - _DAY:
-                shutil.rmtree(left, ignore_errors=True)
-        known = sorted(
+        for leftover in folder.glob(".*.part"):
+            if leftover.stat().st_mtime < time.time() - _DAY:
+                shutil.rmtree(leftover, ignore_errors=True)
+        engines = sorted(
             (path for path in folder.iterdir() if not path.name.startswith(".")),
             key=lambda path: path.stat().st_mtime,
         )
-        for path in known[: max(0, len(known) - _KEPT + 1)]:
+        for path in engines[: max(0, len(engines) - _ENGINES_KEPT + 1)]:
             shutil.rmtree(path, ignore_errors=True)

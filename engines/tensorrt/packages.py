@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX: one Python API in two packages, and a lean one that runs only."""
+"""Import TensorRT, its lean runtime or TensorRT for RTX, and check if an engine fits the installed package."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
     ("tensorrt-rtx", False): ("tensorrt_rtx", "rtx"),
     ("tensorrt-rtx", True): ("tensorrt_rtx", "rtx"),
 }
-"""By backend, and whether the engine runs in other versions: the module that runs it, and the extra it comes with."""
+"""Module and extra by backend and by ``portable``: whether the lean runtime is enough."""
 
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
-"""The backends' types, by their names, as a manifest calls them."""
+"""The manifest's name of each of the backends' data types."""
 
 
 def dtype_name(dtype: Any) -> str:
-    """A backend's type as a manifest calls it, and by its own name where a manifest has none."""
+    """The manifest's name of a backend's data type, or the backend's name if there is none."""
     return DTYPES.get(dtype.name, str(dtype.name))
 
 
 def load_module(backend: EngineBackend, portable: bool = False) -> Any:
-    """The Python module that runs a backend's engines; ``portable`` for the lean runtime.
+    """Import the Python module that runs a backend's engines; with ``portable``, TensorRT's lean runtime.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -40,29 +40,29 @@ def load_module(backend: EngineBackend, portable: bool = False) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
-        # OSError: the package is there, and a library of CUDA that it loads is not.
+        # OSError: the package is installed, but a CUDA library it loads is missing.
         reason = str(error).strip().splitlines()[0]
         raise MissingDependencyError(
             f"{name} cannot be loaded ({reason}): pip install 'sd2rt[{extra}]'"
         ) from None
 
 
-def unfit(entry: EngineEntry, version: str, compute_capability: str) -> str | None:
-    """Why an engine does not run in this version of its backend on this GPU, None where it does.
+def mismatch_of(entry: EngineEntry, version: str, compute_capability: str) -> str | None:
+    """The reason that an engine does not run in this version of its backend on this GPU, or None.
 
     Args:
-        version: of the module, such as ``11.4.0.106``.
-        compute_capability: of the GPU, such as ``9.0``.
+        version: the module's, such as ``11.4.0.106``.
+        compute_capability: the GPU's, such as ``9.0``.
     """
     if entry.platform != this_platform():
         return f"it was built for {entry.platform}, this is {this_platform()}"
     if version != entry.version:
-        return f"it was built by {entry.backend} {entry.version}, and runs in no other: this is {version}"
-    built = sorted(entry.compute_capabilities, key=_numbers)
-    later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(built[0])
-    if compute_capability not in built and not later:
-        places = ", ".join(f"sm_{sm_number(capability)}" for capability in built)
-        return f"it was built for {places}, this GPU is sm_{sm_number(compute_capability)}"
+        return f"it was built by {entry.backend} {entry.version} and runs in that version only, this is {version}"
+    targets = sorted(entry.compute_capabilities, key=_numbers)
+    later = entry.hardware_compatible and _numbers(compute_capability) >= _numbers(targets[0])
+    if compute_capability not in targets and not later:
+        names = ", ".join(f"sm_{sm_number(capability)}" for capability in targets)
+        return f"it was built for {names}, this GPU is sm_{sm_number(compute_capability)}"
     return None
 
 
@@ -71,5 +71,5 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def this_platform() -> str:
-    """Operating system and processor, as engines are bound to them: ``linux-x86_64``."""
+    """Operating system and processor, which an engine depends on: ``linux-x86_64``."""
     return f"{sys.platform}-{platform.machine().lower()}"

@@ -1,4 +1,4 @@
-"""A part of a bundle on a GPU, by the engines that the bundle has of it."""
+"""Run a part of a bundle with the engines that the bundle has for it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
 
 
 class TensorRtPart(Closing):
-    """A part's engines as one: each is loaded when sizes that it takes are first asked for.
+    """Presents all engines of a part as one, and loads each when a size that it takes is first requested.
 
     Args:
-        name: of the part.
-        part: the manifest's entry.
+        name: the part's name.
+        part: the part's manifest entry.
         entries: the engines that fit the backend and the GPU.
-        bundle: the folder that they are in.
-        device: where to run; it is shared, and outlives this.
+        bundle: the folder of the bundle.
+        device: the device to run on; shared, must outlive the part.
         module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
-        pixels: for each of the latents' ``h`` and ``w``.
-        cuda_graph: capture each session's launch as a CUDA graph and replay it; None where it may go on without.
-        weights: by PyTorch name, what to put in the place of the engines' own. An engine that was built to be
-            refitted takes them; of another one a copy with them is compiled, and kept for the next time.
+        pixels: image pixels per latent row or column.
+        cuda_graph: capture and replay CUDA graphs; see :class:`sd2rt.engines.cuda.session.CudaSession`.
+        weights: replacements for the engines' weights, by PyTorch name. A refittable engine is refitted; otherwise a
+            copy with the weights is compiled and cached.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class TensorRtPart(Closing):
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
-        """The session for these sizes; see :class:`sd2rt.engines.interface.Engine`.
+        """Return the session for these sizes; see :class:`sd2rt.engines.interface.Engine`.
 
         Raises:
-            BundleError: no engine was built for these sizes, or the one that was is not what the manifest says.
-            EngineError: there is no memory for it, or the part is closed.
+            BundleError: no engine was built for these sizes, or its file differs from the manifest.
+            EngineError: the GPU has too little memory, or the part is closed.
         """
         if self._engines is None:
             raise EngineError(f"{self._name} on {self._device} is closed: open it again")
@@ -70,11 +70,11 @@ class TensorRtPart(Closing):
         return engine.session(dims, carry, watch)
 
     def load_as(self, other: TensorRtPart) -> None:
-        """Load the engines that another one has loaded.
+        """Load the same engines as another part has loaded.
 
         Raises:
-            BuildError: one with these weights cannot be compiled.
-            EngineError: there is no memory for it.
+            BuildError: an engine with this part's weights cannot be compiled.
+            EngineError: the GPU has too little memory.
         """
         assert self._engines is not None
         for entry in self._entries:
@@ -82,21 +82,21 @@ class TensorRtPart(Closing):
                 self._engines[entry.key] = self._open(entry)
 
     def _choose(self, dims: Mapping[str, int]) -> EngineEntry:
-        """The engine with the narrowest profile that takes these sizes: what is fixed is fastest."""
-        taking = [
+        """Choose the engine with the narrowest profile that takes these sizes: fixed sizes run fastest."""
+        fitting = [
             (profile.width, index)
             for index, entry in enumerate(self._entries)
             for profile in entry.profiles
             if profile.takes(dims)
         ]
-        if not taking:
-            backend, found = self._entries[0].backend, ", ".join(entry.label for entry in self._entries)
-            asked = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
+        if not fitting:
+            backend, labels = self._entries[0].backend, ", ".join(entry.label for entry in self._entries)
+            sizes = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
             command = build_command(self._bundle, backend, self._name, dims, self._pixels)
             raise BundleError(
-                f"{self._bundle} has no engine of its {self._name} for {asked}, but for {found}: run '{command}'"
+                f"{self._bundle} has no {self._name} engine for {sizes}, only for {labels}: run '{command}'"
             )
-        return self._entries[min(taking)[1]]
+        return self._entries[min(fitting)[1]]
 
     def _open(self, entry: EngineEntry) -> TensorRtEngine:
         folder, weights = self._bundle, self._weights

@@ -1,4 +1,4 @@
-"""The shapes that a tensor has in an optimisation profile, as TensorRT wants and tells them."""
+"""The range of a tensor's shapes in an optimisation profile, in TensorRT's form."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from sd2rt.engines.bundle.schema import Tensor
 from sd2rt.engines.bundle.shapes import shape_of
 
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""The least shape, the one that kernels are tuned for, and the most."""
+"""Minimum shape, optimum shape that kernels are tuned for, and maximum shape."""
 
 
 def profile_shapes(tensor: Tensor, profile: Profile) -> ShapeRange:
-    """The range of a tensor's shape in a profile.
+    """Compute the range of a tensor's shapes in a profile.
 
     Raises:
         ValueError: the profile has no size for a symbol of the tensor.
     """
-    least, tuned, most = (
+    minimum, optimum, maximum = (
         shape_of(tensor, {symbol: sizes[index] for symbol, sizes in profile.dims.items()})
         for index in range(3)
     )
-    return least, tuned, most
+    return minimum, optimum, maximum

@@ -1,4 +1,4 @@
-"""The log that TensorRT writes to: its first error, and of a build everything that its report tells."""
+"""The logger passed to TensorRT: keeps the first error, and for a build the messages of its report."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 
 class TrtLog:
-    """Keeps the first error since the last one was taken: those that follow come of it.
+    """Keeps the first error since the last call of :meth:`take_error`; later ones are consequences of it.
 
     Args:
         module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
-        record: keep ``layer_lists`` and ``messages``, which grow as long as the log lives.
+        record: also keep ``layer_lists`` and ``messages``, which grow without limit.
     """
 
     def __init__(self, module: Any, *, record: bool) -> None:
         self._levels, self._record = module.ILogger, record
         self._error: str | None = None
         self.layer_lists: list[str] = []
-        """Texts that list an engine's layers."""
+        """Messages that list an engine's layers."""
         self.messages: list[str] = []
-        """All others that are no details, after their severity."""
+        """All other messages that are not verbose, prefixed with their severity."""
 
     def log(self, severity: Any, message: str) -> None:
         """Called by the backend."""
         if self._record:
-            # Thousands of verbose lines, of which one is read: the list of layers.
+            # Of thousands of verbose messages, only the list of layers is used.
             if message.startswith("Layers:"):
                 self.layer_lists.append(message)
             elif severity != self._levels.VERBOSE:
@@ -34,13 +34,13 @@ class TrtLog:
             self._error = " ".join(message.split())
 
     def take_error(self, length: int | None = 400) -> str:
-        """Hand out the first error since the last call, its first ``length`` characters; None for all of them."""
+        """Return and clear the first error, cut to ``length`` characters unless that is None."""
         error, self._error = self._error, None
-        return "it gave no reason" if error is None else error[:length]
+        return "no reason given" if error is None else error[:length]
 
 
 def open_log(module: Any, *, record: bool) -> TrtLog:
-    """A log of the backend's own class, which it takes from Python."""
+    """Create a log that also derives from the backend's ILogger, as its Python binding requires."""
 
     class Logger(TrtLog, module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -52,5 +52,5 @@ def open_log(module: Any, *, record: bool) -> TrtLog:
 
 @cache
 def shared_log(module: Any) -> TrtLog:
-    """The one log of a backend that runs engines: a backend keeps the first log that a process gives it."""
+    """The log for running engines, one per backend: a backend keeps the first logger that a process passes to it."""
     return open_log(module, record=False)

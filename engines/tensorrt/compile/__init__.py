@@ -1,1 +1,1 @@
-"""Compiling engines: profiles are planned here, and each engine is compiled and checked by a child process."""
+"""Plan the profiles of engines, and compile and check each engine in a child process."""

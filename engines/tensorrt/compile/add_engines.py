@@ -1,4 +1,4 @@
-"""Engines added to a bundle: each compiled by a process of its own, and in the manifest as soon as it is whole."""
+"""Add engines to a bundle: each is compiled in a child process and listed in the manifest once it is complete."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
 from sd2rt.engines.tensorrt.packages import load_module, this_platform
 
 Progress = Callable[[str, float], None]
-"""Hears which engine is being built and the share of it that is done, 0 to 1."""
+"""Called with the name of the engine being built and the fraction completed, 0 to 1."""
 
 _UNFINISHED = ".building"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineBuild:
-    """What became of a request for engines: those made now, and those that were there and are whole."""
+    """The result of :func:`build_engines`: the engines built, and the intact ones that existed already."""
 
     path: Path
     manifest: Manifest
@@ -54,19 +54,19 @@ def build_engines(
     again: bool = False,
     progress: Progress = lambda engine, fraction: None,
 ) -> EngineBuild:
-    """Add engines to a bundle, one after another; what is there already is kept unless ``again``.
+    """Add engines to a bundle, one after another; existing engines are kept unless ``again``.
 
-    Each engine is in the manifest as soon as it is built: an interruption, or a failure, loses the one that was
-    being built and no other.
+    The manifest is updated after each engine, so an interruption or failure loses only the engine being built.
 
     Args:
-        shapes: the sizes; without any the bundle's native ones.
-        parts: all that the sizes take where empty.
+        shapes: the sizes to build for; without sizes, the bundle's native ones.
+        parts: the parts to build; empty for all that the sizes need.
+        again: rebuild existing engines.
 
     Raises:
         BundleError: the bundle is missing or damaged.
         BuildError: an engine cannot be built, another build is running, or the disk is full.
-        RequestError: the options ask for what the backend cannot do.
+        RequestError: the backend does not support the options.
         MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
     """
     path = locate(bundle)
@@ -76,12 +76,12 @@ def build_engines(
             raise RequestError(f"--part {name}: {path} has {', '.join(sorted(manifest.parts))}")
     if not shapes.sizes:
         shapes = replace(shapes, sizes=manifest.native_sizes)
-    everything = tuple(name for name in get_args(PartName) if name in manifest.parts)
-    if not plan_engines(manifest, tuple(parts) or everything, shapes):
+    all_parts = tuple(name for name in get_args(PartName) if name in manifest.parts)
+    if not plan_engines(manifest, tuple(parts) or all_parts, shapes):
         sizes = ", ".join(f"{width}x{height}" for width, height in shapes.sizes)
-        raise RequestError(f"--part {', '.join(parts)}: images of {sizes} take no such part")
+        raise RequestError(f"--part {', '.join(parts)}: images of {sizes} do not use this part")
     module = load_module(options.backend)
-    # What cannot be is said before anything is begun.
+    # Reject unsupported options before changing anything.
     gpu = gpu_at_hand()
     targets_of(module, options, gpu)
     version = str(module.__version__)
@@ -92,15 +92,15 @@ def build_engines(
     made: list[EngineEntry] = []
     kept: list[EngineEntry] = []
     try:
-        # Its ONNX is read by another process: what is not as the manifest says stops here.
+        # Verify the ONNX files here: the child process reads them unchecked.
         manifest = open_bundle(path).manifest
         with reported(path):
-            _clear(path, manifest)
-        for plan in plan_engines(manifest, tuple(parts) or everything, shapes):
+            _remove_leftovers(path, manifest)
+        for plan in plan_engines(manifest, tuple(parts) or all_parts, shapes):
             key = _key(manifest.parts[plan.part], plan, options, version, gpu)
-            found = next((entry for entry in manifest.engines if entry.key == key), None)
-            if found is not None and not again and _is_whole(path, found):
-                kept.append(found)
+            existing = next((entry for entry in manifest.engines if entry.key == key), None)
+            if existing is not None and not again and _is_intact(path, existing):
+                kept.append(existing)
                 continue
             with reported(path):
                 entry = _build(path, manifest, plan, options, key, gpu, progress)
@@ -112,15 +112,15 @@ def build_engines(
 
 
 def _key(part: Part, plan: EnginePlan, options: BuilderOptions, version: str, gpu: GpuFacts | None) -> str:
-    # What is built for others is the same wherever it is built.
-    own = None if options.compute_capabilities or options.portable else gpu
+    # An engine for explicit targets does not depend on the GPU it is built on.
+    target = None if options.compute_capabilities or options.portable else gpu
     facts = {
         "onnx": _hash_of(part, part.onnx),
         "weights": _weights(part),
         "profiles": [profile.model_dump(mode="json") for profile in plan.profiles],
         "options": options.model_dump(mode="json"),
         "version": version,
-        "gpu": own and own.compute_capability,
+        "gpu": target and target.compute_capability,
         "platform": this_platform(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -131,37 +131,37 @@ def _hash_of(part: Part, path: str) -> str:
 
 
 def _weights(part: Part) -> str:
-    """Stands for all weights of a part: what lies beside its graphs."""
+    """Hash of all weight files of a part."""
     data = sorted(file.sha256 for file in part.files if file.path.endswith(".data"))
     return hashlib.sha256("".join(data).encode()).hexdigest()
 
 
-def _is_whole(path: Path, entry: EngineEntry) -> bool:
+def _is_intact(path: Path, entry: EngineEntry) -> bool:
     try:
         return all(describe(path, file.path) == file for file in (entry.file, entry.report))
     except OSError:
         return False
 
 
-def _clear(path: Path, manifest: Manifest) -> None:
-    """Remove what a killed build left: unfinished manifests and engines, and engines that are in no manifest.
+def _remove_leftovers(path: Path, manifest: Manifest) -> None:
+    """Remove leftovers of a killed build: unfinished manifests and engines, and engines not in the manifest.
 
     Raises:
-        BundleError: a part's folder is a link: nothing is written or removed through one.
+        BundleError: a part's folder is a symbolic link; nothing is written or removed through one.
     """
-    for left in path.iterdir():
-        if temporary_of(left.name) == MANIFEST and not left.is_dir():
-            left.unlink(missing_ok=True)
+    for leftover in path.iterdir():
+        if temporary_of(leftover.name) == MANIFEST and not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
     listed = {file.path for file in manifest.engine_files}
     for name in manifest.parts:
         folder = path / name
         if folder.is_symlink():
             raise BundleError(
-                f"{folder} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'"
+                f"{folder} is a symbolic link: a bundle must not contain links, copy it with 'cp -rL'"
             )
-        for left in folder.glob("tensorrt*"):
-            if left.relative_to(path).as_posix() not in listed and not left.is_dir():
-                left.unlink(missing_ok=True)
+        for leftover in folder.glob("tensorrt*"):
+            if leftover.relative_to(path).as_posix() not in listed and not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
 
 
 def _build(
@@ -197,21 +197,21 @@ def _build(
     progress(label, 0.0)
     try:
         built = compile_in_process(task, lambda fraction: progress(label, fraction))
-        entry = _keep(path, plan, task, built, key)
+        entry = _move_into_place(path, plan, task, built, key)
     finally:
-        for left in folder.glob(f"{target.name}*"):
-            left.unlink(missing_ok=True)
+        for leftover in folder.glob(f"{target.name}*"):
+            leftover.unlink(missing_ok=True)
     progress(label, 1.0)
     return entry
 
 
-def _keep(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str) -> EngineEntry:
-    """Give the engine its name, which says what it is for and is no other engine's, and describe it."""
+def _move_into_place(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str) -> EngineEntry:
+    """Rename the engine and its report to a unique, descriptive name, and return the manifest entry."""
     capabilities = "".join(f"-sm{sm_number(item)}" for item in built.compute_capabilities)
-    where = "-any" if built.hardware_compatible else capabilities
+    targets = "-any" if built.hardware_compatible else capabilities
     unfinished = Path(task.target)
     digest = describe(path, unfinished.relative_to(path).as_posix())
-    stem = f"{task.options.backend}{where}-{plan.label}-{digest.sha256[:8]}"
+    stem = f"{task.options.backend}{targets}-{plan.label}-{digest.sha256[:8]}"
     name = f"{plan.part}/{stem}.engine"
     report = f"{plan.part}/{stem}.json"
     for source, final in ((unfinished, name), (Path(f"{unfinished}.json"), report)):
@@ -242,30 +242,30 @@ def _keep(path: Path, plan: EnginePlan, task: BuildTask, built: Built, key: str)
 
 
 def _add(path: Path, entry: EngineEntry) -> Manifest:
-    """Write the manifest with the engine, in the place of one that was built for the same."""
+    """Write the manifest with the engine, replacing engines built for the same purpose."""
 
-    def purpose(one: EngineEntry) -> tuple[object, ...]:
+    def purpose(engine: EngineEntry) -> tuple[object, ...]:
         return (
-            one.part,
-            one.backend,
-            one.version,
-            one.compute_capabilities,
-            one.hardware_compatible,
-            one.profiles,
+            engine.part,
+            engine.backend,
+            engine.version,
+            engine.compute_capabilities,
+            engine.hardware_compatible,
+            engine.profiles,
         )
 
     manifest = read_manifest(path)
-    stays = [one for one in manifest.engines if purpose(one) != purpose(entry)]
-    leaves = [one for one in manifest.engines if purpose(one) == purpose(entry)]
-    changed = Manifest.model_validate({**dict(manifest), "engines": (*stays, entry)})
+    kept = [engine for engine in manifest.engines if purpose(engine) != purpose(entry)]
+    replaced = [engine for engine in manifest.engines if purpose(engine) == purpose(entry)]
+    updated = Manifest.model_validate({**dict(manifest), "engines": (*kept, entry)})
     with atomic_write(path / MANIFEST, durable=True, keep_mode=True) as temporary:
-        temporary.write_text(changed.to_json())
-    needed = {file.path for file in changed.engine_files}
-    for one in leaves:
-        for file in (one.file, one.report):
+        temporary.write_text(updated.to_json())
+    needed = {file.path for file in updated.engine_files}
+    for engine in replaced:
+        for file in (engine.file, engine.report):
             if file.path not in needed:
                 (path / file.path).unlink(missing_ok=True)
-    return changed
+    return updated
 
 
 def _timing_cache(options: BuilderOptions, gpu: GpuFacts | None) -> str | None:
@@ -274,5 +274,5 @@ def _timing_cache(options: BuilderOptions, gpu: GpuFacts | None) -> str | None:
     with contextlib.suppress(BundleError):
         name = "none" if gpu is None else f"sm{sm_number(gpu.compute_capability)}"
         return str(cache_dir() / "timing" / f"{options.backend}-{name}.cache")
-    # No home directory: every build measures anew.
+    # Without a cache directory every build measures its kernels again.
     return None

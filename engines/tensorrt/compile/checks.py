@@ -1,4 +1,4 @@
-"""The checks around a build: of the graph's tensors before it, of the engine and its attention kernels after it."""
+"""Check the graph's tensors before a build, and the engine's tensors and attention kernels after it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from sd2rt.engines.tensorrt.packages import dtype_name
 from sd2rt.engines.tensorrt.profile_shapes import profile_shapes
 
 _FUSED_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser")
-"""Where each attention must become a kernel made for it. The autoencoder's is one of one head, 512 wide, which
-TensorRT for RTX builds of a product, a softmax and a product, and says nothing; the depth estimator is float32, for
-which there is no such kernel."""
+"""Parts whose attention operators must each become a dedicated kernel. The autoencoder has a single head of width
+512, which TensorRT for RTX silently builds as matmul, softmax and matmul; the depth estimator is float32, for which
+there are no dedicated kernels."""
 
 
 def needs_fused_attention(task: BuildTask) -> bool:
-    """Whether each attention of the part must become a kernel made for it."""
-    # No backend has dedicated kernels for attention in float32.
+    """True if each attention operator of the part must become a dedicated kernel."""
+    # No backend has dedicated attention kernels for float32.
     return task.name in _FUSED_PARTS and task.part.precision == "fp16" and not task.options.allow_decomposed
 
 
 def check_attention(task: BuildTask, attentions: int, fused: int) -> None:
-    """Compare the kernels made for attention with the graph's attention operators.
+    """Compare the number of dedicated attention kernels with the graph's attention operators.
 
     Raises:
-        BuildError: some operators have none.
+        BuildError: some operators have no dedicated kernel.
     """
-    # Each profile has kernels of its own.
-    wanted = attentions * len(task.profiles)
-    if fused < wanted:
+    # Each profile has its own kernels.
+    expected = attentions * len(task.profiles)
+    if fused < expected:
         raise BuildError(
-            f"{task.name}: {task.options.backend} has no dedicated kernel for {wanted - fused} of {wanted} attention "
-            "layers at these sizes: --allow-decomposed builds them of several kernels, slower"
+            f"{task.name}: {task.options.backend} has no dedicated kernel for {expected - fused} of {expected} "
+            "attention layers at these sizes: --allow-decomposed builds them from several slower kernels"
         )
 
 
 def check_network(network: Any, part: Part) -> None:
-    """Compare names and types with the manifest's, before a build is begun.
+    """Compare the tensors' names and types with the manifest, before a build.
 
     Raises:
         BuildError: they differ.
@@ -49,34 +49,38 @@ def check_network(network: Any, part: Part) -> None:
         (part.inputs, network.num_inputs, network.get_input),
         (part.outputs, network.num_outputs, network.get_output),
     ):
-        found = {get(i).name: dtype_name(get(i).dtype) for i in range(count)}
+        dtypes = {get(i).name: dtype_name(get(i).dtype) for i in range(count)}
         expected = {tensor.name: tensor.dtype for tensor in tensors}
-        if found != expected:
+        if dtypes != expected:
             raise BuildError(
-                f"{part.onnx} has the tensors {found}, its manifest says {expected}: build the bundle again"
+                f"{part.onnx} has the tensors {dtypes}, its manifest says {expected}: build the bundle again"
             )
 
 
 def check_engine(report: LayerReport, task: BuildTask) -> None:
-    """Compare what was built with what was asked for: names, types, shapes and the range of each profile.
+    """Compare the built engine's tensors with the task: names, types, shapes and the range of each profile.
 
     Raises:
         BuildError: they differ.
     """
-    found = {tensor.name: tensor for tensor in report.tensors}
+    built = {tensor.name: tensor for tensor in report.tensors}
     expected = {tensor.name: tensor for tensor in (*task.part.inputs, *task.part.outputs)}
-    if set(found) != set(expected):
+    if set(built) != set(expected):
         raise BuildError(
-            f"{task.name}: the engine has the tensors {sorted(found)}, expected {sorted(expected)}"
+            f"{task.name}: the engine has the tensors {sorted(built)}, expected {sorted(expected)}"
         )
     for name, tensor in expected.items():
-        made = found[name]
-        if made.dtype != tensor.dtype:
-            raise BuildError(f"{task.name}: the engine's {name} is {made.dtype}, expected {tensor.dtype}")
+        actual = built[name]
+        if actual.dtype != tensor.dtype:
+            raise BuildError(f"{task.name}: the engine's {name} is {actual.dtype}, expected {tensor.dtype}")
         ranges = [profile_shapes(tensor, profile) for profile in task.profiles]
-        for axis, size in enumerate(made.shape):
-            sizes = {shape[axis] for three in ranges for shape in three}
-            if (size == -1) if len(sizes) == 1 and made.is_input else (size not in (-1, *sizes)):
-                raise BuildError(f"{task.name}: the engine's {name} is {list(made.shape)}, expected {ranges}")
-        if made.is_input and made.ranges and list(made.ranges) != ranges:
-            raise BuildError(f"{task.name}: the engine's {name} takes {list(made.ranges)}, expected {ranges}")
+        for axis, size in enumerate(actual.shape):
+            sizes = {shape[axis] for shape_range in ranges for shape in shape_range}
+            if (size == -1) if len(sizes) == 1 and actual.is_input else (size not in (-1, *sizes)):
+                raise BuildError(
+                    f"{task.name}: the engine's {name} is {list(actual.shape)}, expected {ranges}"
+                )
+        if actual.is_input and actual.ranges and list(actual.ranges) != ranges:
+            raise BuildError(
+                f"{task.name}: the engine's {name} takes {list(actual.ranges)}, expected {ranges}"
+            )

@@ -1,4 +1,4 @@
-"""A part's ONNX into an engine, by TensorRT or TensorRT for RTX; the latter needs no GPU for it."""
+"""Compile a part's ONNX graph to an engine with TensorRT, or with TensorRT for RTX, which needs no GPU to build."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Progress = Callable[[float], None]
 
 
 def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) -> Built:
-    """Write the engine of a task to its target, and what it is made of beside it.
+    """Compile the engine of a task and write it to the task's target, with a JSON report beside it.
 
-    The engine's inputs, outputs and profiles are compared with the manifest's before it is written, and its
+    Before the engine is written, its inputs, outputs and profiles are compared with the manifest, and its dedicated
     attention kernels are counted.
 
     Raises:
-        BuildError: the backend refused the graph or found no kernels, or built something other than was asked.
-        RequestError: the options ask for what the backend cannot do.
+        BuildError: the backend refused the graph, found no kernels, or built an engine that differs from the task.
+        RequestError: the backend does not support the options.
         MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
     """
     began = time.perf_counter()
@@ -57,8 +57,8 @@ def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) 
             f"{options.backend} did not start ({log.take_error()}): check the driver"
         )
     network = builder.create_network(0)
-    # What was handed to the parser by address must outlive the build.
-    kept = _parse(trt, network, log, task)
+    # The network points into these objects until the build ends.
+    held = _parse(trt, network, log, task)
     check_network(network, task.part)
     attentions = _attentions(trt, network)
     fuse = needs_fused_attention(task)
@@ -71,22 +71,22 @@ def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) 
             raise BuildError(f"{task.name}: {options.backend} refused a profile: {log.take_error()}")
     config.progress_monitor = _make_monitor(trt, progress)
     cache = _timing_cache(config, task)
-    # A cache that was refused is no reason for what may fail from here on.
+    # Discard the error that a refused cache has logged.
     log.take_error()
     plan = builder.build_serialized_network(network, config)
-    kept.clear()
+    held.clear()
     if plan is None:
         raise BuildError(_failure(task, log.take_error(None)))
     logged = parse_log(log.layer_lists)
     report = inspect_engine(trt, log, plan, task.name) if logged is None else logged
     check_engine(report, task)
-    # Layers that are read out of an engine are those of one profile, and TensorRT may call its kernels otherwise:
-    # it refuses attention that it has no kernel for by itself, which has to do until a GPU has shown more.
+    # Only TensorRT for RTX logs its layers. Layers that an inspector reads from a TensorRT engine are of one profile
+    # and their kernel names are unverified, but TensorRT itself refuses attention without a dedicated kernel.
     if fuse and logged is not None:
         check_attention(task, len(attentions), report.fused_attention)
     _write(Path(task.target), plan)
     if cache is not None and task.timing_cache is not None:
-        # A cache that cannot be written costs time at the next build, nothing else.
+        # Without the cache the next build measures its kernels again.
         with contextlib.suppress(OSError):
             _write(Path(task.timing_cache), config.get_timing_cache().serialize())
     built = Built(
@@ -101,25 +101,25 @@ def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) 
         fused=report.fused_attention,
         layers=len(report.layers),
         seconds=round(time.perf_counter() - began, 2),
-        # Kilobytes on Linux.
+        # Linux reports kilobytes.
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    told = {"built": built.model_dump(mode="json"), "log": log.messages, **report.as_dict()}
-    Path(f"{task.target}.json").write_text(json.dumps(told, indent=0) + "\n")
+    content = {"built": built.model_dump(mode="json"), "log": log.messages, **report.as_dict()}
+    Path(f"{task.target}.json").write_text(json.dumps(content, indent=0) + "\n")
     return built
 
 
 def _parse(trt: Any, network: Any, log: TrtLog, task: BuildTask) -> dict[str, Any]:
-    """Read the graph into the network; the arrays returned are those that it points into."""
+    """Read the graph into the network; return the parser and arrays that the network points into."""
     parser = trt.OnnxParser(network, log)
-    kept: dict[str, Any] = {}
+    held: dict[str, Any] = {}
     if task.replaced is None:
         parsed = parser.parse_from_file(task.onnx)
     else:
         parsed = parser.load_model_proto(Path(task.onnx).read_bytes(), task.onnx)
         with np.load(task.replaced, allow_pickle=False) as arrays:
-            kept = {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}
-        for name, array in kept.items():
+            held = {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}
+        for name, array in held.items():
             if not parser.load_initializer(name, array.ctypes.data, array.nbytes):
                 raise BuildError(f"{task.name}: {name} cannot be replaced ({log.take_error()})")
         parsed = parsed and parser.parse_model_proto()
@@ -127,26 +127,26 @@ def _parse(trt: Any, network: Any, log: TrtLog, task: BuildTask) -> dict[str, An
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         reason = " ".join((errors or [log.take_error()])[0].split())[:300]
         raise BuildError(f"{task.name}: {task.options.backend} cannot read {task.onnx}: {reason}")
-    kept["parser"] = parser
-    return kept
+    held["parser"] = parser
+    return held
 
 
 def _attentions(trt: Any, network: Any) -> list[Any]:
-    found = []
+    attentions = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            # Python sees the base class; this is how the binding lets it see the layer's own.
+            # get_layer returns the base class; the binding downcasts by assigning __class__.
             layer.__class__ = trt.IAttentionInputLayer
-            found.append(layer)
-    return found
+            attentions.append(layer)
+    return attentions
 
 
 def _configure(
     trt: Any, config: Any, network: Any, task: BuildTask, targets: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Set what is not a profile; what was set, by name."""
-    options, said = task.options, []
+    """Set all options except the profiles; return the names of what was set."""
+    options, settings = task.options, []
     # TF32 would cost the float32 islands ten bits of their mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -155,46 +155,46 @@ def _configure(
         for index, capability in enumerate(targets):
             member = getattr(trt.ComputeCapability, f"SM{sm_number(capability)}")
             config.set_compute_capability(member, index)
-    wanted = []
+    flags = []
     if options.backend == "tensorrt-rtx":
-        # Without it a launch may allocate, and then no CUDA graph can be captured of it.
-        wanted.append("REQUIRE_USER_ALLOCATION")
+        # Otherwise a launch may allocate memory, which cannot be captured in a CUDA graph.
+        flags.append("REQUIRE_USER_ALLOCATION")
     if options.portable and options.backend == "tensorrt":
-        # Without the runtime that would be packed into it: that is code, which no engine is to bring. The lean
-        # runtime of the same version, or TensorRT itself, runs what is left.
-        wanted += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"]
+        # Leave out the lean runtime, as engines must not contain host code. The installed TensorRT or lean runtime
+        # of the same version runs the engine.
+        flags += ["VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"]
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        said.append("AMPERE_PLUS")
-    wanted += {"no": [], "all": ["REFIT"], "individual": ["REFIT_INDIVIDUAL"]}.get(
+        settings.append("AMPERE_PLUS")
+    flags += {"no": [], "all": ["REFIT"], "individual": ["REFIT_INDIVIDUAL"]}.get(
         options.refit, ["REFIT_IDENTICAL", "STRIP_PLAN"]
     )
-    for name in wanted:
+    for name in flags:
         config.set_flag(getattr(trt.BuilderFlag, name))
     if options.refit == "individual":
         _mark_refittable(network, task)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-        said.append(f"workspace={options.workspace_bytes}")
+        settings.append(f"workspace={options.workspace_bytes}")
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-        said.append(f"optimization_level={options.optimization_level}")
+        settings.append(f"optimization_level={options.optimization_level}")
     if options.allow_decomposed:
-        said.append("allow_decomposed")
-    return (*wanted, *said)
+        settings.append("allow_decomposed")
+    return (*flags, *settings)
 
 
 def _mark_refittable(network: Any, task: BuildTask) -> None:
-    """Mark what a LoRA can change: the weights that have two axes or more."""
+    """Mark the weights that a LoRA can change: those with at least two axes."""
     weights = Weights.of(task.part, Path(task.onnx))
     for name, weight in weights.items():
         if len(weight.shape) >= 2 and not network.mark_weights_refittable(weight.initializer):
             raise BuildError(
-                f"{task.name}: {task.options.backend} cannot have {name} replaced: build with --refit all"
+                f"{task.name}: {task.options.backend} cannot make {name} refittable: build with --refit all"
             )
 
 
 def _pin(builder: Any, network: Any, part: Part, profiles: Sequence[Profile]) -> Iterator[Any]:
-    """Fix in the network what all profiles have as one number, and make the rest optimisation profiles."""
+    """Fix the dimensions that have one size in all profiles, and create optimisation profiles for the others."""
     fixed = {
         symbol: profiles[0].dims[symbol][0]
         for symbol in symbols_of(part)
@@ -204,18 +204,18 @@ def _pin(builder: Any, network: Any, part: Part, profiles: Sequence[Profile]) ->
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         tensor.shape = _shape(inputs[tensor.name], fixed)
-    # Where nothing is left open there is nothing to say, but an engine has a profile at any rate.
+    # An engine needs a profile even if all its dimensions are fixed.
     for profile in profiles:
-        made = builder.create_optimization_profile()
+        optimization_profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             if -1 in tuple(tensor.shape):
-                made.set_shape(tensor.name, *profile_shapes(inputs[tensor.name], profile))
-        yield made
+                optimization_profile.set_shape(tensor.name, *profile_shapes(inputs[tensor.name], profile))
+        yield optimization_profile
 
 
 def _shape(tensor: Tensor, fixed: Mapping[str, int]) -> tuple[int, ...]:
-    """A shape with -1 for what is not fixed."""
+    """A tensor's shape, with -1 for dimensions that are not fixed."""
     shape: list[int] = []
     for item in tensor.shape:
         try:
@@ -230,22 +230,22 @@ def _failure(task: BuildTask, reason: str) -> str:
     if "not supported by a dedicated kernel" in reason:
         return (
             f"{task.name}: {backend} has no dedicated kernel for an attention layer at these sizes: "
-            "--allow-decomposed builds it of several kernels, slower"
+            "--allow-decomposed builds it from several slower kernels"
         )
     if "workspace" in reason.lower() and task.options.workspace_bytes is not None:
-        return f"{task.name}: {backend} finds no kernels within a workspace of {task.options.workspace_bytes} bytes"
+        return f"{task.name}: {backend} found no kernels that fit a workspace of {task.options.workspace_bytes} bytes"
     return f"{task.name}: {backend} could not build it: {reason[:300]}"
 
 
 def _timing_cache(config: Any, task: BuildTask) -> Any:
-    """What earlier builds measured, where the backend measures: TensorRT for RTX chooses kernels without."""
+    """Load the kernel timings of earlier builds; None for TensorRT for RTX, which does not time kernels."""
     if task.options.backend != "tensorrt" or task.timing_cache is None:
         return None
-    known = b""
+    content = b""
     with contextlib.suppress(OSError):
-        known = Path(task.timing_cache).read_bytes()
-    cache = config.create_timing_cache(known)
-    # Of another GPU or version: a new one then, the old measurements say nothing here.
+        content = Path(task.timing_cache).read_bytes()
+    cache = config.create_timing_cache(content)
+    # A cache of another GPU or version is refused: start a new one.
     if not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
@@ -260,7 +260,7 @@ def _write(path: Path, data: Any) -> None:
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Turns nested phases into one fraction."""
+        """Converts nested phases to one fraction."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -270,12 +270,12 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self._phases[name] = [0, max(steps, 1)]
             self._order.append(name)
-            self._tell()
+            self._report()
 
         def step_complete(self, name: str, step: int) -> bool:
             if name in self._phases:
                 self._phases[name][0] = step + 1
-                self._tell()
+                self._report()
             return True
 
         def phase_finish(self, name: str) -> None:
@@ -283,7 +283,7 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
                 del self._phases[name]
                 self._order.remove(name)
 
-        def _tell(self) -> None:
+        def _report(self) -> None:
             fraction, share = 0.0, 1.0
             for name in self._order:
                 done, steps = self._phases[name]

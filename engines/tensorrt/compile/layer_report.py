@@ -1,4 +1,4 @@
-"""What a backend says of an engine that it has built: its layers, and what goes in and comes out."""
+"""Read a built engine's layers and tensors from the backend's log or from the engine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _TENSOR = re.compile(
 )
 _RANGE = re.compile(r"MinShape: \[([\d,]*)\], OptShape: \[([\d,]*)\], MaxShape: \[([\d,]*)\]")
 _FUSED = re.compile(r"mha", re.IGNORECASE)
-"""Part of the names of all dedicated attention kernels: ``_gemm_mha_v2``, ``fmha``, ``_mha_v4``."""
+"""Matches the names of dedicated attention kernels: ``_gemm_mha_v2``, ``fmha``, ``_mha_v4``."""
 _DTYPES = {"Float": "float32", "Half": "float16", "Int64": "int64", "UInt8": "uint8", "Bool": "bool"}
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A kernel, or a few of them, and the ONNX nodes whose work it does."""
+    """An engine layer, which runs one or a few kernels, and the ONNX nodes it implements."""
 
     name: str
     kind: str
@@ -38,13 +38,13 @@ class Layer:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether it is a kernel made for attention: scores, softmax and sum in one."""
+        """True for a dedicated attention kernel, which computes scores, softmax and weighted sum."""
         return bool(_FUSED.search(self.name) or _FUSED.search(self.tactic))
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltTensor:
-    """An input or output of an engine. -1 stands for a size that differs; then there is one range a profile."""
+    """An input or output of an engine. Dynamic dimensions are -1, and ``ranges`` has one entry per profile."""
 
     name: str
     is_input: bool
@@ -55,47 +55,47 @@ class BuiltTensor:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """An engine, as its builder lists it."""
+    """The layers and tensors of a built engine."""
 
     layers: tuple[Layer, ...]
     tensors: tuple[BuiltTensor, ...]
 
     @property
     def fused_attention(self) -> int:
-        """How many kernels made for attention there are."""
+        """Number of dedicated attention kernels."""
         return sum(layer.fused_attention for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary for JSON."""
         return asdict(self)
 
 
 def _onnx_nodes(metadata: str) -> tuple[str, ...]:
-    """The ONNX nodes that a layer's metadata names, each once."""
+    """The ONNX nodes named in a layer's metadata, without duplicates."""
     return tuple(dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)))
 
 
 def parse_log(messages: Sequence[str]) -> LayerReport | None:
-    """What TensorRT for RTX logs of an engine at the end of its build; None where nothing was logged."""
-    found = [message for message in messages if message.startswith("Layers:")]
-    if not found:
+    """Parse the report that TensorRT for RTX logs at the end of a build; None if there is none."""
+    reports = [message for message in messages if message.startswith("Layers:")]
+    if not reports:
         return None
-    # A builder may list parts of what it builds before the whole.
-    listed, _, rest = found[-1].partition("\nI/O Tensors:")
+    # The builder may log reports of parts of the engine before the complete one.
+    layer_lines, _, tensor_lines = reports[-1].partition("\nI/O Tensors:")
     layers = []
-    for text in re.split(r"\n(?=Name: )", listed):
+    for text in re.split(r"\n(?=Name: )", layer_lines):
         if match := _LAYER.search(text):
             nodes = _onnx_nodes(match["onnx"])
             layers.append(Layer(match["name"].strip(), match["kind"], match["tactic"].strip(), nodes))
     return LayerReport(
-        tuple(layers), tuple(_tensor(line) for line in rest.splitlines() if _TENSOR.search(line))
+        tuple(layers), tuple(_tensor(line) for line in tensor_lines.splitlines() if _TENSOR.search(line))
     )
 
 
 def _tensor(line: str) -> BuiltTensor:
     match = _TENSOR.search(line)
     assert match is not None
-    ranges = tuple(tuple(_numbers(text) for text in found) for found in _RANGE.findall(line))
+    ranges = tuple(tuple(_numbers(text) for text in shapes) for shapes in _RANGE.findall(line))
     return BuiltTensor(
         match["name"].strip(),
         match["mode"] == "Input",
@@ -110,29 +110,29 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def inspect_engine(trt: Any, log: TrtLog, plan: Any, part: PartName) -> LayerReport:
-    """The report of a backend that does not log it: from the engine itself, which takes a GPU.
+    """Read the report from the engine itself, for a backend that does not log it; needs a GPU.
 
     Args:
         trt: the backend's module.
-        log: the builder's.
-        plan: the engine, as it is written to its file.
-        part: for the error.
+        log: the builder's log.
+        plan: the serialized engine.
+        part: the part's name, for the error message.
 
     Raises:
-        BuildError: the engine cannot be read back.
+        BuildError: the engine cannot be deserialised.
     """
-    # An engine keeps nothing of its runtime alive.
+    # An engine does not keep its runtime alive.
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildError(f"{part}: the engine that was built cannot be read back: {log.take_error()}")
+        raise BuildError(f"{part}: the built engine cannot be read back: {log.take_error()}")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        told = json.loads(text)
+        description = json.loads(text)
     except ValueError:
-        told = {"Layers": text.splitlines()}
+        description = {"Layers": text.splitlines()}
     layers = []
-    for item in told.get("Layers", ()):
+    for item in description.get("Layers", ()):
         entry = item if isinstance(item, dict) else {"Name": str(item)}
         layers.append(
             Layer(

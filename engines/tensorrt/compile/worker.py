@@ -1,7 +1,7 @@
-"""The process that compiles one engine: what a compiler takes or breaks is its own, and stopping it is at once.
+"""The child process that compiles one engine, so that a crash, a leak or an interrupt stays confined to it.
 
-It reads a :class:`~sd2rt.engines.tensorrt.compile.worker_protocol.BuildTask` from standard input and answers in lines
-of JSON on standard output; what the backend's libraries print themselves goes to standard error.
+It reads a :class:`~sd2rt.engines.tensorrt.compile.worker_protocol.BuildTask` from standard input and writes lines of
+JSON to standard output. Output of the backend's libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from sd2rt.engines.tensorrt.compile.worker_protocol import Answer, BuildTask
 
 
 def main() -> None:
-    """Compile what standard input says."""
+    """Compile the task read from standard input."""
     task = BuildTask.model_validate_json(sys.stdin.buffer.read())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore", DeprecationWarning)
     last = -1.0
 
-    def say(answer: Answer) -> None:
+    def send(answer: Answer) -> None:
         try:
             print(answer.model_dump_json(), file=answers, flush=True)
         except BrokenPipeError:
-            # Whoever asked is gone.
+            # The parent process has ended.
             os._exit(1)
 
     def progress(fraction: float) -> None:
         nonlocal last
         if abs(fraction - last) >= 0.01:
             last = fraction
-            say(Answer(fraction=fraction))
+            send(Answer(fraction=fraction))
 
     try:
-        say(Answer(built=compile_engine(task, progress)))
+        send(Answer(built=compile_engine(task, progress)))
     except Sd2rtError as error:
-        say(Answer(error=str(error), exit_code=error.exit_code))
+        send(Answer(error=str(error), exit_code=error.exit_code))
 
 
 if __name__ == "__main__":

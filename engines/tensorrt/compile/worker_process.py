@@ -1,4 +1,4 @@
-"""The parent's side of the process that compiles an engine."""
+"""Start and control the child process that compiles an engine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _ERRORS: dict[int, type[Sd2rtError]] = {
 
 
 def compile_in_process(task: BuildTask, progress: Callable[[float], None] = lambda fraction: None) -> Built:
-    """Compile in a process of its own, which is stopped where this one is interrupted.
+    """Compile an engine in a child process, which is killed if this one is interrupted.
 
     Raises:
-        BuildError: the backend failed, or took the process with it.
-        RequestError: the options ask for what the backend cannot do.
+        BuildError: the backend failed or crashed.
+        RequestError: the backend does not support the options.
         MissingDependencyError: the backend is not installed, or needs a GPU and there is none.
     """
     answer: Answer | None = None
@@ -39,7 +39,7 @@ def compile_in_process(task: BuildTask, progress: Callable[[float], None] = lamb
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            # A terminal's Ctrl-C comes here, and from here the process is stopped.
+            # Ctrl-C in a terminal reaches only the parent, which then kills the child.
             start_new_session=True,
         )
         try:
@@ -61,14 +61,14 @@ def compile_in_process(task: BuildTask, progress: Callable[[float], None] = lamb
             return answer.built
         if answer is not None and answer.error is not None:
             raise _ERRORS.get(answer.exit_code, BuildError)(answer.error)
-        raise BuildError(f"{task.name}: {_how_it_died(process.returncode, errors)}")
+        raise BuildError(f"{task.name}: {_describe_exit(process.returncode, errors)}")
 
 
-def _how_it_died(code: int, errors: IO[bytes]) -> str:
+def _describe_exit(code: int, errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
     last = f": {' '.join(lines[-1].split())[:200]}" if lines else ""
     if code == -signal.SIGKILL:
-        return f"the compiler was killed, most likely for want of memory{last}"
-    how = f"died of signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"the compiler {how}{last}"
+        return f"the compiler was killed, most likely because memory ran out{last}"
+    end = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"the compiler {end}{last}"

@@ -1,4 +1,4 @@
-"""What the process that compiles an engine is told, and what it answers: JSON both ways."""
+"""JSON messages exchanged with the child process that compiles an engine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class BuildTask(Model):
     name: PartName
     part: Part
     onnx: str
-    """Where the graph lies."""
+    """Path of the ONNX graph."""
     profiles: tuple[Profile, ...]
     options: BuilderOptions
     target: str
-    """Where the engine is to be written, and beside it with ``.json`` what it is made of."""
+    """Path to write the engine to; the layer report is written beside it with ``.json`` appended."""
     timing_cache: str | None = None
-    """What earlier builds measured of kernels; TensorRT alone has one."""
+    """Path of the kernel timings of earlier builds; only for TensorRT."""
     replaced: str | None = None
-    """An ``.npz`` of initialisers to build in the place of the graph's own."""
+    """Path of an ``.npz`` with initialisers that replace the graph's."""
 
 
 class Built(Model):
-    """An engine that has been compiled."""
+    """Facts about a compiled engine."""
 
     version: str
     compute_capabilities: tuple[str, ...]
@@ -35,16 +35,17 @@ class Built(Model):
     driver: str | None
     flags: tuple[str, ...]
     attentions: int
-    """Attention operators of the graph, and kernels made for attention in the engine."""
+    """Number of attention operators in the graph."""
     fused: int
+    """Number of dedicated attention kernels in the engine."""
     layers: int
     seconds: float
     peak_bytes: int
-    """Of the compiling process's memory."""
+    """Peak memory of the compiling process."""
 
 
 class Answer(Model):
-    """A line from the compiling process: how far it is, what it made, or why it failed."""
+    """A line from the compiling process: its progress, its result or its error."""
 
     fraction: float | None = None
     built: Built | None = None

@@ -65,7 +65,8 @@ def test_another_cuda_core(monkeypatch: pytest.MonkeyPatch, version: str) -> Non
         CudaDevice().close()
         return
     with pytest.raises(
-        MissingDependencyError, match=rf"^cuda-core {version} is too old, 1\.0 .*: pip install 'sd2rt\["
+        MissingDependencyError,
+        match=rf"^cuda-core {version} is too old, 1\.0 or later is .*: pip install 'sd2rt\[",
     ) as caught:
         CudaDevice()
     assert caught.value.exit_code == 6
@@ -126,8 +127,8 @@ def test_no_memory_tells_what_for_how_much_and_what_is_free(device: CudaDevice) 
     with pytest.raises(EngineError) as caught:
         device.allocate(GIB, "the other")
     assert str(caught.value) == (
-        "the other: out of memory: 1.00 GiB (1073741824 bytes) were asked for, 512.00 MiB (536870912 bytes) of "
-        "1.00 GiB (1073741824 bytes) are free on cuda:0: ask for a smaller --size or batch, or free the GPU"
+        "the other: out of memory: 1.00 GiB (1073741824 bytes) requested, 512.00 MiB (536870912 bytes) of "
+        "1.00 GiB (1073741824 bytes) free on cuda:0: ask for a smaller --size or batch, or free the GPU"
     )
     held.free()
     device.synchronize()
@@ -146,14 +147,14 @@ def test_bytes_are_shown(nbytes: int, text: str) -> None:
 def test_after_a_sticky_error_every_call_says_so(device: CudaDevice, gpu: SimulatedGpu, name: str) -> None:
     gpu.fault = name
     with (
-        pytest.raises(EngineError, match=f"^x: cuda:0 reported {name}, .*: start it again$"),
+        pytest.raises(EngineError, match=f"^x: cuda:0 reported {name}, .*: restart the process$"),
         device.errors("x"),
     ):
         device.synchronize()
     # Whatever the driver says from then on.
     gpu.fault = None
     for take in (device.allocate, device.pin):
-        with pytest.raises(EngineError, match=f"{name}.*start it again"):
+        with pytest.raises(EngineError, match=f"{name}.*restart the process"):
             take(1, "more")
 
 
@@ -162,7 +163,7 @@ def test_an_error_told_in_other_words_is_found_to_be_sticky(device: CudaDevice, 
         raise RuntimeError("something went wrong\nat length")
     gpu.fault = "CUDA_ERROR_ILLEGAL_ADDRESS"
     with (
-        pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"),
+        pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*restart the process"),
         device.errors("a launch"),
     ):
         raise RuntimeError("cudaError 700")

@@ -380,7 +380,7 @@ def test_capture_that_fails_is_done_without(
         monkeypatch.setattr(TensorRtContext, "enqueue", refuse)
     with pytest.warns(
         UserWarning,
-        match=r"cannot be captured as a CUDA graph \((CUDA_ERROR_STREAM|not in a).*without one",
+        match=r"CUDA graph capture failed \((CUDA_ERROR_STREAM|not in a).*without a graph",
     ) as said:
         found, watched = run(engine, 5, 7)
     assert len(said) == 1
@@ -399,7 +399,7 @@ def test_capture_that_was_asked_for_and_fails_is_an_error(on_gpu: Open, cpu: Onn
     session.launch()
     gpu.captures_to_break = 1
     with pytest.raises(
-        EngineError, match=r"cannot be captured as a CUDA graph \(CUDA_ERROR_.*\): leave cuda_graph out"
+        EngineError, match=r"CUDA graph capture failed \(CUDA_ERROR_.*\): leave cuda_graph out"
     ) as caught:
         session.launch()
     assert caught.value.exit_code == 5
@@ -436,7 +436,7 @@ def test_device_that_is_lost_in_a_capture(on_gpu: Open, monkeypatch: pytest.Monk
         raise RuntimeError("something else")
 
     monkeypatch.setattr(session, "_enqueue", lose)
-    with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start it again"):
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*restart the process"):
         session.launch()
 
 

@@ -46,7 +46,7 @@ class SimulatedCuda:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Be what ``import onnxruntime`` finds, with nothing loaded yet."""
         monkeypatch.setitem(sys.modules, "onnxruntime", self.module())
-        monkeypatch.setattr("sd2rt.engines.onnxruntime.cuda_libraries._ready", False)
+        monkeypatch.setattr("sd2rt.engines.onnxruntime.cuda_libraries._loaded", False)
         monkeypatch.setattr("sd2rt.engines.onnxruntime.cuda_libraries.CDLL", self.load_library)
 
     def module(self) -> Any:

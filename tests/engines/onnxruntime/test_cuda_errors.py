@@ -64,7 +64,7 @@ def open_decoder(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     [
         (NO_MEMORY, r"out of memory \(CUDA failure 2: out of memory\): ask for a smaller .* free the GPU$"),
         (NO_ARENA, r"out of memory \(Failed to allocate memory for requested buffer of size 1073741824\)"),
-        (REFUSED, r"cannot be captured as a CUDA graph \(This session cannot .*\): leave cuda_graph out$"),
+        (REFUSED, r"CUDA graph capture failed \(This session cannot .*\): leave cuda_graph out$"),
         (NO_KERNEL, r"cannot be loaded on cuda:0: .* Could not find an implementation for Gelu"),
     ],
 )
@@ -103,7 +103,7 @@ def test_provider_that_is_left_out_without_a_word(open_decoder: Open) -> None:
     [
         (NO_MEMORY, "out of memory .* ask for a smaller --size or batch"),
         (NO_ARENA, "out of memory .* ask for a smaller --size or batch"),
-        (BROKEN, r"cannot be captured as a CUDA graph \(CUDA failure 901: .*\): leave cuda_graph out"),
+        (BROKEN, r"CUDA graph capture failed \(CUDA failure 901: .*\): leave cuda_graph out"),
         ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : CUDA and more", "INVALID_ARGUMENT"),
     ],
 )

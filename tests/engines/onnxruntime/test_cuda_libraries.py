@@ -51,5 +51,5 @@ def test_a_library_that_is_missing(
 
 def test_a_package_for_another_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     SimulatedCuda(cuda_version="12.8").install(monkeypatch)
-    with pytest.raises(MissingDependencyError, match=r"was built for CUDA 12\.8, and not for CUDA 13"):
+    with pytest.raises(MissingDependencyError, match=r"was built for CUDA 12\.8, expected CUDA 13"):
         import_onnxruntime(Device("cuda"))

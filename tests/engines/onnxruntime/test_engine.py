@@ -154,7 +154,7 @@ def test_cuda_where_there_is_none(bundle: tuple[Path, Manifest]) -> None:
     path, manifest = bundle
     part = manifest.parts["decoder"]
     with pytest.raises(
-        MissingDependencyError, match=r"cuda:1 was asked for.*pip install 'sd2rt\[cuda\]'"
+        MissingDependencyError, match=r"cuda:1 was requested.*pip install 'sd2rt\[cuda\]'"
     ) as caught:
         OnnxRuntimeEngine(part, path / part.onnxruntime, Device("cuda:1"))
     assert caught.value.exit_code == 6

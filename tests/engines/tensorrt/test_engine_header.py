@@ -35,19 +35,19 @@ def test_engine_runs_on_what_its_mask_names(
     gpu.capability, gpu.driver = capability, driver
     entry = bench.build(module=module, backend="tensorrt-rtx", plan={"mask": mask})
     reader = HeaderReader(module, ".".join(map(str, capability)))
-    said = None if runs else f"it holds no code for this GPU, which is sm_{capability[0]}{capability[1]}"
-    assert reader.unfit(bench.path(entry)) == said
+    said = None if runs else f"it has no code for this GPU, which is sm_{capability[0]}{capability[1]}"
+    assert reader.mismatch_of(bench.path(entry)) == said
 
 
 def test_file_that_is_no_engine(tmp_path: Path) -> None:
     reader = HeaderReader(make_tensorrt(SimulatedGpu(), "tensorrt_rtx"), "8.9")
     path = tmp_path / "engine"
     # Loading it says so.
-    assert reader.unfit(path) is None
+    assert reader.mismatch_of(path) is None
     path.write_bytes(b"garbage" * 30)
-    assert reader.unfit(path) == "malformed engine"
+    assert reader.mismatch_of(path) == "malformed engine"
     path.write_bytes(b"")
-    assert reader.unfit(path) == "malformed engine"
+    assert reader.mismatch_of(path) == "malformed engine"
 
 
 def built(trt: Any, targets: tuple[str, ...]) -> bytes:
@@ -77,5 +77,5 @@ def test_masks_are_where_they_are_read(tmp_path: Path, targets: tuple[str, ...],
     found = {item for item in (*MASK_BITS, "9.0") if HeaderReader(trt, item)._in_mask(path.read_bytes())}
     assert found == runs
     if shutil.which("nvidia-smi") is None:
-        assert "sm_90" in str(HeaderReader(trt, "9.0").unfit(path))
-        assert HeaderReader(trt, "8.9").unfit(path) is None
+        assert "sm_90" in str(HeaderReader(trt, "9.0").mismatch_of(path))
+        assert HeaderReader(trt, "8.9").mismatch_of(path) is None

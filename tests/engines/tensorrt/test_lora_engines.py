@@ -24,7 +24,7 @@ from sd2rt.engines.weights.initializers import Weights
 from .compile.test_add_engines import ADA, SIZE, copy
 
 pytest.importorskip("tensorrt_rtx")
-pytestmark = pytest.mark.filterwarnings("ignore:compiling .* with other weights, once:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:compiling .* with new weights, once:RuntimeWarning")
 NAME = "encoder.layers.0.mlp.fc1.weight"
 
 

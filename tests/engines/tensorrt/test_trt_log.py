@@ -14,13 +14,13 @@ from ..simulated_tensorrt import Severity, make_tensorrt
 
 def test_first_error_since_the_last_one_taken() -> None:
     log = open_log(make_tensorrt(SimulatedGpu()), record=False)
-    assert log.take_error() == "it gave no reason"
+    assert log.take_error() == "no reason given"
     log.log(Severity.WARNING, "a warning")
     log.log(Severity.ERROR, "the first\n  error")
     for _ in range(20):
         log.log(Severity.INTERNAL_ERROR, "what follows from it")
     assert log.take_error() == "the first error"
-    assert log.take_error() == "it gave no reason"
+    assert log.take_error() == "no reason given"
     assert (log.layer_lists, log.messages) == ([], [])
 
 

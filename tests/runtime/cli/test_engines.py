@@ -38,7 +38,7 @@ def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
         ((*RTX, "--sm", "89", "--refit", "all"), 2, "--refit all: TensorRT for RTX cannot build this"),
         ((*RTX, "--sm", "89", "--precision", "fp16"), 2, "--precision is about a checkpoint"),
         ((*RTX, "--sm", "89", "-o", "there"), 2, "--output is about a checkpoint"),
-        (RTX, 6, "there is no GPU here to build for: give --sm 89"),
+        (RTX, 6, "no GPU found to build for: add --sm 89"),
         (("--engines-only", "--backend", "tensorrt"), 6, "tensorrt cannot be loaded"),
     ],
 )

@@ -285,7 +285,7 @@ def test_no_gpu(refused: Refused, small_bundle: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     text = refused(6, "run", small_bundle, "a", "--device", "cuda")
-    assert text.startswith("cuda:0 was asked for, and this ONNX Runtime")
+    assert text.startswith("cuda:0 was requested, but this ONNX Runtime")
     assert "pip install 'sd2rt[cuda]'" in text
 
 

@@ -49,7 +49,10 @@ def test_engines_are_taken_where_they_fit(bundle: Compile) -> None:
     ("entry", "said"),
     [
         ({"compute_capabilities": ("8.9",)}, "built for sm_89, this GPU is sm_90"),
-        ({"version": "11.3.0.1"}, "built by tensorrt 11.3.0.1, and runs in no other: this is 11.4.0.106"),
+        (
+            {"version": "11.3.0.1"},
+            "built by tensorrt 11.3.0.1 and runs in that version only, this is 11.4.0.106",
+        ),
     ],
 )
 def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], said: str) -> None:
@@ -61,7 +64,7 @@ def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], said: s
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"refit": "identical"}, r"the whole of TensorRT puts them in: pip install 'sd2rt\[tensorrt\]'"),
+        ({"refit": "identical"}, r"which only the full TensorRT can load: pip install 'sd2rt\[tensorrt\]'"),
         ({"refit": "individual"}, None),
         ({}, None),
     ],
@@ -117,11 +120,11 @@ def test_portable_engines_without_code_for_the_gpu(
         with Pipeline.open(path, device="cuda") as pipeline:
             assert pipeline.backend == "tensorrt-rtx"
         return
-    with pytest.raises(BundleError, match="it holds no code for this GPU, which is sm_90"):
+    with pytest.raises(BundleError, match="it has no code for this GPU, which is sm_90"):
         Pipeline.open(path, device="cuda", backend="tensorrt-rtx")
     # And ONNX Runtime's turn comes.
     with (
-        pytest.warns(RuntimeWarning, match="ONNX Runtime is used: .* holds no code for this GPU"),
+        pytest.warns(RuntimeWarning, match="using ONNX Runtime: .* has no code for this GPU"),
         pytest.raises(MissingDependencyError, match="no CUDA provider"),
     ):
         Pipeline.open(path, device="cuda")
@@ -131,7 +134,7 @@ def test_another_backend_is_said(bundle: Compile) -> None:
     """This ONNX Runtime has no CUDA: that is as far as it goes."""
     path = bundle(compute_capabilities=("8.9",))
     with (
-        pytest.warns(RuntimeWarning, match="ONNX Runtime is used: .* built for sm_89"),
+        pytest.warns(RuntimeWarning, match="using ONNX Runtime: .* built for sm_89"),
         pytest.raises(MissingDependencyError, match="no CUDA provider"),
     ):
         Pipeline.open(path, device="cuda")
@@ -143,7 +146,7 @@ def test_a_backend_that_is_not_installed(bundle: Compile) -> None:
 
 
 def test_a_bundle_without_engines(gpu: SimulatedGpu, small_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="it has none of its text_encoder: run 'sd2rt build"):
+    with pytest.raises(BundleError, match="it has no text_encoder engine: run 'sd2rt build"):
         Pipeline.open(small_bundle, device="cuda", backend="tensorrt")
 
 
@@ -155,9 +158,7 @@ def test_engines_on_the_cpu(small_bundle: Path) -> None:
 def test_a_size_without_an_engine(bundle: Compile) -> None:
     with (
         Pipeline.open(bundle(), device="cuda") as pipeline,
-        pytest.raises(
-            BundleError, match=r"no engine of its denoiser for .*: run 'sd2rt build .* --size 1024x512'"
-        ),
+        pytest.raises(BundleError, match=r"no denoiser engine for .*: run 'sd2rt build .* --size 1024x512'"),
     ):
         pipeline("a fox", width=1024, height=512, num_inference_steps=1)
 
@@ -165,7 +166,7 @@ def test_a_size_without_an_engine(bundle: Compile) -> None:
 def test_a_batch_beyond_the_profile(bundle: Compile) -> None:
     with (
         Pipeline.open(bundle(), device="cuda", max_batch=9) as pipeline,
-        pytest.raises(BundleError, match=r"no engine of its denoiser for B 9.*--batch 9'"),
+        pytest.raises(BundleError, match=r"no denoiser engine for B 9.*--batch 9'"),
     ):
         pipeline("a fox", num_images_per_prompt=9, num_inference_steps=1)
 

@@ -286,5 +286,5 @@ def test_a_device_that_fails_on_the_way(on_gpu: Open) -> None:
     steps = run_steps(pipeline.engine("denoiser"), [trajectory(pipeline, 30, 1)], 4)
     next(steps)
     gpu.fault = "CUDA_ERROR_ECC_UNCORRECTABLE"
-    with pytest.raises(EngineError, match=r"CUDA_ERROR_ECC_UNCORRECTABLE.*start it again"):
+    with pytest.raises(EngineError, match=r"CUDA_ERROR_ECC_UNCORRECTABLE.*restart the process"):
         next(steps)

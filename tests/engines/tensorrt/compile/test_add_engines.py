@@ -169,7 +169,7 @@ def test_everything_fixed(bundle: Path) -> None:
         (
             BuilderOptions(backend="tensorrt-rtx"),
             MissingDependencyError,
-            "no GPU here to build for: give --sm 89",
+            "no GPU found to build for: add --sm 89",
         ),
         (
             BuilderOptions(backend="tensorrt-rtx", compute_capabilities=("9.0",)),
@@ -179,12 +179,12 @@ def test_everything_fixed(bundle: Path) -> None:
         (
             BuilderOptions(backend="tensorrt-rtx", compute_capabilities=("8.9",), portable=True),
             RequestError,
-            "give one of them",
+            "use one of them",
         ),
         (
             BuilderOptions(backend="tensorrt-rtx", compute_capabilities=("8.9",), workspace_bytes=1),
             BuildError,
-            "no kernels within a workspace of 1 bytes",
+            "no kernels that fit a workspace of 1 bytes",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_a_part_behind_a_link(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_part_at_these_sizes(bundle: Path) -> None:
-    with pytest.raises(RequestError, match="images of 128x128 take no such part"):
+    with pytest.raises(RequestError, match="images of 128x128 do not use this part"):
         build_engines(bundle, SIZE, ADA, parts=("tiled_decoder",))
 
 
@@ -259,8 +259,8 @@ def test_another_build_is_running(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("kill -9 $$", "the compiler was killed, most likely for want of memory"),
-        ("echo 'CHECK failed' >&2; kill -6 $$", "the compiler died of signal SIGABRT: CHECK failed"),
+        ("kill -9 $$", "the compiler was killed, most likely because memory ran out"),
+        ("echo 'CHECK failed' >&2; kill -6 $$", "the compiler was ended by signal SIGABRT: CHECK failed"),
         ("exit 3", "the compiler ended with exit code 3"),
     ],
 )

@@ -47,10 +47,10 @@ def test_targets(
 @pytest.mark.parametrize(
     ("options", "gpu", "error", "said"),
     [
-        (rtx(), None, MissingDependencyError, "no GPU here to build for: give --sm 89"),
+        (rtx(), None, MissingDependencyError, "no GPU found to build for: add --sm 89"),
         (rtx("9.0"), HOPPER, RequestError, "--sm 90: tensorrt-rtx builds for 75, 80, 86, 89, 120$"),
-        (rtx("8.9", portable=True), ADA, RequestError, "give one of them"),
-        (BuilderOptions(backend="tensorrt"), None, MissingDependencyError, "TensorRT builds on a GPU"),
+        (rtx("8.9", portable=True), ADA, RequestError, "use one of them"),
+        (BuilderOptions(backend="tensorrt"), None, MissingDependencyError, "TensorRT needs a GPU to build"),
         (
             BuilderOptions(backend="tensorrt", compute_capabilities=("8.9",)),
             ADA,
