@@ -1,9 +1,8 @@
-"""A GPU that is not there: the part of ``cuda.core`` that sd2rt uses, over host memory at real addresses.
+"""A simulated GPU: the part of ``cuda.core`` that sd2rt uses, over host memory at real addresses.
 
-A stream is a queue, and what is enqueued is done later: when something waits for it, or at moments that a seeded
-generator chooses. So what relies on an order that nothing enforces reads the wrong values, as it does on a GPU.
-Memory that is not written yet is NaN, memory that was given back is gone, and what the device cannot reach is
-refused.
+A stream is a queue whose operations run later: when something waits for them, or at random moments of a seeded
+generator. Code that relies on an order that nothing enforces reads wrong values, as on a GPU. Uninitialised memory
+is NaN, freed memory is poisoned, and access to unknown addresses faults.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ import pytest
 from numpy.typing import NDArray
 
 GARBAGE = 0xFF
-"""A byte of what nobody has written: NaN as a float, -1 as an integer."""
+"""A byte of uninitialised memory: NaN as a float, -1 as an integer."""
 
 Operation = Callable[[], None]
 Pace = Literal["lazy", "eager", "random"]
 
 
 class CUDAError(Exception):
-    """Named as cuda.core's own."""
+    """Has the name of cuda.core's exception."""
 
 
 class FaultError(Exception):
-    """What an operation on the device raises: the driver says it from then on."""
+    """Raised by an operation on the device; the driver returns it from then on."""
 
 
 @dataclass(eq=False)
@@ -56,14 +55,14 @@ class Allocation:
 
 @dataclass(eq=False)
 class SimulatedGpu:
-    """The device, and what happened to it.
+    """The state of the simulated device, with counts of the calls made.
 
     Args:
         pace: ``lazy`` works only when something waits, ``eager`` at once, ``random`` now and then.
-        missing: what opening a device raises, where there is none.
-        core_version: of cuda-core.
-        driver: whether TensorRT for RTX finds one.
-        captures_to_break: so many captures fail at their end, as another thread's call makes them fail.
+        missing: raised by opening a device, to simulate a missing GPU or driver.
+        core_version: version of cuda-core.
+        driver: False to hide the driver from TensorRT for RTX.
+        captures_to_break: number of captures that fail at their end, as if another thread had broken them.
     """
 
     pace: Pace = "random"
@@ -86,10 +85,10 @@ class SimulatedGpu:
         self.thread = threading.local()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Be what ``cuda.core`` finds."""
+        """Replace ``cuda.core`` and the driver bindings by the simulation."""
         monkeypatch.setitem(sys.modules, "cuda.core", self.core_module())
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.driver_module())
-        # What a thread had made current was another test's.
+        # Forget the current devices of an earlier test.
         monkeypatch.setattr("sd2rt.engines.cuda.device._THREAD", threading.local())
 
     def core_module(self) -> Any:
@@ -124,7 +123,7 @@ class SimulatedGpu:
         return (0,)
 
     def end(self, allocation: Allocation) -> None:
-        """Memory is freed: it is the pool's, for other memory of it, and for nothing else."""
+        """Free memory to the pool, which only allocations from the pool can reuse."""
         allocation.end()
         self.pooled_bytes += allocation.nbytes
 
@@ -134,11 +133,11 @@ class SimulatedGpu:
 
     @property
     def waits(self) -> int:
-        """How often the host has waited for the device."""
+        """Number of times that the host has waited for the device."""
         return self.counts["stream sync"] + self.counts["event wait"]
 
     def called(self, name: str, *, needs_context: bool = True) -> None:
-        """A call of the driver has been made."""
+        """Account for a driver call."""
         self.counts[name] += 1
         if self.fault is not None:
             raise CUDAError(f"{self.fault}: simulated")
@@ -147,7 +146,7 @@ class SimulatedGpu:
         self.progress()
 
     def progress(self) -> None:
-        """Time passes."""
+        """Let time pass: run some of the enqueued operations, depending on the pace."""
         for stream in self.streams.values():
             if self.pace == "eager":
                 stream.drain()
@@ -155,7 +154,7 @@ class SimulatedGpu:
                 stream.work(self.random.choice((0, 0, 0, 1, 2, 5)))
 
     def forbid_in_capture(self) -> None:
-        """A call that no capture of this thread survives has been made."""
+        """Account for a call that breaks every capture of this thread."""
         for stream in self.streams.values():
             if stream.captured is not None:
                 stream.broken = True
@@ -174,25 +173,25 @@ class SimulatedGpu:
         return made
 
     def within(self, address: int, nbytes: int) -> Allocation | None:
-        """The living allocation that these bytes are of."""
+        """The live allocation that contains these bytes."""
         for made in self.allocations:
             if made.alive and made.address <= address and address + nbytes <= made.address + made.nbytes:
                 return made
         return None
 
     def reach(self, address: int, nbytes: int) -> None:
-        """The device touches these bytes."""
+        """Access these bytes from the device."""
         if self.within(address, nbytes) is None:
             raise FaultError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     def load(self, address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """What lies on the device, read by the device."""
+        """Read an array from device memory, as a kernel does."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.reach(address, nbytes)
         return np.frombuffer(ctypes.string_at(address, nbytes), dtype).reshape(shape)
 
     def store(self, address: int, array: NDArray[Any]) -> None:
-        """Written by the device."""
+        """Write an array to device memory, as a kernel does."""
         content = np.ascontiguousarray(array).tobytes()
         self.reach(address, len(content))
         ctypes.memmove(address, content, len(content))
@@ -229,7 +228,7 @@ class Stream:
             self._gpu.progress()
 
     def work(self, count: int) -> None:
-        """Do so many of the operations that wait."""
+        """Run up to ``count`` of the queued operations."""
         while self.queue and count > 0 and self._gpu.fault is None:
             count -= 1
             try:
@@ -281,7 +280,7 @@ class Event:
         self._gpu.forbid_in_capture()
         if self._reached != self.recorded:
             self._gpu.called("event wait")
-        # Whatever comes before it on its stream, and nothing behind it.
+        # Run the operations before the event on its stream, and none behind it.
         while self._reached != self.recorded and self._gpu.fault is None:
             for stream in list(self._gpu.streams.values()):
                 stream.work(1)
@@ -295,7 +294,7 @@ class Graph:
         self._closed = False
 
     def launch(self, stream: Stream) -> None:
-        assert not self._closed, "a graph that is closed is launched"
+        assert not self._closed, "launch of a closed graph"
         self._gpu.called("graph launch")
         for operation in self._operations:
             stream.enqueue(operation)
@@ -370,7 +369,7 @@ class Buffer:
                 f"buffer sizes mismatch between src and dst (sizes are: src={size}, dst={dst._size})"
             )
         for address in (source, target):
-            # Memory that the driver does not know would be copied by the host, and the host would wait.
+            # A copy of pageable memory would be synchronous.
             assert gpu.within(address, size), "neither device memory nor page-locked"
         assert source + size <= target or target + size <= source, "a copy over itself"
 

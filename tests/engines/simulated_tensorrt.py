@@ -1,7 +1,7 @@
-"""A TensorRT that is not there: what sd2rt uses of its runtime, with ONNX Runtime on the CPU for kernels.
+"""A simulated TensorRT: the part of its runtime that sd2rt uses, computing with ONNX Runtime on the CPU.
 
-An engine is a few lines of JSON that name a part's ONNX. It is run at the moment that the simulated GPU comes to it,
-on the memory at the addresses that were bound when it was enqueued.
+An engine file is JSON that names a part's ONNX. An enqueued execution runs when the simulated GPU reaches it in the
+stream, on the memory at the addresses that were bound when it was enqueued.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build(
     plan: dict[str, Any] | None = None,
     **entry: Any,
 ) -> EngineEntry:
-    """Write an engine into a bundle's folder; ``plan`` and ``entry`` change what it and its entry say."""
+    """Write an engine file and return its manifest entry; ``plan`` and ``entry`` override their fields."""
     content = {
         "module": module.__name__,
         "onnx": str(onnx),
@@ -69,9 +69,9 @@ def build(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     file = File(path=f"{name}/{path.name}", size=len(data), sha256=hashlib.sha256(data).hexdigest())
-    told = path.with_suffix(".json")
-    told.write_bytes(b"{}")
-    report = File(path=f"{name}/{told.name}", size=2, sha256=hashlib.sha256(b"{}").hexdigest())
+    report_path = path.with_suffix(".json")
+    report_path.write_bytes(b"{}")
+    report = File(path=f"{name}/{report_path.name}", size=2, sha256=hashlib.sha256(b"{}").hexdigest())
     fields: dict[str, Any] = {
         "part": name,
         "backend": backend,
@@ -97,7 +97,7 @@ def build(
 
 
 def make_tensorrt(gpu: SimulatedGpu, name: str = "tensorrt", version: str = "11.4.0.106") -> Any:
-    """A module; as ``tensorrt_rtx`` it has what only TensorRT for RTX has."""
+    """Create the module; named ``tensorrt_rtx`` it has the additional API of TensorRT for RTX."""
     module: Any = ModuleType(name)
     module.__version__ = version
     module.gpu = gpu

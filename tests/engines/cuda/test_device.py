@@ -59,7 +59,7 @@ def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("version", ["0.7.0", "0.3.2", "1.0.0a1", "1.0.0", "2.1"])
 def test_another_cuda_core(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """A version of other names is told as such, and not as an attribute that is not there."""
+    """An old version is reported as such, not as a missing attribute."""
     SimulatedGpu(core_version=version).install(monkeypatch)
     if not version.startswith("0"):
         CudaDevice().close()
@@ -104,7 +104,7 @@ def test_no_gpu(gpu: SimulatedGpu, missing: Exception, said: str) -> None:
 
 
 def test_real_machine_without_a_driver() -> None:
-    """What cuda.core itself raises is understood."""
+    """The errors of the real cuda.core are recognised."""
     core = pytest.importorskip("cuda.core")
     try:
         core.Device(0)
@@ -151,7 +151,7 @@ def test_after_a_sticky_error_every_call_says_so(device: CudaDevice, gpu: Simula
         device.errors("x"),
     ):
         device.synchronize()
-    # Whatever the driver says from then on.
+    # Even if the driver recovers.
     gpu.fault = None
     for take in (device.allocate, device.pin):
         with pytest.raises(EngineError, match=f"{name}.*restart the process"):
@@ -229,7 +229,7 @@ def test_capture_that_fails_leaves_the_stream_usable(device: CudaDevice) -> None
 
 
 def test_ring_wraps_and_waits_only_when_it_is_full(device: CudaDevice, gpu: SimulatedGpu) -> None:
-    """The device is behind by all there is: each of the first four finds a slot, and each further one waits once."""
+    """With a device that does nothing yet, the first four slots are free and each further one waits once."""
     ring = Ring(device, 8, 4, "ring")
     targets = [device.allocate(8, "target") for _ in range(11)]
     for index, target in enumerate(targets):
@@ -247,7 +247,7 @@ def test_ring_wraps_and_waits_only_when_it_is_full(device: CudaDevice, gpu: Simu
 def test_a_ring_that_does_not_wait_is_found_out(
     device: CudaDevice, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The simulation sees what the test above is there for."""
+    """The simulation detects the error that the test above guards against."""
     monkeypatch.setattr("sd2rt.engines.cuda.memory.Slot.wait", lambda self: None)
     with pytest.raises(AssertionError):
         test_ring_wraps_and_waits_only_when_it_is_full(device, gpu)
@@ -269,7 +269,7 @@ def test_arena_grows_and_says_so(device: CudaDevice, gpu: SimulatedGpu) -> None:
 
 
 def test_the_simulation_offers_nothing_that_cuda_core_lacks() -> None:
-    """Every public name of a simulated object is one of the real one's."""
+    """Every public name of a simulated class exists in the real one."""
     core = pytest.importorskip("cuda.core")
     graph = pytest.importorskip("cuda.core.graph")
     from .. import simulated_gpu as simulated

@@ -1,4 +1,4 @@
-"""Sessions on a simulated GPU against ONNX Runtime's on the CPU: the same contract, the same values."""
+"""Sessions on a simulated GPU compute the same values as ONNX Runtime sessions on the CPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Open = Callable[..., tuple[SimulatedGpu, TensorRtEngine]]
 
 @pytest.fixture
 def on_gpu(bundle: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """The denoiser's engine on a simulated GPU of a certain pace."""
+    """Opens the denoiser's engine on a simulated GPU."""
     opened: list[Any] = []
 
     def open_engine(
@@ -80,7 +80,7 @@ def fill(session: Session, seed: int) -> None:
 
 
 def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[Any, list[Any]]:
-    """A trajectory in which every step has other small inputs and other noise; its end, and what was watched."""
+    """Run steps with new small inputs and noise each; return the final state and the watched outputs."""
     session = engine.session(dims(batch), CARRY, "finite")
     assert session.watched(wait=True) == []
     fill(session, 0)
@@ -88,7 +88,7 @@ def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[
     for step in range(steps):
         for name in ("timestep", "update", "noise"):
             buffer = session.buffers[name]
-            # In place, while the copies of the steps before may still be under way.
+            # In place, while copies of earlier steps may still be in flight.
             buffer.host[...] = step_inputs(session, step)[name]
             buffer.push()
         session.launch()
@@ -102,7 +102,7 @@ def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[
 def test_steps_are_those_of_the_cpu(
     on_gpu: Open, cpu: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch, pace: Pace, seed: int, small: bool
 ) -> None:
-    """To the bit, whenever the device gets to it; the ring of each input that is pushed has wrapped."""
+    """Bit for bit, at every pace of the device; the rings of all pushed inputs wrap."""
     if not small:
         monkeypatch.setattr("sd2rt.engines.cuda.session.SMALL_BYTES", 100)
     gpu, engine = on_gpu(pace, seed)
@@ -139,7 +139,7 @@ def test_steps_are_those_of_the_cpu(
 def test_what_is_broken_is_found_out(
     on_gpu: Open, cpu: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch, broken: dict[str, Any]
 ) -> None:
-    """The simulation sees what the test above is there for."""
+    """The simulation detects the errors that the test above guards against."""
     _gpu, engine = on_gpu("lazy")
     with monkeypatch.context() as patch:
         for name, value in broken.items():
@@ -232,7 +232,7 @@ def test_buffers(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
 
 @pytest.mark.parametrize("name", ["state", "noise", "text"])
 def test_some_rows_are_pushed(on_gpu: Open, cpu: OnnxRuntimeEngine, name: str) -> None:
-    """On the CPU the host's array is the buffer; on the GPU the others keep what they had, large or small."""
+    """Rows that are not pushed keep their contents, in large and small buffers."""
     for engine in (on_gpu()[1], cpu):
         buffer = engine.session(dims(8), CARRY).buffers[name]
         value = np.random.default_rng(0).standard_normal(buffer.shape).astype(np.float32)
@@ -260,7 +260,7 @@ TAKES = [
 def test_take(
     on_gpu: Open, cpu: OnnxRuntimeEngine, rows: list[tuple[int, int]], own: bool, name: str
 ) -> None:
-    """Also over itself: every entry is read as it was. Nothing waits for the device."""
+    """Overlapping rows of one buffer are all read before they are written; nothing waits for the device."""
     gpu, gpu_engine = on_gpu("random")
     for engine in (gpu_engine, cpu):
         session = engine.session(dims(4), CARRY)
@@ -282,7 +282,7 @@ def test_take(
 
 
 def test_a_state_moves_with_what_was_launched_before(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
-    """From session to session without a wait, in the stream's order."""
+    """Between sessions, in stream order, without waiting."""
     ends = []
     gpu, engine = on_gpu("random", 3)
     for each in (engine, cpu):
@@ -315,7 +315,7 @@ def test_arena_that_grows_is_told_to_all_and_captured_again(on_gpu: Open, cpu: O
         for _ in range(3):
             small.launch()
         ends.append((small.buffers["state"].read(), large.buffers["state"].read()))
-    # The small one's twice: its activations lie elsewhere now.
+    # The small session is captured twice, as its activations have moved.
     assert gpu.counts["capture"] == 3
     for found, expected in zip(*ends, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -346,7 +346,7 @@ def test_no_memory_for_buffers_or_activations(on_gpu: Open) -> None:
         EngineError, match=r"denoiser at \{.*\} on cuda:0: buffers: out of memory: .* 1000 bytes of"
     ):
         engine.session(dims(4), CARRY)
-    # What is there goes on, and so does what is asked for when there is room again.
+    # Existing sessions go on, and a new one works once there is memory again.
     session.launch()
     gpu.total_bytes += 1 << 22
     fill(second := engine.session(dims(4), CARRY), 0)
@@ -365,7 +365,7 @@ def test_no_memory_for_buffers_or_activations(on_gpu: Open) -> None:
 def test_capture_that_fails_is_done_without(
     on_gpu: Open, cpu: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """It is said once, and no launch is lost."""
+    """It warns once, and no launch is lost."""
     gpu, engine = on_gpu()
     gpu.captures_to_break = int(why == "broken")
     session = engine.session(dims(5), CARRY, "finite")
@@ -392,7 +392,7 @@ def test_capture_that_fails_is_done_without(
 
 
 def test_capture_that_was_asked_for_and_fails_is_an_error(on_gpu: Open, cpu: OnnxRuntimeEngine) -> None:
-    """Of that launch alone: a later one may be captured."""
+    """Only of that launch: a later one may be captured."""
     gpu, engine = on_gpu(cuda_graph=True)
     session = engine.session(dims(2), CARRY)
     fill(session, 0)
@@ -441,7 +441,7 @@ def test_device_that_is_lost_in_a_capture(on_gpu: Open, monkeypatch: pytest.Monk
 
 
 def test_watched_output_of_the_cpu(cpu: OnnxRuntimeEngine) -> None:
-    """Told at once, once."""
+    """Each output is returned once, immediately."""
     session = cpu.session(dims(2), CARRY, "finite")
     session.watched(wait=True)
     fill(session, 0)
@@ -455,6 +455,6 @@ def test_watched_output_of_the_cpu(cpu: OnnxRuntimeEngine) -> None:
     session.buffers["state"].write(spoilt)
     session.launch()
     np.testing.assert_array_equal(session.watched(wait=False), [[1, 0]])
-    # What was handed out is not the buffer.
+    # The returned arrays are copies.
     np.testing.assert_array_equal(first, [[1, 1], [1, 1]])
     assert cpu.session(dims(2), CARRY) is not session

@@ -1,7 +1,7 @@
-"""An onnxruntime-gpu that is not there: the installed ONNX Runtime, which says that it has the CUDA provider.
+"""A simulated onnxruntime-gpu: the installed ONNX Runtime, which pretends to have the CUDA provider.
 
-What runs on the CUDA provider runs on the CPU's kernels. As strict as the real one is where that matters: it prints
-to standard output what it cannot load.
+Sessions of the CUDA provider run on the CPU. Like the real package it prints the libraries that it cannot load to
+standard output, and rejects unknown provider options.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import pytest
 
 
 class SimulatedCuda:
-    """The module's state: what is missing, and what happened.
+    """The state of the simulated module, with counts of the calls made.
 
     Args:
-        missing: names of libraries that are not there.
-        cuda_version: that the package was built for.
-        starts: whether the provider does; where its library is not found, ONNX Runtime goes on without a word.
-        opening: what opening a session raises.
-        running: what its runs raise, in turn.
+        missing: names of libraries that cannot be loaded.
+        cuda_version: CUDA version that the package was built for.
+        starts: False if the provider does not start, which ONNX Runtime silently accepts.
+        opening: message of the error that opening a session raises.
     """
 
     def __init__(
@@ -39,12 +38,13 @@ class SimulatedCuda:
         self.missing, self.cuda_version = missing, cuda_version
         self.starts, self.opening = starts, opening
         self.running: list[str] = []
+        """Messages of the errors that the next runs raise, in order."""
         self.graph_ids: list[str] = []
         self.counts: Counter[str] = Counter()
         self.loaded: list[str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Be what ``import onnxruntime`` finds, with nothing loaded yet."""
+        """Replace ``onnxruntime`` by the simulation, with no libraries loaded yet."""
         monkeypatch.setitem(sys.modules, "onnxruntime", self.module())
         monkeypatch.setattr("sd2rt.engines.onnxruntime.cuda_libraries._loaded", False)
         monkeypatch.setattr("sd2rt.engines.onnxruntime.cuda_libraries.CDLL", self.load_library)
@@ -71,14 +71,14 @@ class SimulatedCuda:
 
     def preload_dlls(self) -> None:
         self.counts["preload"] += 1
-        # Long enough for another thread to be here too.
+        # Gives other threads time to arrive here.
         time.sleep(0.02)
         for name in self.missing:
             print(f"Failed to load {name}")
 
 
 CUDA_OPTIONS = {"cudnn_conv_algo_search", "device_id", "enable_cuda_graph", "use_tf32"}
-"""Those of the provider's that are used. It refuses names that it does not know."""
+"""The provider options that sd2rt sets; others are rejected."""
 
 
 class InferenceSession:

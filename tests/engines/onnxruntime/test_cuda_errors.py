@@ -1,4 +1,4 @@
-"""ONNX Runtime's errors of CUDA as one line with an exit code: a GPU that is full is no driver that is missing."""
+"""ONNX Runtime's CUDA errors become one line with an exit code; a full GPU is not reported as a missing driver."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_provider_that_is_left_out_without_a_word(open_decoder: Open) -> None:
     ],
 )
 def test_run_fails_and_the_next_one_does_not(open_decoder: Open, raised: str, said: str) -> None:
-    """A graph of which the capture was broken is given up: the next launch has another number."""
+    """After a broken capture the next launch uses a new graph id."""
     cuda = SimulatedCuda()
     with open_decoder(cuda) as engine:
         session = engine.session({"B": 1, "h": 8, "w": 8})

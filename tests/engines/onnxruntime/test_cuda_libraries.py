@@ -1,4 +1,4 @@
-"""CUDA's libraries are loaded once, whatever the threads, and what is missing is one line."""
+"""CUDA libraries are loaded once, from any number of threads, and a missing one is a one-line error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_library_that_is_missing(
         assert "\n" not in str(caught.value)
     assert cuda.counts["preload"] == 0
     assert capfd.readouterr() == ("", "")
-    # Once it is there, the same process goes on.
+    # After the library has been installed, the same process can load it.
     cuda.missing = ()
     import_onnxruntime(Device("cuda"))
     assert cuda.counts["preload"] == 1

@@ -41,7 +41,7 @@ def denoiser(bundle: tuple[Path, Manifest]) -> Iterator[OnnxRuntimeEngine]:
 
 
 def test_carry_copies_nothing(denoiser: OnnxRuntimeEngine) -> None:
-    """Two pieces of memory change places: the launches write to one and the other in turn."""
+    """Launches write to two arrays in turn."""
     session = denoiser.session(DIMS, CARRY)
     assert isinstance(session, OnnxRuntimeSession)
     fill(session)
@@ -87,7 +87,7 @@ def test_index_out_of_range(
     with pytest.raises(EngineError, match=r"^denoiser at \{.*\} on cpu failed: .*out of") as caught:
         session.launch()
     assert "\n" not in str(caught.value)
-    # What it says is in the exception, and nowhere else; the next launch knows nothing of it.
+    # The message is only in the exception, and the next launch is not affected.
     assert capfd.readouterr() == ("", "")
     fill(session)
     session.launch()
@@ -141,7 +141,7 @@ def test_closed_engine(bundle: tuple[Path, Manifest]) -> None:
     encoder.close()
     with pytest.raises(EngineError, match="text_encoder on cpu is closed: open it again"):
         encoder.session({"B": 1})
-    # Who still holds a session can still use it.
+    # A session that is still referenced remains usable.
     session.launch()
     assert np.isfinite(session.buffers["hidden"].read()).all()
 

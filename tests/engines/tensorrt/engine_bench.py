@@ -1,4 +1,4 @@
-"""A decoder's engine in a folder, on a simulated GPU and a simulated TensorRT, and what opens and runs it."""
+"""Build, open and run a decoder's engine on a simulated GPU and a simulated TensorRT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIMS = {"B": 1, "h": 8, "w": 8}
 
 
 class Bench:
-    """A decoder's engine in a folder, and what opens it."""
+    """Builds engines of the decoder in a folder and opens them."""
 
     def __init__(self, gpu: SimulatedGpu, device: CudaDevice, bundle: Path, folder: Path) -> None:
         opened = open_bundle(bundle)

@@ -1,4 +1,4 @@
-"""No call of the builder's or the runtime's is made up: the names exist in the packages that are installed."""
+"""Every builder and runtime name that sd2rt uses exists in the installed packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..simulated_tensorrt import make_tensorrt
 BUILDER = (compiler, checks, layer_report, targets)
 RUNTIME = (engine, context, engine_header, kernel_cache, trt_log)
 BUILDER_ONLY = {"OnnxParserRefitter"}
-"""Of the runtime's names, those that a package without a builder lacks; engines that need it are refused there."""
+"""Runtime names that packages without a builder lack; engines that need them are refused there."""
 
 
 def sources(modules: Sequence[ModuleType]) -> str:
@@ -130,7 +130,7 @@ METHODS = {
     "Refitter": {"get_missing_weights", "refit_cuda_engine_async", "set_named_weights"},
     "OnnxParserRefitter": {"refit_from_file"},
 }
-"""Of the objects that the builder and a refit work with."""
+"""Methods of the builder's and refitter's classes."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,7 +138,7 @@ def test_the_methods_are_there(name: str) -> None:
     module = pytest.importorskip("tensorrt_rtx")
     assert METHODS[name] <= set(dir(getattr(module, name)))
     source = sources([*BUILDER, *RUNTIME])
-    # A method that is no longer called is no longer to be listed.
+    # Methods that are no longer called must not be listed.
     assert all(f".{method}" in source for method in METHODS[name])
 
 
@@ -168,7 +168,7 @@ _HOLDERS = {
     "config": "IRuntimeConfig",
     "_cache": "IRuntimeCache",
 }
-"""The names that the runtime's modules give to TensorRT's objects, and their classes."""
+"""Variable names of TensorRT objects in the runtime's modules, and the objects' classes."""
 _RTX_ALONE = {
     "CudaGraphStrategy",
     "EngineInvalidityDiagnostics",

@@ -1,4 +1,4 @@
-"""Execution contexts: what they cannot be made for, errors as they run, and whether they can be captured."""
+"""Execution contexts: failures at creation and at launch, and graph capture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_fault_on_the_device_ends_the_process_work(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
 def test_not_capturable(bench: Bench, name: str) -> None:
-    """TensorRT for RTX can tell: it says so once, and runs without a graph."""
+    """TensorRT for RTX reports it: sd2rt warns once and runs without a graph."""
     module = make_tensorrt(bench.gpu, name)
     backend = name.replace("_", "-")
     with bench.open(

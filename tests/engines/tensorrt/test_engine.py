@@ -1,4 +1,4 @@
-"""Engine files: what is refused and why, profiles, and sessions; on a simulated GPU and a simulated TensorRT."""
+"""Engine files: refusals, profiles and sessions, on a simulated GPU and a simulated TensorRT."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_altered_file_is_never_deserialised(bench: Bench, damage: str) -> None:
 
 
 def test_file_that_changes_after_its_size_was_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is deserialised is what was hashed, to the end of the file."""
+    """The hash covers exactly the bytes that are deserialised."""
     entry = bench.build()
     path = bench.path(entry)
     looked = plain_file
@@ -83,7 +83,7 @@ def test_engine_that_runs_elsewhere_too(bench: Bench) -> None:
 
 
 def test_engine_that_the_backend_refuses(bench: Bench) -> None:
-    """The first of its errors, in one line."""
+    """The message has the first error, in one line."""
     other = make_tensorrt(bench.gpu, "tensorrt_rtx")
     message = bench.refused(bench.build(module=other, version=bench.module.__version__))
     assert (
@@ -102,7 +102,7 @@ def test_engine_that_does_not_fit_the_device(bench: Bench) -> None:
 
 @pytest.mark.parametrize("share", [0.9, 1.1])
 def test_engine_gets_what_the_pool_keeps(bench: Bench, share: float) -> None:
-    """It does not allocate from it; what is too large all the same is refused, after one more try."""
+    """The pool is trimmed once before a second attempt; an engine that is still too large is an error."""
     bench.device.allocate(bench.gpu.total_bytes // 2, "a size that was").free()
     bench.device.synchronize()
     entry = bench.build(plan={"bytes": int(bench.gpu.free_bytes * share)})
@@ -123,7 +123,7 @@ def _changed(part: Part, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("what", ["name", "dtype", "rank", "fixed", "missing", "host", "profile", "profiles"])
 def test_engine_of_another_part(bench: Bench, what: str) -> None:
-    """The file was hashed and is what was built: the manifest's entries belong together or not."""
+    """The file is intact, but its tensors are not those of the manifest's part."""
     latents = bench.part.inputs[0].model_dump(mode="json")
     profiles = [SIZES, WIDE]
     plans: dict[str, Callable[[], dict[str, Any]]] = {
@@ -170,7 +170,7 @@ def test_sessions_are_kept_and_the_oldest_is_closed(bench: Bench) -> None:
         assert engine.session(DIMS) is first
         with pytest.raises(EngineError, match="is closed: open its engine again"):
             oldest.launch()
-        # What it held is what the others have now, but for the few bytes that they are larger.
+        # The memory of the closed session is free again; the new one is only slightly larger.
         assert abs(bench.gpu.free_bytes - held[0]) < 4 << 20
         assert abs(bench.gpu.pinned_bytes - held[1]) < 4 << 20
         assert engine.session({**DIMS, "B": 2}) is not oldest

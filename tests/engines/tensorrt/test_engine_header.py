@@ -1,4 +1,4 @@
-"""Headers of engines of TensorRT for RTX: by the real package, which has no GPU here, and by a simulated one."""
+"""Headers of TensorRT for RTX engines, read by the real package without a GPU and by the simulated one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .engine_bench import Bench
 def test_engine_runs_on_what_its_mask_names(
     bench: Bench, capability: tuple[int, int], mask: int, runs: bool, driver: bool
 ) -> None:
-    """Also where the driver is not asked."""
+    """With a driver and without one."""
     module = make_tensorrt(gpu := bench.gpu, "tensorrt_rtx")
     gpu.capability, gpu.driver = capability, driver
     entry = bench.build(module=module, backend="tensorrt-rtx", plan={"mask": mask})
@@ -42,7 +42,7 @@ def test_engine_runs_on_what_its_mask_names(
 def test_file_that_is_no_engine(tmp_path: Path) -> None:
     reader = HeaderReader(make_tensorrt(SimulatedGpu(), "tensorrt_rtx"), "8.9")
     path = tmp_path / "engine"
-    # Loading it says so.
+    # Loading reports the missing file.
     assert reader.mismatch_of(path) is None
     path.write_bytes(b"garbage" * 30)
     assert reader.mismatch_of(path) == "malformed engine"
@@ -70,7 +70,7 @@ def built(trt: Any, targets: tuple[str, ...]) -> bytes:
     ("targets", "runs"), [((), {"8.0", "8.6", "8.9", "12.0", "12.1"}), (("SM89",), {"8.9"})]
 )
 def test_masks_are_where_they_are_read(tmp_path: Path, targets: tuple[str, ...], runs: set[str]) -> None:
-    """By the headers of real engines; without a driver the package calls all of them invalid."""
+    """Checked with real engines; without a driver the package calls all of them invalid."""
     trt = pytest.importorskip("tensorrt_rtx")
     path = tmp_path / "engine"
     path.write_bytes(built(trt, targets))

@@ -1,4 +1,4 @@
-"""Kernels of TensorRT for RTX: kept from process to process, and compiled before a graph captures them."""
+"""Kernels of TensorRT for RTX are cached across processes, and compiled before a graph captures them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_kernel_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert expected.read_bytes() == first
     assert len(run({"B": 1, "h": 8, "w": 16})) == 1
     assert len(run(DIMS)) == 2
-    # What the backend cannot read is made anew, and what cannot be written is done without.
+    # An unreadable cache is replaced, and a cache that cannot be written is ignored.
     expected.write_bytes(b"garbage")
     assert run(DIMS) == frozenset()
     assert expected.read_bytes() == first

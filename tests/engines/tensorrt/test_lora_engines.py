@@ -1,4 +1,4 @@
-"""Engines with other weights: compiled by TensorRT for RTX once, and found again."""
+"""Engines with replaced weights are compiled by TensorRT for RTX once, and cached."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_eight_are_kept(
     value: Array = Weights.of(part, bundle / part.onnx).read(NAME)
     with pytest.raises(BuildError, match="no"):
         rebuilt_engine(bundle, "text_encoder", part, entry, {NAME: value})
-    # Room for the one that was to come, and nothing unfinished.
+    # There is room for the new engine, and nothing unfinished.
     assert sorted(path.name for path in cache.iterdir()) == ["3", "4", "5", "6", "7", "8", "9"]
 
 

@@ -1,4 +1,4 @@
-"""The log: the first error of several, and what a build's report is made of."""
+"""The log keeps the first of several errors, and the messages for a build's report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build is compared with: the graph's tensors before it, the engine's tensors and kernels after it."""
+"""Checks of the graph's tensors before a build, and of the engine's tensors and kernels after it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_another_engine(task: BuildTask, tensors: tuple[BuiltTensor, ...], said:
 
 
 class Network:
-    """What a parser has made of a part's graph."""
+    """A network as a parser creates it from a part's graph."""
 
     def __init__(self, part: Part) -> None:
         self.inputs, self.outputs = map(self._named, (part.inputs, part.outputs))

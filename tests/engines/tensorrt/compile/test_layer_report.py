@@ -1,4 +1,4 @@
-"""What is read out of a backend's log of layers."""
+"""Layers and tensors parsed from a backend's log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engines are asked for: their sizes, and the ranges of their profiles."""
+"""The engines planned for a bundle: their sizes, and the ranges of their profiles."""
 
 from __future__ import annotations
 

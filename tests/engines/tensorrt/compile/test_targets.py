@@ -1,4 +1,4 @@
-"""Which GPUs an engine is built for, with one at hand and without."""
+"""The GPUs that an engine is built for, with a GPU installed and without."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rtx(*capabilities: str, portable: bool = False) -> BuilderOptions:
         (rtx("8.6", "12.0"), None, ("8.6", "12.0"), ("8.6", "12.0")),
         (rtx("8.6"), ADA, ("8.6",), ("8.6",)),
         (rtx(), ADA, ("8.9",), ("8.9",)),
-        # One that is in no list is the backend's to take or to refuse.
+        # The backend itself accepts or refuses a GPU that it does not list.
         (rtx(), HOPPER, (), ("9.0",)),
         (rtx(portable=True), None, (), ("8.0", "8.6", "8.9", "12.0")),
         (rtx(portable=True), ADA, (), ("8.0", "8.6", "8.9", "12.0")),

@@ -1,4 +1,4 @@
-"""The process that compiles an engine: what it is handed, and what it answers."""
+"""The child process that compiles an engine: its tasks and its answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def text_encoder(
 
 
 def test_replaced_weights(demo_half_bundle: Path, tmp_path: Path) -> None:
-    """What is built with other weights is another engine; with the graph's own handed over it is of the same size."""
+    """The engine contains the replaced weights, and not the graph's."""
     part = read_manifest(demo_half_bundle).parts["text_encoder"]
     weights = Weights.of(part, demo_half_bundle / part.onnx)
     name = "encoder.layers.0.mlp.fc1.bias"
