@@ -1,8 +1,8 @@
-"""`sd2rt bench` of this source tree: the same options and tables, and the commit in the result that is written.
+"""Run `sd2rt bench` and add this source tree's commit to the result.
 
     python -m benchmarks.bench BUNDLE [--output [FILE]] [options of sd2rt bench]
 
-What is installed knows its version. Which commit that is, and whether files were changed since, the tree knows alone.
+An installed `sd2rt` knows its version. Only the source tree knows the commit and whether files were changed since.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ def main() -> None:
         allow_abbrev=False,
     )
     report.add_output(parser)
-    options, told = parser.parse_known_args()
-    # Before: what is committed while it measures is not what is measured.
+    options, bench_options = parser.parse_known_args()
+    # Read before the run: a commit made meanwhile is not the code that was measured.
     commit = machine.commit()
     with tempfile.TemporaryDirectory(prefix="sd2rt-bench-") as name:
         path = Path(name) / "bench.json"
-        # What it prints as its last line has no commit, so that it is read from the file alone.
-        ended = subprocess.run(process.sd2rt("bench", *told, "--output", path), check=False)
-        if ended.returncode != 0 or not path.exists():
-            sys.exit(ended.returncode)
+        completed = subprocess.run(process.sd2rt("bench", *bench_options, "--output", path), check=False)
+        if completed.returncode != 0 or not path.exists():
+            sys.exit(completed.returncode)
         result = json.loads(path.read_text())
     result["machine"] |= commit
     if options.output is not None:

@@ -1,9 +1,9 @@
-"""Write a checkpoint of random weights, of a published SD2 architecture or a small one; or the trained demo.
+"""Write a checkpoint: random weights of a published or small SD2 architecture, or the trained demo.
 
     python -m benchmarks.checkpoint PATH --configs stable-diffusion-2-base --layout diffusers
     python -m benchmarks.checkpoint PATH --trained demo-inpaint
 
-A process of its own, so that what measures other processes need not load PyTorch.
+Runs as a separate process, so that benchmarks that measure other processes need not load PyTorch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sd2rt.export.testing.random_weights import random_checkpoint
 
 SMALL_NAME = "small"
 DEMO_NAME = "demo"
-# The demo's networks with SD2's own scheduler: where pictures of several programs are compared, each would have to
-# be handed the same fresh noise in every step.
+# The demo's networks with SD2's own scheduler. With the demo's euler-a, which adds noise at every step, images of
+# different programs could not be compared.
 _DEMO = replace(random_configs.DEMO, scheduler=random_configs.SMALL.scheduler)
 SMALL = {SMALL_NAME: random_configs.SMALL, DEMO_NAME: _DEMO} | {
     f"{SMALL_NAME}-{kind}": configs for kind, configs in random_configs.SMALLS.items()
@@ -40,9 +40,9 @@ def main() -> None:
         "--trained", choices=tuple(DEMO_NAMES), help="one of the trained demos, as a diffusers folder"
     )
     parser.add_argument("--layout", choices=("diffusers", "ldm"), default="diffusers")
-    parser.add_argument("--seed", type=int, help="of the weights: 0, or the demo's own, if left out")
+    parser.add_argument("--seed", type=int, help="seed of the weights; default: 0, for demo its own")
     parser.add_argument(
-        "--legacy-keys", action="store_true", help="name the weights as the published files do"
+        "--legacy-keys", action="store_true", help="use the weight names of the published files"
     )
     options = parser.parse_args()
     if options.trained is not None:

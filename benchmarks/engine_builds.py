@@ -1,10 +1,10 @@
-"""Engines of every published checkpoint in full size, compiled with no GPU: seconds, memory, fused attention.
+"""Compile full-size engines of every published checkpoint without a GPU: seconds, memory, fused attention.
 
     python -m benchmarks.engine_builds [--variants 2.0-depth x4-upscaler ...] [--size 512 768] [--sm 89] [--output]
-    python -m benchmarks.engine_builds --small      the same on tiny networks, in minutes
+    python -m benchmarks.engine_builds --small      tiny networks, in minutes
 
-Random weights take the time and the memory of trained ones. TensorRT for RTX compiles ahead of time for the compute
-capability given; each engine is compiled in a process of its own, which reports its time and its peak.
+Random weights cost the same time and memory as trained ones. TensorRT for RTX compiles ahead of time for the compute
+capability `--sm`. Each engine is compiled in a separate process, which reports its time and peak memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     add_published(parser)
     parser.add_argument("--size", nargs="+", default=["512", "768"])
     parser.add_argument("--sm", default="89", help="the compute capability to compile for")
-    parser.add_argument("--batch", default="1", help="as sd2rt build takes it")
+    parser.add_argument("--batch", default="1", help="batches or ranges, as in sd2rt build")
     add_workdir(parser)
     report.add_output(parser)
     options = parser.parse_args()
@@ -47,23 +47,25 @@ def _measure(
     variants: list[PublishedCheckpoint], options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     facts, env = machine.facts(), process.environment(folder)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for row in variants:
         checkpoint, bundle = folder / "checkpoint", folder / "bundle"
-        print(f"{row.name}: its bundle ...", file=sys.stderr, flush=True)
+        print(f"{row.name}: building the bundle ...", file=sys.stderr, flush=True)
         process.measure(write_command(row, checkpoint, small=options.small), env)
         build = ("build", checkpoint, "-o", bundle, "--variant", row.name, "--precision", "fp16")
         process.measure(sd2rt(*build), env)
         shutil.rmtree(checkpoint)
-        print(f"{row.name}: its engines ...", file=sys.stderr, flush=True)
-        asked = ["--backend", "tensorrt-rtx", "--sm", options.sm, "--batch", options.batch]
-        asked += [word for size in options.size for word in ("--size", size)]
+        print(f"{row.name}: building the engines ...", file=sys.stderr, flush=True)
+        arguments = ["--backend", "tensorrt-rtx", "--sm", options.sm, "--batch", options.batch]
+        arguments += [word for size in options.size for word in ("--size", size)]
         seconds, error = 0.0, None
         try:
-            seconds = process.measure(sd2rt("build", bundle, "--engines-only", "--json", *asked), env).seconds
-        except process.CommandError as failed:
-            # Those before it are in the bundle, and those of other checkpoints may build.
-            error = str(failed)
+            seconds = process.measure(
+                sd2rt("build", bundle, "--engines-only", "--json", *arguments), env
+            ).seconds
+        except process.CommandError as failure:
+            # Engines built before the failure are in the bundle; go on with the other checkpoints.
+            error = str(failure)
             print(f"{row.name}: {error}", file=sys.stderr, flush=True)
         engines = []
         for entry in json.loads((bundle / "bundle.json").read_text())["engines"]:
@@ -78,7 +80,7 @@ def _measure(
                     "bytes": entry["file"]["size"],
                 }
             )
-        found[row.name] = {
+        results[row.name] = {
             "kind": row.kind,
             "engines": engines,
             "seconds": round(seconds, 1),
@@ -91,7 +93,7 @@ def _measure(
         "sizes": options.size,
         "batch": options.batch,
         "bounds": {"seconds": SECONDS_BOUND, "peak_bytes": BYTES_BOUND},
-        "variants": found,
+        "variants": results,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }
@@ -102,8 +104,8 @@ _COLUMNS = ("", "engine", "build, s", "peak, GB", "engine, MB", "layers", "fused
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for name, found in result["variants"].items():
-        for engine in found["engines"]:
+    for name, variant in result["variants"].items():
+        for engine in variant["engines"]:
             holds = engine["seconds"] <= SECONDS_BOUND and engine["peak_bytes"] <= BYTES_BOUND
             rows.append(
                 (

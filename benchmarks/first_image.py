@@ -1,10 +1,10 @@
-"""From the start of a process to its first PNG: `sd2rt run` and a minimal diffusers script, taking turns on the demo.
+"""Time from process start to first PNG: `sd2rt run` and a minimal diffusers script, alternating on the demo.
 
     python -m benchmarks.first_image [--steps 4] [--pairs 7] [--warmup 1] [--output]
     python -m benchmarks.first_image --checkpoint FOLDER --bundle BUNDLE      another checkpoint, and its bundle
 
-Both are what a user would type, at their defaults. The first turn of each warms the page cache, the receipts and
-the compiled modules, and is left out; the images are compared.
+Both commands run at their defaults, as a user would type them. The first turn of each warms the page cache, the
+verification receipts and the compiled modules, and is not counted. The images are compared.
 """
 
 from __future__ import annotations
@@ -45,17 +45,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_image", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder; the demo's, if left out")
-    parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; built if left out")
+    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder; default: the demo's")
+    parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; default: build it")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--warmup", type=int, default=1, help="turns of each before, which do not count")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="uncounted turns of each before the measured ones"
+    )
     report.add_output(parser)
     options = parser.parse_args()
     if options.pairs < 1 or options.steps < 1 or options.warmup < 0:
-        sys.exit("give at least 1 of --pairs and of --steps, and 0 of --warmup")
+        sys.exit("--pairs and --steps must be at least 1, --warmup at least 0")
     if options.bundle is not None and options.checkpoint is None:
-        sys.exit("--bundle needs its --checkpoint")
+        sys.exit("--bundle requires --checkpoint")
     with tempfile.TemporaryDirectory(prefix="sd2rt-first-image-") as name:
         result = _measure(options, Path(name))
     report.finish(result, ("", "median", "min", "max", "bound"), _rows(result), options.output)
@@ -63,16 +65,16 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     facts, env = machine.facts(), process.environment(folder)
-    place = site.settle(folder, "demo", env, checkpoint=options.checkpoint, bundle=options.bundle)
+    site_files = site.settle(folder, "demo", env, checkpoint=options.checkpoint, bundle=options.bundle)
     pictures = {side: folder / f"{side}.png" for side in SIDES}
-    told = [PROMPT, str(options.steps), str(SEED)]
+    arguments = [PROMPT, str(options.steps), str(SEED)]
     commands = {
         "sd2rt": process.sd2rt(
-            "run", place.bundle, PROMPT, "--steps", told[1], "--seed", told[2],
+            "run", site_files.bundle, PROMPT, "--steps", arguments[1], "--seed", arguments[2],
             "--quiet", "-o", pictures["sd2rt"],
         ),
         "diffusers": [
-            sys.executable, "-c", DIFFUSERS, str(place.checkpoint), *told, str(pictures["diffusers"]),
+            sys.executable, "-c", DIFFUSERS, str(site_files.checkpoint), *arguments, str(pictures["diffusers"]),
         ],
     }  # fmt: skip
     runs: dict[str, list[Measured]] = {side: [] for side in SIDES}
@@ -82,7 +84,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             measured = process.measure(command, env)
             if turn >= options.warmup:
                 runs[side].append(measured)
-    apart = _largest_difference(*pictures.values())
+    max_difference = _largest_difference(*pictures.values())
     ratios = {
         "seconds": _ratio([run.seconds for run in runs["sd2rt"]], [run.seconds for run in runs["diffusers"]]),
         "peak_rss_bytes": _ratio(
@@ -96,16 +98,16 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "pairs": options.pairs,
         "warmup": options.warmup,
         "cores": len(os.sched_getaffinity(0)),
-        **{side: _spread(found) for side, found in runs.items()},
+        **{side: _spread(measurements) for side, measurements in runs.items()},
         "ratios": ratios,
-        "max_pixel": apart,
+        "max_pixel": max_difference,
         "bounds": {
             "seconds": {"bound": SECONDS_BOUND, "holds": ratios["seconds"]["median"] <= SECONDS_BOUND},
             "peak_rss_bytes": {
                 "bound": PEAK_RSS_BOUND,
                 "holds": ratios["peak_rss_bytes"]["median"] <= PEAK_RSS_BOUND,
             },
-            "max_pixel": {"bound": PIXEL_BOUND, "holds": apart <= PIXEL_BOUND},
+            "max_pixel": {"bound": PIXEL_BOUND, "holds": max_difference <= PIXEL_BOUND},
         },
         "machine": facts,
         "load_average_after": machine.load_average(),
@@ -123,12 +125,12 @@ def _spread(runs: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Turn by turn, so that the spread is the machine's."""
+    """Ratios within each turn, so that drift of the machine between turns cancels."""
     return report.summary(our / their for our, their in zip(ours, theirs, strict=True))
 
 
 def _largest_difference(ours: Path, theirs: Path) -> int:
-    """Of two pictures of one size, on the scale of 0 to 255."""
+    """Largest pixel difference of two images of equal size, on the scale of 0 to 255."""
     first, second = (np.asarray(Image.open(path), np.int16) for path in (ours, theirs))
     return int(np.abs(first - second).max())
 
@@ -145,8 +147,8 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _cells(found: dict[str, float], scale: float) -> list[str]:
-    return [f"{found[name] * scale:.3f}" for name in ("median", "min", "max")]
+def _cells(values: dict[str, float], scale: float) -> list[str]:
+    return [f"{values[name] * scale:.3f}" for name in ("median", "min", "max")]
 
 
 if __name__ == "__main__":

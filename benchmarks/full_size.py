@@ -1,10 +1,10 @@
-"""Stable Diffusion 2 in full size on a CPU: a checkpoint in both formats, its bundle, and images beside diffusers'.
+"""Full-size Stable Diffusion 2 on a CPU: build both checkpoint formats, then compare images with diffusers.
 
     python -m benchmarks.full_size [--steps 4] [--pairs 3] [--output]
-    python -m benchmarks.full_size --small        the same on a tiny network, in two minutes
+    python -m benchmarks.full_size --small        a tiny network, in two minutes
 
-Random weights take the time and the memory of trained ones. Every stage is a process of its own, through the
-command line where there is one. Files are deleted as soon as no later stage needs them.
+Random weights cost the same time and memory as trained ones. Every stage runs in a separate process, through the
+command line where one exists. Files are deleted as soon as no later stage needs them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.peers.findings import TIMES
 from benchmarks.peers.images import eight_bits
+from benchmarks.peers.peer_results import TIMES
 from benchmarks.recording import machine, process, report
 from benchmarks.recording.process import Measured, sd2rt
 from benchmarks.recording.work_folder import add_workdir, work_folder
@@ -42,11 +42,11 @@ def main() -> None:
         prog="python -m benchmarks.full_size", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--configs", default="stable-diffusion-2-base", help="a folder of export/configs")
-    parser.add_argument("--variant", default="2.0-base", help="what these configurations are called")
+    parser.add_argument("--variant", default="2.0-base", help="variant name of these configurations")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=3, help="images of each side, taking turns")
+    parser.add_argument("--pairs", type=int, default=3, help="images per side, alternating")
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
-    parser.add_argument("--skip-ldm", action="store_true", help="leave the single file out")
+    parser.add_argument("--skip-ldm", action="store_true", help="skip the single-file checkpoint")
     add_workdir(parser)
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")
     report.add_output(parser)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 class _Stages:
-    """The stages in order, and what is measured of each."""
+    """Run the stages in order and record the measurements of each."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options = options
@@ -104,7 +104,7 @@ class _Stages:
         }
 
     def _ldm(self, configs: Path, sizes: dict[str, int]) -> dict[str, str]:
-        """Write the single file, build it, check it, and keep nothing but the hashes of the weights."""
+        """Write, build and verify the single-file checkpoint; keep only the hashes of its weights."""
         file, bundle = self._folder / "checkpoint.safetensors", self._folder / "bundle-ldm"
         self._module(
             "write ldm", "benchmarks.checkpoint", file, "--configs", self._configs, "--layout", "ldm"
@@ -121,17 +121,17 @@ class _Stages:
     def _peers(
         self, stage: str, bundle: Path, checkpoint: Path, *sides: str, pairs: int = 1
     ) -> dict[str, Any]:
-        """Each side in a process of its own, the images of all in this folder."""
+        """Run each side in a separate process; images are saved in the work folder."""
         self._module(
             stage, "benchmarks.peers", "--bundle", bundle, "--checkpoint", checkpoint, "--peers", *sides,
             "--prompt", PROMPT, "--steps", self._options.steps, "--pairs", pairs, "--seed", SEED,
             "--workdir", self._folder / "peers", "--images", self._folder,
         )  # fmt: skip
-        found: dict[str, Any] = json.loads(self._stages[stage].stdout.splitlines()[-1])["peers"]
+        results: dict[str, Any] = json.loads(self._stages[stage].stdout.splitlines()[-1])["peers"]
         for side in sides:
-            if not found[side]["available"]:
-                sys.exit(f"{side}: {found[side]['reason']}")
-        return found
+            if not results[side]["available"]:
+                sys.exit(f"{side}: {results[side]['reason']}")
+        return results
 
     def _module(self, stage: str, module: str, *arguments: object) -> None:
         self._stage(stage, [sys.executable, "-m", module, *map(str, arguments)])
@@ -144,14 +144,14 @@ class _Stages:
         self._stages[stage] = process.measure_stage(stage, command, self._env)
 
     def _measured(self, stage: str) -> dict[str, Any]:
-        found = self._stages[stage]
-        return found.facts() | {
-            "peak_anonymous_bytes": found.peak_anonymous_bytes,
+        measured = self._stages[stage]
+        return measured.facts() | {
+            "peak_anonymous_bytes": measured.peak_anonymous_bytes,
             "load_average_before": self._loads[stage],
         }
 
     def _builds(self) -> dict[str, Any]:
-        builds = [found for stage, found in self._stages.items() if stage.startswith("build")]
+        builds = [measured for stage, measured in self._stages.items() if stage.startswith("build")]
         seconds, peak = max(b.seconds for b in builds), max(b.peak_rss_bytes for b in builds)
         return {
             "seconds": {
@@ -168,13 +168,13 @@ class _Stages:
 
 
 def _comparison(both: dict[str, Any], alone: dict[str, dict[str, Any]], equal: bool) -> dict[str, Any]:
-    """The images of both sides, and their times: each pair's ratio, so that the spread is the machine's."""
-    found = both["sd2rt"]["image"]
-    psnr = found["psnr_db"]
+    """Image differences and times of both sides. Ratios are taken within each pair, so that drift cancels."""
+    difference = both["sd2rt"]["image"]
+    psnr = difference["psnr_db"]
     return {
-        **{name: found[name] for name in DIFFERENCE},
+        **{name: difference[name] for name in DIFFERENCE},
         "bounds": {
-            "max_pixel": {"bound": PIXEL_BOUND, "holds": found["max_pixel"] <= PIXEL_BOUND},
+            "max_pixel": {"bound": PIXEL_BOUND, "holds": difference["max_pixel"] <= PIXEL_BOUND},
             "psnr_db": {"bound": PSNR_BOUND, "holds": psnr is None or psnr >= PSNR_BOUND},
         },
         "cli_image_equal": equal,
@@ -191,7 +191,7 @@ def _comparison(both: dict[str, Any], alone: dict[str, dict[str, Any]], equal: b
 
 
 def _same_picture(png: Path, image: Path) -> bool:
-    """Whether the command's file has the pixels of the API's image, [H, W, 3] in [0, 1]."""
+    """Return True if the command's PNG has the pixels of the API's image, [H, W, 3] in [0, 1]."""
     return bool(np.array_equal(np.asarray(Image.open(png)), eight_bits(np.load(image))))
 
 
@@ -215,23 +215,23 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, stage in result["stages"].items():
         build = name.startswith("build")
         bounds = (BUILD_SECONDS_BOUND, BUILD_BYTES_BOUND) if build else (None, None)
-        for what, value, bound in (
+        for unit, value, bound in (
             ("s", stage["seconds"], bounds[0]),
             ("peak GB", stage["peak_rss_bytes"] / 1e9, bounds[1] and bounds[1] / 1e9),
         ):
             limit = "" if bound is None else f"<= {bound:g}"
             rows.append(
-                (f"{name}, {what}", f"{value:.2f}", limit, "" if bound is None else _yes(value <= bound))
+                (f"{name}, {unit}", f"{value:.2f}", limit, "" if bound is None else _yes(value <= bound))
             )
     if result["equal_weights"] is not None:
         rows.append(("both formats, equal weights", "", "", _yes(result["equal_weights"])))
-    found = result["comparison"]
-    bounds = found["bounds"]
-    psnr = found["psnr_db"]
+    comparison = result["comparison"]
+    bounds = comparison["bounds"]
+    psnr = comparison["psnr_db"]
     rows += [
         (
             "largest pixel difference of 255",
-            str(found["max_pixel"]),
+            str(comparison["max_pixel"]),
             f"<= {PIXEL_BOUND}",
             _yes(bounds["max_pixel"]["holds"]),
         ),
@@ -241,21 +241,21 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             f">= {PSNR_BOUND:g}",
             _yes(bounds["psnr_db"]["holds"]),
         ),
-        ("the command's image is the API's", "", "", _yes(found["cli_image_equal"])),
+        ("command and API give the same image", "", "", _yes(comparison["cli_image_equal"])),
     ]
     for side in ("sd2rt", "diffusers"):
         for key, label in (("seconds_per_step", "s/step"), ("seconds_per_image", "s/image")):
-            rows.append((f"{side}, {label}", _spread(found[side][key]), "", ""))
-        rows.append((f"{side}, peak GB", f"{found[side]['peak_rss_bytes'] / 1e9:.2f}", "", ""))
+            rows.append((f"{side}, {label}", _spread(comparison[side][key]), "", ""))
+        rows.append((f"{side}, peak GB", f"{comparison[side]['peak_rss_bytes'] / 1e9:.2f}", "", ""))
     for key, label in (("seconds_per_step", "step"), ("seconds_per_image", "image")):
         rows.append(
-            (f"diffusers / sd2rt, time per {label}", _spread(found["diffusers_over_sd2rt"][key]), "", "")
+            (f"diffusers / sd2rt, time per {label}", _spread(comparison["diffusers_over_sd2rt"][key]), "", "")
         )
     return rows
 
 
-def _spread(found: dict[str, float]) -> str:
-    return f"{found['median']:.3f} ({found['min']:.3f} to {found['max']:.3f})"
+def _spread(values: dict[str, float]) -> str:
+    return f"{values['median']:.3f} ({values['min']:.3f} to {values['max']:.3f})"
 
 
 def _yes(holds: bool) -> str:

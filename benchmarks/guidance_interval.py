@@ -1,9 +1,9 @@
-"""What a guidance interval saves: rows that the denoiser evaluates, and the time of its steps, beside full guidance.
+"""Measure what a guidance interval saves in denoiser rows and step time, compared with full guidance.
 
     python -m benchmarks.guidance_interval [--bundle BUNDLE] [--size N] [--interval LOW:HIGH ...]
 
-Full guidance and the intervals take turns in one process, so that what else the machine does meets them alike.
-A call outside of the interval runs one row where a guided one runs two.
+Full guidance and the intervals alternate in one process, so that other load on the machine affects them equally.
+A call outside the interval evaluates one row instead of two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.recording.process import OthersClock
 from sd2rt.runtime import Pipeline, Request
 
 INTERVALS = ("0.3:5.5", "1:5.5", "100:200")
-"""Two that leave out the noisiest and the cleanest calls, and one that leaves out all: the most there is to save."""
+"""Two intervals that skip the noisiest and cleanest calls, and one that skips all: the largest possible saving."""
 
 
 def main() -> None:
@@ -27,19 +27,21 @@ def main() -> None:
         prog="python -m benchmarks.guidance_interval", description=__doc__.splitlines()[0]
     )
     add_bundle(parser)
-    parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
+    parser.add_argument(
+        "--size", type=int, help="side of the images in pixels; default: the bundle's native size"
+    )
     parser.add_argument("--interval", nargs="+", default=INTERVALS, metavar="LOW:HIGH")
     parser.add_argument("--sampler", default="dpmpp-2m")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of the engine; one per core if left out")
+    parser.add_argument("--threads", type=int, help="engine threads; default: one per core")
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
     with (
         bundle_or_demo(options.bundle) as bundle,
         Pipeline.open(bundle, threads=options.threads) as pipeline,
-        OthersClock() as others,
+        OthersClock() as other_load,
     ):
         cases = _measure(pipeline, options)
     result = {
@@ -49,7 +51,7 @@ def main() -> None:
         "steps": options.steps,
         "threads": options.threads,
         "cases": cases,
-        "others_cpu_seconds": others.seconds,
+        "others_cpu_seconds": other_load.seconds,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }
@@ -69,11 +71,11 @@ def main() -> None:
 
 
 def _measure(pipeline: Pipeline, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows and times of full guidance and of each interval; ratios are to the full guidance of the same turn."""
+    """Rows and times of full guidance and of each interval; ratios are to full guidance in the same turn."""
     sides = {} if options.size is None else {"width": options.size, "height": options.size}
     texts = [None, *options.interval]
     seconds: list[list[float]] = [[] for _ in texts]
-    told: list[Any] = [()] * len(texts)
+    calls_of: list[Any] = [()] * len(texts)
     for turn in range(options.repetitions + 1):
         for index, text in enumerate(texts):
             request = Request.model_validate(
@@ -88,24 +90,24 @@ def _measure(pipeline: Pipeline, options: argparse.Namespace) -> list[dict[str, 
                 }
             )
             with pipeline.stream_requests([request]) as run:
-                told[index] = run.pictures[0][0].trajectories[0].texts
+                calls_of[index] = run.pictures[0][0].trajectories[0].texts
                 start = time.perf_counter()
                 for _ in run:
                     pass
-                taken = time.perf_counter() - start
-            if turn:  # the first makes the sessions and the caches warm
-                seconds[index].append(taken)
-    rows = [sum(call.rows for call in calls) for calls in told]
+                elapsed = time.perf_counter() - start
+            if turn:  # the first turn warms the sessions and caches
+                seconds[index].append(elapsed)
+    rows = [sum(call.rows for call in calls) for calls in calls_of]
     return [
         {
             "interval": text,
-            "calls": len(told[index]),
-            "guided": sum(call.rows > 1 for call in told[index]),
+            "calls": len(calls_of[index]),
+            "guided": sum(call.rows > 1 for call in calls_of[index]),
             "rows": rows[index],
             "rows_ratio": round(rows[index] / rows[0], 4),
             "seconds": report.summary(seconds[index]),
             "time_ratio": report.summary(
-                own / full for own, full in zip(seconds[index], seconds[0], strict=True)
+                interval / full for interval, full in zip(seconds[index], seconds[0], strict=True)
             ),
         }
         for index, text in enumerate(texts)

@@ -1,8 +1,8 @@
-"""What a denoiser step costs on the host outside the engine: the loop's time less the time in `session.launch()`.
+"""Host cost of a denoiser step outside the engine: the loop's time less the time in `session.launch()`.
 
     python -m benchmarks.host_overhead [--bundle BUNDLE] [--size N] [--batches 1 2 4 8]
 
-It is measured in a real run, not on a stand-in engine: what the engine leaves in the caches counts.
+Measured in a real run, not on a stand-in engine, because the engine's effect on the CPU caches is part of the cost.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ def main() -> None:
         prog="python -m benchmarks.host_overhead", description=__doc__.splitlines()[0]
     )
     add_bundle(parser)
-    parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
+    parser.add_argument(
+        "--size", type=int, help="side of the images in pixels; default: the bundle's native size"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of the engine; one per core if left out")
-    parser.add_argument("--profile", action="store_true", help="also show which functions the time goes to")
+    parser.add_argument("--threads", type=int, help="engine threads; default: one per core")
+    parser.add_argument("--profile", action="store_true", help="also profile by function")
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
@@ -46,7 +48,7 @@ def main() -> None:
         bundle_or_demo(options.bundle) as bundle,
         TimedPipeline.open(bundle, threads=options.threads, max_batch=max(options.batches)) as pipeline,
     ):
-        with OthersClock() as others:
+        with OthersClock() as other_load:
             cases = [
                 _measure(pipeline, batch, sampler, settings, options)
                 for sampler, settings in SAMPLERS
@@ -61,7 +63,7 @@ def main() -> None:
         "steps": options.steps,
         "threads": options.threads,
         "cases": cases,
-        "others_cpu_seconds": others.seconds,
+        "others_cpu_seconds": other_load.seconds,
         "bounds": {
             case["sampler"]: {
                 "bound_us": MICROSECONDS_BOUND,
@@ -101,12 +103,12 @@ def main() -> None:
 def _measure(
     pipeline: TimedPipeline, batch: int, sampler: str, settings: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One batch size and sampler: the steps after the first of every repetition, and the first ones apart."""
+    """Measure one batch size and sampler; the first step of each repetition is reported separately."""
     width, height = (options.size, options.size) if options.size else pipeline.manifest.native_sizes[0]
     hosts, launches, firsts = [], [], []
     for repetition in range(options.repetitions + 1):
         steps = timed_steps(pipeline, batch, width, height, options.steps, settings)
-        if repetition:  # the first makes the session and the caches warm
+        if repetition:  # the first repetition warms the session and caches
             firsts.append(steps[0].host / 1e3)
             hosts += [step.host / 1e3 for step in steps[1:]]
             launches += [step.launch / 1e3 for step in steps[1:]]
@@ -126,7 +128,7 @@ def _measure(
 def timed_steps(
     pipeline: TimedPipeline, batch: int, width: int, height: int, steps: int, settings: dict[str, Any]
 ) -> list[StepTime]:
-    """Each step, asked for as a caller asks for it."""
+    """Time each step of a stream that is consumed as a caller would."""
     prompts = [f"lighthouse number {index}" for index in range(batch)]
     run = pipeline.stream(
         prompts,

@@ -1,9 +1,9 @@
-"""What drawing noise costs: the initial noise of an image with its seeding, and the fresh noise of a step.
+"""Cost of drawing noise: an image's initial noise with seeding, and the fresh noise of one step.
 
     python -m benchmarks.noise [--rng cpu cuda]
 
-Cold is the first draw of a process, in several of them; after a pause is one that finds the processor's caches
-full of something else, as between two calls of an engine.
+"cold" is the first draw of a process, over several processes. "after a pause" is a draw after the CPU caches were
+filled with other data, as between two engine calls.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ print(time.perf_counter_ns() - start)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__.splitlines()[0])
-    parser.add_argument("--rng", nargs="+", default=["cpu", "cuda"], help="generators, as --rng of sd2rt run")
+    parser.add_argument(
+        "--rng", nargs="+", default=["cpu", "cuda"], help="generators, as in --rng of sd2rt run"
+    )
     parser.add_argument("--repetitions", type=int, default=200)
-    parser.add_argument("--processes", type=int, default=10, help="for the cold draws")
+    parser.add_argument("--processes", type=int, default=10, help="processes for the cold draws")
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
     cases: list[dict[str, Any]] = []
-    with process.OthersClock() as others:
+    with process.OthersClock() as other_load:
         for side, shape in INITIAL.items():
             for rng in options.rng:
                 cold = _cold(rng, shape, options.processes)
@@ -55,11 +57,11 @@ def main() -> None:
                 cases.append({"draw": f"initial, {side}", "rng": rng, "cold": cold, "warm": warm})
         for rng in options.rng:
             draw = partial(make_generator(rng, 7).randn, STEP)
-            warm, after = (
+            warm, after_pause = (
                 _timed(draw, options.repetitions),
                 _timed(draw, options.repetitions // 4, pause=True),
             )
-            cases.append({"draw": "step, 128", "rng": rng, "warm": warm, "after_pause": after})
+            cases.append({"draw": "step, 128", "rng": rng, "warm": warm, "after_pause": after_pause})
     bounded = [case for case in cases if case["draw"] == "initial, 768"]
     result = {
         "benchmark": "noise",
@@ -72,7 +74,7 @@ def main() -> None:
             }
             for case in bounded
         },
-        "others_cpu_seconds": others.seconds,
+        "others_cpu_seconds": other_load.seconds,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }
@@ -95,9 +97,9 @@ def _initial(rng: str, shape: tuple[int, ...]) -> None:
 
 
 def _timed(draw: Callable[[], object], repetitions: int, pause: bool = False) -> dict[str, float]:
-    """Milliseconds of a call; before each, with ``pause``, the caches are filled with something else."""
+    """Milliseconds per call; with ``pause``, fill the CPU caches with other data before each."""
     other = np.zeros(_OTHER_BYTES if pause else 1, np.uint8)
-    taken = []
+    elapsed_ms = []
     draw()
     for _ in range(repetitions):
         if pause:
@@ -105,8 +107,8 @@ def _timed(draw: Callable[[], object], repetitions: int, pause: bool = False) ->
             other += 1
         start = time.perf_counter_ns()
         draw()
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    return report.summary(taken)
+        elapsed_ms.append((time.perf_counter_ns() - start) / 1e6)
+    return report.summary(elapsed_ms)
 
 
 def _cold(rng: str, shape: tuple[int, ...], processes: int) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""How long a sampler's plan takes to build: with every cache empty, and again.
+"""Time to build a sampler's plan, with every cache empty and again from the cache.
 
     python -m benchmarks.plans [--steps N] [--repetitions N]
 
-Cold is what the first request of a process pays, the noise schedule included; again is what every later one with the
-same options does. LCM and TCD are given as many timesteps to choose from as there are steps.
+The cold time is paid by the first request of a process and includes the noise schedule. "again" is every later
+request with the same options. LCM and TCD choose from as many timesteps as there are steps.
 """
 
 from __future__ import annotations
@@ -67,26 +67,26 @@ def main() -> None:
 
 
 def _configurations(steps: int) -> Iterator[SamplerConfig]:
-    """Every sampler as it is by default, of the highest order that it has, and on the levels that cost most."""
+    """Every sampler at its highest order, with default noise levels and with the most expensive ones."""
     for name in SAMPLERS:
-        known = SAMPLER_OPTIONS[name]
+        supported = SAMPLER_OPTIONS[name]
         changes: dict[str, Any] = {}
-        if "original_inference_steps" in known:
+        if "original_inference_steps" in supported:
             changes["original_inference_steps"] = steps
-        if "solver_order" in known:
-            changes["solver_order"] = 4 if known["solver_order"] == 4 else 3
+        if "solver_order" in supported:
+            changes["solver_order"] = 4 if supported["solver_order"] == 4 else 3
         yield default_sampler(name, **changes)
-        if "levels" in known and name not in ("ddim", "ddpm"):
+        if "levels" in supported and name not in ("ddim", "ddpm"):
             yield default_sampler(name, **changes, levels="beta")
 
 
 def _measure(config: SamplerConfig, options: argparse.Namespace) -> dict[str, Any]:
-    asked = SamplingOptions(options.steps)
+    sampling = SamplingOptions(options.steps)
     cold, again = [], []
     for _ in range(options.repetitions):
         _empty_caches()
-        first, plan = _timed(config, asked)
-        second, same = _timed(config, asked)
+        first, plan = _timed(config, sampling)
+        second, same = _timed(config, sampling)
         assert same is plan
         cold.append(first)
         again.append(second)
@@ -99,10 +99,10 @@ def _measure(config: SamplerConfig, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def _timed(config: SamplerConfig, asked: SamplingOptions) -> tuple[float, Plan]:
-    began = time.perf_counter()
-    plan = make_plan(NOISE, config, asked)
-    return (time.perf_counter() - began) * 1e3, plan
+def _timed(config: SamplerConfig, options: SamplingOptions) -> tuple[float, Plan]:
+    start = time.perf_counter()
+    plan = make_plan(NOISE, config, options)
+    return (time.perf_counter() - start) * 1e3, plan
 
 
 def _empty_caches() -> None:

@@ -1,8 +1,8 @@
-"""The README's table of performance and docs/performance.md, from the results alone.
+"""Render docs/performance.md and the README's table of goals from the results.
 
 python -m benchmarks.render              write both
-python -m benchmarks.render --check      end with 1 where they are not what the results give
-python -m benchmarks.render --results FOLDER --output FOLDER      performance.md of other results
+python -m benchmarks.render --check      exit with 1 if they differ from the results
+python -m benchmarks.render --results FOLDER --output FOLDER      render performance.md from other results
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ END = "<!-- end of performance -->"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="the folder of results")
-    parser.add_argument("--output", type=Path, help="write performance.md into this folder, and nothing else")
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--output", type=Path, help="write only performance.md, into this folder")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     options = parser.parse_args()
     try:
         results = Results(options.results)
@@ -42,7 +42,7 @@ def main() -> None:
     if options.check:
         if stale:
             names = ", ".join(path.name for path in stale)
-            sys.exit(f"{names}: not what the results give; run 'python -m benchmarks.render'")
+            sys.exit(f"{names}: out of date with benchmarks/results: run 'python -m benchmarks.render'")
         return
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def page(results: Results, folder: Path) -> str:
-    """The page on performance as it is in ``folder``, which its links are relative to."""
+    """Render the performance page; its links are relative to ``folder``."""
     texts = {name: _section(section, results, folder) for name, section in SECTIONS.items()}
     texts["goals"] = goals(results, folder)
     return Template((HERE / "performance.md.in").read_text()).substitute(texts)
@@ -67,13 +67,13 @@ def _section(section: Section, results: Results, folder: Path) -> str:
 
 
 def with_table(readme: str, results: Results) -> str:
-    """The README with the table of goals between its two markers.
+    """Return the README with the table of goals between its two markers.
 
     Raises:
-        ValueError: it has not each of the markers once.
+        ValueError: a marker is missing or repeated.
     """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README.md: there must be one line {BEGIN!r} and one {END!r}")
+        raise ValueError(f"README.md: expected exactly one line {BEGIN!r} and one {END!r}")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{goals(results, ROOT)}\n{END}{after}"

@@ -1,9 +1,10 @@
-"""Each part of a bundle beside what the machine can do: its operations, its bytes, its time, and what bounds it.
+"""Compare each part of a bundle with the machine's roofline: operations, bytes, time, and the bound.
 
     python -m benchmarks.roofline [--bundle BUNDLE] [--size N] [--batch N] [--threads N] [--output]
 
-Operations and bytes are counted from the ONNX graphs; those of a full-size bundle must agree with an independent
-count, or this ends with an error. The rates of a matrix product and of a copy are measured in turns with the parts.
+Operations and bytes are counted from the ONNX graphs. For a full-size bundle the counts must agree with an
+independent count, or the run ends with an error. The rates of a matrix product and a copy are measured in turns with
+the parts.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def main() -> None:
         prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0]
     )
     add_bundle(parser)
-    parser.add_argument("--what", help="ends the result's name; demo, full or small if left out")
-    parser.add_argument("--size", type=int, help="side of the images in pixels; the bundle's own if left out")
-    parser.add_argument("--batch", type=int, default=1, help="guided images of a denoiser call")
+    parser.add_argument("--what", help="suffix of the result's name; default: demo, full or small")
+    parser.add_argument(
+        "--size", type=int, help="side of the images in pixels; default: the bundle's native size"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="guided images per denoiser call")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -60,32 +63,32 @@ def main() -> None:
 
 def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     agreement = check_bundle(bundle)
-    what = options.what or ("demo" if options.bundle is None else "full" if agreement else "small")
+    suffix = options.what or ("demo" if options.bundle is None else "full" if agreement else "small")
     side = options.size or bundle.manifest.native_sizes[0][0]
     rates = Rates(options.threads)
-    seen: list[dict[str, float]] = []
-    with OthersClock() as others:
+    all_rates: list[dict[str, float]] = []
+    with OthersClock() as other_load:
         backend = open_backend(bundle, Device(options.device), needed=PARTS[:3], threads=options.threads)
         try:
             parts = {
-                part: _part(bundle, backend, rates, part, side, options, seen)
+                part: _part(bundle, backend, rates, part, side, options, all_rates)
                 for part in options.parts
                 if part in bundle.manifest.parts
             }
         finally:
             backend.close()
     return {
-        "benchmark": f"roofline-{what}",
+        "benchmark": f"roofline-{suffix}",
         "precision": bundle.manifest.precision,
         "backend": backend.name,
         "size_px": [side, side],
         "batch": options.batch,
         "threads": options.threads,
-        "rates": {name: report.summary((one[name] for one in seen), 0) for name in seen[0]},
+        "rates": {name: report.summary((rate[name] for rate in all_rates), 0) for name in all_rates[0]},
         "rates_measured": rates.facts(),
         "parts": parts,
         "agreement": agreement,
-        "others_cpu_seconds": others.seconds,
+        "others_cpu_seconds": other_load.seconds,
     }
 
 
@@ -96,9 +99,9 @@ def _part(
     part: PartName,
     side: int,
     options: argparse.Namespace,
-    seen: list[dict[str, float]],
+    all_rates: list[dict[str, float]],
 ) -> dict[str, Any]:
-    """A part's counts, and its time in turns with the rates; it is loaded for as long as this takes."""
+    """Count a part and time it in turns with the machine's rates. The part is loaded only during this call."""
     dims = dims_of(bundle.manifest, part, side, options.batch if part == "denoiser" else 1)
     counts = count_part(bundle.path, bundle.manifest.parts[part], dims)
     seconds, turns = [], []
@@ -108,39 +111,39 @@ def _part(
             session.buffers[name].write(array)
         for _ in range(options.repetitions):
             turns.append(rates.measure())
-            # What follows the copy finds the caches empty, and the first launch of all makes its memory.
+            # Untimed: the copy has emptied the caches, and the very first launch allocates memory.
             session.launch()
-            seconds.append(_launches(session.launch))
-    seen += turns
+            seconds.append(_seconds_per_launch(session.launch))
+    all_rates += turns
     return {"dims": dims, **roofline(counts, seconds, turns)}
 
 
-def _launches(launch: Any) -> float:
-    """Seconds of a launch, over as many as fit into a fifth of a second, at least one."""
-    start, number = time.perf_counter(), 0
+def _seconds_per_launch(launch: Any) -> float:
+    """Seconds per launch, averaged over as many as fit into a fifth of a second, at least one."""
+    start, launches = time.perf_counter(), 0
     while True:
         launch()
-        number += 1
-        taken = time.perf_counter() - start
-        if taken >= _BURST_SECONDS:
-            return taken / number
+        launches += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= _BURST_SECONDS:
+            return elapsed / launches
 
 
 def roofline(counts: Counts, seconds: list[float], turns: list[dict[str, float]]) -> dict[str, Any]:
-    """A part's place under the roof: its shares of the rates of the same turns, and which of the two it is nearer to.
+    """Return a part's share of the machine's rates in the same turns, and whether compute or memory bounds it.
 
-    The roof is the time that its operations take at the rate of an fp32 product, or its bytes at that of a copy,
-    whichever is longer (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
+    The bound is the longer of two times: the operations at the rate of an fp32 matrix product, or the bytes at the
+    rate of a copy (Williams, Waterman, Patterson 2009, doi:10.1145/1498765.1498785).
 
     Args:
-        seconds: of a call, in each turn.
-        turns: the rates, in each turn.
+        seconds: time per call, in each turn.
+        turns: the machine's rates, in each turn.
     """
     shares: dict[str, Any] = {}
     for name in turns[0]:
         work = counts.bytes if name == "copy" else counts.flops
         pairs = zip(seconds, turns, strict=True)
-        shares[name] = report.summary(work / taken / turn[name] for taken, turn in pairs)
+        shares[name] = report.summary(work / elapsed / turn[name] for elapsed, turn in pairs)
     compute, memory = shares["gemm_fp32"]["median"], shares["copy"]["median"]
     return {
         **asdict(counts),
@@ -158,12 +161,12 @@ COLUMNS = ("", "GFLOP", "MB", "FLOP/byte", "ms", "of GEMM fp32", "of GEMM bf16",
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table of a result: its parts, then the rates that they are shares of."""
-    found = []
+    """Table rows of a result: its parts, then the machine's rates."""
+    part_rows = []
     for name, part in result["parts"].items():
         share = part["share"]
         shares = [f"{share[key]['median']:.0%}" if key in share else "" for key in _RATES]
-        found.append(
+        part_rows.append(
             (
                 name,
                 f"{part['flops'] / 1e9:.2f}",
@@ -178,7 +181,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         "" if key not in result["rates"] else f"{result['rates'][key]['median'] / 1e9:.0f} {unit}"
         for key, unit in _RATES.items()
     ]
-    return [*found, ("the machine", "", "", "", "", *rates, "")]
+    return [*part_rows, ("the machine", "", "", "", "", *rates, "")]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`sd2rt run` on the demo, from the start of the process to the PNG: time, memory, and where the time goes.
+"""Time and memory of `sd2rt run` on the demo, from process start to PNG, with a breakdown by phase.
 
     python -m benchmarks.startup [--bundle BUNDLE] [--steps 50] [--repetitions 7]
 
-The times of the whole are of the plain command. The phases are of other runs of it, interleaved with those,
-in which the script has the command's functions timed from within.
+Total times are of the plain command. Phase times come from separate, interleaved runs in which the command's
+functions are wrapped with timers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PHASES = (
     ("decode", "sd2rt.runtime.pipeline.run", "Run.outcomes"),
     ("save", "sd2rt.runtime.cli.run", "save_image"),
 )
-"""What is timed, without what it calls that is timed itself; imports and the rest are phases too."""
+"""(phase, module, function). A phase excludes time in the phases nested in it; imports are a phase too."""
 ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHASES), "exit")
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         for repetition in range(options.repetitions + 1):
             whole = process.measure(process.sd2rt(*command, "-o", scratch / "a.png"), env)
             split = _traced([*command, "-o", str(scratch / "b.png")], env)
-            if repetition:  # the first warms the page cache, the receipts and the compiled modules
+            if repetition:  # the first warms the page cache, receipts and compiled modules
                 plain.append(whole)
                 phases.append(split)
     seconds = report.summary(run.seconds for run in plain)
@@ -92,12 +92,12 @@ def main() -> None:
     report.finish(result, ("", "median", "min", "max", "bound"), rows, options.output)
 
 
-def _cells(found: dict[str, float], scale: float, digits: int) -> list[str]:
-    return [f"{found[name] * scale:.{digits}f}" for name in ("median", "min", "max")]
+def _cells(values: dict[str, float], scale: float, digits: int) -> list[str]:
+    return [f"{values[name] * scale:.{digits}f}" for name in ("median", "min", "max")]
 
 
 def _traced(arguments: list[str], env: dict[str, str]) -> dict[str, float]:
-    """Run the command with its functions timed; the seconds of each phase."""
+    """Run the command with its functions timed; return the seconds of each phase."""
     code = "from benchmarks.startup import trace; trace()"
     started = time.perf_counter_ns()
     run = process.measure([sys.executable, "-c", code, str(started), *arguments], env)
@@ -108,7 +108,7 @@ def _traced(arguments: list[str], env: dict[str, str]) -> dict[str, float]:
 
 
 class _Clock:
-    """Time by phase, each without those that run within it; of one thread."""
+    """Time of one thread by phase, excluding nested phases."""
 
     def __init__(self, started: int) -> None:
         self.taken: dict[str, int] = defaultdict(int)
@@ -133,7 +133,7 @@ class _Clock:
     def timed(self, phase: str, function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-            # What other threads do is within what the main one waits for; nested imports are within one.
+            # The main thread's waits already cover other threads, and an outer import covers nested ones.
             if threading.get_ident() != self._thread or self._phases[-1] == phase:
                 return function(*args, **kwargs)
             self.enter(phase)
@@ -146,9 +146,10 @@ class _Clock:
 
 
 def trace() -> None:
-    """Be the command, with its functions timed: what a traced run's process executes.
+    """Run the command with its functions timed; the entry point of a traced process.
 
-    Its arguments are the clock when its parent made it, and the command's. The phases go to standard output.
+    ``sys.argv`` holds the parent's clock at process start, then the command's arguments. The phases are printed to
+    standard output.
     """
     clock = _Clock(int(sys.argv[1]))
     builtins.__import__ = clock.timed("imports", builtins.__import__)
@@ -158,13 +159,13 @@ def trace() -> None:
         *outer, name = path.split(".")
         for step in outer:
             owner = getattr(owner, step)
-        found = vars(owner).get(name)
-        if found is None:
-            sys.exit(f"{module} has no {path} any more: say in PHASES what makes up the phase {phase!r}")
-        if isinstance(found, classmethod):
-            setattr(owner, name, classmethod(clock.timed(phase, found.__func__)))
+        function = vars(owner).get(name)
+        if function is None:
+            sys.exit(f"{module} has no {path}: update the phase {phase!r} in PHASES")
+        if isinstance(function, classmethod):
+            setattr(owner, name, classmethod(clock.timed(phase, function.__func__)))
         else:
-            setattr(owner, name, clock.timed(phase, found))
+            setattr(owner, name, clock.timed(phase, function))
     cli: Any = importlib.import_module("sd2rt.runtime.cli.main")
     code = cli.main(sys.argv[2:])
     clock.leave()

@@ -1,10 +1,10 @@
-"""Every published checkpoint in full size on a CPU: its bundle built, and one step of it run.
+"""Build every published checkpoint in full size on a CPU, and run one step of each.
 
     python -m benchmarks.variants [--variants 2.0-depth x4-upscaler ...] [--output]
-    python -m benchmarks.variants --small         the same on tiny networks, in minutes
+    python -m benchmarks.variants --small         tiny networks, in minutes
 
-Random weights take the time and the memory of trained ones. Every stage is a process of its own, through the
-command line where there is one. A bundle is kept until the next one is built, so that what the two share is seen.
+Random weights cost the same time and memory as trained ones. Every stage runs in a separate process, through the
+command line where one exists. A bundle is kept until the next one is built, to measure how much the two share.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
 
 def _measure(variants: list[PublishedCheckpoint], small: bool, folder: Path) -> dict[str, Any]:
     facts, env = machine.facts(), process.environment(folder)
-    found: dict[str, Any] = {}
-    last: Path | None = None
+    results: dict[str, Any] = {}
+    previous: Path | None = None
     for row in variants:
         checkpoint, bundle = folder / "checkpoint", folder / row.name
         stages: dict[str, Any] = {}
@@ -63,33 +63,33 @@ def _measure(variants: list[PublishedCheckpoint], small: bool, folder: Path) -> 
         shutil.rmtree(checkpoint)
         manifest = json.loads((bundle / "bundle.json").read_text())
         shared = json.loads(stage("inspect", sd2rt("inspect", bundle, "--json")))["shared_bytes"]
-        picture = _picture(row, manifest, folder)
-        done = json.loads(stage("one step", sd2rt("run", bundle, PROMPT, "--json", *picture)))
-        assert Image.open(done["path"]).size == (done["width"], done["height"])
-        found[row.name] = {
+        task_options = _task_options(row, manifest, folder)
+        image = json.loads(stage("one step", sd2rt("run", bundle, PROMPT, "--json", *task_options)))
+        assert Image.open(image["path"]).size == (image["width"], image["height"])
+        results[row.name] = {
             "kind": row.kind,
             "parameters": {name: part["parameters"] for name, part in manifest["parts"].items()},
             "bytes": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()),
             "shared_bytes": shared,
-            "image": [done["width"], done["height"]],
-            "task": done["task"],
-            "image_seconds": done["batch_seconds"],
+            "image": [image["width"], image["height"]],
+            "task": image["task"],
+            "image_seconds": image["batch_seconds"],
             "stages": stages,
         }
-        if last is not None:
-            shutil.rmtree(last)
-        last = bundle
+        if previous is not None:
+            shutil.rmtree(previous)
+        previous = bundle
     return {
         "benchmark": "variants-cpu-small" if small else "variants-cpu",
         "steps": 1,
-        "variants": found,
+        "variants": results,
         "machine": facts,
         "load_average_after": machine.load_average(),
     }
 
 
-def _picture(row: PublishedCheckpoint, manifest: dict[str, Any], folder: Path) -> list[str]:
-    """The command line's options for one step of the variant's task, on a picture of its native size."""
+def _task_options(row: PublishedCheckpoint, manifest: dict[str, Any], folder: Path) -> list[str]:
+    """Command-line options for one step of the variant's task, on an image of its native size."""
     assert row.kind is not None
     task = TASKS[next(iter(KINDS[row.kind].tasks))]
     width, height = manifest["native_sizes"][0]
@@ -101,9 +101,9 @@ def _picture(row: PublishedCheckpoint, manifest: dict[str, Any], folder: Path) -
     options = ["--steps", "1", "--seed", str(SEED), "-o", str(folder / f"{row.name}.png")]
     options += ["--image", str(folder / "image.png")] if "image" in task.required else []
     options += ["--mask", str(folder / "mask.png")] if "mask_image" in task.required else []
-    # The whole way in the one step.
+    # From pure noise, so that the single step does a full denoising.
     options += ["--strength", "1"] if "strength" in task.optional else []
-    # Guided, as every kind but turbo is: the times are those of two rows.
+    # The default guidance applies: two rows per step, except for turbo.
     return options
 
 
@@ -121,17 +121,17 @@ _COLUMNS = (
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
-    for name, found in result["variants"].items():
-        build, run = found["stages"]["build"], found["stages"]["one step"]
+    for name, variant in result["variants"].items():
+        build, run = variant["stages"]["build"], variant["stages"]["one step"]
         values = (
-            sum(found["parameters"].values()) / 1e6,
-            found["bytes"] / 1e9,
-            found["shared_bytes"] / 1e9,
+            sum(variant["parameters"].values()) / 1e6,
+            variant["bytes"] / 1e9,
+            variant["shared_bytes"] / 1e9,
             build["seconds"],
             build["peak_rss_bytes"] / 1e9,
             run["seconds"],
             run["peak_rss_bytes"] / 1e9,
-            found["image_seconds"],
+            variant["image_seconds"],
         )
         rows.append((name, *(f"{value:.2f}" for value in values)))
     return rows

@@ -1,4 +1,4 @@
-"""The results that are kept: the newest of each benchmark."""
+"""Load stored results and pick the newest of each benchmark."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class NotMeasuredError(Exception):
-    """A value that a report wants is not among the results; the message says which."""
+    """A value that a page needs is missing from the results; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result and the file that it is in."""
+    """A result and its file."""
 
     path: Path
     value: dict[str, Any]
@@ -26,41 +26,42 @@ class Result:
 
     @property
     def date(self) -> str:
-        """When it was made: ISO 8601, in UTC."""
+        """Time of measurement: ISO 8601, UTC."""
         return str(self.value["machine"]["date"])
 
 
 class Results:
-    """All results of a folder: the files that have a benchmark's name and the machine that it ran on.
+    """All results in a folder: JSON files with a benchmark name and a machine.
 
     Raises:
         ValueError: a file is not JSON; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:
-        found = []
+        results = []
         for path in sorted(folder.glob("*.json")):
             try:
                 value = json.loads(path.read_text())
             except ValueError as error:
                 raise ValueError(f"{path} is not JSON ({error}): remove it, or measure again") from None
             if isinstance(value, dict) and "benchmark" in value and "date" in value.get("machine", {}):
-                found.append(Result(path, value))
-        self._found = sorted(found, key=lambda result: result.date)
+                results.append(Result(path, value))
+        self._by_date = sorted(results, key=lambda result: result.date)
 
-    def newest(self, name: str, which: Callable[[dict[str, Any]], bool] = lambda value: True) -> Result:
-        """The newest result of a benchmark that ``which`` is true of. Raises NotMeasuredError where there is none."""
-        for result in reversed(self._found):
-            if result.name == name and which(result.value):
+    def newest(self, name: str, accept: Callable[[dict[str, Any]], bool] = lambda value: True) -> Result:
+        """Return the newest result of a benchmark for which ``accept`` is true; NotMeasuredError if there is none."""
+        for result in reversed(self._by_date):
+            if result.name == name and accept(result.value):
                 return result
         raise NotMeasuredError(f"no result of {name}")
 
     def each(self, name: str, key: Callable[[dict[str, Any]], object]) -> Iterator[Result]:
-        """The newest result of a benchmark for every ``key``, the key's first result first.
+        """Yield the newest result of a benchmark for each value of ``key``, ordered by the first result of each.
 
-        Raises NotMeasuredError where there is none at all.
+        Raises:
+            NotMeasuredError: the benchmark has no result.
         """
-        found = {key(result.value): result for result in self._found if result.name == name}
-        if not found:
+        newest = {key(result.value): result for result in self._by_date if result.name == name}
+        if not newest:
             raise NotMeasuredError(f"no result of {name}")
-        yield from found.values()
+        yield from newest.values()

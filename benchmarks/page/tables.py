@@ -1,4 +1,4 @@
-"""A table for each benchmark, made from its result alone."""
+"""Render one section per benchmark from its result."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from benchmarks.demo.drawn import drawn, settings
 from benchmarks.page import markdown
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
-from benchmarks.peers.findings import crowds
+from benchmarks.peers.peer_results import crowds
 from benchmarks.scaling import __main__ as scaling
 
 Section = Callable[[Results, Path], str]
-"""The text of a section, for a file in this folder; raises NotMeasuredError or KeyError where a value is missing."""
+"""Renders a section for a page in the given folder; raises NotMeasuredError or KeyError if a value is missing."""
 
 
-def _one(name: str, make: Callable[[dict[str, Any]], str]) -> Section:
-    """A section of the newest result of a benchmark: its table, and where it comes from."""
+def _newest(name: str, render: Callable[[dict[str, Any]], str]) -> Section:
+    """A section with the newest result of a benchmark: its table and origin."""
 
     def section(results: Results, folder: Path) -> str:
-        return _with_origin(results.newest(name), folder, make)
+        return _with_origin(results.newest(name), folder, render)
 
     return section
 
 
-def _with_origin(result: Result, folder: Path, make: Callable[[dict[str, Any]], str]) -> str:
-    return f"{make(result.value)}\n\n{origin(result, folder)}"
+def _with_origin(result: Result, folder: Path, render: Callable[[dict[str, Any]], str]) -> str:
+    return f"{render(result.value)}\n\n{origin(result, folder)}"
 
 
 def _bench(results: Results, folder: Path) -> str:
@@ -36,8 +36,8 @@ def _bench(results: Results, folder: Path) -> str:
         settings = value["settings"]
         return value["bundle"]["name"], value["bundle"]["precision"], settings["device"], settings["backend"]
 
-    made = (_with_origin(result, folder, _bench_tables) for result in results.each("bench", key))
-    return "\n\n".join(made)
+    tables = (_with_origin(result, folder, _bench_tables) for result in results.each("bench", key))
+    return "\n\n".join(tables)
 
 
 def _bench_tables(value: dict[str, Any]) -> str:
@@ -53,7 +53,7 @@ def _bench_tables(value: dict[str, Any]) -> str:
             ("images/s", "images_per_second", 1.0),
             ("s/image", "seconds_per_image", 1.0),
             ("ms/step", "seconds_per_step", 1e3),
-            ("host us/step, outside of the engine", "host_us", 1.0),
+            ("host us/step, outside the engine", "host_us", 1.0),
         )
     ]
     stages = dict.fromkeys(stage for case in value["cases"] for stage in case["stages"])
@@ -112,11 +112,11 @@ def _peers(value: dict[str, Any]) -> str:
         "", "precision", "s/step", "step / sd2rt", "step / diffusers", "image / diffusers", "open, s", "warm-up, s",
         "peak, GB", "off by, of 255", "PSNR, dB",
     )  # fmt: skip
-    told = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
-    told += f"{value['threads']} threads."
+    head = f"Size {_size(value['size'])}, {value['steps']} steps, {value['pairs']} rounds, "
+    head += f"{value['threads']} threads."
     if (reference := value.get("reference", "diffusers")) != "diffusers":
-        told += f" Images are compared with {reference}'s."
-    lines = [told, markdown.table(header, rows)]
+        head += f" The reference images are {reference}'s."
+    lines = [head, markdown.table(header, rows)]
     lines += crowds(value.get("crowded", ()))
     missing = [f"- {p['label']} ({name}): {p['reason']}" for name, p in peers.items() if not p["available"]]
     if missing:
@@ -135,27 +135,27 @@ def _first_image(value: dict[str, Any]) -> str:
         ["peak memory, sd2rt / diffusers", spread(ratio["peak_rss_bytes"])],
     ]
     for side in ("sd2rt", "diffusers"):
-        found = value[side]
-        rows.append([f"{side}, s", spread(found["seconds"])])
-        rows.append([f"{side}, peak MB", spread(found["peak_rss_bytes"], 1e-6)])
+        measured = value[side]
+        rows.append([f"{side}, s", spread(measured["seconds"])])
+        rows.append([f"{side}, peak MB", spread(measured["peak_rss_bytes"], 1e-6)])
     return markdown.table(("process start to PNG", ""), rows)
 
 
 def _roofline(value: dict[str, Any]) -> str:
     text = markdown.table(roofline.COLUMNS, roofline.rows(value))
     gemm, copy = value["rates_measured"]["gemm"], value["rates_measured"]["copy"]
-    told = (
+    head = (
         f"{_size(value['size_px'])}, batch {value['batch']}, {value['precision']}, {value['threads']} threads. "
         f"The GEMM is {gemm['side']}x{gemm['side']} by {gemm['library']}, the copy {copy['bytes'] / 1e6:.0f} MB by "
         f"{copy['library']}."
     )
     if value["agreement"]:
         worst = max(abs(row["tflop"] / row["reference_tflop"] - 1) for row in value["agreement"])
-        told += (
+        head += (
             f" Operations agree with an independent count of {len(value['agreement'])} networks and sizes within "
             f"{worst:.2%}."
         )
-    return f"{told}\n\n{text}"
+    return f"{head}\n\n{text}"
 
 
 def _scaling(name: str) -> Section:
@@ -165,7 +165,7 @@ def _scaling(name: str) -> Section:
         text = markdown.table(scaling.COLUMNS, scaling.rows(value))
         if "plot" in value:
             picture = markdown.link(result, folder, value["plot"])
-            text += f"\n\n![time and memory over batch, size, steps and requests]({picture})"
+            text += f"\n\n![time and memory against batch, size, steps and requests]({picture})"
         return f"{text}\n\n{origin(result, folder)}"
 
     return section
@@ -177,7 +177,7 @@ def _startup(value: dict[str, Any]) -> str:
         ["its CPU time, s", spread(value["cpu_seconds"])],
         ["peak memory, MB", spread(value["peak_rss_bytes"], 1e-6)],
     ]
-    rows += [[f"{name}, ms", spread(found, 1e3)] for name, found in value["phases_seconds"].items()]
+    rows += [[f"{name}, ms", spread(seconds, 1e3)] for name, seconds in value["phases_seconds"].items()]
     return markdown.table((f"{value['steps']} steps of the demo", ""), rows)
 
 
@@ -228,7 +228,7 @@ def _plans(value: dict[str, Any]) -> str:
 
 
 def _full_size(value: dict[str, Any]) -> str:
-    found = value["comparison"]
+    comparison = value["comparison"]
     stages = markdown.table(
         ("stage", "s", "peak, GB"),
         [
@@ -236,14 +236,14 @@ def _full_size(value: dict[str, Any]) -> str:
             for name, stage in value["stages"].items()
         ],
     )
-    ratios = found["diffusers_over_sd2rt"]
-    psnr = found["psnr_db"]
+    ratios = comparison["diffusers_over_sd2rt"]
+    psnr = comparison["psnr_db"]
     rows = [
-        ["sd2rt, s/step", spread(found["sd2rt"]["seconds_per_step"])],
-        ["diffusers, s/step", spread(found["diffusers"]["seconds_per_step"])],
+        ["sd2rt, s/step", spread(comparison["sd2rt"]["seconds_per_step"])],
+        ["diffusers, s/step", spread(comparison["diffusers"]["seconds_per_step"])],
         ["diffusers / sd2rt, step", spread(ratios["seconds_per_step"])],
         ["diffusers / sd2rt, image", spread(ratios["seconds_per_image"])],
-        ["images off by, of 255", found["max_pixel"]],
+        ["images off by, of 255", comparison["max_pixel"]],
         ["PSNR, dB", "equal" if psnr is None else f"{psnr:.1f}"],
     ]
     head = f"{value['configs']}, {_size(value['size_px'])}, {value['steps']} steps."
@@ -251,7 +251,7 @@ def _full_size(value: dict[str, Any]) -> str:
 
 
 def _engine_builds(results: Results, folder: Path) -> str:
-    found = list(results.each("engine-builds", lambda value: tuple(value["variants"])))
+    results = list(results.each("engine-builds", lambda value: tuple(value["variants"])))
     rows = [
         [
             f"{name}: {engine['part']} {engine['label']}, {engine['precision']}",
@@ -260,34 +260,34 @@ def _engine_builds(results: Results, folder: Path) -> str:
             f"{engine['bytes'] / 1e6:.0f}",
             f"{engine['fused']} of {engine['attentions']}",
         ]
-        for result in found
+        for result in results
         for name, variant in result.value["variants"].items()
         for engine in variant["engines"]
     ]
     header = ("", "build, s", "peak, GB", "engine, MB", "fused attention")
     return "\n\n".join(
-        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in results))
     )
 
 
 def _variants(results: Results, folder: Path) -> str:
-    found = list(results.each("variants-cpu", lambda value: tuple(value["variants"])))
+    results = list(results.each("variants-cpu", lambda value: tuple(value["variants"])))
     rows = [
         [
             name,
-            f"{sum(one['parameters'].values()) / 1e6:.0f}",
-            f"{one['bytes'] / 1e9:.2f}",
-            number(one["stages"]["build"]["seconds"]),
-            f"{one['stages']['build']['peak_rss_bytes'] / 1e9:.2f}",
-            number(one["image_seconds"]),
-            f"{one['stages']['one step']['peak_rss_bytes'] / 1e9:.2f}",
+            f"{sum(variant['parameters'].values()) / 1e6:.0f}",
+            f"{variant['bytes'] / 1e9:.2f}",
+            number(variant["stages"]["build"]["seconds"]),
+            f"{variant['stages']['build']['peak_rss_bytes'] / 1e9:.2f}",
+            number(variant["image_seconds"]),
+            f"{variant['stages']['one step']['peak_rss_bytes'] / 1e9:.2f}",
         ]
-        for result in found
-        for name, one in result.value["variants"].items()
+        for result in results
+        for name, variant in result.value["variants"].items()
     ]
     header = ("", "parameters, M", "bundle, GB", "build, s", "build, GB", "image of one step, s", "run, GB")
     return "\n\n".join(
-        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in found))
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in results))
     )
 
 
@@ -295,33 +295,33 @@ def _drawn(results: Results, folder: Path) -> str:
     def sets(value: dict[str, Any]) -> frozenset[str]:
         return frozenset(score["set"] for score in value["scores"])
 
-    # Sets may be measured in several runs: a run counts as long as no later ones have all of its sets.
-    told: list[Result] = []
+    # Sets may be measured in several runs: keep a run unless later runs cover all of its sets.
+    kept: list[Result] = []
     for result in sorted(results.each("demo-draws", sets), key=lambda result: result.date, reverse=True):
-        if not sets(result.value) <= frozenset().union(*(sets(later.value) for later in told)):
-            told.append(result)
-    return "\n\n".join(_with_origin(result, folder, drawn) for result in reversed(told))
+        if not sets(result.value) <= frozenset().union(*(sets(later.value) for later in kept)):
+            kept.append(result)
+    return "\n\n".join(_with_origin(result, folder, drawn) for result in reversed(kept))
 
 
 SECTIONS: dict[str, Section] = {
     "bench": _bench,
-    "peers_full": _one("peers-full", _peers),
-    "peers_small": _one("peers-small", _peers),
-    "peers_demo": _one("peers-demo", _peers),
-    "first_image": _one("first-image", _first_image),
-    "roofline_full": _one("roofline-full", _roofline),
-    "roofline_demo": _one("roofline-demo", _roofline),
+    "peers_full": _newest("peers-full", _peers),
+    "peers_small": _newest("peers-small", _peers),
+    "peers_demo": _newest("peers-demo", _peers),
+    "first_image": _newest("first-image", _first_image),
+    "roofline_full": _newest("roofline-full", _roofline),
+    "roofline_demo": _newest("roofline-demo", _roofline),
     "scaling_full": _scaling("scaling-full"),
     "scaling_demo": _scaling("scaling-demo"),
-    "startup": _one("startup", _startup),
-    "host_overhead": _one("host-overhead", _host_overhead),
-    "noise": _one("noise", _noise),
-    "guidance_interval": _one("guidance-interval", _guidance_interval),
-    "plans": _one("plans", _plans),
-    "full_size": _one("full-size-cpu", _full_size),
+    "startup": _newest("startup", _startup),
+    "host_overhead": _newest("host-overhead", _host_overhead),
+    "noise": _newest("noise", _noise),
+    "guidance_interval": _newest("guidance-interval", _guidance_interval),
+    "plans": _newest("plans", _plans),
+    "full_size": _newest("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
     "demo_draws": _drawn,
-    "demo_settings": _one("demo-settings", settings),
+    "demo_settings": _newest("demo-settings", settings),
 }
-"""By the name that the template calls each by."""
+"""By the placeholder in performance.md.in."""

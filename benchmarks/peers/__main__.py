@@ -1,11 +1,11 @@
-"""sd2rt and its peers on one checkpoint, taking turns: images compared, then times as ratios.
+"""Compare sd2rt with its peers on one checkpoint, in turns: images first, then times as ratios.
 
     python -m benchmarks.peers [--steps 4] [--pairs 3] [--output]     full size, 35 GB of disk with all peers
     python -m benchmarks.peers --small                                a tiny network, in minutes
     python -m benchmarks.peers --checkpoint FOLDER --bundle BUNDLE --peers sd2rt diffusers openvino
     python -m benchmarks.peers --with 'sd2rt-max-batch={"max_batch": 4}'
 
-``python -m pydoc benchmarks.peers`` says how to install the peers.
+``python -m pydoc benchmarks.peers`` explains how to install the peers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import catalogue, findings, groups, site
+from benchmarks.peers import catalogue, groups, peer_results, site
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.contest import Contest, Settings
 from benchmarks.recording import machine, process, report
@@ -34,10 +34,10 @@ FULL_CONFIGS = "stable-diffusion-2-base"
 def main() -> None:
     options = _parser().parse_args()
     try:
-        peers = _chosen(options)
+        peers = _select_peers(options)
         pythons = _pythons(options.python, peers)
         if options.groups is not None:
-            groups.asked(options.groups, peers)
+            groups.parse(options.groups, peers)
     except ValueError as error:
         sys.exit(str(error))
     if options.list:
@@ -54,85 +54,87 @@ def main() -> None:
         if not kept:
             shutil.rmtree(folder)
     for line in (
-        *findings.remarks(result["peers"], result["reference"]),
-        *findings.crowds(result["crowded"]),
+        *peer_results.remarks(result["peers"], result["reference"]),
+        *peer_results.crowds(result["crowded"]),
     ):
         print(line)
-    report.finish(result, findings.COLUMNS, findings.rows(result["peers"]), options.output)
+    report.finish(result, peer_results.COLUMNS, peer_results.rows(result["peers"]), options.output)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help="all, if left out; --list names them")
-    parser.add_argument("--list", action="store_true", help="name the peers and end")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="peers to run, see --list; default: all")
+    parser.add_argument("--list", action="store_true", help="list the peers and exit")
     parser.add_argument("--device", choices=tuple(PEERS), default="cpu")
     parser.add_argument(
         "--with", action="append", default=[], dest="variants", metavar="NAME=JSON",
-        help="a further sd2rt, with these arguments of Pipeline.open",
+        help="an additional sd2rt peer with these arguments of Pipeline.open",
     )  # fmt: skip
     parser.add_argument(
         "--python", action="append", default=[], metavar="NAME=PATH",
-        help="the interpreter of a peer; * in NAME stands for anything",
+        help="interpreter of a peer; NAME may contain the wildcard *",
     )  # fmt: skip
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--small", action="store_const", const="small", dest="what", help="a tiny network")
     what.add_argument("--demo", action="store_const", const="demo", dest="what", help="the demo's network")
     parser.set_defaults(what="full")
-    parser.add_argument("--configs", help="a folder of export/configs, for another full size")
-    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder; random weights if left out")
-    parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; built if left out")
+    parser.add_argument("--configs", help="another full-size architecture: a folder of export/configs")
+    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder; default: random weights")
+    parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; default: build it")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=3, help="rounds, in which each peer makes an image")
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="rounds; each peer generates one image per round"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--size", type=int, help="side of the images; the checkpoint's own if left out")
+    parser.add_argument("--size", type=int, help="side of the images; default: the checkpoint's native size")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     together = parser.add_mutually_exclusive_group()
-    together.add_argument("--together", type=int, help="processes that are open at the same time, at most")
+    together.add_argument("--together", type=int, help="largest number of processes open at the same time")
     together.add_argument(
         "--groups",
         nargs="+",
         metavar="NAME,NAME",
-        help="who is open at the same time: with both of sd2rt and diffusers, or with those that are named",
+        help="peers open at the same time; sd2rt and diffusers join each group that names neither",
     )
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that an answer may take")
+    parser.add_argument("--limit", type=float, default=1800.0, help="time limit of a reply, in seconds")
     parser.add_argument("--images", type=Path, help="keep each peer's image in this folder, as NAME.npy")
     parser.add_argument(
         "--workdir", type=Path,
-        help="where files go, and are found by the next run; a temporary folder if left out",
+        help="folder of files to reuse in later runs; default: a temporary folder",
     )  # fmt: skip
     report.add_output(parser)
     return parser
 
 
-def _chosen(options: argparse.Namespace) -> list[Peer]:
+def _select_peers(options: argparse.Namespace) -> list[Peer]:
     if options.bundle is not None and options.checkpoint is None:
-        raise ValueError("--bundle needs its --checkpoint")
+        raise ValueError("--bundle requires --checkpoint")
     if options.steps < 2 or options.pairs < 1 or options.threads < 1:
-        raise ValueError("give at least 2 --steps, 1 round of --pairs and 1 of --threads")
-    added = []
+        raise ValueError("--steps must be at least 2, --pairs and --threads at least 1")
+    variants = []
     for text in options.variants:
         name, equals, value = text.partition("=")
-        if not equals or not isinstance(told := json.loads(value), dict):
-            raise ValueError(f'--with {text}: give NAME={{"argument": value}}')
-        added.append(catalogue.variant(name, told))
-    known = {peer.name: peer for peer in (*PEERS[options.device], *added)}
-    names = list(known) if options.peers is None else [*options.peers, *(peer.name for peer in added)]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"there is no peer {', '.join(unknown)}: there are {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
+        if not equals or not isinstance(arguments := json.loads(value), dict):
+            raise ValueError(f'--with {text}: expected NAME={{"argument": value}}')
+        variants.append(catalogue.variant(name, arguments))
+    by_name = {peer.name: peer for peer in (*PEERS[options.device], *variants)}
+    names = list(by_name) if options.peers is None else [*options.peers, *(peer.name for peer in variants)]
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"unknown peer {', '.join(unknown)}: choose from {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
-def _pythons(given: Sequence[str], peers: Sequence[Peer]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
+def _pythons(specs: Sequence[str], peers: Sequence[Peer]) -> dict[str, str]:
+    pythons: dict[str, str] = {}
+    for text in specs:
         name, equals, path = text.partition("=")
-        named = fnmatch.filter([peer.name for peer in peers], name)
-        if not equals or not named:
-            raise ValueError(f"--python {text}: give NAME=PATH, NAME one of the peers'")
-        # Workers start in the repository, wherever this was started.
-        found |= dict.fromkeys(named, os.path.abspath(path) if os.sep in path else path)
-    return found
+        matches = fnmatch.filter([peer.name for peer in peers], name)
+        if not equals or not matches:
+            raise ValueError(f"--python {text}: expected NAME=PATH with the name of a peer")
+        # Workers start in the repository root, so a relative path must be resolved here.
+        pythons |= dict.fromkeys(matches, os.path.abspath(path) if os.sep in path else path)
+    return pythons
 
 
 def _measure(
@@ -141,7 +143,7 @@ def _measure(
     facts = machine.facts()
     env = process.environment(folder)
     configs = options.configs or {"full": FULL_CONFIGS}.get(options.what, options.what)
-    place = site.settle(
+    site_files = site.settle(
         folder,
         configs,
         env,
@@ -149,7 +151,7 @@ def _measure(
         bundle=options.bundle,
         precision="fp16" if options.device == "cuda" else "fp32",
     )
-    jobs = {peer.name: place.job(peer, options.prompt, options.size, options.threads) for peer in peers}
+    jobs = {peer.name: site_files.job(peer, options.prompt, options.size, options.threads) for peer in peers}
     with tempfile.TemporaryDirectory(prefix="sd2rt-peers-run-") as name:
         scratch = Path(name)
         images = options.images
@@ -162,11 +164,11 @@ def _measure(
             limit_seconds=options.limit, images=images,
         )  # fmt: skip
         contest = Contest(jobs, peers, settings)
-        able = contest.prepare()
+        available = contest.prepare()
         if options.groups is not None:
-            together = groups.asked(options.groups, peers)
+            together = groups.parse(options.groups, peers)
         else:
-            together = groups.form(able, place.weights_bytes, groups.free_bytes(), options.together)
+            together = groups.form(available, site_files.weights_bytes, groups.free_bytes(), options.together)
         contest.run(together)
     job = jobs[peers[0].name]
     return {
@@ -178,13 +180,13 @@ def _measure(
         "seed": options.seed,
         "threads": options.threads,
         "prompt": options.prompt,
-        "scheduler": json.loads((place.checkpoint / "scheduler/scheduler_config.json").read_text())[
+        "scheduler": json.loads((site_files.checkpoint / "scheduler/scheduler_config.json").read_text())[
             "_class_name"
         ],
         "reference": contest.reference,
         "groups": together,
         "crowded": contest.crowded,
-        "peers": findings.peers(contest.found),
+        "peers": peer_results.peers(contest.states),
         "others_cpu_seconds": round(contest.others_cpu_seconds, 2),
         "machine": facts,
         "load_average_after": machine.load_average(),
@@ -192,7 +194,7 @@ def _measure(
 
 
 def _environment(env: dict[str, str], threads: int, scratch: Path) -> dict[str, str]:
-    """The same threads for every library, and a compiler's cache that knows nothing yet."""
+    """Set the same number of threads for every library, and an empty cache for torch.compile."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return env | counts | {"TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}
 

@@ -1,4 +1,4 @@
-"""The table of peers: what each is called, which adapter makes it, and with which of its options."""
+"""The table of peers: name, adapter and options of each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal
 Precision = Literal["fp32", "bf16", "fp16"]
 
 LEAST_PSNR_DB: dict[Precision, float] = {"fp32": 40.0, "fp16": 25.0, "bf16": 20.0}
-"""Below it a peer computes something else, and its speed says nothing: far less than what is asked of sd2rt,
-for this tells a wrong picture from a rounded one."""
+"""Below this PSNR a peer computes something else and its speed is not comparable. The bounds are far looser than
+sd2rt's own: they separate a wrong image from a rounded one."""
 OURS, REFERENCE = "sd2rt", "diffusers"
 COMMON = (OURS, REFERENCE)
-"""Those that every peer's time is divided by; they are open all the time."""
+"""The peers that every peer's time is divided by; they are open in every group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Peer:
     precision: Precision = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
     memory: float = 1.6
-    """Peak over the checkpoint's bytes in fp32, roughly: for what may be open at the same time."""
+    """Rough peak memory over the checkpoint's bytes in fp32; decides which peers fit into memory together."""
 
 
 _DIFFUSERS = "diffusers_pipeline"
@@ -90,20 +90,23 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         ),
     ),
 }
-"""By where the images are made. The ends that all are divided by have the same names on both."""
+"""By device. The two common peers have the same names on both."""
 
 
 def variant(name: str, options: dict[str, Any]) -> Peer:
-    """sd2rt with further arguments of ``Pipeline.open``; ``precision`` among them is what it computes in.
+    """Return an sd2rt peer with additional arguments of ``Pipeline.open``.
 
-    ``bundle`` is a bundle's path in the place of the run's own.
+    ``options["precision"]`` is the compute precision; ``options["bundle"]`` replaces the run's bundle.
+
+    Raises:
+        ValueError: the precision is unknown.
     """
-    told = dict(options)
-    precision: Precision = told.get("precision", "fp32")
+    arguments = dict(options)
+    precision: Precision = arguments.get("precision", "fp32")
     if precision not in LEAST_PSNR_DB:
-        raise ValueError(f"precision is {precision}: give one of {', '.join(LEAST_PSNR_DB)}")
+        raise ValueError(f"unknown precision {precision}: choose from {', '.join(LEAST_PSNR_DB)}")
     if precision != "bf16":
-        # That of the bundle, which is not asked for.
-        told.pop("precision", None)
-    text = ", ".join(f"{key} {value}" for key, value in told.items())
-    return Peer(name, f"sd2rt, {text}", "sd2rt_pipeline", precision, told, memory=1.3)
+        # Pipeline.open takes a precision only where it differs from the bundle's.
+        arguments.pop("precision", None)
+    text = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    return Peer(name, f"sd2rt, {text}", "sd2rt_pipeline", precision, arguments, memory=1.3)

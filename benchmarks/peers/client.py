@@ -1,4 +1,4 @@
-"""The driver's end of a peer's process."""
+"""Client for a peer's worker process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from benchmarks.recording.process import tree
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _END_SECONDS = 20.0
-_LONGEST = 300
+_LONGEST_LINE = 300
 
 
 class PeerError(Exception):
-    """The peer failed, died or took too long; the message says which, in one line."""
+    """The peer failed, exited or timed out; the message says which, in one line."""
 
 
 class PeerUnavailableError(PeerError):
-    """It cannot run here; the message is the reason."""
+    """The peer cannot run here; the message is the reason."""
 
 
 class Client:
-    """A worker's process, from its start to its end. A context manager.
+    """Start a worker process and exchange requests with it. A context manager.
 
     Args:
-        python: the interpreter that has the peer's packages.
-        log: the file that its standard error goes to.
-        limit_seconds: how long a reply may take.
+        python: interpreter with the peer's packages.
+        log: file for the worker's standard error.
+        limit_seconds: time limit of a reply.
     """
 
     def __init__(self, python: str, env: Mapping[str, str], log: Path, limit_seconds: float) -> None:
@@ -53,15 +53,15 @@ class Client:
         except OSError as error:
             raise PeerUnavailableError(f"{python} cannot be run: {error.strerror}") from error
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        # A pipe has no time limit; a thread that waits for it makes one possible.
+        # Reading a pipe has no timeout; a thread and a queue provide one.
         threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The worker's reply.
+        """Send a request and return the worker's reply.
 
         Raises:
-            PeerUnavailableError: it cannot run here.
-            PeerError: it failed, died or took too long; it is gone in the latter two.
+            PeerUnavailableError: the peer cannot run here.
+            PeerError: the request failed, or the worker exited or timed out; after the latter two it is closed.
         """
         assert self._process.stdin is not None
         try:
@@ -74,7 +74,7 @@ class Client:
         except BrokenPipeError:
             line = None
         if line is None:
-            raise PeerError(self._death())
+            raise PeerError(self._exit_reason())
         reply: dict[str, Any] = json.loads(line)
         if "unavailable" in reply:
             raise PeerUnavailableError(reply["unavailable"])
@@ -83,11 +83,11 @@ class Client:
         return reply
 
     def cpu_seconds(self) -> float:
-        """User and system time of it and its children so far; 0 where the system does not say."""
+        """User and system time of the worker and its children so far; 0 if the system does not report it."""
         return sum(_cpu_seconds(pid) for pid in tree(self._process.pid))
 
     def close(self, *, kill: bool = False) -> None:
-        """End it: it stops at the end of its input, or is killed."""
+        """Close the worker's input, at which it exits; kill it if that takes too long or ``kill`` is set."""
         if kill:
             self._process.kill()
         if self._process.stdin is not None:
@@ -111,18 +111,18 @@ class Client:
             self._lines.put(line)
         self._lines.put(None)
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         self.close()
         code = self._process.returncode
-        how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        reason = f"exited with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines()]
-        last = next((line for line in reversed(lines) if line), "it printed nothing")
-        return f"{how}: {last[:_LONGEST]}"
+        last_line = next((line for line in reversed(lines) if line), "it printed nothing")
+        return f"{reason}: {last_line[:_LONGEST_LINE]}"
 
 
 def _cpu_seconds(pid: int) -> float:
     try:
-        # The command's name, in brackets, may have spaces.
+        # The second field is the command's name in brackets, which may contain spaces.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0

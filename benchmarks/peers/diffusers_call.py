@@ -1,4 +1,4 @@
-"""An image by a pipeline that is called as diffusers' own are: theirs, optimum-onnx's and optimum-intel's."""
+"""Generate images with a pipeline that has diffusers' call signature: diffusers, optimum-onnx, optimum-intel."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.job import Image, Job, Make
+from benchmarks.peers.job import Generate, Image, Job
 from benchmarks.peers.step_clock import StepClock
 
 
-def maker(pipeline: Any, job: Job, *, dtype: Any = None, device: str = "cpu") -> Make:
-    """Images by ``pipeline``, whose latents are of ``dtype`` (float32 if left out).
+def maker(pipeline: Any, job: Job, *, dtype: Any = None, device: str = "cpu") -> Generate:
+    """Return a function that generates images with ``pipeline`` from latents of ``dtype`` (default: float32).
 
-    The first latents are drawn in float32 whatever they are rounded to: torch draws other numbers in half
-    precision, and the images could not be compared.
+    The initial latents are drawn in float32 and then rounded: torch draws different numbers in half precision, which
+    would make the images incomparable.
     """
     import torch
 
-    # The environment does not always decide; the other runtimes are told where they are opened.
+    # torch does not always follow the environment variables; other runtimes get their threads when opened.
     torch.set_num_threads(job.threads)
     pipeline.set_progress_bar_config(disable=True)
     on_gpu = device != "cpu"
 
-    def make(steps: int, seed: int) -> tuple[Image, list[float]]:
+    def generate(steps: int, seed: int) -> tuple[Image, list[float]]:
         clock = StepClock(torch.cuda.synchronize if on_gpu else None)
         noise = torch.randn(job.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
 
@@ -42,4 +42,4 @@ def maker(pipeline: Any, job: Job, *, dtype: Any = None, device: str = "cpu") ->
         ).images
         return np.asarray(images[0], np.float32), clock.seconds
 
-    return make
+    return generate

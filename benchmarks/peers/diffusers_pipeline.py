@@ -1,7 +1,7 @@
-"""diffusers' StableDiffusionPipeline in PyTorch: the reference, and what its users make it faster with.
+"""diffusers' StableDiffusionPipeline in PyTorch: the reference, and its usual speed-ups.
 
-Options: ``dtype`` (float32), ``device`` (cpu), ``compile`` (false): torch.compile of the UNet as its
-documentation has it, whose compilation happens in the first image and is part of no other.
+Options: ``dtype`` (default: float32), ``device`` (cpu), ``compile`` (false): torch.compile of the UNet as in
+diffusers' documentation; the first image includes the compilation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make, UnavailableError, require
+from benchmarks.peers.job import Generate, Job, UnavailableError, require
 
 PACKAGES = ("diffusers", "torch", "transformers", "triton")
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -23,10 +23,10 @@ def prepare(job: Job) -> None:
     check_device(job)
     compiler = os.environ.get("CXX", "g++")
     if job.options.get("compile") and on_cpu(job) and shutil.which(compiler) is None:
-        raise UnavailableError(f"torch.compile needs a C++ compiler, and there is no {compiler}")
+        raise UnavailableError(f"torch.compile needs a C++ compiler, but {compiler} is not installed")
 
 
-def open_pipeline(job: Job) -> Make:
+def open_pipeline(job: Job) -> Generate:
     device, dtype = job.options.get("device", "cpu"), torch_dtype(job)
     pipeline = load(job).to(device)
     if job.options.get("compile"):
@@ -35,7 +35,7 @@ def open_pipeline(job: Job) -> Make:
 
 
 def load(job: Job, **components: Any) -> Any:
-    """The checkpoint's pipeline in the job's precision; ``components`` are taken in the place of its own."""
+    """Load the checkpoint's pipeline in the job's precision; ``components`` replace its own."""
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(
@@ -54,12 +54,12 @@ def on_cpu(job: Job) -> bool:
 
 
 def check_device(job: Job) -> None:
-    """Raises UnavailableError where the hardware lacks what the options name."""
+    """Raise UnavailableError if the hardware lacks the device or precision of the options."""
     if not on_cpu(job):
         import torch
 
         if not torch.cuda.is_available():
-            raise UnavailableError(f"torch {torch.__version__} sees no GPU")
+            raise UnavailableError(f"torch {torch.__version__} finds no GPU")
     elif job.options.get("dtype") == "bfloat16" and not _BF16_FLAGS & _cpu_flags():
         raise UnavailableError(f"the CPU has none of {', '.join(sorted(_BF16_FLAGS))}")
 

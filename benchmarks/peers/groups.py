@@ -1,4 +1,4 @@
-"""Which peers are open at the same time."""
+"""Group the peers that are open at the same time."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 from benchmarks.peers.catalogue import COMMON, Peer
 
 _OVERHEAD_BYTES = 500_000_000
-"""A process with its libraries, whatever the weights."""
+"""Memory of a process with its libraries, without weights."""
 _SHARE = 0.85
-"""Of what is free: estimates are estimates."""
+"""Usable share of the free memory; the estimates are rough."""
 
 
 def form(peers: Sequence[Peer], weights_bytes: int, free_bytes: int, together: int | None) -> list[list[str]]:
-    """Split the peers into groups that fit into memory, with the common ones in each.
+    """Split the peers into groups that fit into memory; every group includes the common peers.
 
-    Each takes the first group with room. One that fits nowhere is alone with the common ones: the estimate may
-    be wrong, and it is the system that says no. With ``together``, a group has at most so many processes.
+    Each peer joins the first group with room. A peer that fits nowhere forms a group with the common peers and is
+    tried anyway, since the estimate may be wrong. ``together`` limits the number of processes per group.
     """
     common = [peer for peer in peers if peer.name in COMMON]
     room = free_bytes * _SHARE - sum(_bytes(peer, weights_bytes) for peer in common)
-    most = None if together is None else max(together - len(common), 1)
+    max_group = None if together is None else max(together - len(common), 1)
     groups: list[list[Peer]] = []
     for peer in peers:
         if peer in common:
             continue
         for group in groups:
             taken = sum(_bytes(other, weights_bytes) for other in (*group, peer))
-            if taken <= room and (most is None or len(group) < most):
+            if taken <= room and (max_group is None or len(group) < max_group):
                 group.append(peer)
                 break
         else:
@@ -36,25 +36,25 @@ def form(peers: Sequence[Peer], weights_bytes: int, free_bytes: int, together: i
     return [[peer.name for peer in (*common, *group)] for group in groups or [[]]]
 
 
-def asked(groups: Iterable[str], peers: Sequence[Peer]) -> list[list[str]]:
-    """What ``--groups a,b c,d`` says. A group that names none of the common ones has both.
+def parse(groups: Iterable[str], peers: Sequence[Peer]) -> list[list[str]]:
+    """Parse ``--groups a,b c,d``. A group that names no common peer gets both.
 
     Raises:
-        ValueError: a name is not among the peers, or one that is not common is in no group or in two.
+        ValueError: a name is unknown, or a peer other than the common ones is not in exactly one group.
     """
     names = [peer.name for peer in peers]
     common = [name for name in names if name in COMMON]
-    found = [group.split(",") for group in groups]
-    named = [name for group in found for name in group if name not in COMMON]
-    wanted = [name for name in names if name not in COMMON]
-    strange = [name for group in found for name in group if name not in names]
-    if strange or sorted(named) != sorted(wanted):
-        raise ValueError(f"--groups has to name each of these once: {', '.join(sorted(wanted))}")
-    return [group if set(group) & set(COMMON) else [*common, *group] for group in found]
+    parsed = [group.split(",") for group in groups]
+    grouped = [name for group in parsed for name in group if name not in COMMON]
+    expected = [name for name in names if name not in COMMON]
+    unknown = [name for group in parsed for name in group if name not in names]
+    if unknown or sorted(grouped) != sorted(expected):
+        raise ValueError(f"--groups must name each of these exactly once: {', '.join(sorted(expected))}")
+    return [group if set(group) & set(COMMON) else [*common, *group] for group in parsed]
 
 
 def free_bytes() -> int:
-    """Memory that new processes may take."""
+    """Memory available to new processes."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""How far two images are apart."""
+"""Differences between two images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.peers.job import Image
 
 
 def difference(image: Image, reference: Image) -> dict[str, Any]:
-    """On the scale of 0 to 255; ``psnr_db`` is None for equal images.
+    """Return differences on the scale of 0 to 255; ``psnr_db`` is None for equal images.
 
     Raises:
-        ValueError: they differ in size, or the image has values that are not finite.
+        ValueError: the sizes differ, or the image has non-finite values.
     """
     if image.shape != reference.shape:
-        raise ValueError(f"the image is {image.shape}, the reference's {reference.shape}")
+        raise ValueError(f"the image is {image.shape}, the reference is {reference.shape}")
     if not np.isfinite(image).all():
-        raise ValueError("the image has values that are not finite")
+        raise ValueError("the image has non-finite values")
     error = (image.astype(np.float64) - reference) * 255
     square = float(np.mean(error**2))
     pixels = np.abs(eight_bits(image).astype(int) - eight_bits(reference))
@@ -33,5 +33,5 @@ def difference(image: Image, reference: Image) -> dict[str, Any]:
 
 
 def eight_bits(image: Image) -> NDArray[np.uint8]:
-    """Rounded as it is written to a file."""
+    """Round as when writing a PNG."""
     return (image * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a peer is told, and what its adapter has to offer. Imports nothing that only some environments have."""
+"""A peer's job, and the interface of its adapter. Imports only packages that every environment has."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.float32]  # [H, W, 3] in [0, 1]
-Make = Callable[[int, int], tuple[Image, list[float]]]
-"""(steps, seed) to the image, and the seconds of every denoiser call but the first, which follows the text
-encoder. On a GPU, where calls are only enqueued, one value: the mean over all calls but the first."""
+Generate = Callable[[int, int], tuple[Image, list[float]]]
+"""Maps (steps, seed) to the image and the seconds of every denoiser call after the first, which includes the text
+encoder. On a GPU, where calls are only enqueued, there is one value: the mean of all calls after the first."""
 
 
 class UnavailableError(Exception):
@@ -23,7 +23,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One peer's orders. Made of what JSON has, since they travel to a process of another interpreter."""
+    """Input of one peer. Holds only JSON types, since it is sent to a process of another interpreter."""
 
     adapter: str
     """A module of this package."""
@@ -31,16 +31,16 @@ class Job:
     """A diffusers folder."""
     bundle: str | None
     prepared: str
-    """A folder for what the adapter makes of the checkpoint once; its own, and kept between runs."""
+    """Folder of the adapter's exported files, reused by later runs."""
     prompt: str
     width: int
     height: int
     channels: int
-    """Of the latents."""
+    """Latent channels."""
     vae_factor: int
     threads: int
     options: dict[str, Any] = field(default_factory=dict)
-    """The adapter's own, from the catalogue."""
+    """Options of the adapter, from the catalogue."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -52,28 +52,28 @@ class Job:
 
 
 def require(*modules: str) -> None:
-    """Raises UnavailableError where one is not installed. Imports none: that takes long, and is done to open."""
+    """Raise UnavailableError if a module is not installed. Imports nothing: imports are timed as part of opening."""
     for name in modules:
         if find_spec(name) is None:
             raise UnavailableError(f"No module named {name!r}")
 
 
 class Adapter(Protocol):
-    """A module that makes a peer. Imports its packages within its functions: an ImportError is a reason."""
+    """A module that runs a peer. It imports its packages in its functions; an ImportError makes it unavailable."""
 
     PACKAGES: tuple[str, ...]
-    """Distributions whose versions a result states."""
+    """Distributions whose versions are recorded."""
 
     def prepare(self, job: Job) -> None:
-        """Check that the peer can run, and write into ``job.folder`` what it opens later, if anything.
+        """Check that the peer can run, and export to ``job.folder`` if it needs files.
 
         Raises:
-            UnavailableError, ImportError: it cannot run here.
+            UnavailableError, ImportError: the peer cannot run here.
         """
 
-    def open_pipeline(self, job: Job) -> Make:
-        """Everything loaded, and ready to make images.
+    def open_pipeline(self, job: Job) -> Generate:
+        """Load everything and return a function that generates images.
 
         Raises:
-            UnavailableError, ImportError: it cannot run here.
+            UnavailableError, ImportError: the peer cannot run here.
         """

@@ -1,4 +1,4 @@
-"""optimum-intel's pipeline: every network converted to OpenVINO's format once, and compiled for one size.
+"""optimum-intel's pipeline: every network is converted to OpenVINO's format once and compiled for one size.
 
 Option ``precision``: OpenVINO's INFERENCE_PRECISION_HINT, ``f32`` or ``bf16``. The size is fixed, as OpenVINO's
 documentation advises for a CPU.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make, UnavailableError, require
+from benchmarks.peers.job import Generate, Job, UnavailableError, require
 
 PACKAGES = ("optimum-intel", "optimum", "openvino", "diffusers", "transformers", "torch")
 
@@ -22,7 +22,7 @@ def prepare(job: Job) -> None:
         exported.save_pretrained(job.prepared)
 
 
-def open_pipeline(job: Job) -> Make:
+def open_pipeline(job: Job) -> Generate:
     opened = _pipeline().from_pretrained(
         job.prepared, export=False, compile=False, device="CPU", ov_config=settings(job)
     )
@@ -32,7 +32,7 @@ def open_pipeline(job: Job) -> Make:
 
 
 def settings(job: Job) -> dict[str, str]:
-    """What OpenVINO's CPU plugin is told: the threads, the precision, and to finish one image soon."""
+    """Settings of OpenVINO's CPU plugin: threads, precision, and the latency hint."""
     return {
         "INFERENCE_NUM_THREADS": str(job.threads),
         "INFERENCE_PRECISION_HINT": str(job.options["precision"]),
@@ -41,12 +41,12 @@ def settings(job: Job) -> dict[str, str]:
 
 
 def check_precision(job: Job) -> None:
-    """Raises UnavailableError where OpenVINO would compute bf16 in float32."""
+    """Raise UnavailableError if OpenVINO would compute bf16 in float32."""
     import openvino
 
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if job.options["precision"] == "bf16" and "BF16" not in capabilities:
-        raise UnavailableError(f"OpenVINO has no bf16 on this CPU: it has {', '.join(capabilities)}")
+        raise UnavailableError(f"OpenVINO does not support bf16 on this CPU, only {', '.join(capabilities)}")
 
 
 def _pipeline() -> Any:

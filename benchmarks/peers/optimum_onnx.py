@@ -1,11 +1,11 @@
-"""optimum-onnx's pipeline: every network exported by optimum and run by ONNX Runtime at its defaults."""
+"""optimum-onnx's pipeline: every network is exported by optimum and run by ONNX Runtime at its defaults."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
-from benchmarks.peers.job import Job, Make, require
+from benchmarks.peers.job import Generate, Job, require
 
 PACKAGES = ("optimum-onnx", "optimum", "onnxruntime", "diffusers", "transformers", "torch")
 _PROVIDER = "CPUExecutionProvider"
@@ -18,7 +18,7 @@ def prepare(job: Job) -> None:
         exported.save_pretrained(job.prepared)
 
 
-def open_pipeline(job: Job) -> Make:
+def open_pipeline(job: Job) -> Generate:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

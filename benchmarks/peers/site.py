@@ -1,4 +1,4 @@
-"""The files that all peers share: a checkpoint and its bundle, made where none are given, and kept if asked."""
+"""Files shared by all peers: a checkpoint and its bundle, created unless given."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.catalogue import Peer
-from benchmarks.peers.contest import tell
+from benchmarks.peers.contest import log
 from benchmarks.peers.job import Job
 from benchmarks.recording import process
 
 FULL_BYTES = 35_000_000_000
-"""Of disk: the checkpoint, the bundle, and its networks in the formats of three other runtimes."""
+"""Disk space for the checkpoint, the bundle, and the networks in the formats of three other runtimes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where everything is."""
+    """Paths of the shared files."""
 
     folder: Path
     checkpoint: Path
@@ -29,15 +29,15 @@ class Site:
 
     @property
     def weights_bytes(self) -> int:
-        """Of the checkpoint's files."""
+        """Size of the checkpoint's weight files."""
         return sum(file.stat().st_size for file in self.checkpoint.rglob("*.safetensors"))
 
     def job(self, peer: Peer, prompt: str, size: int | None, threads: int) -> Job:
-        """A peer's orders; ``size`` is the side of its images, the checkpoint's own if left out."""
+        """Create a peer's job; ``size`` is the side of its images (default: the checkpoint's native size)."""
         unet, vae = (_config(self.checkpoint, part) for part in ("unet", "vae"))
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         side = size or unet["sample_size"] * factor
-        # Peers that differ only in how they run have one export.
+        # Peers that differ only at run time share one export.
         kind = (peer.adapter, peer.options.get("dtype", "float32"), str(side))
         return Job(
             adapter=peer.adapter,
@@ -63,15 +63,15 @@ def settle(
     bundle: Path | None = None,
     precision: str = "fp32",
 ) -> Site:
-    """Make what is not given and not there from a run before.
+    """Create the checkpoint and the bundle unless they are given or left by an earlier run.
 
     Raises:
-        CommandError: a stage failed.
+        CommandError: a command failed.
     """
     (folder / "prepared").mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         checkpoint = folder / f"checkpoint-{configs}"
-        # Key names as the published files have them: older releases of transformers know no others.
+        # Key names of the published files: older releases of transformers accept no others.
         write = [sys.executable, "-m", "benchmarks.checkpoint", "--legacy-keys", "--configs", configs]
         _once(checkpoint, [*write], env)
     if bundle is None:
@@ -81,10 +81,10 @@ def settle(
 
 
 def _once(path: Path, command: list[str], env: Mapping[str, str]) -> None:
-    """Run ``command`` with a path at its end, which gets its name when it is whole."""
+    """Run ``command`` with an output path as its last argument; rename the output to ``path`` once complete."""
     if path.exists():
         return
-    tell(f"{path.name}: writing")
+    log(f"{path.name}: writing")
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     process.measure([*command, str(unfinished)], env)
@@ -92,5 +92,5 @@ def _once(path: Path, command: list[str], env: Mapping[str, str]) -> None:
 
 
 def _config(checkpoint: Path, part: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((checkpoint / part / "config.json").read_text())
-    return found
+    config: dict[str, Any] = json.loads((checkpoint / part / "config.json").read_text())
+    return config

@@ -1,4 +1,4 @@
-"""When the denoiser's calls ended."""
+"""Time the calls of a denoiser."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Synchronise = Callable[[], object]
 
 
 class StepClock:
-    """The seconds of each call after the first.
+    """Record the seconds of each call after the first.
 
-    A GPU's calls are enqueued, and to wait for each would slow them down: with ``synchronise`` the device is
-    waited for after the first and the last call alone, and the mean between the two is the one value.
+    GPU calls are only enqueued, and synchronising after each would slow them down. With ``synchronise``, the clock
+    synchronises after the first and last call only, and reports one value: the mean between them.
     """
 
     def __init__(self, synchronise: Synchronise | None = None) -> None:
@@ -21,7 +21,7 @@ class StepClock:
         self._first_call = self._last_call = 0
 
     def stamp(self, call: int, calls: int) -> None:
-        """Call number ``call`` of ``calls``, from 1, has returned."""
+        """Record that call number ``call`` of ``calls``, counted from 1, has returned."""
         if self._synchronise is not None:
             if call not in (1, calls):
                 return
@@ -33,7 +33,7 @@ class StepClock:
 
     @property
     def seconds(self) -> list[float]:
-        """Empty where there was one call."""
+        """Seconds of each call after the first; empty after a single call."""
         if self._synchronise is not None:
             calls = self._last_call - self._first_call
             return [(self._ends[-1] - self._ends[0]) / calls] if calls else []

@@ -1,4 +1,4 @@
-"""A UNet by plain TensorRT on torch's stream. Building the engine is a part of opening, and kept for the next."""
+"""Run a UNet with plain TensorRT on a torch stream. The engine is built at the first opening and then reused."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from benchmarks.peers.job import Job
 
 
 def runner(job: Job, path: Path) -> Callable[[Any, Any, Any], Any]:
-    """``run(sample, timestep, text)`` with tensors of the GPU."""
+    """Return ``run(sample, timestep, text)`` on GPU tensors."""
     import tensorrt as trt
     import torch
 
     logger = trt.Logger(trt.Logger.ERROR)
-    kept = path.with_suffix(f".{trt.__version__}.engine")
-    if not kept.exists():
-        kept.write_bytes(_build(trt, logger, path))
-    engine = trt.Runtime(logger).deserialize_cuda_engine(kept.read_bytes())
+    engine_path = path.with_suffix(f".{trt.__version__}.engine")
+    if not engine_path.exists():
+        engine_path.write_bytes(_build(trt, logger, path))
+    engine = trt.Runtime(logger).deserialize_cuda_engine(engine_path.read_bytes())
     if engine is None:
-        raise RuntimeError(f"TensorRT {trt.__version__} cannot read the engine that it built")
+        raise RuntimeError(f"TensorRT {trt.__version__} cannot load its own engine")
     context = engine.create_execution_context()
     dtype = torch_dtype(job)
     output = torch.empty((2, *job.latent_shape[1:]), dtype=dtype, device="cuda")
-    # TensorRT advises against the default stream, on which it would wait for every call.
+    # On the default stream TensorRT would synchronise after every call.
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def run(sample: Any, timestep: Any, text: Any) -> Any:
-        given = {
+        inputs = {
             "sample": sample.to(dtype).contiguous(),
             "timestep": timestep.to("cuda", torch.float32),
             "text": text.to(dtype).contiguous(),
         }
-        for name, tensor in (*given.items(), ("prediction", output)):
+        for name, tensor in (*inputs.items(), ("prediction", output)):
             context.set_tensor_address(name, tensor.data_ptr())
         stream.wait_stream(torch.cuda.current_stream())
         if not context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("TensorRT could not run the UNet")
         torch.cuda.current_stream().wait_stream(stream)
-        # What the engine reads is not freed before it has run.
-        for tensor in given.values():
+        # Keep the inputs allocated until the engine has read them.
+        for tensor in inputs.values():
             tensor.record_stream(stream)
         return output.clone()
 
@@ -50,9 +50,9 @@ def runner(job: Job, path: Path) -> Callable[[Any, Any, Any], Any]:
 
 def _build(trt: Any, logger: Any, path: Path) -> bytes:
     builder = trt.Builder(logger)
-    # TensorRT 11 takes the types of the file without being told, and has no word for it any more.
-    strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly is None else 1 << int(strongly))
+    # TensorRT 11 is always strongly typed and has no such flag.
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         raise RuntimeError(f"TensorRT cannot read the UNet: {parser.get_error(0).desc()}")

@@ -1,8 +1,8 @@
-"""diffusers' pipeline with its UNet run by another runtime: what sd2rt's whole-step graph replaces.
+"""diffusers' pipeline with its UNet in another runtime: the usual alternative to sd2rt's whole-step graph.
 
-Options: ``runner`` (a function of unet_runners), ``dtype`` and ``device`` as diffusers_pipeline has them, and the
-runner's own. The UNet is exported alone, for the run's size and two guided rows: fixed shapes suit every runtime
-best. Text encoder, guidance, scheduler and decoder stay in PyTorch.
+Options: ``runner`` (a function of unet_runners), ``dtype`` and ``device`` as in diffusers_pipeline, and the runner's
+own. Only the UNet is exported, at fixed shapes (the run's size, two guided rows), which are fastest in every
+runtime. Text encoder, guidance, scheduler and decoder stay in PyTorch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers.diffusers_call import maker
 from benchmarks.peers.diffusers_pipeline import check_device, load, torch_dtype
-from benchmarks.peers.job import Job, Make, require
+from benchmarks.peers.job import Generate, Job, require
 
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "diffusers", "torch", "transformers",
@@ -29,7 +29,7 @@ def prepare(job: Job) -> None:
         _export(job)
 
 
-def open_pipeline(job: Job) -> Make:
+def open_pipeline(job: Job) -> Generate:
     import torch
 
     runners = import_module("benchmarks.peers.unet_runners")
@@ -37,33 +37,33 @@ def open_pipeline(job: Job) -> Make:
     device = job.options.get("device", "cpu")
 
     class Unet(torch.nn.Module):
-        """What the pipeline asks of its UNet."""
+        """The part of the UNet's interface that the pipeline uses."""
 
         def __init__(self, config: Any) -> None:
             super().__init__()
             self.config, self.dtype, self.device = config, torch_dtype(job), torch.device(device)
 
         def forward(
-            self, sample: Any, timestep: Any, encoder_hidden_states: Any, **others: Any
+            self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any
         ) -> tuple[Any, ...]:
-            given = {name: value for name, value in others.items() if value is not None}
-            if given != {"return_dict": False}:
-                raise ValueError(f"the exported UNet knows nothing of {', '.join(given)}")
+            unsupported = {name: value for name, value in options.items() if value is not None}
+            if unsupported != {"return_dict": False}:
+                raise ValueError(f"the exported UNet does not support {', '.join(unsupported)}")
             return (run(sample, timestep, encoder_hidden_states),)
 
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        hollow = UNet2DConditionModel.from_config(
+        meta_unet = UNet2DConditionModel.from_config(
             UNet2DConditionModel.load_config(job.checkpoint, subfolder="unet")
         )
     pipeline = load(job, unet=None).to(device)
-    pipeline.unet = Unet(hollow.config)
+    pipeline.unet = Unet(meta_unet.config)
     return maker(pipeline, job, dtype=torch_dtype(job), device=device)
 
 
 def _export(job: Job) -> None:
-    """Write ``unet.onnx``: sample [2, C, h, w], timestep [], text [2, 77, D] to the prediction [2, C, h, w]."""
+    """Export ``unet.onnx``: (sample [2, C, h, w], timestep [], text [2, 77, D]) to prediction [2, C, h, w]."""
     import torch
     from diffusers import UNet2DConditionModel
 

@@ -1,6 +1,6 @@
-"""A UNet's ONNX file by ONNX Runtime, OpenVINO or TensorRT: torch tensors in, a torch tensor out.
+"""Run a UNet's ONNX file in ONNX Runtime, OpenVINO or TensorRT, on torch tensors.
 
-Each takes the job and the file, and returns ``run(sample, timestep, text)``.
+Each runner takes the job and the file, and returns ``run(sample, timestep, text)``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Run = Callable[[Any, Any, Any], Any]
 
 
 def check(job: Job) -> None:
-    """Raises UnavailableError or ImportError where the job's runner cannot run."""
+    """Raise UnavailableError or ImportError if the job's runner cannot run."""
     runner = job.options["runner"]
     if runner == "openvino":
         from benchmarks.peers.openvino_pipeline import check_precision
@@ -28,11 +28,11 @@ def check(job: Job) -> None:
         import onnxruntime
 
         if _provider(job) not in onnxruntime.get_available_providers():
-            raise UnavailableError(f"this ONNX Runtime has no {_provider(job)}")
+            raise UnavailableError(f"the installed ONNX Runtime has no {_provider(job)}")
 
 
 def onnxruntime(job: Job, path: Path) -> Run:
-    """ONNX Runtime at its defaults; on a GPU the tensors stay there."""
+    """ONNX Runtime at its defaults; GPU tensors stay on the GPU."""
     import onnxruntime as ort
     import torch
 
@@ -41,17 +41,17 @@ def onnxruntime(job: Job, path: Path) -> Run:
     session = ort.InferenceSession(path, options, providers=[_provider(job)])
     binding = session.io_binding()
     device, dtype = job.options.get("device", "cpu"), torch_dtype(job)
-    kind = {torch.float32: 1, torch.float16: 10}  # of onnx.TensorProto
+    kind = {torch.float32: 1, torch.float16: 10}  # onnx.TensorProto data types
     output = torch.empty((2, *job.latent_shape[1:]), dtype=dtype, device=device)
 
     def run(sample: Any, timestep: Any, text: Any) -> Any:
-        # The run holds on to what it was given: ONNX Runtime knows nothing but the addresses.
-        given = {
+        # Keep the tensors alive during the run: ONNX Runtime holds only their addresses.
+        inputs = {
             "sample": sample.to(dtype).contiguous(),
             "timestep": timestep.to(device, torch.float32),
             "text": text.to(dtype).contiguous(),
         }
-        for name, tensor in given.items():
+        for name, tensor in inputs.items():
             binding.bind_input(name, device, 0, kind[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output("prediction", device, 0, kind[dtype], tuple(output.shape), output.data_ptr())
         if device != "cpu":
@@ -63,7 +63,7 @@ def onnxruntime(job: Job, path: Path) -> Run:
 
 
 def openvino(job: Job, path: Path) -> Run:
-    """OpenVINO's CPU plugin, reading the ONNX file itself."""
+    """OpenVINO's CPU plugin, which reads the ONNX file directly."""
     import openvino as ov
     import torch
 
@@ -73,8 +73,8 @@ def openvino(job: Job, path: Path) -> Run:
     request = compiled.create_infer_request()
 
     def run(sample: Any, timestep: Any, text: Any) -> Any:
-        given = (sample, timestep.to(torch.float32), text)
-        outputs = request.infer([tensor.contiguous().numpy() for tensor in given], share_inputs=True)
+        inputs = (sample, timestep.to(torch.float32), text)
+        outputs = request.infer([tensor.contiguous().numpy() for tensor in inputs], share_inputs=True)
         return torch.from_numpy(outputs[0].copy())
 
     return run

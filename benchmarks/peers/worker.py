@@ -1,12 +1,12 @@
-"""A peer's process: reads requests and writes replies, each an object of JSON on a line.
+"""Worker process of a peer: reads requests and writes replies, one JSON object per line.
 
     {"do": "prepare", "job": {...}}                     -> {"version": {...}, "prepare_seconds": 1.2}
     {"do": "open", "job": {...}}                        -> {"version": {...}, "open_seconds": 1.2}
     {"do": "make", "steps": 4, "seed": 1, "path": "a.npy"}
         -> {"seconds_per_image": 1.2, "step_seconds": [...], "peak_rss_bytes": 1}, the image in ``path``
-    anything that fails                                 -> {"error": "..."}, or {"unavailable": "..."}
+    any failure                                         -> {"error": "..."}, or {"unavailable": "..."}
 
-Ends with its standard input. Runs in the interpreter of the peer's packages, so it imports no others.
+Exits at the end of its standard input. Runs in the peer's environment, so it imports only the peer's packages.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from benchmarks.peers.job import Adapter, Job, Make, UnavailableError
+from benchmarks.peers.job import Adapter, Generate, Job, UnavailableError
 
 
 def main() -> None:
-    # Libraries print to standard output whenever they like; replies have a copy of it to themselves.
+    # Libraries print to standard output at any time: replies go to a private copy of it.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin, replies)
 
 
 def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answer every request until there are no more."""
+    """Answer requests until the input ends."""
     worker = _Worker()
     for line in requests:
         request = json.loads(line)
@@ -50,7 +50,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
 class _Worker:
     def __init__(self) -> None:
-        self._make: Make | None = None
+        self._generate: Generate | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "make":
@@ -61,22 +61,22 @@ class _Worker:
         if request["do"] == "prepare":
             prepare(adapter, job)
         else:
-            self._make = adapter.open_pipeline(job)
+            self._generate = adapter.open_pipeline(job)
         seconds = time.perf_counter() - start
         return {f"{request['do']}_seconds": seconds, "version": _versions(adapter.PACKAGES)}
 
     def _image(self, steps: int, seed: int, path: str) -> dict[str, Any]:
-        if self._make is None:
-            raise RuntimeError("nothing is open")
+        if self._generate is None:
+            raise RuntimeError("no pipeline is open")
         start = time.perf_counter()
-        image, step_seconds = self._make(steps, seed)
+        image, step_seconds = self._generate(steps, seed)
         seconds = time.perf_counter() - start
         np.save(path, np.asarray(image, np.float32))
         return {"seconds_per_image": seconds, "step_seconds": step_seconds, "peak_rss_bytes": _peak()}
 
 
 def prepare(adapter: Adapter, job: Job) -> None:
-    """Have the adapter write its folder, which is there under its name when it is whole."""
+    """Prepare the adapter; its folder gets its final name only when complete."""
     if job.folder.exists():
         adapter.prepare(job)
         return
@@ -91,17 +91,17 @@ def _fields(job: Job) -> dict[str, Any]:
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in packages:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _peak() -> int | None:
-    """Most memory that this process ever had in core; None where the system does not say."""
+    """Peak resident bytes of this process; None if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -111,7 +111,7 @@ def _peak() -> int | None:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error that has several, with its cause's where a library wrapped an import."""
+    """The first line of an error's message, or its type's name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""The bundle that a benchmark measures: the one that is given, or else the demo's, built for it."""
+"""The bundle that a benchmark measures: ``--bundle``, or a freshly built demo."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from benchmarks.recording import process
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """Add ``--bundle``."""
-    parser.add_argument("--bundle", help="a bundle; the demo, built for this, if left out")
+    parser.add_argument("--bundle", help="bundle to measure; default: build the demo")
 
 
 @contextmanager
 def bundle_or_demo(bundle: str | None) -> Iterator[str]:
-    """Give ``bundle``, or where it is None the demo's: built into a temporary folder, with a cache of its own.
+    """Yield ``bundle``; if it is None, build the demo in a temporary folder with a separate cache.
 
     Raises:
-        CommandError: the demo's could not be built.
+        CommandError: the demo could not be built.
     """
     if bundle is not None:
         yield bundle
@@ -37,7 +37,7 @@ def build_demo(scratch: Path) -> Path:
     """Build the demo's bundle in ``scratch`` and return its path.
 
     Raises:
-        CommandError: it could not be built.
+        CommandError: the demo could not be built.
     """
     path = scratch / "demo"
     process.measure(process.sd2rt("build", "demo", "-o", path), process.environment(scratch))

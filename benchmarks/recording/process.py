@@ -1,4 +1,4 @@
-"""A command in a process of its own, with the time and the memory that it took."""
+"""Run a command and measure its time and memory."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _POLL_SECONDS = 0.02
 
 
 class CommandError(Exception):
-    """A measured command failed; the message ends in the last lines that it printed."""
+    """A measured command failed; the message ends with its last output lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A command that has ended well."""
+    """Measurements of a command that succeeded."""
 
     seconds: float
-    """Wall time from before the process was made until it was gone."""
+    """Wall time from before the process starts until it has exited."""
     cpu_seconds: float
-    """User and system time, of all its threads and children."""
+    """User and system time of all threads and children."""
     peak_rss_bytes: int
-    """Most memory in core over the process tree; files that are mapped count where they are in core."""
+    """Peak resident memory of the process tree, including resident pages of mapped files."""
     peak_anonymous_bytes: int
-    """The same without mapped files, seen every 20 ms."""
+    """Peak without mapped files, sampled every 20 ms."""
     others_cpu_seconds: float
-    """What everything else on the machine used of its cores meanwhile; not 0 where the times say little."""
+    """CPU time that all other processes used meanwhile; if well above 0, the times are unreliable."""
     stdout: str
 
     def facts(self) -> dict[str, float]:
-        """Seconds and bytes, as a result has them."""
+        """Seconds and bytes, as stored in a result."""
         return {
             "seconds": round(self.seconds, 2),
             "cpu_seconds": round(self.cpu_seconds, 2),
@@ -47,10 +47,10 @@ class Measured:
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """What a measured ``sd2rt`` process gets: a cache and compiled modules of its own under ``scratch``.
+    """Environment of a measured ``sd2rt`` process: a separate cache and bytecode folder under ``scratch``.
 
-    A user's installation has its modules compiled; a checkout whose environment says not to has not. Where
-    PYTHONPYCACHEPREFIX is set, compiled modules are there: PyTorch's and diffusers' take half a minute to make.
+    A user's installation has compiled bytecode, so settings that suppress it are dropped. An existing
+    PYTHONPYCACHEPREFIX is kept: compiling PyTorch and diffusers takes half a minute.
     """
     changed = {
         "SD2RT_CACHE_DIR": str(scratch / "cache"),
@@ -62,18 +62,18 @@ def environment(scratch: Path) -> dict[str, str]:
 
 
 def sd2rt(*arguments: str | Path) -> list[str]:
-    """The command line of ``sd2rt`` in this environment: what its script runs."""
+    """Command line that runs ``sd2rt`` in this interpreter, as the installed script does."""
     code = "import sys; from sd2rt.runtime.cli.main import script; script()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Measured:
-    """Run ``command`` to its end.
+    """Run ``command`` and wait for it.
 
-    The kernel charges a child with the peak of the process that made it, so the caller's own should be small.
+    The kernel counts the parent's memory at the fork towards the child's peak, so the caller should be small.
 
     Raises:
-        CommandError: it ended with another code than 0.
+        CommandError: the exit code is not 0.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         busy, start = busy_seconds(), time.perf_counter()
@@ -88,7 +88,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
         finally:
             watch.stop.set()
         seconds, busy = time.perf_counter() - start, busy_seconds() - busy
-        # wait4 has reaped it, which Popen is to know.
+        # wait4 has reaped the process; without its code, Popen would wait again.
         process.returncode = os.waitstatus_to_exitcode(status)
         watch.join()
         err.seek(0)
@@ -96,7 +96,7 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
         stdout = out.read()
         if process.returncode != 0:
             tail = "\n".join((stdout + err.read()).splitlines()[-12:])
-            raise CommandError(f"{' '.join(command)}\nended with {process.returncode}:\n{tail}")
+            raise CommandError(f"{' '.join(command)}\nexited with {process.returncode}:\n{tail}")
     return Measured(
         seconds=seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -108,10 +108,10 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Mea
 
 
 def measure_stage(label: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Measured:
-    """Run ``command`` as :func:`measure` does, with a line on standard error: its label, time and peak memory.
+    """Run ``command`` like :func:`measure`, and print its label, time and peak memory to standard error.
 
     Raises:
-        CommandError: it ended with another code than 0.
+        CommandError: the exit code is not 0.
     """
     print(f"{label} ...", end=" ", file=sys.stderr, flush=True)
     measured = measure(command, env)
@@ -120,22 +120,22 @@ def measure_stage(label: str, command: Sequence[str], env: Mapping[str, str] | N
 
 
 class OthersClock:
-    """CPU time that everything but this process uses of the machine, within a ``with`` block."""
+    """Measure the CPU time of all other processes during a ``with`` block."""
 
     seconds = 0.0
-    """Set at the end of the block; above 0 where measured times say little."""
+    """Set at the end of the block; if well above 0, the measured times are unreliable."""
 
     def __enter__(self) -> Self:
-        self._busy, self._own = busy_seconds(), time.process_time()
+        self._busy, self._this_process = busy_seconds(), time.process_time()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        used = busy_seconds() - self._busy - (time.process_time() - self._own)
+        used = busy_seconds() - self._busy - (time.process_time() - self._this_process)
         self.seconds = round(max(used, 0.0), 2)
 
 
 class _Watch(threading.Thread):
-    """Looks at the memory of a process and its descendants until it is told to stop."""
+    """Sample the memory of a process and its descendants until stopped."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -145,13 +145,13 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(_POLL_SECONDS):
-            found = [_memory(pid) for pid in tree(self._pid)]
-            self.rss = max(self.rss, sum(rss for rss, _ in found))
-            self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in found))
+            sizes = [_memory(pid) for pid in tree(self._pid)]
+            self.rss = max(self.rss, sum(rss for rss, _ in sizes))
+            self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in sizes))
 
 
 def busy_seconds() -> float:
-    """CPU time that all processes have used since the machine started; 0 where the system does not say."""
+    """CPU time of all processes since boot; 0 if the system does not report it."""
     try:
         user, nice, system, _idle, _wait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -161,7 +161,7 @@ def busy_seconds() -> float:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """A process and all that it has started, as far as they are there."""
+    """Yield a process and its living descendants."""
     yield pid
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -172,7 +172,7 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Resident and anonymous bytes; zeros for a process that has gone."""
+    """Resident and anonymous bytes; zeros for a process that has exited."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

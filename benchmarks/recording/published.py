@@ -1,4 +1,4 @@
-"""Published checkpoints that a benchmark goes through, one after another, with random weights."""
+"""Options and commands of benchmarks that loop over the published checkpoints, with random weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def published(options: argparse.Namespace) -> list[PublishedCheckpoint]:
 
 
 def write_command(row: PublishedCheckpoint, folder: Path, *, small: bool) -> list[str]:
-    """The command line that writes a checkpoint of random weights, in full size unless ``small``."""
+    """Command line that writes a checkpoint of random weights, in full size unless ``small``."""
     configs = f"small-{row.kind}" if small else str(row.configs)
     return [sys.executable, "-m", "benchmarks.checkpoint", str(folder), "--configs", configs]

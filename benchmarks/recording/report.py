@@ -1,4 +1,4 @@
-"""How every benchmark here ends: a table for people, one line of JSON for machines, a file to keep."""
+"""Report a benchmark: a table, one line of JSON, and an optional result file."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="write the result; without FILE, to benchmarks/results/<date>-<benchmark>.json",
+        help="write the result to FILE; default: benchmarks/results/<date>-<benchmark>.json",
     )
 
 
 def summary(values: Iterable[float], digits: int = 4) -> dict[str, float]:
-    """Median, smallest and largest."""
-    found = list(values)
+    """Median, minimum, maximum and number of values."""
+    numbers = list(values)
     return {
-        "median": round(statistics.median(found), digits),
-        "min": round(min(found), digits),
-        "max": round(max(found), digits),
-        "n": len(found),
+        "median": round(statistics.median(numbers), digits),
+        "min": round(min(numbers), digits),
+        "max": round(max(numbers), digits),
+        "n": len(numbers),
     }
 
 
 def finish(
     result: dict[str, Any], header: Sequence[str], rows: Iterable[Sequence[object]], output: str | None
 ) -> None:
-    """Write the result where it was asked for, then print the table and the result as one line.
+    """Write the result if ``output`` is set, then print the table and the result as one line of JSON.
 
-    ``result`` has ``benchmark``, its name, and ``machine``, whose date names the file.
+    ``result["benchmark"]`` and the date in ``result["machine"]`` name the file.
     """
     if output is not None:
         write(result, output)
@@ -53,36 +53,36 @@ def finish(
 
 @contextmanager
 def interruptible(result: dict[str, Any], program: str) -> Iterator[None]:
-    """Set ``result["complete"]`` at the end of the block, which Ctrl-C ends early: what is done by then is kept.
+    """Set ``result["complete"]`` if the block ends normally; Ctrl-C ends it early and keeps the partial result.
 
     Raises:
-        SystemExit: the block ended with a ValueError.
+        SystemExit: the block raised a ValueError.
     """
     result["complete"] = False
     try:
         yield
         result["complete"] = True
     except KeyboardInterrupt:
-        print("\ninterrupted: what is done so far is kept", file=sys.stderr)
+        print("\ninterrupted: the partial result is kept", file=sys.stderr)
     except ValueError as error:
         sys.exit(f"{program}: {error}")
 
 
 def path_of(result: dict[str, Any], output: str) -> Path:
-    """Where a result goes: ``output``, or where that is empty a file of its own among the results."""
+    """Path of a result: ``output``, or if that is empty, a dated file in the results folder."""
     name = f"{result['machine']['date'][:10]}-{result['benchmark']}.json"
     return Path(output) if output else RESULTS / name
 
 
 def write(result: dict[str, Any], output: str) -> None:
-    """Write a result where :func:`path_of` says."""
+    """Write a result to :func:`path_of`."""
     path = path_of(result, output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right."""
+    """A text table: first column left-aligned, the others right-aligned."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(

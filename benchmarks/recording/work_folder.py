@@ -1,4 +1,4 @@
-"""A folder for checkpoints and bundles of many gigabytes, and the disk that they need."""
+"""A work folder for checkpoints and bundles, with a check of free disk space."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pathlib import Path
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
     """Add ``--workdir``."""
-    parser.add_argument("--workdir", type=Path, help="where the files go; a temporary folder if left out")
+    parser.add_argument(
+        "--workdir", type=Path, help="parent of the work folder; default: the system's temporary folder"
+    )
 
 
 @contextmanager
 def work_folder(
     benchmark: str, parent: Path | None, needed_bytes: int, *, keep: bool = False
 ) -> Iterator[Path]:
-    """Make a folder in ``parent``, the system's temporary one if that is None, and remove it unless ``keep``.
+    """Create a folder in ``parent`` (default: the system's temporary folder) and remove it unless ``keep``.
 
     Raises:
         SystemExit: the disk has less than ``needed_bytes`` free.
@@ -39,7 +41,9 @@ def work_folder(
 
 
 def require_disk(folder: Path, needed_bytes: int) -> None:
-    """End the command where the disk of ``folder`` has less than ``needed_bytes`` free."""
+    """Exit if the disk of ``folder`` has less than ``needed_bytes`` free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        sys.exit(f"this needs {needed_bytes / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free: give --workdir")
+        sys.exit(
+            f"needs {needed_bytes / 1e9:.0f} GB of disk, {free / 1e9:.1f} GB are free: choose another --workdir"
+        )

@@ -1,10 +1,10 @@
-"""How time and memory grow with the batch, the size, the steps, and the requests that share the step loop.
+"""Measure how time and memory grow with batch, size, steps and concurrent requests.
 
     python -m benchmarks.scaling [--bundle BUNDLE] [--sizes 64 128 192 256] [--batches 1 2 4 8] [--output]
 
-All points take turns in one process; the memory of each is that of a process of its own. Each curve is fitted by a
-power of what grows; beside it stands the power by which the operations grow, counted from the ONNX graphs. With
---output, a picture of the curves is saved beside the result.
+Times of all points are taken in turns in one process; memory is measured in a separate process per point. Each curve
+is fitted by a power law and compared with the growth of the operations, counted from the ONNX graphs. With --output,
+a plot is saved beside the result.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ from benchmarks.gpu.part_inputs import dims_of
 from benchmarks.recording import machine, process, report
 from benchmarks.recording.bundle import add_bundle, bundle_or_demo
 from benchmarks.scaling.plot import save_plot
-from benchmarks.scaling.point import Point, Taken, take
+from benchmarks.scaling.point import Point, Timing, time_point
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.runtime import Pipeline
 
 WORSE = 1.1
-"""An exponent above this is worse than linear, where no round's is below 1; else it is noise."""
+"""Growth is worse than linear if the exponent's median is above this and no round's is below 1."""
 _MIX = (4, 8, 12, 6)
-"""Steps of requests that share the loop, in turns, as a share of --call-steps of 6."""
+"""Steps of concurrent requests, in rotation, in sixths of --call-steps."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
     add_bundle(parser)
-    parser.add_argument("--what", help="ends the result's name; demo, full or small if left out")
+    parser.add_argument("--what", help="suffix of the result's name; default: demo, full or small")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 192, 256], help="in pixels")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--size", type=int, help="where it does not grow; the bundle's own if left out")
-    parser.add_argument("--call-steps", type=int, default=6, help="of an image where they do not grow")
+    parser.add_argument(
+        "--size", type=int, help="size of the other curves; default: the bundle's native size"
+    )
+    parser.add_argument("--call-steps", type=int, default=6, help="steps per image of the other curves")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--memory-repetitions", type=int, default=2, help="0 leaves the memory out")
+    parser.add_argument("--memory-repetitions", type=int, default=2, help="0 skips the memory measurement")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     report.add_output(parser)
     options = parser.parse_args()
     if options.call_steps < 2 or min(options.steps) < 2:
-        parser.error("the first call of an image is not counted: give at least 2 steps")
+        parser.error("--steps and --call-steps must be at least 2: the first call of an image is not counted")
     facts = machine.facts()
     with bundle_or_demo(options.bundle) as path:
         result = _measure(open_bundle(path), options) | {"machine": facts}
@@ -70,35 +72,35 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points along which one thing grows."""
+    """Points along which one quantity grows."""
 
     name: str
     grows: str
-    """What is on the x axis."""
+    """Label of the x axis."""
     points: tuple[Point, ...]
 
-    def x(self, point: Point, taken: Taken) -> float:
-        """How much of it a point has."""
+    def x(self, point: Point, timing: Timing) -> float:
+        """Position of a point on the x axis."""
         by = {"batch": len(point.steps), "pixels": point.side**2}
-        # Of steps and requests: the network's evaluations, which samplers make more of than they have steps.
-        return float(by.get(self.grows, taken.calls))
+        # For steps and requests, network evaluations: some samplers make several per step.
+        return float(by.get(self.grows, timing.calls))
 
-    def seconds(self, taken: Taken) -> float:
-        return taken.call if self.grows in ("batch", "pixels") else taken.whole
+    def seconds(self, timing: Timing) -> float:
+        return timing.call if self.grows in ("batch", "pixels") else timing.whole
 
 
 def _curves(options: argparse.Namespace, side: int) -> list[Curve]:
-    few = options.call_steps
-    mixed = [max(2, round(few * share / 6)) for share in _MIX]
+    call_steps = options.call_steps
+    mixed = [max(2, round(call_steps * share / 6)) for share in _MIX]
 
-    def of(name: str, grows: str, points: Iterable[Point]) -> Curve:
+    def curve(name: str, grows: str, points: Iterable[Point]) -> Curve:
         return Curve(name, grows, tuple(points))
 
     return [
-        of("batch", "batch", (Point(side, n, (few,) * n) for n in options.batches)),
-        of("size", "pixels", (Point(s, 1, (few,), decode=True) for s in options.sizes)),
-        of("steps", "steps", (Point(side, 1, (n,)) for n in options.steps)),
-        of(
+        curve("batch", "batch", (Point(side, n, (call_steps,) * n) for n in options.batches)),
+        curve("size", "pixels", (Point(s, 1, (call_steps,), decode=True) for s in options.sizes)),
+        curve("steps", "steps", (Point(side, 1, (n,)) for n in options.steps)),
+        curve(
             "requests",
             "steps of all requests",
             (Point(side, 4, tuple(mixed[i % 4] for i in range(n))) for n in options.requests),
@@ -109,52 +111,52 @@ def _curves(options: argparse.Namespace, side: int) -> list[Curve]:
 def _measure(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     side = options.size or bundle.manifest.native_sizes[0][0]
     full = any(True for _ in references_of(bundle))
-    what = options.what or ("demo" if options.bundle is None else "full" if full else "small")
+    suffix = options.what or ("demo" if options.bundle is None else "full" if full else "small")
     curves = _curves(options, side)
     points = {point: None for curve in curves for point in curve.points}
-    taken: dict[Point, list[Taken]] = defaultdict(list)
-    most = max(point.batch for point in points)
+    timings: dict[Point, list[Timing]] = defaultdict(list)
+    max_batch = max(point.batch for point in points)
     with (
-        process.OthersClock() as others,
-        Pipeline.open(bundle.path, threads=options.threads, max_batch=most) as pipeline,
+        process.OthersClock() as other_load,
+        Pipeline.open(bundle.path, threads=options.threads, max_batch=max_batch) as pipeline,
     ):
         for repetition in range(options.repetitions + 1):
             for point in points:
-                found = take(pipeline, point)
-                if repetition:  # the first makes the sessions and the caches warm
-                    taken[point].append(found)
+                timing = time_point(pipeline, point)
+                if repetition:  # the first repetition warms the sessions and caches
+                    timings[point].append(timing)
     memory = _memory(bundle.path, list(points), options)
     operations = _Operations(bundle)
-    described = [_curve(curve, taken, memory, operations) for curve in curves]
-    described.insert(2, _decoder(curves[1], taken, operations))
+    curve_records = [_curve(curve, timings, memory, operations) for curve in curves]
+    curve_records.insert(2, _decoder(curves[1], timings, operations))
     return {
-        "benchmark": f"scaling-{what}",
+        "benchmark": f"scaling-{suffix}",
         "precision": bundle.manifest.precision,
         "size_px": [side, side],
         "threads": options.threads,
         "repetitions": options.repetitions,
         "opened_rss_bytes": memory.get(None, []) and report.summary(memory[None], 0),
-        "curves": described,
-        "others_cpu_seconds": others.seconds,
+        "curves": curve_records,
+        "others_cpu_seconds": other_load.seconds,
     }
 
 
 def _memory(
     bundle: Path, points: Sequence[Point], options: argparse.Namespace
 ) -> dict[Point | None, list[int]]:
-    """Peak resident bytes of each point in processes of their own, in turns; None is the bundle, opened."""
+    """Peak resident bytes of each point, each in a separate process; None is the opened bundle alone."""
     opened = Point(points[0].side, max(point.batch for point in points), ())
-    found: dict[Point | None, list[int]] = defaultdict(list)
+    peaks: dict[Point | None, list[int]] = defaultdict(list)
     for _ in range(options.memory_repetitions):
         for point in (None, *points):
             command = [sys.executable, "-m", "benchmarks.scaling.point", str(bundle)]
             command += [(point or opened).json(), str(options.threads)]
-            found[point].append(int(process.measure(command).stdout))
-    return found
+            peaks[point].append(int(process.measure(command).stdout))
+    return peaks
 
 
 class _Operations:
-    """Operations of a bundle's parts at any size, each counted once."""
+    """Operation counts of a bundle's parts at any size, cached."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -167,41 +169,41 @@ class _Operations:
 
 def _curve(
     curve: Curve,
-    taken: dict[Point, list[Taken]],
+    timings: dict[Point, list[Timing]],
     memory: dict[Point | None, list[int]],
     operations: _Operations,
 ) -> dict[str, Any]:
-    xs = [curve.x(point, taken[point][0]) for point in curve.points]
-    seconds = [[curve.seconds(one) for one in taken[point]] for point in curve.points]
+    xs = [curve.x(point, timings[point][0]) for point in curve.points]
+    seconds = [[curve.seconds(timing) for timing in timings[point]] for point in curve.points]
     counts = [
         operations.of("denoiser", point.side, len(point.steps) if curve.grows == "batch" else 1)
         for point in curve.points
     ]
     calls = [1 if curve.grows in ("batch", "pixels") else x for x in xs]
-    found = _described(
+    record = _record(
         curve.name, curve.grows, xs, seconds, [c.flops * n for c, n in zip(counts, calls, strict=True)]
     )
     if memory:
         opened = float(np.median(memory[None]))
         peaks = [memory[point] for point in curve.points]
-        # Of what is taken on top of the opened bundle; a point may take nothing that can be seen.
+        # Memory above the opened bundle, at least 1 MB: a small point may not raise the peak at all.
         above = [[max(peak - opened, 1e6) for peak in each] for each in peaks]
-        found["peak_rss_bytes"] = [report.summary(each, 0) for each in peaks]
-        found["memory_exponent"] = report.summary(exponents(xs, above), 3)
-    found["note"] = note(found, counts)
-    return found
+        record["peak_rss_bytes"] = [report.summary(each, 0) for each in peaks]
+        record["memory_exponent"] = report.summary(exponents(xs, above), 3)
+    record["note"] = note(record, counts)
+    return record
 
 
-def _decoder(size: Curve, taken: dict[Point, list[Taken]], operations: _Operations) -> dict[str, Any]:
+def _decoder(size: Curve, timings: dict[Point, list[Timing]], operations: _Operations) -> dict[str, Any]:
     xs = [float(point.side**2) for point in size.points]
-    seconds = [[one.decode or 0.0 for one in taken[point]] for point in size.points]
+    seconds = [[timing.decode or 0.0 for timing in timings[point]] for point in size.points]
     counts = [operations.of("decoder", point.side, 1) for point in size.points]
-    found = _described("size, decoder", "pixels", xs, seconds, [c.flops for c in counts])
-    found["note"] = note(found, counts)
-    return found
+    record = _record("size, decoder", "pixels", xs, seconds, [c.flops for c in counts])
+    record["note"] = note(record, counts)
+    return record
 
 
-def _described(
+def _record(
     name: str, grows: str, xs: list[float], seconds: list[list[float]], flops: Sequence[float]
 ) -> dict[str, Any]:
     return {
@@ -216,17 +218,17 @@ def _described(
 
 
 def exponents(xs: Sequence[float], values: Sequence[Sequence[float]]) -> list[float]:
-    """The power of x that each round's values grow by: the slope of log value over log x, by least squares.
+    """Fit a power law to each round: the least-squares slope of log value over log x.
 
     Args:
-        values: by point, then by round.
+        values: values by point, then by round.
     """
     rounds = np.log(np.array(values, np.float64)).T  # [rounds, points]
-    return [float(np.polyfit(np.log(xs), one, 1)[0]) for one in rounds]
+    return [float(np.polyfit(np.log(xs), values_of_round, 1)[0]) for values_of_round in rounds]
 
 
 def attention_share(counts: Counts) -> float:
-    """Attention's share of a call's operations."""
+    """Share of attention in the operations of a call."""
     return (counts.self_attention + counts.cross_attention) / counts.flops
 
 
@@ -235,34 +237,32 @@ def _worse(exponent: dict[str, float]) -> bool:
 
 
 def note(curve: dict[str, Any], counts: Sequence[Counts]) -> str:
-    """What explains a curve that grows faster than linearly; empty where none does.
+    """Explain a curve that grows faster than linearly; empty for one that does not.
 
     Args:
-        counts: of a call, at each point.
+        counts: operations and bytes of a call, at each point.
     """
-    said = []
+    notes = []
     first, last = counts[0], counts[-1]
     exponent, flops = curve["time_exponent"]["median"], curve["flops_exponent"]
     if _worse(curve["time_exponent"]):
-        shares = (
-            f"attention's share of them goes from {attention_share(first):.0%} to {attention_share(last):.0%}"
-        )
+        shares = f"attention's share goes from {attention_share(first):.0%} to {attention_share(last):.0%}"
         text = f"the operations grow by {flops:.2f}; {shares}"
         if exponent > flops + WORSE - 1:
             rates = [f / s["median"] / 1e9 for f, s in zip(curve["flops"], curve["seconds"], strict=True)]
             text += (
-                f"; time grows faster than they do: from {rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s, while what "
-                f"products move goes from {first.bytes / 1e6:.0f} to {last.bytes / 1e6:.0f} MB (last cache: "
+                f"; time grows faster than the operations: from {rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s, while the "
+                f"bytes moved by products go from {first.bytes / 1e6:.0f} to {last.bytes / 1e6:.0f} MB (last cache: "
                 f"{last_cache_bytes() / 1e6:.0f} MB)"
             )
-        said.append(text)
+        notes.append(text)
     memory = curve.get("memory_exponent")
     if memory is not None and _worse(memory):
-        said.append(
+        notes.append(
             f"memory: the largest attention's scores go from {first.score_bytes / 1e6:.0f} to "
             f"{last.score_bytes / 1e6:.0f} MB"
         )
-    return "; ".join(said)
+    return "; ".join(notes)
 
 
 COLUMNS = (
@@ -281,11 +281,11 @@ COLUMNS = (
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table of a result."""
-    found = []
+    """Table rows of a result."""
+    table_rows = []
     for curve in result["curves"]:
         time_, memory = curve["time_exponent"], curve.get("memory_exponent")
-        found.append(
+        table_rows.append(
             (
                 curve["name"],
                 *(f"{curve['x'][end]:g}" for end in (0, -1)),
@@ -298,7 +298,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 curve["note"] or "no",
             )
         )
-    return found
+    return table_rows
 
 
 if __name__ == "__main__":

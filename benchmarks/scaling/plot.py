@@ -1,4 +1,4 @@
-"""The curves of a scaling result as a picture: time above, memory below."""
+"""Plot a scaling result: time in the upper row, memory in the lower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TIME, _MEMORY, _GREY = "#1f77b4", "#d95f02", "#888888"
 
 
 def save_plot(result: dict[str, Any], path: Path) -> None:
-    """Draw a result's curves into a PNG or SVG, on logarithmic axes: a line of slope 1 is linear growth."""
+    """Plot a result's curves to a PNG or SVG. Time axes are logarithmic: linear growth has slope 1."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -36,14 +36,16 @@ def save_plot(result: dict[str, Any], path: Path) -> None:
                 linear = [first * x / curve["x"][0] for x in curve["x"]]
                 flops = [first * each / curve["flops"][0] for each in curve["flops"]]
                 axes.plot(curve["x"], linear, ":", color=_GREY, label="linear")
-                axes.plot(curve["x"], flops, "--", color="black", lw=1, label="as the FLOPs")
+                axes.plot(curve["x"], flops, "--", color="black", lw=1, label="like the FLOPs")
                 axes.set_title(
                     f"{curve['name']}: time ~ x^{curve['time_exponent']['median']:.2f}", fontsize=10
                 )
                 axes.set_yscale("log")
                 axes.legend(fontsize=8)
             else:
-                axes.set_title(f"on top of opening ~ x^{curve['memory_exponent']['median']:.2f}", fontsize=10)
+                axes.set_title(
+                    f"memory above opening ~ x^{curve['memory_exponent']['median']:.2f}", fontsize=10
+                )
                 axes.set_ylim(0, 1.15 * max(middle))
             axes.set_xscale("log")
             names = [f"{round(x**0.5)}²" if curve["grows"] == "pixels" else f"{x:g}" for x in curve["x"]]

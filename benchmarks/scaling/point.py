@@ -1,8 +1,8 @@
-"""One point of a curve: images of one size in one pipeline, so many at once, so many steps each.
+"""One point of a curve: concurrent images of one size in one pipeline.
 
     python -m benchmarks.scaling.point BUNDLE '{"side": 128, "batch": 1, "steps": [5]}' THREADS
 
-runs it in a process of its own and prints its peak resident bytes; no steps at all is a bundle that is only opened.
+runs the point in this process and prints its peak resident bytes. With an empty "steps", it only opens the bundle.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sd2rt.runtime import Pipeline, Request
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is asked of the pipeline."""
+    """A workload of the pipeline."""
 
     side: int
-    """Of the images, in pixels."""
+    """Side of the images, in pixels."""
     batch: int
-    """Images of a denoiser call, at most."""
+    """Largest number of images per denoiser call."""
     steps: tuple[int, ...]
-    """Of each request; one image each."""
+    """Steps of each request; one image each."""
     decode: bool = False
-    """Decode the first image too."""
+    """Also decode the first image."""
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -53,20 +53,20 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What a point took, in seconds."""
+class Timing:
+    """Times of a point, in seconds."""
 
     call: float
-    """Median of a denoiser call, without the first, which follows what is made once."""
+    """Median of a denoiser call, without the first, which includes one-time work."""
     whole: float
-    """From the requests to the last one's latents."""
+    """From the requests to the latents of the last image."""
     decode: float | None
     calls: int
-    """Steps made over all images."""
+    """Denoiser calls summed over all images."""
 
 
-def take(pipeline: Pipeline, point: Point) -> Taken:
-    """Make a point's images."""
+def time_point(pipeline: Pipeline, point: Point) -> Timing:
+    """Generate the images of a point and time them."""
     pipeline.max_batch = point.batch
     start = time.perf_counter()
     with pipeline.stream_requests(point.requests()) as run:
@@ -77,21 +77,21 @@ def take(pipeline: Pipeline, point: Point) -> Taken:
         start = time.perf_counter()
         pipeline.decode(np.asarray(latents)[0])
         decode = time.perf_counter() - start
-    return Taken(statistics.median(np.diff(clock).tolist()), whole, decode, run.total)
+    return Timing(statistics.median(np.diff(clock).tolist()), whole, decode, run.total)
 
 
 def main() -> None:
     bundle, text, threads = sys.argv[1:4]
-    asked = json.loads(text)
-    point = Point(**{**asked, "steps": tuple(asked["steps"])})
+    fields = json.loads(text)
+    point = Point(**{**fields, "steps": tuple(fields["steps"])})
     with Pipeline.open(bundle, threads=int(threads), max_batch=point.batch) as pipeline:
         if point.steps:
-            take(pipeline, point)
+            time_point(pipeline, point)
         print(_peak_rss_bytes())
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process. What the kernel tells its parent would have the parent's own in it, from before the exec."""
+    """Peak of this process. The value wait4 gives the parent would include the parent's memory before exec."""
     [line] = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 

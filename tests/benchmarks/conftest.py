@@ -1,4 +1,4 @@
-"""Benchmarks are run as processes, whose modules are compiled once for all tests."""
+"""Benchmarks run as processes that share one folder of compiled modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def compiled_modules(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
     base = tmp_path_factory.getbasetemp()
-    # A worker's folder is in that of the session which started it.
+    # With pytest-xdist, a worker's folder is inside the session's.
     session = base.parent if hasattr(request.config, "workerinput") else base
     return str(session / "compiled")
 

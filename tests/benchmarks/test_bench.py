@@ -1,4 +1,4 @@
-"""`sd2rt bench` by way of the source tree, which knows the commit."""
+"""`sd2rt bench` run from the source tree, which adds the commit."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_the_result_has_the_commit(tmp_path: Path, small_bundle: Path) -> None:
     *tables, line = ran.stdout.splitlines()
     printed = json.loads(line)
     assert any(row.startswith("it/s") for row in tables)
-    # The same measurement, and nothing of it is lost.
+    # The file has everything that was printed.
     assert result == printed | {"machine": printed["machine"] | machine.commit()}
-    # Another commit is no difference between two results.
+    # A different commit does not make two results incomparable.
     assert compare(result, printed)["differences"] == []
 
 

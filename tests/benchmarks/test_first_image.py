@@ -1,4 +1,4 @@
-"""Processes from their start to a PNG, on the small network: the same picture, and ratios of what was measured."""
+"""From process start to PNG on the small network: equal images, and correct ratios."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_same_picture_in_less_memory(tmp_path: Path, small_checkpoint: Path,
         assert ratio == pytest.approx(ours[name]["median"] / theirs[name]["median"], abs=1e-3)
         bound = result["bounds"][name]
         assert bound["holds"] == (ratio <= bound["bound"])
-    # A framework in the process would be seen in its memory.
+    # PyTorch in sd2rt's process would show in its memory.
     assert result["ratios"]["peak_rss_bytes"]["median"] < 0.7
 
     page = tables.SECTIONS["first_image"](Results(tmp_path), tmp_path)
@@ -51,9 +51,9 @@ def test_the_same_picture_in_less_memory(tmp_path: Path, small_checkpoint: Path,
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--pairs", "0"], "give at least 1 of --pairs and of --steps, and 0 of --warmup"),
-        (["--warmup", "-1"], "give at least 1 of --pairs and of --steps, and 0 of --warmup"),
-        (["--bundle", "b"], "--bundle needs its --checkpoint"),
+        (["--pairs", "0"], "--pairs and --steps must be at least 1, --warmup at least 0"),
+        (["--warmup", "-1"], "--pairs and --steps must be at least 1, --warmup at least 0"),
+        (["--bundle", "b"], "--bundle requires --checkpoint"),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], line: str) -> None:

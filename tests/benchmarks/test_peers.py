@@ -1,4 +1,4 @@
-"""The real driver on the small network: images first, ratios by round, and peers that are missing or die."""
+"""The real driver on the small network: images first, ratios by round, and peers that are missing or crash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.peers import groups
 from benchmarks.peers.catalogue import COMMON, Peer, variant
-from benchmarks.peers.findings import remarks
 from benchmarks.peers.images import difference
+from benchmarks.peers.peer_results import remarks
 from benchmarks.peers.step_clock import StepClock
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -24,17 +24,17 @@ import os, sys
 sys.path.insert(0, os.getcwd())
 from benchmarks.peers import worker
 make = worker._Worker._image
-made = []
-def image(self, *asked):
-    made.append(asked)
-    if len(made) == 3:
+calls = []
+def image(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == 3:
         print("the power went", file=sys.stderr, flush=True)
         os._exit(9)
-    return make(self, *asked)
+    return make(self, *arguments)
 worker._Worker._image = image
 worker.main()
 """
-"""A real worker, but for a sudden end in its second round: interpreters are told ``-m benchmarks.peers.worker``."""
+"""An interpreter whose worker crashes in its second round; it is run with ``-m benchmarks.peers.worker``."""
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -44,8 +44,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def result_of(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return result
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
         "--checkpoint", small_checkpoint, "--bundle", small_bundle, "--workdir", tmp_path / "work",
         "--peers", *names[:3], "--images", tmp_path / "images", "--threads", 1, "--steps", 3, "--pairs", 2,
         "--output", tmp_path / "result.json", "--together", 4,
-        *(word for name, told in added.items() for word in ("--with", f"{name}={json.dumps(told)}")),
+        *(word for name, options in added.items() for word in ("--with", f"{name}={json.dumps(options)}")),
         "--python", f"dies={dying_python}", "--python", "dead=/usr/bin/false",
         "--python", "no-python=/no/such/python",
     )  # fmt: skip
@@ -92,11 +92,11 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
     assert peers["sd2rt"]["ratio"]["sd2rt"]["seconds_per_step"]["median"] == 1
     assert peers["sd2rt"]["version"]["onnxruntime"]
     assert peers["onnxruntime-loop"]["version"]["torch"]
-    # A framework in the process would be seen in its memory, which is to be sd2rt's own.
+    # PyTorch in sd2rt's process would show in its memory.
     assert peers["sd2rt"]["peak_rss_bytes"] < 0.7 * peers["diffusers"]["peak_rss_bytes"]
 
     for name, reason in (
-        ("dead", "ended with 1: it printed nothing"),
+        ("dead", "exited with 1: it printed nothing"),
         ("no-python", "/no/such/python cannot be run: No such file or directory"),
     ):
         assert peers[name] == {
@@ -107,12 +107,11 @@ def test_peers_agree_and_are_compared_by_round_whoever_is_missing_or_dies(
         }
     assert "cuda" in peers["no-gpu"]["reason"].lower()
     assert "\n" not in peers["no-gpu"]["reason"]
-    assert peers["dies"]["failed"] == "ended with 9: the power went"
-    # The round that it finished counts, and the others went on without it.
+    assert peers["dies"]["failed"] == "exited with 9: the power went"
+    # Its finished round counts, and the other peers continued.
     assert peers["dies"]["seconds_per_image"]["n"] == 1
-    told = ran.stdout
-    assert "dead is not measured: ended with 1" in told
-    assert "dies did not finish: ended with 9: the power went" in told
+    assert "dead is not measured: exited with 1" in ran.stdout
+    assert "dies did not finish: exited with 9: the power went" in ran.stdout
 
 
 def test_images_are_compared_without_diffusers_too(
@@ -127,9 +126,9 @@ def test_images_are_compared_without_diffusers_too(
     assert result["reference"] == "sd2rt"
     assert result["peers"]["sd2rt"]["image"]["psnr_db"] is None
     ours, other = (np.load(tmp_path / "images" / f"{name}.npy") for name in ("sd2rt", "tiles"))
-    found = result["peers"]["tiles"]["image"]
+    image = result["peers"]["tiles"]["image"]
     expected = difference(other, ours) | {"bound_db": 40.0, "comparable": True}
-    assert found == json.loads(json.dumps(expected))
+    assert image == json.loads(json.dumps(expected))
     assert set(result["peers"]["tiles"]["ratio"]) == {"sd2rt"}
 
     nobody = run(
@@ -142,12 +141,12 @@ def test_images_are_compared_without_diffusers_too(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--peers", "sd2tr"], "there is no peer sd2tr: there are sd2rt,"),
-        (["--python", "nobody=python3"], "--python nobody=python3: give NAME=PATH"),
-        (["--peers", "sd2rt", "openvino", "--groups", "openvino", "openvino"], "--groups has to name each"),
-        (["--bundle", "b"], "--bundle needs its --checkpoint"),
-        (["--steps", "1"], "give at least 2 --steps"),
-        (["--with", "fast"], "--with fast: give NAME="),
+        (["--peers", "sd2tr"], "unknown peer sd2tr: choose from sd2rt,"),
+        (["--python", "nobody=python3"], "--python nobody=python3: expected NAME=PATH"),
+        (["--peers", "sd2rt", "openvino", "--groups", "openvino", "openvino"], "--groups must name each"),
+        (["--bundle", "b"], "--bundle requires --checkpoint"),
+        (["--steps", "1"], "--steps must be at least 2"),
+        (["--with", "fast"], "--with fast: expected NAME="),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], line: str) -> None:
@@ -160,28 +159,28 @@ def test_bad_options_are_one_line(arguments: list[str], line: str) -> None:
 def test_groups_fit_into_memory_beside_the_common_peers() -> None:
     peers = [Peer(name, "", "", memory=1.0) for name in (*COMMON, "a", "b", "c")]
     gigabyte = 10**9
-    # Of 5 GB a peer takes 1.5: with 85 % of the memory counted on, that is two common ones and what remains.
+    # A peer takes 1.5 GB, and 85 % of the free memory may be used: the common peers take 3 GB of it.
     assert groups.form(peers, gigabyte, 20 * gigabyte, None) == [[*COMMON, "a", "b", "c"]]
     assert groups.form(peers, gigabyte, 8 * gigabyte, None) == [[*COMMON, "a", "b"], [*COMMON, "c"]]
     assert groups.form(peers, gigabyte, 1 * gigabyte, None) == [[*COMMON, name] for name in "abc"]
     assert groups.form(peers, gigabyte, 20 * gigabyte, 4) == [[*COMMON, "a", "b"], [*COMMON, "c"]]
     assert groups.form(peers[:2], gigabyte, 20 * gigabyte, None) == [[*COMMON]]
-    assert groups.asked(["sd2rt,a", "c,b"], peers) == [["sd2rt", "a"], [*COMMON, "c", "b"]]
+    assert groups.parse(["sd2rt,a", "c,b"], peers) == [["sd2rt", "a"], [*COMMON, "c", "b"]]
 
 
 def test_an_image_that_is_off_is_flagged() -> None:
     reference = np.zeros((8, 8, 3), np.float32)
     assert difference(reference, reference)["psnr_db"] is None
     # One step of 255 everywhere: 20 log10(255) dB.
-    apart = difference(reference + np.float32(1 / 255), reference)
-    assert apart["max_pixel"] == 1
-    assert apart["psnr_db"] == pytest.approx(48.13, abs=0.01)
-    image = apart | {"psnr_db": 12.0, "bound_db": 40.0, "comparable": False}
+    error = difference(reference + np.float32(1 / 255), reference)
+    assert error["max_pixel"] == 1
+    assert error["psnr_db"] == pytest.approx(48.13, abs=0.01)
+    image = error | {"psnr_db": 12.0, "bound_db": 40.0, "comparable": False}
     idle = {"seconds": 10.0, "cpu_seconds": 3.0}
     (off, spins) = remarks({"other": {"available": True, "image": image, "idle": idle}}, "diffusers")
-    assert off.startswith("other is not comparable: its image is within 12.0 dB")
-    assert spins.startswith("other is not idle")
-    with pytest.raises(ValueError, match="not finite"):
+    assert off.startswith("other is not comparable: its image has 12.0 dB")
+    assert spins.startswith("other was not idle")
+    with pytest.raises(ValueError, match="non-finite"):
         difference(reference * np.nan, reference)
 
 
@@ -203,5 +202,5 @@ def test_a_variant_is_sd2rt_with_further_arguments() -> None:
     assert (peer.adapter, peer.precision) == ("sd2rt_pipeline", "bf16")
     assert peer.options == {"backend": "openvino", "precision": "bf16"}
     assert variant("half", {"bundle": "b", "precision": "fp16"}).options == {"bundle": "b"}
-    with pytest.raises(ValueError, match="precision is int3"):
+    with pytest.raises(ValueError, match="unknown precision int3"):
         variant("x", {"precision": "int3"})

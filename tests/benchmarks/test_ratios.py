@@ -1,7 +1,7 @@
-"""A smoke test of what no machine should change: sd2rt beside diffusers in the same minute, as ratios.
+"""Smoke tests of ratios between sd2rt and diffusers that should hold on any machine.
 
-Margins are wide and nothing is compared with a clock: a bound is about twice what was measured when it was set, or
-more. Where a ratio is of times it has several tries, as other processes may take the processor from one side.
+Margins are wide and no absolute time is tested: each bound is at least twice the value measured when it was set.
+Ratios of times get several tries, since other processes may slow one side.
 """
 
 from __future__ import annotations
@@ -47,35 +47,35 @@ IMPORTS = "import torch, diffusers; from diffusers import StableDiffusionPipelin
 
 
 def child(code: str, **names: str) -> dict[str, float]:
-    """Modules, CPU seconds and peak kilobytes of a process that runs this code, told by itself.
+    """Run code in a process that reports its own modules, CPU seconds and peak kilobytes.
 
-    What the kernel tells of a child has the memory of the process that made it in it.
+    The peak that the kernel reports to the parent would include the parent's memory.
     """
-    given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    definitions = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     run = subprocess.run(
-        [sys.executable, "-c", given + code + _TAIL], capture_output=True, text=True, check=False
+        [sys.executable, "-c", definitions + code + _TAIL], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    usage: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return usage
 
 
 def lowest_of_tries(ratio: Callable[[], float], bound: float) -> float:
-    """The first of several measured ratios that is within the bound, or the lowest."""
-    found = []
+    """Measure a ratio until it is within the bound, at most TRIES times; return the lowest."""
+    ratios = []
     for _ in range(TRIES):
-        found.append(ratio())
-        if found[-1] <= bound:
+        ratios.append(ratio())
+        if ratios[-1] <= bound:
             break
-    return min(found)
+    return min(ratios)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_a_run_beside_diffusers(small_bundle: Path, small_checkpoint: Path, tmp_path: Path) -> None:
-    """Modules, CPU time and memory of whole processes, on networks so small that they do not matter.
+    """Compare modules, CPU time and memory of whole processes, on networks of negligible size.
 
-    Set where 0.15 of the modules, 0.13 of the imports' CPU time and 0.26 of the memory were measured. Importing torch
-    anywhere in `sd2rt run` breaks all three.
+    Measured when set: 0.15 of the modules, 0.13 of the imports' CPU time and 0.26 of the memory. Importing torch
+    anywhere in `sd2rt run` fails all three.
     """
     ours = child(SD2RT, BUNDLE=str(small_bundle), PNG=str(tmp_path / "a.png"))
     theirs = child(DIFFUSERS, CHECKPOINT=str(small_checkpoint))
@@ -83,7 +83,7 @@ def test_a_run_beside_diffusers(small_bundle: Path, small_checkpoint: Path, tmp_
     assert ours["peak"] <= 0.45 * theirs["peak"]
 
     def cpu() -> float:
-        # The whole of ours against no more than the imports of theirs.
+        # Our whole run against diffusers' imports alone.
         run = child(SD2RT, BUNDLE=str(small_bundle), PNG=str(tmp_path / "a.png"))
         return run["cpu"] / child(IMPORTS)["cpu"]
 
@@ -91,10 +91,10 @@ def test_a_run_beside_diffusers(small_bundle: Path, small_checkpoint: Path, tmp_
 
 
 def test_host_time_of_a_step_beside_a_plain_loop(small_bundle: Path) -> None:
-    """What a step costs outside of the network: our loop, against diffusers' scheduler around the same network.
+    """Compare a step's cost outside the network: our loop against diffusers' scheduler around the same network.
 
-    Set where 0.09 was measured. A pause of half a millisecond in `Batch.step` breaks it, or a plan that is made anew
-    for each step.
+    Measured when set: 0.09. A pause of half a millisecond in `Batch.step`, or rebuilding the plan at each step, fails
+    it.
     """
     with TimedPipeline.open(small_bundle, threads=1, max_batch=1) as pipeline:
         plain = plain_loop(small_bundle)
@@ -106,7 +106,7 @@ def test_host_time_of_a_step_beside_a_plain_loop(small_bundle: Path) -> None:
                 steps = timed_steps(pipeline, 1, SIDE, SIDE, STEPS, {"sampler": "pndm"})
                 other = next(plain)
                 if turn:
-                    # The first step of a run makes its buffers' contents, and is not like the others.
+                    # The first step of a run also fills its buffers.
                     ours += [step.host / 1e3 for step in steps[1:]]
                     theirs += other[1:]
             return statistics.median(ours) / statistics.median(theirs)
@@ -115,10 +115,10 @@ def test_host_time_of_a_step_beside_a_plain_loop(small_bundle: Path) -> None:
 
 
 def plain_loop(bundle: Path) -> Iterator[list[float]]:
-    """Denoise with diffusers' PNDM scheduler, again and again; microseconds outside of the network by step.
+    """Denoise repeatedly with diffusers' PNDM scheduler; yield microseconds outside the network for each step.
 
-    The network is the bundle's denoiser as ONNX Runtime runs it from a dictionary of arrays. What it puts out stands
-    for two UNet outputs: guidance and the scheduler do with them what they do in diffusers' pipeline.
+    The network is the bundle's denoiser in ONNX Runtime, called with a dictionary of arrays. Its output stands in for
+    two UNet outputs, on which guidance and the scheduler work as in diffusers' pipeline.
     """
     import onnxruntime
     import torch
@@ -145,7 +145,7 @@ def plain_loop(bundle: Path) -> Iterator[list[float]]:
     while True:
         scheduler.set_timesteps(STEPS)
         latents = torch.randn(1, 4, SIDE // 8, SIDE // 8)
-        taken = []
+        elapsed_us = []
         for t in scheduler.timesteps:
             start = time.perf_counter_ns()
             rows = scheduler.scale_model_input(torch.cat([latents] * 2), t)
@@ -157,5 +157,5 @@ def plain_loop(bundle: Path) -> Iterator[list[float]]:
             uncond, cond = torch.from_numpy(out)[0, :2].unsqueeze(1)
             predicted = uncond + 7.5 * (cond - uncond)
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
-            taken.append((time.perf_counter_ns() - start - inside) / 1e3)
-        yield taken
+            elapsed_us.append((time.perf_counter_ns() - start - inside) / 1e3)
+        yield elapsed_us

@@ -1,4 +1,4 @@
-"""The pages on performance are what the results give, and results that are missing are said to be."""
+"""The rendered pages match the results, and missing results are reported."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def peer(precision: str, step: float, to_ours: float, to_diffusers: float) -> di
 
 @pytest.fixture
 def peers(tmp_path: Path) -> Path:
-    """A folder with a result of peers in full size."""
+    """A folder with one result of full-size peers."""
     write(
         tmp_path,
         "peers-full",
@@ -134,7 +134,7 @@ def test_the_newest_result_counts(tmp_path: Path) -> None:
 def test_goals_are_ratios_of_what_was_measured(peers: Path) -> None:
     lines = goals(Results(peers), peers).splitlines()
     step = next(line for line in lines if "fastest fp32 peer" in line)
-    # OpenVINO's step takes 1.1 to 1.21 of ours, so that ours takes 1 / 1.155 of its.
+    # OpenVINO's step takes 1.1 to 1.21 of ours, so ours takes 1 / 1.155 of its.
     assert "| 0.866 (0.826 to 0.909) | yes |" in step
     assert "| 0.210 (0.200 to 0.220) | yes |" in next(
         line for line in lines if "over diffusers' in fp32" in line
@@ -145,11 +145,13 @@ def test_goals_are_ratios_of_what_was_measured(peers: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "median", "told"),
+    ("low", "median", "verdict_text"),
     [(0.9, 1.0, "yes"), (0.9, 1.01, "**no**, within its spread"), (1.01, 1.02, "**no**")],
 )
-def test_a_goal_is_missed_by_more_or_less_than_the_spread(low: float, median: float, told: str) -> None:
-    assert verdict({"min": low, "median": median, "max": 1.1}, 1.0) == told
+def test_a_goal_is_missed_by_more_or_less_than_the_spread(
+    low: float, median: float, verdict_text: str
+) -> None:
+    assert verdict({"min": low, "median": median, "max": 1.1}, 1.0) == verdict_text
 
 
 def test_peers_that_are_missing_are_named(peers: Path) -> None:
@@ -160,7 +162,7 @@ def test_peers_that_are_missing_are_named(peers: Path) -> None:
 
 
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one line"):
+    with pytest.raises(ValueError, match="exactly one line"):
         render.with_table("no markers", Results(tmp_path))
 
 
@@ -174,10 +176,10 @@ def test_a_result_elsewhere_links_its_plot(tmp_path: Path) -> None:
 def test_roofline_says_what_bounds() -> None:
     counts = Counts(linear=1_000, weight_bytes=10)
     turns = [{"gemm_fp32": 2_000.0, "copy": 1_000.0}] * 2
-    found = roofline.roofline(counts, [1.0, 2.0], turns)
-    assert found["share"]["gemm_fp32"] == summary(0.5, 0.25)
-    assert found["bound"] == "compute"
-    assert found["roofline_share"] == 0.375
+    fast = roofline.roofline(counts, [1.0, 2.0], turns)
+    assert fast["share"]["gemm_fp32"] == summary(0.5, 0.25)
+    assert fast["bound"] == "compute"
+    assert fast["roofline_share"] == 0.375
     slow = roofline.roofline(Counts(linear=1_000, weight_bytes=900), [1.0, 2.0], turns)
     assert slow["bound"] == "memory"
     assert slow["roofline_share"] == 0.675

@@ -1,4 +1,4 @@
-"""A result says whether what it measured was changed since its commit."""
+"""A result records if measured code was changed since its commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders for large files go when the benchmark ends, and are not begun where the disk is too small for them."""
+"""Work folders are removed when the benchmark ends, and refused if the disk is too small."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_folder_is_removed_unless_it_is_to_be_kept(tmp_path: Path, keep: bool)
 
 def test_too_little_disk_ends_the_command(tmp_path: Path) -> None:
     with (
-        pytest.raises(SystemExit, match=r"needs 1000000000 GB of disk, .* free: give --workdir"),
+        pytest.raises(SystemExit, match=r"needs 1000000000 GB of disk, .* are free: choose another --workdir"),
         work_folder("trial", tmp_path, 10**18),
     ):
         pass
