@@ -251,7 +251,7 @@ def _full_size(value: dict[str, Any]) -> str:
 
 
 def _engine_builds(results: Results, folder: Path) -> str:
-    results = list(results.each("engine-builds", lambda value: tuple(value["variants"])))
+    newest = list(results.each("engine-builds", lambda value: tuple(value["variants"])))
     rows = [
         [
             f"{name}: {engine['part']} {engine['label']}, {engine['precision']}",
@@ -260,18 +260,18 @@ def _engine_builds(results: Results, folder: Path) -> str:
             f"{engine['bytes'] / 1e6:.0f}",
             f"{engine['fused']} of {engine['attentions']}",
         ]
-        for result in results
+        for result in newest
         for name, variant in result.value["variants"].items()
         for engine in variant["engines"]
     ]
     header = ("", "build, s", "peak, GB", "engine, MB", "fused attention")
     return "\n\n".join(
-        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in results))
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in newest))
     )
 
 
 def _variants(results: Results, folder: Path) -> str:
-    results = list(results.each("variants-cpu", lambda value: tuple(value["variants"])))
+    newest = list(results.each("variants-cpu", lambda value: tuple(value["variants"])))
     rows = [
         [
             name,
@@ -282,12 +282,12 @@ def _variants(results: Results, folder: Path) -> str:
             number(variant["image_seconds"]),
             f"{variant['stages']['one step']['peak_rss_bytes'] / 1e9:.2f}",
         ]
-        for result in results
+        for result in newest
         for name, variant in result.value["variants"].items()
     ]
     header = ("", "parameters, M", "bundle, GB", "build, s", "build, GB", "image of one step, s", "run, GB")
     return "\n\n".join(
-        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in results))
+        (markdown.table(header, rows), "\n\n".join(origin(result, folder) for result in newest))
     )
 
 
