@@ -90,7 +90,7 @@ def _measure(pipeline: Pipeline, options: argparse.Namespace) -> list[dict[str, 
                 }
             )
             with pipeline.stream_requests([request]) as run:
-                calls_of[index] = run.pictures[0][0].trajectories[0].texts
+                calls_of[index] = run.jobs[0][0].trajectories[0].texts
                 start = time.perf_counter()
                 for _ in run:
                     pass

@@ -57,7 +57,7 @@ def make(
     """Make one image for each request, reporting progress as ``stage``; write the first one's depth map."""
     with pipeline.stream_planned(planned) as running:
         if save_depth is not None:
-            write_depth(running.pictures[0][0].conditioning.raw_depth, save_depth)
+            write_depth(running.jobs[0][0].conditioning.raw_depth, save_depth)
         for progress in running:
             advance(stage, progress, len(planned))
         outcomes = running.outcomes()

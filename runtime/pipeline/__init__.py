@@ -1,4 +1,1 @@
-"""Pipelines: a bundle opened on a device, and requests made into images.
-
-The networks, the VAE, conditioning inputs and running images live here.
-"""
+"""Pipelines: open a bundle on a device and generate images from requests."""

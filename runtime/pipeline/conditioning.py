@@ -1,4 +1,4 @@
-"""A request's pictures as the denoiser is shown them, and the random draws that an image begins with, in order."""
+"""Image conditioning of the denoiser, and the random draws at the start of each image, in diffusers' order."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What one image begins with."""
+    """Initial arrays of one image."""
 
     noise: Latents  # [C, h, w]
-    image_latents: Latents | None  # [C, h, w]; None where it begins with noise alone
-    extra: Float32Array | None  # [Cx, h, w]; None where the denoiser sees nothing beside the latents
+    image_latents: Latents | None  # [C, h, w]; None if the image starts from noise alone
+    extra: Float32Array | None  # [Cx, h, w]; None if the denoiser has no input besides the latents
 
 
 class Conditioning:
-    """The pictures of one request, prepared once, and drawn from for each of its images.
+    """Input images of one request, prepared once and shared by all images that it generates.
 
-    Everything that is computed on the way is an attribute, computed when first asked for, so that it can be
-    compared and shown. The arithmetic is that of diffusers' pipelines.
+    Every intermediate result is an attribute, computed on first use, so that it can be inspected and compared. The
+    arithmetic follows diffusers' pipelines.
     """
 
     def __init__(self, networks: Networks, planned: PlannedRequest[Any]) -> None:
@@ -47,30 +47,30 @@ class Conditioning:
         self._networks = networks
         self._request = request = planned.request
         self.strength = planned.strength
-        """How much the sampler changes the image, above 0 to 1; None if it starts from noise alone."""
+        """Change from the input image, above 0, up to 1; None if the image starts from noise alone."""
         self.width, self.height = size_of(manifest, request)
-        """Of the result, in pixels."""
+        """Size of the result, in pixels."""
         factor = manifest.latents.vae_factor
-        # A low-resolution image of any size is padded to what the denoiser's strides divide.
+        # The denoiser needs sides that are multiples of 8; upscaled images of other sizes are padded.
         h, w = (-(-side // factor // 8) * 8 for side in (self.height, self.width))
         self.shape = (manifest.latents.channels, h, w)
-        """Of the latents, [C, h, w]."""
-        self._note()
+        """Shape of the latents, [C, h, w]."""
+        self._warn_if_resized()
 
-    def _note(self) -> None:
+    def _warn_if_resized(self) -> None:
         image = self._request.image
-        asked = self._request.width is not None and self._request.height is not None
-        if image is None or asked or self.tileable or image.size == (self.width, self.height):
+        size_requested = self._request.width is not None and self._request.height is not None
+        if image is None or size_requested or self.tileable or image.size == (self.width, self.height):
             return
         warnings.warn(
-            f"the image is {image.width}x{image.height}: it was made {self.width}x{self.height}, sides are "
-            "multiples of 64",
+            f"the image is {image.width}x{image.height}: resized to {self.width}x{self.height}, because sides "
+            "must be multiples of 64",
             stacklevel=2,
         )
 
     @property
     def tileable(self) -> bool:
-        """Whether tiles of the image can be made apart: a low-resolution image says what belongs in each."""
+        """True if tiles of the image can be denoised separately: a low-resolution image shows each one's content."""
         return self._manifest.low_resolution is not None
 
     def draw(
@@ -79,69 +79,70 @@ class Conditioning:
         noise: Latents | None = None,
         variation: NormalGenerator | None = None,
     ) -> Start:
-        """Make the draws of one image, in the order of diffusers' pipelines; ``noise`` stands in for its own.
+        """Make the random draws of one image, in the order of diffusers' pipelines.
 
-        Towards what ``variation`` draws first the noise is moved by the request's strength of variation; all
-        other draws are ``generator``'s.
+        Args:
+            generator: source of all draws but the variation's.
+            noise: initial noise [C, h, w] instead of a draw.
+            variation: source of a second noise, towards which the initial noise is interpolated by the request's
+                ``variation_strength``.
         """
         names = [condition.name for condition in self._manifest.conditions]
-        shown = {
+        channels = {
             name: CONDITIONS[name].make(self, generator) for name in names if CONDITIONS[name].before_start
         }
-        image_latents = None if self.strength is None else self.sampled(self.image_moments, generator)
+        image_latents = None if self.strength is None else self.sample(self.image_moments, generator)
         if noise is None:
             noise = generator.randn(self.shape)
         if variation is not None:
             noise = slerp(noise, variation.randn(self.shape), self._request.variation_strength)
         for name in names:
-            if name not in shown:
-                shown[name] = CONDITIONS[name].make(self, generator)
-        extra = np.concatenate([shown[name] for name in names]) if names else None
+            if name not in channels:
+                channels[name] = CONDITIONS[name].make(self, generator)
+        extra = np.concatenate([channels[name] for name in names]) if names else None
         return Start(noise, image_latents, extra)
 
-    def sampled(self, moments: Float32Array, generator: NormalGenerator) -> Latents:
-        """A draw from what the encoder says of an image, in the sampler's scale."""
+    def sample(self, moments: Float32Array, generator: NormalGenerator) -> Latents:
+        """Sample latents [C, h, w] from the encoder's moments [2C, h, w], times the scaling factor."""
         mean, logvar = np.split(moments, 2)
         deviation = np.exp(np.float32(0.5) * logvar)
         draw: Float32Array = mean + deviation * generator.randn(mean.shape)
         return np.float32(self._manifest.latents.scaling_factor) * draw
 
-    def _remembered(self, what: str, image: Any, mask: Any, make: Callable[[], Float32Array]) -> Float32Array:
-        """What a network makes of a picture that other requests bring too, made once."""
-        return self._networks.recent.get((what, self.width, self.height), (image, mask), make)
+    def _cached(self, name: str, image: Any, mask: Any, compute: Callable[[], Float32Array]) -> Float32Array:
+        """Look up a network's result for this image and mask, which several requests may share, or compute it."""
+        return self._networks.results.get((name, self.width, self.height), (image, mask), compute)
 
     @cached_property
     def image(self) -> Float32Array:
-        """The image [3, H, W] in [-1, 1], at the result's size."""
+        """Initial image [3, H, W] in [-1, 1], at the result's size."""
         from sd2rt.runtime.images.init_image import resized, to_tensor
 
         return to_tensor(resized(self._request.image, self.width, self.height))
 
     @cached_property
     def image_moments(self) -> Float32Array:
-        """What the encoder says of the image, [2C, h, w]."""
-        return self._remembered(
-            "image", self._request.image, None, lambda: self._networks.vae.encode(self.image)
-        )
+        """Encoder's moments of the image, [2C, h, w]: means, then log variances."""
+        return self._cached("image", self._request.image, None, lambda: self._networks.vae.encode(self.image))
 
     @cached_property
     def mask(self) -> Float32Array:
-        """1 where the image is made anew, 0 where it stays, [1, H, W]."""
+        """Inpainting mask [1, H, W]: 1 where the image is repainted, 0 where it is kept."""
         from sd2rt.runtime.images.mask import mask_values
 
         return mask_values(self._request.mask_image, self.width, self.height)
 
     @cached_property
     def latent_mask(self) -> Float32Array:
-        """The mask at the latents' size, [1, h, w]."""
+        """Mask at the latents' size, [1, h, w]."""
         from sd2rt.runtime.images.resample import nearest
 
         return nearest(self.mask, *self.shape[1:])
 
     @cached_property
     def masked_image_moments(self) -> Float32Array:
-        """What the encoder says of the image with gray in the place of what is made anew, [2C, h, w]."""
-        return self._remembered(
+        """Encoder's moments of the image with the repainted area gray, [2C, h, w]."""
+        return self._cached(
             "masked image",
             self._request.image,
             self._request.mask_image,
@@ -150,22 +151,22 @@ class Conditioning:
 
     @cached_property
     def raw_depth(self) -> Float32Array:
-        """The depth map that was given or that the depth estimator sees in the image, [H', W'], unscaled."""
-        image, given = self._request.image, self._request.depth_map
-        if given is not None:
-            return np.asarray(given, np.float32)
-        return self._remembered("depth", image, None, lambda: self._networks.depth(image))
+        """Depth map of the request, or the depth estimator's for its image, [H', W'], unscaled."""
+        image, depth_map = self._request.image, self._request.depth_map
+        if depth_map is not None:
+            return np.asarray(depth_map, np.float32)
+        return self._cached("depth", image, None, lambda: self._networks.depth(image))
 
     @cached_property
     def depth(self) -> Float32Array:
-        """The depth as the denoiser is shown it: from -1, farthest, to 1, [1, h, w]."""
+        """Depth input of the denoiser, [1, h, w], from -1 (farthest) to 1."""
         from sd2rt.runtime.images.depth_map import depth_condition
 
         return depth_condition(self.raw_depth, *self.shape[1:])
 
     @cached_property
     def low_res(self) -> Float32Array:
-        """The low-resolution image [3, h, w] in [-1, 1], its edge repeated up to the latents' size."""
+        """Low-resolution image [3, h, w] in [-1, 1], its edge repeated up to the latents' size."""
         from sd2rt.runtime.images.init_image import to_tensor
 
         image = to_tensor(self._request.image)
@@ -174,60 +175,62 @@ class Conditioning:
         return np.pad(image, ((0, 0), (0, h - height), (0, w - width)), mode="edge")
 
     def noised_low_res(self, generator: NormalGenerator) -> Float32Array:
-        """The low-resolution image with the request's level of noise, [3, h, w]."""
+        """Add noise of the request's ``noise_level`` to the low-resolution image, [3, h, w]."""
         low, level = self._manifest.low_resolution, self._request.noise_level
         assert low is not None
         assert level is not None
-        kept = NoiseSchedule(low.noise).alphas_cumprod[level]
+        signal = NoiseSchedule(low.noise).alphas_cumprod[level]
         noise = generator.randn(self.low_res.shape)
-        return np.float32(np.sqrt(kept)) * self.low_res + np.float32(np.sqrt(1 - kept)) * noise
+        return np.float32(np.sqrt(signal)) * self.low_res + np.float32(np.sqrt(1 - signal)) * noise
 
-    def pasted(self, unit: Float32Array) -> Float32Array:
-        """An image [H, W, 3] in [0, 1], with the request's own pixels where it wants them back."""
+    def paste_original(self, unit: Float32Array) -> Float32Array:
+        """Paste the original pixels outside the mask into an image [H, W, 3] in [0, 1], if requested."""
         if not self._request.paste:
             return unit
         from sd2rt.runtime.images.init_image import resized
         from sd2rt.runtime.images.paste import paste
 
-        own = resized(self._request.image, self.width, self.height)
-        original = np.asarray(own, np.float32) / np.float32(255)
-        return paste(original, unit, self.mask, self._request.paste_blur)
+        original = resized(self._request.image, self.width, self.height)
+        original_unit = np.asarray(original, np.float32) / np.float32(255)
+        return paste(original_unit, unit, self.mask, self._request.paste_blur)
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """How one of the denoiser's conditions is made."""
+    """Construction of the input channels for one condition of the denoiser."""
 
     make: Callable[[Conditioning, NormalGenerator], Float32Array]
     before_start: bool = False
-    """Its random draws come before those of the sampler's start."""
+    """Draw random numbers for it before those of the initial latents."""
 
 
 CONDITIONS: dict[ConditionName, Channels] = {
-    "mask": Channels(lambda pictures, generator: pictures.latent_mask),
+    "mask": Channels(lambda conditioning, generator: conditioning.latent_mask),
     "masked_image": Channels(
-        lambda pictures, generator: pictures.sampled(pictures.masked_image_moments, generator)
+        lambda conditioning, generator: conditioning.sample(conditioning.masked_image_moments, generator)
     ),
-    "depth": Channels(lambda pictures, generator: pictures.depth),
-    "low_res": Channels(lambda pictures, generator: pictures.noised_low_res(generator), before_start=True),
+    "depth": Channels(lambda conditioning, generator: conditioning.depth),
+    "low_res": Channels(
+        lambda conditioning, generator: conditioning.noised_low_res(generator), before_start=True
+    ),
 }
 
 
 def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
-    """Width and height in pixels of a request's images.
+    """Compute width and height, in pixels, of a request's images.
 
     Raises:
-        RequestError: a side is out of range, or one was asked for where the image alone decides.
+        RequestError: a side is out of range, or a size is requested for upscaling, where the input image sets it.
     """
     image = request.image
     if manifest.low_resolution is not None and image is not None:
-        times = manifest.latents.vae_factor
+        factor = manifest.latents.vae_factor
         for name in ("width", "height"):
             if getattr(request, name) is not None:
                 raise RequestError(
-                    f"a {name} is given, and an upscaled image has {times} times its own: leave the size out"
+                    f"{name} cannot be set for upscaling: the result is {factor} times the size of the image"
                 )
-        return image.width * times, image.height * times
+        return image.width * factor, image.height * factor
     if image is not None and (request.width is None or request.height is None):
         from sd2rt.runtime.images.init_image import fitting_size
 

@@ -1,4 +1,4 @@
-"""One image of a request: how its latents are made, whole or in tiles, and what becomes of them."""
+"""One image of a request: its trajectories, whole or in tiles, and its final latents and pixels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sd2rt.runtime.tiling.tiling import Tiling
 
 @dataclass(slots=True, eq=False)
 class ImageJob:
-    """An image on its way.
+    """An image being generated.
 
-    One trajectory makes each tile, mostly the only one. They begin with pieces of the same noise, so that what
-    two tiles share begins equal.
+    It has one trajectory per tile; most images are a single tile. The tiles start from crops of the same noise, so
+    overlapping areas start equal.
     """
 
     conditioning: Conditioning
@@ -27,15 +27,15 @@ class ImageJob:
 
     @property
     def error(self) -> EngineError | None:
-        """The first of its trajectories' errors."""
+        """First error among its trajectories, None if there is none."""
         return next((t.error for t in self.trajectories if t.error is not None), None)
 
     def latents(self) -> Latents:
-        """What its trajectories have come to, [C, h, w]."""
+        """Blend the trajectories' latents into those of the image, [C, h, w]."""
         return self.tiling.blend(trajectory.latents for trajectory in self.trajectories)
 
-    def finished(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The decoded image [H', W', 3] in [0, 1] as it is handed out: without padding, with what is pasted."""
-        pictures = self.conditioning
-        unit = unit[: pictures.height, : pictures.width]
-        return pictures.pasted(unit)
+    def finish(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Crop the padding from a decoded image [H', W', 3] in [0, 1], and paste original pixels if requested."""
+        conditioning = self.conditioning
+        unit = unit[: conditioning.height, : conditioning.width]
+        return conditioning.paste_original(unit)

@@ -1,4 +1,4 @@
-"""A bundle on a device, without the calls that make images: its engines, its textual inversions and its LoRAs."""
+"""A bundle loaded on a device: its engines, textual inversions and LoRAs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
 
 
 class LoadedBundle:
-    """Networks, and what has been loaded into them; a context manager that owns the engines.
+    """Loaded networks with their textual inversions and LoRAs; a context manager that owns the engines.
 
     Args:
-        max_batch: images denoised in one call at most.
-        loras: those whose weights the networks were opened with.
+        max_batch: the most images denoised in one call.
+        loras: LoRAs already merged into the networks' weights.
     """
 
     def __init__(self, networks: Networks, max_batch: int, loras: Sequence[Lora] = ()) -> None:
@@ -38,17 +38,17 @@ class LoadedBundle:
 
     @property
     def device(self) -> Device:
-        """The device that the engines run on."""
+        """Device that the engines run on."""
         return self._networks.device
 
     @property
     def backend(self) -> str:
-        """What runs the networks: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``."""
+        """Name of the backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``."""
         return self._networks.backend
 
     @property
     def precision(self) -> str:
-        """What the networks multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        """Compute precision of the networks: ``fp32``, ``fp16`` or ``bf16``."""
         return self._networks.precision
 
     @property
@@ -56,11 +56,11 @@ class LoadedBundle:
         return self.bundle.manifest
 
     def close(self) -> None:
-        """Free the engines; the pipeline cannot be used afterwards. Waits for runs of other threads."""
+        """Wait for runs in other threads, then free the engines; the pipeline cannot be used afterwards."""
         self._networks.close()
 
     def engine(self, part: PartName) -> Engine:
-        """The engine of a part.
+        """Get the engine of a part.
 
         Raises:
             RequestError: the pipeline is closed.
@@ -76,24 +76,24 @@ class LoadedBundle:
         self.close()
 
     def decode(self, latents: Latents) -> NDArray[np.float32]:
-        """Latents [C, h, w], as the sampler leaves them, to an image [3, H, W], nominally in [-1, 1]."""
+        """Decode latents [C, h, w], as a sampler returns them, to an image [3, H, W], nominally in [-1, 1]."""
         return self._networks.vae.decode(latents)
 
     def acquire(self) -> None:
-        """Have the engines' buffers to oneself until :meth:`release`; waits for other threads.
+        """Acquire exclusive use of the pipeline, until :meth:`release`; waits for other threads.
 
         Raises:
-            RequestError: this thread has them already, or the pipeline is closed.
+            RequestError: this thread has it already, or the pipeline is closed.
         """
         self._networks.acquire()
 
     def release(self) -> None:
-        """Let others have them."""
+        """Release exclusive use of the pipeline."""
         self._networks.release()
 
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
-        """The textual inversions that prompts can name."""
+        """Loaded textual inversions, whose names prompts can use."""
         return self._networks.text.embeddings
 
     def load_embedding(
@@ -103,50 +103,51 @@ class LoadedBundle:
         *,
         allow_pickle: bool = False,
     ) -> Embedding:
-        """Let a name in prompts stand for the vectors of a textual inversion.
+        """Load a textual inversion: prompts then use its vectors wherever they contain its token.
 
         Args:
-            source: a ``.safetensors`` file, a ``.pt`` or ``.bin`` one, or a state dict; in diffusers' layout or
-                AUTOMATIC1111's.
-            token: the name; None for the one that is given there, or else the file's own.
-            allow_pickle: read ``.pt`` and ``.bin``, of which nothing but tensors is taken.
+            source: a ``.safetensors``, ``.pt`` or ``.bin`` file, or a state dict, in diffusers' or AUTOMATIC1111's
+                layout.
+            token: its name in prompts; None for the name stored in the file, or the file's name if there is none.
+            allow_pickle: allow ``.pt`` and ``.bin``; only tensors are unpickled.
 
         Raises:
-            RequestError: it cannot be read, was not made for Stable Diffusion 2, or its name is taken.
+            RequestError: it cannot be read, was not made for Stable Diffusion 2, or its token is in use.
         """
         embedding = load_embedding(source, token, allow_pickle=allow_pickle)
         self.add_embedding(embedding)
         return embedding
 
     def add_embedding(self, embedding: Embedding) -> None:
-        """The same for one that has been read. Raises RequestError where it does not fit."""
+        """Add an embedding that is already read; raises RequestError if it does not fit the bundle."""
         with self._networks.exclusive():
             self._networks.text.add_embedding(embedding)
 
     def unload_embedding(self, token: str) -> None:
-        """Forget a name that :meth:`load_embedding` brought. Raises RequestError where there is none."""
+        """Remove a textual inversion by its token; raises RequestError if none of that name is loaded."""
         with self._networks.exclusive():
             self._networks.text.remove_embedding(token)
 
     @property
     def loras(self) -> tuple[Lora, ...]:
-        """The LoRAs that images are made with, in the order in which they were loaded."""
+        """Active LoRAs, in the order in which they were loaded."""
         return self._loras
 
     def load_lora(self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> Lora:
-        """Make images with a LoRA from here on, beside those that are loaded.
+        """Add a LoRA to those already loaded.
 
-        The parts that it changes are opened anew, with its changes added to their weights: images take as long as
-        without it. Where that fails, all stays as it was.
+        The parts that it changes are reopened with the LoRA merged into their weights, so images take no longer than
+        without it. If that fails, nothing changes.
 
         Args:
-            source: a ``.safetensors`` file in kohya's layout, diffusers' or PEFT's.
-            scale: how strongly; 0 is not at all, and below it the other way.
-            name: for :meth:`unload_lora`; None for the file's own.
+            source: a ``.safetensors`` file in kohya's, diffusers' or PEFT's layout.
+            scale: strength of its changes; 0 disables it, a negative value inverts it.
+            name: its name for :meth:`unload_lora`; None for the file's name.
 
         Raises:
-            RequestError: it cannot be read, was not made for this model, is of another kind, or its name is taken.
-            EngineError: there is no memory for the new engines beside the old ones.
+            RequestError: it cannot be read, was made for another model, is of an unsupported kind, or its name is
+                in use.
+            EngineError: not enough memory to hold the new engines beside the old ones.
         """
         lora = read_lora(source, scale=scale, name=name)
         with self._networks.exclusive():
@@ -154,18 +155,18 @@ class LoadedBundle:
         return lora
 
     def unload_lora(self, name: str | None = None) -> None:
-        """Make images without a LoRA, or without any where no name is given.
+        """Remove the LoRA of this name, or all LoRAs if no name is given.
 
         Raises:
-            RequestError: none of that name is loaded.
-            EngineError: there is no memory for the new engines beside the old ones.
+            RequestError: no LoRA of that name is loaded.
+            EngineError: not enough memory to hold the new engines beside the old ones.
         """
         with self._networks.exclusive():
-            kept = tuple(lora for lora in self._loras if name is not None and lora.name != name)
-            if name is not None and len(kept) == len(self._loras):
-                known = ", ".join(lora.name for lora in self._loras) or "none"
-                raise RequestError(f"no LoRA is named {name!r}: {known} is loaded")
-            self._change_loras(kept)
+            remaining = tuple(lora for lora in self._loras if name is not None and lora.name != name)
+            if name is not None and len(remaining) == len(self._loras):
+                loaded = ", ".join(lora.name for lora in self._loras) or "none"
+                raise RequestError(f"no LoRA is named {name!r}; loaded: {loaded}")
+            self._change_loras(remaining)
 
     def _change_loras(self, loras: tuple[Lora, ...]) -> None:
         merged = merged_weights(self.bundle, loras)

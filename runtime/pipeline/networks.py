@@ -1,4 +1,4 @@
-"""A bundle's networks on a device: what pipelines ask for pictures, texts and depths."""
+"""A bundle's networks on a device: text encoder, denoiser, autoencoder and depth estimator."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PartWeights = Mapping[PartName, Mapping[str, Array] | None]
-"""Weights by part and PyTorch name; None stands for the bundle's own."""
-_NOTHING: PartWeights = MappingProxyType({})
+"""Weights by part and PyTorch name; None for the bundle's own."""
+_NO_WEIGHTS: PartWeights = MappingProxyType({})
 
 _CLOSED = "this pipeline is closed: open it again"
 
-_AT_ONCE: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
-"""What every image takes; the other parts are loaded where the first image that needs them is made."""
+_EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
+"""Parts that every image needs, loaded at once; the others are loaded on first use."""
 
 
 class Networks:
-    """The parts of a bundle, loaded.
+    """Loaded parts of a bundle.
 
-    Their buffers serve one thread at a time: :meth:`acquire` them, and :meth:`release` them.
+    One thread at a time may use them, between :meth:`acquire` and :meth:`release`.
 
     Args:
-        tile: the longest side of latents that encoder and decoder work on at once.
+        tile: the longest side of latents that encoder and decoder process at once.
         backend, precision: see :func:`sd2rt.engines.backends.open_backend`.
-        weights: by part and PyTorch name, what to put in the place of the bundle's own.
+        weights: replacements for the bundle's weights, by part and PyTorch name.
 
     Raises:
         EngineError: a part cannot be loaded on the device.
-        BundleError: no engine of the bundle fits, where a backend was named that needs one.
+        BundleError: the named backend needs an engine, and none of the bundle's fits.
         RequestError: the backend does not run on the device.
         MissingDependencyError: no backend for the device is installed.
     """
@@ -66,7 +66,7 @@ class Networks:
         tile: int,
         backend: BackendName = "auto",
         precision: ComputePrecision | None = None,
-        weights: PartWeights = _NOTHING,
+        weights: PartWeights = _NO_WEIGHTS,
     ) -> None:
         self.bundle, self.device, self.tile = bundle, device, tile
         self._lock = threading.Lock()
@@ -75,15 +75,17 @@ class Networks:
             bundle,
             device,
             backend,
-            needed=_AT_ONCE,
+            needed=_EAGER_PARTS,
             threads=threads,
             cuda_graph=cuda_graph,
             precision=precision,
             profiles=self._profiles(),
         )
-        # Loading is mostly ONNX Runtime's optimiser, on one core and outside Python's lock.
-        with ThreadPoolExecutor(len(_AT_ONCE)) as pool:
-            futures = {part: pool.submit(self._backend.open, part, weights.get(part)) for part in _AT_ONCE}
+        # Parts load in parallel: most of the time is ONNX Runtime's optimiser, which uses one core and no GIL.
+        with ThreadPoolExecutor(len(_EAGER_PARTS)) as pool:
+            futures = {
+                part: pool.submit(self._backend.open, part, weights.get(part)) for part in _EAGER_PARTS
+            }
             tokenizer = Tokenizer(bundle)
         try:
             self._engines: dict[PartName, Engine] | None = {
@@ -95,11 +97,11 @@ class Networks:
                     future.result().close()
             self._backend.close()
             raise
-        self.recent = ResultCache()
+        self.results = ResultCache()
         self.text = self._text_encoder(tokenizer)
 
     def _profiles(self) -> Path | None:
-        """A folder for profiles of operators; None where they are not recorded."""
+        """Folder for operator profiles; None if none are recorded."""
         return None
 
     def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
@@ -107,17 +109,17 @@ class Networks:
 
     @property
     def backend(self) -> str:
-        """The name of what runs them."""
+        """Name of the backend."""
         return self._backend.name
 
     @property
     def precision(self) -> str:
-        """What they multiply in: ``fp32``, ``fp16`` or ``bf16``."""
+        """Compute precision: ``fp32``, ``fp16`` or ``bf16``."""
         return self._backend.precision
 
     @property
     def max_batch(self) -> int | None:
-        """Images of a denoiser call that the engines take, at most; None where there is no such bound."""
+        """The most images per denoiser call that the engines accept; None if unlimited."""
         return self._backend.max_batch
 
     @property
@@ -125,7 +127,7 @@ class Networks:
         return self._engines is None
 
     def engine(self, part: PartName) -> Engine:
-        """The engine of a part, loaded where it is not yet.
+        """Get the engine of a part, loading it on first use.
 
         Raises:
             RequestError: the networks are closed.
@@ -138,13 +140,13 @@ class Networks:
         return self._engines[part]
 
     def replace_weights(self, weights: PartWeights) -> None:
-        """Open parts anew with other weights; parts that are not named keep what they have.
+        """Reopen parts with other weights; parts that are not named keep theirs.
 
-        The old engines are closed when all of the new ones are open: for that long both take memory, and where one
-        cannot be opened nothing has changed.
+        The old engines are closed once all new ones are open. Until then both take memory; if one cannot be opened,
+        nothing changes.
 
         Args:
-            weights: by part and PyTorch name; None in the place of a part's gives it the bundle's own again.
+            weights: by part and PyTorch name; None for a part restores the bundle's own.
 
         Raises:
             RequestError: the networks are closed.
@@ -152,15 +154,15 @@ class Networks:
         """
         if self._engines is None:
             raise RequestError(_CLOSED)
-        made: dict[PartName, Engine] = {}
+        opened: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
-                made[part] = self._backend.open(part, values, self._engines.get(part))
+                opened[part] = self._backend.open(part, values, self._engines.get(part))
         except BaseException:
-            for engine in made.values():
+            for engine in opened.values():
                 engine.close()
             raise
-        for part, engine in made.items():
+        for part, engine in opened.items():
             old = self._engines.get(part)
             self._engines[part] = engine
             if part == "text_encoder":
@@ -173,32 +175,32 @@ class Networks:
         return Vae(self.engine, self.bundle.manifest.latents, self.tile)
 
     def depth(self, image: Image) -> NDArray[np.float32]:
-        """How near each point of an RGB image is, as its depth estimator sees it: [H', W'], unscaled.
+        """Estimate the depth of an RGB image: [H', W'], unscaled, larger values nearer.
 
-        The image is squashed to the size that the estimator was trained on, whatever its shape.
+        The image is resized to the estimator's training size, ignoring its aspect ratio.
         """
         from PIL.Image import Resampling
 
         config = self.bundle.manifest.depth_input
         assert config is not None
-        squashed = image.resize(config.size, Resampling[config.resample.upper()])
-        unit = np.asarray(squashed, np.float32) * np.float32(1 / 255)  # [H', W', 3]
-        normal = (unit - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+        resized = image.resize(config.size, Resampling[config.resample.upper()])
+        unit = np.asarray(resized, np.float32) * np.float32(1 / 255)  # [H', W', 3]
+        normalized = (unit - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
         session = self.engine("depth_estimator").session({"B": 1})
-        session.buffers["image"].write(normal.transpose(2, 0, 1)[None])
+        session.buffers["image"].write(normalized.transpose(2, 0, 1)[None])
         session.launch()
-        found: NDArray[Any] = session.buffers["depth"].read()[0]
-        return found
+        depth: NDArray[Any] = session.buffers["depth"].read()[0]
+        return depth
 
     def acquire(self) -> None:
-        """Have the engines' buffers to oneself until :meth:`release`; waits for other threads.
+        """Acquire exclusive use of the networks, until :meth:`release`; waits for other threads.
 
         Raises:
-            RequestError: this thread has them already, or the networks are closed.
+            RequestError: this thread has it already, or the networks are closed.
         """
         if self._owner == threading.get_ident():
             raise RequestError(
-                "this pipeline is in the middle of another run: take its result or close it first"
+                "this pipeline is in the middle of another run: take that run's result or close it first"
             )
         self._lock.acquire()
         if self.closed:
@@ -207,13 +209,13 @@ class Networks:
         self._owner = threading.get_ident()
 
     def release(self) -> None:
-        """Let others have them."""
+        """Release exclusive use of the networks."""
         self._owner = None
         self._lock.release()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Acquired within the ``with`` block; raises as :meth:`acquire`."""
+        """Hold exclusive use within a ``with`` block; raises like :meth:`acquire`."""
         self.acquire()
         try:
             yield
@@ -221,7 +223,7 @@ class Networks:
             self.release()
 
     def close(self) -> None:
-        """Free the engines; waits for other threads that have their buffers."""
+        """Free the engines; waits for other threads that use them."""
         if self._owner == threading.get_ident():
             self._free()
         else:

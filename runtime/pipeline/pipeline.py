@@ -1,4 +1,4 @@
-"""The public way in: a bundle opened on a device, and prompts made into images."""
+"""The public entry point: open a bundle on a device and generate images from prompts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from sd2rt.runtime.request.sampling import sampler_of
 
 SMALLEST_TILE = 32
 DEFAULT_BATCH = 4
-"""Images of a call: on a CPU more cost memory and win nothing."""
+"""Images per denoiser call: on a CPU, more cost memory without a gain in speed."""
 
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 
 class Pipeline(LoadedBundle):
-    """A bundle, loaded and ready. Made by :meth:`open`; a context manager that owns the engines.
+    """A loaded bundle that generates images; made by :meth:`open`, a context manager that owns the engines.
 
     Calls from several threads wait for each other.
     """
@@ -64,31 +64,31 @@ class Pipeline(LoadedBundle):
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
 
-        The parts that only some images take (encoder, depth estimator) are loaded by the first of them. OpenVINO
-        compiles all parts in the first image, for its size and number; once more in the first that differs.
+        Parts that only some images need (encoder, depth estimator) are loaded on first use. OpenVINO compiles parts
+        when the first image is generated, and again for the first image of another size or batch.
 
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
-            threads: CPU threads within an operator, None for one per core.
-            max_batch: images denoised in one call at most; more wait for a place. None for 4, or what the
-                engines take where that is less.
-            cuda_graph: on a GPU, capture and replay CUDA graphs, an error where that fails; None for engines alone,
-                which warn and go on without.
-            tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once:
-                larger ones are worked on in tiles, which bounds the memory that this takes.
-            backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` takes the bundle's
-                engines where they fit the GPU, else ONNX Runtime, or OpenVINO where there is a ``precision``.
-            precision: ``bf16`` to multiply in bfloat16, on CPUs that have instructions for it; None for the
-                bundle's own precision.
-            loras: those that it has from the start, which spares opening a part twice; see :meth:`load_lora`.
+            threads: CPU threads per operator; None for one per core.
+            max_batch: the most images denoised in one call; further images wait. None for 4, or the engines' limit
+                if it is lower.
+            cuda_graph: on a GPU, True captures and replays CUDA graphs and raises if that fails. None uses them with
+                engines only, and continues without them, with a warning, if capture fails.
+            tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once. Larger
+                latents are processed in tiles, which bounds memory.
+            backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` uses the bundle's
+                engines if they fit the GPU, else OpenVINO if ``precision`` is set, else ONNX Runtime.
+            precision: ``bf16`` to compute in bfloat16, on CPUs with instructions for it; None for the bundle's own
+                precision.
+            loras: LoRAs to load at once, without opening a part twice; see :meth:`load_lora`.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
-            MissingDependencyError: no backend for the device is installed, or there is no such GPU.
+            MissingDependencyError: no backend for the device is installed, or the GPU does not exist.
             EngineError: a part cannot be loaded on the device.
-            RequestError: no such device, a number below 1, or a LoRA that does not fit.
+            RequestError: the device is unknown, a number is below 1, or a LoRA does not fit.
         """
-        place = Device(device)
+        parsed_device = Device(device)
         for name, number in (("threads", threads), ("max_batch", max_batch)):
             if number is not None and number < 1:
                 raise RequestError(f"{name} is {number}: give at least 1")
@@ -98,7 +98,7 @@ class Pipeline(LoadedBundle):
         weights = merged_weights(opened, loras)
         networks = cls._networks_type(
             opened,
-            place,
+            parsed_device,
             threads=threads,
             cuda_graph=cuda_graph,
             tile=tile,
@@ -155,12 +155,12 @@ class Pipeline(LoadedBundle):
         output_type: OutputType = "pil",
         **options: Unpack[CallOptions],
     ) -> Output[Any]:
-        """Make images from one prompt or several, with diffusers' names and meanings.
+        """Generate images from one or several prompts; options have diffusers' names and meanings.
 
-        ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; latents
-        in what it returns take the place of the old ones. It sees one batch at a time: more images than
-        the pipeline's ``max_batch`` come one batch after another. Image i of the call uses ``seed + i``, or
-        ``variation_seed + i`` where there is a variation.
+        ``callback_on_step_end(pipe, step, timestep, {"latents": array})`` is called after every step; if it returns
+        a mapping with ``latents``, they replace the current ones. It receives one batch at a time: if there are more
+        images than the pipeline's ``max_batch``, batches follow one another. Image i of the call uses ``seed + i``,
+        or ``variation_seed + i`` if there is a variation.
 
         Raises:
             RequestError: an option is unknown or cannot be honoured.
@@ -168,15 +168,13 @@ class Pipeline(LoadedBundle):
         """
         with self.stream(prompt, output_type=output_type, **options) as run:
             if output_type != "pil" and len({self.size_of(r.request) for r in run.planned}) > 1:
-                raise RequestError(
-                    "the images have several sizes, and an array has one: take output_type pil"
-                )
+                raise RequestError("images of several sizes do not fit in one array: use output_type 'pil'")
             for progress in run:
                 if callback_on_step_end is not None:
-                    given = {"latents": progress.latents()}
-                    changed = callback_on_step_end(self, progress.step - 1, progress.timestep, given)
-                    if changed is not None and "latents" in changed:
-                        progress.batch.replace(np.asarray(changed["latents"], np.float32))
+                    state = {"latents": progress.latents()}
+                    changes = callback_on_step_end(self, progress.step - 1, progress.timestep, state)
+                    if changes is not None and "latents" in changes:
+                        progress.batch.replace(np.asarray(changes["latents"], np.float32))
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
         images = [image for output in outputs for image in output.images]
@@ -216,7 +214,7 @@ class Pipeline(LoadedBundle):
         output_type: OutputType = "pil",
         **options: Unpack[CallOptions],
     ) -> Run[Any]:
-        """The same call as a :class:`Run`: iterate over its steps, then take its result."""
+        """Start the same call as a :class:`Run`: iterate over its steps, then take its result."""
         return self.stream_planned(self.plan(split_call(prompt, options, output_type)))
 
     @overload
@@ -226,9 +224,9 @@ class Pipeline(LoadedBundle):
     def stream_requests(self, requests: Sequence[Request[Any]]) -> Run[Any]: ...
 
     def stream_requests(self, requests: Sequence[Request[Any]]) -> Run[Any]:
-        """Several requests as one :class:`Run`; see :meth:`generate`."""
+        """Start several requests as one :class:`Run`; see :meth:`generate`."""
         if not requests:
-            raise RequestError("there is no request to answer: give at least one")
+            raise RequestError("the list of requests is empty: give at least one")
         return self.stream_planned(self.plan(requests))
 
     def plan(self, requests: Sequence[Request[Images]]) -> list[PlannedRequest[Images]]:
@@ -258,39 +256,39 @@ class Pipeline(LoadedBundle):
     def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]: ...
 
     def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]:
-        """Answer several requests at once, each as it would have been answered alone.
+        """Generate the images of several requests, with the same results as one by one.
 
-        They may differ in everything; those of one size are denoised in shared batches.
+        Requests may differ in every field; those of one image size share batches.
 
         Raises:
-            RequestError: a request cannot be honoured; none is begun.
+            RequestError: a request cannot be honoured; nothing has been generated.
             EngineError: the device failed, or a result is not finite.
         """
         with self.stream_requests(requests) as run:
             return run.result()
 
     def sampler_of(self, request: Request[Any]) -> SamplerConfig:
-        """The sampler that a request will use."""
+        """Get the sampler that a request will use."""
         return sampler_of(request, self.manifest)
 
     def size_of(self, request: Request[Any]) -> tuple[int, int]:
-        """Width and height in pixels of a request's images."""
+        """Compute width and height, in pixels, of a request's images."""
         return size_of(self.manifest, request)
 
     def resolve(self, request: Request[Images]) -> Request[Images]:
-        """The request with the bundle's defaults in place of what it leaves open.
+        """Fill in the bundle's defaults for fields that the request leaves open.
 
         Raises:
-            RequestError: the bundle does not do what is asked; naming the kind that does.
+            RequestError: the bundle cannot do the request's task; the error names the kind of bundle that can.
         """
         return resolve(request, self.manifest)
 
     def task_of(self, request: Request[Any]) -> TaskName:
-        """What the request asks for. Raises RequestError as :meth:`resolve` does."""
+        """Name the task of a request; raises RequestError like :meth:`resolve`."""
         return task_of(request, self.manifest).name
 
     def depth(self, image: Any, *, max_image_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
-        """How near each point of an image is, as a depth bundle's estimator sees it: [H', W'], unscaled.
+        """Estimate the depth of an image with a depth bundle: [H', W'], unscaled, larger values nearer.
 
         Raises:
             RequestError: the bundle has no depth estimator, or the image cannot be read.
@@ -340,31 +338,35 @@ class Pipeline(LoadedBundle):
         output_type: OutputType = "pil",
         **options: Unpack[CallOptions],
     ) -> Output[Any]:
-        """Make images four times as large; ``prompt`` says what they show, None where ``prompt_embeds`` do.
+        """Upscale images to four times their width and height.
 
-        ``images`` is one or a list of what ``image=`` takes, or another pipeline's output of type pil or np.
+        Args:
+            images: one image or a list, of any type that ``image=`` accepts; or the output of another pipeline, of
+                type ``pil`` or ``np``.
+            prompt: description of the content; None if ``prompt_embeds`` is used.
 
         Raises:
-            RequestError: the bundle is not an upscaler's, or an option cannot be honoured.
+            RequestError: the bundle is not an upscaler, or an option cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
         require_task("upscaling", self.manifest)
         if "image" in options:
-            raise RequestError("image is given beside the images to upscale: leave it out")
-        given = images.images if isinstance(images, Output) else images
-        if isinstance(given, np.ndarray) and given.ndim == 4 and given.shape[-1] != 3:
+            raise RequestError("image= repeats the images to upscale: leave it out")
+        source = images.images if isinstance(images, Output) else images
+        if isinstance(source, np.ndarray) and source.ndim == 4 and source.shape[-1] != 3:
             raise RequestError(
-                f"an array of the shape {list(given.shape)} holds no images: take output_type pil or np, not latent"
+                f"cannot upscale an array of shape {list(source.shape)}: generate the images with output_type 'pil' "
+                "or 'np', not 'latent'"
             )
-        several = isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim == 4)
-        listed = list(given) if several else [given]
-        if not listed:
-            raise RequestError("there is no image to upscale: give at least one")
-        options["image"] = listed
-        prompts = [prompt] * len(listed) if isinstance(prompt, str) else prompt
+        several = isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4)
+        inputs = list(source) if several else [source]
+        if not inputs:
+            raise RequestError("no image to upscale: give at least one")
+        options["image"] = inputs
+        prompts = [prompt] * len(inputs) if isinstance(prompt, str) else prompt
         return self(prompts, output_type=output_type, **options)
 
-    def pictures(self, request: Request[Any], seed: int) -> list[ImageJob]:
+    def prepare(self, request: Request[Any], seed: int) -> list[ImageJob]:
         """Prepare a request's images for their first step: plan it, encode its inputs, draw the noise.
 
         Raises:

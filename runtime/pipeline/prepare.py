@@ -1,4 +1,4 @@
-"""Requests to trajectories: planned, encoded, their noise drawn, ready for the step loop."""
+"""Prepare a planned request for the step loop: encode its texts and images, draw its noise, make trajectories."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from sd2rt.runtime.tiling.tiling import Tiling
 
 
 def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list[ImageJob]:
-    """The images of a planned request at their start; the networks must be acquired.
+    """Make a job for each image of a planned request; the networks must be acquired.
 
     Raises:
         RequestError: the bundle cannot honour the request.
-        EngineError: the device failed, or had no memory left.
+        EngineError: the device failed or ran out of memory.
     """
     request, plan = planned.request, planned.plan
     conditioning = Conditioning(networks, planned)
-    latents = _given_latents(request, conditioning)
+    latents = _initial_noise(request, conditioning)
     scale = request.guidance_scale
     assert scale is not None
     guidance = plan_guidance(scale, request.guidance_rescale, request.guidance_interval, plan.levels)
@@ -41,46 +41,44 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
     _, h, w = conditioning.shape
     side = networks.tile if conditioning.tileable else max(h, w)
     tiling = Tiling(h, w, side, side // 4 if conditioning.tileable else 0)
-    pictures = []
+    jobs = []
     for index in range(request.num_images_per_prompt):
-        first, other = request.seeds_of(seed, index)
-        generator = make_generator(request.rng, first)
-        variation = None if other is None else make_generator(request.rng, other)
-        own = None if latents is None else np.asarray(latents[index], np.float32)
-        start = conditioning.draw(generator, own, variation)
-        tiles: Sequence[NormalGenerator] = [generator]
+        image_seed, variation_seed = request.seeds_of(seed, index)
+        generator = make_generator(request.rng, image_seed)
+        variation = None if variation_seed is None else make_generator(request.rng, variation_seed)
+        noise = None if latents is None else np.asarray(latents[index], np.float32)
+        start = conditioning.draw(generator, noise, variation)
+        generators: Sequence[NormalGenerator] = [generator]
         if len(tiling.boxes) > 1:
-            noise = ImageNoise(first, conditioning.shape, request.rng)
-            tiles = [TileGenerator(noise, box) for box in tiling.boxes]
+            step_noise = ImageNoise(image_seed, conditioning.shape, request.rng)
+            generators = [TileGenerator(step_noise, box) for box in tiling.boxes]
         trajectories = [
             Trajectory(
                 plan=plan,
                 latents=box.cut(start.noise),
                 texts=texts,
                 guidance=guidance.values,
-                generator=tile,
-                seed=first,
+                generator=tile_generator,
+                seed=image_seed,
                 image_latents=None if start.image_latents is None else box.cut(start.image_latents),
                 extra=None if start.extra is None else box.cut(start.extra),
                 noise_level=request.noise_level,
             )
-            for tile, box in zip(tiles, tiling.boxes, strict=True)
+            for tile_generator, box in zip(generators, tiling.boxes, strict=True)
         ]
-        pictures.append(ImageJob(conditioning, trajectories, tiling))
-    return pictures
+        jobs.append(ImageJob(conditioning, trajectories, tiling))
+    return jobs
 
 
-def _given_latents(request: Request[Any], conditioning: Conditioning) -> NDArray[Any] | None:
-    """The request's own initial noise, [n, C, h, w], checked."""
+def _initial_noise(request: Request[Any], conditioning: Conditioning) -> NDArray[Any] | None:
+    """Check the initial noise that the request brings, [n, C, h, w], if any."""
     latents, expected = request.latents, (request.num_images_per_prompt, *conditioning.shape)
     if latents is None:
         return None
     if conditioning.strength is not None:
-        raise RequestError("latents are given, and this starts from an image: leave one of the two out")
+        raise RequestError("latents cannot be combined with an image to start from: leave one of them out")
     if latents.shape != expected:
-        raise RequestError(
-            f"latents have the shape {list(latents.shape)}, this request needs {list(expected)}"
-        )
+        raise RequestError(f"latents have shape {list(latents.shape)}, expected {list(expected)}")
     return latents
 
 
@@ -102,14 +100,14 @@ def _texts(
 
 
 def _embeds(networks: Networks, name: str, embeds: NDArray[Any] | None) -> NDArray[Any] | None:
-    """Hidden states [tokens, D] in the denoiser's type, checked; ``name`` is for messages."""
+    """Check hidden states [tokens, D] and convert them to the denoiser's type; ``name`` is for messages."""
     if embeds is None:
         return None
     if embeds.ndim == 3 and len(embeds) == 1:
         embeds = embeds[0]
     width = networks.text.width
     if embeds.ndim != 2 or embeds.shape[1] != width or not len(embeds):
-        raise RequestError(f"{name} has the shape {list(embeds.shape)}, expected [tokens, {width}]")
+        raise RequestError(f"{name} has shape {list(embeds.shape)}, expected [tokens, {width}]")
     if not np.isfinite(embeds).all():
         raise RequestError(f"{name} holds values that are not finite")
     denoiser = networks.bundle.manifest.parts["denoiser"]

@@ -1,4 +1,4 @@
-"""What networks have lately made of pictures, so that requests that share one do not make it again."""
+"""LRU cache of encoder and depth results, keyed by input image, for requests that share one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable, Hashable
 
 from sd2rt.engines.interface import Float32Array
 
-_KEPT = 8
+_CAPACITY = 8
 
 
 class ResultCache:
-    """Results by what they are and the very objects that they were made of; the least recently used is dropped."""
+    """Cache of results by name and by identity of their source objects."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, tuple[tuple[object, ...], Float32Array]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[tuple[object, ...], Float32Array]] = OrderedDict()
 
     def get(
-        self, what: Hashable, sources: tuple[object, ...], make: Callable[[], Float32Array]
+        self, name: Hashable, sources: tuple[object, ...], compute: Callable[[], Float32Array]
     ) -> Float32Array:
-        """The result that is known, or the one that ``make`` makes; it is read-only."""
-        key = (what, *map(id, sources))
-        found = self._known.get(key)
-        if found is None:
-            result = make()
+        """Return the cached result, read-only, or compute and cache it."""
+        key = (name, *map(id, sources))
+        entry = self._entries.get(key)
+        if entry is None:
+            result = compute()
             result.flags.writeable = False
-            # The sources are kept too: as long as they live, nothing else has their identity.
-            found = self._known[key] = (sources, result)
-            if len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return found[1]
+            # The entry holds its sources: while they live, no other object can have the same id.
+            entry = self._entries[key] = (sources, result)
+            if len(self._entries) > _CAPACITY:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return entry[1]

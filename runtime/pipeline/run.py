@@ -1,4 +1,4 @@
-"""Images being made: the steps, one by one, and what comes of them."""
+"""A run of requests: its steps one by one, and its output."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 
 _SEEDS_SHOWN = 8
-"""Of an output, in one line."""
+"""Seeds in the ``repr`` of an output."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Output(Generic[Images]):
-    """The images of a call, in the order of its prompts, and the seed that makes each again alone; with a
-    variation, that seed is every image's, and image i has ``variation_seed + i``.
+    """Images of a call in the order of its prompts, with the seed that reproduces each.
+
+    With a variation all images have the same seed, and image i has ``variation_seed + i``.
 
     ``images`` is a list of PIL images, or an array: [n, H, W, 3] in [0, 1] for output type ``np``,
     [n, C, h, w] for ``latent``.
@@ -51,7 +52,7 @@ class Output(Generic[Images]):
         return f"Output({_described(self.images)}, seeds=[{shown}{more}])"
 
     def _repr_html_(self) -> str | None:
-        """The images side by side, with their seeds, for notebooks; None for latents, which are no picture."""
+        """Show the images side by side with their seeds, in notebooks; None for latents."""
         images: object = self.images
         if isinstance(images, np.ndarray):
             if images.ndim != 4 or images.shape[-1] != 3:
@@ -67,39 +68,40 @@ class Output(Generic[Images]):
 
 @dataclass(slots=True)
 class Progress:
-    """One denoiser call, just made. What it tells is of the moment: it is read before the next step is asked for."""
+    """State of a run after a denoiser call; valid until the next step."""
 
     batch: Batch
     done: int
-    """Steps made over all images of the run."""
+    """Steps made so far, over all images of the run."""
     total: int
-    """Steps that all images of the run take together."""
+    """Steps of the whole run, over all images."""
 
     @property
     def step(self) -> int:
-        """Calls made for the first image in the batch, from 1."""
+        """Steps made for the first image in the batch, counted from 1."""
         return self.batch.active[0].done
 
     @property
     def steps(self) -> int:
-        """Calls that this image takes."""
+        """Steps that the first image in the batch takes in total."""
         return self.batch.active[0].length
 
     @property
     def timestep(self) -> float:
-        """The training timestep at which the network was called for it."""
+        """Training timestep of the first image's last call."""
         first = self.batch.active[0]
         return float(first.timesteps[first.done - 1])
 
     def latents(self) -> Latents:
-        """A copy of the latents of the images in the batch, [B, C, h, w]."""
+        """Copy the latents of the images in the batch, [B, C, h, w]."""
         return self.batch.latents()
 
 
 class Run(Generic[Images]):
-    """Images being made. Iterate for the steps (progress, preview, stopping), then take :meth:`result`.
+    """Generation of the images of one or several requests.
 
-    It has the networks to itself until its result is taken or it is closed, which leaving a ``with`` block does.
+    Iterate over its steps (for progress, previews or stopping early), then take :meth:`result`. It has exclusive use
+    of the networks until its result is taken, it is closed, or its ``with`` block ends.
     """
 
     def __init__(self, networks: Networks, planned: Sequence[PlannedRequest[Images]], max_batch: int) -> None:
@@ -112,13 +114,13 @@ class Run(Generic[Images]):
             self.seeds = [
                 secrets.randbits(32) if each.request.seed is None else each.request.seed for each in planned
             ]
-            self.pictures = [
+            self.jobs = [
                 prepare(networks, each, seed) for each, seed in zip(self.planned, self.seeds, strict=True)
             ]
         except BaseException:
             self.close()
             raise
-        trajectories = [t for group in self.pictures for picture in group for t in picture.trajectories]
+        trajectories = [t for group in self.jobs for job in group for t in job.trajectories]
         self.total = sum(t.length for t in trajectories)
         self._steps = _steps(networks, trajectories, max_batch, self.total)
 
@@ -137,21 +139,22 @@ class Run(Generic[Images]):
         self.close()
 
     def close(self) -> None:
-        """Give the networks back; steps not made by now will not be."""
+        """Release the networks and skip the remaining steps."""
         if self._open:
             self._open = False
             self._networks.release()
 
     def result(self) -> list[Output[Images]]:
-        """Make the steps that remain, decode, and close; one output for each request.
+        """Make the remaining steps, decode, close, and return one output per request.
 
         Raises:
-            EngineError: the device failed, or an image is not finite; the first one's, when all are done.
+            EngineError: the device failed, or an image is not finite. The first error is raised, once all images are
+                done.
         """
         return _unless_failed(self.outcomes())
 
     def outcomes(self) -> list[Output[Images] | EngineError]:
-        """As :meth:`result`, with a request's error in its place where one of its images is not finite.
+        """Like :meth:`result`, but with an error as the outcome of a request if one of its images is not finite.
 
         Raises:
             EngineError: the device failed.
@@ -161,17 +164,17 @@ class Run(Generic[Images]):
         return self._decode()
 
     def stop(self) -> list[Output[Images]]:
-        """Decode what there is so far, without the steps that remain, and close; raises as :meth:`result`."""
+        """Skip the remaining steps, decode the current latents, and close; raises like :meth:`result`."""
         self._steps.close()
         return _unless_failed(self._decode())
 
     def _decode(self) -> list[Output[Images] | EngineError]:
         if not self._open:
-            raise RequestError("this run is closed: make another")
+            raise RequestError("this run is closed: start another")
         try:
             return [
                 self._output(each.request, seed, group)
-                for each, seed, group in zip(self.planned, self.seeds, self.pictures, strict=True)
+                for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
             ]
         finally:
             self.close()
@@ -179,16 +182,14 @@ class Run(Generic[Images]):
     def _output(
         self, request: Request[Images], seed: int, group: list[ImageJob]
     ) -> Output[Any] | EngineError:
-        for picture in group:
-            if picture.error is not None:
-                return picture.error
+        for job in group:
+            if job.error is not None:
+                return job.error
         seeds = [request.seeds_of(seed, index)[0] for index in range(len(group))]
         if request.output_type == "latent":
-            return Output(np.stack([picture.latents() for picture in group]), seeds)
+            return Output(np.stack([job.latents() for job in group]), seeds)
         try:
-            units = [
-                picture.finished(to_unit(self._networks.vae.decode(picture.latents()))) for picture in group
-            ]
+            units = [job.finish(to_unit(self._networks.vae.decode(job.latents()))) for job in group]
         except NotFiniteError as error:
             return error
         if request.output_type == "np":
@@ -197,7 +198,7 @@ class Run(Generic[Images]):
 
 
 def _described(images: object) -> str:
-    """Images in a few words: how many, and of which size."""
+    """Summarize images: their number and size."""
     if isinstance(images, np.ndarray):
         return f"{images.dtype.name}{list(images.shape)}"
     assert isinstance(images, list)
@@ -225,7 +226,7 @@ def _unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[
 def _steps(
     networks: Networks, trajectories: list[Trajectory], max_batch: int, total: int
 ) -> Generator[Progress]:
-    # Not a method: a generator that held its run would keep a forgotten one, and so the networks, from release.
+    # Not a method: the generator would keep its run alive, and a run that is dropped must release the networks.
     done = 0
     for group in batchable(trajectories):
         with closing(run_steps(networks.engine("denoiser"), group, max_batch)) as batches:

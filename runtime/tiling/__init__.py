@@ -1,1 +1,1 @@
-"""Large images in overlapping tiles: cutting, blending, statistics and noise; no network."""
+"""Overlapping tiles of large images: cutting, blending, statistics and noise, without networks."""

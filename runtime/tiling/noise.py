@@ -1,4 +1,4 @@
-"""Fresh noise for an image that is made in tiles: every tile cuts its own from the same draws."""
+"""Step noise of tiled images: each tile crops it from draws for the whole image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from sd2rt.runtime.rng.select import make_generator
 from sd2rt.runtime.tiling.tiling import Box
 
-# Apart from the seeds of a request's other images, which count up from its own.
-_STEP_SEEDS = 0x9E3779B1
+_STEP_SEED_STRIDE = 0x9E3779B1
+"""Distance between the seeds of two draws; far from the consecutive seeds of a request's images."""
 
 
 class ImageNoise:
-    """The noise of each draw of one image, [C, H, W], whichever tile comes to it first.
+    """Noise of one image, [C, H, W], by the number of the draw.
 
-    A draw is a function of the seed and its number, so that none need be kept for tiles that come later; those
-    of a batch come together, and find the last ones made.
+    A draw depends only on the seed and its number, so it can be repeated for tiles that are denoised later. The last
+    two draws are cached, for tiles of one batch.
     """
 
     def __init__(self, seed: int, shape: tuple[int, ...], rng: str = "cpu") -> None:
@@ -28,23 +28,23 @@ class ImageNoise:
         self.draw = lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, number: int) -> NDArray[np.float32]:
-        return make_generator(self._rng, self._seed + _STEP_SEEDS * (number + 1)).randn(self._shape)
+        return make_generator(self._rng, self._seed + _STEP_SEED_STRIDE * (number + 1)).randn(self._shape)
 
 
 class TileGenerator:
-    """Stands in for an image's own generator where a tile is made: its draws agree with its neighbours'.
+    """Generator of one tile's noise, consistent with its neighbours.
 
-    Tiles with noise of their own would become different pictures, and blur where they are blended.
+    With independent noise, tiles would become different images and blur where they are blended.
     """
 
     def __init__(self, noise: ImageNoise, box: Box) -> None:
         self._noise = noise
         self._box = box
-        self._drawn = 0
+        self._draws = 0
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The tile's piece of the image's next draw; ``shape`` is the tile's, [C, h, w]."""
-        piece = self._box.cut(self._noise.draw(self._drawn))
-        assert piece.shape == shape
-        self._drawn += 1
-        return piece
+        """Crop the tile, of shape [C, h, w], from the image's next draw."""
+        crop = self._box.cut(self._noise.draw(self._draws))
+        assert crop.shape == shape
+        self._draws += 1
+        return crop

@@ -1,4 +1,4 @@
-"""Arrays cut into overlapping tiles, and results put back together without seams: NumPy, and no network."""
+"""Cut arrays into overlapping tiles, and blend the tiles' results without seams, in NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sd2rt.engines.interface import Array
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A tile's place in an array, in its elements."""
+    """Position and size of a tile in an array, in elements."""
 
     top: int
     left: int
@@ -22,48 +22,47 @@ class Box:
     width: int
 
     def scaled(self, factor: int) -> Box:
-        """The same place in an array ``factor`` times as large."""
+        """Scale the box to an array ``factor`` times as large."""
         return Box(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
     def cut(self, array: Array) -> Array:
-        """What of ``array`` [..., H, W] lies in the box: a view."""
+        """Return the part of ``array`` [..., H, W] in the box, as a view."""
         return array[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 class Tiling:
-    """How a ``height`` x ``width`` array is cut into tiles.
+    """Division of a ``height`` x ``width`` array into tiles.
 
-    An axis that fits in one tile has one, of its own length. On a longer one all tiles are ``tile`` long,
-    rounded down to ``multiple``, so that one size of buffers serves them and any larger array; there are as few
-    as neighbours that share at least ``overlap`` elements allow, spread evenly. They begin at multiples of
-    ``multiple``, so that a network that halves its input sees the same grid in each; where the axis is no
-    multiple itself, the last begins where it must to end with the axis.
+    An axis no longer than ``tile`` has one tile of its length. On a longer axis all tiles have the length ``tile``,
+    rounded down to ``multiple``, so buffers of one size serve every larger array. The tiles are as few as the overlap
+    allows, evenly spread. They start at multiples of ``multiple``, so that a network that halves its input sees the
+    same grid in each tile; if the axis is not a multiple itself, the last tile starts where it ends with the axis.
 
     Args:
-        height: of the array.
-        width: of the array.
+        height: height of the array.
+        width: width of the array.
         tile: the longest side of a tile.
-        overlap: what neighbours share at least.
-        multiple: where tiles may begin.
-        margin: how much of an end that a tile shares counts nothing: what is made near an edge may be wrong.
+        overlap: the least overlap of neighbours.
+        multiple: tiles start at multiples of this.
+        margin: elements at a tile's inner edges to ignore, because results there may be wrong.
 
     Raises:
-        ValueError: no tiles can be made so.
+        ValueError: no such tiles exist.
     """
 
     def __init__(
         self, height: int, width: int, tile: int, overlap: int, multiple: int = 8, margin: int = 0
     ) -> None:
         if height < 1 or width < 1 or multiple < 1:
-            raise ValueError(f"an array of {height}x{width} in multiples of {multiple} cannot be cut")
+            raise ValueError(f"cannot cut an array of {height}x{width} at multiples of {multiple}")
         side = tile // multiple * multiple
         if not 0 <= overlap <= side - multiple:
             raise ValueError(
-                f"tiles of {tile} that share {overlap} do not advance by {multiple}: "
-                "give a larger tile or a smaller overlap"
+                f"tiles of {tile} with an overlap of {overlap} advance by less than {multiple}: "
+                "use a larger tile or a smaller overlap"
             )
         if not 0 <= 2 * margin <= overlap:
-            raise ValueError(f"tiles that share {overlap} cannot both leave out {margin} of it")
+            raise ValueError(f"an overlap of {overlap} is too small for two margins of {margin}")
         self.height, self.width = height, width
         self._rows = _Axis.cut(height, side, overlap, multiple, margin)
         self._columns = _Axis.cut(width, side, overlap, multiple, margin)
@@ -72,42 +71,44 @@ class Tiling:
             for top in self._rows.starts
             for left in self._columns.starts
         )
-        """Row by row."""
+        """Tiles, row by row."""
 
     def weights(self, factor: int = 1) -> Iterator[NDArray[np.float32]]:
-        """What each of a tile's results counts where tiles are blended: [box.height * factor, box.width * factor].
+        """Yield each tile's blending weights [box.height * factor, box.width * factor], in the order of ``boxes``.
 
-        One for each of :attr:`boxes`, in their order. Those of any element of the array sum to one.
+        The weights of all tiles sum to one at each element of the array.
         """
-        for down, across in itertools.product(self._rows.weights(factor), self._columns.weights(factor)):
-            yield np.outer(down, across)
+        for vertical, horizontal in itertools.product(
+            self._rows.weights(factor), self._columns.weights(factor)
+        ):
+            yield np.outer(vertical, horizontal)
 
     def blend(self, results: Iterable[Array], factor: int = 1) -> NDArray[np.float32]:
-        """What was made of the tiles, as one array [C, height * factor, width * factor] of float32.
+        """Blend the tiles' results into one float32 array [C, height * factor, width * factor].
 
-        Where tiles overlap, each fades into the next along a raised cosine; the weights of any element sum to
-        one. Results are taken one at a time, so a generator of them needs little memory beside the whole.
+        In overlaps each tile fades into the next along a raised cosine. Results are consumed one at a time, so with a
+        generator only one is in memory.
 
         Args:
-            results: one for each of :attr:`boxes`, in their order: [C, box.height * factor, box.width * factor].
-            factor: how much larger than its tile a result is.
+            results: one per box, in the order of ``boxes``: [C, box.height * factor, box.width * factor].
+            factor: size of a result relative to its tile.
 
         Raises:
-            ValueError: there are more or fewer results than tiles, or one has another shape.
+            ValueError: the number of results or the shape of one is wrong.
         """
         blended: NDArray[np.float32] | None = None
         for box, weight, result in zip(self.boxes, self.weights(factor), results, strict=True):
-            place = box.scaled(factor)
+            target_box = box.scaled(factor)
             if blended is None:
                 blended = np.zeros((len(result), self.height * factor, self.width * factor), np.float32)
-            if result.shape != (len(blended), place.height, place.width):
+            if result.shape != (len(blended), target_box.height, target_box.width):
                 raise ValueError(
-                    f"a tile's result has the shape {list(result.shape)}, "
-                    f"expected {[len(blended), place.height, place.width]}"
+                    f"a tile's result has shape {list(result.shape)}, "
+                    f"expected {[len(blended), target_box.height, target_box.width]}"
                 )
-            # What is not finite stays so, and it is the caller's to say it.
+            # The caller reports values that are not finite; here they must not warn.
             with np.errstate(invalid="ignore"):
-                for target, plane in zip(place.cut(blended), result, strict=True):
+                for target, plane in zip(target_box.cut(blended), result, strict=True):
                     target += weight * plane
         assert blended is not None
         return blended
@@ -115,7 +116,7 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """One axis of a tiling: where its tiles begin, and how long each is."""
+    """One axis of a tiling: the starts of its tiles, and their length."""
 
     starts: tuple[int, ...]
     side: int
@@ -125,31 +126,34 @@ class _Axis:
     def cut(cls, length: int, side: int, overlap: int, multiple: int, margin: int) -> _Axis:
         if length <= side:
             return cls((0,), length, margin)
-        # In multiples: how far the last tile is from the first, and how far one may be from the next.
+        # In units of ``multiple``: from the first tile to the last, then the number of steps between neighbours.
         distance = -(-(length - side) // multiple)
         steps = -(-distance // ((side - overlap) // multiple))
         starts = (min(i * distance // steps * multiple, length - side) for i in range(steps + 1))
         return cls(tuple(starts), side, margin)
 
     def weights(self, factor: int) -> list[NDArray[np.float32]]:
-        """For each tile, the weight of each of its results' elements along this axis.
+        """Compute each tile's weights along this axis.
 
-        Tile i + 1 fades in, ``fades[i]``, over exactly what it shares with tile i, less the margins. A tile's
-        weight is a product, its own fade times what the next tile's leaves, so the weights sum to one even
-        where three tiles overlap.
+        Tile i + 1 fades in by ``fades[i]`` over its overlap with tile i, without the margins. A tile's weight is the
+        product of its own fade and what the next tile leaves, so weights sum to one even where three tiles overlap.
         """
-        places = (np.arange((self.starts[-1] + self.side) * factor) + 0.5) / factor
+        positions = (np.arange((self.starts[-1] + self.side) * factor) + 0.5) / factor
         fades = []
-        for start, after in itertools.pairwise(self.starts):
-            begin, shared = after + self.margin, start + self.side - after - 2 * self.margin
-            done = np.clip((places - begin) / shared, 0, 1) if shared else (places > begin).astype(np.float64)
-            fades.append(0.5 - 0.5 * np.cos(np.pi * done))
+        for start, next_start in itertools.pairwise(self.starts):
+            begin, overlap = next_start + self.margin, start + self.side - next_start - 2 * self.margin
+            ramp = (
+                np.clip((positions - begin) / overlap, 0, 1)
+                if overlap
+                else (positions > begin).astype(np.float64)
+            )
+            fades.append(0.5 - 0.5 * np.cos(np.pi * ramp))
         weights = []
-        earlier = np.ones_like(places)
+        remaining = np.ones_like(positions)
         for index, start in enumerate(self.starts):
-            rest = 1 - fades[index] if index < len(fades) else 1.0
-            weight = (earlier * rest)[start * factor : (start + self.side) * factor]
+            share = 1 - fades[index] if index < len(fades) else 1.0
+            weight = (remaining * share)[start * factor : (start + self.side) * factor]
             weights.append(weight.astype(np.float32))
             if index < len(fades):
-                earlier = earlier * fades[index]
+                remaining = remaining * fades[index]
         return weights

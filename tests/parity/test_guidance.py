@@ -78,7 +78,7 @@ def by_hand(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, 
 def from_texts(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, float]]) -> NDArray[Any]:
     """The same from the step loop."""
     asked = make_request(prompt=PROMPT, sampler=sampler, num_inference_steps=STEPS)
-    (picture,) = pair.pipeline.pictures(asked, SEED)
+    (picture,) = pair.pipeline.prepare(asked, SEED)
     generator = Generator(SEED)
     trajectory = Trajectory(
         plan=picture.trajectories[0].plan,

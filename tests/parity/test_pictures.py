@@ -117,7 +117,7 @@ def test_turbo(turbo: Any, record: Any, steps: int, scale: float) -> None:
 def test_turbo_defaults(turbo: Any) -> None:
     """One step, one row: what the checkpoint was distilled for."""
     with turbo.pipeline.stream(PROMPT, seed=1) as run:
-        (trajectory,) = run.pictures[0][0].trajectories
+        (trajectory,) = run.jobs[0][0].trajectories
         assert (run.total, trajectory.texts[0].rows, trajectory.timesteps.tolist()) == (1, 1, [999.0])
         run.result()
 
@@ -155,7 +155,7 @@ def test_what_the_denoiser_is_shown(
         **strongly(strength),
     }
     _, shown = reference(pair, task, seeds=[4], prompt=PROMPT, **options)
-    (picture,) = pair.pipeline.pictures(make_request(prompt=PROMPT, **options), 4)
+    (picture,) = pair.pipeline.prepare(make_request(prompt=PROMPT, **options), 4)
     (trajectory,) = picture.trajectories
     start = trajectory.latents * trajectory.weights[0, 0]
     own = start if trajectory.extra is None else np.concatenate([start, trajectory.extra])

@@ -271,7 +271,10 @@ def test_image_to_image(sd2rt: Command, small_bundle: Path, pictures: Path) -> N
     said = sd2rt("run", small_bundle, "a fox", *FAST, *words)
     assert said.code == 0, said.err
     facts = json.loads(said.out)
-    assert said.err == "sd2rt: warning: the image is 100x70: it was made 64x64, sides are multiples of 64\n"
+    assert (
+        said.err
+        == "sd2rt: warning: the image is 100x70: resized to 64x64, because sides must be multiples of 64\n"
+    )
     assert (facts["task"], facts["strength"], facts["width"], facts["height"]) == (
         "image-to-image",
         0.5,

@@ -1,4 +1,4 @@
-"""Which backend runs a bundle: engines where they fit a (simulated) GPU, else ONNX Runtime, and it is said."""
+"""Choice of backend: engines if they fit a (simulated) GPU, else ONNX Runtime with a warning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_engines_are_taken_where_they_fit(bundle: Compile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"compute_capabilities": ("8.9",)}, "built for sm_89, this GPU is sm_90"),
         (
@@ -55,14 +55,14 @@ def test_engines_are_taken_where_they_fit(bundle: Compile) -> None:
         ),
     ],
 )
-def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], said: str) -> None:
-    with pytest.raises(BundleError, match=said) as caught:
+def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
         Pipeline.open(bundle(**entry), device="cuda", backend="tensorrt")
     assert "--engines-only --backend tensorrt" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"refit": "identical"}, r"which only the full TensorRT can load: pip install 'sd2rt\[tensorrt\]'"),
         ({"refit": "individual"}, None),
@@ -75,9 +75,9 @@ def test_weightless_engines_in_the_lean_runtime(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
-    said: str | None,
+    message: str | None,
 ) -> None:
-    """It has no parser to take a graph's weights with."""
+    """The lean runtime has no parser to read a graph's weights."""
     lean = make_tensorrt(gpu, "tensorrt_lean")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_lean", lean)
@@ -86,11 +86,11 @@ def test_weightless_engines_in_the_lean_runtime(
         "options": BuilderOptions(backend="tensorrt", portable=True, **options),
     }
     path = compiled(small_bundle, tmp_path / "bundle", lean, **entry)
-    if said is None:
+    if message is None:
         with Pipeline.open(path, device="cuda") as pipeline:
             assert pipeline.backend == "tensorrt"
         return
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         Pipeline.open(path, device="cuda", backend="tensorrt")
     assert not hasattr(lean, "OnnxParserRefitter")
 
@@ -105,7 +105,7 @@ def test_portable_engines_without_code_for_the_gpu(
     mask: int,
     taken: bool,
 ) -> None:
-    """TensorRT for RTX names no 9.0: an H100 is later than 8.0, and runs none of its engines."""
+    """TensorRT for RTX does not list 9.0: an H100, though later than 8.0, runs none of its engines."""
     gpu.capability = capability
     rtx = make_tensorrt(gpu, "tensorrt_rtx", "1.7.1.116")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
@@ -122,7 +122,7 @@ def test_portable_engines_without_code_for_the_gpu(
         return
     with pytest.raises(BundleError, match="it has no code for this GPU, which is sm_90"):
         Pipeline.open(path, device="cuda", backend="tensorrt-rtx")
-    # And ONNX Runtime's turn comes.
+    # Without a named backend, ONNX Runtime is tried next.
     with (
         pytest.warns(RuntimeWarning, match="using ONNX Runtime: .* has no code for this GPU"),
         pytest.raises(MissingDependencyError, match="no CUDA provider"),
@@ -131,7 +131,7 @@ def test_portable_engines_without_code_for_the_gpu(
 
 
 def test_another_backend_is_said(bundle: Compile) -> None:
-    """This ONNX Runtime has no CUDA: that is as far as it goes."""
+    """The installed ONNX Runtime has no CUDA provider, so opening stops there."""
     path = bundle(compute_capabilities=("8.9",))
     with (
         pytest.warns(RuntimeWarning, match="using ONNX Runtime: .* built for sm_89"),

@@ -1,4 +1,4 @@
-"""Whole images on a simulated GPU: bit-equal to the CPU's, and no step waits for the one before."""
+"""Whole images on a simulated GPU: bit-equal to the CPU's, and no step waits for the previous one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cpu(small_bundle: Path) -> Iterator[Pipeline]:
 
 
 def compiled(source: Path, target: Path, module: Any, **entry: Any) -> Path:
-    """A copy of a bundle with an engine of each part, as the simulated module has them."""
+    """Copy a bundle and add an engine of each part, in the format of the simulated module."""
     shutil.copytree(source, target, copy_function=os.link)
     manifest = read_manifest(target)
     engines = []
@@ -96,7 +96,7 @@ REQUESTS = [
     ),
     Request(prompt="a hill", seed=6, num_inference_steps=3, guidance_scale=(9, 2), sampler="ddim", **COMMON),
 ]
-"""Every image joins and leaves at another step; some draw noise at each, some are told other things in between."""
+"""Images join and leave at different steps; some draw noise at each step, some change their text on the way."""
 
 
 def images(pipeline: Pipeline, requests: list[Request]) -> list[NDArray[Any]]:
@@ -112,7 +112,7 @@ def expected(cpu: Pipeline) -> list[NDArray[Any]]:
 
 @pytest.mark.parametrize("pace", ["lazy", "random"])
 def test_mixed_batches_are_the_cpus(expected: list[NDArray[Any]], on_gpu: Open, pace: Pace) -> None:
-    """Text encoder, steps and decoder, to the bit, at whatever moments the device works."""
+    """Text encoder, steps and decoder are bit-equal, whenever the device does its work."""
     gpu, pipeline = on_gpu(pace, max_batch=3)
     actual = images(pipeline, REQUESTS)
     for a, b in zip(actual, expected, strict=True):
@@ -132,7 +132,7 @@ def test_each_bucket_is_captured_once(on_gpu: Open) -> None:
     first = gpu.counts["capture"]
     assert first >= 1
     pipeline.generate([request])
-    # The text encoder's and that of the steps, at most: the second time each is known, or captured at its second.
+    # A graph is captured at the second launch of its shape, so at most one more follows.
     assert gpu.counts["capture"] - first <= 1
     settled = gpu.counts["capture"]
     for _ in range(3):
@@ -141,7 +141,7 @@ def test_each_bucket_is_captured_once(on_gpu: Open) -> None:
 
 
 def test_autoencoder_in_tiles(on_gpu: Open, small_bundle: Path) -> None:
-    """An image that is begun with, larger than a tile: what each pass finds out goes into the next."""
+    """Encode an initial image larger than a tile: each pass uses the statistics of the one before."""
     options: dict[str, Any] = {
         "image": np.random.default_rng(0).random((320, 256, 3)).astype(np.float32),
         "strength": 0.5,
@@ -151,7 +151,7 @@ def test_autoencoder_in_tiles(on_gpu: Open, small_bundle: Path) -> None:
         "width": 256,
         "height": 320,
     }
-    # First: what is loaded while the simulation is in place is simulated.
+    # Open the CPU pipeline first: modules loaded after the simulation is installed are simulated.
     with Pipeline.open(small_bundle, threads=1, tile=32) as plain:
         expected = plain("a fox", **options).images
     np.testing.assert_array_equal(on_gpu(tile=32)[1]("a fox", **options).images, expected)
@@ -178,12 +178,12 @@ def trajectory(
 @pytest.mark.parametrize("interval", [None, (0.4, 4.0)])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_trajectory_waits_for_nothing(on_gpu: Open, interval: Any, eta: float) -> None:
-    """A device that keeps up is waited for at the end alone, also where the batch is remade on the way."""
+    """The host waits for a fast device only at the end, even if the batch is rebuilt on the way."""
     gpu, pipeline = on_gpu("eager")
-    made = trajectory(pipeline, 12, 1, interval=interval, eta=eta)
-    waits = [gpu.waits for _ in run_steps(pipeline.engine("denoiser"), [made], 4)]
+    sample = trajectory(pipeline, 12, 1, interval=interval, eta=eta)
+    waits = [gpu.waits for _ in run_steps(pipeline.engine("denoiser"), [sample], 4)]
     assert len(set(waits)) == 1
-    # Its latents, and nothing else.
+    # One wait, for its latents.
     assert gpu.waits == waits[0] + 1
 
 
@@ -195,7 +195,7 @@ def test_a_yield_means_enqueued(on_gpu: Open) -> None:
         next(steps)
     assert gpu.counts["run"] == 0
     assert gpu.waits == waits
-    # From here on the host is as far ahead as it may be, and each step waits for one of long ago.
+    # Now the host is as far ahead as allowed: each further step waits for an earlier one.
     next(steps)
     assert 0 < gpu.counts["run"] <= 1
     steps.close()
@@ -207,16 +207,16 @@ def test_a_yield_means_enqueued(on_gpu: Open) -> None:
 @pytest.mark.parametrize(
     ("pace", "seed"), [("lazy", 0), ("eager", 0), *(("random", seed) for seed in range(3))]
 )
-def test_an_error_that_is_found_late_names_its_step(
+def test_an_error_that_arrives_late_names_its_step(
     cpu: Pipeline, on_gpu: Open, pace: Pace, seed: int, bad: int, interval: Any
 ) -> None:
     def spoilt(pipe: Pipeline) -> tuple[Trajectory, Trajectory]:
-        made, other = trajectory(pipe, 8, 1, interval=interval), trajectory(pipe, 10, 2)
-        made.updates = made.updates.copy()
-        made.updates[bad - 1] = np.nan
-        for _ in run_steps(pipe.engine("denoiser"), [made, other], 4):
+        failing, other = trajectory(pipe, 8, 1, interval=interval), trajectory(pipe, 10, 2)
+        failing.updates = failing.updates.copy()
+        failing.updates[bad - 1] = np.nan
+        for _ in run_steps(pipe.engine("denoiser"), [failing, other], 4):
             pass
-        return made, other
+        return failing, other
 
     expected, alone = spoilt(cpu)
     actual, other = spoilt(on_gpu(pace, seed)[1])
@@ -228,11 +228,11 @@ def test_an_error_that_is_found_late_names_its_step(
         assert actual.done == bad
     assert other.error is None
     assert other.done == other.length
-    # It was beside the other one for some steps more.
+    # The failing one may have shared a few more batches, which changes rounding.
     assert np.abs(other.latents - alone.latents).max() <= 1e-5 * np.abs(alone.latents).max()
 
 
-def test_what_a_broken_loop_did_not_hear_is_not_the_next_ones(on_gpu: Open, cpu: Pipeline) -> None:
+def test_checks_of_a_broken_loop_do_not_reach_the_next_one(on_gpu: Open, cpu: Pipeline) -> None:
     _, pipeline = on_gpu("lazy")
     spoilt = trajectory(pipeline, 8, 1)
     spoilt.updates = np.full_like(spoilt.updates, np.nan)
@@ -251,23 +251,23 @@ def test_what_a_broken_loop_did_not_hear_is_not_the_next_ones(on_gpu: Open, cpu:
     np.testing.assert_array_equal(ends[0], ends[1])
 
 
-def test_a_loop_that_is_left_hands_out_what_it_has(on_gpu: Open, cpu: Pipeline) -> None:
+def test_a_loop_that_is_closed_early_keeps_its_latents(on_gpu: Open, cpu: Pipeline) -> None:
     ends = []
     for pipe in (on_gpu("lazy")[1], cpu):
-        made = trajectory(pipe, 8, 1, sampler="euler-a")
-        steps = run_steps(pipe.engine("denoiser"), [made], 4)
+        sample = trajectory(pipe, 8, 1, sampler="euler-a")
+        steps = run_steps(pipe.engine("denoiser"), [sample], 4)
         for _ in range(3):
             next(steps)
         steps.close()
-        ends.append(made.latents)
+        ends.append(sample.latents)
     np.testing.assert_array_equal(ends[0], ends[1])
 
 
 def test_previews_and_callbacks(on_gpu: Open, cpu: Pipeline) -> None:
-    """They wait for the device, and what they put in place is gone on from."""
+    """A callback reads finished latents, and the next step starts from those that it returns."""
 
-    def halve(pipe: Any, step: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
-        return {"latents": given["latents"] / 2} if step == 1 else {}
+    def halve(pipe: Any, step: int, timestep: float, state: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": state["latents"] / 2} if step == 1 else {}
 
     options: dict[str, Any] = {
         "num_inference_steps": 4,

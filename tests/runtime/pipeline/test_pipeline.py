@@ -1,4 +1,4 @@
-"""The pipeline's own behaviour: batches, runs, callbacks, seeds and refusals. Pictures: tests/parity."""
+"""The pipeline's batches, runs, callbacks, seeds and errors; tests/parity compares its images with diffusers'."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def test_stop_decodes_what_there_is(pipe: Pipeline) -> None:
     with pipe.stream(PROMPT, **options) as run:
         for progress in run:
             if progress.step == 3:
-                held = progress.latents()
+                latents = progress.latents()
                 break
         stopped = run.stop()[0].images
-    np.testing.assert_array_equal(stopped, held)
+    np.testing.assert_array_equal(stopped, latents)
     whole = pipe(PROMPT, **options).images
     assert np.abs(whole - stopped).max() > 0.01
 
@@ -153,11 +153,11 @@ def test_callback_sees_and_changes_latents(pipe: Pipeline) -> None:
     seen = []
 
     def zero_at_the_end(
-        pipeline: Pipeline, step: int, timestep: float, given: dict[str, Any]
+        pipeline: Pipeline, step: int, timestep: float, state: dict[str, Any]
     ) -> dict[str, Any]:
         assert pipeline is pipe
         seen.append((step, timestep))
-        return {"latents": np.zeros_like(given["latents"]) if step == 2 else given["latents"]}
+        return {"latents": np.zeros_like(state["latents"]) if step == 2 else state["latents"]}
 
     options: dict[str, Any] = {
         "seed": 1,
@@ -168,26 +168,26 @@ def test_callback_sees_and_changes_latents(pipe: Pipeline) -> None:
     output = pipe(PROMPT, callback_on_step_end=zero_at_the_end, **options)
     assert seen == [(0, 667.0), (1, 334.0), (2, 1.0)]
     assert not output.images.any()
-    unchanged = pipe(PROMPT, callback_on_step_end=lambda *given: None, **options).images
+    unchanged = pipe(PROMPT, callback_on_step_end=lambda *arguments: None, **options).images
     np.testing.assert_array_equal(unchanged, pipe(PROMPT, **options).images)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_is_an_error_that_names_the_step(pipe: Pipeline, bad: float) -> None:
-    def spoil(pipeline: Pipeline, step: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
+    def spoil(pipeline: Pipeline, step: int, timestep: float, state: dict[str, Any]) -> dict[str, Any]:
         if step == 1:
-            given["latents"][0, 0, 0, 0] = bad
-        return given
+            state["latents"][0, 0, 0, 0] = bad
+        return state
 
-    with pytest.raises(EngineError, match=r"step 3 of 5 \(timestep 401\)"):
+    with pytest.raises(EngineError, match=r"not finite after step 3 of 5 \(timestep 401\)"):
         pipe(PROMPT, sampler="ddim", num_inference_steps=5, callback_on_step_end=spoil)
-    # The pipeline is as good as before.
+    # The pipeline still works.
     assert pipe(PROMPT, num_inference_steps=1, output_type="latent").images.shape == (1, 4, 8, 8)
 
 
 def test_not_finite_after_the_last_step_is_no_black_image(pipe: Pipeline) -> None:
-    def spoil(pipeline: Pipeline, step: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
-        return {"latents": given["latents"] * np.nan}
+    def spoil(pipeline: Pipeline, step: int, timestep: float, state: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": state["latents"] * np.nan}
 
     with pytest.raises(EngineError, match="not finite"):
         pipe(PROMPT, sampler="ddim", num_inference_steps=1, callback_on_step_end=spoil)
@@ -221,7 +221,7 @@ def test_not_finite_after_the_last_step_is_no_black_image(pipe: Pipeline) -> Non
         ({"negative_prompt": 5}, "negative_prompt is 5"),
         ({"latents": 3.0}, "latents have shape"),
         ({"cfg_scale": 7}, "unknown request option cfg_scale"),
-        ({"latents": np.zeros((1, 4, 9, 8))}, r"latents have the shape \[1, 4, 9, 8\]"),
+        ({"latents": np.zeros((1, 4, 9, 8))}, r"latents have shape \[1, 4, 9, 8\]"),
         ({"latents": np.zeros((2, 4, 8, 8))}, r"use shape \[1, C, h, w\]"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"prompt_embeds": np.zeros((1, 77, 32))}, "prompt and prompt_embeds are both set"),
@@ -248,10 +248,10 @@ def test_a_prompt_is_needed(pipe: Pipeline) -> None:
 
 
 def test_the_checkpoints_own_sampler_is_the_default(pipe: Pipeline, v_pipe: Pipeline) -> None:
-    for pipeline, own in ((pipe, "pndm"), (v_pipe, "ddim")):
-        assert pipeline.manifest.sampler.name == own
+    for pipeline, sampler in ((pipe, "pndm"), (v_pipe, "ddim")):
+        assert pipeline.manifest.sampler.name == sampler
         options: dict[str, Any] = {"seed": 1, "num_inference_steps": 3, "output_type": "latent"}
-        default, named = pipeline(PROMPT, **options), pipeline(PROMPT, sampler=own, **options)
+        default, named = pipeline(PROMPT, **options), pipeline(PROMPT, sampler=sampler, **options)
         np.testing.assert_array_equal(default.images, named.images)
 
 

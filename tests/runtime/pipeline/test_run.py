@@ -1,4 +1,4 @@
-"""Outputs, as an interactive session and a notebook show them."""
+"""Representations of outputs in an interactive session and a notebook."""
 
 from __future__ import annotations
 

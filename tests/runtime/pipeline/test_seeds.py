@@ -1,4 +1,4 @@
-"""Which noise an image begins with: per image, by either generator, and between two seeds."""
+"""Initial noise of images: per image, by either generator, and between two seeds."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def pipe(small_bundle: Path) -> Iterator[Pipeline]:
 
 
 def noises(pipe: Pipeline, prompt: str | list[str] = "a", **options: Any) -> list[NDArray[np.float32]]:
-    """What each image of a call begins with; DDIM takes the noise as it is."""
+    """Initial latents of each image of a call; DDIM uses the noise unscaled."""
     with pipe.stream(prompt, sampler="ddim", num_inference_steps=2, **options) as run:
-        return [picture.trajectories[0].latents for group in run.pictures for picture in group]
+        return [job.trajectories[0].latents for group in run.jobs for job in group]
 
 
 @pytest.mark.parametrize("rng", RNGS)
@@ -91,9 +91,9 @@ def test_later_draws_are_the_first_seed_s(pipe: Pipeline) -> None:
         "variation_seed": 9,
     }
     with pipe.stream("a", seed=7, **options) as run:
-        trajectory = run.pictures[0][0].trajectories[0]
+        trajectory = run.jobs[0][0].trajectories[0]
         ours = make_generator("cpu", 7)
-        encoded = run.pictures[0][0].conditioning.sampled(run.pictures[0][0].conditioning.image_moments, ours)
+        encoded = run.jobs[0][0].conditioning.sample(run.jobs[0][0].conditioning.image_moments, ours)
         ours.randn(SHAPE)
         assert trajectory.image_latents is not None
         np.testing.assert_array_equal(trajectory.image_latents, encoded)
@@ -123,7 +123,7 @@ def test_division_of_a_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"variation_strength": 0.2}, "variation_seed is not"),
         ({"variation_strength": 1.2, "variation_seed": 3}, "variation_strength is 1.2"),
@@ -136,6 +136,6 @@ def test_division_of_a_call() -> None:
         ({"rng": "gpu"}, "rng is 'gpu': give cpu, cuda, cuda:N"),
     ],
 )
-def test_bad_request(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_bad_request(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         make_request(prompt="a", **fields)

@@ -1,4 +1,4 @@
-"""Images that are upscaled in tiles: no seams, no more memory than a tile takes, and the same picture again."""
+"""Upscaling in tiles: no seams, no more memory than one tile takes, and reproducible images."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def picture(width: int, height: int, textured: bool) -> Image.Image:
 
 
 def steps(image: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """Mean absolute difference between neighbours along an axis, one for each pair of columns or rows."""
+    """Mean absolute difference between neighbouring columns or rows along an axis."""
     return np.asarray(np.abs(np.diff(image.astype(np.float64), axis=axis)).mean(axis=(1 - axis, 2)))
 
 
 @pytest.mark.parametrize("sampler", [{}, {"sampler": "ddim", "eta": 1.0}], ids=["plain", "fresh noise"])
 @pytest.mark.parametrize("textured", [False, True])
 def test_no_seams(pipe: Pipeline, whole: Pipeline, textured: bool, sampler: dict[str, Any]) -> None:
-    """Where tiles begin and end, neighbouring pixels differ no more than elsewhere, nor than in an untiled image."""
-    given = picture(72, 56, textured)
-    tiled = pipe("a hill", image=given, **OPTIONS, **sampler).images[0]
-    untiled = whole("a hill", image=given, **OPTIONS, **sampler).images[0]
+    """Pixels across the edges of tiles differ no more than elsewhere, nor than in an untiled image."""
+    source = picture(72, 56, textured)
+    tiled = pipe("a hill", image=source, **OPTIONS, **sampler).images[0]
+    untiled = whole("a hill", image=source, **OPTIONS, **sampler).images[0]
     assert tiled.shape == untiled.shape == (224, 288, 3)
     tiling = Tiling(56, 72, TILE, TILE // 4)
     assert len(tiling.boxes) >= 6
@@ -66,32 +66,32 @@ def test_no_seams(pipe: Pipeline, whole: Pipeline, textured: bool, sampler: dict
         inner = np.delete(actual, seams)
         assert actual[seams].mean() <= 1.2 * inner.mean()
         assert actual[seams].max() <= 1.5 * np.sort(inner)[-8]
-        # The picture has a step of its own every four or eight pixels, which an untiled one shows too.
+        # Upsampling leaves a step every four or eight pixels, in the untiled image too.
         assert (
             actual[seams].mean() / inner.mean()
             <= 1.15 * expected[seams].mean() / np.delete(expected, seams).mean()
         )
-    # And the blend has not blurred what the tiles have in common.
+    # Blending does not blur the overlaps.
     assert tiled.std() == pytest.approx(untiled.std(), rel=0.25)
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])
 def test_batches_of_tiles_do_not_matter(small_upscaler_bundle: Path, pipe: Pipeline, max_batch: int) -> None:
-    given = picture(64, 40, textured=True)
+    source = picture(64, 40, textured=True)
     more: dict[str, Any] = {"sampler": "ddim", "eta": 1.0}
-    expected = pipe("a hill", image=given, **OPTIONS, **more).images
+    expected = pipe("a hill", image=source, **OPTIONS, **more).images
     with Pipeline.open(small_upscaler_bundle, tile=TILE, max_batch=max_batch) as other:
-        actual = other("a hill", image=given, **OPTIONS, **more).images
+        actual = other("a hill", image=source, **OPTIONS, **more).images
     assert np.abs(actual - expected).max() <= 1e-4
 
 
 def test_memory_is_that_of_a_tile(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, dict[str, int]]] = []
-    own = OnnxRuntimeEngine.session
+    original = OnnxRuntimeEngine.session
 
     def session(self: OnnxRuntimeEngine, dims: Mapping[str, int], *rest: Any) -> Any:
         seen.append((self.part.onnx, dict(dims)))
-        return own(self, dims, *rest)
+        return original(self, dims, *rest)
 
     monkeypatch.setattr(OnnxRuntimeEngine, "session", session)
     image = pipe(
@@ -112,13 +112,13 @@ def test_any_size(pipe: Pipeline, size: tuple[int, int]) -> None:
 
 
 def test_upscale_takes_lists_and_outputs(whole: Pipeline) -> None:
-    given = [picture(8, 8, textured=True), picture(16, 8, textured=True)]
-    output = whole.upscale(given, ["a", "b"], num_inference_steps=1, seed=1)
+    sources = [picture(8, 8, textured=True), picture(16, 8, textured=True)]
+    output = whole.upscale(sources, ["a", "b"], num_inference_steps=1, seed=1)
     assert [image.size for image in output.images] == [(32, 32), (64, 32)]
     again = whole.upscale(output, num_inference_steps=1, seed=1)
     assert [image.size for image in again.images] == [(128, 128), (256, 128)]
     with pytest.raises(RequestError, match="image"):
-        whole.upscale(given, ["a", "b", "c"], num_inference_steps=1)
+        whole.upscale(sources, ["a", "b", "c"], num_inference_steps=1)
 
 
 def test_upscale_takes_arrays_and_embeddings(whole: Pipeline) -> None:
@@ -129,7 +129,7 @@ def test_upscale_takes_arrays_and_embeddings(whole: Pipeline) -> None:
     embeds = np.zeros((1, 77, 32), np.float32)
     options: dict[str, Any] = {"prompt_embeds": embeds, "guidance_scale": 1.0, **common}
     assert whole.upscale([picture(8, 8, textured=True)], None, **options).images[0].size == (32, 32)
-    for images, reason in ((np.zeros((1, 4, 8, 8), np.float32), "not latent"), ([], "no image to upscale")):
+    for images, reason in ((np.zeros((1, 4, 8, 8), np.float32), "not 'latent'"), ([], "no image to upscale")):
         with pytest.raises(RequestError, match=reason):
             whole.upscale(images, "a", **common)
     with pytest.raises(RequestError, match="leave it out"):
@@ -137,9 +137,9 @@ def test_upscale_takes_arrays_and_embeddings(whole: Pipeline) -> None:
 
 
 def test_arrays_of_several_sizes_are_refused_before_they_are_made(whole: Pipeline) -> None:
-    given = [picture(8, 8, textured=True), picture(16, 8, textured=True)]
-    with pytest.raises(RequestError, match="several sizes"):
-        whole(["a", "b"], image=given, output_type="np", num_inference_steps=1)
+    sources = [picture(8, 8, textured=True), picture(16, 8, textured=True)]
+    with pytest.raises(RequestError, match="images of several sizes"):
+        whole(["a", "b"], image=sources, output_type="np", num_inference_steps=1)
 
 
 @pytest.mark.parametrize("value", [True, "0.5", b"1"])
@@ -153,7 +153,7 @@ def test_strength_is_a_number(value: Any) -> None:
 
 @pytest.mark.parametrize("side", ["width", "height"])
 def test_size_is_the_images_own(whole: Pipeline, side: str) -> None:
-    with pytest.raises(RequestError, match="4 times its own"):
+    with pytest.raises(RequestError, match="4 times the size of the image"):
         whole("a", **cast(CallOptions, {"image": picture(8, 8, textured=False), side: 64}))
 
 
@@ -163,7 +163,7 @@ def test_tiles_share_their_noise(rng: str) -> None:
     tiling = Tiling(64, 96, 32, 8)
     tiles = [TileGenerator(noise, box) for box in tiling.boxes]
     for number in range(4):
-        # Tiles of a later batch come to a draw when it is long forgotten.
+        # Tiles of a later batch repeat draws that are no longer cached.
         expected = ImageNoise(5, (4, 64, 96), rng).draw(number)
         for tile, box in zip(tiles, tiling.boxes, strict=True):
             np.testing.assert_array_equal(tile.randn((4, 32, 32)), box.cut(expected))

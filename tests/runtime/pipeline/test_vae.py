@@ -1,4 +1,4 @@
-"""Large images go through the autoencoder in tiles, and come out as if they had gone whole."""
+"""Large images are encoded and decoded in tiles, with nearly the same result as whole."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TILE = 32
 
 
 class Engines:
-    """A bundle's parts, each opened when it is first asked for; keeps the sizes that were asked of them."""
+    """A bundle's parts, opened on first use; records the sizes of their sessions."""
 
     def __init__(self, bundle: Path, stack: ExitStack) -> None:
         self.bundle = open_bundle(bundle)
         self._stack = stack
         self._open: dict[PartName, OnnxRuntimeEngine] = {}
-        self.asked: list[tuple[PartName, Mapping[str, int]]] = []
+        self.requested: list[tuple[PartName, Mapping[str, int]]] = []
         self.launches = 0
 
     @property
@@ -47,19 +47,19 @@ class Engines:
 
 
 class Watched:
-    """An engine that tells what is asked of it."""
+    """An engine that records its sessions and launches."""
 
     def __init__(self, engines: Engines, part: PartName, engine: OnnxRuntimeEngine) -> None:
         self._engines, self._part, self._engine = engines, part, engine
 
     def session(self, dims: Mapping[str, int]) -> Any:
-        self._engines.asked.append((self._part, dict(dims)))
+        self._engines.requested.append((self._part, dict(dims)))
         session = self._engine.session(dims)
-        own = type(session).launch
+        original = type(session).launch
 
         def launch() -> None:
             self._engines.launches += 1
-            own(session)
+            original(session)
 
         session.launch = launch  # type: ignore[method-assign]
         return session
@@ -67,7 +67,7 @@ class Watched:
 
 @pytest.fixture
 def engines(opened: Engines) -> Engines:
-    opened.asked.clear()
+    opened.requested.clear()
     opened.launches = 0
     return opened
 
@@ -83,7 +83,7 @@ def vae(engines: Engines, tile: int = TILE) -> Vae:
 
 
 def smooth(channels: int, height: int, width: int) -> Array:
-    """A few slow waves across the picture."""
+    """A few slow waves across the image."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     draw = np.random.default_rng(7)
     planes = []
@@ -102,11 +102,11 @@ def gradient(channels: int, height: int, width: int) -> Array:
 def blobs(channels: int, height: int, width: int) -> Array:
     y, x = np.mgrid[:height, :width] / max(height, width)
     draw = np.random.default_rng(5)
-    made = np.zeros((channels, height, width))
-    for plane in made:
+    planes = np.zeros((channels, height, width))
+    for plane in planes:
         for a, p, q in zip(draw.normal(0, 1.5, 5), draw.uniform(0, 1, 5), draw.uniform(0, 1, 5), strict=True):
             plane += a * np.exp(-((x - p) ** 2 + (y - q) ** 2) / 0.02)
-    return made.astype(np.float32)
+    return planes.astype(np.float32)
 
 
 def noise(channels: int, height: int, width: int) -> Array:
@@ -114,7 +114,7 @@ def noise(channels: int, height: int, width: int) -> Array:
 
 
 def difference(actual: Array, expected: Array) -> Array:
-    """In 255ths of what is seen of two decoded images."""
+    """Difference of two decoded images, clipped to their visible range, in 1/255."""
     error: Array = np.abs(actual.clip(-1, 1) - expected.clip(-1, 1)) * np.float32(127.5)
     return error
 
@@ -125,20 +125,20 @@ def test_what_fits_is_one_call_of_the_ordinary_graph(engines: Engines, size: tup
     coder = vae(engines, tile=16)
     coder.decode(noise(4, h, w))
     coder.encode(smooth(3, 8 * h, 8 * w))
-    assert engines.asked == [("decoder", {"B": 1, "h": h, "w": w}), ("encoder", {"B": 1, "h": h, "w": w})]
+    assert engines.requested == [("decoder", {"B": 1, "h": h, "w": w}), ("encoder", {"B": 1, "h": h, "w": w})]
     assert engines.launches == 2
 
 
 @pytest.mark.parametrize("content", [smooth, gradient, blobs, noise])
 def test_tiles_decode_as_the_whole(engines: Engines, content: Callable[..., Array]) -> None:
-    """Within 2/255 on smooth content and on noise, where tiles that know of nothing else are 4 to 125 off."""
+    """Within 2/255 on smooth content and on noise; separate tiles are 4 to 125 off."""
     latents = content(4, 96, 64)
     whole = vae(engines, tile=96)
     expected = whole.decode(latents)
     engines.launches = 0
     error = difference(vae(engines, tile=64).decode(latents), expected)
     tiling = Tiling(96, 64, 64, 16)
-    assert engines.launches <= vae_module._MOST_PASSES * len(tiling.boxes)
+    assert engines.launches <= vae_module._MAX_PASSES * len(tiling.boxes)
     plain = difference(tiling.blend((whole.decode(box.cut(latents)) for box in tiling.boxes), 8), expected)
     assert error.max() <= 2
     assert error.mean() <= 0.1 * plain.mean()
@@ -178,14 +178,14 @@ def test_no_call_is_larger_than_a_tile_and_all_are_of_one_shape(
     assert coder.encode(noise(3, 8 * h, 8 * w)).shape == (8, h, w)
     tile = {"h": min(h, TILE), "w": min(w, TILE), "M": h * w}
     # One session for all tiles of all passes.
-    assert engines.asked == [("tiled_decoder", tile), ("tiled_encoder", tile)]
+    assert engines.requested == [("tiled_decoder", tile), ("tiled_encoder", tile)]
 
 
 @pytest.mark.parametrize(("content", "axis"), [(smooth, 1), (noise, 2)])
 def test_no_seam_is_seen_where_tiles_meet(engines: Engines, content: Callable[..., Array], axis: int) -> None:
     size = (72, 16) if axis == 1 else (16, 72)
     image = np.moveaxis(vae(engines).decode(content(4, *size)), axis, 2)
-    # From one latent to the next, where all steps are of one phase of the decoder's upsampling: 1, 2, ...
+    # Differences across the borders of latents 1, 2, ...: all at one phase of the decoder's upsampling.
     steps = np.abs(image[:, :, 8::8] - image[:, :, 7:-1:8]).mean((0, 1))
     boxes = Tiling(*size, TILE, 16).boxes
     starts = sorted({box.top if axis == 1 else box.left for box in boxes})
@@ -201,10 +201,10 @@ def test_an_image_without_a_whole_number_of_latents_is_refused(engines: Engines)
 
 
 def test_weights_are_stored_once(engines: Engines) -> None:
-    """The graphs for tiles use the weights that are there."""
+    """The graphs for tiles use the weights of the ordinary graphs."""
     parts = engines.manifest.parts
     for tiled, half in (("tiled_decoder", "decoder"), ("tiled_encoder", "encoder")):
         data = {file.path for file in parts[tiled].files if file.path.endswith(".data")}  # type: ignore[index]
         assert data == {f"{half}/model.onnx.data"}
-        own = next(file for file in parts[tiled].files if file.path == parts[tiled].onnx)  # type: ignore[index]
-        assert own.size < 300_000
+        graph = next(file for file in parts[tiled].files if file.path == parts[tiled].onnx)  # type: ignore[index]
+        assert graph.size < 300_000

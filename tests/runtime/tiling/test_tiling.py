@@ -1,4 +1,4 @@
-"""Arrays are cut and put back together: nothing is lost, and no seam is seen."""
+"""Cutting arrays into tiles and blending them: nothing is lost, and there are no seams."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def tilings(draw: st.DrawFn, *, any_overlap: bool = False) -> tuple[Tiling, dict
     multiple = draw(st.sampled_from((1, 4, 8)))
     tile = draw(st.integers(2 * multiple, 64))
     side = tile // multiple * multiple
-    # Where hundreds of tiles cover one element, the rounding of so many sums is more than 1e-6.
+    # With hundreds of tiles on one element, the rounding of their sum exceeds 1e-6.
     overlap = draw(st.integers(0, side - multiple if any_overlap else side // 2))
-    given = {
+    options = {
         "height": draw(SIDES),
         "width": draw(SIDES),
         "tile": tile,
         "overlap": overlap,
         "multiple": multiple,
     }
-    return Tiling(**given), given
+    return Tiling(**options), options
 
 
 def _counts(tiling: Tiling) -> NDArray[np.int64]:
@@ -45,14 +45,14 @@ def _counts(tiling: Tiling) -> NDArray[np.int64]:
 @property_test
 @given(tilings(any_overlap=True))
 def test_boxes_cover_the_array_and_stay_inside(drawn: tuple[Tiling, dict[str, int]]) -> None:
-    tiling, given = drawn
+    tiling, options = drawn
     for box in tiling.boxes:
         assert 0 <= box.top <= tiling.height - box.height
         assert 0 <= box.left <= tiling.width - box.width
     assert _counts(tiling).min() >= 1
     assert len({(box.top, box.left) for box in tiling.boxes}) == len(tiling.boxes)
-    multiple = given["multiple"]
-    side = given["tile"] // multiple * multiple
+    multiple = options["multiple"]
+    side = options["tile"] // multiple * multiple
     for length, starts, sides in (
         (tiling.height, sorted({b.top for b in tiling.boxes}), {b.height for b in tiling.boxes}),
         (tiling.width, sorted({b.left for b in tiling.boxes}), {b.width for b in tiling.boxes}),
@@ -61,7 +61,7 @@ def test_boxes_cover_the_array_and_stay_inside(drawn: tuple[Tiling, dict[str, in
         assert all(start % multiple == 0 for start in starts[:-1])
         assert starts[-1] % multiple == 0 or length % multiple
         steps = [after - start for start, after in itertools.pairwise(starts)]
-        assert all(side - step >= given["overlap"] for step in steps)
+        assert all(side - step >= options["overlap"] for step in steps)
         if length % multiple == 0 and steps:
             assert max(steps) - min(steps) <= multiple
 
@@ -70,7 +70,7 @@ def test_boxes_cover_the_array_and_stay_inside(drawn: tuple[Tiling, dict[str, in
 @given(tilings(), st.sampled_from((1, 2, 3)))
 def test_a_constant_comes_back(drawn: tuple[Tiling, dict[str, int]], factor: int) -> None:
     tiling, _ = drawn
-    # Of ones, the blend is the sum of the weights.
+    # The blend of ones is the sum of the weights.
     blended = tiling.blend(
         (np.ones((1, box.height * factor, box.width * factor), np.float32) for box in tiling.boxes), factor
     )
@@ -104,9 +104,9 @@ def test_what_is_only_cut_comes_back(drawn: tuple[Tiling, dict[str, int]], seed:
 @property_test
 @given(tilings(), st.sampled_from((1, 4)))
 def test_tiles_that_differ_fade_into_each_other(drawn: tuple[Tiling, dict[str, int]], factor: int) -> None:
-    tiling, given = drawn
+    tiling, options = drawn
     starts = sorted({box.left for box in tiling.boxes})
-    # Neighbouring columns of tiles are 0 and 1 in turn: the steepest that a blend has to be.
+    # Columns of tiles alternate between 0 and 1, which needs the steepest blend.
     blended = tiling.blend(
         (
             np.full((1, box.height * factor, box.width * factor), starts.index(box.left) % 2, np.float32)
@@ -116,9 +116,9 @@ def test_tiles_that_differ_fade_into_each_other(drawn: tuple[Tiling, dict[str, i
     )
     assert blended.min() >= -1e-6
     assert blended.max() <= 1 + 1e-6
-    if given["overlap"]:
-        # A raised cosine's steepest step is pi / 2 of the even one; two fades may run at once.
-        assert np.abs(np.diff(blended)).max(initial=0) <= 2 * np.pi / 2 / (given["overlap"] * factor) + 1e-6
+    if options["overlap"]:
+        # The steepest step of a raised cosine is pi / 2 times that of a straight line; two fades may coincide.
+        assert np.abs(np.diff(blended)).max(initial=0) <= 2 * np.pi / 2 / (options["overlap"] * factor) + 1e-6
 
 
 def test_a_tile_alone_is_returned_to_the_bit() -> None:
@@ -148,19 +148,19 @@ def test_an_array_that_is_no_multiple_ends_with_its_last_tile() -> None:
 
 def test_results_are_taken_one_at_a_time() -> None:
     tiling = Tiling(64, 96, tile=32, overlap=8)
-    made: list[weakref.ref[NDArray[np.float32]]] = []
+    tiles: list[weakref.ref[NDArray[np.float32]]] = []
 
     def results() -> Iterator[NDArray[np.float32]]:
         for box in tiling.boxes:
-            # The last one is still at hand when the next is made, and none before it.
-            assert sum(tile() is not None for tile in made) <= 1
+            # When the next tile is made, at most the previous one still exists.
+            assert sum(tile() is not None for tile in tiles) <= 1
             tile = np.ones((1, box.height, box.width), np.float32)
-            made.append(weakref.ref(tile))
+            tiles.append(weakref.ref(tile))
             yield tile
             del tile
 
     tiling.blend(results())
-    assert len(made) == len(tiling.boxes)
+    assert len(tiles) == len(tiling.boxes)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(7, 0), (32, 25), (32, 32), (32, -1), (0, 0)])
