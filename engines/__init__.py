@@ -1,5 +1,5 @@
 """The contract between export and runtime: bundles, and the engines that run them.
 
-Modules at this level are the contract; each folder is one implementation of it, or one thing that bundles consist of.
-Loads no PyTorch.
+Modules at this level define the contract. Each folder is a backend that implements it, or one component of bundles.
+Nothing here imports PyTorch.
 """

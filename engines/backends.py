@@ -26,51 +26,51 @@ def open_backend(
     precision: ComputePrecision | None = None,
     profiles: Path | None = None,
 ) -> Backend:
-    """The backend to run a bundle with on a device.
+    """Open the backend that runs a bundle on a device.
 
-    ``auto`` takes engines where the bundle has those of all ``needed`` parts that fit the GPU and an installed
-    version, TensorRT's before TensorRT for RTX's; else ONNX Runtime, and warns where there were engines. With a
-    ``precision`` it takes OpenVINO.
+    ``auto`` uses compiled engines if the bundle has, for every part in ``needed``, one that fits the GPU and the
+    installed TensorRT version; TensorRT is preferred to TensorRT for RTX. Otherwise it uses ONNX Runtime, with a
+    warning if the bundle has engines that do not fit. If a ``precision`` is set, it uses OpenVINO.
 
     Args:
-        cuda_graph: capture and replay CUDA graphs, an error where that fails; None for engines alone, which warn and
-            go on without.
-        precision: what to multiply in, where that is not the bundle's own precision.
-        profiles: a folder, for what ONNX Runtime on the CPU records of its operators; other backends record nothing.
+        cuda_graph: capture and replay CUDA graphs; True raises an error if that fails. None captures them for
+            compiled engines only, with a warning if that fails.
+        precision: compute precision of matrix products, if not the bundle's own.
+        profiles: folder for ONNX Runtime's operator profiles on the CPU; other backends record none.
 
     Raises:
-        RequestError: the backend does not run on the device.
-        BundleError: a backend was named, and no engine of the bundle fits.
-        MissingDependencyError: it is not installed, or there is no such GPU.
+        RequestError: the backend does not support the device or the precision.
+        BundleError: a TensorRT backend was named, and no engine of the bundle fits.
+        MissingDependencyError: the backend is not installed, or the GPU does not exist.
     """
     if name == "openvino" or (name == "auto" and precision is not None):
         if device.kind != "cpu":
-            what = "openvino" if name == "openvino" else f"--precision {precision}"
-            raise RequestError(f"{what} is for CPUs: give --device cpu, or leave it out")
+            option = "openvino" if name == "openvino" else f"--precision {precision}"
+            raise RequestError(f"{option} runs on CPUs only: use --device cpu, or omit --device")
         from sd2rt.engines.openvino.backend import OpenVinoBackend
 
         return OpenVinoBackend(bundle, threads=threads, precision=precision)
     if precision is not None:
         raise RequestError(
-            f"--precision {precision} takes --backend openvino: {name} runs what is in the bundle"
+            f"--precision {precision} needs --backend openvino: {name} runs in the bundle's precision"
         )
     compiled = get_args(EngineBackend)
     if device.kind == "cpu" and name in compiled:
-        raise RequestError(f"{name} runs on an NVIDIA GPU: give --device cuda, or leave --backend out")
+        raise RequestError(f"{name} needs an NVIDIA GPU: use --device cuda, or omit --backend")
     if device.kind == "cuda" and (name in compiled or (name == "auto" and bundle.manifest.engines)):
-        # Not before it is needed: it is as much to import as all the rest.
+        # Imported only when needed: its import takes as long as all others together.
         from sd2rt.engines.tensorrt.backend import open_tensorrt
 
-        wanted = tuple(item for item in compiled if name in ("auto", item))
-        found = open_tensorrt(
+        names = tuple(item for item in compiled if name in ("auto", item))
+        backend = open_tensorrt(
             bundle,
             device,
-            wanted,
+            names,
             needed=needed,
-            # A backend that was named is not replaced by another one.
+            # Never fall back from a backend that was requested by name.
             required=name != "auto",
             cuda_graph=cuda_graph,
         )
-        if found is not None:
-            return found
+        if backend is not None:
+            return backend
     return OnnxRuntimeBackend(bundle, device, threads=threads, cuda_graph=bool(cuda_graph), profiles=profiles)

@@ -1,6 +1,6 @@
-"""The command line's surroundings: which options were given, tables, and progress bars on a terminal.
+"""Command-line support for all packages: explicitly set options, tables, and progress bars.
 
-The commands of all packages take them from here. rich is imported where something is drawn: help needs none of it.
+rich is imported only where something is drawn, so that ``--help`` does not load it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _COLUMNS = {
     "remaining": "TimeRemainingColumn",
     "spinner": "SpinnerColumn",
 }
-"""Names of a bar's columns, as rich has them."""
+"""rich's classes of progress-bar columns, by the names used here."""
 
 
 def given_options(context: typer.Context) -> set[str]:
-    """Names of the parameters that were given on the command line, rather than by their defaults."""
+    """Names of the parameters set on the command line, as opposed to defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def table_console(width: int) -> Console:
-    """A console for tables on standard output, ``width`` columns wide where that is no terminal: lines stay whole."""
+    """Console for tables on standard output, ``width`` columns wide if that is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width, highlight=False, markup=False)
@@ -44,13 +44,13 @@ def table_console(width: int) -> Console:
 def progress_bar(
     *columns: str, hidden: bool = False, transient: bool = False, auto_refresh: bool = True
 ) -> Iterator[Progress | None]:
-    """A bar on standard error while the block lasts; None where it is hidden, or standard error is no terminal.
+    """Show a progress bar on standard error during the block; yields None if hidden or not on a terminal.
 
     Args:
         columns: ``bar``, ``bytes``, ``bytes per second``, ``count``, ``elapsed``, ``remaining``, ``spinner``, or a
-            text in which ``{task...}`` is filled in.
+            format string with ``{task...}`` fields.
         transient: remove the bar at the end.
-        auto_refresh: draw from a thread; otherwise at each update with ``refresh=True`` alone.
+        auto_refresh: redraw from a thread; otherwise only at updates with ``refresh=True``.
     """
     if hidden or not sys.stderr.isatty():
         yield None
@@ -58,13 +58,13 @@ def progress_bar(
     from rich import progress
     from rich.console import Console
 
-    drawn = (
+    rich_columns = (
         getattr(progress, _COLUMNS[column])() if column in _COLUMNS else progress.TextColumn(column)
         for column in columns
     )
-    # What is printed must reach standard output, which may be a file, while the bar is on the terminal.
+    # Printed lines must still go to standard output, which may be a file, while the bar is on the terminal.
     with progress.Progress(
-        *drawn,
+        *rich_columns,
         console=Console(stderr=True),
         redirect_stdout=False,
         transient=transient,

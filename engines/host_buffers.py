@@ -1,4 +1,4 @@
-"""Buffers whose host array is a NumPy array, and sessions of them; see :mod:`sd2rt.engines.interface`."""
+"""Buffers backed by NumPy arrays, and the base class of synchronous sessions; see :mod:`sd2rt.engines.interface`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.interface import Array, Buffer, copy_whole
 
-Made = TypeVar("Made", bound="ArrayBuffer")
-Handle = TypeVar("Handle")
+BufferT = TypeVar("BufferT", bound="ArrayBuffer")
+Bound = TypeVar("Bound")
 
 
 class ArrayBuffer(ABC):
-    """What buffers have in common that are written and read as a whole."""
+    """Base class of buffers that implements whole-array ``write`` and ``read``."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.phase = 0
-        """Which of two arrays that change places at every launch is the buffer's now; 0 where there is one."""
+        """Index of the current array of a double-buffered tensor; 0 if there is only one array."""
 
     @property
     @abstractmethod
@@ -47,7 +47,7 @@ class ArrayBuffer(ABC):
 
 
 class HostBuffer(ArrayBuffer):
-    """NumPy arrays that an engine on the CPU reads and writes in place: one, or two that change places."""
+    """One NumPy array, or two that alternate, which an engine on the CPU reads and writes in place."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, copies: int = 1) -> None:
         super().__init__(shape, dtype)
@@ -65,44 +65,45 @@ class HostBuffer(ArrayBuffer):
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
         if rows:
-            taken, to = map(list, zip(*rows, strict=True))
-            # Indexed by lists, it is a copy: the source may be this array.
-            self.host[to] = source.pull()[taken]
+            sources, targets = map(list, zip(*rows, strict=True))
+            # Indexing with a list copies, so the source may be this array.
+            self.host[targets] = source.pull()[sources]
 
 
 def session_buffers(
     part: Part,
     dims: Mapping[str, int],
     carry: Mapping[str, str],
-    make: Callable[[tuple[int, ...], str, int], Made],
-) -> dict[str, Made]:
-    """The buffers of a session whose carried outputs and inputs change places: of two arrays for each such input.
+    make: Callable[[tuple[int, ...], str, int], BufferT],
+) -> dict[str, BufferT]:
+    """Create a session's buffers by tensor name, with two alternating arrays for each carried input.
 
-    The output has none of its own.
+    A carried output has no buffer of its own: it is written to the other array of its input.
 
     Args:
-        make: a buffer of a shape, of a type and of so many arrays.
+        make: creates a buffer from its shape, dtype and number of arrays.
 
     Raises:
-        ValueError: a symbol of the part's shapes has no size in ``dims``.
+        ValueError: ``dims`` has no size for a symbol of the part's shapes.
     """
-    twins = set(carry.values())
+    double_buffered = set(carry.values())
     return {
-        tensor.name: make(shape_of(tensor, dims), tensor.dtype, 2 if tensor.name in twins else 1)
+        tensor.name: make(shape_of(tensor, dims), tensor.dtype, 2 if tensor.name in double_buffered else 1)
         for tensor in (*part.inputs, *part.outputs)
         if tensor.name not in carry
     }
 
 
 def bound_array(
-    arrays: Mapping[str, Sequence[Handle]], carry: Mapping[str, str], name: str, phase: int
-) -> Handle:
-    """The array of an input or output at a launch of a phase, 0 or 1.
+    arrays: Mapping[str, Sequence[Bound]], carry: Mapping[str, str], name: str, phase: int
+) -> Bound:
+    """Select the array to bind to an input or output for a launch.
 
-    A carried output is written to the array that its input is read from at the next launch.
+    A carried output is written to the array that its input reads at the next launch.
 
     Args:
-        arrays: of each of :func:`session_buffers`, as a backend binds them.
+        arrays: the arrays of each buffer of :func:`session_buffers`, in the form that the backend binds.
+        phase: 0 or 1, alternating from launch to launch.
     """
     if name in carry:
         return arrays[carry[name]][phase ^ 1]
@@ -111,7 +112,7 @@ def bound_array(
 
 
 class WaitedSession:
-    """What sessions have in common whose launch is done when it returns: carried buffers, and the watched output."""
+    """Base class of sessions with a blocking launch; alternates carried buffers and records the watched output."""
 
     def __init__(
         self, buffers: Mapping[str, ArrayBuffer], carry: Mapping[str, str], watch: str | None
@@ -119,19 +120,19 @@ class WaitedSession:
         self.buffers: Mapping[str, Buffer] = MappingProxyType(dict(buffers))
         self._carried = [buffers[target] for target in carry.values()]
         self._watch = None if watch is None else buffers[watch]
-        self._seen: list[Array] = []
+        self._outputs: list[Array] = []
         self._phase = 0
 
     def _launched(self) -> None:
-        """Let carried buffers change places, and keep what is watched."""
+        """Swap the arrays of carried buffers, and copy the watched output."""
         if self._carried:
             self._phase ^= 1
             for buffer in self._carried:
                 buffer.phase = self._phase
         if self._watch is not None:
-            self._seen.append(self._watch.read())
+            self._outputs.append(self._watch.read())
 
     def watched(self, *, wait: bool) -> list[Array]:
-        """What has not been handed out yet: a launch is done when it returns, so all there is."""
-        seen, self._seen = self._seen, []
-        return seen
+        """Return the outputs that have not been returned yet; ``wait`` has no effect, since launches block."""
+        outputs, self._outputs = self._outputs, []
+        return outputs

@@ -1,4 +1,4 @@
-"""The contract of every backend: engines that are opened once, and sessions with buffers of fixed shapes."""
+"""The interface of every backend: engines that are opened once, and sessions with buffers of fixed shapes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sd2rt.engines.bundle.schema import Part
 Array = NDArray[Any]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-Kept = TypeVar("Kept")
+SessionT = TypeVar("SessionT")
 
 NO_CARRY: Mapping[str, str] = MappingProxyType({})
-"""The ``carry`` of a session none of whose outputs becomes an input."""
+"""The ``carry`` of a session that feeds no output back to an input."""
 
 
 class Buffer(Protocol):
-    """A tensor of a session: memory that the engine reads or writes in place."""
+    """Tensor of a session, in memory that the engine reads or writes directly."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -35,113 +35,119 @@ class Buffer(Protocol):
 
     @property
     def host(self) -> Array:
-        """The buffer's array on the host: what :meth:`push` sends and :meth:`pull` fills. On the CPU it is the
-        buffer itself; a buffer that is carried has another one after every launch."""
+        """The buffer's array on the host, sent to the device by :meth:`push` and filled by :meth:`pull`.
+
+        On the CPU it is the buffer itself. The array of a carried buffer changes with every launch.
+        """
 
     def push(self, rows: slice | None = None) -> None:
-        """Make what :attr:`host` holds the buffer's contents; it may be enqueued only.
+        """Copy :attr:`host` to the device; may return as soon as the copy is enqueued.
 
-        Of these consecutive entries along the first axis alone where ``rows`` is given. What is changed on the host
-        and not pushed may be sent all the same, by the next push of another buffer.
+        If ``rows`` is given, only these consecutive entries of the first axis are copied. Host changes that are not
+        pushed may still be sent by the next push of another buffer.
         """
 
     def pull(self) -> Array:
-        """Make the buffer's contents what :attr:`host` holds, and return that: no copy, so not to be kept."""
+        """Copy the buffer from the device to :attr:`host` and return that array, not a copy: do not keep it."""
 
     def write(self, array: Array) -> None:
-        """Copy ``array`` in; its shape must be the buffer's.
+        """Copy ``array`` to the buffer.
 
         Raises:
-            ValueError: it is not.
+            ValueError: its shape is not the buffer's.
         """
 
     def read(self) -> Array:
-        """A copy on the host."""
+        """Return a copy of the buffer on the host."""
 
     def take(self, source: Buffer, rows: Sequence[tuple[int, int]]) -> None:
-        """Copy entries along the first axis, on the device: of each pair, entry ``[0]`` of ``source`` to entry
-        ``[1]`` here. ``source`` may be this buffer, and is read as it was before. What :attr:`host` holds
-        is not said: pull it."""
+        """Copy entries of the first axis on the device, from ``source[i]`` to index ``j`` of this buffer for each
+        pair ``(i, j)`` in ``rows``.
+
+        ``source`` may be this buffer: its entries are read before any is overwritten. :attr:`host` is undefined
+        until the next :meth:`pull`.
+        """
 
 
 def copy_whole(array: Array, host: Array) -> None:
-    """Copy an array to a buffer's on the host; for :meth:`Buffer.write`.
+    """Copy an array to a buffer's host array; implements :meth:`Buffer.write`.
 
     Raises:
-        ValueError: its shape is another one: NumPy would repeat what is too small, silently.
+        ValueError: the shapes differ. NumPy would broadcast a smaller array silently.
     """
     if array.shape != host.shape:
         raise ValueError(
-            f"an array of shape {list(array.shape)} was written to a buffer of {list(host.shape)}"
+            f"an array of shape {list(array.shape)} was written to a buffer of shape {list(host.shape)}"
         )
     np.copyto(host, array)
 
 
 class Session(Protocol):
-    """An engine bound to fixed shapes, its buffers allocated once.
+    """An engine bound to fixed shapes, with buffers that are allocated once.
 
-    Where the session was made with a ``carry`` from an output to an input, that output's value is the input's
-    after :meth:`launch`, without a copy where the backend can avoid one.
+    If the session was created with a ``carry`` from an output to an input, :meth:`launch` makes that output the
+    input of the next launch, without a copy if the backend can avoid one.
     """
 
     @property
     def buffers(self) -> Mapping[str, Buffer]: ...
 
     def launch(self) -> None:
-        """Run once on what the input buffers hold; it may be enqueued only.
+        """Run once on the contents of the input buffers; may return as soon as the run is enqueued.
 
         Raises:
-            EngineError: the device reported an error, or had no memory left.
+            EngineError: the device reported an error, or ran out of memory.
         """
 
     def watched(self, *, wait: bool) -> list[Array]:
-        """Copies of the watched output of those launches whose has not been handed out yet, in order: of all of them
-        where ``wait``, else of those that the device has finished.
+        """Return copies of the watched output of each launch not returned yet, in launch order.
+
+        With ``wait``, covers all launches; otherwise only those that the device has finished.
 
         Raises:
             EngineError: the device reported an error.
         """
 
 
-SESSIONS_KEPT = 16
+MAX_SESSIONS = 16
 
 
-class Sessions(Generic[Kept]):
-    """An engine's sessions, by what they were asked for with; the least recently used goes beyond 16.
+class Sessions(Generic[SessionT]):
+    """LRU cache of an engine's sessions, keyed by sizes, carry and watched output; holds 16.
 
     Args:
-        let_go: hears each session that goes.
+        on_evict: called with each session that leaves the cache.
     """
 
-    def __init__(self, let_go: Callable[[Kept], None] = lambda session: None) -> None:
-        self._kept: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
-        self._let_go = let_go
+    def __init__(self, on_evict: Callable[[SessionT], None] = lambda session: None) -> None:
+        self._sessions: OrderedDict[tuple[object, ...], SessionT] = OrderedDict()
+        self._on_evict = on_evict
 
     def get(
         self,
-        make: Callable[[Mapping[str, int], Mapping[str, str], str | None], Kept],
+        make: Callable[[Mapping[str, int], Mapping[str, str], str | None], SessionT],
         dims: Mapping[str, int],
         carry: Mapping[str, str],
         watch: str | None,
-    ) -> Kept:
-        """The session for these, made where there is none."""
+    ) -> SessionT:
+        """Return the session for these arguments, created by ``make`` if it is not cached."""
         key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
-        found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = make(dims, carry, watch)
-            if len(self._kept) > SESSIONS_KEPT:
-                self._let_go(self._kept.popitem(last=False)[1])
-        self._kept.move_to_end(key)
-        return found
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = make(dims, carry, watch)
+            if len(self._sessions) > MAX_SESSIONS:
+                self._on_evict(self._sessions.popitem(last=False)[1])
+        self._sessions.move_to_end(key)
+        return session
 
     def clear(self) -> None:
-        """Let go of all."""
-        while self._kept:
-            self._let_go(self._kept.popitem(last=False)[1])
+        """Evict all sessions."""
+        while self._sessions:
+            self._on_evict(self._sessions.popitem(last=False)[1])
 
 
 class Closing(ABC):
-    """What is closed at the end of a ``with``."""
+    """Mixin for context managers that call :meth:`close` on exit."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -156,16 +162,16 @@ class Closing(ABC):
 
 
 class Engine(Protocol):
-    """A part, loaded by a backend onto a device; a context manager that owns what it loaded."""
+    """A part, loaded onto a device by a backend; a context manager that owns the loaded resources."""
 
     part: Part
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = ..., watch: str | None = ...
     ) -> Session:
-        """The session for these sizes of the part's symbols; the same one when asked again.
+        """Return the session for these sizes of the part's symbols; equal arguments return the same session.
 
-        ``watch`` names a small output of which :meth:`Session.watched` tells every launch's.
+        ``watch`` names a small output that :meth:`Session.watched` returns for every launch.
         """
 
     def close(self) -> None: ...
@@ -182,35 +188,35 @@ class Backend(Protocol):
 
     name: str
     precision: str
-    """Of its engines' products: ``fp32``, ``fp16`` or ``bf16``."""
+    """Precision of the engines' matrix products: ``fp32``, ``fp16`` or ``bf16``."""
 
     @property
     def max_batch(self) -> int | None:
-        """Images of a denoiser call, at most; None where there is no such bound."""
+        """Maximum number of images in a denoiser call; None for no limit."""
 
     def open(
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
-        """The engine of a part, with these weights by PyTorch name in the place of the bundle's own.
+        """Open the engine of a part; ``weights``, by PyTorch name, replace the bundle's own.
 
         Args:
-            like: the one whose place it takes, where there is one: what that has loaded is loaded at once.
+            like: the engine that this one replaces, if any; everything that it has loaded is loaded immediately.
 
         Raises:
-            BundleError: the bundle has no such part, or nothing of it that fits.
+            BundleError: the bundle has no such part, or no version of it that fits the device.
             BuildError: an engine with these weights cannot be compiled.
-            EngineError: it cannot be loaded on the device.
+            EngineError: the part cannot be loaded on the device.
         """
 
     def close(self) -> None:
-        """Free what the engines share; they are closed by then."""
+        """Free the resources that the engines share. Close the engines first."""
 
 
 class Device:
-    """Where engines run: ``cpu``, ``cuda`` or ``cuda:N``.
+    """Device that engines run on: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        RequestError: the text names no device.
+        RequestError: the text is not a device name.
     """
 
     __slots__ = ("index", "kind")
@@ -220,7 +226,7 @@ class Device:
 
         match = re.fullmatch(r"(cpu)|cuda(?::([0-9]+))?", text)
         if match is None:
-            raise RequestError(f"{text!r} is no device: use cpu, cuda or cuda:N")
+            raise RequestError(f"{text!r} is not a device: use cpu, cuda or cuda:N")
         self.kind = "cpu" if match[1] else "cuda"
         self.index = int(match[2] or 0)
 

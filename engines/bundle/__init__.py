@@ -1,4 +1,4 @@
-"""The bundle on disk: its manifest, reading and verifying it, and writing it so that a kill loses nothing.
+"""Bundles on disk: the manifest, reading and verification, crash-safe writing.
 
-Also where bundles live by name, and the files that several of them share.
+Also the cache of named bundles, and storage of files that several bundles share.
 """

@@ -1,4 +1,4 @@
-"""A manifest's entries of compiled engines: what they were built from and how, and the sizes that they take."""
+"""Manifest entries of compiled engines: their inputs, build options and supported sizes."""
 
 from __future__ import annotations
 
@@ -12,89 +12,99 @@ from sd2rt.engines.bundle.schema import File, Model, Precision, Sha256
 
 EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
 BackendName = Literal["auto", "onnxruntime", "openvino", EngineBackend]
-"""Backends by name; ``auto`` chooses one."""
+"""Backend names; ``auto`` selects one."""
 Refit = Literal["no", "all", "individual", "identical"]
 
 _Size = Annotated[int, Field(ge=1)]
 
 
 class BuilderOptions(Model):
-    """How a backend is to build, whatever the part."""
+    """Build options that apply to every part."""
 
     backend: EngineBackend
     compute_capabilities: tuple[str, ...] = ()
-    """Of the GPUs to build for, such as ``8.9``; empty for the GPU at hand, or where ``portable`` for all that the
-    backend builds for unasked."""
+    """Compute capabilities of the GPUs to build for, such as ``8.9``. If empty: those of the local GPU, or the
+    backend's default set if ``portable``."""
     portable: bool = False
-    """For later GPUs too, and with TensorRT for later versions of it too."""
+    """Make the engine run on later GPUs too; with TensorRT, in later versions too."""
     allow_decomposed: bool = False
-    """Attention may be built of kernels that were not made for it."""
+    """Accept attention that is not a fused kernel."""
     refit: Refit = "no"
-    """Which weights can be replaced in the finished engine: none, all, those that a LoRA changes, or all by the
-    same ones, of which the engine then holds none."""
+    """Weights that can be replaced in the built engine: none (``no``), ``all``, those that a LoRA changes
+    (``individual``), or all by the original values (``identical``), in which case the engine stores no weights."""
     workspace_bytes: int | None = Field(default=None, ge=1)
-    """The most memory that a kernel may ask for while it runs; None for the backend's own limit."""
+    """Upper limit of a kernel's scratch memory; None for the backend's default."""
     optimization_level: int | None = Field(default=None, ge=0, le=5)
-    """How long kernels are searched for; None for the backend's own choice."""
+    """Effort of the kernel search, 0 to 5; None for the backend's default."""
 
 
 class Profile(Model):
-    """The sizes that an engine takes: for each symbol of its part's shapes the least, the one it is tuned for and
-    the most. A symbol whose three are one number is fixed."""
+    """Sizes that an engine supports: minimum, optimum and maximum of each symbol of its part's shapes.
+
+    A symbol is fixed if the three are equal.
+    """
 
     name: str
     dims: dict[str, tuple[_Size, _Size, _Size]]
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
-        for symbol, (least, tuned, most) in self.dims.items():
-            if not least <= tuned <= most:
-                raise ValueError(f"profile {self.name}: {symbol} goes from {least} over {tuned} to {most}")
+        for symbol, (minimum, optimum, maximum) in self.dims.items():
+            if not minimum <= optimum <= maximum:
+                raise ValueError(
+                    f"profile {self.name}: {symbol} has minimum {minimum}, optimum {optimum}, maximum {maximum}, "
+                    "which are not in order"
+                )
         return self
 
     @property
     def width(self) -> int:
-        """How much it leaves open: 0 where everything is fixed."""
-        return sum(most - least for least, _, most in self.dims.values())
+        """Sum of the symbols' ranges: 0 if all sizes are fixed."""
+        return sum(maximum - minimum for minimum, _, maximum in self.dims.values())
 
     def takes(self, dims: Mapping[str, int]) -> bool:
-        """Whether all of these sizes are within the profile."""
-        return all(least <= dims.get(symbol, least) <= most for symbol, (least, _, most) in self.dims.items())
+        """Return whether the profile covers these sizes."""
+        return all(
+            minimum <= dims.get(symbol, minimum) <= maximum
+            for symbol, (minimum, _, maximum) in self.dims.items()
+        )
 
 
 class EngineEntry(Model):
-    """A part compiled by TensorRT or TensorRT for RTX, for some GPUs and sizes."""
+    """A part compiled by TensorRT or TensorRT for RTX, for certain GPUs and sizes."""
 
     part: PartName
     key: Sha256
-    """Stands for all that it was built from and how: a build with the same key would make it again."""
+    """Hash of all inputs and options of the build: builds with equal keys are interchangeable."""
     backend: EngineBackend
     version: Annotated[str, Field(pattern=r"^\d+(\.\d+)+$")]
-    """Of the backend, in full: an engine of another one is not opened, unless it is version-compatible."""
+    """Full version of the backend. Other versions refuse the engine unless it is version-compatible."""
     compute_capabilities: Annotated[
         tuple[Annotated[str, Field(pattern=r"^\d+\.\d$")], ...], Field(min_length=1)
     ]
-    """Of the GPUs that it was compiled for."""
+    """Compute capabilities of the GPUs that the engine was compiled for."""
     gpu: str | None
-    """Where it was built: the GPU's name and its driver's version, None where there was none."""
+    """GPU that the engine was built on; None if it was built without one."""
     driver: str | None
+    """Version of that GPU's driver."""
     platform: str
     """Operating system and processor, such as ``linux-x86_64``."""
     precision: Precision
     version_compatible: bool
-    """It runs in the lean runtime of its version too."""
+    """The engine also runs in the lean runtime of its version."""
     hardware_compatible: bool
-    """It runs on later GPUs too."""
+    """The engine also runs on later GPUs."""
     options: BuilderOptions
-    """What its builder was told, and what it set of it, by name."""
+    """Options that the build was requested with."""
     flags: tuple[str, ...]
+    """Names of the flags that the builder set."""
     label: str
-    """The sizes that it takes, in short."""
+    """Short description of the supported sizes."""
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
     file: File
     report: File
-    """What it is made of, layer by layer."""
+    """Report of the engine's layers."""
     onnx: Sha256
-    """Of the graph that it was built from."""
+    """Hash of the ONNX graph that the engine was built from."""
     weights: Sha256
-    """Stands for the weights in it: the ONNX weights' own hash, or with it what was merged into them."""
+    """Hash of the weights: that of the ONNX weights, or one that also covers the LoRAs merged into them."""

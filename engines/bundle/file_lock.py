@@ -1,4 +1,4 @@
-"""A lock between processes that the kernel lets go of when its holder dies."""
+"""Interprocess file lock, released by the kernel if its holder dies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 class FileLock:
-    """An exclusive ``flock`` on a file that exists only while it is held, or after its holder was killed.
+    """Exclusive ``flock`` on a file that exists only while the lock is held, or after its holder was killed.
 
-    The base install has this much, so that a reader can tell whether a build is running.
+    Readers use it too, to tell whether a build is running.
     """
 
     def __init__(self, path: Path) -> None:
@@ -18,10 +18,10 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock without waiting; false where another process, or another lock of this one, has it.
+        """Take the lock without waiting; returns False if another ``FileLock``, in any process, holds it.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the lock file cannot be created.
         """
         import fcntl
 
@@ -39,14 +39,14 @@ class FileLock:
                     os.close(descriptor)
 
     def _is_current(self, descriptor: int) -> bool:
-        """Whether the path still leads to what was locked: its last holder removes the file."""
+        """Return whether the path is still the locked file; its previous holder may have removed it."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.lstat(self._path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Let go of the lock and remove its file; nothing happens where it is not held."""
+        """Release the lock and remove its file; does nothing if the lock is not held."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, their hashes, and how a manifest describes them."""
+"""Atomic writes of files and folders, file hashes, and manifest entries of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{6}\.part")
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
-    """SHA-256 of a file, in hexadecimal; ``progress`` hears the bytes of each block read."""
+    """SHA-256 of a file, in hexadecimal; calls ``progress`` with the number of bytes of each block."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -29,13 +29,13 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> s
 
 
 def describe(bundle: Path, path: str) -> File:
-    """The manifest's entry for a file of the bundle that has been written."""
+    """Create the manifest entry of a file in the bundle."""
     file = bundle / path
     return File(path=path, size=file.stat().st_size, sha256=sha256(file))
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold all of a file, or the names in a folder, before anything else is done."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,14 +45,14 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = False, keep_mode: bool = False) -> Iterator[Path]:
-    """A name beside ``path`` to write a file under, which takes its place when the block ends without an error.
+    """Yield a temporary path beside ``path``; the file written there replaces ``path`` if the block succeeds.
 
-    Readers find the old file or the new one, never half of one; an error leaves the old one and nothing else. A kill
-    may leave the temporary file: see :func:`temporary_of`.
+    Readers see the complete old or new file, never a partial one. After an error the old file remains and the
+    temporary one is removed. A killed process may leave the temporary file: see :func:`temporary_of`.
 
     Args:
-        durable: wait for the disk, so that a power cut leaves a whole file too.
-        keep_mode: give the new file the permissions of the one that it replaces.
+        durable: flush to disk first, so that the file is complete even after a power cut.
+        keep_mode: copy the permissions of the replaced file.
     """
     temporary = _temporary(path)
     try:
@@ -63,29 +63,30 @@ def atomic_write(path: Path, *, durable: bool = False, keep_mode: bool = False) 
             sync(temporary)
         temporary.replace(path)
     except BaseException:
-        # What is to be told is the error that came first.
+        # Suppressed, so that the first error is the one reported.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
 def _temporary(path: Path) -> Path:
-    # Not the process's number: containers that share a cache have the same ones.
+    # Random rather than the process id: containers that share a cache may have equal ids.
     return path.with_name(f".{path.name}.{os.urandom(3).hex()}.part")
 
 
 def temporary_of(name: str) -> str | None:
-    """The name that a temporary file or folder of this module was to take; None for any other name."""
+    """Return the target name of a temporary file or folder of this module; None for other names."""
     match = _TEMPORARY.fullmatch(name)
     return None if match is None else match[1]
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path``, which takes its place when the block ends without an error.
+    """Yield a new folder beside ``path``, which replaces ``path`` if the block succeeds.
 
-    What was there is removed. Where another process's folder has come there since, that one stays. An error leaves
-    nothing; a kill may leave the temporary folder: see :func:`temporary_of`.
+    The old folder is removed first. If another process then creates ``path``, its folder is kept and the new one
+    discarded. After an error the temporary folder is removed; a killed process may leave it: see
+    :func:`temporary_of`.
     """
     unfinished = _temporary(path)
     unfinished.mkdir(0o700)

@@ -1,4 +1,4 @@
-"""`bundle.json`: everything that a bundle says about itself, checked where it is read."""
+"""The manifest `bundle.json`, which describes a bundle, with its validation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sd2rt.engines.errors import BundleError
 SCHEMA_VERSION: Literal[4] = 4
 MANIFEST = "bundle.json"
 
-_LARGEST_BYTES = 64 << 20
-_SHOWN_SIZES = 4
+_MAX_BYTES = 64 << 20
+_MAX_SIZES_SHOWN = 4
 
 
 class Latents(Model):
-    """The space that the sampler works in."""
+    """Latent space of the autoencoder."""
 
     channels: int = Field(ge=1)
     vae_factor: int = Field(ge=1)
@@ -31,18 +31,18 @@ class Latents(Model):
 
 
 class Embeddings(Model):
-    """The token table: one row a token, looked up on the host; and the text encoder that it is made for."""
+    """Token embedding table, looked up on the host, with facts of its text encoder."""
 
     file: File
     tokens: int = Field(ge=1)
     width: int = Field(ge=1)
     dtype: Literal["float32", "float16"]
     layers: int = Field(ge=1)
-    """Of the text encoder, each of which can be the last one that is run."""
+    """Number of layers of the text encoder; ``clip_skip`` can end it after any of them."""
 
 
 class Tokenizer(Model):
-    """How text becomes token ids."""
+    """Tokenizer file, sequence length and special token ids."""
 
     file: File
     max_length: int = Field(ge=3)
@@ -52,7 +52,7 @@ class Tokenizer(Model):
 
 
 class LowResolution(Model):
-    """How the upscaler's image is noised before the denoiser sees it, and how far it may be."""
+    """Noise schedule and maximum noise level of the upscaler's low-resolution image."""
 
     noise: NoiseConfig
     max_noise_level: int = Field(ge=0)
@@ -60,7 +60,7 @@ class LowResolution(Model):
     @model_validator(mode="after")
     def _within_the_schedule(self) -> LowResolution:
         if self.max_noise_level >= self.noise.num_train_timesteps:
-            raise ValueError(f"max_noise_level {self.max_noise_level} is no timestep of the schedule")
+            raise ValueError(f"max_noise_level {self.max_noise_level} is not a timestep of the schedule")
         return self
 
 
@@ -68,7 +68,7 @@ _Positive = Annotated[float, Field(gt=0)]
 
 
 class DepthInput(Model):
-    """How an image is shown to the depth estimator: squashed to its size, scaled to 0..1, normalised."""
+    """Preprocessing for the depth estimator: resize ignoring aspect ratio, scale to 0..1, normalise."""
 
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """Width and height in pixels."""
@@ -78,7 +78,7 @@ class DepthInput(Model):
 
 
 class Source(Model):
-    """The checkpoint that a bundle was made from."""
+    """Checkpoint that a bundle was built from."""
 
     name: str
     release: str | None
@@ -86,19 +86,19 @@ class Source(Model):
 
 
 class Manifest(Model):
-    """A bundle, in full."""
+    """Complete description of a bundle."""
 
     schema_version: Literal[4]
     sd2rt_version: str
     build_key: Sha256
-    """Stands for all that the bundle was made from: a build with the same key would make it again."""
+    """Hash of all inputs and options of the build: builds with equal keys are interchangeable."""
     name: str
     family: Literal["stable-diffusion-2"]
     variant: ModelKind
     tasks: dict[TaskName, Defaults]
-    """What the bundle can do, and what a request that does not say otherwise gets."""
+    """Tasks that the bundle supports, with the defaults of their requests."""
     conditions: tuple[Condition, ...]
-    """The denoiser's extra channels, in their order after the latents."""
+    """Extra input channels of the denoiser, in order, after the latents."""
     low_resolution: LowResolution | None
     depth_input: DepthInput | None
     precision: Precision
@@ -114,17 +114,19 @@ class Manifest(Model):
     exporter: dict[str, str]
     license: str
     engines: tuple[EngineEntry, ...] = ()
-    """Additions: a bundle of ONNX alone is whole."""
+    """Compiled engines, which are optional: a bundle is complete with ONNX graphs alone."""
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
         if not self.native_sizes:
             raise ValueError("native_sizes is empty")
         needed: set[PartName] = {"text_encoder", "denoiser", "decoder"}
-        shown = {condition.name for condition in self.conditions}
-        if "masked_image" in shown or any(task.strength is not None for task in self.tasks.values()):
+        condition_names = {condition.name for condition in self.conditions}
+        if "masked_image" in condition_names or any(
+            task.strength is not None for task in self.tasks.values()
+        ):
             needed.add("encoder")
-        if "depth" in shown:
+        if "depth" in condition_names:
             needed.add("depth_estimator")
         if missing := needed - set(self.parts):
             raise ValueError(f"parts lack {', '.join(sorted(missing))}")
@@ -134,29 +136,33 @@ class Manifest(Model):
             for option in ("strength", "noise_level"):
                 if (option in TASKS[name].optional) != (getattr(defaults, option) is not None):
                     raise ValueError(f"task {name} and its default {option} do not go together")
-            if set(TASKS[name].conditions) != shown:
-                raise ValueError(f"task {name} and the conditions {sorted(shown)} do not go together")
+            if set(TASKS[name].conditions) != condition_names:
+                raise ValueError(
+                    f"task {name} and the conditions {sorted(condition_names)} do not go together"
+                )
         channels = sum(condition.channels for condition in self.conditions)
         extra = next((t.shape[1] for t in self.parts["denoiser"].inputs if t.name == "extra"), 0)
         if extra != channels:
             raise ValueError(f"conditions have {channels} channels, the denoiser's input extra {extra}")
-        if ("depth" in shown) != (self.depth_input is not None):
+        if ("depth" in condition_names) != (self.depth_input is not None):
             raise ValueError("depth_input and the condition depth go together")
-        if ("low_res" in shown) != (self.low_resolution is not None):
+        if ("low_res" in condition_names) != (self.low_resolution is not None):
             raise ValueError("low_resolution and the condition low_res go together")
-        if strangers := {engine.part for engine in self.engines} - set(self.parts):
-            raise ValueError(f"engines of {', '.join(sorted(strangers))}, which is no part")
+        if unknown_parts := {engine.part for engine in self.engines} - set(self.parts):
+            raise ValueError(
+                f"engines are listed for parts that the bundle lacks: {', '.join(sorted(unknown_parts))}"
+            )
         for engine in self.engines:
             for file, suffix in ((engine.file, ".engine"), (engine.report, ".json")):
                 if PurePosixPath(file.path).parent != PurePosixPath(engine.part) or not file.path.endswith(
                     suffix
                 ):
-                    raise ValueError(f"{file.path} is no place for an engine of {engine.part}")
-        if taken := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
-            raise ValueError(f"{min(taken)} is an engine's and another file's")
-        seen: dict[str, File] = {}
+                    raise ValueError(f"{file.path} is not a valid path for an engine of {engine.part}")
+        if shared_paths := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
+            raise ValueError(f"{min(shared_paths)} is listed both as an engine file and as another file")
+        by_path: dict[str, File] = {}
         for file in (*self._listed(), *self.engine_files):
-            if seen.setdefault(file.path, file) != file:
+            if by_path.setdefault(file.path, file) != file:
                 raise ValueError(f"{file.path} is listed twice, with different contents")
         return self
 
@@ -168,26 +174,26 @@ class Manifest(Model):
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Every file that the manifest vouches for but the engines', each once."""
+        """All listed files except those of engines, without duplicates."""
         return tuple({file.path: file for file in self._listed()}.values())
 
     @property
     def engine_files(self) -> tuple[File, ...]:
-        """The engines and their reports: hashed where they are opened, each time."""
+        """Engine files and their reports, which are hashed every time an engine is opened."""
         return tuple(file for engine in self.engines for file in (engine.file, engine.report))
 
     @property
     def identity(self) -> str:
-        """SHA-256 over the manifest without its engines: bundles with one identity make the same images, each
-        backend within its bounds."""
+        """SHA-256 of the manifest without its engines. Bundles with equal identities generate the same images, up to
+        each backend's tolerance."""
         import hashlib
 
         return hashlib.sha256(self.model_copy(update={"engines": ()}).to_json().encode()).hexdigest()
 
     def __repr__(self) -> str:
-        """One line: bundles are printed with all that holds one, and a manifest in full has thousands of lines."""
-        sizes = ", ".join(f"{width}x{height}" for width, height in self.native_sizes[:_SHOWN_SIZES])
-        more = ", ..." if len(self.native_sizes) > _SHOWN_SIZES else ""
+        """One-line summary: the repr of a bundle includes this, and a full manifest has thousands of lines."""
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.native_sizes[:_MAX_SIZES_SHOWN])
+        more = ", ..." if len(self.native_sizes) > _MAX_SIZES_SHOWN else ""
         return (
             f"<Manifest {self.family} {self.variant} {self.precision}, {sizes}{more}, {self.identity[:12]}>"
         )
@@ -195,26 +201,26 @@ class Manifest(Model):
     __str__ = __repr__
 
     def to_json(self) -> str:
-        """The manifest as it stands in ``bundle.json``."""
+        """Serialise to the text of ``bundle.json``."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/bundle.json``; no other file is touched.
+    """Read and validate ``folder/bundle.json``; reads no other file.
 
     Raises:
-        BundleError: there is no bundle, it is of another schema version, or an entry is wrong.
+        BundleError: the bundle is missing, has another schema version, or has an invalid entry.
     """
     path = folder / MANIFEST
     try:
         data: Any = json.loads(_read(path))
     except FileNotFoundError:
-        what = "holds no bundle.json" if folder.is_dir() else "does not exist"
+        problem = "has no bundle.json" if folder.is_dir() else "does not exist"
         raise BundleError(
-            f"{folder} {what}: make a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
+            f"{folder} {problem}: build a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
         ) from None
     except NotADirectoryError:
-        raise BundleError(f"{folder} is no folder: a bundle is one, give its path or its name") from None
+        raise BundleError(f"{folder} is not a folder: use the folder or the name of a bundle") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -239,11 +245,13 @@ def read_manifest(folder: Path) -> Manifest:
 def _read(path: Path) -> bytes:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        raise BundleError(f"{path} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'")
+        raise BundleError(
+            f"{path} is a symbolic link: bundles have regular files only, copy it with 'cp -rL'"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path} is not a regular file: build the bundle again")
-    if status.st_size > _LARGEST_BYTES:
+    if status.st_size > _MAX_BYTES:
         raise BundleError(
-            f"{path} has {status.st_size} bytes, a manifest has {_LARGEST_BYTES} at most: build the bundle again"
+            f"{path} has {status.st_size} bytes, the limit for a manifest is {_MAX_BYTES}: build the bundle again"
         )
     return path.read_bytes()

@@ -1,7 +1,7 @@
-"""The kinds of Stable Diffusion 2 models, as one table: what each can do, what it is shown, what it is made of.
+"""Table of the Stable Diffusion 2 model kinds: the tasks, conditions and parts of each.
 
-A manifest says all of this of its own bundle; the table is what a build writes there, and how a refusal knows
-which kind of bundle can do what was asked.
+A build copies a kind's row to the bundle's manifest. Error messages use the table to name the kinds of bundle that
+support a task.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ PartName = Literal[
     "text_encoder", "denoiser", "decoder", "encoder", "tiled_decoder", "tiled_encoder", "depth_estimator"
 ]
 UNTILED: dict[PartName, PartName] = {"tiled_decoder": "decoder", "tiled_encoder": "encoder"}
-"""What the parts that work on tiles are otherwise, and whose weights they have."""
+"""The untiled counterpart of each tiled part; both use the same weights."""
 TaskName = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image", "upscaling"]
 ConditionName = Literal["mask", "masked_image", "depth", "low_res"]
 InputName = Literal["image", "mask_image", "depth_map", "noise_level", "strength", "paste"]
 
 
 class Condition(BaseModel):
-    """Channels that the denoiser sees beside the latents, unscaled, at every step."""
+    """Channels appended, unscaled, to the denoiser's latent input at every step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,29 +34,29 @@ class Condition(BaseModel):
 
 
 class Defaults(BaseModel):
-    """What a request that does not say otherwise gets from a task; diffusers' own defaults, where it has some."""
+    """Defaults of a task's requests: those of diffusers, where it has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float
     strength: float | None = Field(gt=0, le=1)
-    """How far from its image a task starts; None where it starts from noise alone."""
+    """How much to change the input image; None if the task starts from noise."""
     noise_level: int | None = Field(ge=0)
-    """How noisy the low-resolution image is made; None where there is none."""
+    """Noise level of the low-resolution image; None if the task has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something that can be asked for: the inputs that it takes beside the prompt."""
+    """A task, with the inputs that it takes besides the prompt."""
 
     name: TaskName
     required: tuple[InputName, ...] = ()
     optional: tuple[InputName, ...] = ()
     conditions: tuple[ConditionName, ...] = ()
-    """What the denoiser of a bundle that offers it is shown."""
+    """Conditions that a bundle's denoiser must take to support the task."""
     noise_at_full_strength: bool = False
-    """Strength 1 starts from noise alone, rather than from an image with the most noise there is."""
+    """Strength 1 starts from pure noise, rather than from the image at the highest noise level."""
 
 
 TASKS: dict[TaskName, Task] = {
@@ -95,24 +95,24 @@ _PARTS: tuple[PartName, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class KindSpec:
-    """One row of the table."""
+    """One row of the table: a kind of model."""
 
     name: ModelKind
     tasks: dict[TaskName, Defaults]
     prediction: PredictionType | None = None
-    """What the UNet predicts; None where either may be."""
+    """Prediction type of the UNet; None if it may be epsilon or v."""
     conditions: tuple[Condition, ...] = ()
     class_label: bool = False
-    """The UNet is told how noisy the image that it is shown was made."""
+    """The UNet takes the noise level of the low-resolution image as its class label."""
     vae_factor: int = 8
-    """Pixels of the result per latent, along one side."""
+    """Output pixels per latent along one side."""
     parts: tuple[PartName, ...] = _PARTS
     fp32_parts: tuple[PartName, ...] = ()
-    """Parts that stay float32 where fp16 is asked for."""
+    """Parts kept in float32 when the bundle is built in fp16."""
 
     @property
     def in_channels(self) -> int:
-        """Of the UNet; the latents have four."""
+        """Input channels of the UNet: four of latents, plus the conditions."""
         return 4 + sum(condition.channels for condition in self.conditions)
 
 
@@ -123,7 +123,7 @@ KINDS: dict[ModelKind, KindSpec] = {
         KindSpec("v", {"text-to-image": _TEXT, "image-to-image": _IMAGE}, prediction="v_prediction"),
         KindSpec(
             "turbo",
-            # Distilled for one step without guidance: with an image, half of two.
+            # Distilled for one step without guidance: image-to-image runs half of two steps.
             {
                 "text-to-image": _TEXT.model_copy(update={"num_inference_steps": 1, "guidance_scale": 0.0}),
                 "image-to-image": _TEXT.model_copy(
@@ -142,7 +142,7 @@ KINDS: dict[ModelKind, KindSpec] = {
             {"depth-to-image": _IMAGE},
             conditions=(Condition(name="depth", channels=1),),
             parts=(*_PARTS, "depth_estimator"),
-            # Made for float32 with its convolutions' weights standardised, and run once an image.
+            # Standardises its convolution weights in float32, and runs only once per image.
             fp32_parts=("depth_estimator",),
         ),
         KindSpec(
@@ -155,7 +155,7 @@ KINDS: dict[ModelKind, KindSpec] = {
             conditions=(Condition(name="low_res", channels=3),),
             class_label=True,
             vae_factor=4,
-            # Nothing is encoded, and the published decoder overflows in fp16.
+            # It needs no encoder, and the published decoder overflows in fp16.
             parts=("text_encoder", "denoiser", "decoder", "tiled_decoder"),
             fp32_parts=("decoder", "tiled_decoder"),
         ),
@@ -164,5 +164,5 @@ KINDS: dict[ModelKind, KindSpec] = {
 
 
 def kinds_for(task: TaskName) -> tuple[ModelKind, ...]:
-    """The kinds of bundle that offer a task."""
+    """Kinds of bundle that support a task."""
     return tuple(name for name, kind in KINDS.items() if task in kind.tasks)

@@ -1,4 +1,4 @@
-"""A bundle on disk, opened: its manifest, and files that are what the manifest says."""
+"""Open a bundle on disk, and verify its files against its manifest."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sd2rt.engines.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle; what is in ``path`` is what ``manifest`` lists."""
+    """A verified bundle: the files in ``path`` match ``manifest``."""
 
     path: Path
     manifest: Manifest
 
     def file(self, path: str) -> Path:
-        """Where a file of the manifest lies."""
+        """Location of a file listed in the manifest."""
         return self.path / path
 
     def part(self, name: PartName) -> Part:
-        """The manifest's entry of a part. Raises BundleError where the bundle has none."""
+        """Manifest entry of a part. Raises BundleError if the bundle has no such part."""
         entry = self.manifest.parts.get(name)
         if entry is None:
-            raise BundleError(f"{self.path} has no part {name}, which this takes: build the bundle again")
+            raise BundleError(f"{self.path} has no part {name}, which is needed here: build the bundle again")
         return entry
 
 
@@ -46,11 +46,11 @@ def open_bundle(
 ) -> Bundle:
     """Open a bundle by path or name, and verify the sizes and hashes of its files.
 
-    A file that was hashed before and has not changed since (size, times, inode) is taken from the receipt in
-    the cache directory unless ``trust_receipts`` is false. ``progress`` hears each file and the bytes read.
+    A receipt in the cache directory spares hashing a file again if its size, times and inode have not changed;
+    ``trust_receipts=False`` ignores receipts. ``progress`` is called with each file and the number of bytes read.
 
     Raises:
-        BundleError: it is missing, unsafe (a link, a path that leaves it) or not what its manifest says.
+        BundleError: the bundle is missing, unsafe (a link, or a path outside it), or does not match its manifest.
     """
     path = locate(bundle)
     manifest = read_manifest(path)
@@ -60,10 +60,10 @@ def open_bundle(
         if receipts.vouch(file, status):
             progress(file, file.size)
             continue
-        found = _hash(path, file, progress)
-        if found != file.sha256:
+        digest = _hash(path, file, progress)
+        if digest != file.sha256:
             raise BundleError(
-                f"{path / file.path} has sha256 {found[:12]}…, its manifest says {file.sha256[:12]}…: "
+                f"{path / file.path} has sha256 {digest[:12]}…, its manifest says {file.sha256[:12]}…: "
                 "copy or build the bundle again"
             )
         receipts.add(file, status)
@@ -72,22 +72,22 @@ def open_bundle(
 
 
 def verify_engines(bundle: Bundle, progress: Callable[[File, int], None] = lambda file, read: None) -> None:
-    """Read the engines' files, which opening a bundle leaves to the backend, and compare their hashes.
+    """Hash the engine files, which :func:`open_bundle` leaves to the backends, and compare with the manifest.
 
     Raises:
-        BundleError: one is missing, unsafe or not what the manifest says.
+        BundleError: a file is missing, unsafe, or does not match the manifest.
     """
     for file in bundle.manifest.engine_files:
         plain_file(bundle.path, file)
         if _hash(bundle.path, file, progress) != file.sha256:
             raise BundleError(
-                f"{bundle.path / file.path} is not what its manifest says: build it again with "
+                f"{bundle.path / file.path} does not match its manifest: build it again with "
                 "'sd2rt build --engines-only'"
             )
 
 
 def locate(bundle: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle given by path or name, put back in its place where a killed build left it aside."""
+    """Resolve a path or name to the bundle's folder; recovers a bundle that a killed build had moved aside."""
     path = Path(os.path.realpath(find_bundle(bundle)))
     recover_abandoned(path)
     return path
@@ -103,10 +103,10 @@ def _hash(bundle: Path, file: File, progress: Callable[[File, int], None]) -> st
 
 
 def plain_file(bundle: Path, file: File) -> os.stat_result:
-    """The status of a file that is a file, by no link, and has the size that its manifest says.
+    """Check that a file is regular, reached through no link, and as large as in the manifest; return its status.
 
     Raises:
-        BundleError: it is not.
+        BundleError: it is missing, unsafe, or has another size.
     """
     path = bundle
     for name in Path(file.path).parts:
@@ -119,7 +119,9 @@ def plain_file(bundle: Path, file: File) -> os.stat_result:
             )
             raise BundleError(f"{path} {reason}: copy or build the bundle again") from None
         if stat.S_ISLNK(status.st_mode):
-            raise BundleError(f"{path} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'")
+            raise BundleError(
+                f"{path} is a symbolic link: bundles have regular files only, copy it with 'cp -rL'"
+            )
     if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path} is not a regular file: build the bundle again")
     if status.st_size != file.size:
@@ -130,40 +132,40 @@ def plain_file(bundle: Path, file: File) -> os.stat_result:
 
 
 class _Receipts:
-    """What was hashed before, kept outside the bundle: whoever can write the bundle cannot write these."""
+    """Record of verified files, stored outside the bundle so that write access to the bundle cannot forge it."""
 
     def __init__(self, bundle: Path, use: bool) -> None:
-        self._known: dict[str, object] = {}
-        self._new = False
+        self._entries: dict[str, object] = {}
+        self._changed = False
         name = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:32]
         try:
             self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
-            known = json.loads(self._path.read_bytes()) if use else {}
-            self._known = known if isinstance(known, dict) else {}
+            entries = json.loads(self._path.read_bytes()) if use else {}
+            self._entries = entries if isinstance(entries, dict) else {}
         except BundleError:
-            # No home directory: every opening reads everything.
+            # No home directory for receipts: hash everything each time.
             self._path = None
         except (OSError, ValueError, RecursionError):
-            self._known = {}
+            self._entries = {}
 
     @staticmethod
     def _entry(file: File, status: os.stat_result) -> list[object]:
         return [file.sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
     def vouch(self, file: File, status: os.stat_result) -> bool:
-        return self._known.get(file.path) == self._entry(file, status)
+        return self._entries.get(file.path) == self._entry(file, status)
 
     def add(self, file: File, status: os.stat_result) -> None:
-        self._known[file.path] = self._entry(file, status)
-        self._new = True
+        self._entries[file.path] = self._entry(file, status)
+        self._changed = True
 
     def save(self) -> None:
-        if not self._new or self._path is None:
+        if not self._changed or self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as temporary:
-                temporary.write_text(json.dumps(self._known))
+                temporary.write_text(json.dumps(self._entries))
         except OSError:
-            # A cache that cannot be written costs time at the next opening, nothing else.
+            # Without a writable cache the next opening only takes longer.
             return

@@ -1,4 +1,4 @@
-"""Putting back a bundle that a killed build left aside."""
+"""Recover a bundle that a killed build had moved aside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sd2rt.engines.bundle.file_lock import FileLock
 
 
 def recover(target: Path) -> None:
-    """Put back a bundle that a killed build had moved aside and not yet replaced; no build may be running."""
+    """Restore a bundle that a killed build had moved aside but not replaced. No build may be running."""
     old = target.parent / f".{target.name}.old"
     if not old.is_dir():
         return
@@ -21,7 +21,7 @@ def recover(target: Path) -> None:
 
 
 def recover_abandoned(target: Path) -> None:
-    """:func:`recover`, for a reader: does nothing while a build is running."""
+    """Call :func:`recover` unless a build is running; for readers."""
     if os.path.lexists(target) or not os.path.isdir(target.parent / f".{target.name}.old"):
         return
     lock = FileLock(target.parent / f".{target.name}.lock")

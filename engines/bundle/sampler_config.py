@@ -1,4 +1,4 @@
-"""What a bundle says about noise and sampling: the numbers that export writes and the runtime's samplers read."""
+"""Noise schedule and sampler configuration, written to the manifest by export and read by the samplers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STATE_SLOTS = 5
-"""Latents that a sample's state carries, K + 1: what is being denoised and what the sampler remembers."""
+"""Latents in a sample's state: the one being denoised, plus K of the sampler's history."""
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -36,7 +36,7 @@ SamplerName = Literal[
 
 
 class NoiseConfig(BaseModel):
-    """The forward process that a checkpoint was trained with."""
+    """Forward diffusion process that a checkpoint was trained with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,48 +46,48 @@ class NoiseConfig(BaseModel):
     beta_schedule: Literal["linear", "scaled_linear"]
     prediction_type: PredictionType
     rescale_betas_zero_snr: bool = False
-    """The last timestep is made pure noise, algorithm 1 of arXiv:2305.08891."""
+    """Rescale betas so that the last timestep is pure noise: algorithm 1 of arXiv:2305.08891."""
 
 
 class SamplerConfig(BaseModel):
-    """One sampler and the options that its table depends on; a checkpoint's own one is the bundle's default.
+    """A sampler with the options that determine its coefficients.
 
-    Options have the names and meanings of diffusers' schedulers. Those that a sampler does not have (see
-    SAMPLER_OPTIONS) stay at the value here, which says that they are not there.
+    Options have the names and meanings of diffusers' schedulers. Options that a sampler does not have (see
+    SAMPLER_OPTIONS) keep the defaults of this class and have no effect.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: SamplerName
     spacing: Spacing = "linspace"
-    """How whole timesteps are chosen."""
+    """Spacing of the integer timesteps."""
     levels: Levels = "spaced"
-    """How noise levels are chosen: those of the spaced timesteps, or by another rule in their place."""
+    """Choice of noise levels: those of the spaced timesteps, or a schedule of their own."""
     steps_offset: int = Field(default=0, ge=0)
-    """leading spacing: the timestep that the last step visits."""
+    """Timestep of the last step, with ``leading`` spacing."""
     set_alpha_to_one: bool = False
-    """What follows the last step is noise-free, rather than as noisy as timestep 0."""
+    """The last step ends without noise, rather than at the noise level of timestep 0."""
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    """The noise level that the last step leaves."""
+    """Noise level at the end of the last step."""
     solver_order: int = Field(default=1, ge=1, le=4)
     corrector_order: int = Field(default=1, ge=1, le=3)
     solver_type: Literal["", "midpoint", "heun", "bh1", "bh2"] = ""
     algorithm_type: Literal["", "dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"] = ""
     predict_x0: bool = True
-    """The method extrapolates clean images, rather than noises."""
+    """Extrapolate predictions of the clean image, rather than of the noise."""
     lower_order_final: bool = False
-    """The last steps of few are of lower order."""
+    """Lower the order of the last steps when there are few steps."""
     euler_at_final: bool = False
     disable_corrector: tuple[int, ...] = ()
-    """Steps, from 0, after which nothing is corrected."""
+    """Indices of steps, from 0, after which the corrector does not run."""
     skip_prk_steps: bool = True
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
     interpolation_type: Literal["linear", "log_linear"] = "linear"
     sigma_min: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     sigma_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Ends of the karras, exponential and beta levels; None is the schedule's own."""
+    """Range of the karras, exponential and beta noise levels; None for that of the schedule."""
     lambda_min_clipped: float | None = Field(default=None, allow_inf_nan=False)
-    """Timesteps whose log(alpha / sigma) is below this are left out."""
+    """Skip timesteps with log(alpha / sigma) below this."""
     s_churn: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     s_tmin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     s_tmax: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -95,7 +95,7 @@ class SamplerConfig(BaseModel):
     tau: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     tau_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     tau_end: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """sa-solver: its share of fresh noise, at the timesteps from tau_start to tau_end."""
+    """sa-solver adds fresh noise in proportion to tau, at the timesteps from tau_start to tau_end."""
     original_inference_steps: int = Field(default=1, ge=1)
     timestep_scaling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
@@ -104,8 +104,8 @@ class SamplerConfig(BaseModel):
         for option, allowed in CHOICES.get(self.name, {}).items():
             value = getattr(self, option)
             if value not in allowed:
-                shown = ", ".join(str(choice) for choice in allowed)
-                raise ValueError(f"{option} of {self.name} is {value}: choose one of {shown}")
+                choices = ", ".join(str(choice) for choice in allowed)
+                raise ValueError(f"{option} of {self.name} is {value}: choose one of {choices}")
         return self
 
 
@@ -180,11 +180,11 @@ SAMPLER_OPTIONS: dict[SamplerName, dict[str, Any]] = {
     "lcm": {"original_inference_steps": 50, "timestep_scaling": 10.0},
     "tcd": {"original_inference_steps": 50},
 }
-"""The options that each sampler has, and what they are where nobody says: as the published SD2 checkpoints have
-them, or as diffusers has them where those say nothing."""
+"""Options of each sampler, with their defaults: those of the published SD2 checkpoints where they set them, otherwise
+those of diffusers."""
 
 STEPS_OFFSET = 1
-"""What published SD2 checkpoints have, and diffusers' pipelines set."""
+"""Value in the published SD2 checkpoints, which diffusers' pipelines enforce."""
 
 CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
     "ddim": {"levels": ("spaced", "ays")},
@@ -208,12 +208,12 @@ CHOICES: dict[SamplerName, dict[str, tuple[Any, ...]]] = {
     "unipc": {"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2")},
     "sa-solver": {"solver_order": (1, 2, 3)},
 }
-"""Where a sampler takes some of an option's values only."""
+"""Allowed values of options, for samplers that do not support all of them."""
 
 
 def default_sampler(name: SamplerName, **options: Any) -> SamplerConfig:
-    """A sampler with its defaults, except for the options given.
+    """Create a sampler's configuration from its defaults and ``options``.
 
-    Raises pydantic's ValidationError where a value is none that the sampler takes.
+    Raises pydantic's ValidationError if the sampler does not support a value.
     """
     return SamplerConfig(name=name, **{"steps_offset": STEPS_OFFSET, **SAMPLER_OPTIONS[name], **options})

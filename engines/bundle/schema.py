@@ -1,4 +1,4 @@
-"""The types that a manifest is made of: files by relative path and hash, tensors by name and shape, parts."""
+"""Component types of the manifest: files, tensors and parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 Precision = Literal["fp32", "fp16"]
 ComputePrecision = Literal["bf16"]
-"""What a backend may multiply in, in the place of the bundle's own precision."""
+"""Compute precisions that a backend may use instead of the bundle's own."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -19,9 +19,9 @@ def _inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
         raise ValueError(f"path {path!r} leaves the bundle")
-    # One spelling for each file: no "./a", "a//b" or "a/", and no "." for the bundle itself.
+    # Allow one spelling per file: reject "./a", "a//b", "a/", and "." for the bundle itself.
     if not pure.parts or str(pure) != path or _CONTROL.search(path):
-        raise ValueError(f"path {path!r} is no plain path of a file")
+        raise ValueError(f"path {path!r} is not a normalised file path")
     return path
 
 
@@ -30,13 +30,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Model(BaseModel):
-    """Base of the manifest's models: an unknown key is an error, and nothing changes once read."""
+    """Base class of the manifest's models: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class File(Model):
-    """One file of the bundle."""
+    """A file of the bundle; its path is relative to the bundle, its size in bytes."""
 
     path: RelativePath
     size: int = Field(ge=0)
@@ -47,7 +47,7 @@ Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^([1-9]
 
 
 class Tensor(Model):
-    """An input or output of a part; a dimension is a number, or an expression such as ``B`` or ``8*h``."""
+    """Input or output of a part; each dimension is a number, or an expression such as ``B`` or ``8*h``."""
 
     name: str
     dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
@@ -55,14 +55,13 @@ class Tensor(Model):
 
 
 class Part(Model):
-    """One network of the pipeline as ONNX.
+    """One network of the pipeline, as ONNX.
 
-    ``onnx`` is the graph that every backend can build from. ``onnxruntime`` is the one that ONNX Runtime opens:
-    the same file, or the same graph on the same weights with operators that it has kernels for.
-    ``precision`` is that of its weights; it may be higher than the bundle's.
-    ``initializers`` maps every weight by its PyTorch name to the initialiser that holds it, and to its bytes in the
-    data file that lies beside the graphs and that they share; see
-    :class:`sd2rt.engines.weights.initializers.WeightMap`.
+    ``onnx`` is the portable graph, which every backend can build from. ``onnxruntime`` is the graph for ONNX Runtime:
+    the same file, or one with the same weights and operators that ONNX Runtime has kernels for.
+    ``precision`` is the precision of the weights; it may be higher than the bundle's.
+    ``initializers`` is the file that maps the PyTorch name of every weight to its initialiser, and to its bytes in
+    the data file that the graphs share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
     """
 
     precision: Precision
@@ -80,5 +79,5 @@ class Part(Model):
         listed = {file.path for file in self.files}
         for path in (self.onnx, self.onnxruntime, self.initializers):
             if path not in listed:
-                raise ValueError(f"{path} is not among the part's files")
+                raise ValueError(f"{path} is not listed in the part's files")
         return self

@@ -1,4 +1,4 @@
-"""Symbolic shapes of tensors: their symbols, and the numbers that they stand for."""
+"""Evaluation of symbolic tensor shapes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 
 
 def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """The numbers that a tensor's symbolic shape stands for, ``dims`` giving each symbol's.
+    """Evaluate a tensor's symbolic shape with the symbol sizes in ``dims``.
 
     Raises:
-        ValueError: a symbol has no size in ``dims``.
+        ValueError: ``dims`` has no size for a symbol.
     """
     shape = []
     for item in tensor.shape:
@@ -24,17 +24,17 @@ def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
             match = _PRODUCT.fullmatch(item)
             if match is None or match[2] not in dims:
                 raise ValueError(
-                    f"{tensor.name} has the dimension {item!r}, and sizes are given for {sorted(dims)}"
+                    f"{tensor.name} has the dimension {item!r}, but there are sizes for {sorted(dims)} only"
                 )
             shape.append(int(match[1] or 1) * dims[match[2]])
     return tuple(shape)
 
 
 def symbols_of(part: Part) -> tuple[str, ...]:
-    """The symbols of a part's shapes, in the order in which its inputs have them."""
-    found: dict[str, None] = {}
+    """Symbols in a part's shapes, in order of first use."""
+    symbols: dict[str, None] = {}
     for tensor in (*part.inputs, *part.outputs):
         for item in tensor.shape:
             if isinstance(item, str) and (match := _PRODUCT.fullmatch(item)):
-                found[match[2]] = None
-    return tuple(found)
+                symbols[match[2]] = None
+    return tuple(symbols)

@@ -1,15 +1,15 @@
-"""Files that several bundles hold, stored once: hard links to ``objects/<sha256>`` in the cache directory.
+"""Deduplication of files between bundles, by hard links to ``objects/<sha256>`` in the cache directory.
 
-Every large file of a bundle has a second name there. The next bundle that is to hold the same bytes gets a link to
-them in the place of its own copy. Nothing depends on the store: a bundle stays whole where the store is removed, and
-where links are impossible (another disk, no permission, no cache) each bundle has files of its own.
+Every large file of a bundle is also linked there. Another bundle with the same file links to that object instead of
+storing a copy. Nothing depends on the store: bundles stay complete if it is removed, and if links are impossible
+(another disk, no permission, no cache) each bundle has its own copies.
 
-Builds may run side by side and be killed anywhere, and need no lock for it. A name in the store appears and goes in
-one step, a file of a bundle is replaced in one step by a link to the same bytes, and removing a name never takes
-bytes from a bundle that links to them. The worst that two builds can do to each other is not to share a file.
+Concurrent builds need no lock, and may be killed at any point: links in the store are created and removed atomically,
+a bundle's file is replaced atomically by a link to the same contents, and removing a link never affects the other
+links to the file. At worst, a race between builds leaves a file unshared.
 
-The files stay writable, as in any bundle: a copy of a bundle keeps its modes, and is there to be changed. Whoever
-writes *into* a shared file changes it in all its bundles, and opening any of them then says so.
+Shared files stay writable like all files of a bundle, because copies of a bundle keep the modes and may be edited.
+Writing into a shared file changes it in every bundle; opening any of them then reports a wrong hash.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
 
 SHARED_FROM_BYTES = 1_000_000
-"""Smaller files are not worth a name in the store."""
+"""Minimum size of shared files; smaller ones are not worth it."""
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def share(bundle: Path, file: File) -> None:
-    """Make a file of an unfinished bundle one with the store's, or the store's first; it never fails.
+    """Replace a file of an unfinished bundle with a link to the stored object, or store it; never fails.
 
-    ``file`` must be what the manifest says. A stored object is hashed again before it is linked to, and replaced
-    where it is damaged. The new link changes the object's ctime, so the receipts of the other bundles that hold it
-    (:mod:`sd2rt.engines.bundle.reader`) lapse: each is hashed once more at its next opening.
+    ``file`` must match the file's contents. A stored object is hashed again before it is linked to, and replaced
+    if it is damaged. The new link changes the object's ctime and so invalidates its receipts in other bundles
+    (:mod:`sd2rt.engines.bundle.reader`): their next opening hashes the file again.
     """
     if file.size < SHARED_FROM_BYTES:
         return
     with contextlib.suppress(OSError, BundleError):
-        path, stored = bundle / file.path, _object(file)
+        path, stored = bundle / file.path, _object_path(file)
         stored.parent.mkdir(parents=True, exist_ok=True)
-        # Twice, for another build may store the same bytes just now: the second time they are there.
+        # Twice: if another build stores the same object meanwhile, the second attempt links to it.
         for _ in range(2):
-            if _take(stored, path, file):
+            if _link_stored(stored, path, file):
                 return
             with contextlib.suppress(FileExistsError):
                 os.link(path, stored, follow_symlinks=False)
@@ -55,9 +55,9 @@ def share(bundle: Path, file: File) -> None:
 
 
 def prune() -> None:
-    """Remove what no bundle links any more, as far as that can be done.
+    """Remove the stored objects that no bundle links to; ignores errors.
 
-    A build that links to an object at this very moment keeps the bytes; they are no longer stored, that is all.
+    If a build links to an object at the same moment, its bundle keeps the file; only the stored link is lost.
     """
     with contextlib.suppress(OSError, BundleError):
         for path in _folder().iterdir():
@@ -67,17 +67,17 @@ def prune() -> None:
 
 
 def shared_bytes(bundle: Path, files: Iterable[File]) -> int:
-    """How many bytes of a bundle are stored once for it and for others; what is missing counts as its own."""
-    found: list[tuple[File, os.stat_result]] = []
+    """Number of bytes of a bundle that are shared with other bundles; missing files count as unshared."""
+    statuses: list[tuple[File, os.stat_result]] = []
     for file in files:
         with contextlib.suppress(OSError):
-            found.append((file, (bundle / file.path).lstat()))
-    own = Counter((status.st_dev, status.st_ino) for _, status in found)
+            statuses.append((file, (bundle / file.path).lstat()))
+    links = Counter((status.st_dev, status.st_ino) for _, status in statuses)
     return sum(
         file.size
-        for file, status in found
-        # What is left beside the links of this bundle and the store's.
-        if status.st_nlink > own[status.st_dev, status.st_ino] + _is_stored(file, status)
+        for file, status in statuses
+        # More links than those of this bundle and of the store.
+        if status.st_nlink > links[status.st_dev, status.st_ino] + _is_stored(file, status)
     )
 
 
@@ -85,39 +85,39 @@ def _folder() -> Path:
     return cache_dir() / "objects"
 
 
-def _object(file: File) -> Path:
+def _object_path(file: File) -> Path:
     return _folder() / file.sha256
 
 
 def _is_stored(file: File, status: os.stat_result) -> bool:
     try:
-        return os.path.samestat(status, _object(file).lstat())
+        return os.path.samestat(status, _object_path(file).lstat())
     except (OSError, BundleError):
         return False
 
 
-def _take(stored: Path, path: Path, file: File) -> bool:
-    """Put a link to the stored object in the place of ``path``; false where there is none, or none any more."""
-    own = path.lstat()
+def _link_stored(stored: Path, path: Path, file: File) -> bool:
+    """Replace ``path`` with a link to the stored object; returns False if there is no valid object."""
+    status = path.lstat()
     try:
-        found = stored.lstat()
+        stored_status = stored.lstat()
     except FileNotFoundError:
         return False
-    if os.path.samestat(own, found) or not _alike(own, found):
-        # Nothing to do, or nothing that can be done.
+    if os.path.samestat(status, stored_status) or not _same_access(status, stored_status):
+        # Already linked, or not shareable.
         return True
     temporary = path.with_name(f".{path.name}.shared")
     temporary.unlink(missing_ok=True)
     try:
-        # Linked first: where that is impossible nothing is read in vain, and what is read is what will be kept.
+        # Link before verifying: nothing is read if links are impossible, and the verified file is the one kept.
         os.link(stored, temporary, follow_symlinks=False)
     except FileNotFoundError:
         return False
     try:
-        if _is_sound(temporary, file):
+        if _is_intact(temporary, file):
             temporary.replace(path)
             return True
-        # Another build may have replaced it since.
+        # Remove the damaged object, unless another build has replaced it meanwhile.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(temporary.lstat(), stored.lstat()):
                 stored.unlink()
@@ -126,16 +126,16 @@ def _take(stored: Path, path: Path, file: File) -> bool:
     return False
 
 
-def _alike(own: os.stat_result, found: os.stat_result) -> bool:
-    """Whether the same users may do the same with both: a link has the owner and the mode of the object.
+def _same_access(status: os.stat_result, stored: os.stat_result) -> bool:
+    """Return whether owner and mode are equal; a link would take those of the stored object.
 
-    What is no file is left to :func:`_is_sound`.
+    True if the object is not a regular file, which :func:`_is_intact` then rejects.
     """
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(stored.st_mode):
         return True
-    return (own.st_uid, own.st_gid, own.st_mode) == (found.st_uid, found.st_gid, found.st_mode)
+    return (status.st_uid, status.st_gid, status.st_mode) == (stored.st_uid, stored.st_gid, stored.st_mode)
 
 
-def _is_sound(path: Path, file: File) -> bool:
+def _is_intact(path: Path, file: File) -> bool:
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and status.st_size == file.size and sha256(path) == file.sha256

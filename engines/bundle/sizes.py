@@ -1,4 +1,4 @@
-"""Sizes of images in pixels, and of latents: what is allowed, and from where on tiles are worked on."""
+"""Valid image sizes in pixels, and the size from which images are processed in tiles."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ LARGEST_SIDE = 4096
 _SIZE = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?")
 
 TILE = 128
-"""The longest side of latents that is encoded, decoded or upscaled at once, where nobody says otherwise: that of 1024
-pixels of SD2's images, or of the 512 that the upscaler makes of 128."""
+"""Default maximum side, in latents, that is encoded, decoded or upscaled in one piece: 1024 pixels of SD2's images,
+or 512 of the upscaler's output (128 of its input)."""
 
 
 def parse_size(text: str, *, square: bool = False) -> tuple[int, int]:
-    """Width and height in pixels of ``WxH``, and where ``square`` of ``N``, which is both.
+    """Parse ``WxH`` to width and height in pixels; with ``square``, ``N`` means ``NxN``.
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is not a size.
     """
     match = _SIZE.fullmatch(text)
     if match is None or (match[2] is None and not square):
-        raise ValueError("it is no size")
+        raise ValueError("it is not a size")
     return int(match[1]), int(match[2] or match[1])
 
 
 def check_side(name: str, side: int) -> None:
-    """Refuse a side in pixels that is not a multiple of 64, naming the valid ones next to it.
+    """Check that a side in pixels is a multiple of 64 from 64 to 4096; the error suggests the nearest valid sides.
 
     Raises:
-        RequestError: it is not, or is out of range.
+        RequestError: the side is invalid.
     """
     if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
         return
     below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
     above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
-    near = f"{below} or {above}" if below < side < above else f"{below}"
+    suggestion = f"{below} or {above}" if below < side < above else f"{below}"
     raise RequestError(
-        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {near}"
+        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {suggestion}"
     )

@@ -1,4 +1,4 @@
-"""Writing a bundle so that a killed build leaves the old bundle or none, and a rerun goes on where it stopped."""
+"""Crash-safe, resumable writing of bundles."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from sd2rt.engines.errors import BuildError
 
 _PROGRESS = "progress.json"
 _BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
-"""What lies at the top of a bundle; a folder that holds anything else is never replaced."""
+"""Top-level names in a bundle; a folder with any other name in it is never replaced."""
 
 
 class BundleWriter:
-    """Builds ``target`` in a hidden folder beside it, under a lock, and moves it into place when it is whole.
+    """Context manager that builds ``target`` in a hidden folder beside it, under a lock.
 
-    ``key`` stands for everything that the result depends on: parts that an interrupted build of the same key
-    finished are taken over. Used as a context manager; nothing changes at ``target`` before :meth:`finish`.
+    :meth:`finish` moves the complete bundle into place; ``target`` does not change before that. ``key`` is a hash of
+    everything that the bundle depends on: a rerun with the same key reuses the parts that an interrupted build has
+    finished.
 
     Raises:
-        BuildError: another build of the bundle is running, the disk is full, or ``target`` is something that
-            may not be replaced.
+        BuildError: another build of the bundle is running, the disk is full, or ``target`` must not be replaced.
     """
 
     def __init__(self, target: Path, key: str, *, needed_bytes: int, replace: bool) -> None:
-        # A link to a bundle stays, and what it leads to is replaced: readers resolve it too.
+        # Resolved: a symbolic link to a bundle is kept, and the bundle that it points to is replaced.
         self.target = Path(os.path.realpath(target))
         self.folder = self._beside("building")
         self._key = key
@@ -46,11 +46,11 @@ class BundleWriter:
         self._replace = replace
         self._parts: dict[PartName, Part] = {}
 
-    def _beside(self, what: str) -> Path:
-        return self.target.parent / f".{self.target.name}.{what}"
+    def _beside(self, suffix: str) -> Path:
+        return self.target.parent / f".{self.target.name}.{suffix}"
 
     def __enter__(self) -> Self:
-        with reported(self.target):
+        with os_errors_as_build_errors(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._beside("lock"))
             if not self._lock.acquire():
@@ -59,7 +59,7 @@ class BundleWriter:
                 recover(self.target)
                 self._check_target()
                 self._resume()
-                # First: the room of bundles that were removed is there to be used.
+                # Before the check of free space, which counts what this frees.
                 prune()
                 self._check_space()
                 self.folder.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Whole parts are worth keeping for a rerun; a folder without any is not.
+        # Keep the folder for a rerun only if it has finished parts.
         if not self._parts:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
@@ -79,20 +79,20 @@ class BundleWriter:
             raise _as_build_error(error, self.target) from error
 
     def part(self, name: PartName) -> Part | None:
-        """A part that an interrupted build of the same key has finished, its files checked."""
+        """Return a part that an interrupted build with the same key has finished, after checking its files."""
         return self._parts.get(name)
 
     def start_part(self, name: PartName) -> None:
-        """Clear away what an interrupted build left of a part, and of those that lie beside it or use its weights."""
+        """Remove what an interrupted build left of a part, and forget the parts that use its files."""
         self._parts = {
-            kept: part
-            for kept, part in self._parts.items()
+            other: part
+            for other, part in self._parts.items()
             if not any(Path(file.path).parts[0] == name for file in part.files)
         }
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def keep_part(self, name: PartName, part: Part) -> None:
-        """Record a finished part, so that a rerun can take it over."""
+        """Record a finished part, so that a rerun can reuse it."""
         for file in part.files:
             sync(self.folder / file.path)
         self._parts[name] = part
@@ -101,8 +101,8 @@ class BundleWriter:
             temporary.write_text(json.dumps(record))
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, store once what other bundles hold too, and move the bundle into place."""
-        # Before the folder is cleared: a kill, or an error, may leave a link too many.
+        """Write the manifest, share files with other bundles, and move the bundle into place."""
+        # Before unlisted files are removed: an interrupted share may have left a temporary link.
         for file in manifest.files:
             share(self.folder, file)
         listed = {_PROGRESS, *(file.path for file in manifest.files)}
@@ -115,40 +115,40 @@ class BundleWriter:
         (self.folder / MANIFEST).write_text(manifest.to_json())
         for path in self.folder.rglob("*"):
             sync(path)
-        # From here on there is nothing to resume from: the bundle is whole.
+        # The bundle is complete: there is nothing left to resume.
         (self.folder / _PROGRESS).unlink(missing_ok=True)
         sync(self.folder)
         old = self._beside("old")
         try:
             if self.target.exists():
-                # A folder that holds something cannot be renamed over: it steps aside first, and
-                # `recover` brings it back should the process die between the two renames.
+                # A rename cannot replace a folder that is not empty. The old bundle is moved aside first, and
+                # `recover` restores it if the process dies between the two renames.
                 self.target.rename(old)
             self.folder.rename(self.target)
         finally:
             recover(self.target)
         sync(self.target.parent)
-        # What the old bundle alone had linked.
+        # Objects that only the old bundle linked to.
         prune()
 
     def _check_target(self) -> None:
         if not self.target.exists():
             return
         if not self.target.is_dir():
-            raise BuildError(f"{self.target} is a file: give -o a folder")
-        found = {path.name for path in self.target.iterdir()}
-        if not found:
+            raise BuildError(f"{self.target} is a file: use -o with a folder")
+        names = {path.name for path in self.target.iterdir()}
+        if not names:
             return
-        # A kill may have left a manifest that an engine was being added to.
-        foreign = {name for name in found - _BUNDLE_NAMES if temporary_of(name) != MANIFEST}
-        if MANIFEST not in found or foreign:
-            example = min(foreign or found)
+        # A killed build of engines may have left a temporary manifest.
+        foreign = {name for name in names - _BUNDLE_NAMES if temporary_of(name) != MANIFEST}
+        if MANIFEST not in names or foreign:
+            example = min(foreign or names)
             raise BuildError(
-                f"{self.target} holds something other than a bundle ({example}): give -o another folder"
+                f"{self.target} is not a bundle (it contains {example}): choose another folder with -o"
             )
         if not self._replace:
             raise BuildError(
-                f"{self.target} holds another bundle: add --force to replace it, or give -o another"
+                f"{self.target} is another bundle: add --force to replace it, or choose another folder with -o"
             )
 
     def _resume(self) -> None:
@@ -158,13 +158,13 @@ class BundleWriter:
                 parts = {name: Part.model_validate(part) for name, part in record["parts"].items()}
                 self._parts = {name: part for name, part in parts.items() if self._is_whole(part)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            # No record, or one that a kill cut short: start again.
+            # No record, or a damaged one: start from the beginning.
             self._parts = {}
         if not self._parts:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        # What lies beside the parts is written anew, and may be one with other bundles' files by now: writing into
-        # it would change them.
+        # Files outside the parts are written again. Remove them first: they may be shared with other bundles by now,
+        # and writing into them would change those bundles.
         for path in self.folder.iterdir():
             if not path.is_dir() and path.name != _PROGRESS:
                 path.unlink()
@@ -177,12 +177,12 @@ class BundleWriter:
 
     def _check_space(self) -> None:
         sizes = {file.path: file.size for part in self._parts.values() for file in part.files}
-        kept = sum(sizes.values())
-        needed, free = self._needed - kept, shutil.disk_usage(self.target.parent).free
+        finished = sum(sizes.values())
+        needed, free = self._needed - finished, shutil.disk_usage(self.target.parent).free
         if needed > free:
             raise BuildError(
                 f"{self.target} needs about {_amount(needed)}, {self.target.parent} has {_amount(free)} free: "
-                "make room, or give -o another disk"
+                "make room, or choose another disk with -o"
             )
 
 
@@ -191,8 +191,8 @@ def _amount(size: int) -> str:
 
 
 @contextmanager
-def reported(target: Path) -> Iterator[None]:
-    """Turn the file system's errors into one line each."""
+def os_errors_as_build_errors(target: Path) -> Iterator[None]:
+    """Convert OSError to a one-line BuildError."""
     try:
         yield
     except OSError as error:
@@ -200,11 +200,11 @@ def reported(target: Path) -> Iterator[None]:
 
 
 def _as_build_error(error: OSError, target: Path) -> BuildError:
-    # NumPy writes arrays in C and tells no reason, only how much of them it wrote.
-    short = error.errno is None and "requested and" in str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or short:
+    # NumPy writes arrays in C, and reports a short write without an errno.
+    short_write = error.errno is None and "requested and" in str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or short_write:
         return BuildError(
-            f"the disk of {target.parent} is full: make room, or give -o another disk; "
-            "finished parts are kept, so that the same command goes on from them"
+            f"the disk of {target.parent} is full: make room, or choose another disk with -o; "
+            "finished parts are kept: the same command resumes from them"
         )
     return BuildError(f"{target} cannot be written: {error.strerror or error}")

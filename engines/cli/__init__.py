@@ -1,1 +1,1 @@
-"""Commands that need a bundle and nothing else: inspect, verify and prepare; and the options for building engines."""
+"""Commands that need only a bundle (inspect, verify, prepare), and the options for building engines."""

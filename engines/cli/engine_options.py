@@ -1,4 +1,4 @@
-"""The options of `sd2rt build` that are about engines, and what they come to."""
+"""Engine options of `sd2rt build`, and their validation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EnginesOnlyOption = Annotated[
     bool,
     typer.Option(
         "--engines-only",
-        help="CHECKPOINT is a bundle: add engines to it. Takes no PyTorch.",
+        help="Add engines to an existing bundle, passed as CHECKPOINT. Does not need PyTorch.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -34,7 +34,7 @@ BatchOption = Annotated[
     str,
     typer.Option(
         metavar="N,N|N-N",
-        help="Images denoised in one call, as buckets: 1,4 is 1, and 2 to 4 tuned for 4.",
+        help="Images per denoiser call, as buckets: 1,4 means 1, and 2 to 4 tuned for 4.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -42,7 +42,7 @@ SmOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NN",
-        help="A GPU to build for, whether or not it is here, by its compute capability: 89 for 8.9; may repeat "
+        help="Compute capability of a GPU to build for, which need not be present: 89 for 8.9; may be repeated "
         "(TensorRT for RTX).",
         rich_help_panel=PANEL,
     ),
@@ -51,58 +51,62 @@ PortableOption = Annotated[
     bool,
     typer.Option(
         "--portable",
-        help="For all GPUs from Ampere on; with TensorRT, in its lean runtime too.",
+        help="Build for all GPUs from Ampere on; with TensorRT, for its lean runtime too.",
         rich_help_panel=PANEL,
     ),
 ]
 PartOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="PART", help="A part to build; all if left out; may repeat.", rich_help_panel=PANEL),
+    typer.Option(
+        metavar="PART", help="Part to build, by default all; may be repeated.", rich_help_panel=PANEL
+    ),
 ]
 RowsOption = Annotated[
     Rows,
     typer.Option(
-        help="What engines take: guided and unguided images in any mixture, or one kind of them alone.",
+        help="Images that engines accept: guided and unguided mixed, or only one of the two.",
         rich_help_panel=PANEL,
     ),
 ]
 ChunksOption = Annotated[
     int,
-    typer.Option(min=1, max=16, help="The longest prompt, in chunks of 75 tokens.", rich_help_panel=PANEL),
+    typer.Option(min=1, max=16, help="Longest prompt, in chunks of 75 tokens.", rich_help_panel=PANEL),
 ]
 PromptsOption = Annotated[
     int,
-    typer.Option(min=1, max=16, help="Prompts joined by AND, at most.", rich_help_panel=PANEL),
+    typer.Option(min=1, max=16, help="Maximum number of prompts joined by AND.", rich_help_panel=PANEL),
 ]
 DecomposedOption = Annotated[
     bool,
     typer.Option(
         "--allow-decomposed",
-        help="Accept attention of several kernels where there is none made for it.",
+        help="Accept attention that is built from several kernels if there is no fused one.",
         rich_help_panel=PANEL,
     ),
 ]
 RefitOption = Annotated[
     Refit,
     typer.Option(
-        help="Which weights can be replaced later: those that a LoRA changes (individual), all, or identical for a "
-        "small engine that takes its weights from the ONNX (TensorRT).",
+        help="Weights that can be replaced later: those that a LoRA changes (individual), all, or identical for a "
+        "small engine without weights, which loads them from the ONNX files (TensorRT).",
         rich_help_panel=PANEL,
     ),
 ]
 WorkspaceOption = Annotated[
     int | None,
-    typer.Option(metavar="MB", min=1, help="Memory that one kernel may use, at most.", rich_help_panel=PANEL),
+    typer.Option(
+        metavar="MB", min=1, help="Maximum scratch memory of a kernel, in MB.", rich_help_panel=PANEL
+    ),
 ]
 LevelOption = Annotated[
     int | None,
-    typer.Option(min=0, max=5, help="How long to search for kernels.", rich_help_panel=PANEL),
+    typer.Option(min=0, max=5, help="Effort of the search for fast kernels.", rich_help_panel=PANEL),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """Engines as the command line asks for them."""
+    """Validated engine options of the command line."""
 
     options: BuilderOptions
     shapes: Shapes
@@ -125,19 +129,20 @@ def engine_request(
     workspace: int | None,
     optimization_level: int | None,
 ) -> EngineRequest:
-    """Check the options and put them together.
+    """Validate and combine the options.
 
     Raises:
-        RequestError: one of them is wrong, or no backend is named.
+        RequestError: an option is invalid, or no backend is named.
     """
     if backend is None:
-        raise RequestError("no backend is named: give --backend tensorrt or --backend tensorrt-rtx")
+        raise RequestError("no backend is named: add --backend tensorrt or --backend tensorrt-rtx")
     for name in parts:
         if name not in get_args(PartName):
             raise RequestError(f"--part {name!r}: the parts are {', '.join(get_args(PartName))}")
     if backend == "tensorrt-rtx" and refit != "no":
         raise RequestError(
-            f"--refit {refit}: TensorRT for RTX cannot build this without a GPU: a LoRA gets its own engine"
+            f"--refit {refit}: TensorRT for RTX cannot build refittable engines without a GPU: omit --refit, "
+            "then each LoRA gets its own engine"
         )
     return EngineRequest(
         BuilderOptions(
@@ -157,5 +162,7 @@ def engine_request(
 def _capability(text: str) -> str:
     match = re.fullmatch(r"(?:sm_?)?([0-9]{1,2})\.?([0-9])", text, re.IGNORECASE)
     if match is None:
-        raise RequestError(f"--sm {text!r} is no compute capability, such as 89 for 8.9 or 120 for 12.0")
+        raise RequestError(
+            f"--sm {text!r} is not a compute capability: use, for example, 89 for 8.9 or 120 for 12.0"
+        )
     return f"{int(match[1])}.{match[2]}"

@@ -1,4 +1,4 @@
-"""`sd2rt inspect`: print what a bundle says about itself."""
+"""`sd2rt inspect`: print a summary of a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Show what a bundle holds; reads its manifest alone."""
+    """Show the contents of a bundle, from its manifest alone."""
     path = locate(bundle)
     manifest = read_manifest(path)
     shared = shared_bytes(path, manifest.files)
     if as_json:
-        found = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
-        print(json.dumps({**found, **manifest.model_dump(mode="json")}))
+        extra = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
+        print(json.dumps({**extra, **manifest.model_dump(mode="json")}))
         return
     from rich.table import Table
 
@@ -90,7 +90,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _defaults(task: Defaults) -> str:
-    """What a task does where a request does not say otherwise."""
+    """Format the defaults of a task."""
     guidance = f"guidance {task.guidance_scale:g}" if task.guidance_scale > 1 else "no guidance"
     facts = [_count(task.num_inference_steps, "step"), guidance]
     facts += [f"strength {task.strength:g}"] if task.strength is not None else []
@@ -98,11 +98,11 @@ def _defaults(task: Defaults) -> str:
     return ", ".join(facts)
 
 
-def _shown(manifest: Manifest) -> dict[str, str]:
-    """What the denoiser sees beside the latents, where it sees something, and how that is made."""
+def _conditions(manifest: Manifest) -> dict[str, str]:
+    """Describe the denoiser's extra inputs, if any, and their preprocessing."""
     facts = {}
     if manifest.conditions:
-        facts["sees"] = ", ".join(
+        facts["conditions"] = ", ".join(
             f"{item.name} ({_count(item.channels, 'channel')})" for item in manifest.conditions
         )
     if manifest.depth_input is not None:
@@ -121,7 +121,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         "identity": manifest.identity,
         "model": f"{manifest.family} {manifest.source.release or '2.x'}, kind {manifest.variant}",
         **{name: _defaults(manifest.tasks[name]) for name in TASKS if name in manifest.tasks},
-        **_shown(manifest),
+        **_conditions(manifest),
         "precision": manifest.precision,
         "sizes": sizes,
         "prediction": noise.prediction_type,

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Annotated
 import typer
 
 BundleArgument = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="A bundle: a folder, or a name in the cache.")
+    str, typer.Argument(metavar="BUNDLE", help="Bundle: a folder, or a name in the cache.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,4 +1,4 @@
-"""`sd2rt prepare`: what opening a bundle computes on a CPU, saved."""
+"""`sd2rt prepare`: cache graphs that ONNX Runtime has optimised for this CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from sd2rt.engines.cli.options import BundleArgument
 def prepare(
     bundle: BundleArgument,
     part: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="A part to save; all if left out; may repeat.")
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part to prepare, by default all; may be repeated."),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove what was saved of the bundle.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the bundle's prepared graphs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each part.")] = False,
 ) -> None:
-    """Save a bundle's graphs as ONNX Runtime optimises them for this CPU: it then opens in a fifth of the time.
+    """Save a bundle's graphs as optimised by ONNX Runtime for this CPU, so that it opens in a fifth of the time.
 
-    They take as much disk as the bundle, in the cache directory, and are shared by all processes that open them.
+    They take as much disk space as the bundle, in the cache directory. Processes that open them share their memory.
     """
     from sd2rt.engines.onnxruntime import prepared
 
@@ -31,13 +32,13 @@ def prepare(
         print(json.dumps({"freed_bytes": freed}) if as_json else f"{freed / 1e6:.1f} MB removed")
         return
 
-    def told(name: PartName) -> None:
+    def report(name: PartName) -> None:
         if not as_json:
             print(f"{name} ...", file=sys.stderr, flush=True)
 
-    for found in prepared.prepare(bundle, parts=tuple(part or ()), progress=told):
+    for graph in prepared.prepare(bundle, parts=tuple(part or ()), progress=report):
         if as_json:
-            facts = {"part": found.part, "path": str(found.path), "bytes": found.bytes, "made": found.made}
+            facts = {"part": graph.part, "path": str(graph.path), "bytes": graph.bytes, "made": graph.made}
             print(json.dumps(facts))
         else:
-            print(f"{found.part}: {found.bytes / 1e6:.1f} MB{'' if found.made else ', as it was'}")
+            print(f"{graph.part}: {graph.bytes / 1e6:.1f} MB{'' if graph.made else ', already prepared'}")

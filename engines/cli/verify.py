@@ -1,4 +1,4 @@
-"""`sd2rt verify`: compare a bundle's files with its manifest."""
+"""`sd2rt verify`: check a bundle's files against its manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Read every file of a bundle and compare its hash with the manifest's."""
+    """Hash every file of a bundle and compare it with the manifest."""
     path = locate(bundle)
     columns = ("{task.description}", "bar", "bytes", "bytes per second")
     with progress_bar(*columns, hidden=as_json, transient=True) as bar:
@@ -34,7 +34,7 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         }
         print(json.dumps({**facts, "files": len(files), "ok": True}))
     else:
-        print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all as the manifest says")
+        print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all match the manifest")
 
 
 def _advance(bar: Progress, manifest: Manifest) -> Callable[[File, int], None]:

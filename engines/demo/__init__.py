@@ -1,1 +1,1 @@
-"""Data of the demo that comes with the package: weights, exported graphs and the tokenizer."""
+"""Demo data shipped with the package: weights, exported graphs and the tokenizer."""

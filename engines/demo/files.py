@@ -1,4 +1,4 @@
-"""Where the demo's files lie in the package."""
+"""Paths of the demo's files in the package."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 GRAPHS = _HERE / "graphs"
-"""Exported graphs without weights, one archive for each part, configuration and precision."""
+"""Exported graphs without weights: an archive for each part, configuration and precision."""
 TOKENIZER = _HERE / "tokenizer" / "tokenizer.json"
-"""The tokenizer that all published SD2 checkpoints share."""
+"""Tokenizer of all published SD2 checkpoints."""
 WEIGHTS = _HERE / "weights"
 """Trained weights, as safetensors files."""

@@ -1,1 +1,1 @@
-"""LoRA files: reading them, naming the layers they change, and merging them into weights."""
+"""LoRA files: parse them, map their keys to layers, and merge them into weights."""

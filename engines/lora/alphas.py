@@ -1,4 +1,4 @@
-"""The alphas of a LoRA whose file does not give one for each layer: PEFT's configuration, beside it or within."""
+"""Alphas from PEFT's configuration, for LoRA files that do not store an alpha for each layer."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ _NETWORKS: tuple[Network, ...] = ("unet", "text_encoder")
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """PEFT's, as far as it says what the factors are multiplied by."""
+    """The fields of PEFT's configuration that determine the scale of a layer."""
 
     alpha: float
     patterns: Mapping[str, float]
-    """By the end of a layer's path."""
-    root: bool
-    """Divided by the root of the rank: rsLoRA, arXiv:2312.03732."""
+    """Alphas of individual layers, by the end of the layer's path."""
+    rank_stabilized: bool
+    """Divide by the square root of the rank: rsLoRA, arXiv:2312.03732."""
 
     def factor(self, module: Module, rank: int) -> float:
         alpha = next(
             (alpha for path, alpha in self.patterns.items() if f".{module.path}".endswith(f".{path}")),
             self.alpha,
         )
-        return alpha / (math.sqrt(rank) if self.root else rank)
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 @dataclass(frozen=True, slots=True)
 class Alphas:
-    """What a file says of its layers' alphas, where they have none of their own."""
+    """Alphas of layers that do not have one in the file."""
 
     configs: Mapping[Network, _Config] = field(default_factory=dict)
     beside: bytes = b""
-    """What was read beside the file."""
+    """Contents of the ``adapter_config.json`` that was read; empty if none was."""
 
     def factor(self, module: Module, rank: int) -> float:
-        """What a layer's ``up @ down`` is multiplied by: 1 where nothing is said."""
+        """Multiplier of a layer's ``up @ down``; 1 if there is no configuration."""
         config = self.configs.get(module.network)
         return 1.0 if config is None else config.factor(module, rank)
 
 
 def read_alphas(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) -> Alphas:
-    """The configuration in a file's metadata, as diffusers writes it, or the one that PEFT writes beside it.
+    """Read the configuration from a file's metadata (diffusers), or from ``adapter_config.json`` beside it (PEFT).
 
     Raises:
-        RequestError: it is damaged, or not a plain LoRA's; or PEFT's own file has none.
+        RequestError: it is damaged or not of a plain LoRA, or a file in PEFT's layout has none.
     """
     if _METADATA in metadata:
         content = _json(f"{path}'s {_METADATA}", metadata[_METADATA])
         configs: dict[Network, _Config] = {}
         for network in _NETWORKS:
-            own = {
+            entries = {
                 key.removeprefix(f"{network}."): value
                 for key, value in content.items()
                 if key.startswith(f"{network}.")
             }
-            if own:
-                configs[network] = _config(f"{path}'s {_METADATA}", own)
+            if entries:
+                configs[network] = _config(f"{path}'s {_METADATA}", entries)
         return Alphas(configs)
     if not any(key.startswith(PEFT) for key in keys):
         return Alphas()
@@ -76,8 +76,8 @@ def read_alphas(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) ->
         data = beside.read_bytes()
     except OSError as error:
         raise RequestError(
-            f"{path} is PEFT's, which says its alpha in {beside}, and that cannot be read ({error.strerror}): "
-            "put it beside it"
+            f"{path} is in PEFT's layout, whose alpha is in {beside}, which cannot be read ({error.strerror}): "
+            "put that file there"
         ) from None
     config = _config(str(beside), _json(str(beside), data))
     return Alphas(dict.fromkeys(_NETWORKS, config), data)
@@ -89,29 +89,31 @@ def _json(source: str, text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise RequestError(f"{source} is not JSON of names: get the LoRA again")
+        raise RequestError(f"{source} is not a JSON object: get the LoRA again")
     return content
 
 
 def _config(source: str, content: Mapping[str, Any]) -> _Config:
     kind = content.get("peft_type", "LORA")
     if kind != "LORA":
-        raise RequestError(f"{source} is of {str(kind)[:40]!r}, which is not supported: give a plain LoRA")
+        raise RequestError(
+            f"{source} is of the type {str(kind)[:40]!r}, which is not supported: use a plain LoRA"
+        )
     if content.get("use_dora"):
-        raise RequestError(f"{source} is of DoRA, which is not supported: give a plain LoRA")
-    given = content.get("alpha_pattern") or {}
-    if not isinstance(given, dict):
-        raise RequestError(f"{source}: alpha_pattern is no JSON of names: get the LoRA again")
+        raise RequestError(f"{source} is of a DoRA, which is not supported: use a plain LoRA")
+    alpha_pattern = content.get("alpha_pattern") or {}
+    if not isinstance(alpha_pattern, dict):
+        raise RequestError(f"{source}: alpha_pattern is not a JSON object: get the LoRA again")
     patterns = {}
-    for pattern, alpha in given.items():
-        # PEFT takes expressions; what writes them writes paths, or the ends of paths.
-        found = _PATTERN.fullmatch(pattern)
-        if found is None:
+    for pattern, alpha in alpha_pattern.items():
+        # PEFT accepts any regular expression; trainers write paths, or the ends of paths.
+        match = _PATTERN.fullmatch(pattern)
+        if match is None:
             raise RequestError(
-                f"{source}: alpha_pattern {pattern[:80]!r} is no layer's path: it is not supported"
+                f"{source}: alpha_pattern {pattern[:80]!r} is not a layer's path: other patterns are not supported"
             )
-        patterns[found[1].removeprefix("text_model.")] = _number(source, "alpha_pattern", alpha)
-    # PEFT's own default.
+        patterns[match[1].removeprefix("text_model.")] = _number(source, "alpha_pattern", alpha)
+    # 8 is PEFT's default.
     alpha = _number(source, "lora_alpha", content.get("lora_alpha", 8))
     return _Config(alpha, patterns, bool(content.get("use_rslora")))
 

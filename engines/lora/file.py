@@ -1,4 +1,4 @@
-"""Reading a LoRA's file: low-rank changes of a network's weights (arXiv:2106.09685)."""
+"""Read LoRA files: low-rank changes of a network's weights (arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.alphas import Alphas, read_alphas
-from sd2rt.engines.lora.keys import Module, Role, made_for_xl, other_kind, parse_key
+from sd2rt.engines.lora.keys import Module, Role, made_for_xl, parse_key, unsupported_kind
 from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors
 
 F32 = NDArray[np.float32]
 
-_LARGEST_BYTES = 4 << 30
-_SHOWN_KEYS = 3
+_MAX_BYTES = 4 << 30
+_MAX_KEYS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowRank:
-    """A change of one weight: ``factor`` times ``up`` after ``mid`` after ``down``, each a layer without bias."""
+    """Low-rank change of one weight: ``factor * up @ mid @ down``, each a layer without bias."""
 
     down: F32  # [r, I] or [r, I, kh, kw]
     up: F32  # [O, r] or [O, r, 1, 1]
-    mid: F32 | None  # [r, r, kh, kw], with a down of 1x1: LoCon's convolutions in three
+    mid: F32 | None  # [r, r, kh, kw], with a 1x1 down: LoCon's convolutions of three factors
     factor: float
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight: [O, I], or [O, I, kh, kw]."""
+        """Shape of the weight: [O, I], or [O, I, kh, kw]."""
         kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
         return (self.up.shape[0], self.down.shape[1], *kernel)
 
     def delta(self, scale: float = 1.0) -> F32:
-        """The change in float32, with ``factor`` and ``scale``: [O, I * kh * kw].
+        """Compute ``scale * factor * up @ mid @ down`` in float32: [O, I * kh * kw].
 
-        A linear layer's lies in memory the other way around, as its weight does in most graphs: adding up arrays
-        that lie across each other takes five times as long.
+        For linear layers the result is in Fortran order, like their weights in most graphs: adding arrays of
+        different memory orders takes five times as long.
         """
         rank = self.down.shape[0]
         down = self.down.reshape(rank, -1)
         if self.mid is not None:
             down = np.tensordot(self.mid, down, (1, 0)).transpose(0, 3, 1, 2).reshape(rank, -1)
-        # On the smaller factor: the product is a hundred times as large.
+        # Scale a factor rather than the product, which is a hundred times as large.
         up: F32 = self.up.reshape(-1, rank) * np.float32(scale * self.factor)
         if self.shape[2:] in ((), (1, 1)):
             return (down.T @ up.T).T
@@ -57,54 +57,54 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lora:
-    """A LoRA's file, and how strongly it is applied."""
+    """A LoRA file, with the scale to apply it at."""
 
     name: str
     scale: float
     sha256: str
-    """Of the file; with PEFT's ``adapter_config.json`` after it, where the alphas are in that."""
+    """Hash of the file, followed by PEFT's ``adapter_config.json`` if the alphas come from there."""
     path: str
     layers: Mapping[Module, LowRank]
 
 
 def read_lora(path: str | os.PathLike[str], *, scale: float = 1.0, name: str | None = None) -> Lora:
-    """Read a LoRA's ``.safetensors`` file in kohya's layout, diffusers' (old and new), or PEFT's.
+    """Read a LoRA's ``.safetensors`` file in the layout of kohya, diffusers (old or new) or PEFT.
 
-    A weight changes by ``scale * (alpha / rank) * up @ down``; alpha is the rank where none is given. For PEFT's
-    own files it is read from the ``adapter_config.json`` beside them.
+    A weight changes by ``scale * (alpha / rank) * up @ down``; alpha defaults to the rank. For files in PEFT's
+    layout it is read from the ``adapter_config.json`` beside them.
 
     Args:
-        name: None for the file's own.
+        name: name of the LoRA in messages; None for the file's stem.
 
     Raises:
-        RequestError: it cannot be read, holds something else than a plain LoRA of a UNet or text encoder, a key of
-            unknown form, or values that are not finite.
+        RequestError: the file cannot be read, is not a plain LoRA of a UNet or text encoder, or has unknown keys or
+            values that are not finite.
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise RequestError(f"the scale of {os.fspath(path)} is {scale!r}: give a finite number")
+        raise RequestError(f"the scale of {os.fspath(path)} is {scale!r}: use a finite number")
     file = Path(path)
     data = _read(file)
     try:
-        tensors = read_safetensors(data, whole=True)
+        tensors = read_safetensors(data, integers=True)
         metadata = read_metadata(data)
     except ValueError as error:
         raise RequestError(f"{file} cannot be read ({error}): get the file again") from None
-    _refuse_other_kinds(file, tensors)
+    _refuse_unsupported_kinds(file, tensors)
     alphas = read_alphas(file, tensors, metadata)
     layers = _layers(file, tensors, alphas)
     digest = hashlib.sha256(data)
     digest.update(alphas.beside)
-    own = file.stem if name is None else name
-    return Lora(own, float(scale), digest.hexdigest(), str(file), layers)
+    label = file.stem if name is None else name
+    return Lora(label, float(scale), digest.hexdigest(), str(file), layers)
 
 
 def named_loras(words: Sequence[str]) -> list[Lora]:
-    """Read what ``FILE[:SCALE]`` names, a LoRA each; scale 1 where none is given.
+    """Read the LoRAs of ``FILE[:SCALE]`` arguments; the default scale is 1.
 
-    A file whose name is another's too is called by its path.
+    A LoRA is named after its file's stem, or after its path if several files have the same stem.
 
     Raises:
-        RequestError: as :func:`read_lora`.
+        RequestError: see :func:`read_lora`.
     """
     pairs = [_file_and_scale(word) for word in words]
     stems = [Path(file).stem for file, _ in pairs]
@@ -116,7 +116,7 @@ def named_loras(words: Sequence[str]) -> list[Lora]:
 
 def _file_and_scale(word: str) -> tuple[str, float]:
     file, colon, scale = word.rpartition(":")
-    # A path may have a colon in it.
+    # A path may contain a colon.
     if not colon or os.path.exists(word):
         return word, 1.0
     try:
@@ -128,30 +128,30 @@ def _file_and_scale(word: str) -> tuple[str, float]:
 def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise RequestError(f"{path} is a folder: give the LoRA's .safetensors file in it")
-        if path.stat().st_size > _LARGEST_BYTES:
+            raise RequestError(f"{path} is a folder: use the LoRA's .safetensors file in it")
+        if path.stat().st_size > _MAX_BYTES:
             raise RequestError(f"{path} has {path.stat().st_size} bytes: it is larger than any LoRA")
         if path.suffix.lower() != ".safetensors":
-            raise RequestError(f"{path} is no .safetensors file: LoRAs are read from that format only")
+            raise RequestError(f"{path} is not a .safetensors file: LoRAs are read from that format only")
         return path.read_bytes()
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _refuse_other_kinds(path: Path, tensors: Mapping[str, F32]) -> None:
-    other = other_kind(tensors)
-    if other is not None:
-        key, kind = other
-        raise RequestError(f"{path} holds {kind} ({key}), which is not supported: give a plain LoRA")
-    key_of_xl = made_for_xl(tensors)
-    if key_of_xl is not None:
+def _refuse_unsupported_kinds(path: Path, tensors: Mapping[str, F32]) -> None:
+    unsupported = unsupported_kind(tensors)
+    if unsupported is not None:
+        key, kind = unsupported
+        raise RequestError(f"{path} contains {kind} ({key}), which is not supported: use a plain LoRA")
+    xl_key = made_for_xl(tensors)
+    if xl_key is not None:
         raise RequestError(
-            f"{path} was made for Stable Diffusion XL ({key_of_xl}): find one for Stable Diffusion 2"
+            f"{path} was made for Stable Diffusion XL ({xl_key}): find one for Stable Diffusion 2"
         )
 
 
 def _layers(path: Path, tensors: Mapping[str, F32], alphas: Alphas) -> dict[Module, LowRank]:
-    found: dict[Module, dict[Role, F32]] = {}
+    modules: dict[Module, dict[Role, F32]] = {}
     unknown = []
     for key, tensor in tensors.items():
         parsed = parse_key(key)
@@ -160,18 +160,18 @@ def _layers(path: Path, tensors: Mapping[str, F32], alphas: Alphas) -> dict[Modu
             continue
         module, role = parsed
         if not np.isfinite(tensor).all():
-            raise RequestError(f"{path} holds values that are not finite ({key}): get the file again")
-        if role in found.setdefault(module, {}):
-            raise RequestError(f"{path} holds {module}'s {role} twice: it is damaged, get it again")
-        found[module][role] = tensor
+            raise RequestError(f"{path} has values that are not finite ({key}): get the file again")
+        if role in modules.setdefault(module, {}):
+            raise RequestError(f"{path} has two {role} tensors of {module}: it is damaged, get it again")
+        modules[module][role] = tensor
     if unknown:
         raise RequestError(
-            f"{path} is no LoRA of Stable Diffusion 2 that is known: {len(unknown)} of its {len(tensors)} keys, "
-            f"such as {', '.join(unknown[:_SHOWN_KEYS])}, are of none of the layouts of kohya, diffusers and PEFT"
+            f"{path} is not a recognised Stable Diffusion 2 LoRA: {len(unknown)} of its {len(tensors)} keys, such as "
+            f"{', '.join(unknown[:_MAX_KEYS_SHOWN])}, do not fit the layouts of kohya, diffusers or PEFT"
         )
-    if not found:
-        raise RequestError(f"{path} holds no tensors: get the file again")
-    return {module: _low_rank(path, module, roles, alphas) for module, roles in found.items()}
+    if not modules:
+        raise RequestError(f"{path} has no tensors: get the file again")
+    return {module: _low_rank(path, module, roles, alphas) for module, roles in modules.items()}
 
 
 def _low_rank(path: Path, module: Module, roles: Mapping[Role, F32], alphas: Alphas) -> LowRank:
@@ -180,12 +180,12 @@ def _low_rank(path: Path, module: Module, roles: Mapping[Role, F32], alphas: Alp
             raise RequestError(f"{path} lacks the {role} factor of {module}: it is damaged, get it again")
     down, up, mid = roles["down"], roles["up"], roles.get("mid")
     rank = down.shape[0] if down.ndim else 0
-    sound = down.ndim in (2, 4) and up.ndim in (2, 4) and rank > 0 and up.shape[1:] in ((rank,), (rank, 1, 1))
+    valid = down.ndim in (2, 4) and up.ndim in (2, 4) and rank > 0 and up.shape[1:] in ((rank,), (rank, 1, 1))
     if mid is not None:
-        sound = sound and mid.ndim == 4 and mid.shape[:2] == (rank, rank) and down.shape[2:] in ((), (1, 1))
-    if not sound:
+        valid = valid and mid.ndim == 4 and mid.shape[:2] == (rank, rank) and down.shape[2:] in ((), (1, 1))
+    if not valid:
         shapes = " and ".join(str(list(factor.shape)) for factor in (up, mid, down) if factor is not None)
-        raise RequestError(f"{path}: {module} has factors of the shapes {shapes}, which do not go together")
+        raise RequestError(f"{path}: {module} has factors of the shapes {shapes}, which do not match")
     alpha = roles.get("alpha")
     if alpha is not None and alpha.size != 1:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Adding LoRAs to the weights of a bundle's networks, in float32 and in any order."""
+"""Merge LoRAs into the weights of a bundle's networks, in float32, independent of their order."""
 
 from __future__ import annotations
 
@@ -17,61 +17,61 @@ from sd2rt.engines.lora.keys import Module, Network
 from sd2rt.engines.weights.shapes import linear_shape
 
 Shapes = Mapping[PartName, Mapping[str, tuple[int, ...]]]
-"""The weights of the parts that a LoRA can change, by name: their shapes in PyTorch's orientation."""
+"""Shapes of the weights that a LoRA can change, by part and name, in PyTorch's orientation."""
 
 PARTS: dict[Network, PartName] = {"unet": "denoiser", "text_encoder": "text_encoder"}
-"""The parts that a LoRA can change, by what its file calls their networks."""
+"""Parts that a LoRA can change, by the name of their network in LoRA files."""
 
-_SHOWN_LAYERS = 3
-_OTHER_MODELS = {
+_MAX_LAYERS_SHOWN = 3
+_MODEL_BY_WIDTH = {
     768: "Stable Diffusion 1",
     1024: "Stable Diffusion 2",
     1280: "Stable Diffusion XL",
     2048: "Stable Diffusion XL",
 }
-"""By the width of the text, or of the text encoder."""
+"""Models by the width of their text encoder."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """What LoRAs together add to one weight."""
+    """Sum of the changes that several LoRAs make to one weight."""
 
     names: tuple[str, ...]
-    """The LoRAs', for messages."""
+    """Names of the LoRAs, for messages."""
     terms: tuple[tuple[float, LowRank], ...]
-    """Each with its scale."""
+    """Scale and low-rank change of each LoRA."""
 
     def added_to(self, weight: Array, dtype: DTypeLike = np.float32) -> Array:
-        """The weight, in PyTorch's orientation, with the change: added in float32 and rounded to ``dtype`` once.
+        """Add the change to a weight in PyTorch's orientation, in float32, and round once to ``dtype``.
 
-        What is returned lies in memory in the order that the weight lies in.
+        The result has the memory order of the weight.
 
         Raises:
-            RequestError: a sum is not finite, or larger than ``dtype`` holds.
+            RequestError: a sum is not finite, or outside the range of ``dtype``.
         """
         dtype = np.dtype(dtype)
         terms = (low_rank.delta(scale) for scale, low_rank in self.terms)
         with np.errstate(over="ignore", invalid="ignore"):
-            # One after the other: a weight's worth of memory at a time.
+            # One term at a time, to limit memory.
             total = next(terms)
             for term in terms:
                 total += term
             merged = np.empty_like(weight, np.float32)
             np.add(total.reshape(weight.shape), weight, out=merged)
         largest = float(np.finfo(dtype).max)
-        # The negation is true of NaN too.
+        # Negated, so that NaN fails too.
         if not (-largest <= merged.min() and merged.max() <= largest):
             raise RequestError(
-                f"with {', '.join(self.names)} weights are larger than {dtype} holds: give a smaller scale"
+                f"with {', '.join(self.names)} some weights exceed the range of {dtype}: use a smaller scale"
             )
         return merged.astype(dtype, copy=False)
 
 
 class MergedWeights(Mapping[str, Array]):
-    """The weights of a part that LoRAs change, by name; each is made when it is asked for, and not kept.
+    """Merged weights of a part that LoRAs change, by name; computed on access, and not cached.
 
     Args:
-        read: a weight's own value by its name, in the precision that it is rounded to once all is added.
+        read: returns the original weight of a name, in the precision that the merged weight is rounded to.
     """
 
     def __init__(self, read: Callable[[str], Array], changes: Mapping[str, Change]) -> None:
@@ -89,66 +89,64 @@ class MergedWeights(Mapping[str, Array]):
 
 
 def changes(loras: Sequence[Lora], shapes: Shapes) -> dict[PartName, dict[str, Change]]:
-    """What LoRAs together add to which weights; the order that they are given in makes no difference to a bit.
+    """Collect the changes of LoRAs by part and weight; the result does not depend on their order, to the bit.
 
     Raises:
-        RequestError: one was made for another model, or changes layers that the networks do not have; or two have
-            one name.
+        RequestError: a LoRA was made for another model, or changes layers that the networks do not have; or two
+            have the same name.
     """
     names = [lora.name for lora in loras]
     for name in names:
         if names.count(name) > 1:
-            raise RequestError(
-                f"two LoRAs are named {name!r}: give one of them another name, or leave it out"
-            )
+            raise RequestError(f"two LoRAs are named {name!r}: rename one of them, or omit it")
     terms: dict[PartName, dict[str, list[tuple[Lora, LowRank]]]] = {}
-    # Sums of floats depend on their order.
+    # Sorted, since floating-point sums depend on the order.
     for lora in sorted(loras, key=lambda lora: (lora.sha256, lora.scale)):
-        for (part, weight), low_rank in _fit(lora, shapes).items():
+        for (part, weight), low_rank in _match_weights(lora, shapes).items():
             terms.setdefault(part, {}).setdefault(weight, []).append((lora, low_rank))
     return {
         part: {
             weight: Change(
-                tuple(lora.name for lora, _ in several),
-                tuple((lora.scale, low_rank) for lora, low_rank in several),
+                tuple(lora.name for lora, _ in items),
+                tuple((lora.scale, low_rank) for lora, low_rank in items),
             )
-            for weight, several in weights.items()
+            for weight, items in weights.items()
         }
         for part, weights in terms.items()
     }
 
 
 def merged_weights(bundle: Bundle, loras: Sequence[Lora]) -> dict[PartName, MergedWeights]:
-    """The weights of the parts that LoRAs change, by part; made when they are asked for.
+    """Merged weights of the parts that LoRAs change, by part; computed on access.
 
     Raises:
-        RequestError: a LoRA was made for another model, or two have one name.
+        RequestError: a LoRA was made for another model, or two have the same name.
         BundleError: the bundle's map of its weights cannot be read.
     """
     if not loras:
         return {}
-    # Nothing else of a run takes this map, and it is a sixth of what there is to import.
+    # Imported only here: nothing else in a run needs it, and it is a sixth of the import time.
     from sd2rt.engines.weights.initializers import Weights
 
-    known = {}
+    weights = {}
     for part in PARTS.values():
         entry = bundle.manifest.parts[part]
-        known[part] = Weights.of(entry, bundle.file(entry.onnx))
-    found = changes(loras, {part: weights.shapes() for part, weights in known.items()})
-    return {part: MergedWeights(known[part].read, own) for part, own in found.items()}
+        weights[part] = Weights.of(entry, bundle.file(entry.onnx))
+    by_part = changes(loras, {part: originals.shapes() for part, originals in weights.items()})
+    return {part: MergedWeights(weights[part].read, by_weight) for part, by_weight in by_part.items()}
 
 
 def changed_parts(
     before: Sequence[Lora], after: Sequence[Lora], merged: Mapping[PartName, MergedWeights]
 ) -> dict[PartName, MergedWeights | None]:
-    """The parts whose weights are others than before, and what they are now: None for the bundle's own.
+    """Find the parts whose weights change, with their new weights: None for the bundle's own.
 
     Args:
-        merged: what ``after`` makes of the bundle's.
+        merged: the merged weights of ``after``.
     """
     parts: dict[PartName, MergedWeights | None] = {}
     for network, part in PARTS.items():
-        own = [
+        used = [
             sorted(
                 (lora.sha256, lora.scale)
                 for lora in loras
@@ -156,44 +154,46 @@ def changed_parts(
             )
             for loras in (before, after)
         ]
-        if own[0] != own[1]:
+        if used[0] != used[1]:
             parts[part] = merged.get(part)
     return parts
 
 
-def _fit(lora: Lora, shapes: Shapes) -> dict[tuple[PartName, str], LowRank]:
-    known = {part: _Modules(shapes[part]) for part in PARTS.values()}
-    found: dict[tuple[PartName, str], LowRank] = {}
-    lost = []
+def _match_weights(lora: Lora, shapes: Shapes) -> dict[tuple[PartName, str], LowRank]:
+    layers = {part: _Layers(shapes[part]) for part in PARTS.values()}
+    matched: dict[tuple[PartName, str], LowRank] = {}
+    unmatched = []
     for module, low_rank in lora.layers.items():
         part = PARTS[module.network]
-        weight = known[part].weight(module)
+        weight = layers[part].weight(module)
         if weight is None:
-            lost.append(str(module))
-        elif (part, weight) in found:
-            raise RequestError(f"{lora.path} changes {weight} in two layouts: it is damaged, get it again")
+            unmatched.append(str(module))
+        elif (part, weight) in matched:
+            raise RequestError(
+                f"{lora.path} changes {weight} in two key layouts: it is damaged, get it again"
+            )
         else:
-            found[part, weight] = low_rank
-    # Before what is lost: another model's LoRA has other layers too, and this says why.
-    for (part, weight), low_rank in found.items():
+            matched[part, weight] = low_rank
+    # Before unmatched layers are reported: LoRAs of other models have those too, and this error names the model.
+    for (part, weight), low_rank in matched.items():
         _check_width(lora, weight, low_rank, shapes[part][weight])
-    if lost:
+    if unmatched:
         raise RequestError(
-            f"{lora.path} changes {len(lost)} layers that this bundle's networks do not have, such as "
-            f"{', '.join(lost[:_SHOWN_LAYERS])}: it was made for another model"
+            f"{lora.path} changes {len(unmatched)} layers that this bundle's networks do not have, such as "
+            f"{', '.join(unmatched[:_MAX_LAYERS_SHOWN])}: it was made for another model"
         )
-    for (part, weight), low_rank in found.items():
+    for (part, weight), low_rank in matched.items():
         expected = shapes[part][weight]
         if linear_shape(low_rank.shape) != linear_shape(expected):
             raise RequestError(
-                f"{lora.path} changes {weight} by {list(low_rank.shape)}, this bundle's has {list(expected)}: "
-                "it was made for another model"
+                f"{lora.path} changes {weight} with the shape {list(low_rank.shape)}, "
+                f"this bundle's has {list(expected)}: it was made for another model"
             )
-    return found
+    return matched
 
 
-class _Modules:
-    """A network's layers, by their paths and by those with ``_`` in the place of dots."""
+class _Layers:
+    """Weight names of a network's layers, by dotted path and by path with ``_`` instead of dots."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         paths = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) in (2, 4)]
@@ -205,17 +205,17 @@ class _Modules:
 
 
 def _check_width(lora: Lora, weight: str, low_rank: LowRank, expected: tuple[int, ...]) -> None:
-    """See that the text is as wide as the bundle's: that is where the models differ."""
+    """Check the width of the text encoding, by which the models differ."""
     if weight.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")):
-        what = "cross-attention takes text"
+        subject = "cross-attention takes text"
     elif ".self_attn." in weight:
-        what = "text encoder is"
+        subject = "text encoder is"
     else:
         return
-    own, width = low_rank.shape[1], expected[1]
-    if own != width:
-        other = _OTHER_MODELS.get(own, "another model")
+    width, expected_width = low_rank.shape[1], expected[1]
+    if width != expected_width:
+        other = _MODEL_BY_WIDTH.get(width, "another model")
         raise RequestError(
-            f"{lora.path} was made for {other}: its {what} {own} numbers wide, this bundle's is {width}: "
-            "find one for this model"
+            f"{lora.path} was made for {other}: its {subject} {width} numbers wide, "
+            f"this bundle's is {expected_width}: find one for this model"
         )

@@ -22,7 +22,7 @@ from sd2rt.engines.bundle.files import atomic_folder
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.writer import reported
+from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import cpu_options, import_onnxruntime
@@ -82,7 +82,7 @@ def prepare(
             f"--part {min(unknown)}: {opened.path} has {', '.join(sorted(opened.manifest.parts))}"
         )
     names = [name for name in get_args(PartName) if name in (parts or opened.manifest.parts)]
-    with reported(_root()):
+    with os_errors_as_build_errors(_root()):
         _prune()
         prepared = []
         for name in names:

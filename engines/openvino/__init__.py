@@ -1,1 +1,1 @@
-"""The OpenVINO backend: compiles a bundle's graphs for CPUs, in bfloat16 where asked."""
+"""The OpenVINO backend: compiles a bundle's graphs for CPUs, optionally in bfloat16."""

@@ -1,4 +1,4 @@
-"""The OpenVINO backend: a bundle's ONNX on x86-64 CPUs, in the bundle's precision or in bfloat16."""
+"""The OpenVINO backend: runs a bundle's ONNX graphs on x86-64 CPUs, in float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sd2rt.engines.openvino.graph import OpenVinoGraph
 
 
 class OpenVinoBackend:
-    """OpenVINO on the CPU, from the graphs that every bundle has.
+    """Runs a bundle's portable graphs with OpenVINO on the CPU.
 
     Args:
-        threads: None for one per core.
-        precision: ``bf16`` to multiply in bfloat16; None for float32.
+        threads: number of threads; None for one per core.
+        precision: ``bf16`` for matrix products in bfloat16; None for float32.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
-        RequestError: the CPU has no instructions for the precision.
+        RequestError: the CPU does not support the precision.
     """
 
     name = "openvino"
@@ -33,14 +33,14 @@ class OpenVinoBackend:
             import openvino
         except ImportError:
             raise MissingDependencyError("OpenVINO is not installed: pip install 'sd2rt[openvino]'") from None
-        # A bundle in fp16 is widened where it is compiled.
+        # fp16 weights are converted to float32 at compilation.
         self.precision: str = "fp32" if precision is None else precision
         self._bundle, self._threads, self._precision = bundle, threads, precision
         self._core = openvino.Core()
-        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == "bf16" and "BF16" not in able:
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in capabilities:
             raise RequestError(
-                "this CPU has no bfloat16 instructions (avx512_bf16, amx_bf16): leave --precision out"
+                "this CPU has no bfloat16 instructions (avx512_bf16, amx_bf16): omit --precision"
             )
 
     def open(

@@ -1,4 +1,4 @@
-"""A part run by OpenVINO: compiled for the first size and for any, and its sessions of NumPy arrays."""
+"""Engine of a part in OpenVINO, compiled for its first size and for any size, and its sessions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
 if TYPE_CHECKING:
     import openvino
 
-_LAUNCHES_KEPT = 200
-"""Launches of other sizes in a row that the first size's compilation is kept for: several images."""
+_MAX_IDLE_LAUNCHES = 200
+"""Consecutive launches of other sizes, about several images, after which the first size's compilation is dropped."""
 
 
 class OpenVinoEngine(Closing):
-    """A part compiled by OpenVINO: for the first size that is asked for, and once more for all others.
+    """A part compiled by OpenVINO, at most twice: for the first requested size, and for all other sizes.
 
-    A compilation for one size is faster (its operators are fused further), takes weights of its own, and computes
-    that size alone. So there are two at most. The first session's size has one; the other takes any size, and is
-    made when a second size is asked for. Where the first size has not run for the last 200 launches, its
-    compilation goes: from then on the other one serves it too.
+    A compilation for one size is faster (more operators are fused), but has its own copy of the weights and runs only
+    that size. The size of the first session therefore gets its own compilation, and the first session of another size
+    triggers a second one for any size. After 200 launches in a row of other sizes the first compilation is dropped,
+    and the second runs its size too.
 
     Args:
-        graph: of the part; it is the engine's from now on, and goes with the second compilation.
+        graph: the part's graph. The engine takes ownership, and drops it after the second compilation.
     """
 
     def __init__(self, graph: OpenVinoGraph) -> None:
@@ -37,22 +37,21 @@ class OpenVinoEngine(Closing):
         self._graph: OpenVinoGraph | None = graph
         self._lock = threading.Lock()
         self._closed = False
-        self._first: tuple[Mapping[str, int], CompiledGraph] | None = None
-        self._any: CompiledGraph | None = None
-        self._since_first = 0
+        self._fixed: tuple[Mapping[str, int], CompiledGraph] | None = None
+        self._dynamic: CompiledGraph | None = None
+        self._idle_launches = 0
         self._sessions = Sessions[OpenVinoSession]()
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
     ) -> Session:
-        """The session for these sizes, made on first use; the least recently used is dropped after 16.
+        """Return the session for these sizes, created on first use; an LRU cache holds 16.
 
-        The first one of all compiles the part, and so does the first one of another size.
+        The first session compiles the part, as does the first one of another size.
 
         Raises:
-            EngineError: the part cannot be compiled, there is no memory for it or its buffers, or the engine is
-                closed.
-            BundleError: the weights that are put in the place of the bundle's own cannot be made again.
+            EngineError: the part cannot be compiled, memory ran out, or the engine is closed.
+            BundleError: the replaced weights cannot be computed again for the second compilation.
         """
         with self._lock:
             self._refuse_closed()
@@ -61,7 +60,7 @@ class OpenVinoEngine(Closing):
             return session
 
     def infer(self, session: OpenVinoSession) -> None:
-        """Run once on a session's buffers.
+        """Run the engine once on a session's buffers.
 
         Raises:
             EngineError: OpenVINO failed, or the engine is closed.
@@ -72,32 +71,32 @@ class OpenVinoEngine(Closing):
                 self._compiled(session).run(session, session.tensor, session.changed)
             except RuntimeError as error:
                 raise engine_error(f"{session.label} failed", error) from error
-            if self._first is not None and self._any is not None:
-                self._since_first = 0 if self._first[0] == session.dims else self._since_first + 1
-                if self._since_first == _LAUNCHES_KEPT:
-                    self._first = None
+            if self._fixed is not None and self._dynamic is not None:
+                self._idle_launches = 0 if self._fixed[0] == session.dims else self._idle_launches + 1
+                if self._idle_launches == _MAX_IDLE_LAUNCHES:
+                    self._fixed = None
 
     def _compiled(self, session: OpenVinoSession) -> CompiledGraph:
-        """What computes a session's size, compiled where it is not yet."""
-        if self._first is not None and self._first[0] == session.dims:
-            return self._first[1]
-        if self._any is not None:
-            return self._any
+        """Return the compilation that runs a session's size; compiles if necessary."""
+        if self._fixed is not None and self._fixed[0] == session.dims:
+            return self._fixed[1]
+        if self._dynamic is not None:
+            return self._dynamic
         assert self._graph is not None
         try:
-            if self._first is None:
+            if self._fixed is None:
                 shapes = {tensor.name: session.buffers[tensor.name].shape for tensor in self.part.inputs}
-                found = self._graph.compiled(shapes)
-                if found is not None:
-                    self._first = (session.dims, found)
-                    return found
-            found = self._graph.compiled(None)
+                compiled = self._graph.compiled(shapes)
+                if compiled is not None:
+                    self._fixed = (session.dims, compiled)
+                    return compiled
+            compiled = self._graph.compiled(None)
         except RuntimeError as error:
             raise engine_error(f"{session.label} cannot be compiled", error) from error
-        assert found is not None
-        # Nothing is compiled after this one.
-        self._any, self._graph = found, None
-        return found
+        assert compiled is not None
+        # This compilation runs every size, so the graph is no longer needed.
+        self._dynamic, self._graph = compiled, None
+        return compiled
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -108,11 +107,11 @@ class OpenVinoEngine(Closing):
         with self._lock:
             self._closed = True
             self._sessions.clear()
-            self._graph = self._first = self._any = None
+            self._graph = self._fixed = self._dynamic = None
 
 
 class OpenVinoSession(WaitedSession):
-    """NumPy arrays that OpenVINO reads and writes in place; a carried output and its input change places."""
+    """Session whose NumPy arrays OpenVINO reads and writes in place; carried outputs and inputs swap arrays."""
 
     def __init__(
         self, engine: OpenVinoEngine, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None
@@ -133,10 +132,10 @@ class OpenVinoSession(WaitedSession):
         }
         super().__init__(buffers, carry, watch)
         self.changed = (set(carry.values()), set(carry))
-        """Inputs and outputs whose memory is another one at every launch."""
+        """Names of inputs and of outputs whose array changes with every launch."""
 
     def tensor(self, name: str) -> openvino.Tensor:
-        """The memory of an input, or of an output, at the next launch."""
+        """Return the tensor to bind to an input or output for the next launch."""
         return bound_array(self._tensors, self._carry, name, self._phase)
 
     def launch(self) -> None:

@@ -1,4 +1,4 @@
-"""A part's graph as OpenVINO has it: read, changed where it must be, and compiled for one size or for all."""
+"""Load a part's graph in OpenVINO, adapt it, and compile it for one size or for any."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from sd2rt.engines.weights.initializers import replaced_initializers
 if TYPE_CHECKING:
     import openvino
 
-_NUMBERS = frozenset({"weights", "shares", "update"})
-"""Inputs of the denoiser that its sums are weighted by."""
+_SAMPLER_COEFFICIENTS = frozenset({"weights", "shares", "update"})
+"""Inputs of the denoiser graph with the coefficients of the sampler's weighted sums."""
 
 
 class OpenVinoGraph:
-    """What a part is compiled from. It is read at once, so that what is wrong with it is told when it is opened.
+    """A part's graph, ready to be compiled. It is read immediately, so that errors are raised on opening.
 
     Args:
-        core: it is shared, and outlives this.
-        part: the manifest's entry.
-        path: the ONNX file. Its weights are mapped into memory, and copied by what is compiled.
-        threads: None for one per core.
-        precision: what to multiply matrices in; None for float32.
-        weights: by PyTorch name, in PyTorch's orientation: what to put in the place of the bundle's own. They are
-            kept until the second compilation is made, and must not change.
+        core: OpenVINO's core; shared, and must outlive the graph.
+        part: the manifest entry of the part.
+        path: the ONNX file. Its weights are memory-mapped, and copied by each compilation.
+        threads: number of threads; None for one per core.
+        precision: compute precision of matrix products; None for float32.
+        weights: replacements of the bundle's weights, by PyTorch name, in PyTorch's orientation. They are kept for
+            the second compilation, and must not change.
 
     Raises:
         EngineError: the file cannot be read as a model, or has no such weights.
-        BundleError: there are weights to replace, and the part's map of them cannot be read.
+        BundleError: ``weights`` is given, and the part's map of weights cannot be read.
     """
 
     def __init__(
@@ -51,26 +51,27 @@ class OpenVinoGraph:
         self._model: openvino.Model | None = self._read()
 
     def compiled(self, shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledGraph | None:
-        """Compile it for inputs of these shapes, or for any where there are none.
+        """Compile for inputs of these shapes, or for any shapes if None.
 
-        None where it would be wrong for these shapes alone: compile it for any.
+        Returns None if OpenVINO would compile these shapes incorrectly: compile for any shapes instead.
 
-        The model goes when it is compiled: it would hold replaced weights a second time.
+        The model is freed after compilation, since it would hold a second copy of replaced weights. A second
+        compilation reads it again.
 
         Raises:
-            RuntimeError: it cannot be compiled, or there is no memory for it.
-            EngineError, BundleError: it has to be read again for this; see the class.
+            RuntimeError: the graph cannot be compiled, or memory ran out.
+            EngineError, BundleError: the file cannot be read again; see the class.
         """
         model, self._model = self._model or self._read(), None
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            # Left to itself it takes bfloat16 where the CPU has it.
+            # By default OpenVINO uses bfloat16 if the CPU supports it.
             "INFERENCE_PRECISION_HINT": "f32" if self._precision is None else self._precision,
         }
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
-        # They are numbered by the model; the names that a compiled one gives may be others.
+        # Taken from the model, in its order: a compiled model may report other names.
         inputs = [port.get_any_name() for port in model.inputs]
         outputs = [port.get_any_name() for port in model.outputs[: len(self.part.outputs)]]
         if shapes is not None:
@@ -82,15 +83,15 @@ class OpenVinoGraph:
         return CompiledGraph(compiled.create_infer_request(), inputs, outputs)
 
     def _read(self) -> openvino.Model:
-        # Read before the graph is: its errors are the bundle's.
-        replaced = (
+        # Outside the try block, since it raises BundleError itself.
+        replacements = (
             {}
             if self._weights is None
             else dict(replaced_initializers(self.label, self.part, self._path, self._weights, self._threads))
         )
         try:
             model = self._core.read_model(self._path)
-            _replace_constants(model, replaced)
+            _replace_constants(model, replacements)
             if self._precision is not None:
                 _keep_sums_exact(model)
         except RuntimeError as error:
@@ -99,10 +100,10 @@ class OpenVinoGraph:
 
 
 class CompiledGraph:
-    """A compiled part with its one inference request; not for several threads at once.
+    """A compiled part with its single inference request; not thread-safe.
 
-    What it computes between input and output it keeps in memory for the next run, which at Stable Diffusion's size
-    is gigabytes: so sessions share it.
+    All sessions share the request, because it keeps the memory of intermediate results, which for Stable Diffusion
+    is gigabytes.
     """
 
     def __init__(self, request: openvino.InferRequest, inputs: list[str], outputs: list[str]) -> None:
@@ -118,9 +119,9 @@ class CompiledGraph:
         """Run once.
 
         Args:
-            owner: whose memory it runs on; where that is the last run's, only what has changed is bound.
-            tensor: the memory of an input or output.
-            changed: the inputs and outputs whose memory is another one at every run.
+            owner: the session whose tensors are used. If it also ran last, only ``changed`` is bound again.
+            tensor: returns the tensor of an input or output.
+            changed: names of inputs and of outputs whose tensors change with every run.
 
         Raises:
             RuntimeError: OpenVINO failed.
@@ -148,16 +149,16 @@ def _replace_constants(model: openvino.Model, values: Mapping[str, Array]) -> No
     }
     for name, value in values.items():
         if name not in constants:
-            raise RuntimeError(f"it has no initialiser {name}")
-        # A copy: the caller need not keep the value.
+            raise RuntimeError(f"the graph has no initialiser {name}")
+        # ops.constant copies, so the caller need not keep the value.
         constants[name].output(0).replace(ops.constant(value).output(0))
 
 
 def _attention_is_ambiguous(model: openvino.Model) -> bool:
-    """Whether an attention has as many queries as heads; they are exchanged then.
+    """Return whether an attention has as many queries as heads, which OpenVINO 2026.4 confuses.
 
-    OpenVINO 2026.4 fuses attention and the transpositions around it where all sizes are known, and in bfloat16 its
-    result is wrong by half where these two are equal (20 heads see 20 places of a picture of 256x320).
+    It fuses attention with the surrounding transpositions if all sizes are fixed. In bfloat16 the relative error is
+    then about one half if the two are equal, such as 20 heads with 20 positions of a 256x320 image.
     """
     for node in model.get_ops():
         if node.get_type_name() == "ScaledDotProductAttention":
@@ -168,31 +169,31 @@ def _attention_is_ambiguous(model: openvino.Model) -> bool:
 
 
 def _keep_sums_exact(model: openvino.Model) -> None:
-    """Keep in float32 what surrounds the network: the sampler's sums, and the phases of the time embedding.
+    """Keep the sampler's weighted sums and the phases of the time embedding in float32.
 
-    OpenVINO rounds all that is computed to bfloat16 where it is told to, and has no way to except an operator
-    that can be reached from Python. What leads to an output without a matrix product it leaves alone. So products
-    of the sampler's few numbers with latents are spelled out, and what goes into the network is an output, too,
-    that nobody reads. Else the state would be rounded to eight bits at every step, and a timestep of 981 to 980.
+    With a bfloat16 hint OpenVINO rounds all operators, and its Python API cannot exclude one. But operators that lead
+    to an output without a matrix product stay in float32. This therefore replaces the matrix products of sampler
+    coefficients and latents by multiply and sum, and adds the network's inputs as outputs that are not read.
+    Otherwise every step would round the state to eight bits, and timestep 981 to 980.
     """
     from openvino import opset13 as ops
 
-    kept = {}
+    exact = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() in ("Sin", "Cos"):
             phase = node.input_value(0)
-            kept[phase.get_node().get_friendly_name()] = phase
+            exact[phase.get_node().get_friendly_name()] = phase
         if node.get_type_name() != "MatMul":
             continue
         left, right = node.input_value(0), node.input_value(1)
         source = left.get_node()
         while source.get_type_name() == "Unsqueeze":
             source = source.input_value(0).get_node()
-        if source.get_friendly_name() not in _NUMBERS:
+        if source.get_friendly_name() not in _SAMPLER_COEFFICIENTS:
             continue
         products = ops.multiply(ops.unsqueeze(left, 3), ops.unsqueeze(right, 1))  # [B, m, k, n]
         total = ops.reduce_sum(products, 2, keep_dims=False).output(0)
         node.output(0).replace(total)
         if source.get_friendly_name() == "weights":
-            kept[node.get_friendly_name()] = total
-    model.add_outputs(list(kept.values()))
+            exact[node.get_friendly_name()] = total
+    model.add_outputs(list(exact.values()))

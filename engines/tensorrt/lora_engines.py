@@ -20,7 +20,7 @@ from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.files import atomic_folder, describe
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.writer import reported
+from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
@@ -75,7 +75,7 @@ def rebuilt_engine(
     folder = cache_dir() / "rebuilt" / key
     if (cached := _read_intact(folder)) is not None:
         return folder, cached
-    with reported(folder):
+    with os_errors_as_build_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _prune(folder.parent)
         # Replaces a damaged engine; if another process finishes first, its engine is kept.

@@ -1,1 +1,1 @@
-"""Weights as files: a part's initialisers by their PyTorch names, and safetensors read with NumPy."""
+"""Weight files: initialisers of a part by PyTorch name, and a safetensors reader on NumPy."""

@@ -1,4 +1,4 @@
-"""A part's weights by their PyTorch names: where their bytes lie, and what takes their place in the graph."""
+"""Map a part's weights, by PyTorch name, to initialisers of its graphs and to bytes of its data file."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from sd2rt.engines.interface import Array
 
 def _beside(path: str) -> str:
     if "/" in path:
-        raise ValueError(f"{path!r} does not lie beside the graph")
+        raise ValueError(f"{path!r} is not in the folder of the graph")
     return path
 
 
 class Weight(Model):
-    """One weight of a network."""
+    """A weight of a network, and its initialiser."""
 
     initializer: str
-    """Its name in the part's graphs."""
+    """Name of the initialiser in the part's graphs."""
     transposed: bool
-    """The initialiser is the weight with its two axes exchanged."""
+    """The initialiser is the transpose of the weight."""
     dtype: Literal["float32", "float16"]
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     """In PyTorch's orientation."""
     offset: int = Field(ge=0)
-    """Of the initialiser's first byte in the data file; they are little-endian, in C order."""
+    """Byte offset of the initialiser in the data file, where it is little-endian and in C order."""
     length: int = Field(ge=0)
-    """In bytes."""
+    """Size in bytes."""
 
     @model_validator(mode="after")
     def _sound(self) -> Weight:
         if self.length != math.prod(self.shape) * np.dtype(self.dtype).itemsize:
             raise ValueError(f"{self.length} bytes are not {self.dtype}{list(self.shape)}")
         if self.transposed and len(self.shape) != 2:
-            raise ValueError(f"{list(self.shape)} has not two axes, and is said to be transposed")
+            raise ValueError(f"{list(self.shape)} cannot be transposed: it does not have two axes")
         return self
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The initialiser's."""
+        """Shape of the initialiser."""
         return self.shape[::-1] if self.transposed else self.shape
 
 
@@ -57,15 +57,15 @@ class WeightMap(Model):
 
     The names are those of the diffusers or transformers network (``down_blocks.0...`` of a UNet,
     ``encoder.layers.0...`` of a text encoder, without ``text_model.``; ``decoder...`` and ``post_quant_conv...``
-    of an autoencoder). A part's graphs share them: the portable one, ONNX Runtime's, and those for tiles.
+    of an autoencoder). All graphs of a part share the weights: the portable one, ONNX Runtime's, and those for tiles.
     """
 
     file: Annotated[RelativePath, AfterValidator(_beside)]
-    """The data file, beside the graphs."""
+    """Name of the data file, in the folder of the graphs."""
     weights: dict[str, Weight]
 
     def to_json(self) -> str:
-        """As it stands in the file: one weight a line."""
+        """Serialise to the text of ``initializers.json``, one weight per line."""
         lines = (
             f"{json.dumps(name)}: {json.dumps(weight.model_dump(mode='json'))}"
             for name, weight in sorted(self.weights.items())
@@ -75,30 +75,30 @@ class WeightMap(Model):
 
 
 class Weights(Mapping[str, Weight]):
-    """The weights of a part on disk, by their PyTorch names.
+    """Weights of a part on disk, by PyTorch name.
 
     Args:
         path: the part's ``initializers.json``.
 
     Raises:
-        BundleError: it is not there, or not what it should be.
+        BundleError: the file cannot be read or is invalid.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            known = WeightMap.model_validate_json(path.read_bytes(), strict=True)
+            weight_map = WeightMap.model_validate_json(path.read_bytes(), strict=True)
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}: build the bundle again") from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(item) for item in first["loc"]) or "it"
+            where = ".".join(str(item) for item in first["loc"]) or "the map"
             raise BundleError(f"{path}: {where}: {first['msg']}: build the bundle again") from None
-        self._weights = known.weights
-        self._data = path.parent / known.file
+        self._weights = weight_map.weights
+        self._data = path.parent / weight_map.file
 
     @classmethod
     def of(cls, part: Part, graph: Path) -> Weights:
-        """Those of the part whose graph lies at ``graph``. Raises BundleError as the class does."""
+        """Open the weights of a part, given the path of its graph. Raises BundleError like the class."""
         return cls(graph.with_name(Path(part.initializers).name))
 
     def __getitem__(self, name: str) -> Weight:
@@ -111,17 +111,17 @@ class Weights(Mapping[str, Weight]):
         return len(self._weights)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight's shape in PyTorch's orientation."""
+        """Shapes of all weights, in PyTorch's orientation."""
         return {name: weight.shape for name, weight in self._weights.items()}
 
     def read(self, name: str) -> Array:
-        """A weight's value in PyTorch's orientation and the part's precision, in memory of its own.
+        """Read a weight in PyTorch's orientation and the part's precision, as a new array.
 
-        It lies in the initialiser's order, so that a transposed one is not C-contiguous: turning hundreds of
-        millions of numbers over and back takes as long as all else that is done with them.
+        A transposed weight is returned as a view that is not C-contiguous: transposing in memory and back would take
+        as long as the rest of the work on it.
 
         Raises:
-            BundleError: the data file cannot be read, or ends before it.
+            BundleError: the data file cannot be read, or is too short.
         """
         weight = self._weights[name]
         dtype = np.dtype(weight.dtype).newbyteorder("<")
@@ -132,20 +132,22 @@ class Weights(Mapping[str, Weight]):
                 f"{self._data} cannot be read: {error.strerror}: build the bundle again"
             ) from None
         if flat.nbytes != weight.length:
-            raise BundleError(f"{self._data} ends before {name}: copy or build the bundle again")
+            raise BundleError(
+                f"{self._data} ends before the last byte of {name}: copy or build the bundle again"
+            )
         stored = flat.reshape(weight.stored_shape)
         return stored.T if weight.transposed else stored
 
     def replacement(self, name: str, value: Array) -> tuple[str, Array]:
-        """The initialiser that stands for a weight, and what to put in its place for ``value``.
+        """Convert a weight's new value to the name and value of its initialiser.
 
         Args:
-            value: in PyTorch's orientation; it is rounded to the part's precision, and copied where it does not lie
-                in the initialiser's order.
+            value: in PyTorch's orientation; rounded to the part's precision, and copied unless it already has the
+                initialiser's memory order.
 
         Raises:
             KeyError: the part has no such weight.
-            ValueError: it has another shape.
+            ValueError: the weight has another shape.
         """
         weight = self._weights[name]
         if value.shape != weight.shape:
@@ -157,32 +159,32 @@ class Weights(Mapping[str, Weight]):
 def replaced_initializers(
     label: str, part: Part, graph: Path, values: Mapping[str, Array], threads: int | None
 ) -> Iterator[tuple[str, Array]]:
-    """The initialisers that stand for weights, and what to put in their place, as they become ready.
+    """Convert new values of weights to names and values of initialisers, computed by a pool of threads.
 
     Args:
-        label: of the engine, for errors.
-        graph: where the part's graph lies.
-        values: by PyTorch name, in PyTorch's orientation.
-        threads: on which values are made; None for the executor's own choice.
+        label: name of the engine in error messages.
+        graph: path of the part's graph.
+        values: new weights by PyTorch name, in PyTorch's orientation.
+        threads: number of threads; None for the executor's default.
 
     Raises:
-        EngineError: the part has no such weights, or of other shapes.
-        BundleError: its map of them cannot be read.
+        EngineError: the part has no such weights, or they have other shapes.
+        BundleError: the part's map of weights cannot be read.
     """
-    known = Weights.of(part, graph)
-    strangers = sorted(set(values) - set(known))
-    if strangers:
+    weights = Weights.of(part, graph)
+    unknown = sorted(set(values) - set(weights))
+    if unknown:
         raise EngineError(
-            f"{label} has no weights named {', '.join(strangers[:5])}"
-            f"{f' and {len(strangers) - 5} more' if len(strangers) > 5 else ''}: give names of its map of weights"
+            f"{label} has no weights named {', '.join(unknown[:5])}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}: use the names in {part.initializers}"
         )
 
-    def made(name: str) -> tuple[str, Array]:
+    def convert(name: str) -> tuple[str, Array]:
         try:
-            return known.replacement(name, values[name])
+            return weights.replacement(name, values[name])
         except ValueError as error:
-            raise EngineError(f"{label}: {error}: give a weight of the same shape") from None
+            raise EngineError(f"{label}: {error}: use a weight of the same shape") from None
 
-    # A mapping may make its values when they are asked for, which NumPy does on as many cores as it is asked from.
+    # A lazy mapping computes its values on access: threads let NumPy compute several at once.
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(made, values)
+        yield from pool.map(convert, values)

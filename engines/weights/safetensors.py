@@ -1,4 +1,4 @@
-"""Reading safetensors files of adapters with NumPy alone: a length, a JSON header, and the tensors' bytes."""
+"""Read safetensors files of adapters with NumPy alone: a header length, a JSON header, and the tensor data."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_WHOLE = {"I64": "<i8", "I32": "<i4"}
+_INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4"}
 _METADATA = "__metadata__"
-# Of an adapter, with room: trainers write up to some megabytes of metadata, and three tensors for each of 800 layers.
-_LARGEST_HEADER_BYTES = 16 << 20
-_MOST_TENSORS = 1 << 16
-_MOST_DIMENSIONS = 8
-_LONGEST_SHOWN = 80
+# Generous limits for adapters: trainers write a few megabytes of metadata, and three tensors for each of 800 layers.
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_TENSORS = 1 << 16
+_MAX_DIMENSIONS = 8
+_MAX_CHARACTERS_SHOWN = 80
 
 
-def read_safetensors(data: bytes, *, whole: bool = False) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a file, in float32.
+def read_safetensors(data: bytes, *, integers: bool = False) -> dict[str, NDArray[np.float32]]:
+    """Read the tensors of a file, converted to float32.
 
     Args:
-        whole: take I64 and I32 too.
+        integers: accept I64 and I32 tensors too.
 
     Raises:
-        ValueError: it is no safetensors file, holds numbers that are not F64, F32, F16 or BF16, or more tensors or
-            dimensions than an adapter has.
+        ValueError: the data is not a safetensors file, has dtypes other than F64, F32, F16 or BF16, or has more
+            tensors or dimensions than any adapter.
     """
     header, start = _header(data)
     body = memoryview(data)[start:]
-    if len(header) > _MOST_TENSORS:
-        raise ValueError(f"it has {len(header)} tensors, an adapter has {_MOST_TENSORS} at most")
-    dtypes = _DTYPES | _WHOLE if whole else _DTYPES
+    if len(header) > _MAX_TENSORS:
+        raise ValueError(f"it has {len(header)} tensors, the limit for an adapter is {_MAX_TENSORS}")
+    dtypes = _DTYPES | _INTEGER_DTYPES if integers else _DTYPES
     views = {name: _view(name, entry, body, dtypes) for name, entry in header.items() if name != _METADATA}
-    # No two tensors of such a file share bytes, so that what is read of it is no larger than it is.
+    # The format forbids overlaps: without this check a small file could describe gigabytes of tensors.
     if sum(view.nbytes for view in views.values()) > len(body):
         raise ValueError("its tensors overlap")
     return {
@@ -47,63 +47,65 @@ def read_safetensors(data: bytes, *, whole: bool = False) -> dict[str, NDArray[n
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
-    """The texts that a file holds beside its tensors.
+    """Read the string metadata in a file's header.
 
     Raises:
-        ValueError: it is no safetensors file.
+        ValueError: the data is not a safetensors file.
     """
-    known = _header(data)[0].get(_METADATA, {})
-    if not isinstance(known, dict):
-        raise ValueError("its metadata is not JSON of names")
-    return {name: text for name, text in known.items() if isinstance(text, str)}
+    metadata = _header(data)[0].get(_METADATA, {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is not a JSON object")
+    return {name: text for name, text in metadata.items() if isinstance(text, str)}
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The JSON of a file, and where its tensors begin."""
+    """Parse the JSON header; returns it with the offset of the tensor data."""
     if len(data) < 8:
         raise ValueError("it has no header")
     (length,) = struct.unpack_from("<Q", data)
     if length > len(data) - 8:
-        raise ValueError("its header does not fit into it")
-    if length > _LARGEST_HEADER_BYTES:
-        raise ValueError(f"its header has {length} bytes, an adapter's has {_LARGEST_HEADER_BYTES} at most")
+        raise ValueError("its header is longer than the file")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, the limit for an adapter is {_MAX_HEADER_BYTES}")
     try:
         header = json.loads(data[8 : 8 + length].decode())
     except (ValueError, RecursionError):
         raise ValueError("its header is not JSON") from None
     if not isinstance(header, dict):
-        raise ValueError("its header is not JSON of names")
+        raise ValueError("its header is not a JSON object")
     return header, 8 + length
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16's bits, the upper half of a float32's, as float32."""
+    """Convert the bits of bfloat16 numbers, which are the upper half of float32's, to float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _view(name: str, entry: Any, body: memoryview, dtypes: Mapping[str, str]) -> NDArray[Any]:
-    """A tensor in place, its bfloat16 as bits."""
-    label = _short(repr(name))
+    """View of a tensor in the file's data, without a copy; bfloat16 as uint16 bits."""
+    label = _shortened(repr(name))
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         dimensions = len(shape)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"its entry {label} lacks a dtype, a shape or offsets") from None
     if not isinstance(dtype, str) or dtype not in dtypes:
-        raise ValueError(f"its tensor {label} is {_short(str(dtype))}, expected one of {', '.join(dtypes)}")
-    # Before they are multiplied, which takes time that grows with the square of their number.
-    if dimensions > _MOST_DIMENSIONS:
         raise ValueError(
-            f"its tensor {label} has {dimensions} dimensions, expected {_MOST_DIMENSIONS} at most"
+            f"its tensor {label} has the dtype {_shortened(str(dtype))}, expected one of {', '.join(dtypes)}"
         )
-    # No side of a tensor that holds something is longer than its file, and of the others none need be.
-    sound = all(type(number) is int and 0 <= number <= len(body) for number in (*shape, start, end))
-    if not sound or end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
-        place = _short(f"{list(shape)} and bytes {start} to {end}")
-        raise ValueError(f"its tensor {label} has the shape {place}")
+    # Checked before multiplication, whose time grows with the square of the number of dimensions.
+    if dimensions > _MAX_DIMENSIONS:
+        raise ValueError(
+            f"its tensor {label} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}"
+        )
+    # No dimension of a tensor with data can exceed the file size, and an empty tensor needs none that does.
+    valid = all(type(number) is int and 0 <= number <= len(body) for number in (*shape, start, end))
+    if not valid or end - start != math.prod(shape) * np.dtype(dtypes[dtype]).itemsize:
+        layout = _shortened(f"{list(shape)} and the bytes {start} to {end}")
+        raise ValueError(f"its tensor {label} has the shape {layout}, which do not match")
     return np.frombuffer(body[start:end], dtypes[dtype]).reshape(shape)
 
 
-def _short(text: str) -> str:
-    """What a message says of a file's own words: they may be as long as its header."""
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+def _shortened(text: str) -> str:
+    """Shorten text from a file for a message: it may be as long as the header."""
+    return text if len(text) <= _MAX_CHARACTERS_SHOWN else f"{text[:_MAX_CHARACTERS_SHOWN]}..."

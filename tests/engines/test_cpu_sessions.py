@@ -158,5 +158,5 @@ def test_size_without_memory(denoiser: Engine, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_size_that_is_not_given(denoiser: Engine) -> None:
-    with pytest.raises(EngineError, match="state has the dimension 'w', and sizes are given for"):
+    with pytest.raises(EngineError, match="state has the dimension 'w', but there are sizes for"):
         denoiser.session({"B": 1, "R": 1, "L": 77, "h": 8})

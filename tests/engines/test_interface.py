@@ -19,5 +19,5 @@ def test_device(text: str, kind: str, index: int, name: str) -> None:
     "text", ["", "gpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:1.5", "cuda:٣", "cuda:1\n", " cpu"]
 )
 def test_what_is_no_device(text: str) -> None:
-    with pytest.raises(RequestError, match="is no device: use cpu, cuda or cuda:N"):
+    with pytest.raises(RequestError, match="is not a device: use cpu, cuda or cuda:N"):
         Device(text)

@@ -20,7 +20,7 @@ from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
 from sd2rt.engines.bundle.schema import File, Part
-from sd2rt.engines.bundle.writer import reported
+from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.tensorrt.compile.profiles import EnginePlan, Shapes, plan_engines
@@ -86,7 +86,7 @@ def build_engines(
     targets_of(module, options, gpu)
     version = str(module.__version__)
     lock = FileLock(path.parent / f".{path.name}.lock")
-    with reported(path):
+    with os_errors_as_build_errors(path):
         if not lock.acquire():
             raise BuildError(f"another build of {path} is running: wait for it, or stop it")
     made: list[EngineEntry] = []
@@ -94,7 +94,7 @@ def build_engines(
     try:
         # Verify the ONNX files here: the child process reads them unchecked.
         manifest = open_bundle(path).manifest
-        with reported(path):
+        with os_errors_as_build_errors(path):
             _remove_leftovers(path, manifest)
         for plan in plan_engines(manifest, tuple(parts) or all_parts, shapes):
             key = _key(manifest.parts[plan.part], plan, options, version, gpu)
@@ -102,7 +102,7 @@ def build_engines(
             if existing is not None and not again and _is_intact(path, existing):
                 kept.append(existing)
                 continue
-            with reported(path):
+            with os_errors_as_build_errors(path):
                 entry = _build(path, manifest, plan, options, key, gpu, progress)
                 manifest = _add(path, entry)
             made.append(entry)

@@ -39,7 +39,7 @@ def test_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-x", "a/b", "../a", "a b", "a\n", "ü", "a\0"])
 def test_what_is_no_name(name: str) -> None:
-    with pytest.raises(BundleError, match="is no name for a bundle"):
+    with pytest.raises(BundleError, match="is not a valid bundle name"):
         named_bundle(name)
 
 

@@ -99,13 +99,13 @@ def test_unknown_key(paper: Path, change: Edit, where: str) -> None:
         ("C:outside", "leaves the bundle"),
         ("\\\\host\\share", "leaves the bundle"),
         ("file:///etc/passwd", "leaves the bundle"),
-        ("", "is no plain path"),
-        (".", "is no plain path"),
-        ("./tokenizer.json", "is no plain path"),
-        ("decoder//model.onnx", "is no plain path"),
-        ("decoder/", "is no plain path"),
-        ("a\0b", "is no plain path"),
-        ("a\nb", "is no plain path"),
+        ("", "is not a normalised file path"),
+        (".", "is not a normalised file path"),
+        ("./tokenizer.json", "is not a normalised file path"),
+        ("decoder//model.onnx", "is not a normalised file path"),
+        ("decoder/", "is not a normalised file path"),
+        ("a\0b", "is not a normalised file path"),
+        ("a\nb", "is not a normalised file path"),
     ],
 )
 @pytest.mark.parametrize("entry", ["tokenizer", "part"])
@@ -130,7 +130,7 @@ def test_part_path_that_leaves_the_bundle(paper: Path, key: str) -> None:
 @pytest.mark.parametrize("key", ["onnx", "onnxruntime", "initializers"])
 def test_part_file_that_is_not_vouched_for(paper: Path, key: str) -> None:
     edit(paper, lambda data: data["parts"]["decoder"].update({key: "decoder/other.onnx"}))
-    assert "decoder/other.onnx is not among the part's files" in refusal(paper)
+    assert "decoder/other.onnx is not listed in the part's files" in refusal(paper)
 
 
 def test_file_listed_twice_with_two_hashes(paper: Path) -> None:
@@ -216,7 +216,7 @@ _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8
         ),
         (
             lambda data: data.update(low_resolution={"noise": data["noise"], "max_noise_level": 1000}),
-            "max_noise_level 1000 is no timestep",
+            "max_noise_level 1000 is not a timestep",
         ),
         (lambda data: data.update(depth_input={**_DEPTH, "size": [0, 384]}), "depth_input.size.0"),
         (lambda data: data.update(depth_input={**_DEPTH, "std": [0, 1, 1]}), "depth_input.std.0"),
@@ -248,22 +248,22 @@ def test_json_of_something_else(paper: Path, content: bytes) -> None:
 
 def test_giant(paper: Path) -> None:
     os.truncate(paper / MANIFEST, 10 << 30)
-    assert "a manifest has 67108864 at most" in refusal(paper)
+    assert "the limit for a manifest is 67108864" in refusal(paper)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
     path = tmp_path / "none"
-    assert refusal(path) == f"{path} does not exist: make a bundle with 'sd2rt build CHECKPOINT -o {path}'"
+    assert refusal(path) == f"{path} does not exist: build a bundle with 'sd2rt build CHECKPOINT -o {path}'"
 
 
 def test_folder_without_a_manifest(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds no bundle.json" in refusal(tmp_path)
+    assert f"{tmp_path} has no bundle.json" in refusal(tmp_path)
 
 
 def test_file_in_the_folders_place(tmp_path: Path) -> None:
     path = tmp_path / "bundle.zip"
     path.write_bytes(b"PK")
-    assert f"{path} is no folder" in refusal(path)
+    assert f"{path} is not a folder" in refusal(path)
 
 
 def test_manifest_that_is_a_folder(paper: Path) -> None:
@@ -325,20 +325,23 @@ def test_engines_are_an_addition(paper: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"part": "encoder"}, "engines of encoder, which is no part"),
+        ({"part": "encoder"}, "engines are listed for parts that the bundle lacks: encoder"),
         ({"compute_capabilities": ["89"]}, "engines.0.compute_capabilities"),
         ({"version": "new"}, "engines.0.version"),
         ({"profiles": []}, "engines.0.profiles"),
-        ({"profiles": [{"name": "a", "dims": {"B": [2, 1, 4]}}]}, "B goes from 2 over 1 to 4"),
+        (
+            {"profiles": [{"name": "a", "dims": {"B": [2, 1, 4]}}]},
+            "B has minimum 2, optimum 1, maximum 4, which are not in order",
+        ),
         ({"backend": "onnxruntime"}, "engines.0.backend"),
         ({"file": {"path": "../a", "size": 0, "sha256": "0" * 64}}, "leaves the bundle"),
         (
             {"file": {"path": "bundle.json", "size": 0, "sha256": "0" * 64}},
-            "bundle.json is no place for an engine",
+            "bundle.json is not a valid path for an engine",
         ),
         (
             {"file": {"path": "decoder/a.engine", "size": 0, "sha256": "0" * 64}},
-            "is no place for an engine of denoiser",
+            "is not a valid path for an engine of denoiser",
         ),
         ({"compute_capabilities": []}, "engines.0.compute_capabilities"),
         ({"fast": True}, "unknown key"),

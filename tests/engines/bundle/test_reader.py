@@ -295,7 +295,7 @@ def test_user_without_a_home(paper: Path, monkeypatch: pytest.MonkeyPatch, hashe
     open_bundle(paper)
     open_bundle(paper)
     assert len(hashed) == 16
-    with pytest.raises(BundleError, match="no home directory to keep bundles in: set SD2RT_CACHE_DIR"):
+    with pytest.raises(BundleError, match="no home directory for bundles: set SD2RT_CACHE_DIR"):
         open_bundle("paper")
 
 

@@ -21,5 +21,5 @@ def test_shape_of() -> None:
 
 
 def test_shape_without_a_size() -> None:
-    with pytest.raises(ValueError, match=r"x has the dimension '8\*h', and sizes are given for \['B', 'w'\]"):
+    with pytest.raises(ValueError, match=r"x has the dimension '8\*h', but there are sizes for \['B', 'w'\]"):
         shape_of(tensor("B", "8*h"), {"B": 2, "w": 8})

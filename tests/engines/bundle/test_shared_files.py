@@ -216,7 +216,7 @@ def test_damaged_object_is_replaced(first: Path, tmp_path: Path, cache: Path, da
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "other bytes", "empty"])
 def test_object_that_is_something_else(first: Path, tmp_path: Path, kind: str) -> None:
     file = describe(first, MODEL)
-    path = objects._object(file)
+    path = objects._object_path(file)
     path.unlink()
     if kind in ("link", "dangling"):
         path.symlink_to(first / MODEL if kind == "link" else "nowhere")
@@ -476,7 +476,7 @@ def test_other_build_replaces_the_damaged_object(
     path = cache / "objects" / hashlib.sha256(COMMON).hexdigest()
     os.truncate(first / MODEL, 100)
     staged = tmp_path / ".third.building" / "text_encoder" / ".model.onnx.shared"
-    meanwhile(monkeypatch, objects, "_is_sound", staged, lambda: build(tmp_path / "second"))
+    meanwhile(monkeypatch, objects, "_is_intact", staged, lambda: build(tmp_path / "second"))
     third = build(tmp_path / "third")
     assert is_one(tmp_path / "second" / MODEL, third / MODEL, path)
     assert open_key(third) == NEW

@@ -31,13 +31,13 @@ def test_size(text: str, square: bool, size: tuple[int, int]) -> None:
 )
 @pytest.mark.parametrize("square", [False, True])
 def test_text_that_is_no_size(text: str, square: bool) -> None:
-    with pytest.raises(ValueError, match="it is no size"):
+    with pytest.raises(ValueError, match="it is not a size"):
         parse_size(text, square=square)
 
 
 @pytest.mark.parametrize("text", ["512", "9" * 10])
 def test_one_number_is_no_size_where_it_was_not_allowed(text: str) -> None:
-    with pytest.raises(ValueError, match="it is no size"):
+    with pytest.raises(ValueError, match="it is not a size"):
         parse_size(text)
 
 

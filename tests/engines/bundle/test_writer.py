@@ -189,7 +189,9 @@ def test_refusal_keeps_what_an_interrupted_build_made(paper: Path) -> None:
 
 
 def test_different_bundle_is_not_replaced(paper: Path) -> None:
-    assert refusal(paper) == (f"{paper} holds another bundle: add --force to replace it, or give -o another")
+    assert refusal(paper) == (
+        f"{paper} is another bundle: add --force to replace it, or choose another folder with -o"
+    )
     assert open_key(paper) == OLD
     assert contents(paper.parent) == {"bundle"}
 
@@ -210,7 +212,7 @@ def test_users_files_are_never_replaced(
         shutil.rmtree(paper)
         paper.mkdir()
     (paper / file).write_bytes(b"mine")
-    assert f"{paper} holds something other than a bundle ({file})" in refusal(paper, replace=replace)
+    assert f"{paper} is not a bundle (it contains {file})" in refusal(paper, replace=replace)
     assert (paper / file).read_bytes() == b"mine"
 
 
@@ -223,12 +225,12 @@ def test_manifest_that_was_cut_short_is_no_users_file(paper: Path) -> None:
 def test_tokenizers_own_folder_is_never_replaced(target: Path) -> None:
     target.mkdir()
     (target / "tokenizer.json").write_text("{}")
-    assert "something other than a bundle (tokenizer.json)" in refusal(target, replace=True)
+    assert "is not a bundle (it contains tokenizer.json)" in refusal(target, replace=True)
 
 
 def test_file_in_the_bundles_place(target: Path) -> None:
     target.write_bytes(b"mine")
-    assert refusal(target, replace=True) == f"{target} is a file: give -o a folder"
+    assert refusal(target, replace=True) == f"{target} is a file: use -o with a folder"
     assert target.read_bytes() == b"mine"
 
 
@@ -349,7 +351,7 @@ def test_failed_swap_keeps_the_old_bundle(
 
 def test_old_bundle_comes_back_before_the_next_build(paper: Path) -> None:
     paper.rename(paper.parent / ".bundle.old")
-    assert "holds another bundle" in refusal(paper)
+    assert "is another bundle" in refusal(paper)
     assert open_key(paper) == OLD
 
 
@@ -420,8 +422,8 @@ def test_disk_that_is_really_full(tmp_path: Path, options: dict[str, int], made:
     assert child.returncode == 0, child.stderr
     shelf = tmp_path / "disk" / "shelf"
     assert json.loads(child.stdout) == [
-        f"the disk of {shelf} is full: make room, or give -o another disk; finished parts are kept, "
-        "so that the same command goes on from them",
+        f"the disk of {shelf} is full: make room, or choose another disk with -o; finished parts are kept: "
+        "the same command resumes from them",
         [OLD, [".bundle.building", "bundle"]],
         made,
         [NEW, ["bundle"]],

@@ -30,27 +30,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"12345")
     assert refusal(tmp_path / "a.safetensors") == "cannot be read (it has no header): get the file again"
     (tmp_path / "a.pt").write_bytes(b"")
-    assert "is no .safetensors file" in refusal(tmp_path / "a.pt")
+    assert "is not a .safetensors file" in refusal(tmp_path / "a.pt")
     (tmp_path / "b.safetensors").mkdir()
-    assert "is a folder: give the LoRA's" in refusal(tmp_path / "b.safetensors")
+    assert "is a folder: use the LoRA's" in refusal(tmp_path / "b.safetensors")
     save_file({}, tmp_path / "a.safetensors")
-    assert refusal(tmp_path / "a.safetensors") == "holds no tensors: get the file again"
+    assert refusal(tmp_path / "a.safetensors") == "has no tensors: get the file again"
     for scale in (float("nan"), float("inf"), True, "1"):
-        with pytest.raises(RequestError, match=r"the scale of .* is .*: give a finite number"):
+        with pytest.raises(RequestError, match=r"the scale of .* is .*: use a finite number"):
             read_lora(tmp_path / "a.safetensors", scale=scale)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (None, "is PEFT's, which says its alpha in .*adapter_config.json, and that cannot be read"),
-        ("[]", "adapter_config.json is not JSON of names"),
-        ('{"peft_type": "IA3"}', "is of 'IA3', which is not supported"),
-        ('{"use_dora": true}', "is of DoRA"),
+        (None, "is in PEFT's layout, whose alpha is in .*adapter_config.json, which cannot be read"),
+        ("[]", "adapter_config.json is not a JSON object"),
+        ('{"peft_type": "IA3"}', "is of the type 'IA3', which is not supported"),
+        ('{"use_dora": true}', "is of a DoRA"),
         ('{"lora_alpha": "8"}', "lora_alpha is '8', expected a number"),
         ('{"lora_alpha": NaN}', "lora_alpha is 'nan'"),
-        ('{"alpha_pattern": [1]}', "alpha_pattern is no JSON of names"),
-        ('{"alpha_pattern": {"(a|b)+": 1}}', "is no layer's path"),
+        ('{"alpha_pattern": [1]}', "alpha_pattern is not a JSON object"),
+        ('{"alpha_pattern": {"(a|b)+": 1}}', "is not a layer's path"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path: Path, config: str | None, said: str) -> None:
@@ -87,9 +87,9 @@ def test_files_with_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("sub/toy.safetensors", 2.0),
     ]
     # A file that is there is one, whatever its name.
-    with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is no \.safetensors file"):
+    with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is not a \.safetensors file"):
         named_loras(["c.safetensors:0.5"])
-    with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is no \.safetensors"):
+    with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is not a \.safetensors"):
         named_loras(["toy.safetensors:x"])
     same = named_loras(["toy.safetensors", "./toy.safetensors"])
     assert [lora.name for lora in same] == ["toy.safetensors", "./toy.safetensors"]

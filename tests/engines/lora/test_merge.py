@@ -199,7 +199,7 @@ def test_a_sum_too_large_for_its_precision(tmp_path: Path) -> None:
     own = {name: np.zeros(shape, np.float16) for name, shape in SHAPES["denoiser"].items()}
     merged = MergedWeights(own.__getitem__, changes([read_lora(path, scale=1e6)], SHAPES)["denoiser"])
     with pytest.raises(
-        RequestError, match="with strong weights are larger than float16 holds: give a smaller"
+        RequestError, match="with strong some weights exceed the range of float16: use a smaller"
     ):
         list(merged.values())
 
@@ -244,32 +244,32 @@ TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         ),
         (
             {f"{Q}.dora_scale": np.ones(3), **pair(Q, 16, 16)},
-            r"holds DoRA \(.*dora_scale\), which is not supp",
+            r"contains DoRA \(.*dora_scale\), which is not supp",
         ),
-        ({f"{Q}.hada_w1_a": np.ones((2, 2))}, "holds LoHa"),
-        ({f"{Q}.lokr_w1": np.ones((2, 2))}, "holds LoKr"),
-        ({f"{Q}.diff": np.ones((16, 16))}, "holds whole weights' differences"),
-        ({"lora_unet_conv_in.diff_b": np.ones(16), **pair(Q, 16, 16)}, "holds changes of biases"),
-        ({f"unet.{BLOCK}.attn1.to_q.lora_magnitude_vector": np.ones(16)}, "holds DoRA"),
+        ({f"{Q}.hada_w1_a": np.ones((2, 2))}, "contains LoHa"),
+        ({f"{Q}.lokr_w1": np.ones((2, 2))}, "contains LoKr"),
+        ({f"{Q}.diff": np.ones((16, 16))}, "contains whole weights' differences"),
+        ({"lora_unet_conv_in.diff_b": np.ones(16), **pair(Q, 16, 16)}, "contains changes of biases"),
+        ({f"unet.{BLOCK}.attn1.to_q.lora_magnitude_vector": np.ones(16)}, "contains DoRA"),
         (
             {"down_blocks.0.weight": np.ones(3), **pair(Q, 16, 16)},
             "1 of its 3 keys, such as down_blocks.0.weight",
         ),
         (
             {"transformer.a.lora_A.weight": np.ones((2, 2))},
-            "of none of the layouts of kohya, diffusers and PEFT",
+            "do not fit the layouts of kohya, diffusers or PEFT",
         ),
         (
             pair("lora_unet_up_blocks_9_conv", 4, 4),
             "changes 1 layers .* do not have, such as unet.up_blocks_9_con",
         ),
-        (pair(Q, 16, 17), r"by \[16, 17\], this bundle's has \[16, 16\]"),
-        (pair("lora_unet_conv_in", 16, 4), r"by \[16, 4\], this bundle's has \[16, 4, 3, 3\]"),
+        (pair(Q, 16, 17), r"with the shape \[16, 17\], this bundle's has \[16, 16\]"),
+        (pair("lora_unet_conv_in", 16, 4), r"with the shape \[16, 4\], this bundle's has \[16, 4, 3, 3\]"),
         ({f"{Q}.lora_down.weight": np.ones((2, 16))}, "lacks the up factor of unet.down_blocks_0"),
         ({f"{Q}.lora_up.weight": np.ones((16, 2))}, "lacks the down factor"),
         ({f"{Q}.alpha": np.array(1.0)}, "lacks the down factor"),
-        ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.ones((16, 3))}, "which do not go together"),
-        ({**pair(Q, 16, 16), f"{Q}.lora_mid.weight": np.ones((3, 3, 3, 3))}, "which do not go together"),
+        ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.ones((16, 3))}, "which do not match"),
+        ({**pair(Q, 16, 16), f"{Q}.lora_mid.weight": np.ones((3, 3, 3, 3))}, "which do not match"),
         (
             {**pair(Q, 16, 16), f"{Q}.alpha": np.ones(2)},
             r"alpha of .* has the shape \[2\], expected a number",
@@ -278,7 +278,7 @@ TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
         ({**pair(Q, 16, 16), f"{Q}.lora_up.weight": np.full((16, 2), np.inf)}, "values that are not finite"),
         (
             {**pair(Q, 16, 16), **pair(f"unet.{BLOCK}.attn1.to_q", 16, 16)},
-            "changes .*to_q.weight in two layouts",
+            "changes .*to_q.weight in two key layouts",
         ),
     ],
 )
@@ -291,5 +291,5 @@ def test_what_is_refused(tmp_path: Path, tensors: dict[str, Any], said: str) -> 
 def test_two_of_one_name(tmp_path: Path) -> None:
     factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
     paths = [write(tmp_path / folder / "toy.safetensors", "kohya", factors) for folder in ("a", "b")]
-    with pytest.raises(RequestError, match="two LoRAs are named 'toy': give one of them another name"):
+    with pytest.raises(RequestError, match="two LoRAs are named 'toy': rename one of them"):
         changes([read_lora(path) for path in paths], SHAPES)

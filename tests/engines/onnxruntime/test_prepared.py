@@ -140,7 +140,7 @@ def test_the_command(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["made"] is True
     assert main(["prepare", path, "--part", "decoder"]) == 0
     assert "decoder: " in (text := capsys.readouterr().out)
-    assert "as it was" in text
+    assert "already prepared" in text
     assert main(["prepare", path, "--remove"]) == 0
     assert "MB removed" in capsys.readouterr().out
     assert main(["prepare", path, "--part", "nose"]) == 2

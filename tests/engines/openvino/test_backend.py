@@ -22,16 +22,16 @@ def test_a_cpu_without_bfloat16(small_bundle: Path, monkeypatch: pytest.MonkeyPa
             return ["FP32", "INT8"]
 
     monkeypatch.setattr(openvino, "Core", OldCore)
-    with pytest.raises(RequestError, match=r"no bfloat16 instructions .*: leave --precision out"):
+    with pytest.raises(RequestError, match=r"no bfloat16 instructions .*: omit --precision"):
         OpenVinoBackend(open_bundle(small_bundle), threads=1, precision="bf16")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"backend": "openvino", "device": "cuda"}, "openvino is for CPUs: give --device cpu"),
-        ({"precision": "bf16", "device": "cuda"}, "--precision bf16 is for CPUs"),
-        ({"precision": "bf16", "backend": "onnxruntime"}, "--precision bf16 takes --backend openvino"),
+        ({"backend": "openvino", "device": "cuda"}, "openvino runs on CPUs only: use --device cpu"),
+        ({"precision": "bf16", "device": "cuda"}, "--precision bf16 runs on CPUs only"),
+        ({"precision": "bf16", "backend": "onnxruntime"}, "--precision bf16 needs --backend openvino"),
     ],
 )
 def test_what_does_not_go_together(small_bundle: Path, options: dict[str, Any], said: str) -> None:

@@ -100,7 +100,7 @@ def test_a_first_size_that_is_not_used_any_more(
     bundle: Bundle, compilations: Compilations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its compilation goes after so many launches of others in a row, and the one for any size serves it."""
-    monkeypatch.setattr("sd2rt.engines.openvino.engine._LAUNCHES_KEPT", 3)
+    monkeypatch.setattr("sd2rt.engines.openvino.engine._MAX_IDLE_LAUNCHES", 3)
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         first, second, third = (engine.session({**DIMS, "w": width}, CARRY) for width in (8, 16, 24))
         expected = state_after(first, 1)

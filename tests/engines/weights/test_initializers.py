@@ -79,7 +79,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"length": 40}, r"40 bytes are not float32\[3, 4\]"),
-        ({"shape": [3, 2, 2]}, "has not two axes, and is said to be transposed"),
+        ({"shape": [3, 2, 2]}, "cannot be transposed: it does not have two axes"),
         ({"dtype": "int8"}, "Input should be 'float32' or 'float16'"),
         ({"offset": -1}, "greater than or equal to 0"),
         ({"name": "w"}, "Extra inputs are not permitted"),
@@ -99,7 +99,9 @@ def test_a_data_file_elsewhere(tmp_path: Path, file: str) -> None:
 
 def test_files_that_are_not_whole(tmp_path: Path) -> None:
     path = write(tmp_path, BOTH, data=b"pad" + KERNEL.tobytes()[:-1])
-    with pytest.raises(BundleError, match="data ends before w: copy or build the bundle again"):
+    with pytest.raises(
+        BundleError, match="data ends before the last byte of w: copy or build the bundle again"
+    ):
         Weights(path).read("w")
     (tmp_path / "data").unlink()
     with pytest.raises(BundleError, match="data cannot be read: No such file"):

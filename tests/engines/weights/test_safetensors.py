@@ -26,11 +26,11 @@ def header(entry: Any, body: bytes = bytes(16)) -> bytes:
     ("data", "said"),
     [
         (b"", "no header"),
-        (struct.pack("<Q", 1 << 60), "does not fit"),
+        (struct.pack("<Q", 1 << 60), "longer than the file"),
         (struct.pack("<Q", 2) + b"{]", "not JSON"),
-        (struct.pack("<Q", 2) + b"[]", "not JSON of names"),
+        (struct.pack("<Q", 2) + b"[]", "not a JSON object"),
         (header({"dtype": "F32", "shape": [4]}), "lacks"),
-        (header({"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}), "is I8, expected one of"),
+        (header({"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}), "has the dtype I8, expected one of"),
         (header({"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}), "bytes 0 to 20"),
         (header({"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}), r"shape \[2\]"),
         (header({"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}), "shape"),
@@ -58,7 +58,7 @@ def test_what_safetensors_writes_is_read() -> None:
         "whole": np.array([3]),
     }
     data = save(tensors, {"format": "pt", "tags": "x" * 1_000_000})
-    found = read_safetensors(data, whole=True)
+    found = read_safetensors(data, integers=True)
     assert set(found) == set(tensors)
     for name, tensor in found.items():
         assert tensor.dtype == np.float32
@@ -69,7 +69,7 @@ def test_what_safetensors_writes_is_read() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"shape": [1] * 9, "data_offsets": [0, 4]}, "has 9 dimensions, expected 8 at most"),
+        ({"shape": [1] * 9, "data_offsets": [0, 4]}, "has 9 dimensions, expected at most 8"),
         # Multiplying these takes minutes.
         ({"shape": [999_999_937] * 500_000, "data_offsets": [0, 4]}, "has 500000 dimensions"),
         ({"shape": "12", "data_offsets": [0, 4]}, "has the shape"),
@@ -93,7 +93,7 @@ def test_header_that_is_out_of_bounds() -> None:
     text = b"{}".ljust((16 << 20) + 1)
     for read in (read_safetensors, read_metadata):
         with pytest.raises(
-            ValueError, match="its header has 16777217 bytes, an adapter's has 16777216 at most"
+            ValueError, match="its header has 16777217 bytes, the limit for an adapter is 16777216"
         ):
             read(file_of(text))
     assert read_safetensors(file_of(text[:-1])) == {}
@@ -102,7 +102,7 @@ def test_header_that_is_out_of_bounds() -> None:
 def test_tensors_without_bytes_are_counted_too() -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     text = json.dumps({str(number): entry for number in range((1 << 16) + 1)}).encode()
-    with pytest.raises(ValueError, match="it has 65537 tensors, an adapter has 65536 at most"):
+    with pytest.raises(ValueError, match="it has 65537 tensors, the limit for an adapter is 65536"):
         read_safetensors(file_of(text))
 
 

@@ -183,10 +183,10 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
             "--output none/result.json: there is no folder none: make it first",
         ),
         (("--profile", "."), 2, "--profile . is a folder: give a file"),
-        (("--device", "gpu"), 2, "'gpu' is no device: use cpu, cuda or cuda:N"),
-        (("--backend", "tensorrt"), 2, "tensorrt runs on an NVIDIA GPU"),
+        (("--device", "gpu"), 2, "'gpu' is not a device: use cpu, cuda or cuda:N"),
+        (("--backend", "tensorrt"), 2, "tensorrt needs an NVIDIA GPU"),
         (("--precision", "fp16"), 2, "Invalid value for '--precision'"),
-        (("--precision", "bf16", "--backend", "onnxruntime"), 2, "--precision bf16 takes --backend openvino"),
+        (("--precision", "bf16", "--backend", "onnxruntime"), 2, "--precision bf16 needs --backend openvino"),
     ],
 )
 def test_bad_usage(

@@ -26,16 +26,24 @@ def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--engines-only",), 2, "no backend is named: give --backend tensorrt or --backend tensorrt-rtx"),
+        (("--engines-only",), 2, "no backend is named: add --backend tensorrt or --backend tensorrt-rtx"),
         (("--batch", "4"), 2, "--batch is about engines: give --backend too"),
         (("--sm", "89"), 2, "--sm is about engines: give --backend too"),
         ((*RTX, "--sm", "90"), 2, "--sm 90: tensorrt-rtx builds for 75, 80, 86, 89, 120, 121"),
-        ((*RTX, "--sm", "ada"), 2, "--sm 'ada' is no compute capability, such as 89 for 8.9 or 120 for 12.0"),
+        (
+            (*RTX, "--sm", "ada"),
+            2,
+            "--sm 'ada' is not a compute capability: use, for example, 89 for 8.9 or 120 for 12.0",
+        ),
         ((*RTX, "--sm", "89", "--portable"), 2, "--portable builds for every GPU, --sm for some"),
         ((*RTX, "--sm", "89", "--batch", "0"), 2, "--batch '0': its numbers do not rise"),
         ((*RTX, "--sm", "89", "--size", "500"), 2, "width 500 is not a multiple of 64"),
         ((*RTX, "--sm", "89", "--part", "unet"), 2, "--part 'unet': the parts are text_encoder, denoiser"),
-        ((*RTX, "--sm", "89", "--refit", "all"), 2, "--refit all: TensorRT for RTX cannot build this"),
+        (
+            (*RTX, "--sm", "89", "--refit", "all"),
+            2,
+            "--refit all: TensorRT for RTX cannot build refittable engines without a GPU",
+        ),
         ((*RTX, "--sm", "89", "--precision", "fp16"), 2, "--precision is about a checkpoint"),
         ((*RTX, "--sm", "89", "-o", "there"), 2, "--output is about a checkpoint"),
         (RTX, 6, "no GPU found to build for: add --sm 89"),
@@ -58,7 +66,7 @@ def test_no_bundle(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--backend", "tensorrt"), 2, "tensorrt runs on an NVIDIA GPU: give --device cuda"),
+        (("--backend", "tensorrt"), 2, "tensorrt needs an NVIDIA GPU: use --device cuda"),
         (("--backend", "tensorrt", "--device", "cuda"), 6, ""),
         (("--backend", "fast"), 2, "'fast' is not one of"),
     ],
@@ -86,4 +94,4 @@ def test_built_inspected_and_verified(sd2rt: Command, refused: Refused, bundle: 
     engine.write_bytes(engine.read_bytes()[:-1])
     assert "bytes, its manifest says" in refused(3, "verify", bundle)
     engine.write_bytes(bytes(told["bytes"]))
-    assert "is not what its manifest says: build it again" in refused(3, "verify", bundle)
+    assert "does not match its manifest: build it again" in refused(3, "verify", bundle)

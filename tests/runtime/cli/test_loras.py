@@ -86,9 +86,9 @@ def test_loras_that_are_refused(
     assert refused(2, *command, "--lora", "none.safetensors") == (
         "none.safetensors cannot be read: No such file or directory"
     )
-    assert "is nan: give a finite number" in refused(2, *command, "--lora", f"{files[0]}:nan")
+    assert "is nan: use a finite number" in refused(2, *command, "--lora", f"{files[0]}:nan")
     said = refused(2, *command, "--lora", files[0], "--lora", files[0])
-    assert said == f"two LoRAs are named '{files[0]}': give one of them another name, or leave it out"
+    assert said == f"two LoRAs are named '{files[0]}': rename one of them, or omit it"
     said = refused(2, "run", small_upscaler_bundle, "a fox", "--image", "x.png", "--lora", "none.safetensors")
     assert "x.png" in said or "none.safetensors" in said
 

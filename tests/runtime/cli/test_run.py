@@ -92,7 +92,7 @@ def names(folder: Path) -> list[str]:
             "karras, exponential, beta, lambdas, ays",
         ),
         (("--count", "0"), "--count is 0: give at least 1"),
-        (("--device", "gpu"), "'gpu' is no device: use cpu, cuda or cuda:N"),
+        (("--device", "gpu"), "'gpu' is not a device: use cpu, cuda or cuda:N"),
         (("--output", "image.jpg"), "--output image.jpg is neither a .png file nor a folder: images are PNG"),
         (("--output", "x.png", "--count", "2"), "--output x.png is one file for 2 images: give a folder"),
     ],
@@ -185,7 +185,7 @@ Reader = Callable[[Path | str], tuple[Path | str, ...]]
 def test_missing_bundle(refused: Refused, reader: Reader, tmp_path: Path) -> None:
     path = tmp_path / "none"
     assert refused(3, *reader(path)) == (
-        f"{path} does not exist: make a bundle with 'sd2rt build CHECKPOINT -o {path}'"
+        f"{path} does not exist: build a bundle with 'sd2rt build CHECKPOINT -o {path}'"
     )
 
 
@@ -225,7 +225,7 @@ def test_link(refused: Refused, copy: Path, command: str, linked: str) -> None:
     (copy / linked).symlink_to(copy.parent / "elsewhere")
     words = (copy, "a", *FAST) if command == "run" else (copy,)
     assert refused(3, command, *words) == (
-        f"{copy / linked} is a symbolic link: a bundle holds files only, copy it with 'cp -rL'"
+        f"{copy / linked} is a symbolic link: bundles have regular files only, copy it with 'cp -rL'"
     )
 
 
@@ -244,7 +244,7 @@ def test_wrong_hash(refused: Refused, copy: Path, command: str) -> None:
 def test_verify_reads_what_a_receipt_vouches_for(sd2rt: Command, copy: Path) -> None:
     assert sd2rt("verify", copy).out == (
         f"{copy}: {len(read_manifest(copy).files)} files, "
-        f"{sum(file.size for file in read_manifest(copy).files) / 1e6:.1f} MB, all as the manifest says\n"
+        f"{sum(file.size for file in read_manifest(copy).files) / 1e6:.1f} MB, all match the manifest\n"
     )
     said = sd2rt("verify", copy, "--json")
     facts = json.loads(said.out)
@@ -634,7 +634,7 @@ def test_script_that_fails(here: Path) -> None:
         out, err = child.communicate()
     assert (child.returncode, out) == (3, "")
     path = here / "nowhere"
-    assert err == f"sd2rt: {path} does not exist: make a bundle with 'sd2rt build CHECKPOINT -o {path}'\n"
+    assert err == f"sd2rt: {path} does not exist: build a bundle with 'sd2rt build CHECKPOINT -o {path}'\n"
 
 
 def test_module(tmp_path: Path) -> None:

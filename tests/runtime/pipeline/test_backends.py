@@ -151,7 +151,7 @@ def test_a_bundle_without_engines(gpu: SimulatedGpu, small_bundle: Path) -> None
 
 
 def test_engines_on_the_cpu(small_bundle: Path) -> None:
-    with pytest.raises(RequestError, match="tensorrt-rtx runs on an NVIDIA GPU: give --device cuda"):
+    with pytest.raises(RequestError, match="tensorrt-rtx needs an NVIDIA GPU: use --device cuda"):
         Pipeline.open(small_bundle, backend="tensorrt-rtx")
 
 

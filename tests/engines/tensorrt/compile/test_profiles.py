@@ -123,5 +123,5 @@ def test_a_profile_takes_what_is_within_it() -> None:
 
 
 def test_a_profile_whose_range_is_upside_down() -> None:
-    with pytest.raises(ValueError, match="B goes from 4 over 2 to 8"):
+    with pytest.raises(ValueError, match="B has minimum 4, optimum 2, maximum 8, which are not in order"):
         Profile(name="a", dims={"B": (4, 2, 8)})
