@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ FORBIDDEN = {
 
 
 ROOT = Path(__file__).parents[1]
+QUESTION = re.compile(r"\s*(What|How|Which|Where|Whether|Who|Whose|Whom|Why|When)\b")
 MOST_LINES = 400
 MOST_MODULES = 20
 
@@ -122,6 +124,30 @@ def test_files_are_short() -> None:
     }
     assert len(lengths) > 200
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def documented(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and text of every docstring in a file, of attributes too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for statement in node.body:
+                match statement:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        yield statement.lineno, text
+
+
+def test_docstrings_of_attributes_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text('"""M."""\nx = 1\n"""X."""\nclass A:\n    y: int\n    """Y."""\n')
+    assert sorted(documented(tmp_path / "a.py")) == [(1, "M."), (3, "X."), (6, "Y.")]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", *FORBIDDEN])
+def test_docstrings_are_statements(folder: str) -> None:
+    """A docstring names what it describes; a clause that begins with a question word does not."""
+    texts = [(path, line, text) for path in (ROOT / folder).rglob("*.py") for line, text in documented(path)]
+    assert len(texts) > 100
+    asking = [f"{path}:{line}: {text[:60]}" for path, line, text in texts if QUESTION.match(text)]
+    assert asking == []
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", *FORBIDDEN])

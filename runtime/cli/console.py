@@ -22,13 +22,13 @@ _SECONDS = 1.0
 
 @contextmanager
 def shown_warnings(quiet: bool) -> Iterator[None]:
-    """Warnings as a line each on standard error, or not at all."""
+    """Print each distinct warning as one line on standard error while the block lasts; none if ``quiet``."""
 
     shown: set[str] = set()
 
     def show(message: Warning | str, *rest: Any, **more: Any) -> None:
         line = " ".join(str(message).splitlines())
-        # Many images of one request say the same thing.
+        # Many images of one request cause the same warning.
         if line not in shown:
             shown.add(line)
             print(f"sd2rt: warning: {line}", file=sys.stderr)
@@ -41,10 +41,9 @@ def shown_warnings(quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def step_bar(hidden: bool, images: int) -> Iterator[Advance]:
-    """The progress of `sd2rt run`: steps made, how fast, and how long the rest will take.
+    """Show the progress of `sd2rt run`: steps done, steps a second, and the remaining time, a bar for each stage.
 
-    Yields what to call after each step, with the stage, its progress and the number of images in its batch; each
-    stage has a bar.
+    Yields a function to call after each step, with the stage, its progress and the number of images in its batch.
     """
     columns = (
         "{task.description}",
@@ -80,25 +79,25 @@ def step_bar(hidden: bool, images: int) -> Iterator[Advance]:
 
 @contextmanager
 def bench_bar(hidden: bool) -> Iterator[Tell]:
-    """The progress of `sd2rt bench`: yields what to call with what is being made, and its progress.
+    """Show the progress of `sd2rt bench`; yields a function to call with a stage and its progress.
 
-    It draws at most once a second and from the thread that calls it: a bar that is drawn by a thread of its own would
-    take its time from the steps that are measured.
+    The bar is drawn at most once a second, by the calling thread: a drawing thread would take time from the
+    measured steps.
     """
     columns = ("{task.description}", "bar", "count")
     with progress_bar(*columns, hidden=hidden, transient=True, auto_refresh=False) as bar:
         if bar is None:
-            yield lambda what, progress: None
+            yield lambda stage, progress: None
             return
         task, drawn = bar.add_task("", total=None), -_SECONDS
 
-        def tell(what: str, progress: Progress | None) -> None:
+        def tell(stage: str, progress: Progress | None) -> None:
             nonlocal drawn
             now = time.monotonic()
             if now - drawn < _SECONDS:
                 return
             drawn = now
             done, total = (0, None) if progress is None else (progress.done, progress.total)
-            bar.update(task, description=what, completed=done, total=total, refresh=True)
+            bar.update(task, description=stage, completed=done, total=total, refresh=True)
 
         yield tell

@@ -1,4 +1,4 @@
-"""The bundle that is taken where none is named: the demo, built where it is missing."""
+"""The default bundle: the demo, built at its first use."""
 
 from __future__ import annotations
 
@@ -18,29 +18,34 @@ DEMO = "demo"
 
 
 def bundle_or_demo(name: str | None, quiet: bool) -> str | Path:
-    """The bundle that was named, or the demo, which is built where it is missing and can be."""
+    """Return the named bundle, or else the demo, building it if it is missing.
+
+    Raises:
+        MissingDependencyError: the demo is missing and PyTorch, which builds it, is not installed.
+        typer.Exit: the build failed, with its exit code.
+    """
     if name is not None:
         return name
     demo = named_bundle(DEMO)
     if not (demo / MANIFEST).is_file():
         if find_spec("torch") is None:
             raise MissingDependencyError(
-                "no bundle was named and the demo is not built: pip install 'sd2rt[export]' and run "
+                "no bundle was named, and the demo bundle is not built yet: pip install 'sd2rt[export]' and run "
                 "'sd2rt build demo', or name a bundle"
             )
         if not quiet:
             print("sd2rt: building the demo bundle, once", file=sys.stderr)
         code = _build_demo()
         if code != 0:
-            # What was wrong stands on standard error already, in the words of the build.
+            # The build has printed its error already.
             raise typer.Exit(code)
     return demo
 
 
 def _build_demo() -> int:
-    """Build in a process of its own, so that this one stays free of torch, and return its exit code."""
+    """Build in a child process, which keeps this one free of torch, and return its exit code."""
     child = subprocess.Popen(
-        # Without -P the working directory would come before what is installed.
+        # Without -P the working directory would come before the installed packages.
         [sys.executable, "-P", "-m", "sd2rt", "build", DEMO],
         stdout=subprocess.DEVNULL,
     )
@@ -48,7 +53,7 @@ def _build_demo() -> int:
         return child.wait()
     except KeyboardInterrupt:
         try:
-            # A terminal tells both of them; the child has things to put in order.
+            # A terminal interrupts both processes; the child needs a moment to clean up.
             child.wait(timeout=1)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGINT)

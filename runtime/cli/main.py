@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         code = _stop_printing()
     except SystemExit as stop:
-        # Typer's own answer to a broken pipe.
+        # Typer answers a broken pipe so.
         if not isinstance(stop.__context__, BrokenPipeError):
             raise
         code = _stop_printing()
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     app = _app(arguments)
-    # Without a word the help is the best answer, and still no success.
+    # Without arguments, help is shown, but the exit code is that of wrong usage.
     result = app(arguments or ["--help"], prog_name="sd2rt", standalone_mode=False)
     if not arguments:
         return _USAGE
@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _stop_printing() -> int:
-    """Whoever read the output has stopped reading: nothing more can be said to them, and work may be undone."""
+    """Discard further output, whose reader is gone, and return the exit code for that."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _NOBODY_READS
 
@@ -65,29 +65,29 @@ def _stop_printing() -> int:
 def _report(error: Exception) -> int:
     code, text = 1, " ".join(str(error).split()) or "no message"
     if isinstance(error, Sd2rtError):
-        # Whatever is quoted in it, a message is one line.
+        # A message is one line, even if it quotes text of several.
         code, text = error.exit_code, " ".join(str(error).splitlines())
     elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
         code, text = int(error.exit_code), f"{' '.join(error.format_message().split())} (see --help)"
     elif isinstance(error, MemoryError):
         code, text = (
             EngineError.exit_code,
-            f"out of memory ({text}): ask for smaller images, or fewer at once",
+            f"out of memory ({text}): make smaller images, or fewer at once",
         )
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        code, text = EngineError.exit_code, "standard output's disk is full: make room"
+        code, text = EngineError.exit_code, "the disk of standard output is full: make room"
         _stop_printing()
     else:
-        text = f"a bug, {type(error).__name__}: {text}: please report it with what --debug prints"
+        text = f"a bug, {type(error).__name__}: {text}: please report it with the output of --debug"
     print(f"sd2rt: {text}", file=sys.stderr)
     return code
 
 
 def _app(arguments: list[str]) -> typer.Typer:
-    """The application with the subcommand that is wanted, or with all of them where that is not clear."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
-    points = [found[wanted]] if wanted in found else [found[name] for name in sorted(found)]
+    """Build the application: with the subcommand in ``arguments`` alone, or with all of them if there is none."""
+    commands = {point.name: point for point in entry_points(group=GROUP)}
+    word = next((argument for argument in arguments if not argument.startswith("-")), None)
+    points = [commands[word]] if word in commands else [commands[name] for name in sorted(commands)]
     app = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -106,8 +106,8 @@ def _add(app: typer.Typer, point: EntryPoint) -> None:
     app.command(point.name, cls=SectionedCommand, no_args_is_help=False)(expand_groups(point.load()))
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"sd2rt {version('sd2rt')}")
         raise typer.Exit
 
@@ -122,19 +122,19 @@ def _root(
 
 
 def script() -> None:
-    """The entry point that is installed as ``sd2rt``."""
+    """Run the command line as the installed script ``sd2rt``."""
     _open_closed_streams()
     code = main()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        # The process is over: taking engines and modules apart piece by piece would cost it 70 ms more.
+        # Freeing engines and modules one by one would take 70 ms more.
         os._exit(code)
 
 
 def _open_closed_streams() -> None:
-    """Started without one of the three, Python has None for it, and the next file would get its number."""
+    """Open those of the three standard streams that are closed: the next file opened would take their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

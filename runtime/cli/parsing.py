@@ -1,4 +1,4 @@
-"""What the command line's options hold, as values."""
+"""Parse the values of command-line options."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 _JSON = {"true": "true", "false": "false", "none": "null"}
 
 
-def sampler_options(given: list[str]) -> dict[str, Any] | None:
-    """NAME=VALUE pairs, the values as JSON where they are, else as words; None where there are none."""
+def sampler_options(pairs: list[str]) -> dict[str, Any] | None:
+    """Parse NAME=VALUE pairs, values as JSON if they are valid JSON, else as text; None if there are no pairs."""
     options: dict[str, Any] = {}
-    for pair in given:
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
         try:
-            # As Python writes them, too.
+            # Python's spelling of constants is accepted too.
             options[name] = json.loads(_JSON.get(value.lower(), value))
         except ValueError:
             options[name] = value
@@ -31,23 +31,23 @@ def sampler_options(given: list[str]) -> dict[str, Any] | None:
 
 
 def numbers(option: str, text: str | None, between: str = ",") -> tuple[float, ...] | None:
-    """Numbers with a sign in between; None where the option is not given."""
+    """Parse numbers separated by ``between``; None if the option was not given."""
     if text is None:
         return None
     try:
         return tuple(float(number) for number in text.split(between))
     except ValueError:
-        raise RequestError(f"{option} {text!r} is not numbers with {between!r} between them") from None
+        raise RequestError(f"{option} {text!r} is not a list of numbers separated by {between!r}") from None
 
 
 def one_or_more(option: str, text: str | None) -> float | tuple[float, ...] | None:
-    """A number, or several with commas in between; None where the option is not given."""
-    given = numbers(option, text)
-    return given[0] if given is not None and len(given) == 1 else given
+    """Parse a number, or several separated by commas; None if the option was not given."""
+    values = numbers(option, text)
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 def size(text: str) -> tuple[int, int]:
-    """WxH as width and height."""
+    """Parse WxH as width and height."""
     from sd2rt.engines.bundle.sizes import parse_size
 
     try:
@@ -57,7 +57,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def variation(text: str) -> tuple[int, float]:
-    """SEED:STRENGTH as both."""
+    """Parse SEED:STRENGTH."""
     seed, _, strength = text.rpartition(":")
     try:
         return int(seed), float(strength)
@@ -66,7 +66,7 @@ def variation(text: str) -> tuple[int, float]:
 
 
 def embedding(text: str, allow_pickle: bool) -> Embedding:
-    """What ``--embedding`` names: a file, or a token and its file."""
+    """Read the textual inversion that ``--embedding`` names: a file, or TOKEN=FILE."""
     from sd2rt.runtime.prompts.textual_inversion import load_embedding
 
     token, equals, path = text.partition("=")

@@ -1,4 +1,4 @@
-"""The words of `sd2rt run`: which bundle, which prompts, and who reads standard input."""
+"""Positional arguments of `sd2rt run`, and the use of standard input."""
 
 from __future__ import annotations
 
@@ -12,25 +12,34 @@ from sd2rt.engines.bundle.manifest import MANIFEST
 from sd2rt.engines.errors import RequestError
 
 
-def bundle_and_prompts(words: list[str], told: bool) -> tuple[str | None, list[str] | None]:
-    """The bundle, if one is named, and the prompts; None where they are to be read from standard input.
+def bundle_and_prompts(words: list[str], has_recipe: bool) -> tuple[str | None, list[str] | None]:
+    """Split the arguments into a bundle, None if it is not named, and prompts, None for standard input.
 
-    Where --from tells both, either may be left out; without a prompt there are none.
+    With a recipe (``--from``) both may be missing; without a prompt the list is empty.
+
+    Raises:
+        RequestError: too many arguments, or a bundle without a prompt.
+        typer.BadParameter: no argument.
     """
     if len(words) > 2:
         raise RequestError(f"{len(words)} arguments, expected [BUNDLE] PROMPT: put the prompt in quotes")
-    if not words and not told:
-        raise typer.BadParameter("there is none: give one, in quotes", param_hint="PROMPT")
+    if not words and not has_recipe:
+        raise typer.BadParameter("no prompt given: add one, in quotes", param_hint="PROMPT")
     *bundles, prompt = words or [""]
     if not bundles and words and os.path.isfile(find_bundle(prompt) / MANIFEST):
-        if not told:
-            raise RequestError(f"{prompt!r} is a bundle, and there is no prompt: give one after it")
+        if not has_recipe:
+            raise RequestError(f"{prompt!r} is a bundle, and no prompt is given: add one after it")
         bundles, words = [prompt], []
     bundle = bundles[0] if bundles else None
     return bundle, [] if not words else None if prompt == "-" else [prompt]
 
 
 def prompts_of_standard_input() -> list[str]:
+    """Read the prompts, one a line; empty lines are skipped.
+
+    Raises:
+        RequestError: standard input has no prompt, or is not text.
+    """
     try:
         prompts = [line.rstrip("\r\n") for line in sys.stdin]
     except UnicodeDecodeError as error:
@@ -41,9 +50,12 @@ def prompts_of_standard_input() -> list[str]:
     return prompts
 
 
-def check_standard_input(prompts: list[str] | None, pictures: dict[str, str | None]) -> None:
-    takers = ["the prompts"] * (prompts is None) + [name for name, value in pictures.items() if value == "-"]
-    if len(takers) > 1:
-        raise RequestError(
-            f"{' and '.join(takers)} are to be read from standard input: give one of them a name"
-        )
+def check_standard_input(prompts: list[str] | None, files: dict[str, str | None]) -> None:
+    """Check that standard input is read once; ``files`` are the options that name a file, with their values.
+
+    Raises:
+        RequestError: two of prompts and files would be read from it.
+    """
+    readers = ["the prompts"] * (prompts is None) + [name for name, value in files.items() if value == "-"]
+    if len(readers) > 1:
+        raise RequestError(f"{' and '.join(readers)} all read standard input: name files for all but one")

@@ -1,4 +1,4 @@
-"""Files that `sd2rt run` writes: checked before anything is made, and never over an image that was not named."""
+"""Output files of `sd2rt run`: checked before generation; only a file that was named is overwritten."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
 
 def check_output(output: Path, total: int, option: str = "--output") -> None:
-    """See that ``total`` images can be put into ``output``, a .png file or a folder, before any is made.
+    """Check that ``total`` images can be saved to ``output``, a .png file or a folder, before any is made.
 
     Raises:
         RequestError: they cannot.
     """
     if output.suffix.lower() == ".png" and not output.is_dir():
         if total > 1:
-            raise RequestError(f"{option} {output} is one file for {total} images: give a folder")
+            raise RequestError(f"{option} {output} is one file, and there are {total} images: name a folder")
         folder = output.parent
     else:
         if output.suffix and not output.is_dir():
-            raise RequestError(f"{option} {output} is neither a .png file nor a folder: images are PNG")
+            raise RequestError(
+                f"{option} {output} is neither a .png file nor a folder: images are saved as PNG"
+            )
         folder = output
-    # Folders that are missing are made later, inside the first that is there.
+    # Missing folders are made later, inside the first that exists.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise RequestError(f"{option} {output}: {existing} is not a folder")
@@ -36,7 +38,7 @@ def check_output(output: Path, total: int, option: str = "--output") -> None:
 
 
 def check_save_depth(path: Path | None, output: Path) -> None:
-    """See that a depth map can be written to ``path``, beside the images in ``output``.
+    """Check that a depth map can be saved to ``path``, beside the images in ``output``.
 
     Raises:
         RequestError: it cannot.
@@ -44,14 +46,18 @@ def check_save_depth(path: Path | None, output: Path) -> None:
     if path is None:
         return
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise RequestError(f"--save-depth {path} is no .png file: depth maps are PNG")
+        raise RequestError(f"--save-depth {path} is not a .png file: depth maps are saved as PNG")
     if path.absolute() == output.absolute():
-        raise RequestError(f"--save-depth and --output are both {path}: give them two names")
+        raise RequestError(f"--save-depth and --output are both {path}: use different names")
     check_output(path, 1, option="--save-depth")
 
 
 def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
-    """Write an image into ``output``, a file or a folder, and return where it is."""
+    """Save an image to ``output``, a file or a folder, and return the path of the file.
+
+    Raises:
+        EngineError: the file cannot be written.
+    """
     from sd2rt.runtime.images.write import save_png
     from sd2rt.runtime.metadata.png import png_text
 
@@ -66,14 +72,14 @@ def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
                 save_png(image, path, text, replace=named)
                 return path
             except FileExistsError:
-                # An earlier image is never overwritten unless it was named.
+                # Images of earlier runs are kept.
                 path, number = output / f"{name}-{number}.png", number + 1
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_depth(depth: NDArray[np.float32], path: Path) -> None:
-    """Write a depth map [H, W], and the folder for it.
+    """Save a depth map [H, W], making its folder.
 
     Raises:
         EngineError: it cannot be written.
@@ -88,7 +94,7 @@ def write_depth(depth: NDArray[np.float32], path: Path) -> None:
 
 
 def _name(facts: dict[str, Any]) -> str:
-    """The seed, and the one that it varies towards."""
+    """Name a file by the seed, and by the seed of a variation."""
     settings = facts["request"]
     return (
         f"{facts['seed']}v{settings['variation_seed']}"

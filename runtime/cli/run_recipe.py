@@ -1,4 +1,4 @@
-"""`sd2rt run --from`: fill options that are left out from a picture's recipe."""
+"""`sd2rt run --from`: take the options that were not given from an image's recipe."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "variation": ("variation_seed", "variation_strength"),
     "size": ("width", "height"),
 }
-"""Fields of a request that an option replaces in a recipe, if not the field of its own name."""
+"""Request fields that an option overrides in a recipe, if they differ from the option's name."""
 
 
 @dataclass(slots=True)
 class RunSettings:
-    """Settings of a run that a recipe can fill; None, or no prompts, where the command line leaves them open."""
+    """Settings of a run; a recipe fills those that the command line leaves None, and empty prompts."""
 
     bundle: str | None
     prompts: list[str] | None
-    """Empty where none is given; None where they are to be read from standard input."""
+    """Empty if none is given; None to read them from standard input."""
     fields: dict[str, Any]
-    """Of the requests, but for prompts and seeds."""
+    """Request fields, without prompts and seeds."""
     seed: int | None
     tile: int | None
     upscaler: str | None
     noise_level: int | None
-    """The upscaler's, where there is one."""
+    """Noise level of the upscaler, if there is one."""
 
 
 class AppliedRecipe:
-    """A recipe that has filled a run's settings, and the notes that follow from it.
+    """A recipe applied to a run's settings, with the notes to print about it.
 
     Args:
-        options: names of the options on the command line; what they are for is not filled.
+        options: names of the options given on the command line, which override the recipe.
 
     Raises:
-        RequestError: the recipe's bundle is needed, and is not in the cache.
+        RequestError: the recipe's bundle is needed, but is not in the cache.
     """
 
     def __init__(self, recipe: Recipe, settings: RunSettings, options: set[str]) -> None:
@@ -103,7 +103,7 @@ class AppliedRecipe:
         """
         notes = [*self._recipe.notes, *self._recipe.check_inputs(request, self._replaced_inputs)]
         if self._mistyped:
-            notes.append(f"{request.prompt!r} is no bundle: it is taken for the prompt")
+            notes.append(f"{request.prompt!r} is not a bundle: it is used as the prompt")
         return notes
 
     def bundle_notes(
@@ -116,7 +116,7 @@ class AppliedRecipe:
         """Notes on bundles, embeddings and LoRAs that differ from the recipe's."""
         recipe = self._recipe
         notes = recipe.bundle_notes(manifest)
-        notes += recipe.embedding_notes({known.token: known.sha256 for known in embeddings})
+        notes += recipe.embedding_notes({embedding.token: embedding.sha256 for embedding in embeddings})
         notes += recipe.lora_notes(loras)
         if upscaler is not None and recipe.upscaled is not None:
             notes += recipe.upscaled.bundle_notes(upscaler)

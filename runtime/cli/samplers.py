@@ -1,4 +1,4 @@
-"""`sd2rt samplers`: which there are, what each takes, and what its table looks like."""
+"""`sd2rt samplers`: list the samplers with their options, and plot their tables."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _SD2 = {
 def samplers(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Samplers; all of them if left out.", show_default=False),
+        typer.Argument(metavar="[NAME]...", help="Samplers; default: all of them.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw noise levels, timesteps and coefficients of each step into this PNG or SVG."),
+        typer.Option(help="Plot noise levels, timesteps and coefficients of each step to this PNG or SVG."),
     ] = None,
     steps: Annotated[int, typer.Option(help="plot: sampler steps.")] = 20,
-    schedule: Annotated[str | None, typer.Option(help="plot: as `sd2rt run` takes it.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="plot: schedule, as for `sd2rt run`.")] = None,
     sampler_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,10 +45,10 @@ def samplers(
     ] = None,
     eta: Annotated[float, typer.Option(help="plot: share of fresh noise of ddim and tcd.")] = 0.0,
     prediction: Annotated[
-        str, typer.Option(help="plot: what the network predicts: epsilon or v_prediction.")
+        str, typer.Option(help="plot: prediction type of the network: epsilon or v_prediction.")
     ] = "epsilon",
 ) -> None:
-    """List the samplers with their options; draw their tables."""
+    """List the samplers with their options; plot their tables."""
     from sd2rt.runtime.samplers import (
         SAMPLERS,
         SamplingOptions,
@@ -60,7 +60,7 @@ def samplers(
 
     chosen = [sampler_config(name).name for name in names] if names else list(SAMPLERS)
     if plot is None and (schedule is not None or sampler_option):
-        raise RequestError("--schedule and --sampler-option are for a picture: give --plot too")
+        raise RequestError("--schedule and --sampler-option need --plot: add it")
     if plot is not None:
         if prediction not in ("epsilon", "v_prediction"):
             raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
@@ -70,8 +70,8 @@ def samplers(
         for name in chosen:
             config = sampler_config(name, schedule=schedule, options=options)
             takes_eta = "eta" in SAMPLERS[name].noise
-            wanted = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)
-            plans[name] = make_plan(noise, config, wanted)
+            sampling = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)
+            plans[name] = make_plan(noise, config, sampling)
         from sd2rt.runtime.cli.samplers_plot import draw
 
         draw(plans, plot)
@@ -110,7 +110,7 @@ def samplers(
         return
     for each in facts:
         console.print(
-            f"\n{each['name']}: --sampler-option takes JSON; its options and their defaults", style="bold"
+            f"\n{each['name']}: options for --sampler-option, as JSON, with their defaults", style="bold"
         )
         for option, value in each["options"].items():
             choices = each["choices"].get(option)

@@ -1,4 +1,4 @@
-"""Samplers' tables as pictures: what the network is told at each call, and what becomes of the state."""
+"""Plots of samplers: the noise level and timestep of each network call, and the weights of the next sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOURS = ("#000000", "#009E73", "#56B4E9", "#CC79A7", "#B8860B", "#D55E00", "#
 
 
 def draw(plans: Mapping[str, Plan], path: Path) -> None:
-    """One row for each plan: noise levels, timesteps, and the weights that make the next sample.
+    """Plot a row for each plan: noise levels, timesteps, and the weights of the next sample.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -29,14 +29,12 @@ def draw(plans: Mapping[str, Plan], path: Path) -> None:
         EngineError: the file cannot be written.
     """
     if path.suffix.lower() not in _SUFFIXES:
-        raise RequestError(f"--plot {path} is neither a .png nor an .svg file: name it one of the two")
+        raise RequestError(f"--plot {path} is neither a .png nor an .svg file: use one of these endings")
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        raise MissingDependencyError(
-            "drawing takes matplotlib: pip install 'sd2rt[plot]', or leave --plot out"
-        ) from None
+        raise MissingDependencyError("--plot needs matplotlib: pip install 'sd2rt[plot]'") from None
     figure = Figure(figsize=(11, 0.6 + _ROW_INCHES * len(plans)), layout="constrained")
     axes = figure.subplots(len(plans), 3, squeeze=False)
     for row, (name, plan) in zip(axes, plans.items(), strict=True):
@@ -68,11 +66,11 @@ def _draw_row(axes: Any, name: str, plan: Plan) -> None:
     levels.set_yscale("log")
     levels.set_ylabel(name, fontsize=10)
     timesteps.plot(calls, [step.timestep for step in plan.steps], ".-", color="#D55E00")
-    made = np.array([step.update[0] for step in plan.steps])  # [N, K+3]
-    for column, label, colour in zip(made.T, _LABELS, _COLOURS, strict=True):
+    coefficients = np.array([step.update[0] for step in plan.steps])  # [N, K+3]
+    for column, label, colour in zip(coefficients.T, _LABELS, _COLOURS, strict=True):
         if column.any():
             weights.plot(calls, column, ".-", color=colour, label=label, linewidth=0.5)
-    # Even up to 1, logarithmic beyond.
+    # Linear up to 1, logarithmic beyond.
     weights.set_yscale("symlog", linthresh=1)
     low, high = weights.get_ylim()
     shown = [tick for tick in _TICKS if low <= tick <= high]

@@ -14,19 +14,6 @@ from sd2rt.runtime.request.resolve import fill_defaults, task_of
 from sd2rt.runtime.request.sampling import plan_of, strength_of
 from sd2rt.runtime.samplers.plan import Plan
 
-_PLAN_FIELDS = (
-    "num_inference_steps",
-    "timesteps",
-    "sigmas",
-    "sampler",
-    "schedule",
-    "sampler_options",
-    "rescale_betas_zero_snr",
-    "eta",
-    "strength",
-)
-"""Fields of a resolved request that determine its plan, together with its task."""
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest(Generic[Images]):
@@ -46,18 +33,14 @@ class PlannedRequest(Generic[Images]):
 
 
 def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> list[PlannedRequest[Images]]:
-    """Resolve and plan requests. Requests with the same sampling settings share one plan.
+    """Resolve and plan requests.
 
     Raises:
         RequestError: the bundle does not support a request.
     """
-    plans: dict[tuple[str, ...], Plan] = {}
     planned: list[PlannedRequest[Images]] = []
     for request in requests:
         task = task_of(request, manifest)
         resolved: Request[Any] = fill_defaults(request, task, manifest)
-        key = (task.name, *(repr(getattr(resolved, name)) for name in _PLAN_FIELDS))
-        if key not in plans:
-            plans[key] = plan_of(resolved, task, manifest)
-        planned.append(PlannedRequest(resolved, task, plans[key], manifest.build_key))
+        planned.append(PlannedRequest(resolved, task, plan_of(resolved, task, manifest), manifest.build_key))
     return planned

@@ -180,7 +180,7 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (
             ("--output", "none/result.json"),
             2,
-            "--output none/result.json: there is no folder none: make it first",
+            "--output none/result.json: folder none does not exist: make it first",
         ),
         (("--profile", "."), 2, "--profile . is a folder: give a file"),
         (("--device", "gpu"), 2, "'gpu' is not a device: use cpu, cuda or cuda:N"),

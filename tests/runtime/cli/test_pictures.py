@@ -95,7 +95,7 @@ def test_standard_input_for_two(refused: Refused, small_bundle: Path) -> None:
         "the prompts and --image are to be"
     )
     text = refused(2, "run", small_bundle, "a", "--image", "-", "--mask", "-")
-    assert text.startswith("--image and --mask are to be read from standard input")
+    assert text.startswith("--image and --mask all read standard input")
 
 
 @pytest.mark.parametrize("words", [("--strength", "0.01"), ("--sampler", "euler", "--eta", "1")])
@@ -110,8 +110,8 @@ def test_depth_is_not_saved_of_what_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--save-depth", "depth.jpg"), "is no .png file"),
-        (("--save-depth", "out.png", "-o", "out.png"), "give them two names"),
+        (("--save-depth", "depth.jpg"), "is not a .png file"),
+        (("--save-depth", "out.png", "-o", "out.png"), "use different names"),
     ],
 )
 def test_where_depth_cannot_go(
@@ -144,7 +144,7 @@ def test_out_of_memory_on_the_host(
 
     monkeypatch.setattr("sd2rt.runtime.pipeline.run.to_unit", full)
     text = refused(5, "run", small_bundle, "a", *FAST)
-    assert text.startswith("out of memory (Unable to allocate 412. MiB): ask for smaller images")
+    assert text.startswith("out of memory (Unable to allocate 412. MiB): make smaller images")
 
 
 def test_upscaled_images_are_saved_one_by_one(

@@ -70,8 +70,11 @@ def names(folder: Path) -> list[str]:
         (("--guidance", "nan"), "guidance_scale is nan: use a finite number"),
         (("--guidance", "inf"), "guidance_scale is inf: use a finite number"),
         (("--guidance", "9,nan"), "guidance_scale is (9.0, nan): use one or more finite numbers"),
-        (("--guidance", "9,"), "--guidance '9,' is not numbers with ',' between them"),
-        (("--guidance-interval", "1-5"), "--guidance-interval '1-5' is not numbers with ':' between them"),
+        (("--guidance", "9,"), "--guidance '9,' is not a list of numbers separated by ','"),
+        (
+            ("--guidance-interval", "1-5"),
+            "--guidance-interval '1-5' is not a list of numbers separated by ':'",
+        ),
         (
             ("--guidance-interval", "5:1"),
             "guidance_interval is (5.0, 1.0): use two noise levels of at least 0, the lower one first",
@@ -93,8 +96,14 @@ def names(folder: Path) -> list[str]:
         ),
         (("--count", "0"), "--count is 0: give at least 1"),
         (("--device", "gpu"), "'gpu' is not a device: use cpu, cuda or cuda:N"),
-        (("--output", "image.jpg"), "--output image.jpg is neither a .png file nor a folder: images are PNG"),
-        (("--output", "x.png", "--count", "2"), "--output x.png is one file for 2 images: give a folder"),
+        (
+            ("--output", "image.jpg"),
+            "image.jpg is neither a .png file nor a folder: images are saved as PNG",
+        ),
+        (
+            ("--output", "x.png", "--count", "2"),
+            "--output x.png is one file, and there are 2 images: name a folder",
+        ),
     ],
 )
 def test_bad_request(refused: Refused, small_bundle: Path, words: tuple[str, ...], said: str) -> None:
@@ -127,7 +136,7 @@ def test_words_without_quotes(refused: Refused) -> None:
 
 def test_bundle_without_a_prompt(refused: Refused, small_bundle: Path) -> None:
     assert refused(2, "run", small_bundle) == (
-        f"{str(small_bundle)!r} is a bundle, and there is no prompt: give one after it"
+        f"{str(small_bundle)!r} is a bundle, and no prompt is given: add one after it"
     )
 
 
@@ -593,7 +602,7 @@ def test_bug(refused: Refused, small_bundle: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Pipeline, "open", buggy)
     assert refused(1, "run", small_bundle, "a") == (
-        "a bug, ZeroDivisionError: of all things: please report it with what --debug prints"
+        "a bug, ZeroDivisionError: of all things: please report it with the output of --debug"
     )
 
 

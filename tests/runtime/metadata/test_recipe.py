@@ -141,7 +141,7 @@ def test_a_preset_takes_the_place_of_all_that_it_sets(sd2rt: Command, stored: Pa
 def test_a_word_that_may_be_a_mistyped_bundle_is_told(sd2rt: Command, stored: Path) -> None:
     assert sd2rt("run", stored, "a", *FAST, "-o", "first.png").code == 0
     said = sd2rt("run", "--from", "first.png", "smal", "-o", "second.png")
-    assert "note: 'smal' is no bundle: it is taken for the prompt" in said.err
+    assert "note: 'smal' is not a bundle: it is used as the prompt" in said.err
     assert "taken for the prompt" not in sd2rt("run", "--from", "first.png", "a fox", "-o", "third.png").err
 
 
