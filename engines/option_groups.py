@@ -1,4 +1,4 @@
-"""Command-line options as dataclasses: declared once, taken by any command, a section of help each."""
+"""Groups of command-line options as dataclasses, reusable in any command, each with its own section of the help."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class OptionGroup:
 
 
 def expand_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the signature that Typer reads: the fields of its option groups instead of the groups.
+    """Replace a command's option groups by their fields in the signature that Typer reads.
 
     Raises:
-        TypeError: two parameters would have one name.
+        TypeError: two parameters have the same name.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -75,7 +75,7 @@ def _in_panel(hint: Any, panel: str) -> Any:
     assert get_origin(hint) is Annotated, hint
     kind, *metadata = get_args(hint)
     (option,) = (item for item in metadata if isinstance(item, OptionInfo))
-    # One declaration may be in the groups of several commands.
+    # Copied, since several groups may share a declaration.
     option = copy.copy(option)
     option.rich_help_panel = panel
     return Annotated[kind, option]

@@ -41,7 +41,7 @@ class Defaults(BaseModel):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float
     strength: float | None = Field(gt=0, le=1)
-    """How much to change the input image; None if the task starts from noise."""
+    """Amount of change to the input image, above 0, up to 1; None if the task starts from noise."""
     noise_level: int | None = Field(ge=0)
     """Noise level of the low-resolution image; None if the task has none."""
 

@@ -18,7 +18,7 @@ def paper_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def paper(paper_master: Path, tmp_path: Path) -> Path:
-    """A bundle of a few bytes, of its test alone."""
+    """A tiny bundle for one test."""
     target = tmp_path / "shelf" / "bundle"
     shutil.copytree(paper_master, target)
     return target
@@ -26,5 +26,5 @@ def paper(paper_master: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lazy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: a killed process, unlike a power cut, loses nothing that was written."""
+    """Skip fsync for speed: a killed process, unlike a power cut, loses nothing that it has written."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -1,7 +1,7 @@
-"""Bundles whose parts are a few random bytes: all that hashing, writing and recovering need.
+"""Bundles whose parts are a few random bytes, enough for tests of hashing, writing and recovery.
 
-As a program it is the builder that tests kill: ``paper_bundle.py FOLDER OLD NEW`` makes ``FOLDER/<n>/bundle`` for
-n = 0, 1, ... and dies in each just before the n-th change to the file system, until a build lives to its end.
+As a program, it is the builder that tests kill: ``paper_bundle.py FOLDER OLD NEW`` builds ``FOLDER/<n>/bundle`` for
+n = 0, 1, ... and dies in each just before the n-th change to the file system, until a build completes.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def make_bundle(
     needed_bytes: int = 0,
     on_part: OnPart = lambda writer, name: None,
 ) -> list[PartName]:
-    """Drive the writer as export does, and tell which parts had to be made; ``on_part`` hears of each, half-made."""
-    made: list[PartName] = []
+    """Drive the writer like export does, and return the parts that were built; ``on_part`` is called in mid-part."""
+    built: list[PartName] = []
     with BundleWriter(target, key, needed_bytes=needed_bytes, replace=replace) as writer:
         parts = {}
         for name in PARTS:
             part = writer.part(name)
             if part is None:
                 writer.start_part(name)
-                made.append(name)
+                built.append(name)
                 (writer.folder / name).mkdir()
                 content = hashlib.shake_256(f"{key}/{name}".encode()).digest(part_bytes)
                 (writer.folder / name / "model.onnx").write_bytes(content)
@@ -61,7 +61,7 @@ def make_bundle(
         (writer.folder / "tokenizer.json").write_text(f'{{"key": "{key}"}}')
         np.save(writer.folder / "embeddings.npy", np.zeros((table_rows, 2), np.float32))
         writer.finish(describe_bundle(writer.folder, key, parts))
-    return made
+    return built
 
 
 def open_key(target: Path) -> str:
@@ -119,7 +119,7 @@ def describe_bundle(folder: Path, key: str, parts: dict[PartName, Part]) -> Mani
 
 
 class DyingAt:
-    """Kills the process just before the n-th of the calls that it is put in front of."""
+    """Kill the process just before the n-th call of the wrapped functions."""
 
     def __init__(self, moment: int) -> None:
         self.left = moment

@@ -1,4 +1,4 @@
-"""Inputs of the denoiser's step, for tests that compare what sessions make of them."""
+"""Inputs of the denoiser's step, for tests that compare the outputs of sessions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CARRY = {"state_out": "state"}
 
 
 def step_inputs(session: Session, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Inputs of a guided step that remembers: every slot of the new state depends on the old ones, and prompts differ
-    from sample to sample."""
+    """Inputs of a guided multistep step: every slot of the new state depends on the old ones, and each sample has its
+    own prompt."""
     random = np.random.default_rng(seed)
     count = session.buffers["state"].shape[0]
     drawn = {

@@ -1,4 +1,4 @@
-"""What commands of all packages share: options that were given, and bars on a terminal."""
+"""Command-line support shared by all packages: explicitly set options, and progress bars."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 
 def test_given_options_are_those_of_the_command_line() -> None:
-    app, found = typer.Typer(), set[str]()
+    app, explicit = typer.Typer(), set[str]()
 
     @app.command()
     def command(
@@ -39,11 +39,11 @@ def test_given_options_are_those_of_the_command_line() -> None:
         seed: Annotated[int, typer.Option(envvar="SEED_OF_THE_TEST")] = 1,
         output: Annotated[str, typer.Option("--output", "-o")] = ".",
     ) -> None:
-        found.update(given_options(context))
+        explicit.update(given_options(context))
 
     result = CliRunner().invoke(app, ["-o", ".", "--steps=20"], env={"SEED_OF_THE_TEST": "3"})
     assert result.exit_code == 0, result.output
-    assert found == {"output", "steps"}
+    assert explicit == {"output", "steps"}
 
 
 def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

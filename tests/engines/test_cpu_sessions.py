@@ -1,4 +1,4 @@
-"""What sessions on a CPU promise, of every backend that has one."""
+"""The session contract on the CPU, for every backend that runs there."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_is_written_is_read_back_as_a_copy(denoiser: Engine) -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (5, 4, 8, 8), (2, 5, 4, 8, 8)])
 def test_array_of_another_shape_is_refused(denoiser: Engine, shape: tuple[int, ...]) -> None:
-    """NumPy would repeat the smaller ones over the buffer."""
+    """NumPy would broadcast smaller arrays over the buffer."""
     buffer = denoiser.session(DIMS, CARRY).buffers["state"]
     with pytest.raises(ValueError, match="was written to a buffer of"):
         buffer.write(np.zeros(shape, np.float32))

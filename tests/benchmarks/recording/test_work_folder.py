@@ -19,7 +19,9 @@ def test_a_folder_is_removed_unless_it_is_to_be_kept(tmp_path: Path, keep: bool)
 
 def test_too_little_disk_ends_the_command(tmp_path: Path) -> None:
     with (
-        pytest.raises(SystemExit, match=r"needs 1000000000 GB of disk, .* are free: choose another --workdir"),
+        pytest.raises(
+            SystemExit, match=r"needs 1000000000 GB of disk, .* are free: choose another --workdir"
+        ),
         work_folder("trial", tmp_path, 10**18),
     ):
         pass

@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that have been read to the end, as they are."""
+    """Record the names of files that are read to the end."""
     names: list[str] = []
 
     def noted(path: Path, progress: Callable[[int], None]) -> str:
@@ -55,12 +55,12 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, int, int]]:
 
 
 def change_unseen(path: Path) -> None:
-    """Other bytes of the same number in the same file, with the old modification time put back."""
+    """Overwrite a file with as many other bytes, and restore its modification time."""
     before = path.stat()
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     while path.stat().st_ctime_ns == before.st_ctime_ns:
-        # The clock of a file system may be coarse.
+        # File system timestamps may be coarse.
         with path.open("r+b") as file:
             file.write(data)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -220,7 +220,7 @@ def test_file_that_was_replaced_is_read_again(paper: Path, hashed: list[str]) ->
 
 
 def test_receipt_is_for_a_hash(paper: Path, hashed: list[str]) -> None:
-    """What was right for one manifest is not for another."""
+    """A receipt for one manifest does not vouch for another."""
     open_bundle(paper)
     data = json.loads((paper / "bundle.json").read_text())
     data["tokenizer"]["file"]["sha256"] = "0" * 64
@@ -300,7 +300,7 @@ def test_user_without_a_home(paper: Path, monkeypatch: pytest.MonkeyPatch, hashe
 
 
 def test_bundle_that_stepped_aside_comes_back(paper: Path) -> None:
-    """A build that was killed between its two renames leaves the old bundle under another name."""
+    """A build killed between its two renames leaves the old bundle under another name."""
     paper.rename(paper.parent / ".bundle.old")
     assert open_bundle(paper).manifest.build_key == OLD
     assert [path.name for path in paper.parent.iterdir()] == ["bundle"]

@@ -1,4 +1,4 @@
-"""Symbolic shapes, filled in with sizes."""
+"""Evaluation of symbolic shapes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("lazy_disk")
 
 COMMON = hashlib.shake_256(b"common").digest(2000)
 MODEL = "text_encoder/model.onnx"
-"""The file that bundles of :func:`build` have in common."""
+"""Contents of the file that the bundles of :func:`build` share."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def build(
     on_part: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Path:
-    """A bundle whose text encoder does not depend on its key; its other parts do."""
+    """Build a bundle whose text encoder, unlike its other parts, does not depend on the key."""
 
     def write(writer: BundleWriter, name: PartName) -> None:
         if name == "text_encoder":
@@ -77,12 +77,12 @@ def is_one(*paths: Path) -> bool:
 
 
 def is_plain(bundle: Path, key: str = NEW) -> bool:
-    """Whole, with nothing beside what it lists, and linked to nothing else."""
+    """Return whether a bundle has exactly the listed files, none of them linked elsewhere."""
     assert open_key(bundle) == key
     listed = {file.path for file in read_manifest(bundle).files} | {"bundle.json"}
-    found = {path for path in bundle.rglob("*") if path.is_file()}
-    assert {path.relative_to(bundle).as_posix() for path in found} == listed
-    return all(path.stat().st_nlink == 1 for path in found)
+    files = {path for path in bundle.rglob("*") if path.is_file()}
+    assert {path.relative_to(bundle).as_posix() for path in files} == listed
+    return all(path.stat().st_nlink == 1 for path in files)
 
 
 def sound(path: Path) -> bool:
@@ -138,7 +138,7 @@ def test_rerun_goes_on_from_what_was_shared(
 
 
 def test_rerun_writes_into_no_shared_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token table is no part: a rerun writes it anew, and other bundles have the old one."""
+    """A rerun writes the token table again, since it is not a part; other bundles keep the old one."""
     first = build(tmp_path / "first", OLD, table_rows=200)
     staged = stopped_after_sharing(tmp_path / "second", monkeypatch, table_rows=200)
     assert is_one(first / "embeddings.npy", staged / "embeddings.npy")
@@ -164,7 +164,7 @@ def stopped_after_sharing(target: Path, monkeypatch: pytest.MonkeyPatch, **optio
 
 
 def test_change_of_one_bundle_is_seen_in_the_other(first: Path, tmp_path: Path) -> None:
-    """What sharing costs: whoever writes into a shared file writes into all, and all of them say so."""
+    """The cost of sharing: writing into a shared file changes every bundle, and opening each reports it."""
     second = build(tmp_path / "second")
     open_bundle(first)
     with (second / MODEL).open("r+b") as file:
@@ -191,12 +191,12 @@ def test_older_bundle_is_hashed_once_more(
     assert hashed == [first / MODEL]
 
 
-# Objects that are not what their name says.
+# Objects whose contents do not match their name.
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut"])
 def test_damaged_object_is_replaced(first: Path, tmp_path: Path, cache: Path, damage: str) -> None:
-    """Damaged where it lies, and so in the first bundle too."""
+    """The object is damaged in place, and so is the first bundle."""
     if damage == "changed":
         with (first / MODEL).open("r+b") as file:
             file.write(b"edited")
@@ -207,7 +207,7 @@ def test_damaged_object_is_replaced(first: Path, tmp_path: Path, cache: Path, da
     with pytest.raises(BundleError, match="copy or build the bundle again"):
         open_key(first)
     assert all(sound(path) for path in stored(cache).values())
-    # The next ones share what took its place, the first bundle among them.
+    # Later bundles share its replacement, including the first bundle once it is built again.
     build(first, OLD, replace=True)
     assert is_one(first / MODEL, second / MODEL)
     assert open_key(first) == OLD
@@ -244,7 +244,7 @@ def test_folder_in_an_objects_place(first: Path, tmp_path: Path, cache: Path) ->
 def test_object_of_other_permissions_is_let_be(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """A link would have them too: a bundle must not become unreadable for its users by what another is."""
+    """A link has the owner and mode of the object: sharing must not make a bundle unreadable for its users."""
     if what == "mode":
         (first / MODEL).chmod(0o600)
     elif os.geteuid() == 0:
@@ -256,7 +256,7 @@ def test_object_of_other_permissions_is_let_be(
     assert (first / MODEL).stat().st_nlink == 2
 
 
-# No links, no cache: each bundle has its own files.
+# Without links or a cache, each bundle has its own files.
 
 
 @pytest.mark.parametrize("code", ["EXDEV", "EPERM", "EMLINK", "EACCES", "EROFS", "ENOTSUP", "ENOSPC", "EIO"])
@@ -278,7 +278,7 @@ def test_no_link_possible(
 def test_error_in_the_midst_of_it(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The name that was made for a moment does not stay in the bundle."""
+    """The temporary link does not remain in the bundle."""
     call = getattr(Path, name)
     failed: list[Path] = []
 
@@ -337,13 +337,13 @@ def other_disk(tmp_path: Path) -> Iterator[Path]:
 def test_cache_on_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_disk: Path) -> None:
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(other_disk / "cache"))
     assert is_plain(build(tmp_path / "first"))
-    # A bundle on the cache's disk is shared there, and one elsewhere finds an object that it cannot link to.
+    # A bundle on the cache's disk is shared; one on another disk finds an object that it cannot link to.
     near = [build(other_disk / key[:4], key) for key in (OLD, NEW)]
     assert is_one(*(bundle / MODEL for bundle in near))
     assert is_plain(build(tmp_path / "second"))
 
 
-# What nothing links any more.
+# Objects without other links.
 
 
 def test_object_goes_after_its_last_bundle(first: Path, tmp_path: Path, cache: Path) -> None:
@@ -406,7 +406,7 @@ def test_object_that_cannot_be_removed(
     assert is_one(second / MODEL, stored(cache)[hashlib.sha256(COMMON).hexdigest()])
 
 
-# Builds side by side.
+# Concurrent builds.
 
 
 def test_builds_inside_each_other(tmp_path: Path, cache: Path) -> None:
@@ -422,7 +422,7 @@ def inner(folder: Path) -> None:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, path: Path, act: Any) -> None:
-    """Once, just before the call is made for ``path``, let another process ``act``."""
+    """Call ``act``, as if from another process, just before the first call of the method for ``path``."""
     call = getattr(module, name)
 
     def called(*args: Any, **options: Any) -> Any:
@@ -462,11 +462,11 @@ def test_other_build_links_what_is_pruned(
     first: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = cache / "objects" / hashlib.sha256(COMMON).hexdigest()
-    kept = tmp_path / "kept"
+    other_link = tmp_path / "other_link"
     shutil.rmtree(first)
-    meanwhile(monkeypatch, Path, "unlink", path, lambda: os.link(path, kept))
+    meanwhile(monkeypatch, Path, "unlink", path, lambda: os.link(path, other_link))
     prune()
-    assert kept.read_bytes() == COMMON
+    assert other_link.read_bytes() == COMMON
     assert not path.exists()
 
 
@@ -499,7 +499,7 @@ for turn in range(30):
 
 
 def test_builds_in_several_processes(tmp_path: Path, cache: Path) -> None:
-    """Equal bundles come and go: each is whole at all times, whatever the others store and remove."""
+    """Equal bundles are built and removed concurrently: each stays complete, whatever the others store or remove."""
     names = ("a", "b", "c")
     children = [
         subprocess.Popen(
@@ -511,7 +511,7 @@ def test_builds_in_several_processes(tmp_path: Path, cache: Path) -> None:
     for name in names:
         assert open_key(tmp_path / name) == NEW
     assert all(sound(path) for path in stored(cache).values())
-    # Four names at most, and each of them linked by someone.
+    # At most four objects, each linked by a bundle.
     prune()
     assert 0 < len(stored(cache)) <= 4
 
@@ -547,7 +547,7 @@ print(moment)
 
 
 def test_kill_harms_no_bundle_and_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The killed build replaces a bundle by one that has its parts and its token table in common with a third."""
+    """The killed build replaces a bundle by one that shares its parts and its token table with a third."""
     child = subprocess.run(
         [sys.executable, "-c", _KILLED, str(tmp_path)],
         cwd=Path(paper_bundle.__file__).parent,
@@ -566,16 +566,16 @@ def test_kill_harms_no_bundle_and_is_made_good(tmp_path: Path, monkeypatch: pyte
         make_bundle(target, NEW, replace=True, table_rows=200)
         assert open_key(other) == open_key(target) == NEW
         assert {path.name for path in target.parent.iterdir()} == {"bundle"}
-        found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-        assert found == {file.path for file in read_manifest(target).files} | {"bundle.json"}
+        paths = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+        assert paths == {file.path for file in read_manifest(target).files} | {"bundle.json"}
         large = {file for file in read_manifest(target).files if file.size >= 1000}
         assert len(large) == 4
         assert all(is_one(other / file.path, target / file.path) for file in large)
-        # And what the old bundle had is gone.
+        # The objects of the old bundle are gone.
         assert set(stored(here / "cache")) == {file.sha256 for file in large}
 
 
-# What `sd2rt inspect` says.
+# The output of `sd2rt inspect`.
 
 
 def said(bundle: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, int]:
@@ -612,7 +612,7 @@ def test_saving_without_the_store(first: Path, tmp_path: Path, cache: Path) -> N
 
 
 def test_saving_counts_other_bundles_only(tmp_path: Path) -> None:
-    """Two parts of one bundle may be equal: no other bundle has a share in that."""
+    """Two parts of one bundle may be equal, which does not count as sharing with other bundles."""
 
     def twins(writer: BundleWriter, name: PartName) -> None:
         (writer.folder / name / "model.onnx").write_bytes(COMMON)

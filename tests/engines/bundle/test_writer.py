@@ -37,7 +37,7 @@ def target(shelf: Path) -> Path:
 
 
 class StopError(Exception):
-    """What ends a build in the middle here."""
+    """Raised to interrupt a build."""
 
 
 def stop_at(stopped: PartName, error: BaseException) -> paper_bundle.OnPart:
@@ -49,7 +49,7 @@ def stop_at(stopped: PartName, error: BaseException) -> paper_bundle.OnPart:
 
 
 def interrupt(target: Path, stopped: PartName, key: str = NEW) -> None:
-    """A build that ends while a part is half-made."""
+    """Build a bundle, interrupted in the middle of a part."""
     with pytest.raises(StopError):
         make_bundle(target, key, replace=True, on_part=stop_at(stopped, StopError()))
 
@@ -72,8 +72,8 @@ def test_bundle_is_all_that_is_left(target: Path) -> None:
     assert open_key(target) == NEW
     assert contents(target.parent) == {"bundle"}
     listed = {file.path for file in open_bundle(target).manifest.files}
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert found == listed | {"bundle.json"}
+    paths = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert paths == listed | {"bundle.json"}
 
 
 def test_folders_above_are_made(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_lock_that_is_a_link(target: Path, tmp_path: Path) -> None:
 
 
 def test_lock_of_a_file_that_was_just_removed(tmp_path: Path) -> None:
-    """Two may open the file, and the first remove it on release: the second holds nothing by that."""
+    """Two builds may open the lock file before the first removes it: the second must not count as locked."""
     first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     assert first.acquire()
     assert not second.acquire()
@@ -392,21 +392,21 @@ except BuildError as error:
     failure = str(error)
 between = paper_bundle.open_key(target), sorted(path.name for path in target.parent.iterdir())
 subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
-made = paper_bundle.make_bundle(target, paper_bundle.NEW, replace=True, **options)
+built = paper_bundle.make_bundle(target, paper_bundle.NEW, replace=True, **options)
 after = paper_bundle.open_key(target), sorted(path.name for path in target.parent.iterdir())
-print(json.dumps([failure, between, made, after]))
+print(json.dumps([failure, between, built, after]))
 """
 
 
 @pytest.mark.parametrize(
-    ("options", "made"),
+    ("options", "built"),
     [
         ({"part_bytes": 90_000}, ["decoder"]),
         ({"part_bytes": 1_000, "table_rows": 50_000}, []),
     ],
     ids=["in a part", "in the token table"],
 )
-def test_disk_that_is_really_full(tmp_path: Path, options: dict[str, int], made: list[str]) -> None:
+def test_disk_that_is_really_full(tmp_path: Path, options: dict[str, int], built: list[str]) -> None:
     (tmp_path / "disk").mkdir()
     unshare = ["unshare", "--mount", "--map-root-user"]
     child = subprocess.run(
@@ -425,14 +425,14 @@ def test_disk_that_is_really_full(tmp_path: Path, options: dict[str, int], made:
         f"the disk of {shelf} is full: make room, or choose another disk with -o; finished parts are kept: "
         "the same command resumes from them",
         [OLD, [".bundle.building", "bundle"]],
-        made,
+        built,
         [NEW, ["bundle"]],
     ]
 
 
 @pytest.fixture(scope="module", params=["none", "old"])
 def graveyard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for every moment at which a build can be killed, and in it what the kill left."""
+    """Create a folder for every point at which a build can be killed, with the files left by the kill."""
     folder: Path = tmp_path_factory.mktemp(f"killed-{request.param}")
     subprocess.run([sys.executable, paper_bundle.__file__, folder, request.param], check=True)
     yield folder
@@ -443,29 +443,29 @@ def test_kill_leaves_the_old_bundle_or_none(graveyard: Path) -> None:
     first: str | None = None if graveyard.name.startswith("killed-none") else OLD
     moments = sorted(graveyard.iterdir(), key=lambda path: int(path.name))
     assert len(moments) > 30
-    found: list[str | None] = []
+    keys: list[str | None] = []
     for moment in moments:
         try:
-            found.append(open_key(moment / "bundle"))
+            keys.append(open_key(moment / "bundle"))
         except BundleError:
             assert contents(moment) <= {".bundle.building", ".bundle.lock"}
-            found.append(None)
-    # The old one until some moment, and the new one from then on.
-    change = found.index(NEW)
-    assert found == [first] * change + [NEW] * (len(found) - change)
-    assert 30 < change < len(found)
+            keys.append(None)
+    # The old bundle up to some point, and the new one from there on.
+    change = keys.index(NEW)
+    assert keys == [first] * change + [NEW] * (len(keys) - change)
+    assert 30 < change < len(keys)
 
 
 def test_kill_is_made_good_by_the_same_command(graveyard: Path, tmp_path: Path) -> None:
-    made = []
+    built = []
     for moment in sorted(graveyard.iterdir(), key=lambda path: int(path.name)):
         target = tmp_path / moment.name / "bundle"
         shutil.copytree(moment, target.parent)
-        made.append(make_bundle(target, NEW, replace=True))
+        built.append(make_bundle(target, NEW, replace=True))
         assert open_key(target) == NEW
         assert contents(target.parent) == {"bundle"}
-    # What was finished is not made again; after the swap nothing remains to go on from.
-    counts = [len(parts) for parts in made]
+    # Finished parts are not built again; after the swap there is nothing to resume.
+    counts = [len(parts) for parts in built]
     assert counts[0] == 3
     whole = counts.index(0)
     assert counts[:whole] == sorted(counts[:whole], reverse=True)

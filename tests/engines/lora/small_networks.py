@@ -1,4 +1,4 @@
-"""The weights of two small networks, by name and shape: what LoRAs of the tests change."""
+"""Weight names and shapes of two small networks, which the LoRAs of the tests change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRAs' files: what is read of them beside their layers, and what is refused."""
+"""LoRA files: hashes, alphas, names and scales, and the files that are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_configurations_that_are_refused(tmp_path: Path, config: str | None, sai
 
 
 def test_hashes(tmp_path: Path) -> None:
-    """PEFT's alphas are part of what its file is."""
+    """PEFT's alphas, in a file of their own, are part of the hash."""
     factors = draw({"unet": ATTENTION["unet"]}, NETWORKS)
     path = write(tmp_path / "a.safetensors", "kohya", factors)
     assert read_lora(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -86,7 +86,7 @@ def test_files_with_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("a:b", 1.0),
         ("sub/toy.safetensors", 2.0),
     ]
-    # A file that is there is one, whatever its name.
+    # An existing file is a file, even if its name ends like a scale.
     with pytest.raises(RequestError, match=r"c\.safetensors:0\.5 is not a \.safetensors file"):
         named_loras(["c.safetensors:0.5"])
     with pytest.raises(RequestError, match=r"toy\.safetensors:x cannot be read|is not a \.safetensors"):

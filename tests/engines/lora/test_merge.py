@@ -1,4 +1,4 @@
-"""LoRAs of each layout, what they change, sums of them, and what is refused."""
+"""Merging LoRAs of each layout, sums of several, and refused files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Q = f"lora_unet_{BLOCK.replace('.', '_')}_attn1_to_q"
 
 
 def deltas(*paths: Path, scale: float = 1.0) -> dict[tuple[str, str], Any]:
-    """What files together change, in weights of zeros."""
-    found = changes([read_lora(path, scale=scale) for path in paths], SHAPES)
+    """Sum of the changes of several files, by part and weight."""
+    by_part = changes([read_lora(path, scale=scale) for path in paths], SHAPES)
     return {
         (part, name): change.added_to(np.zeros(SHAPES[part][name], np.float32))
-        for part, own in found.items()
-        for name, change in own.items()
+        for part, by_weight in by_part.items()
+        for name, change in by_weight.items()
     }
 
 
-def check(found: dict[tuple[str, str], Any], factors: Set, scale: float = 1.0) -> None:
+def check(actual: dict[tuple[str, str], Any], factors: Set, scale: float = 1.0) -> None:
     parts = {"unet": "denoiser", "text_encoder": "text_encoder"}
-    assert set(found) == {(parts[network], f"{module}.weight") for network, module in factors}
-    for (network, module), own in factors.items():
-        expected = scale * own.delta()
-        delta = found[parts[network], f"{module}.weight"]
+    assert set(actual) == {(parts[network], f"{module}.weight") for network, module in factors}
+    for (network, module), factor in factors.items():
+        expected = scale * factor.delta()
+        delta = actual[parts[network], f"{module}.weight"]
         assert delta.dtype == np.float32
         np.testing.assert_allclose(delta, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -59,21 +59,21 @@ def test_layouts(tmp_path: Path, layout: Layout, layers: dict[str, list[str]], s
 
 def test_layouts_are_equal_to_the_bit(tmp_path: Path) -> None:
     factors = draw(ATTENTION, NETWORKS)
-    # The oldest has no place for alphas: they are the ranks.
-    plain = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+    # The oldest layout stores no alphas, which default to the ranks.
+    plain = {key: type(factor)(factor.down, factor.up, len(factor.down)) for key, factor in factors.items()}
     first = deltas(write(tmp_path / "kohya.safetensors", "kohya", plain))
     check(first, plain)
     for layout in ("diffusers-old", "diffusers", "diffusers-peft"):
-        found = deltas(write(tmp_path / f"{layout}.safetensors", layout, plain))
-        assert set(found) == set(first)
-        for key, delta in found.items():
+        actual = deltas(write(tmp_path / f"{layout}.safetensors", layout, plain))
+        assert set(actual) == set(first)
+        for key, delta in actual.items():
             np.testing.assert_array_equal(delta, first[key], err_msg=f"{layout} {key}")
 
 
 def test_names_without_a_network(tmp_path: Path) -> None:
-    """As diffusers' first training script wrote them."""
+    """The layout of diffusers' first training script."""
     factors = draw({"unet": ATTENTION["unet"]}, NETWORKS, alpha=3.0)
-    plain = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+    plain = {key: type(factor)(factor.down, factor.up, len(factor.down)) for key, factor in factors.items()}
     path = write(tmp_path / "a.safetensors", "diffusers-old", plain)
     from safetensors.numpy import load_file
 
@@ -85,10 +85,12 @@ def test_names_without_a_network(tmp_path: Path) -> None:
 def test_other_precisions(tmp_path: Path, dtype: Any) -> None:
     factors = draw(EVERYTHING, NETWORKS)
     rounded = {
-        key: type(own)(
-            own.down.astype(dtype).astype(np.float32), own.up.astype(dtype).astype(np.float32), own.alpha
+        key: type(factor)(
+            factor.down.astype(dtype).astype(np.float32),
+            factor.up.astype(dtype).astype(np.float32),
+            factor.alpha,
         )
-        for key, own in factors.items()
+        for key, factor in factors.items()
     }
     check(deltas(write(tmp_path / "a.safetensors", "kohya", factors, dtype)), rounded)
 
@@ -112,7 +114,7 @@ def test_bfloat16_and_whole_alphas(tmp_path: Path) -> None:
 
 
 def test_linear_layers_as_convolutions(tmp_path: Path) -> None:
-    """As trainers write them that take attention's projections for 1x1 convolutions."""
+    """Some trainers treat attention projections as 1x1 convolutions."""
     (factors,) = draw({"unet": ["down_blocks.0.attentions.0.proj_in"]}, NETWORKS).values()
     stem = "lora_unet_down_blocks_0_attentions_0_proj_in"
     tensors = {
@@ -125,7 +127,7 @@ def test_linear_layers_as_convolutions(tmp_path: Path) -> None:
 
 
 def test_convolutions_in_three(tmp_path: Path) -> None:
-    """LyCORIS's LoCon with a kernel of its own between two of 1x1: what the three do to an image, one by one."""
+    """LyCORIS's LoCon, a kernel between two 1x1 convolutions, agrees with applying the three in turn."""
     torch = pytest.importorskip("torch")
     from torch.nn.functional import conv2d
 
@@ -139,8 +141,8 @@ def test_convolutions_in_three(tmp_path: Path) -> None:
     ((_, delta),) = deltas(tmp_path / "a.safetensors").items()
     image = torch.randn(1, 16, 9, 9, generator=generator)
     expected = conv2d(conv2d(conv2d(image, down), mid, padding=1), up)
-    found = conv2d(image, torch.from_numpy(delta), padding=1)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    result = conv2d(image, torch.from_numpy(delta), padding=1)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_peft_with_one_alpha_and_roots(tmp_path: Path) -> None:
@@ -153,8 +155,8 @@ def test_peft_with_one_alpha_and_roots(tmp_path: Path) -> None:
     )
     alphas = {key: 2.0 if key[1].endswith("attn2.to_k") else 5.0 for key in factors}
     rooted = {
-        key: type(own)(own.down, own.up, alphas[key] * float(np.sqrt(len(own.down))))
-        for key, own in factors.items()
+        key: type(factor)(factor.down, factor.up, alphas[key] * float(np.sqrt(len(factor.down))))
+        for key, factor in factors.items()
     }
     check(deltas(path), rooted)
 
@@ -165,13 +167,13 @@ def test_several_add_up_in_any_order(tmp_path: Path) -> None:
     for seed in range(3):
         factors = draw(EVERYTHING, NETWORKS, seed=seed)
         paths.append(write(tmp_path / f"{seed}.safetensors", "kohya", factors))
-        for key, own in factors.items():
-            total[key] = total.get(key, 0) + own.delta()
-    found, other = deltas(*paths), deltas(paths[2], paths[0], paths[1])
+        for key, factor in factors.items():
+            total[key] = total.get(key, 0) + factor.delta()
+    result, other = deltas(*paths), deltas(paths[2], paths[0], paths[1])
     for (network, module), expected in total.items():
         key = ("denoiser" if network == "unet" else network, f"{module}.weight")
-        np.testing.assert_allclose(found[key], expected, atol=5e-6 * np.abs(expected).max())
-        np.testing.assert_array_equal(found[key], other[key])
+        np.testing.assert_allclose(result[key], expected, atol=5e-6 * np.abs(expected).max())
+        np.testing.assert_array_equal(result[key], other[key])
 
 
 def test_sums_are_rounded_once(tmp_path: Path) -> None:
@@ -180,24 +182,24 @@ def test_sums_are_rounded_once(tmp_path: Path) -> None:
         read_lora(write(tmp_path / f"{name}.safetensors", "kohya", factors), name=name, scale=scale)
         for name, scale in (("a", 1.0), ("b", 0.25))
     ]
-    own = {
+    weights = {
         name: np.random.default_rng(1).standard_normal(shape).astype(np.float16)
         for name, shape in SHAPES["denoiser"].items()
     }
-    merged = MergedWeights(own.__getitem__, changes(loras, SHAPES)["denoiser"])
+    merged = MergedWeights(weights.__getitem__, changes(loras, SHAPES)["denoiser"])
     assert len(merged) == len(list(merged)) == len(factors)
     for (_, module), changed in factors.items():
-        found = merged[f"{module}.weight"]
-        exact = own[f"{module}.weight"].astype(np.float64) + 1.25 * changed.delta()
-        assert found.dtype == np.float16
-        # Half a unit in the last place, and what float32 adds to that.
-        assert np.abs(found - exact).max() <= np.spacing(np.abs(exact).max().astype(np.float16)) * 0.501
+        result = merged[f"{module}.weight"]
+        exact = weights[f"{module}.weight"].astype(np.float64) + 1.25 * changed.delta()
+        assert result.dtype == np.float16
+        # Half a unit in the last place, plus the float32 error.
+        assert np.abs(result - exact).max() <= np.spacing(np.abs(exact).max().astype(np.float16)) * 0.501
 
 
 def test_a_sum_too_large_for_its_precision(tmp_path: Path) -> None:
     path = write(tmp_path / "strong.safetensors", "kohya", draw({"unet": ATTENTION["unet"]}, NETWORKS))
-    own = {name: np.zeros(shape, np.float16) for name, shape in SHAPES["denoiser"].items()}
-    merged = MergedWeights(own.__getitem__, changes([read_lora(path, scale=1e6)], SHAPES)["denoiser"])
+    weights = {name: np.zeros(shape, np.float16) for name, shape in SHAPES["denoiser"].items()}
+    merged = MergedWeights(weights.__getitem__, changes([read_lora(path, scale=1e6)], SHAPES)["denoiser"])
     with pytest.raises(
         RequestError, match="with strong some weights exceed the range of float16: use a smaller"
     ):

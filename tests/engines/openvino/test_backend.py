@@ -1,4 +1,4 @@
-"""The OpenVINO backend: when it is chosen, what it refuses, and requests that run on it together."""
+"""The OpenVINO backend: selection, refusals, and batches of mixed requests."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_not_installed(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_requests_that_share_a_batch(small_bundle: Path) -> None:
-    """They come and go: batches of several sizes, of guided and unguided rows, from one engine."""
-    told: list[dict[str, Any]] = [
+    """Requests start and end at different steps: one engine runs batches of several sizes, guided and unguided."""
+    options: list[dict[str, Any]] = [
         {"prompt": "snow", "seed": 1, "sampler": "euler", "num_inference_steps": 6},
         {"prompt": "rain", "seed": 2, "sampler": "dpmpp-2m", "num_inference_steps": 3, "guidance_scale": 4.0},
         {"prompt": "fog", "seed": 3, "sampler": "ddim", "num_inference_steps": 4, "guidance_scale": 1.0},
     ]
-    requests = [Request(output_type="np", **options) for options in told]
+    requests = [Request(output_type="np", **values) for values in options]
     with Pipeline.open(small_bundle, backend="openvino", threads=1) as pipeline:
         assert pipeline.backend == "openvino"
         together = pipeline.generate(requests)

@@ -1,4 +1,4 @@
-"""A part run by OpenVINO: its compilations, its values beside ONNX Runtime's, and what bfloat16 leaves exact."""
+"""OpenVINO engines: their compilations, agreement with ONNX Runtime, and float32 values under bfloat16."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ def of_onnx_runtime(
         return state_after(engine.session(dims, CARRY), launches)
 
 
-def distance(found: Array, expected: Array) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def distance(result: Array, expected: Array) -> float:
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
 LARGE = {**DIMS, "h": 24, "w": 24}
-"""No attention has as many queries as heads."""
+"""Sizes at which no attention has as many queries as heads."""
 Compilations = list[tuple[str, weakref.ref[CompiledGraph]]]
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> Compilations:
-    """Those that are made from here on: ``one size`` or ``any``, and whether it is still there."""
-    made: Compilations = []
+    """Record compilations, with a weak reference to each: ``one size`` or ``any``."""
+    record: Compilations = []
     compiled = OpenVinoGraph.compiled
 
     def noted(graph: OpenVinoGraph, shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledGraph | None:
-        found = compiled(graph, shapes)
-        if found is not None:
-            made.append(("any" if shapes is None else "one size", weakref.ref(found)))
-        return found
+        compilation = compiled(graph, shapes)
+        if compilation is not None:
+            record.append(("any" if shapes is None else "one size", weakref.ref(compilation)))
+        return compilation
 
     monkeypatch.setattr(OpenVinoGraph, "compiled", noted)
-    return made
+    return record
 
 
 def kinds(compilations: Compilations) -> list[str]:
@@ -80,7 +80,7 @@ def kinds(compilations: Compilations) -> list[str]:
 
 
 def test_two_compilations_at_most(bundle: Bundle, compilations: Compilations) -> None:
-    """One for the first size, and one for all others."""
+    """There is one compilation for the first size, and one for all others."""
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         assert kinds(compilations) == []
         first = engine.session(DIMS, CARRY)
@@ -92,14 +92,14 @@ def test_two_compilations_at_most(bundle: Bundle, compilations: Compilations) ->
             fill(session)
             session.launch()
         assert kinds(compilations) == ["one size", "any"]
-        assert all(there() is not None for _, there in compilations)
-    assert all(there() is None for _, there in compilations)
+        assert all(reference() is not None for _, reference in compilations)
+    assert all(reference() is None for _, reference in compilations)
 
 
 def test_a_first_size_that_is_not_used_any_more(
     bundle: Bundle, compilations: Compilations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its compilation goes after so many launches of others in a row, and the one for any size serves it."""
+    """Its compilation is dropped after enough launches of other sizes, and the one for any size replaces it."""
     monkeypatch.setattr("sd2rt.engines.openvino.engine._MAX_IDLE_LAUNCHES", 3)
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         first, second, third = (engine.session({**DIMS, "w": width}, CARRY) for width in (8, 16, 24))
@@ -115,7 +115,7 @@ def test_a_first_size_that_is_not_used_any_more(
 
 
 def test_a_size_that_cannot_be_compiled(bundle: Bundle, compilations: Compilations) -> None:
-    """A UNet cannot add sides of 3 to those that it halved and doubled; what comes later is not hindered."""
+    """A UNet cannot run sides of 3, which it halves and doubles; later sizes are not affected."""
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         for _ in range(2):
             with pytest.raises(
@@ -142,35 +142,35 @@ def test_threads_that_ask_at_once(bundle: Bundle, compilations: Compilations) ->
 
 
 def test_sizes_in_turn_from_one_engine(bundle: Bundle) -> None:
-    """Each session finds its own buffers bound."""
+    """Each session runs on its own buffers."""
     with OpenVinoBackend(bundle, threads=1, precision=None).open("denoiser") as engine:
         for width in (8, 16, 8, 24):
             dims = {**DIMS, "w": width}
-            found = state_after(engine.session(dims, CARRY), 3)
-            assert distance(found, of_onnx_runtime(bundle, dims, 3)) < 1e-5
+            result = state_after(engine.session(dims, CARRY), 3)
+            assert distance(result, of_onnx_runtime(bundle, dims, 3)) < 1e-5
 
 
 def test_other_weights(bundle: Bundle) -> None:
-    """Transposed in the graph or not, they are those that ONNX Runtime has in their place."""
+    """Replaced weights, transposed in the graph or not, give the same results as in ONNX Runtime."""
     part = bundle.part("denoiser")
-    known = Weights.of(part, bundle.file(part.onnx))
+    weights = Weights.of(part, bundle.file(part.onnx))
     random = np.random.default_rng(0)
-    names = [name for name in known if name.startswith("down_blocks.0") and name.endswith("weight")]
-    assert {known[name].transposed for name in names} == {True, False}
+    names = [name for name in weights if name.startswith("down_blocks.0") and name.endswith("weight")]
+    assert {weights[name].transposed for name in names} == {True, False}
     changed = {
         name: value + 0.2 * value.std() * random.standard_normal(value.shape).astype(np.float32)
         for name in names
-        for value in (known.read(name),)
+        for value in (weights.read(name),)
     }
     expected = of_onnx_runtime(bundle, DIMS, 2, changed)
     assert distance(of_onnx_runtime(bundle, DIMS, 2), expected) > 1e-3
     backend = OpenVinoBackend(bundle, threads=1, precision=None)
     with backend.open("denoiser", changed) as engine:
         assert distance(state_after(engine.session(DIMS, CARRY), 2), expected) < 1e-5
-        # They are put into the second compilation too.
+        # The second compilation has the new weights too.
         wide = {**DIMS, "w": 16}
-        found = state_after(engine.session(wide, CARRY), 2)
-        assert distance(found, of_onnx_runtime(bundle, wide, 2, changed)) < 1e-5
+        result = state_after(engine.session(wide, CARRY), 2)
+        assert distance(result, of_onnx_runtime(bundle, wide, 2, changed)) < 1e-5
     with pytest.raises(EngineError, match="denoiser on cpu has no weights named nose"):
         backend.open("denoiser", {"nose": np.zeros(1, np.float32)})
     missing = part.model_copy(update={"initializers": "denoiser/lost.json"})
@@ -185,8 +185,8 @@ def test_other_weights(bundle: Bundle) -> None:
 def test_bfloat16_leaves_the_samplers_sums_alone(
     bundle: Bundle, compilations: Compilations, compiled_for: str
 ) -> None:
-    """What the network's output has no part in is not rounded: a step that moves latents about gives the same
-    ones."""
+    """Sums without the network's output are not rounded: a step that only moves latents returns the same
+    values."""
     with OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine:
         if compiled_for == "any":
             engine.session({**LARGE, "w": 32}, CARRY)
@@ -198,32 +198,32 @@ def test_bfloat16_leaves_the_samplers_sums_alone(
         turned[0, 4, 6] = 0.5
         session.buffers["update"].write(turned)
         session.launch()
-        state, found = values["state"], session.buffers["state"].read()
-        np.testing.assert_array_equal(found[:, :4], state[:, 1:])
-        np.testing.assert_allclose(found[:, 4], state[:, 0] + 0.5 * values["noise"], rtol=1e-6, atol=1e-6)
+        state, result = values["state"], session.buffers["state"].read()
+        np.testing.assert_array_equal(result[:, :4], state[:, 1:])
+        np.testing.assert_allclose(result[:, 4], state[:, 0] + 0.5 * values["noise"], rtol=1e-6, atol=1e-6)
 
 
 @needs_bf16
 def test_bfloat16_is_multiplied_in(bundle: Bundle) -> None:
     with OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine:
         for dims in (LARGE, {**LARGE, "w": 32}):
-            found = state_after(engine.session(dims, CARRY), 1)
-            assert 1e-4 < distance(found, of_onnx_runtime(bundle, dims, 1)) < 2e-2
+            result = state_after(engine.session(dims, CARRY), 1)
+            assert 1e-4 < distance(result, of_onnx_runtime(bundle, dims, 1)) < 2e-2
 
 
 @needs_bf16
 def test_bfloat16_with_as_many_queries_as_heads(bundle: Bundle, compilations: Compilations) -> None:
-    """Compiled for this size alone it would be wrong; the four heads of the inner levels see four places."""
+    """A compilation for this size alone would be wrong: the inner levels have four heads and four positions."""
     with OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine:
-        found = state_after(engine.session(DIMS, CARRY), 1)
+        result = state_after(engine.session(DIMS, CARRY), 1)
         assert kinds(compilations) == ["any"]
-        assert distance(found, of_onnx_runtime(bundle, DIMS, 1)) < 2e-2
+        assert distance(result, of_onnx_runtime(bundle, DIMS, 1)) < 2e-2
 
 
 @needs_bf16
 @pytest.mark.parametrize("compiled_for", ["one size", "any"])
 def test_bfloat16_keeps_timesteps(bundle: Bundle, compilations: Compilations, compiled_for: str) -> None:
-    """981 does not fit in eight bits, nor do its phases: what the network makes of it is as exact as of 0."""
+    """Timestep 981 and its phases do not fit in eight bits, yet the output is as exact as for timestep 0."""
 
     def output(session: Session, timestep: float) -> Array:
         fill(session)

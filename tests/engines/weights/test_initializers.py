@@ -1,4 +1,4 @@
-"""The map of a part's weights: read, checked, and turned into initialisers."""
+"""The map of a part's weights: reading, validation, and conversion to initialisers."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_values_in_pytorchs_orientation(tmp_path: Path) -> None:
     assert weights.shapes() == {"w": (3, 4), "b": (3,)}
     assert len(weights) == 2
     for name, value in (("w", KERNEL), ("b", BIAS)):
-        found = weights.read(name)
-        np.testing.assert_array_equal(found, value)
-        assert found.dtype == value.dtype
-        assert found.flags.writeable
-        # In the order of its initialiser, which it is again without a copy.
-        assert np.shares_memory(weights.replacement(name, found)[1], found)
+        value_read = weights.read(name)
+        np.testing.assert_array_equal(value_read, value)
+        assert value_read.dtype == value.dtype
+        assert value_read.flags.writeable
+        # Returned in the initialiser's order, so that the replacement needs no copy.
+        assert np.shares_memory(weights.replacement(name, value_read)[1], value_read)
 
 
 def test_what_takes_a_weights_place(tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_what_takes_a_weights_place(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    known = WeightMap(file="data", weights={k: Weight.model_validate(v) for k, v in BOTH.items()})
+    weight_map = WeightMap(file="data", weights={k: Weight.model_validate(v) for k, v in BOTH.items()})
     path = write(tmp_path, BOTH)
-    path.write_text(known.to_json())
-    assert dict(Weights(path)) == known.weights
-    assert len(known.to_json().splitlines()) == 4
+    path.write_text(weight_map.to_json())
+    assert dict(Weights(path)) == weight_map.weights
+    assert len(weight_map.to_json().splitlines()) == 4
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_files_that_are_not_whole(tmp_path: Path) -> None:
     (tmp_path / "data").unlink()
     with pytest.raises(BundleError, match="data cannot be read: No such file"):
         Weights(path).read("w")
-    # What was written before there was a map of all.
+    # The earlier format, before the map covered all weights.
     path.write_text('{"w.transposed": {"name": "w", "transposed": true}}')
     with pytest.raises(BundleError, match="build the bundle again"):
         Weights(path)

@@ -43,7 +43,7 @@ def test_damaged_safetensors(data: bytes, said: str) -> None:
 
 
 def test_tensors_of_one_file_do_not_share_bytes() -> None:
-    """A file of some bytes could name them any number of times, and each would be copied."""
+    """Otherwise a small file could list the same bytes any number of times, each copied."""
     entry = {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}
     with pytest.raises(ValueError, match="its tensors overlap"):
         read_safetensors(file_of(json.dumps({"a": entry, "b": entry}).encode()))
@@ -58,9 +58,9 @@ def test_what_safetensors_writes_is_read() -> None:
         "whole": np.array([3]),
     }
     data = save(tensors, {"format": "pt", "tags": "x" * 1_000_000})
-    found = read_safetensors(data, integers=True)
-    assert set(found) == set(tensors)
-    for name, tensor in found.items():
+    loaded = read_safetensors(data, integers=True)
+    assert set(loaded) == set(tensors)
+    for name, tensor in loaded.items():
         assert tensor.dtype == np.float32
         np.testing.assert_array_equal(tensor, tensors[name])
     assert read_metadata(data) == {"format": "pt", "tags": "x" * 1_000_000}
@@ -70,7 +70,7 @@ def test_what_safetensors_writes_is_read() -> None:
     ("entry", "said"),
     [
         ({"shape": [1] * 9, "data_offsets": [0, 4]}, "has 9 dimensions, expected at most 8"),
-        # Multiplying these takes minutes.
+        # The product of these dimensions takes minutes.
         ({"shape": [999_999_937] * 500_000, "data_offsets": [0, 4]}, "has 500000 dimensions"),
         ({"shape": "12", "data_offsets": [0, 4]}, "has the shape"),
         ({"shape": {"1": 1}, "data_offsets": [0, 4]}, "has the shape"),
