@@ -19,7 +19,7 @@ NOT_RUN = {
         "docs/engines.md's is run",
         "no GPU",
     ],
-    "CONTRIBUTING.md": ["these run the tests that this is one of"],
+    "CONTRIBUTING.md": ["the commands run the test suite, which checks this page"],
     "docs/benchmarking.md": ["minutes at these sizes; tests of the command run its options"],
     "docs/building.md": [
         "takes published files of 5 GB, whose architecture a tiny file does not have",
