@@ -135,19 +135,17 @@ class Manifest(Model):
         for name, defaults in self.tasks.items():
             for option in ("strength", "noise_level"):
                 if (option in TASKS[name].optional) != (getattr(defaults, option) is not None):
-                    raise ValueError(f"task {name} and its default {option} do not go together")
+                    raise ValueError(f"task {name} and its default {option} do not match")
             if set(TASKS[name].conditions) != condition_names:
-                raise ValueError(
-                    f"task {name} and the conditions {sorted(condition_names)} do not go together"
-                )
+                raise ValueError(f"task {name} and the conditions {sorted(condition_names)} do not match")
         channels = sum(condition.channels for condition in self.conditions)
         extra = next((t.shape[1] for t in self.parts["denoiser"].inputs if t.name == "extra"), 0)
         if extra != channels:
             raise ValueError(f"conditions have {channels} channels, the denoiser's input extra {extra}")
         if ("depth" in condition_names) != (self.depth_input is not None):
-            raise ValueError("depth_input and the condition depth go together")
+            raise ValueError("depth_input and the condition depth need each other")
         if ("low_res" in condition_names) != (self.low_resolution is not None):
-            raise ValueError("low_resolution and the condition low_res go together")
+            raise ValueError("low_resolution and the condition low_res need each other")
         if unknown_parts := {engine.part for engine in self.engines} - set(self.parts):
             raise ValueError(
                 f"engines are listed for parts that the bundle lacks: {', '.join(sorted(unknown_parts))}"

@@ -198,7 +198,7 @@ _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8
         ),
         (
             lambda data: data.update(conditions=[{"name": "low_res", "channels": 3}]),
-            "task text-to-image and the conditions ['low_res'] do not go together",
+            "task text-to-image and the conditions ['low_res'] do not match",
         ),
         (
             lambda data: data["tasks"]["text-to-image"].update(strength=0.5),
@@ -206,7 +206,7 @@ _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8
         ),
         (
             lambda data: data["tasks"]["text-to-image"].update(noise_level=5),
-            "task text-to-image and its default noise_level do not go together",
+            "task text-to-image and its default noise_level do not match",
         ),
         (
             lambda data: data["parts"]["denoiser"]["inputs"].append(
