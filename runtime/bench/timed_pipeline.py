@@ -91,7 +91,7 @@ class TimedPipeline(Pipeline):
 
     def clear_text_cache(self) -> None:
         """Forget encoded texts, so that they are encoded again, as in a new pipeline."""
-        self._networks.text.forget()
+        self._networks.text.clear_cache()
 
     @property
     def largest_batch(self) -> int | None:

@@ -1,1 +1,1 @@
-"""Prompts: tokens, hidden states, textual inversion, and text conditioning for each denoiser call."""
+"""Prompts: tokens, hidden states, textual inversion, and the text conditioning of each denoiser call."""

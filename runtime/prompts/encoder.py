@@ -1,4 +1,4 @@
-"""Prompts to the hidden states that the denoiser attends to."""
+"""Encode prompts to the hidden states that the denoiser attends to."""
 
 from __future__ import annotations
 
@@ -18,107 +18,110 @@ from sd2rt.runtime.prompts.a1111.emphasis import emphasize
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
 
-_KEPT = 64
-_LONGEST_SHOWN = 400
+_CACHE_SIZE = 64
+_MAX_SHOWN = 400
 
 
 class TextEncoder:
-    """Tokenizer, token table and text encoder engine; remembers the last 64 texts, or chunks of longer ones."""
+    """Tokenizer, token embedding table and text encoder engine, with an LRU cache of the last 64 texts or chunks."""
 
     def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer) -> None:
         self._manifest = bundle.manifest
         self._tokenizer = tokenizer
         self._table = _open_table(bundle)
         self._engine = engine
-        self._known: OrderedDict[tuple[bytes, int], Array] = OrderedDict()
+        self._cache: OrderedDict[tuple[bytes, int], Array] = OrderedDict()
         self._embeddings: dict[str, tuple[Embedding, tuple[int, ...]]] = {}
         self._rows: dict[int, Array] = {}
         self._next_id = len(self._table)
 
     @property
     def width(self) -> int:
-        """D, the numbers a token becomes."""
+        """Width D of the token embeddings."""
         return int(self._table.shape[1])
 
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
-        """What names stand for vectors of their own, in the order in which they were added."""
+        """Loaded textual inversions, in the order in which they were added."""
         return tuple(embedding for embedding, _ in self._embeddings.values())
 
     def add_embedding(self, embedding: Embedding) -> None:
-        """Let a name stand for the vectors of a textual inversion.
+        """Add a textual inversion: prompts then use its vectors for its token.
 
         Raises:
-            RequestError: the vectors do not fit, or the name is taken.
+            RequestError: the vectors do not fit, or the token is in use.
         """
         check_embedding(embedding, self._manifest)
         name = embedding.token
-        if self._tokenizer.knows(name):
+        if self._tokenizer.has_token(name):
             raise RequestError(f"{name!r} is a token of the vocabulary: give the embedding another name")
         for other in self._embeddings:
-            if self._tokenizer.spelled_alike(name, other):
+            if self._tokenizer.same_tokens(name, other):
                 raise RequestError(
-                    f"an embedding is named {other!r} already: give {name!r} another name, or unload that one"
+                    f"an embedding named {other!r} is already loaded: give {name!r} another name, or unload that one"
                 )
-        # Ids are never given twice: what is remembered of one embedding cannot be taken for another's.
+        # Ids are never reused, so cached states of a removed embedding cannot be mistaken for those of a new one.
         ids = tuple(range(self._next_id, self._next_id + len(embedding.vectors)))
         self._next_id += len(ids)
         self._rows |= zip(ids, embedding.vectors.astype(self._table.dtype), strict=True)
         self._embeddings[name] = embedding, ids
-        self._rename()
+        self._update_tokenizer()
 
     def remove_embedding(self, token: str) -> None:
-        """Forget a name.
+        """Remove a textual inversion.
 
         Raises:
-            RequestError: there is none of that name.
+            RequestError: no textual inversion of that name is loaded.
         """
         if token not in self._embeddings:
-            known = ", ".join(self._embeddings) or "none"
-            raise RequestError(f"no embedding is named {token!r}: {known} is loaded")
+            loaded = ", ".join(self._embeddings) or "none"
+            raise RequestError(f"no embedding is named {token!r}; loaded: {loaded}")
         _, ids = self._embeddings.pop(token)
         for row in ids:
             del self._rows[row]
-        self._rename()
+        self._update_tokenizer()
 
     def replace_engine(self, engine: Engine) -> None:
-        """Go on with another engine of the part; what the old one has made is forgotten."""
+        """Switch to another engine of the part, and clear the cache."""
         self._engine = engine
-        self.forget()
+        self.clear_cache()
 
-    def forget(self) -> None:
-        """Encode texts anew that were encoded before."""
-        self._known.clear()
+    def clear_cache(self) -> None:
+        """Clear the cache of encoded texts."""
+        self._cache.clear()
 
-    def _rename(self) -> None:
-        self._tokenizer = self._tokenizer.naming({name: ids for name, (_, ids) in self._embeddings.items()})
+    def _update_tokenizer(self) -> None:
+        self._tokenizer = self._tokenizer.with_names(
+            {name: ids for name, (_, ids) in self._embeddings.items()}
+        )
 
     def __call__(self, prompt: str, clip_skip: int = 0) -> NDArray[Any]:
-        """The hidden states of one prompt as diffusers makes them, [77, D] in the bundle's precision.
+        """Encode one prompt as diffusers does, to hidden states [77, D] in the bundle's precision.
 
-        A prompt of more than 77 tokens is cut, with a warning that shows what was cut. Prompts are encoded one
-        at a time, so that what a prompt becomes does not depend on those beside it.
+        A prompt of more than 77 tokens is cut, with a warning that shows its lost end. Prompts are encoded one at a
+        time, so that the result does not depend on other prompts of the batch.
 
         Args:
-            clip_skip: layers of the text encoder that are left out at the end.
+            clip_skip: number of layers to skip at the end of the text encoder.
         """
         tokens = self._tokenize(prompt)
         if tokens.cut:
             warnings.warn(
-                f"the prompt is longer than {len(tokens.ids)} tokens, this end of it was cut: "
+                f"the prompt is longer than {len(tokens.ids)} tokens, its end was cut off: "
                 f"{_shortened(tokens.cut)!r}",
                 stacklevel=2,
             )
         return self._hidden(tokens.ids, clip_skip)
 
     def weighted(self, texts: Sequence[str], clip_skip: int = 0) -> tuple[NDArray[Any], ...]:
-        """The hidden states of texts that one prompt says in turns, as AUTOMATIC1111 makes them: each [77 n, D].
+        """Encode the texts that a prompt alternates between, as AUTOMATIC1111 does, to hidden states [77 n, D] each.
 
-        Weights, ``BREAK`` and chunks of 75 tokens are read from the texts. All get the n of the longest, and
-        share in each other's mean; equal texts share one array.
+        The texts may contain weights and ``BREAK``, and are split into chunks of 75 tokens. All are padded to the n
+        chunks of the longest. Weighted texts are rescaled to restore the mean over all texts. Equal texts share one
+        array.
 
         Raises:
-            RequestError: the weights leave values that are not finite.
+            RequestError: the weights lead to values that are not finite.
         """
         tokenizer = self._tokenizer
         chunks = {
@@ -133,13 +136,13 @@ class TextEncoder:
 
     def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
         key = ids.tobytes(), skip
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._encode(ids, skip)
-            if len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return found
+        hidden = self._cache.get(key)
+        if hidden is None:
+            hidden = self._cache[key] = self._encode(ids, skip)
+            if len(self._cache) > _CACHE_SIZE:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return hidden
 
     def _encode(self, ids: NDArray[np.int64], skip: int) -> Array:
         added = ids >= len(self._table)
@@ -161,16 +164,16 @@ def _open_table(bundle: Bundle) -> Array:
     try:
         table = np.load(path, mmap_mode="r")
     except (EOFError, OSError, ValueError) as error:
-        raise BundleError(f"{path} is no array ({error}): build the bundle again") from None
+        raise BundleError(f"{path} is not a NumPy array ({error}): build the bundle again") from None
     if table.shape != (config.tokens, config.width) or table.dtype != config.dtype:
         raise BundleError(
-            f"{path} holds {table.dtype}{list(table.shape)}, its manifest says "
+            f"{path} holds {table.dtype}{list(table.shape)}, but the manifest says "
             f"{config.dtype}{[config.tokens, config.width]}: build the bundle again"
         )
     return cast(Array, table)
 
 
 def _shortened(text: str) -> str:
-    if len(text) <= 2 * _LONGEST_SHOWN:
+    if len(text) <= 2 * _MAX_SHOWN:
         return text
-    return f"{text[:_LONGEST_SHOWN]} … {text[-_LONGEST_SHOWN:]}"
+    return f"{text[:_MAX_SHOWN]} … {text[-_MAX_SHOWN:]}"

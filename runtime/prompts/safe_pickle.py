@@ -1,4 +1,4 @@
-"""Reading tensors from PyTorch's zip files without PyTorch, and without running anything from them."""
+"""Read tensors from PyTorch's zip files without PyTorch, and without running code from them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _STORAGES = {
     "LongStorage": "<i8",
     "IntStorage": "<i4",
 }
-_LARGEST_BYTES = 64 << 20
-_MOST_INSTRUCTIONS = 10_000
+_MAX_BYTES = 64 << 20
+_MAX_INSTRUCTIONS = 10_000
 
 
 class ForbiddenError(Exception):
-    """A pickle asks for something else than tensors and containers; names it."""
+    """A pickle contains something other than tensors and containers; the message names it."""
 
 
 class PickledTensor:
-    """A tensor as a pickle rebuilds it."""
+    """A tensor rebuilt from a pickle."""
 
     __slots__ = ("array",)
 
@@ -56,18 +56,19 @@ class _StorageKind:
 
 
 def read_pickled(data: bytes) -> Any:
-    """What ``torch.save`` wrote: containers, texts, numbers, and :class:`PickledTensor` for tensors.
+    """Read a file of ``torch.save``: containers, strings, numbers, and :class:`PickledTensor` for tensors.
 
-    As ``torch.load(weights_only=True)`` it looks up only what rebuilds tensors and ordered dictionaries.
+    Like ``torch.load(weights_only=True)``, it resolves only the functions that rebuild tensors and ordered
+    dictionaries.
 
     Raises:
-        ForbiddenError: the pickle names something else.
-        ValueError: it is no such file, or one from before PyTorch 1.6, which is no zip archive.
+        ForbiddenError: the pickle refers to anything else.
+        ValueError: it is not such a file, or was written before PyTorch 1.6 and is not a zip archive.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except (zipfile.BadZipFile, NotImplementedError):
-        raise ValueError("it is no zip archive, as torch.save writes since PyTorch 1.6") from None
+        raise ValueError("it is not a zip archive, which torch.save writes since PyTorch 1.6") from None
     with archive:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
@@ -85,20 +86,22 @@ def read_pickled(data: bytes) -> Any:
         except (ForbiddenError, ValueError):
             raise
         except Exception as error:
-            # Arbitrary bytes: whatever they lead to means that they are not what torch.save writes.
+            # Arbitrary bytes can raise any exception; whichever it is, torch.save did not write the file.
             raise ValueError(f"its pickle is damaged ({type(error).__name__})") from None
 
 
 def _check(code: bytes) -> None:
-    """Refuse what would take the unpickler itself out of bounds: towers of containers, and memory for memos that
-    no tensor needs. A file of embeddings has some hundred instructions."""
+    """Refuse pickles that could exhaust the unpickler: deeply nested containers, or memos that need much memory.
+
+    A file of embeddings has some hundred instructions.
+    """
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(code), 1):
             if opcode.name == "BUILD":
-                raise ForbiddenError("a change of what it has made")
+                raise ForbiddenError("the opcode BUILD")
             memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
-            if count > _MOST_INSTRUCTIONS or (isinstance(memo, int) and memo > _MOST_INSTRUCTIONS):
-                raise ForbiddenError(f"more than {_MOST_INSTRUCTIONS} instructions")
+            if count > _MAX_INSTRUCTIONS or (isinstance(memo, int) and memo > _MAX_INSTRUCTIONS):
+                raise ForbiddenError(f"more than {_MAX_INSTRUCTIONS} instructions")
     except ValueError as error:
         raise ValueError(f"its pickle is damaged: {error}") from None
 
@@ -112,36 +115,36 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageKind(name)
-        found = _ALLOWED.get((module, name))
-        if found is None:
+        function = _ALLOWED.get((module, name))
+        if function is None:
             raise ForbiddenError(f"{module}.{name}")
-        return found
+        return function
 
     def persistent_load(self, pid: Any) -> _Storage:
-        # ("storage", its class, key, device, number of elements)
-        what, kind, key = pid[:3]
-        if what != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
-            raise ForbiddenError(f"a persistent {what!r}")
+        # A persistent id is ("storage", storage class, key, device, number of elements).
+        tag, kind, key = pid[:3]
+        if tag != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
+            raise ForbiddenError(f"a persistent {tag!r}")
         if key not in self._storages:
             self._storages[key] = self._read(key)
         return _Storage(kind.name, self._storages[key])
 
 
 def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: object) -> PickledTensor:
-    """torch._utils._rebuild_tensor_v2; the rest of its arguments say how gradients flow."""
+    """Replacement of ``torch._utils._rebuild_tensor_v2``; its other arguments concern gradients."""
     if not isinstance(storage, _Storage):
         raise ValueError("its tensor has no storage")
     shape, steps = tuple(size), tuple(stride)
     if any(type(number) is not int or number < 0 for number in (offset, *shape, *steps)):
-        raise ValueError("its tensor has no shape")
+        raise ValueError("its tensor has an invalid shape")
     flat = np.frombuffer(storage.data, _STORAGES[storage.kind])
     count = math.prod(shape)
-    # More numbers than are stored would repeat some.
-    if count > len(flat) or count * flat.itemsize > _LARGEST_BYTES or len(steps) != len(shape):
-        raise ValueError(f"its tensor has the shape {list(shape)}")
+    # A tensor with more elements than its storage would repeat some of them.
+    if count > len(flat) or count * flat.itemsize > _MAX_BYTES or len(steps) != len(shape):
+        raise ValueError(f"its tensor has an invalid shape: {list(shape)}")
     last = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) if count else -1
     if last >= len(flat):
-        raise ValueError(f"its tensor of the shape {list(shape)} is larger than its storage")
+        raise ValueError(f"its tensor of shape {list(shape)} is larger than its storage")
     bytewise = tuple(step * flat.itemsize for step in steps)
     start = flat[offset:] if count else flat[:0]
     array = np.lib.stride_tricks.as_strided(start, shape, bytewise).copy()
@@ -153,7 +156,7 @@ def _rebuild_parameter(tensor: object, *_: object) -> object:
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    # A plain one keeps the order too.
+    # A plain dict keeps the order too.
     ("collections", "OrderedDict"): dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

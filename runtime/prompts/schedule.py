@@ -1,4 +1,4 @@
-"""A prompt and its negative to what each denoiser call is told."""
+"""Schedule the text conditioning of every denoiser call from a prompt and its negative prompt."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 
-LONGEST = 77 * 16
-"""Tokens that the denoiser is exported for."""
+MAX_TOKENS = 77 * 16
+"""The most tokens that the denoiser is exported for."""
 
 States = NDArray[Any]  # [L, D]
-Line = tuple[States, ...]
-"""One array for each call; calls that are told the same share one."""
+CallStates = tuple[States, ...]
+"""Hidden states of one text row for each call; calls with the same text share one array."""
 
 
 def schedule_texts(
@@ -34,106 +34,108 @@ def schedule_texts(
     calls: int,
     steps: int,
 ) -> tuple[TextConditioning, ...]:
-    """What each of ``calls`` denoiser calls is told; calls that are told the same share one object.
+    """Compute the text conditioning of each of ``calls`` denoiser calls; calls with the same texts share one object.
 
-    With the syntax ``plain`` a prompt is what diffusers makes of it: cut at 77 tokens, and ``clip_skip`` is the
-    prompt's only, not the negative's. With ``a1111`` both are what AUTOMATIC1111 makes of them, see
-    :mod:`~sd2rt.runtime.prompts.a1111.edits` and :mod:`~sd2rt.runtime.prompts.a1111.attention`; ``AND`` is a word in
-    a negative prompt. Prompts that shares are given to need the negative's row even where there is no guidance.
+    The syntax ``plain`` follows diffusers: prompts are cut at 77 tokens, and ``clip_skip`` applies to the prompt
+    only. The syntax ``a1111`` follows AUTOMATIC1111 for both prompts, see
+    :mod:`~sd2rt.runtime.prompts.a1111.edits` and :mod:`~sd2rt.runtime.prompts.a1111.attention`; in a negative prompt,
+    ``AND`` is an ordinary word. Prompts with explicit shares need the row of the negative prompt even without
+    guidance.
 
-    With ``a1111`` sequences of different length are repeated to their least common multiple. That is exact:
-    attention to a sequence that is there twice is attention to it.
+    With ``a1111``, sequences of different lengths are repeated to their least common multiple. This is exact, because
+    repeating a whole sequence does not change the result of attention.
 
     Args:
         prompt: a text, or its hidden states [L, D].
-        negative: likewise; read only where it is needed.
-        steps: that were asked for, which numbers of steps in a prompt refer to.
+        negative: a text, or its hidden states; used only if needed.
+        steps: requested number of steps, to which step numbers in a prompt refer.
 
     Raises:
-        RequestError: the sequences have no common length that is short enough, or the weights leave values
-            that are not finite.
+        RequestError: the sequences' common length is too long, or the weights lead to values that are not finite.
     """
     edited = syntax == "a1111"
-    lines: list[Line]
+    conds: list[CallStates]
     shares: tuple[float, ...] = (1.0,)
     if not isinstance(prompt, str):
-        lines = [(prompt,) * calls]
+        conds = [(prompt,) * calls]
     elif edited:
         composed = compose(prompt)
         shares = tuple(share for _, share in composed)
-        known = {text: _line(encoder, text, clip_skip, calls, steps) for text, _ in composed}
-        lines = _of_one_length([known[text] for text, _ in composed])
+        encoded = {text: _encode_edits(encoder, text, clip_skip, calls, steps) for text, _ in composed}
+        conds = _pad_to_longest([encoded[text] for text, _ in composed])
     else:
-        lines = [(encoder(prompt, clip_skip),) * calls]
-    told = lines
+        conds = [(encoder(prompt, clip_skip),) * calls]
+    rows = conds
     if guided or shares != (1.0,):
         if not isinstance(negative, str):
-            uncond: Line = (negative,) * calls
+            uncond: CallStates = (negative,) * calls
         elif edited:
-            uncond = _line(encoder, negative, clip_skip, calls, steps)
+            uncond = _encode_edits(encoder, negative, clip_skip, calls, steps)
         else:
             uncond = (encoder(negative),) * calls
-        told = [*lines, uncond]
-    first, last = len(told[0][0]), len(told[-1][0])
+        rows = [*conds, uncond]
+    first, last = len(rows[0][0]), len(rows[-1][0])
     if edited:
-        told = _repeated(told)
+        rows = _repeat_to_common_length(rows)
     elif first != last:
         raise RequestError(
             f"the prompt has {first} token embeddings and the negative prompt {last}: "
-            "give prompt_embeds and negative_prompt_embeds of one length"
+            "give prompt_embeds and negative_prompt_embeds of the same length"
         )
-    made: dict[tuple[int, ...], TextConditioning] = {}
+    conditionings: dict[tuple[int, ...], TextConditioning] = {}
 
-    def texts(rows: tuple[States, ...]) -> TextConditioning:
-        key = tuple(map(id, rows))
-        if key not in made:
-            split = len(lines)
-            made[key] = TextConditioning(rows[:split], rows[split] if len(rows) > split else None, shares)
-        return made[key]
+    def conditioning(states: tuple[States, ...]) -> TextConditioning:
+        key = tuple(map(id, states))
+        if key not in conditionings:
+            count = len(conds)
+            conditionings[key] = TextConditioning(
+                states[:count], states[count] if len(states) > count else None, shares
+            )
+        return conditionings[key]
 
-    return tuple(texts(rows) for rows in zip(*told, strict=True))
+    return tuple(conditioning(states) for states in zip(*rows, strict=True))
 
 
-def _line(encoder: TextEncoder, prompt: str, clip_skip: int, calls: int, steps: int) -> Line:
+def _encode_edits(encoder: TextEncoder, prompt: str, clip_skip: int, calls: int, steps: int) -> CallStates:
     edited = EditedPrompt(prompt)
-    # All that AUTOMATIC1111 encodes together, which is more than what the calls say where one is never reached.
+    # AUTOMATIC1111 encodes these together, including texts that no call reaches: all affect the restored mean.
     versions = edited.versions(calls, steps)
     arrays = dict(zip(versions, encoder.weighted(versions, clip_skip), strict=True))
     return tuple(arrays[text] for text in edited.texts(calls, steps))
 
 
-def _of_one_length(lines: list[Line]) -> list[Line]:
-    """Prompts that ``AND`` joins: the last vector of a shorter one is repeated, as AUTOMATIC1111 has it."""
-    longest = max(len(line[0]) for line in lines)
+def _pad_to_longest(rows: list[CallStates]) -> list[CallStates]:
+    """Pad prompts joined by ``AND`` with the last vector of the shorter one, as AUTOMATIC1111 does."""
+    longest = max(len(row[0]) for row in rows)
 
-    def longer(array: States) -> States:
+    def pad(array: States) -> States:
         return np.concatenate([array, array[-1:].repeat(longest - len(array), 0)])
 
-    return [line if len(line[0]) == longest else _each(line, longer) for line in lines]
+    return [row if len(row[0]) == longest else _map_states(row, pad) for row in rows]
 
 
-def _repeated(lines: list[Line]) -> list[Line]:
-    """Sequences of one length: each is repeated whole."""
-    first, last = len(lines[0][0]), len(lines[-1][0])
+def _repeat_to_common_length(rows: list[CallStates]) -> list[CallStates]:
+    """Repeat whole sequences to their least common multiple."""
+    first, last = len(rows[0][0]), len(rows[-1][0])
     common = math.lcm(first, last)
-    if common > LONGEST:
+    if common > MAX_TOKENS:
         raise RequestError(
-            f"the prompt has {first} token embeddings and the negative prompt {last}, and {common} would be needed "
-            f"for both: make them shorter or of one length, at most {LONGEST}"
+            f"the prompt has {first} token embeddings and the negative prompt {last}: repeated to their common "
+            f"length of {common}, they exceed {MAX_TOKENS}; make them shorter or equally long"
         )
     return [
-        line
-        if len(line[0]) == common
-        else _each(line, lambda array: np.tile(array, (common // len(array), 1)))
-        for line in lines
+        row
+        if len(row[0]) == common
+        else _map_states(row, lambda array: np.tile(array, (common // len(array), 1)))
+        for row in rows
     ]
 
 
-def _each(line: Sequence[States], change: Callable[[States], States]) -> Line:
-    """Change every array once, and keep which calls share one."""
+def _map_states(row: Sequence[States], change: Callable[[States], States]) -> CallStates:
+    """Change each distinct array once; calls that shared an array still do."""
     changed: dict[int, States] = {}
-    for array in line:
+    for array in row:
         if id(array) not in changed:
             changed[id(array)] = change(array)
             changed[id(array)].flags.writeable = False
-    return tuple(changed[id(array)] for array in line)
+    return tuple(changed[id(array)] for array in row)

@@ -1,4 +1,4 @@
-"""Syntaxes of prompts, without what reads them: a request is checked before any encoder is loaded."""
+"""Names of the prompt syntaxes, without their parsers, so that requests can be checked cheaply."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from typing import Literal
 PromptSyntax = Literal["plain", "a1111"]
 
 NAMED_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
-"""How AUTOMATIC1111's prompts name files of networks, and their strengths."""
+"""AUTOMATIC1111's syntax for extra network files and their strengths in prompts."""

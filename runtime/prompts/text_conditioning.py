@@ -1,4 +1,4 @@
-"""What a denoiser call is told of the prompts of one sample."""
+"""Text conditioning of one sample for one denoiser call."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextConditioning:
-    """The rows of one call for one sample: the network is evaluated once for each array.
+    """Hidden states of one sample for one call; the network is evaluated once per array.
 
-    The guided output is m_u + g sum_p shares[p] (m_p - m_u), where m_u belongs to ``uncond`` and m_p to
-    ``conds[p]``. Without ``uncond`` there is no guidance: one array in ``conds``, whose share is 1.
+    The guided output is m_u + g sum_p shares[p] (m_p - m_u), with m_u from ``uncond`` and m_p from ``conds[p]``.
+    Without ``uncond`` there is no guidance, only one array in ``conds`` with share 1.
 
-    All arrays are [L, D], of one L. Calls that are told the same share one object, so that ``is`` tells
-    whether anything changes from one call to the next.
+    All arrays are [L, D] with one L. Calls with the same texts share one object, so ``is`` detects a change from one
+    call to the next.
     """
 
     conds: tuple[NDArray[Any], ...]
@@ -29,5 +29,5 @@ class TextConditioning:
 
     @property
     def tokens(self) -> int:
-        """L."""
+        """Number of tokens L."""
         return len(self.conds[0])

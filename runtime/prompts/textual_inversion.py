@@ -1,4 +1,4 @@
-"""Textual inversion: names that stand for vectors of their own, beside the token table's rows."""
+"""Textual inversion: learned embedding vectors that prompts use by name."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 
-_LARGEST_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20
 _PICKLES = (".pt", ".bin", ".pth", ".ckpt")
 _UNNAMED = ("emb_params", "*")
-"""Keys under which AUTOMATIC1111 keeps vectors: they name nothing."""
+"""AUTOMATIC1111's generic keys for vectors; they are not names."""
 _OTHER_MODELS = {768: "Stable Diffusion 1", 1280: "Stable Diffusion XL"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A name, and the vectors that it stands for in a prompt."""
+    """Embedding vectors and their name in prompts."""
 
     token: str
     vectors: NDArray[np.float32]  # [n, D]
     sha256: str
-    """Of the file; of the vectors' bytes in float32 where there is none."""
+    """Digest of the file, or of the vectors' float32 bytes if they come from a state dict."""
 
 
 def load_embedding(
     source: str | os.PathLike[str] | Mapping[str, Any], token: str | None, *, allow_pickle: bool
 ) -> Embedding:
-    """An embedding from a file or a state dict, in diffusers' layout or AUTOMATIC1111's.
+    """Load an embedding from a file or a state dict, in diffusers' or AUTOMATIC1111's layout.
 
     Args:
-        source: ``.safetensors``; ``.pt`` or ``.bin`` with ``allow_pickle``; or what is in one.
-        token: the name in prompts; None for the one that the file gives, or else the file's own.
+        source: a ``.safetensors`` file; a ``.pt`` or ``.bin`` file, with ``allow_pickle``; or a state dict.
+        token: its name in prompts; None for the name stored in the file, or the file's name if there is none.
 
     Raises:
-        RequestError: it cannot be read, is a pickle and that is not allowed, holds something else than one
-            embedding, or has no name.
+        RequestError: it cannot be read, is a pickle without ``allow_pickle``, does not hold exactly one embedding,
+            or has no name.
     """
     if isinstance(source, Mapping):
         name, vectors = _embedding("the state dict", source)
@@ -55,31 +55,32 @@ def load_embedding(
         data = _read(path)
         name, vectors = _embedding(str(path), _tensors(path, data, allow_pickle))
         digest, fallback = hashlib.sha256(data).hexdigest(), path.stem
-    own = token if token is not None else name if name is not None else fallback
-    if own is None:
-        raise RequestError("the state dict does not name its embedding: give the token that stands for it")
+    token = token if token is not None else name if name is not None else fallback
+    if token is None:
+        raise RequestError("the state dict does not name its embedding: give its name as token")
     if digest is None:
         digest = hashlib.sha256(vectors.tobytes()).hexdigest()
-    return Embedding(own, vectors, digest)
+    return Embedding(token, vectors, digest)
 
 
 def check_embedding(embedding: Embedding, manifest: Manifest) -> None:
-    """See that an embedding fits a bundle's text encoder.
+    """Check that an embedding fits a bundle's text encoder.
 
     Raises:
-        RequestError: naming the model that it was made for, where its width tells.
+        RequestError: it does not fit; the error names the model that it was made for, if the width reveals it.
     """
-    width, room = manifest.embeddings.width, manifest.tokenizer.max_length - 2
-    count, own = embedding.vectors.shape
-    if own != width:
-        other = _OTHER_MODELS.get(own, "another model")
+    expected_width, max_count = manifest.embeddings.width, manifest.tokenizer.max_length - 2
+    count, width = embedding.vectors.shape
+    if width != expected_width:
+        other = _OTHER_MODELS.get(width, "another model")
         raise RequestError(
-            f"embedding {embedding.token!r} is {own} numbers wide, this bundle's tokens are {width}: it was made "
-            f"for {other}, find one for Stable Diffusion 2"
+            f"embedding {embedding.token!r} has vectors of width {width}, this bundle's have {expected_width}: "
+            f"it was made for {other}, find one for Stable Diffusion 2"
         )
-    if not 1 <= count <= room:
+    if not 1 <= count <= max_count:
         raise RequestError(
-            f"embedding {embedding.token!r} has {count} vectors, expected 1 to {room}: it is no textual inversion"
+            f"embedding {embedding.token!r} has {count} vectors, expected 1 to {max_count}: "
+            "it is not a textual inversion"
         )
     if not np.isfinite(embedding.vectors).all():
         raise RequestError(
@@ -89,10 +90,9 @@ def check_embedding(embedding: Embedding, manifest: Manifest) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise RequestError(
-                f"{path} has {path.stat().st_size} bytes, an embedding has {_LARGEST_BYTES} at most: "
-                "it is something else"
+                f"{path} has {path.stat().st_size} bytes, more than the {_MAX_BYTES} allowed: it is not an embedding"
             )
         return path.read_bytes()
     except OSError as error:
@@ -104,39 +104,41 @@ def _tensors(path: Path, data: bytes, allow_pickle: bool) -> Any:
         if path.suffix.lower() == ".safetensors":
             return read_safetensors(data)
         if path.suffix.lower() not in _PICKLES:
-            raise RequestError(f"{path} is no embedding by its name: give a .safetensors, .pt or .bin file")
+            raise RequestError(f"{path} is not an embedding file: use a .safetensors, .pt or .bin file")
         if not allow_pickle:
             raise RequestError(
                 f"{path} is a pickle, a format that can carry code: use a .safetensors of the same embedding, or "
-                "allow pickles (--allow-pickle) to read no more than tensors from it"
+                "allow pickles (--allow-pickle), of which only tensors are read"
             )
         return read_pickled(data)
     except ForbiddenError as error:
         raise RequestError(
-            f"{path} holds more than tensors ({error}), and a pickle with that can run code: it was not loaded"
+            f"{path} holds more than tensors ({error}) and might run code: it was not loaded"
         ) from None
     except ValueError as error:
         raise RequestError(f"{path} cannot be read ({error}): get the file again") from None
 
 
 def _embedding(source: str, state: Any) -> tuple[str | None, NDArray[np.float32]]:
-    """The name that a state dict gives, if any, and its vectors, [n, D]."""
+    """Extract the name in a state dict, if any, and its vectors, [n, D]."""
     if not isinstance(state, Mapping):
-        raise RequestError(f"{source} holds a {type(state).__name__}, expected tensors under names")
+        raise RequestError(f"{source} holds a {type(state).__name__}, expected a dictionary of tensors")
     if "clip_g" in state or "clip_l" in state:
         raise RequestError(
             f"{source} holds clip_l and clip_g, an embedding for Stable Diffusion XL: find one for Stable Diffusion 2"
         )
     name: Any = None
-    held: Any = state
+    entries: Any = state
     if "string_to_param" in state:
-        name, held = state.get("name"), state["string_to_param"]
+        name, entries = state.get("name"), state["string_to_param"]
     tensors = (
-        {key: value for key, value in held.items() if _is_tensor(value)} if isinstance(held, Mapping) else {}
+        {key: value for key, value in entries.items() if _is_tensor(value)}
+        if isinstance(entries, Mapping)
+        else {}
     )
     if len(tensors) != 1:
         raise RequestError(
-            f"{source} holds {len(tensors)} tensors where a textual inversion has one: it is something else"
+            f"{source} holds {len(tensors)} tensors, expected one: it is not a textual inversion"
         )
     ((key, tensor),) = tensors.items()
     if name is None and key not in _UNNAMED:
@@ -157,7 +159,7 @@ def _is_tensor(value: object) -> bool:
 def _array(tensor: Any) -> NDArray[Any]:
     if isinstance(tensor, PickledTensor):
         return tensor.array
-    # PyTorch's own tensors, by their methods: NumPy takes none that have gradients or are bfloat16.
+    # NumPy cannot convert PyTorch tensors that require gradients or are bfloat16.
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().float()
     return np.asarray(tensor)

@@ -1,4 +1,4 @@
-"""Prompts to token ids, as the text encoder was trained on them."""
+"""Convert prompts to the token ids that the text encoder was trained on."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COMMA = ",</w>"
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One prompt, tokenized."""
+    """A tokenized prompt."""
 
     ids: NDArray[np.int64]  # [77]
     cut: str
-    """The end of the prompt that did not fit, empty where all of it did."""
+    """The end of the prompt that did not fit; empty if all of it did."""
 
 
 class Tokenizer:
-    """A bundle's tokenizer; it does not change: one that knows further names is another one.
+    """A bundle's tokenizer; immutable, :meth:`with_names` makes one with additional names.
 
     Raises:
         BundleError: tokenizer.json cannot be read.
@@ -43,82 +43,80 @@ class Tokenizer:
         try:
             self._backend = Backend.from_file(str(path))
         except Exception as error:
-            raise BundleError(f"{path} is no tokenizer ({error}): build the bundle again") from error
-        # Cut and padded here, where the text that is cut can be told.
+            raise BundleError(f"{path} is not a tokenizer ({error}): build the bundle again") from error
+        # Prompts are cut and padded in this class, which can report the text that was cut.
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._naming = self._backend
-        self._named: dict[int, tuple[int, ...]] = {}
-        self._spelled: list[tuple[list[int], tuple[int, ...]]] = []
+        self._backend_with_names = self._backend
+        self._ids_of_name: dict[int, tuple[int, ...]] = {}
+        self._spellings: list[tuple[list[int], tuple[int, ...]]] = []
         self.comma: int | None = self._backend.token_to_id(_COMMA)
 
-    def naming(self, names: Mapping[str, tuple[int, ...]]) -> Self:
-        """The same, but each name stands for ids that the vocabulary does not have."""
+    def with_names(self, names: Mapping[str, tuple[int, ...]]) -> Self:
+        """Make a tokenizer that replaces each of these names by ids beyond the vocabulary."""
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as Backend
 
         other = copy.copy(self)
-        other._naming = self._backend
+        other._backend_with_names = self._backend
         if names:
-            other._naming = Backend.from_str(self._backend.to_str())
-            other._naming.add_tokens([AddedToken(name) for name in names])
-        other._named = {_id(other._naming, name): ids for name, ids in names.items()}
-        spelled = [(self._spell(name), ids) for name, ids in names.items()]
-        # The longest first, as one name can begin with another.
-        other._spelled = sorted(spelled, key=lambda item: -len(item[0]))
+            other._backend_with_names = Backend.from_str(self._backend.to_str())
+            other._backend_with_names.add_tokens([AddedToken(name) for name in names])
+        other._ids_of_name = {_token_id(other._backend_with_names, name): ids for name, ids in names.items()}
+        spellings = [(self._spell(name), ids) for name, ids in names.items()]
+        # The longest first, because one name can begin with another.
+        other._spellings = sorted(spellings, key=lambda item: -len(item[0]))
         return other
 
-    def knows(self, name: str) -> bool:
-        """Whether the vocabulary has this text as a single token."""
+    def has_token(self, name: str) -> bool:
+        """Return True if this text is a single token of the vocabulary."""
         return self._backend.token_to_id(name) is not None or len(self._spell(name)) <= 1
 
-    def spelled_alike(self, name: str, other: str) -> bool:
-        """Whether two texts have the same tokens."""
+    def same_tokens(self, name: str, other: str) -> bool:
+        """Return True if two texts have the same tokens."""
         return self._spell(name) == self._spell(other)
 
     def __call__(self, prompt: str) -> Tokens:
-        """Begin, the prompt's ids, end, then padding up to 77, as diffusers has them; what exceeds that is cut.
+        """Tokenize a prompt as diffusers does: start token, ids, end token, padding to 77; longer prompts are cut.
 
-        As in transformers every ``!`` is id 0, which is also the padding. Names are found wherever they stand,
-        in any case, as diffusers finds the tokens of textual inversion.
+        As in transformers, every ``!`` is id 0, which is also the padding. Names are matched anywhere in the text and
+        in any case, like diffusers' tokens of textual inversions.
         """
         config = self.config
-        encoding = self._naming.encode(prompt, add_special_tokens=False)
-        room = config.max_length - 2
+        encoding = self._backend_with_names.encode(prompt, add_special_tokens=False)
+        capacity = config.max_length - 2
         ids: list[int] = []
         cut = ""
         for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
-            rows = self._named.get(token, (token,))
-            ids += rows
-            if len(ids) > room:
+            ids += self._ids_of_name.get(token, (token,))
+            if len(ids) > capacity:
                 cut = prompt[start:]
                 break
         row = np.full(config.max_length, config.pad, np.int64)
-        kept = ids[:room]
-        row[: len(kept) + 2] = [config.bos, *kept, config.eos]
+        ids = ids[:capacity]
+        row[: len(ids) + 2] = [config.bos, *ids, config.eos]
         return Tokens(row, cut)
 
     def words(self, text: str) -> list[Sequence[int]]:
-        """A text's ids as OpenCLIP's own tokenizer has them, those that belong to one name together.
+        """Tokenize a text as OpenCLIP's own tokenizer does, with all ids of one name as one item.
 
-        It differs from transformers' in that no text stands for a special token: ``!`` is a letter. Names are
-        found by their tokens, the longest first, as AUTOMATIC1111 finds embeddings.
-
-        OpenCLIP repairs text first (ftfy's quotes, HTML's entities); here it is taken as it is typed.
+        Unlike in transformers, no text is parsed as a special token: ``!`` is an ordinary character. Names are
+        matched by their tokens, the longest first, as AUTOMATIC1111 matches embeddings. OpenCLIP's text cleaning
+        (ftfy, HTML entities) is not applied.
         """
         ids = self._spell(text)
-        found: list[Sequence[int]] = []
+        words: list[Sequence[int]] = []
         position = 0
         while position < len(ids):
-            for spelling, rows in self._spelled:
+            for spelling, name_ids in self._spellings:
                 if ids[position : position + len(spelling)] == spelling:
-                    found.append(rows)
+                    words.append(name_ids)
                     position += len(spelling)
                     break
             else:
-                found.append((ids[position],))
+                words.append((ids[position],))
                 position += 1
-        return found
+        return words
 
     def _spell(self, text: str) -> list[int]:
         backend = self._backend
@@ -129,7 +127,7 @@ class Tokenizer:
             backend.encode_special_tokens = False
 
 
-def _id(backend: Backend, token: str) -> int:
-    found = backend.token_to_id(token)
-    assert found is not None
-    return found
+def _token_id(backend: Backend, token: str) -> int:
+    number = backend.token_to_id(token)
+    assert number is not None
+    return number

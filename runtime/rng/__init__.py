@@ -1,1 +1,1 @@
-"""Random numbers in NumPy, equal to PyTorch's generators on a CPU and on a GPU."""
+"""Random normals in NumPy that reproduce PyTorch's CPU and CUDA generators."""

@@ -1,4 +1,4 @@
-"""Which generator a request's seeds are for: torch's on a CPU, or torch's on a GPU."""
+"""Select the generator of a request's seeds: PyTorch's CPU or CUDA generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sd2rt.runtime.rng.torch_cuda import PhiloxGenerator
 
 H100_MULTIPROCESSORS = 132
 THREADS = 2048
-"""Of a multiprocessor of V100, A100, H100 and B200."""
+"""Threads per multiprocessor of V100, A100, H100 and B200."""
 
 _CUDA = re.compile(r"cuda(?::([1-9][0-9]{0,3})(?:x(1024|1536|2048))?)?")
 
@@ -22,37 +22,38 @@ class NormalGenerator(Protocol):
     """A stream of standard normals."""
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The next of them."""
+        """Draw the next standard normals, in this shape."""
 
 
 def check_rng(name: str) -> str:
-    """``name``, if it names a generator.
+    """Check the name of a generator and return it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: there is no such generator.
     """
     if name != "cpu" and _CUDA.fullmatch(name) is None:
         raise ValueError(
-            "give cpu, cuda, cuda:N for a GPU of N multiprocessors, or cuda:NxT where each holds "
-            "T threads: 1024, 1536 or 2048"
+            "use cpu, cuda, cuda:N for a GPU with N multiprocessors, or cuda:NxT if each has T threads "
+            "(1024, 1536 or 2048)"
         )
     return name
 
 
 def make_generator(rng: str, seed: int) -> NormalGenerator:
-    """The stream of a seed: ``rng`` is ``cpu``, ``cuda``, ``cuda:N`` or ``cuda:NxT``.
+    """Make the generator of a seed; ``rng`` is ``cpu``, ``cuda``, ``cuda:N`` or ``cuda:NxT``.
 
-    GPUs draw alike up to as many values as they have threads: an image of up to 2048x2048 pixels on an H100 SXM,
-    which ``cuda`` alone stands for. ``cuda:N`` is a GPU of N multiprocessors of 2048 threads, as NVIDIA's datacenter
-    GPUs have; ``cuda:NxT`` says the threads too: 1536 for RTX 30, 40 and 50, 1024 for RTX 20.
+    All GPUs draw the same values as long as a draw is no larger than their number of threads: on an H100 SXM, which
+    plain ``cuda`` reproduces, an image of up to 2048x2048 pixels. ``cuda:N`` is a GPU with N multiprocessors of 2048
+    threads, like NVIDIA's datacenter GPUs. ``cuda:NxT`` sets the threads too: 1536 for RTX 30, 40 and 50, 1024 for
+    RTX 20.
 
     Raises:
         ValueError: there is no such generator.
     """
     if check_rng(rng) == "cpu":
         return Generator(seed)
-    found = _CUDA.fullmatch(rng)
-    assert found is not None
-    multiprocessors, threads = found.groups()
+    match = _CUDA.fullmatch(rng)
+    assert match is not None
+    multiprocessors, threads = match.groups()
     count = H100_MULTIPROCESSORS if multiprocessors is None else int(multiprocessors)
     return PhiloxGenerator(seed, count * (THREADS if threads is None else int(threads)))

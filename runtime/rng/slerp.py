@@ -1,4 +1,4 @@
-"""Noise between that of two seeds."""
+"""Interpolation between the noises of two seeds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from sd2rt.engines.interface import Float32Array
 
 _PARALLEL = 0.9995
-"""Cosine from which two vectors count as one direction: the sine of their angle is no good divisor."""
+"""Cosine above which two vectors count as parallel: the sine of their angle is too small to divide by."""
 
 
 def slerp(first: Float32Array, second: Float32Array, strength: float) -> Float32Array:
-    """The noise ``strength`` of the way from ``first``, at 0, to ``second``, at 1, of the same shape.
+    """Interpolate spherically from ``first``, at strength 0, to ``second``, at 1, of the same shape.
 
-    Along the great circle, taking each noise as one vector: halfway is as long as its ends, where the mean of
-    two normals would be too short for noise. Parallel ones are mixed in a straight line. The ends are exact.
+    Each noise is one vector, and the path is a great circle: its midpoint keeps the length of its ends, whereas the
+    mean of two normals would be too short for noise. Parallel vectors are interpolated linearly. The ends are exact.
     """
     if strength in (0, 1):
         return second if strength else first

@@ -1,4 +1,4 @@
-"""The random numbers that a seed stands for: torch's CPU generator of normal numbers, in NumPy."""
+"""PyTorch's CPU generator of normal numbers, reproduced in NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 16
-"""torch makes normals sixteen at a time; a draw of fewer takes another path."""
+"""PyTorch makes normals in blocks of sixteen; smaller draws use another algorithm."""
 
 _TWO_PI = np.float32(2 * math.pi)
 
@@ -17,14 +17,13 @@ _STATE_WORDS = 624
 
 
 class Generator:
-    """A stream of standard normals equal to ``torch.Generator("cpu").manual_seed(seed)``'s, each within 1e-6.
+    """Standard normals equal to those of ``torch.Generator("cpu").manual_seed(seed)``, within 1e-6.
 
-    Draws continue one stream, as repeated ``torch.randn(shape, generator=generator)`` calls do, and the
-    size of each draw matters as it does there: a draw of 20 is not one of 16 and one of 4. The seed counts
-    modulo 2**32, which is all that torch's Mersenne Twister takes of it; a negative one is its two's
-    complement. The bound is against torch on a CPU with AVX2 or AVX-512: without them torch rounds angles
-    otherwise, and differs from itself by up to 3e-6. Only float32 normals: uniforms, integers and torch's
-    float64 draws are not here.
+    Draws continue one stream, like repeated calls of ``torch.randn(shape, generator=generator)``. As in PyTorch the
+    size of each draw matters: a draw of 20 differs from one of 16 and one of 4. The seed is taken modulo 2**32, as
+    PyTorch's Mersenne Twister does; a negative seed is its two's complement. The bound holds for PyTorch on CPUs with
+    AVX2 or AVX-512; without them PyTorch rounds angles differently, and its own results differ by up to 3e-6. Only
+    float32 normals are supported: no uniforms, integers or float64.
     """
 
     def __init__(self, seed: int) -> None:
@@ -32,24 +31,26 @@ class Generator:
         self._spare: float | None = None
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Standard normals of the given shape, filled in row-major order."""
+        """Draw standard normals of this shape, in row-major order."""
         size = math.prod(shape)
-        values = self._many(size) if size >= _BLOCK else self._few(size)
+        values = self._draw_blocks(size) if size >= _BLOCK else self._draw_few(size)
         return values.reshape(shape)
 
-    def _many(self, size: int) -> NDArray[np.float32]:
+    def _draw_blocks(self, size: int) -> NDArray[np.float32]:
         normals = np.empty(size, np.float32)
         words = self._words(size)
         whole = size - size % _BLOCK
         _box_muller(words[:whole], normals[:whole])
         if whole < size:
-            # The last sixteen are made anew, from fresh words, over what the whole blocks left there.
+            # Like PyTorch, draw the last sixteen from new words, overwriting the end of the whole blocks.
             _box_muller(self._words(_BLOCK), normals[-_BLOCK:])
         return normals
 
-    def _few(self, size: int) -> NDArray[np.float32]:
-        """One at a time and in double precision; each second normal of a pair waits for the next small draw,
-        however many large ones come between."""
+    def _draw_few(self, size: int) -> NDArray[np.float32]:
+        """Draw one by one in double precision.
+
+        The second normal of a pair is kept for the next small draw, even if large draws come between.
+        """
         normals = np.empty(size, np.float32)
         for i in range(size):
             if self._spare is not None:
@@ -61,19 +62,19 @@ class Generator:
         return normals
 
     def _words(self, count: int) -> NDArray[np.uint32]:
-        """The Twister's next words of 32 bits."""
+        """Draw the Mersenne Twister's next 32-bit words."""
         return np.frombuffer(self._twister.randbytes(4 * count), "<u4")
 
     def _double(self) -> float:
-        """In [0, 1), of 53 bits; the first word is the upper half."""
+        """Draw a 53-bit uniform in [0, 1); the first word is the upper half."""
         high, low = (int(word) for word in self._words(2))
         return ((high << 32 | low) & (2**53 - 1)) * 2**-53
 
 
 def _twister(seed: int) -> random.Random:
-    """Python's own Mersenne Twister, in the state that torch's has after ``seed``.
+    """Set Python's Mersenne Twister to the state of PyTorch's after ``seed``.
 
-    NumPy's would be as good, but ``numpy.random`` takes 25 ms to import, ten times what an image's noise takes.
+    NumPy's would do, but importing ``numpy.random`` takes 25 ms, ten times as long as drawing an image's noise.
     """
     word, state = seed, [seed]
     for i in range(1, _STATE_WORDS):
@@ -85,9 +86,9 @@ def _twister(seed: int) -> random.Random:
 
 
 def _box_muller(words: NDArray[np.uint32], normals: NDArray[np.float32]) -> None:
-    """Blocks of sixteen words into as many normals: eight radii, then eight angles, make cosines, then sines.
+    """Transform blocks of sixteen words to normals: eight radii and eight angles give eight cosines and eight sines.
 
-    In float32 throughout: an angle rounded otherwise is off by more than the bound on a normal.
+    All in float32, as in PyTorch: other rounding of an angle would exceed the bound on the normals.
     """
     uniforms = (words & 0xFFFFFF).astype(np.float32)
     uniforms *= np.float32(2**-24)

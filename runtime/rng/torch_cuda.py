@@ -1,4 +1,4 @@
-"""The random numbers that a seed stands for on a GPU: torch's CUDA generator of normal numbers, in NumPy."""
+"""PyTorch's CUDA generator of normal numbers, reproduced in NumPy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 256
-"""Threads of a block of torch's kernel; every thread has a stream of its own."""
+"""Threads per block of PyTorch's kernel; every thread has its own stream."""
 
 _LANES = 4
-"""Normals that a thread makes of one counter."""
+"""Normals that a thread makes from one counter."""
 
 _CHUNK = 3 << 12
-"""Counters worked on at once: small enough that ten rounds over them stay in the cache."""
+"""Counters processed at once: few enough to stay in the CPU's cache for ten rounds."""
 
 _ROUNDS = 10
 _MULTIPLIERS = np.array([[0xCD9E8D57], [0xD2511F53]], np.uint64)
@@ -26,27 +26,25 @@ _UNIT = np.float32(2**-32)
 _TURN = _UNIT * np.float32(2 * math.pi)
 
 Words = NDArray[np.uint64]
-"""Of 32 bits, held in 64 for their products."""
+"""32-bit words, stored in 64 bits for their products."""
 
 
 class PhiloxGenerator:
-    """A stream of standard normals as ``torch.Generator("cuda").manual_seed(seed)``'s: Philox 4x32-10.
+    """Standard normals like those of ``torch.Generator("cuda").manual_seed(seed)``: Philox 4x32-10.
 
-    Normals follow cuRAND (``curand_normal4``: two Box-Muller pairs, sines before cosines), and their order is
-    that of torch's kernel. Thread i draws from subsequence i of the seed; as long as a draw has no more values
-    than the GPU has threads, thread i makes value i alone, so that all GPUs draw the same. In a larger one each
-    thread makes several, ``threads`` apart. Every draw leaves off where its busiest thread does, and the next
-    one goes on from there.
+    Normals follow cuRAND (``curand_normal4``: two Box-Muller pairs, sines before cosines), in the order of PyTorch's
+    kernel. Thread i draws from subsequence i of the seed. If a draw has no more values than the GPU has threads,
+    thread i makes only value i, so all GPUs draw the same. In larger draws each thread makes several values,
+    ``threads`` apart. The next draw continues after the counter of the busiest thread.
 
-    A GPU takes its sine and cosine from a table that is good to about 1e-6; here they are exact to float32's
-    last bits. The seed counts modulo 2**64; a negative one is its two's complement. Only float32 normals.
+    A GPU computes sine and cosine to about 1e-6; here they are exact to float32 rounding. The seed is taken modulo
+    2**64; a negative seed is its two's complement. Only float32 normals are supported.
 
     Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
 
     Args:
-        seed: of the stream.
-        threads: of the GPU that is reproduced, a multiple of 256: its multiprocessors times the threads that
-            each holds.
+        seed: seed of the stream.
+        threads: threads of the GPU to reproduce, a multiple of 256: multiprocessors times threads per multiprocessor.
     """
 
     def __init__(self, seed: int, threads: int) -> None:
@@ -56,32 +54,35 @@ class PhiloxGenerator:
         self._counter = 0
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Standard normals of the given shape, filled in row-major order."""
+        """Draw standard normals of this shape, in row-major order."""
         normals = np.empty(math.prod(shape), np.float32)
         threads = min(self._threads, -(-normals.size // _BLOCK) * _BLOCK)
         for start in range(0, normals.size, _LANES * threads or 1):
-            self._round(normals[start : start + _LANES * threads], threads)
+            self._draw_counter(normals[start : start + _LANES * threads], threads)
             self._counter += 1
         return normals.reshape(shape)
 
-    def _round(self, normals: NDArray[np.float32], threads: int) -> None:
-        """What every thread makes of one counter: its four normals lie ``threads`` apart."""
+    def _draw_counter(self, normals: NDArray[np.float32], threads: int) -> None:
+        """Draw every thread's four normals from the current counter; a thread's lie ``threads`` apart."""
         for first in range(0, min(threads, normals.size), _CHUNK):
             last = min(first + _CHUNK, threads, normals.size)
             words = philox(self._counter, np.arange(first, last, dtype=np.uint64), self._key)
             for lane in range(0, _LANES, 2):
-                places = [
+                slices = [
                     slice(first + shift * threads, last + shift * threads) for shift in (lane, lane + 1)
                 ]
-                sines, cosines = (normals[place] for place in places)
+                sines, cosines = (normals[part] for part in slices)
                 if sines.size:
                     _box_muller(words[lane], words[lane + 1], sines, cosines)
 
 
 def philox(counter: int, sequences: Words, key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """The four words of each of the subsequences [n], of 64 bits as the counter is: [n] each.
+    """Compute the four words of each of n subsequences: four arrays [n].
 
-    ``key`` is the seed's lower and upper half.
+    Args:
+        counter: 64-bit counter.
+        sequences: 64-bit numbers of the subsequences, [n].
+        key: lower and upper half of the seed.
     """
     even, odd, product = (np.empty((2, len(sequences)), np.uint64) for _ in range(3))
     even[0], odd[0] = counter & 0xFFFFFFFF, counter >> 32
@@ -89,7 +90,7 @@ def philox(counter: int, sequences: Words, key: tuple[int, int]) -> tuple[Words,
     np.right_shift(sequences, _HALF, out=odd[1])
     low, high = key
     for _ in range(_ROUNDS):
-        # Each word goes on by the other one's product.
+        # Each word is updated with the product of the other.
         np.multiply(even[::-1], _MULTIPLIERS, out=product)
         np.right_shift(product, _HALF, out=even)
         even ^= odd
@@ -102,7 +103,7 @@ def philox(counter: int, sequences: Words, key: tuple[int, int]) -> tuple[Words,
 def _box_muller(
     radii: Words, angles: Words, sines: NDArray[np.float32], cosines: NDArray[np.float32]
 ) -> None:
-    """Pairs of words into pairs of normals; of the last ones, or of all, only the first may be wanted."""
+    """Transform pairs of words to pairs of normals; ``cosines`` may be shorter than ``sines``, or empty."""
     radius = radii[: sines.size].astype(np.float32)
     radius *= _UNIT
     radius += _UNIT / 2

@@ -1,4 +1,4 @@
-"""Weights of the parts of a text, by AUTOMATIC1111's rules: ``(word)``, ``(word:1.3)``, ``[word]``, ``BREAK``."""
+"""Parse attention weights in AUTOMATIC1111's syntax: ``(word)``, ``(word:1.3)``, ``[word]``, ``BREAK``."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ _BREAK_WEIGHT = -1.0
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A piece of text, and what the hidden states of its tokens are multiplied by."""
+    """A piece of text, and the factor of its tokens' hidden states."""
 
     text: str
     weight: float
 
     @property
     def is_break(self) -> bool:
-        """Whether this is no text, but the end of a chunk."""
+        """True if this marks the end of a chunk instead of text."""
         return self.text == "BREAK" and self.weight == _BREAK_WEIGHT
 
 
 def parse_attention(text: str) -> list[Weighted]:
-    """A text in pieces of one weight each, at least one.
+    """Split a text into pieces of one weight each, at least one.
 
-    ``(a)`` is 1.1 times as strong, ``(a:1.3)`` 1.3 times, ``[a]`` 1.1 times as weak; nested ones multiply. A
-    backslash makes a bracket, or another backslash, a letter. A bracket that is never closed reaches to the end;
-    one that closes what was not opened is a letter. What is no number, such as the 1.2.3 of ``(a:1.2.3)``, is
-    text.
+    ``(a)`` multiplies the weight by 1.1, ``(a:1.3)`` by 1.3, ``[a]`` divides it by 1.1; nested brackets multiply. A
+    backslash escapes a bracket or another backslash. A bracket that is never closed extends to the end; a closing
+    bracket without an opening one is text, and so is an invalid number, such as 1.2.3 in ``(a:1.2.3)``.
 
-    ``BREAK`` ends a chunk, but is a word between brackets: AUTOMATIC1111 marks it by the weight -1, which
-    brackets multiply.
+    ``BREAK`` ends a chunk. Inside brackets it is an ordinary word: AUTOMATIC1111 marks it by the weight -1, which the
+    brackets then multiply.
     """
     texts: list[str] = []
     breaks: list[int] = []
@@ -57,22 +56,22 @@ def parse_attention(text: str) -> list[Weighted]:
         factors.append((slice(start, len(texts)), factor))
 
     for lexeme in _LEXEME.finditer(text):
-        found, number = lexeme[0], lexeme["number"]
+        token, number = lexeme[0], lexeme["number"]
         if lexeme["escaped"] is not None:
-            texts.append(found[1:])
-        elif found in opened:
-            opened[found].append(len(texts))
+            texts.append(token[1:])
+        elif token in opened:
+            opened[token].append(len(texts))
         elif number is not None and opened["("]:
             factor = _number(number)
             if factor is None:
-                texts.append(found[:-1])
+                texts.append(token[:-1])
             multiply(opened["("].pop(), _MORE if factor is None else factor)
-        elif found == ")" and opened["("]:
+        elif token == ")" and opened["("]:
             multiply(opened["("].pop(), _MORE)
-        elif found == "]" and opened["["]:
+        elif token == "]" and opened["["]:
             multiply(opened["["].pop(), _LESS)
         else:
-            parts = _BREAK.split(found)
+            parts = _BREAK.split(token)
             for index, part in enumerate(parts):
                 if index > 0:
                     breaks.append(len(texts))
@@ -84,10 +83,10 @@ def parse_attention(text: str) -> list[Weighted]:
             multiply(start, factor)
     weights = np.ones(len(texts))
     weights[breaks] = _BREAK_WEIGHT
-    # In AUTOMATIC1111's order, inner brackets first: the products are equal to the last bit.
+    # Multiply in AUTOMATIC1111's order, inner brackets first, so that products are equal bit for bit.
     with np.errstate(over="ignore", invalid="ignore"):
-        for where, factor in factors:
-            weights[where] *= factor
+        for pieces, factor in factors:
+            weights[pieces] *= factor
     return _merged(texts, weights.tolist())
 
 
@@ -99,7 +98,7 @@ def _number(text: str) -> float | None:
 
 
 def _merged(texts: list[str], weights: list[float]) -> list[Weighted]:
-    """Neighbours of one weight as one piece: what they say is tokenized together."""
+    """Merge neighbours of equal weight, because their text is tokenized together."""
     merged: list[tuple[list[str], float]] = []
     for piece, weight in zip(texts, weights, strict=True):
         if merged and merged[-1][1] == weight:

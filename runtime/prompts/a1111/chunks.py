@@ -1,4 +1,4 @@
-"""A text of any length as chunks of 75 tokens with their weights, by AUTOMATIC1111's rules."""
+"""Split texts of any length into chunks of 75 weighted tokens, by AUTOMATIC1111's rules."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sd2rt.engines.bundle.manifest import Tokenizer as TokenizerConfig
 from sd2rt.runtime.prompts.a1111.attention import parse_attention
 
 BACKTRACK = 20
-"""Tokens after the last comma that go to the next chunk together, where the chunk ends among them."""
+"""The most tokens after a chunk's last comma that move to the next chunk when the chunk is full."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """What the text encoder is given at once."""
+    """Input of one call of the text encoder."""
 
-    ids: NDArray[np.int64]  # [77]: begin, 75 tokens, end; padding after the first end
-    weights: NDArray[np.float32]  # [77]; 1 where there is no token of the text
+    ids: NDArray[np.int64]  # [77]: start token, up to 75 tokens, end token, padding
+    weights: NDArray[np.float32]  # [77]; 1 for special tokens and padding
 
     @property
     def weighted(self) -> bool:
@@ -28,17 +28,17 @@ class Chunk:
 
 
 Words = Callable[[str], Sequence[Sequence[int]]]
-"""A text's tokens; what must not be torn apart, the rows of one embedding, is one item."""
+"""Function from a text to its tokens; ids that must stay together, of one embedding, are one item."""
 
 
 def make_chunks(text: str, words: Words, config: TokenizerConfig, comma: int | None) -> list[Chunk]:
-    """Cut a text into chunks, at least one.
+    """Split a text into chunks, at least one.
 
-    A chunk ends at ``BREAK``, after 75 tokens, or after its last comma where that is among the last 20 of them
-    and the next token is no comma.
+    A chunk ends at ``BREAK`` or after 75 tokens. If one of the last 20 is a comma and the next token is not, it ends
+    after that comma instead.
 
     Args:
-        comma: the token of a comma between words.
+        comma: id of the comma token.
     """
     size = config.max_length - 2
     chunks: list[Chunk] = []
@@ -46,10 +46,10 @@ def make_chunks(text: str, words: Words, config: TokenizerConfig, comma: int | N
     weights: list[float] = []
     last_comma: int | None = None
 
-    def end_chunk(kept: int) -> None:
+    def end_chunk(length: int) -> None:
         nonlocal ids, weights, last_comma
-        chunks.append(_chunk(ids[:kept], weights[:kept], config))
-        ids, weights, last_comma = ids[kept:], weights[kept:], None
+        chunks.append(_chunk(ids[:length], weights[:length], config))
+        ids, weights, last_comma = ids[length:], weights[length:], None
 
     for piece in parse_attention(text):
         if piece.is_break:
@@ -70,7 +70,7 @@ def make_chunks(text: str, words: Words, config: TokenizerConfig, comma: int | N
 
 
 def empty_chunk(config: TokenizerConfig) -> Chunk:
-    """What fills up a text that has fewer chunks than others."""
+    """Make a chunk without tokens, to pad a text with fewer chunks than others."""
     return _chunk([], [], config)
 
 

@@ -1,4 +1,4 @@
-"""Prompts that change on the way, by AUTOMATIC1111's rules: ``AND``, ``[a:b:0.4]``, ``[a|b]``."""
+"""Parse composition and prompt edits in AUTOMATIC1111's syntax: ``AND``, ``[a:b:0.4]``, ``[a|b]``."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _WHEN = re.compile(r":\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)
 
 
 def compose(prompt: str) -> list[tuple[str, float]]:
-    """The prompts that ``AND`` joins, each with its share of the guidance: ``a AND b:0.7``.
+    """Split a prompt at ``AND`` into prompts with their shares of the guidance: ``a AND b:0.7``.
 
-    A share is what follows the last colon, where it is a number and nothing comes after it; 1 where there is
-    none. That holds for a prompt without ``AND`` too. ``AND`` is found anywhere, in brackets as well.
+    A share is a number after the last colon, at the end of the part; without one it is 1. This also applies to a
+    prompt without ``AND``. ``AND`` is matched inside brackets too.
     """
-    return [_shared(part) for part in _AND.split(prompt)]
+    return [_split_share(part) for part in _AND.split(prompt)]
 
 
-def _shared(part: str) -> tuple[str, float]:
+def _split_share(part: str) -> tuple[str, float]:
     text, colon, tail = part.rpartition(":")
     number = _SHARE.fullmatch(tail) if colon else None
     text = (text if number else part).rstrip()
     if "\n" in text.lstrip():
-        # Of a text of several lines the share is not read.
+        # As in AUTOMATIC1111, a text of several lines has no share.
         return part, 1.0
     return text, float(number[1]) if number else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Edit:
-    """``before`` up to a call, ``after`` from then on."""
+    """``[a:b:when]``: ``before`` up to a call, ``after`` from then on."""
 
     before: Items
     after: Items
@@ -42,49 +42,49 @@ class _Edit:
 
 @dataclass(frozen=True, slots=True)
 class _Alternation:
-    """One after the other, a call each."""
+    """``[a|b]``: one option per call, in turn."""
 
     options: tuple[Items, ...]
 
 
 Items = Sequence["str | Items | _Edit | _Alternation"]
-"""What a text is made of, in order."""
+"""A parsed text: its pieces in order."""
 
 
 class EditedPrompt:
-    """A prompt, and what it says at each call of a sampler.
+    """A prompt whose text can change from call to call of a sampler.
 
-    ``[a:b:when]`` says a first and b later, ``[b:when]`` says nothing first; ``when`` is a share of the calls
-    if it has a point (``0.4``), else a step. ``[a|b|...]`` takes turns. Both can be nested and hold weights; in
-    round brackets, weights' colons among them, they are found too. What looks like neither stays as it is typed,
-    and so does all of a text with a ``|`` outside of ``[a|b]`` or a backslash with nothing to escape.
-    Where brackets do not balance, what can be read as an edit is one; AUTOMATIC1111 leaves some of these as typed.
+    ``[a:b:when]`` is a first and b later; ``[b:when]`` is empty first. ``when`` is a fraction of the calls if it has
+    a decimal point (``0.4``), else a step. ``[a|b|...]`` alternates from call to call. Both can be nested, contain
+    weights, and be inside round brackets, also before a weight's colon. Other text is unchanged. A text with a ``|``
+    outside ``[a|b]``, or a backslash with nothing to escape, is unchanged as a whole. If brackets do not balance,
+    everything that can be parsed as an edit is one; AUTOMATIC1111 leaves some of these unchanged.
 
-    As AUTOMATIC1111 counts from 0 and switches after the call that ``when`` names, the first text is said once
-    more than its number, and the first of ``[a|b]`` twice.
+    AUTOMATIC1111 counts from 0 and switches after the call that ``when`` names. So the first text lasts one call
+    longer than its number, and the first option of ``[a|b]`` is used twice.
     """
 
     def __init__(self, text: str) -> None:
         self._items: Items = _parse(text)
 
     def texts(self, calls: int, steps: int) -> tuple[str, ...]:
-        """The text of each call.
+        """Compute the text of each call.
 
         Args:
-            calls: denoiser calls that there will be; a share of them is rounded down.
-            steps: that were asked for, of which some samplers make two calls each: a step's number is of these.
+            calls: total number of denoiser calls; a fraction of them is rounded down.
+            steps: requested number of steps, to which step numbers refer; some samplers make two calls per step.
         """
-        return tuple(self._at(max(call, 1), calls, steps) for call in range(calls))
+        return tuple(self._text_at(max(call, 1), calls, steps) for call in range(calls))
 
     def versions(self, calls: int, steps: int) -> tuple[str, ...]:
-        """The texts that AUTOMATIC1111 encodes together, in order, equal ones as often as they come up."""
+        """List the texts that AUTOMATIC1111 encodes together, in order, including duplicates."""
         ends = {calls}
         for item in self._walk():
             if isinstance(item, _Alternation):
                 ends.update(range(1, calls + 1))
-            elif (end := _call(item.when, calls, steps)) >= 1:
+            elif (end := _last_call_before(item.when, calls, steps)) >= 1:
                 ends.add(end)
-        return tuple(self._at(end, calls, steps) for end in sorted(ends))
+        return tuple(self._text_at(end, calls, steps) for end in sorted(ends))
 
     def _walk(self) -> Iterator[_Edit | _Alternation]:
         stack = [self._items]
@@ -99,42 +99,42 @@ class EditedPrompt:
                 elif not isinstance(item, str):
                     stack.append(item)
 
-    def _at(self, number: int, calls: int, steps: int) -> str:
-        """The text of the call of this number, counted from 1."""
-        said, stack = [], list(reversed(self._items))
+    def _text_at(self, number: int, calls: int, steps: int) -> str:
+        """Build the text of a call, counted from 1."""
+        pieces, stack = [], list(reversed(self._items))
         while stack:
             item = stack.pop()
             if isinstance(item, str):
-                said.append(item)
+                pieces.append(item)
                 continue
             if isinstance(item, _Edit):
-                item = item.before if number <= _call(item.when, calls, steps) else item.after
+                item = item.before if number <= _last_call_before(item.when, calls, steps) else item.after
             elif isinstance(item, _Alternation):
                 item = item.options[(number - 1) % len(item.options)]
             stack += reversed(item)
-        return "".join(said)
+        return "".join(pieces)
 
 
-def _call(when: str, calls: int, steps: int) -> int:
-    """The last call, counted from 1, of what comes first."""
+def _last_call_before(when: str, calls: int, steps: int) -> int:
+    """Compute the last call before an edit, counted from 1."""
     number = float(when)
-    share = number if "." in when else number / steps
-    # A step's number is exact where every step is one call: no rounding may take it below itself.
-    exact = share * calls if "." in when or calls != steps else number
+    fraction = number if "." in when else number / steps
+    # With one call per step, use the step number itself: dividing and multiplying could round it down.
+    exact = fraction * calls if "." in when or calls != steps else number
     return int(max(0.0, min(exact, float(calls))))
 
 
 def _parse(text: str) -> Items:
     groups: dict[int, tuple[Items | _Edit | _Alternation, int]] = {}
-    # Backwards, so that the groups inside of one are known when it is read: no recursion, however deep.
+    # Backwards, so that inner groups are parsed before outer ones, without recursion at any depth.
     for start in range(len(text) - 1, -1, -1):
-        if text[start] in "([" and (found := _group(text, start, groups)) is not None:
-            groups[start] = found
+        if text[start] in "([" and (group := _parse_group(text, start, groups)) is not None:
+            groups[start] = group
     items: list[str | Items | _Edit | _Alternation] = []
     position = 0
     while position < len(text):
-        found_items, end = _prompt(text, position, groups)
-        items += found_items
+        parsed, end = _parse_items(text, position, groups)
+        items += parsed
         if end < len(text):
             if text[end] in "|\\":
                 return [text]
@@ -143,10 +143,10 @@ def _parse(text: str) -> Items:
     return items
 
 
-def _prompt(
+def _parse_items(
     text: str, start: int, groups: dict[int, tuple[Items | _Edit | _Alternation, int]]
 ) -> tuple[Items, int]:
-    """What can be read from ``start`` on up to a character that has a meaning of its own, and where that is."""
+    """Parse items from ``start`` up to the next special character; return them and its position."""
     items: list[str | Items | _Edit | _Alternation] = []
     position = start
     while True:
@@ -160,15 +160,15 @@ def _prompt(
             return items, position
 
 
-def _group(
+def _parse_group(
     text: str, start: int, groups: dict[int, tuple[Items | _Edit | _Alternation, int]]
 ) -> tuple[Items | _Edit | _Alternation, int] | None:
-    """The brackets that open at ``start``, and where they are over; None where they are no group."""
-    first, end = _prompt(text, start + 1, groups)
+    """Parse the bracketed group that opens at ``start``, and its end; None if it is not a group."""
+    first, end = _parse_items(text, start + 1, groups)
     mark = text[end : end + 1]
     if text[start] == "(":
         if mark == ":":
-            second, end = _prompt(text, end + 1, groups)
+            second, end = _parse_items(text, end + 1, groups)
             first = [first, ":", second]
         return (["(", first, ")"], end + 1) if text[end : end + 1] == ")" else None
     if mark == "]":
@@ -176,13 +176,13 @@ def _group(
     if mark == "|":
         options = [first]
         while text[end : end + 1] == "|":
-            option, end = _prompt(text, end + 1, groups)
+            option, end = _parse_items(text, end + 1, groups)
             options.append(option)
         return (_Alternation(tuple(options)), end + 1) if text[end : end + 1] == "]" else None
     if mark != ":":
         return None
     if (when := _WHEN.match(text, end)) is not None:
         return _Edit([], first, when[1]), when.end()
-    second, end = _prompt(text, end + 1, groups)
+    second, end = _parse_items(text, end + 1, groups)
     when = _WHEN.match(text, end)
     return None if when is None else (_Edit(first, second, when[1]), when.end())

@@ -1,4 +1,4 @@
-"""Weights of tokens, put into their hidden states."""
+"""Apply token weights to hidden states."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def emphasize(
     config: TokenizerConfig,
     encode: Callable[[NDArray[np.int64]], Hidden],
 ) -> tuple[Hidden, ...]:
-    """The hidden states of texts that are encoded together, each [77 n, D], read-only.
+    """Encode texts together to hidden states [77 n, D] each, read-only.
 
-    A text of fewer chunks than the longest is filled up with empty ones. Every token's states are multiplied by
-    its weight, and then all by what brings their mean back to what it was: the mean over every text's chunk of
-    one place, as AUTOMATIC1111's "Original" emphasis has it. Where all weights are 1 nothing changes. Texts
-    given as one object share one array.
+    Texts with fewer chunks than the longest are padded with empty ones. Each token's states are multiplied by its
+    weight. Then all states are rescaled to restore their mean, taken over the chunks of all texts at the same
+    position: AUTOMATIC1111's "Original" emphasis. Nothing changes if all weights are 1. Texts that are one object
+    share one array.
 
     Args:
-        encode: [77] ids to [77, D] hidden states.
+        encode: encodes ids [77] to hidden states [77, D].
 
     Raises:
-        RequestError: the weights leave values that are not finite.
+        RequestError: the weights lead to values that are not finite.
     """
     length = max(len(chunks) for chunks in texts)
     empty = empty_chunk(config)
     counts = {id(chunks): 0 for chunks in texts}
     for chunks in texts:
         counts[id(chunks)] += 1
-    filled = {id(chunks): [*chunks, *[empty] * (length - len(chunks))] for chunks in texts}
-    parts: dict[int, list[Hidden]] = {text: [] for text in filled}
-    for place in range(length):
-        column = {text: chunks[place] for text, chunks in filled.items()}
+    padded = {id(chunks): [*chunks, *[empty] * (length - len(chunks))] for chunks in texts}
+    parts: dict[int, list[Hidden]] = {text: [] for text in padded}
+    for position in range(length):
+        column = {text: chunks[position] for text, chunks in padded.items()}
         states = {text: encode(chunk.ids) for text, chunk in column.items()}
         if any(chunk.weighted for chunk in column.values()):
             states = _weighted(column, states, counts)
@@ -64,7 +64,7 @@ def _weighted(
         before = sum(counts[text] * array.mean(dtype=np.float64) for text, array in states.items())
         after = sum(counts[text] * array.mean(dtype=np.float64) for text, array in scaled.items())
         ratio = np.float32(np.float64(before) / np.float64(after))
-        found = {text: (array * ratio).astype(states[text].dtype) for text, array in scaled.items()}
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise RequestError("the prompt's weights leave values that are not finite: give smaller ones")
-    return found
+        weighted = {text: (array * ratio).astype(states[text].dtype) for text, array in scaled.items()}
+    if not all(np.isfinite(array).all() for array in weighted.values()):
+        raise RequestError("the prompt's weights lead to values that are not finite: use smaller weights")
+    return weighted

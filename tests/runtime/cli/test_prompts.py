@@ -70,12 +70,12 @@ def test_what_is_refused(refused: Refused, small_bundle: Path) -> None:
         (
             ("--embedding", "toy.pt"),
             "toy.pt is a pickle, a format that can carry code: use a .safetensors of the same embedding, or allow "
-            "pickles (--allow-pickle) to read no more than tensors from it",
+            "pickles (--allow-pickle), of which only tensors are read",
         ),
         (
             ("--embedding", "old.safetensors"),
-            "embedding '<toy>' is 768 numbers wide, this bundle's tokens are 32: it was made for Stable Diffusion "
-            "1, find one for Stable Diffusion 2",
+            "embedding '<toy>' has vectors of width 768, this bundle's have 32: it was made for Stable Diffusion 1, "
+            "find one for Stable Diffusion 2",
         ),
         (
             ("--embedding", "cat=toy.pt", "--allow-pickle"),

@@ -391,9 +391,7 @@ def test_empty_prompt(sd2rt: Command, small_bundle: Path) -> None:
 def test_prompt_of_100_000_characters(sd2rt: Command, small_bundle: Path, prompt: str) -> None:
     said = sd2rt("run", small_bundle, prompt, *FAST)
     assert (said.code, said.out) == (0, "5.png\n")
-    assert said.err.startswith(
-        "sd2rt: warning: the prompt is longer than 77 tokens, this end of it was cut: '"
-    )
+    assert said.err.startswith("sd2rt: warning: the prompt is longer than 77 tokens, its end was cut off: '")
     assert said.err.count("\n") == 1
     assert prompt[-100:].strip() in said.err
     assert len(said.err) < 2000

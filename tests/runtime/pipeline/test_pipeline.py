@@ -227,7 +227,7 @@ def test_not_finite_after_the_last_step_is_no_black_image(pipe: Pipeline) -> Non
         ({"prompt_embeds": np.zeros((1, 77, 32))}, "prompt and prompt_embeds are both set"),
         ({"negative_prompt_embeds": np.zeros((1, 77, 31))}, "expected"),
         ({"negative_prompt_embeds": np.full((1, 77, 32), np.nan)}, "not finite"),
-        ({"negative_prompt_embeds": np.zeros((1, 154, 32))}, "of one length"),
+        ({"negative_prompt_embeds": np.zeros((1, 154, 32))}, "of the same length"),
     ],
 )
 def test_bad_requests_are_one_line(pipe: Pipeline, options: dict[str, Any], words: str) -> None:

@@ -133,7 +133,7 @@ def test_division_of_a_call() -> None:
             "latents and variation_strength are both set",
         ),
         ({"variation_seed": 1.5}, "variation_seed is 1.5"),
-        ({"rng": "gpu"}, "rng is 'gpu': give cpu, cuda, cuda:N"),
+        ({"rng": "gpu"}, "rng is 'gpu': use cpu, cuda, cuda:N"),
     ],
 )
 def test_bad_request(fields: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The published tokenizer without a bundle around it."""
+"""The published tokenizer, without a bundle."""
 
 from __future__ import annotations
 

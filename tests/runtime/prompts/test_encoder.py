@@ -29,7 +29,7 @@ def copy(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 def replace(bundle: Path, key: str, content: bytes) -> Path:
-    """Another file, and a manifest that vouches for it."""
+    """Replace a file, and its size and digest in the manifest."""
     data = json.loads((bundle / "bundle.json").read_text())
     path = bundle / str(data[key]["file"]["path"])
     path.write_bytes(content)
@@ -45,15 +45,15 @@ def npy(array: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (lambda: b"", "is no array"),
-        (lambda: b"garbage" * 100, "is no array"),
-        (lambda: npy(np.zeros((49408, 32), np.float32))[:-8], "is no array"),
-        (lambda: npy(np.array([print], object)), "is no array"),
+        (lambda: b"", "is not a NumPy array"),
+        (lambda: b"garbage" * 100, "is not a NumPy array"),
+        (lambda: npy(np.zeros((49408, 32), np.float32))[:-8], "is not a NumPy array"),
+        (lambda: npy(np.array([print], object)), "is not a NumPy array"),
         (
             lambda: npy(np.zeros((10, 32), np.float32)),
-            r"holds float32\[10, 32\], its manifest says float32\[49408, 32\]",
+            r"holds float32\[10, 32\], but the manifest says float32\[49408, 32\]",
         ),
         (lambda: npy(np.zeros((49408, 32), np.float16)), r"holds float16\[49408, 32\]"),
         (lambda: npy(np.zeros((49408, 2, 16), np.float32)), r"holds float32\[49408, 2, 16\]"),
@@ -61,17 +61,17 @@ def npy(array: Any) -> bytes:
     ids=["empty", "garbage", "cut", "pickle", "few tokens", "half", "three axes"],
 )
 def test_table_that_is_not_what_the_manifest_says(
-    copy: Path, content: Callable[[], bytes], said: str
+    copy: Path, content: Callable[[], bytes], message: str
 ) -> None:
     path = replace(copy, "embeddings", content())
-    with pytest.raises(BundleError, match=f"^{path} {said}.*: build the bundle again$"):
+    with pytest.raises(BundleError, match=f"^{path} {message}.*: build the bundle again$"):
         Pipeline.open(copy, threads=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff"])
 def test_tokenizer_that_is_none(copy: Path, content: bytes) -> None:
     path = replace(copy, "tokenizer", content)
-    with pytest.raises(BundleError, match=f"^{path} is no tokenizer .*: build the bundle again$"):
+    with pytest.raises(BundleError, match=f"^{path} is not a tokenizer .*: build the bundle again$"):
         Pipeline.open(copy, threads=1)
 
 
@@ -83,21 +83,21 @@ def pipe(small_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def encoder(pipe: Pipeline) -> Iterator[TextEncoder]:
-    """Without embeddings, before and after."""
+    """The text encoder, without embeddings before and after the test."""
     text = pipe._networks.text
     yield text
     for embedding in text.embeddings:
         text.remove_embedding(embedding.token)
 
 
-def told(encoder: TextEncoder, prompt: str, syntax: Any, **options: Any) -> TextConditioning:
-    given = {"guided": False, "clip_skip": 0, "calls": 1, "steps": 1, **options}
-    [texts] = schedule_texts(encoder, prompt, "", syntax=syntax, **given)
+def encode(encoder: TextEncoder, prompt: str, syntax: Any, **options: Any) -> TextConditioning:
+    arguments = {"guided": False, "clip_skip": 0, "calls": 1, "steps": 1, **options}
+    [texts] = schedule_texts(encoder, prompt, "", syntax=syntax, **arguments)
     return texts
 
 
-# Without marks, without ! (id 0 in one syntax, a letter in the other) and without control characters, which
-# A1111 drops where they end a text.
+# No special characters, no ! (id 0 in one syntax, a letter in the other), and no control characters, which
+# AUTOMATIC1111 strips from the end of a text.
 _LETTERS = st.characters(
     exclude_categories=["Cs", "Cc"], exclude_characters="()[]\\:|!", include_characters="\n\t"
 )
@@ -108,17 +108,17 @@ _LETTERS = st.characters(
 @example(text="word " * 75)
 @example(text="a, b, c")
 def test_text_without_marks_is_one_in_both_syntaxes(pipe: Pipeline, text: str) -> None:
-    """To the last bit: weights of 1 change nothing, nor does the mean that is restored."""
+    """Bit for bit: weights of 1 and the restored mean change nothing."""
     assume(not {"AND", "BREAK"} & set(re.findall(r"\w+", text)))
     encoder = pipe._networks.text
     assume(not encoder._tokenizer(text).cut)
-    plain, weighted = told(encoder, text, "plain"), told(encoder, text, "a1111")
+    plain, weighted = encode(encoder, text, "plain"), encode(encoder, text, "a1111")
     np.testing.assert_array_equal(weighted.conds[0], plain.conds[0])
     assert weighted.shares == plain.shares
 
 
 def test_weights_are_multiplied_onto_the_hidden_states(encoder: TextEncoder) -> None:
-    plain, weighted = encoder("a big cat"), told(encoder, "a (big:1.4) cat", "a1111").conds[0]
+    plain, weighted = encoder("a big cat"), encode(encoder, "a (big:1.4) cat", "a1111").conds[0]
     factors = np.ones((77, 1), np.float32)
     factors[2] = np.float32(1.4)
     scaled = plain * factors
@@ -127,7 +127,7 @@ def test_weights_are_multiplied_onto_the_hidden_states(encoder: TextEncoder) -> 
 
 
 def test_long_prompts_are_chunks(encoder: TextEncoder) -> None:
-    long = told(encoder, "cat " * 75 + "dog", "a1111").conds[0]
+    long = encode(encoder, "cat " * 75 + "dog", "a1111").conds[0]
     np.testing.assert_array_equal(long, np.concatenate([encoder("cat " * 75), encoder("dog")]))
     with pytest.warns(UserWarning, match="'dog'$"):
         assert encoder("cat " * 75 + "dog").shape == (77, 32)
@@ -144,19 +144,19 @@ def test_what_is_known_is_not_encoded_again(encoder: TextEncoder) -> None:
 
 
 def test_an_embedding_takes_the_place_of_its_name(encoder: TextEncoder) -> None:
-    """The rows of words that the table has, under another name: it means what they mean."""
+    """An embedding made of the table's rows for some words has the same effect as those words."""
     ids = encoder._tokenizer("big cat").ids[1:3]
     rows = np.asarray(encoder._table[ids], np.float32)
     before = encoder("a <toy> here")
     encoder.add_embedding(Embedding("<toy>", rows, ""))
     expected = encoder("a big cat here")
     np.testing.assert_array_equal(encoder("a <toy> here"), expected)
-    # As diffusers and transformers have it: in any case, without spaces around it.
+    # As in diffusers and transformers: in any case, without spaces around it.
     np.testing.assert_array_equal(encoder("A<TOY>here"), expected)
-    np.testing.assert_array_equal(told(encoder, "a <Toy> here", "a1111").conds[0], expected)
+    np.testing.assert_array_equal(encode(encoder, "a <Toy> here", "a1111").conds[0], expected)
     encoder.remove_embedding("<toy>")
     np.testing.assert_array_equal(encoder("a <toy> here"), before)
-    # Another one of that name is not taken for what is remembered.
+    # Another embedding of that name does not get the cached states of the first.
     encoder.add_embedding(Embedding("<toy>", rows[::-1], ""))
     np.testing.assert_array_equal(encoder("a <toy> here"), encoder("a cat big here"))
 
@@ -170,22 +170,26 @@ def test_the_end_of_a_prompt_is_cut_inside_of_an_embedding(encoder: TextEncoder)
 
 
 @pytest.mark.parametrize(
-    ("token", "width", "said"),
+    ("token", "width", "message"),
     [
         ("cat", 32, "'cat' is a token of the vocabulary: give the embedding another name"),
         ("Cat", 32, "'Cat' is a token of the vocabulary"),
         ("<|endoftext|>", 32, "is a token of the vocabulary"),
         ("", 32, "'' is a token of the vocabulary"),
-        ("<TOY>", 32, "an embedding is named '<toy>' already: give '<TOY>' another name, or unload that one"),
-        ("<new>", 768, "768 numbers wide, this bundle's tokens are 32: it was made for Stable Diffusion 1"),
+        (
+            "<TOY>",
+            32,
+            "an embedding named '<toy>' is already loaded: give '<TOY>' another name, or unload that one",
+        ),
+        ("<new>", 768, "vectors of width 768, this bundle's have 32: it was made for Stable Diffusion 1"),
     ],
 )
-def test_embeddings_that_are_refused(encoder: TextEncoder, token: str, width: int, said: str) -> None:
+def test_embeddings_that_are_refused(encoder: TextEncoder, token: str, width: int, message: str) -> None:
     encoder.add_embedding(Embedding("<toy>", np.zeros((1, 32), np.float32), ""))
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         encoder.add_embedding(Embedding(token, np.zeros((1, width), np.float32), ""))
     assert [embedding.token for embedding in encoder.embeddings] == ["<toy>"]
-    with pytest.raises(RequestError, match="no embedding is named '<other>': <toy> is loaded"):
+    with pytest.raises(RequestError, match="no embedding is named '<other>'; loaded: <toy>"):
         encoder.remove_embedding("<other>")
 
 
@@ -205,7 +209,7 @@ def test_a_pipeline_loads_and_forgets_embeddings(pipe: Pipeline) -> None:
 
 
 def test_clip_skip_has_an_end(pipe: Pipeline) -> None:
-    """Of three layers, two can be left out."""
+    """Two of three layers can be skipped."""
     for skip in (None, 0, 2):
         pipe("a cat", seed=1, num_inference_steps=1, clip_skip=skip)
     with pytest.raises(RequestError, match=r"^clip_skip is 3, .* has only 3 layers: use at most 2$"):

@@ -1,4 +1,4 @@
-"""Embeddings' files: those that PyTorch and safetensors write, and what is refused in them."""
+"""Embedding files written by PyTorch and safetensors, and malicious or damaged ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VECTORS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
 
 def a1111(vectors: torch.Tensor, **other: Any) -> dict[str, Any]:
-    """What AUTOMATIC1111's training writes."""
+    """State dict in the layout of AUTOMATIC1111's training."""
     return {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": vectors},
@@ -69,7 +69,7 @@ def test_safetensors(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...])
         (a1111, "toy"),
         (lambda vectors: a1111(torch.nn.Parameter(vectors)), "toy"),
         (lambda vectors: a1111(vectors, name=None), "file"),
-        # Not contiguous, and a part of a storage.
+        # Not contiguous, and only part of a storage.
         (lambda vectors: {"<toy>": vectors.T.contiguous().T[1:]}, "<toy>"),
     ],
     ids=["diffusers", "one vector", "parameter", "a1111", "a1111 parameter", "no name", "strided"],
@@ -101,7 +101,7 @@ def test_state_dicts(vectors: Any) -> None:
         assert actual.token == "<toy>"
         assert actual.vectors.shape == (3, 32)
         assert actual.sha256 == hashlib.sha256(actual.vectors.tobytes()).hexdigest()
-    with pytest.raises(RequestError, match="does not name its embedding: give the token"):
+    with pytest.raises(RequestError, match="does not name its embedding: give its name"):
         load_embedding({"emb_params": vectors}, None, allow_pickle=False)
 
 
@@ -150,14 +150,14 @@ def test_code_is_refused_by_name(
     monkeypatch.chdir(tmp_path)
     torch.save({"<toy>": VECTORS, "more": Evil(call, *args)}, "a.pt")
     with pytest.raises(
-        RequestError, match=rf"a\.pt holds more than tensors \({named}\), .* it was not loaded"
+        RequestError, match=rf"a\.pt holds more than tensors \({named}\) .* it was not loaded"
     ):
         load(Path("a.pt"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_a_tensor_is_not_changed_once_made() -> None:
-    """An opcode that sets attributes is refused, whatever they are of: a tensor, or what rebuilds one."""
+    """The opcode that sets attributes is refused, on tensors and on the functions that rebuild them."""
     buffer = io.BytesIO()
     torch.save({"<toy>": VECTORS}, buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -165,19 +165,19 @@ def test_a_tensor_is_not_changed_once_made() -> None:
         data = archive.read(name)
         storage = archive.read(name.replace("data.pkl", "data/0"))
     assert isinstance(read_pickled(zipped(data, **{"0": storage}))["<toy>"], PickledTensor)
-    # Before the dictionary's end: a BUILD with a dictionary of one attribute.
+    # A BUILD with a dictionary of one attribute, before the end of the outer dictionary.
     change = b"}X\x05\x00\x00\x00arrayK\x01sb"
-    with pytest.raises(ForbiddenError, match="a change of what it has made"):
+    with pytest.raises(ForbiddenError, match="the opcode BUILD"):
         read_pickled(zipped(data[:-2] + change + b"s.", **{"0": storage}))
-    for made in (b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n"):
-        with pytest.raises(ForbiddenError, match="a change of what it has made"):
-            read_pickled(zipped(b"\x80\x02" + made + b"}X\x05\x00\x00\x00itemsK\x01sb."))
+    for function in (b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n"):
+        with pytest.raises(ForbiddenError, match="the opcode BUILD"):
+            read_pickled(zipped(b"\x80\x02" + function + b"}X\x05\x00\x00\x00itemsK\x01sb."))
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        # A memo of a billion places; a tower of tuples that is hashed; as many numbers as one likes.
+        # A memo of a billion entries; deeply nested tuples that are hashed; thousands of numbers.
         b"\x80\x02}r\x00\x00\x00\x40.",
         b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
         b"\x80\x02](" + b"K\x01" * 20_000 + b"e.",
@@ -215,19 +215,19 @@ def test_tensors_outside_of_their_storage(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "no zip archive"),
-        (pickle.dumps({"<toy>": 1}), "no zip archive"),
-        (zipped(b"")[:-30], "no zip archive"),
+        (b"", "not a zip archive"),
+        (pickle.dumps({"<toy>": 1}), "not a zip archive"),
+        (zipped(b"")[:-30], "not a zip archive"),
         (zipped(b""), "damaged"),
         (zipped(pickle.dumps([])[:-3]), "damaged"),
         (zipped(b"\x80\x02K\x01Q."), "damaged"),
     ],
 )
-def test_files_that_are_no_pickle_of_tensors(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_pickle_of_tensors(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(RequestError, match=rf"a\.pt cannot be read \(.*{said}.*\): get the file again"):
+    with pytest.raises(RequestError, match=rf"a\.pt cannot be read \(.*{message}.*\): get the file again"):
         load(tmp_path / "a.pt")
 
 
@@ -239,11 +239,11 @@ def test_a_compressed_archive_is_refused() -> None:
         read_pickled(stream.getvalue())
 
 
-def test_an_archive_of_another_version_is_told() -> None:
+def test_an_archive_of_another_version_is_refused() -> None:
     data = bytearray(zipped(b""))
-    # In the directory at its end: the version that is needed to read the first entry.
+    # In the central directory: the version needed to read the first entry.
     data[data.rindex(b"PK\x01\x02", 0, data.index(b"PK\x05\x06")) + 6] = 100
-    with pytest.raises(ValueError, match="no zip archive"):
+    with pytest.raises(ValueError, match="not a zip archive"):
         read_pickled(bytes(data))
 
 
@@ -255,38 +255,38 @@ def test_arbitrary_bytes_are_no_pickle(first: bytes, second: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
         ({"clip_g": VECTORS, "clip_l": VECTORS}, "for Stable Diffusion XL"),
-        ({"a": VECTORS, "b": VECTORS}, "holds 2 tensors where a textual inversion has one"),
+        ({"a": VECTORS, "b": VECTORS}, "holds 2 tensors, expected one: it is not a textual inversion"),
         ({}, "holds 0 tensors"),
         ({"string_to_param": 3}, "holds 0 tensors"),
         ({"a": torch.zeros(2, 3, 32)}, r"holds float32\[2, 3, 32\], expected the vectors of a token"),
         ({"a": np.zeros((2, 32), np.int64)}, r"holds int64\[2, 32\]"),
     ],
 )
-def test_what_is_no_textual_inversion(state: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_is_no_textual_inversion(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         load_embedding(state, "<toy>", allow_pickle=False)
 
 
 def test_other_containers(tmp_path: Path) -> None:
     torch.save([VECTORS], tmp_path / "a.pt")
-    with pytest.raises(RequestError, match="holds a list, expected tensors under names"):
+    with pytest.raises(RequestError, match="holds a list, expected a dictionary of tensors"):
         load(tmp_path / "a.pt")
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(RequestError, match=r"a\.png is no embedding by its name"):
+    with pytest.raises(RequestError, match=r"a\.png is not an embedding file"):
         load(tmp_path / "a.png")
     with pytest.raises(RequestError, match=r"none\.pt cannot be read: No such file"):
         load(tmp_path / "none.pt")
 
 
 @pytest.mark.parametrize(
-    ("vectors", "said"),
+    ("vectors", "message"),
     [
         (
             np.zeros((1, 768)),
-            "768 numbers wide, this bundle's tokens are 1024: it was made for Stable Diffusion 1,",
+            "vectors of width 768, this bundle's have 1024: it was made for Stable Diffusion 1,",
         ),
         (np.zeros((1, 1280)), "made for Stable Diffusion XL"),
         (np.zeros((1, 5)), "made for another model"),
@@ -295,7 +295,7 @@ def test_other_containers(tmp_path: Path) -> None:
         (np.full((1, 1024), np.nan), "not finite"),
     ],
 )
-def test_vectors_that_do_not_fit(vectors: Any, said: str) -> None:
+def test_vectors_that_do_not_fit(vectors: Any, message: str) -> None:
     sizes = SimpleNamespace(embeddings=SimpleNamespace(width=1024), tokenizer=SimpleNamespace(max_length=77))
-    with pytest.raises(RequestError, match=f"^embedding '<toy>' .*{said}"):
+    with pytest.raises(RequestError, match=f"^embedding '<toy>' .*{message}"):
         check_embedding(Embedding("<toy>", vectors.astype(np.float32), ""), cast(Manifest, sizes))

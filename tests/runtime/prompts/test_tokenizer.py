@@ -40,7 +40,7 @@ def test_ids_are_those_of_transformers(prompt: str, tokenizer: Tokenizer, small_
     assert tokenizer(prompt).ids.tolist() == expected
 
 
-def test_what_does_not_fit_is_told(tokenizer: Tokenizer) -> None:
+def test_the_end_that_does_not_fit_is_reported(tokenizer: Tokenizer) -> None:
     assert tokenizer("word " * 75).cut == ""
     assert tokenizer("word " * 75 + "one more").cut == "one more"
     long = tokenizer("cat " * 25_000)

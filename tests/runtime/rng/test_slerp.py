@@ -15,7 +15,7 @@ FIRST, SECOND = Generator(1).randn((4, 8, 8)), Generator(2).randn((4, 8, 8))
 
 def angle(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    # Rounding can leave the cosine a little above 1.
+    # Rounding can make the cosine slightly larger than 1.
     return math.acos(min(1.0, float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))))
 
 
@@ -27,7 +27,7 @@ def test_ends_are_exact() -> None:
 @settings(deadline=None)
 @given(strength=st.floats(0, 1))
 def test_turns_evenly_and_keeps_its_length(strength: float) -> None:
-    # Of equal lengths: then the way is the circle's.
+    # With equal lengths the path is a circle.
     second = SECOND * np.float32(np.linalg.norm(FIRST) / np.linalg.norm(SECOND))
     mixed = slerp(FIRST, second, strength)
     assert mixed.dtype == np.float32

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sd2rt.runtime.rng.torch_cpu import Generator
 
-# Without AVX2 torch itself rounds angles otherwise, and draws other last bits.
+# Without AVX2, PyTorch rounds angles differently, so the last bits differ.
 VECTORISED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 TOLERANCE = 1e-6 if VECTORISED else 4e-6
 
@@ -80,7 +80,7 @@ def test_draws_on_both_sides_of_sixteen_and_across_the_twister_s_state(seed: int
 
 
 def test_numpy_s_random_numbers_are_not_loaded() -> None:
-    """Importing them takes ten times what an image's noise does."""
+    """Importing them takes ten times as long as drawing an image's noise."""
     code = (
         "import sys\nfrom sd2rt.runtime.rng.torch_cpu import Generator\nGenerator(3).randn((4, 96, 96))\n"
         "assert 'numpy.random' not in sys.modules"

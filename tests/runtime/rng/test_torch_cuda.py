@@ -20,14 +20,14 @@ def words(text: str) -> list[int]:
 
 
 # Random123 1.14, tests/kat_vectors, the lines "philox4x32 10": counter, key, words.
-KNOWN = (
+KNOWN_ANSWERS = (
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 )
 
 
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers(counter: str, key: str, expected: str) -> None:
     a, b, c, d = words(counter)
     low, high = words(key)
@@ -36,7 +36,7 @@ def test_known_answers(counter: str, key: str, expected: str) -> None:
 
 
 def one_by_one(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]:
-    """Philox 4x32-10 as its paper has it, on whole numbers."""
+    """Philox 4x32-10 as in its paper, with Python integers."""
     (a, b, c, d), (low, high) = counter, key
     for _ in range(10):
         left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
@@ -46,17 +46,17 @@ def one_by_one(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list
 
 
 def rows(normals: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What torch prints of a large matrix: three rows and columns at each end."""
+    """Rows and columns of a large matrix that PyTorch prints: three at each end."""
     ends = [0, 1, 2, -3, -2, -1]
     return normals[ends][:, ends]
 
 
 def assert_printed(actual: NDArray[np.float32], printed: Sequence[object]) -> None:
-    """Equal to what was printed with four digits after the point, from a GPU's table of sines."""
+    """Compare with values printed to four decimals, from a GPU's approximate sines."""
     np.testing.assert_allclose(actual, np.array(printed), rtol=0, atol=0.5e-4 + 5e-6)
 
 
-def test_values_that_an_imitation_documents() -> None:
+def test_values_of_another_implementation() -> None:
     """AUTOMATIC1111/stable-diffusion-webui, modules/rng_philox.py: torch.randn(3, 4, device="cuda"), seed 0."""
     expected = [
         [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
@@ -111,9 +111,9 @@ def test_more_values_than_threads_on_an_rtx_3060() -> None:
 
 
 def by_the_kernel(seed: int, threads: int, sizes: list[int]) -> list[list[float]]:
-    """torch's kernel, thread by thread: DistributionTemplates.h and cuRAND's curand_normal4, in double precision.
+    """PyTorch's kernel, thread by thread: DistributionTemplates.h and cuRAND's curand_normal4, in double precision.
 
-    But for the uniform number, which is a float32 there: near 1 its logarithm is little more than that rounding.
+    Only the uniform number is a float32, as there: near 1 its logarithm consists mostly of that rounding.
     """
     key, offset, draws = (seed % 2**32, seed % 2**64 >> 32), 0, []
     for size in sizes:
@@ -179,5 +179,5 @@ def test_normals_are_standard() -> None:
     "rng", ["gpu", "CUDA", "cuda:", "cuda:0", "cuda:99999", "cuda:8x2000", "cuda:8x", "cpu:1", ""]
 )
 def test_no_such_generator(rng: str) -> None:
-    with pytest.raises(ValueError, match="give cpu, cuda, cuda:N"):
+    with pytest.raises(ValueError, match="use cpu, cuda, cuda:N"):
         make_generator(rng, 1)

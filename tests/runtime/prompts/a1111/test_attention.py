@@ -1,4 +1,4 @@
-"""Weights and BREAK, by what A1111's own parser makes of each text."""
+"""Weights and BREAK; expected results are from AUTOMATIC1111's parser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sd2rt.runtime.prompts.a1111.attention import Weighted, parse_attention
         ("(a (b:1.5) c)", [("a ", 1.1), ("b", 1.5 * 1.1), (" c", 1.1)]),
         # A weight belongs to round brackets.
         ("[cat:1.3]", [("cat:1.3", 1 / 1.1)]),
-        # Neighbours of one weight are one text, and tokenized as one.
+        # Neighbours of equal weight are merged and tokenized together.
         ("(un)(necessary)", [("unnecessary", 1.1)]),
         # Escapes.
         (r"\(cat\)", [("(cat)", 1)]),
@@ -44,7 +44,7 @@ from sd2rt.runtime.prompts.a1111.attention import Weighted, parse_attention
         ("cat:1.3)", [("cat:1.3)", 1)]),
         ("(a]", [("a]", 1.1)]),
         ("()", [("", 1)]),
-        # What is no number is text, and its bracket one without a number.
+        # An invalid number is text, in brackets without a number.
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
         ("(a:b)", [("a:b", 1.1)]),
         ("a: b", [("a: b", 1)]),
@@ -77,7 +77,7 @@ def test_break_ends_a_chunk() -> None:
 
 
 def test_break_between_brackets_is_a_word() -> None:
-    """Its mark is the weight -1, and brackets multiply that."""
+    """BREAK is marked by the weight -1, which brackets multiply."""
     pieces = parse_attention("(a BREAK b)")
     assert pieces == [Weighted("a", 1.1), Weighted("BREAK", -1.1), Weighted("b", 1.1)]
     assert not any(piece.is_break for piece in pieces)

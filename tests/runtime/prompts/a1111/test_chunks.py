@@ -1,4 +1,4 @@
-"""Chunks of 75 tokens, on ids of the published tokenizer written out."""
+"""Chunks of 75 tokens, with ids of the published tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chunks(tokenizer: Tokenizer) -> Chunks:
 
 
 def padded(*tokens: int) -> list[int]:
-    """Begin, the tokens, one end, and OpenCLIP's padding after it."""
+    """Start token, tokens, end token, and OpenCLIP's padding."""
     return [BOS, *tokens, EOS, *[PAD] * (75 - len(tokens))]
 
 
@@ -37,7 +37,7 @@ def ids(chunks: list[Chunk]) -> list[list[int]]:
 
 
 def weights(chunk: Chunk, count: int) -> list[float]:
-    """Those of the first tokens after begin; that of begin and all that follow are 1."""
+    """Weights of the first tokens after the start token; checks that all others are 1."""
     assert chunk.weights.shape == (77,)
     assert chunk.weights[0] == 1
     assert (chunk.weights[1 + count :] == 1).all()
@@ -59,13 +59,13 @@ def test_empty(chunks: Chunks, tokenizer: Tokenizer) -> None:
 
 
 def test_letters_that_stand_for_special_tokens(chunks: Chunks) -> None:
-    """As OpenCLIP's own tokenizer has them: transformers' makes id 0 of every !, and an end of <|endoftext|>."""
+    """As in OpenCLIP's tokenizer; transformers turns every ! into id 0, and <|endoftext|> into the end token."""
     assert ids(chunks("cat! !!")) == [padded(CAT, 256, 748)]
     assert ids(chunks("<|endoftext|>")) == [padded(27, 347, 40786, 4160, 91, 285)]
 
 
 def test_pieces_are_tokenized_apart(chunks: Chunks) -> None:
-    """A weight inside of a word splits it: "ca" and "t" are not the token of "cat"."""
+    """A weight inside a word splits it: "ca" and "t" are not the token of "cat"."""
     assert ids(chunks("cat")) == [padded(CAT)]
     [chunk] = chunks("ca(t)")
     assert ids([chunk]) == [padded(1684, 339)]
@@ -86,9 +86,9 @@ def test_75_tokens_are_a_chunk(chunks: Chunks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kept"),
+    ("before", "after", "length"),
     [
-        # A comma that 19 tokens follow is the first that is near enough: they go to the next chunk.
+        # A comma followed by 19 tokens is just near enough: those tokens move to the next chunk.
         (55, 19, 56),
         (54, 20, 75),
         (56, 18, 57),
@@ -97,24 +97,24 @@ def test_75_tokens_are_a_chunk(chunks: Chunks) -> None:
     ],
 )
 def test_a_chunk_ends_after_a_comma_among_its_last_20(
-    chunks: Chunks, before: int, after: int, kept: int
+    chunks: Chunks, before: int, after: int, length: int
 ) -> None:
     tokens = [CAT] * before + [COMMA] + [DOG] * (after + 3)
     actual = chunks("cat " * before + ", " + "dog " * after + "(dog:2) dog dog")
-    assert ids(actual) == [padded(*tokens[:kept]), padded(*tokens[kept:])]
-    # A weight goes with its token.
-    assert weights(actual[1], len(tokens) - kept)[-3:] == [2, 1, 1]
+    assert ids(actual) == [padded(*tokens[:length]), padded(*tokens[length:])]
+    # Weights move with their tokens.
+    assert weights(actual[1], len(tokens) - length)[-3:] == [2, 1, 1]
 
 
 def test_a_comma_is_not_where_a_chunk_ends_before_a_comma(chunks: Chunks) -> None:
-    """Of two, the first is near the end, but the token that does not fit is a comma: only it goes on."""
+    """If the token that does not fit is a comma itself, only that token moves to the next chunk."""
     actual = chunks("cat " * 60 + ", " + "dog " * 14 + ", a")
     assert ids(actual) == [[BOS, *[CAT] * 60, COMMA, *[DOG] * 14, EOS], padded(COMMA, A)]
 
 
 def test_break(chunks: Chunks) -> None:
     assert ids(chunks("a cat BREAK dog")) == [padded(A, CAT), padded(DOG)]
-    # Nothing to say before it is a chunk too, nothing after it is none.
+    # An empty text before BREAK is a chunk, an empty text after it is not.
     assert ids(chunks("BREAK dog")) == [padded(), padded(DOG)]
     assert ids(chunks("dog BREAK")) == [padded(DOG)]
     assert ids(chunks("a BREAK BREAK dog")) == [padded(A), padded(), padded(DOG)]
@@ -124,19 +124,19 @@ def test_break(chunks: Chunks) -> None:
 
 
 def test_names_stay_together(tokenizer: Tokenizer) -> None:
-    """Found by their tokens in any case, the longest first; their rows are not torn apart."""
-    naming = tokenizer.naming({"<toy>": (50000, 50001, 50002), "my toy": (50003,), "my": (50004,)})
+    """Names are matched by their tokens in any case, the longest first, and their ids stay in one chunk."""
+    named = tokenizer.with_names({"<toy>": (50000, 50001, 50002), "my toy": (50003,), "my": (50004,)})
 
     def cut(text: str) -> list[list[int]]:
-        return ids(make_chunks(text, naming.words, naming.config, naming.comma))
+        return ids(make_chunks(text, named.words, named.config, named.comma))
 
     assert cut("a <Toy> cat") == [padded(A, 50000, 50001, 50002, CAT)]
     assert cut("a MY TOY my cat") == [padded(A, 50003, 50004, CAT)]
     assert cut("cat " * 73 + "<toy>") == [padded(*[CAT] * 73), padded(50000, 50001, 50002)]
-    # What goes to the next chunk after a comma takes its vectors along.
+    # An embedding that moves to the next chunk keeps all its vectors.
     assert cut("cat " * 60 + ", " + "<toy> " * 4 + "dog dog dog") == [
         padded(*[CAT] * 60, COMMA),
         padded(*[50000, 50001, 50002] * 4, *[DOG] * 3),
     ]
-    [weighted] = make_chunks("(<toy>:1.5)", naming.words, naming.config, naming.comma)
+    [weighted] = make_chunks("(<toy>:1.5)", named.words, named.config, named.comma)
     np.testing.assert_array_equal(weighted.weights[:5], [1, 1.5, 1.5, 1.5, 1])

@@ -1,4 +1,4 @@
-"""AND, prompt editing and alternation, by what A1111's own parser makes of each text."""
+"""AND, prompt editing and alternation; expected results are from AUTOMATIC1111's parser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ A1111_TEXT = st.lists(st.sampled_from([*"[]():|\\ab 01.5-\n", "AND", "BREAK"]), 
         ("", [("", 1)]),
         ("a AND b:0.7", [("a", 1), (" b", 0.7)]),
         ("a :1.2 AND b: -0.5 AND c", [("a", 1.2), (" b", -0.5), (" c", 1)]),
-        # Without AND too: the guidance of the whole prompt.
+        # Without AND, a share scales the guidance of the whole prompt.
         ("a cat:0.7", [("a cat", 0.7)]),
         ("a cat:+2.", [("a cat", 2)]),
         ("a cat:.5", [("a cat", 0.5)]),
@@ -30,7 +30,7 @@ A1111_TEXT = st.lists(st.sampled_from([*"[]():|\\ab 01.5-\n", "AND", "BREAK"]), 
         # Whole words only, in capitals, and inside brackets as well.
         ("SAND and BRAND", [("SAND and BRAND", 1)]),
         ("[a AND b:0.5]", [("[a", 1), (" b:0.5]", 1)]),
-        # Of several lines no share is read.
+        # A text of several lines has no share.
         ("a\nb:0.5", [("a\nb:0.5", 1)]),
         ("a:0.5\n", [("a", 0.5)]),
     ],
@@ -40,7 +40,7 @@ def test_composition(prompt: str, expected: list[tuple[str, float]]) -> None:
 
 
 def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, str]]:
-    """How many calls in a row say what."""
+    """Run lengths: how many successive calls have the same text."""
     actual: list[tuple[int, str]] = []
     for text in EditedPrompt(prompt).texts(calls, calls if steps is None else steps):
         if actual and actual[-1][1] == text:
@@ -53,7 +53,7 @@ def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, s
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        # 0.4 of 10 calls is 4, and the 4th, counted from 0, is the last that says the first.
+        # 0.4 of 10 calls is 4, and call 4, counted from 0, is the last with the first text.
         ("[a:b:0.4] c", [(5, "a c"), (5, "b c")]),
         ("[a:b:4] c", [(5, "a c"), (5, "b c")]),
         ("[b:0.4]", [(5, ""), (5, "b")]),
@@ -69,14 +69,14 @@ def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, s
         ("[a:b:10]", [(10, "a")]),
         ("[a:b:99]", [(10, "a")]),
         ("[a:b:1e999]", [(10, "a")]),
-        # With a point it is a share, 1.0 all of them; without one a step.
+        # With a decimal point it is a fraction, 1.0 all calls; without one it is a step.
         ("[a:b:1.0]", [(10, "a")]),
         ("[a:b:1]", [(2, "a"), (8, "b")]),
-        # Nested, and with weights, which stay as they are typed.
+        # Nested, and with weights, which stay unchanged.
         ("a[b:[c:d:6]:3]e", [(4, "abe"), (3, "ace"), (3, "ade")]),
         ("[(a:1.2):[[b]]:3]", [(4, "(a:1.2)"), (6, "[[b]]")]),
         ("([a:b:3]:1.2)", [(4, "(a:1.2)"), (6, "(b:1.2)")]),
-        # One after the other; the first of all twice, as the count begins at 0 and the turns at 1.
+        # In turn; the first option twice, because calls count from 0 and turns from 1.
         ("[a|b]", [(2, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a"), (1, "b"), (1, "a")]),
         (
             "[a|b|]c",
@@ -93,7 +93,7 @@ def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, s
             ],
         ),
         ("[[a|b]:c:3]", [(2, "a"), (1, "b"), (1, "a"), (6, "c")]),
-        # No edit: left as typed.
+        # Not an edit: unchanged.
         ("[a]", [(10, "[a]")]),
         ("(a:1.3)", [(10, "(a:1.3)")]),
         ("[a:b]", [(10, "[a:b]")]),
@@ -104,7 +104,7 @@ def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, s
         # What does not balance is left alone around what does.
         ("((a][:b:c [d:3]", [(4, "((a][:b:c "), (6, "((a][:b:c d")]),
         ("[[a:b:3]", [(4, "[a"), (6, "[b")]),
-        # A | outside of brackets, or a backslash at the end: nothing is edited.
+        # A | outside brackets, or a backslash at the end: nothing is edited.
         ("a|b [c:d:3]", [(10, "a|b [c:d:3]")]),
         ("[c:d:3] \\", [(10, "[c:d:3] \\")]),
         ("", [(10, "")]),
@@ -115,7 +115,7 @@ def test_editing_over_ten_calls(prompt: str, expected: list[tuple[int, str]]) ->
 
 
 def test_steps_of_two_calls() -> None:
-    """A share is of the calls; a step's number is of the steps, however many calls each takes."""
+    """A fraction refers to calls; a step number refers to steps, however many calls each takes."""
     assert runs("[a:b:0.25]", calls=20, steps=10) == [(6, "a"), (14, "b")]
     assert runs("[a:b:4]", calls=20, steps=10) == [(9, "a"), (11, "b")]
     # PNDM makes one call more than it has steps.
@@ -124,12 +124,12 @@ def test_steps_of_two_calls() -> None:
 
 
 def test_versions_are_all_that_is_encoded_together() -> None:
-    """Their number and order count, as their means are restored together."""
+    """Their number and order matter, because their means are restored together."""
     assert EditedPrompt("a").versions(10, 10) == ("a",)
     assert EditedPrompt("[a:b:4]").versions(10, 10) == ("a", "b")
     assert EditedPrompt("[a:b:0]").versions(10, 10) == ("b",)
     assert EditedPrompt("[a|b]").versions(5, 5) == ("a", "b", "a", "b", "a")
-    # An edit inside of what is not said yet counts too.
+    # An edit inside a text that is not reached counts too.
     assert EditedPrompt("[[a:b:2]:8]").versions(10, 10) == ("", "", "b")
 
 
@@ -138,13 +138,13 @@ def test_any_text_can_be_read(prompt: str, calls: int, steps: int) -> None:
     for text, share in compose(prompt):
         assert isinstance(share, float)
         edited = EditedPrompt(text)
-        said = edited.texts(calls, steps)
-        assert len(said) == calls
-        assert set(said) <= set(edited.versions(calls, steps))
+        texts = edited.texts(calls, steps)
+        assert len(texts) == calls
+        assert set(texts) <= set(edited.versions(calls, steps))
 
 
 @given(st.text(st.characters(exclude_characters="[]|\\"), max_size=40))
-def test_text_without_square_brackets_is_said_as_it_is(text: str) -> None:
+def test_text_without_square_brackets_is_unchanged(text: str) -> None:
     assert EditedPrompt(text).texts(3, 3) == (text,) * 3
 
 

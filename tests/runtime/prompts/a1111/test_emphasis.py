@@ -1,4 +1,4 @@
-"""Weights in hidden states, on a stand-in for the text encoder whose states can be written out."""
+"""Weights in hidden states, with a fake text encoder whose states are easy to compute."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def states(ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def encode(tokenizer: Tokenizer, *texts: str, half: bool = False) -> tuple[NDArray[Any], ...]:
     dtype = np.float16 if half else np.float32
-    known: dict[str, Sequence[Chunk]] = {
+    chunks: dict[str, Sequence[Chunk]] = {
         text: make_chunks(text, tokenizer.words, tokenizer.config, tokenizer.comma) for text in texts
     }
-    return emphasize([known[text] for text in texts], tokenizer.config, lambda ids: states(ids).astype(dtype))
+    return emphasize(
+        [chunks[text] for text in texts], tokenizer.config, lambda ids: states(ids).astype(dtype)
+    )
 
 
 def test_weights_of_one_change_nothing(tokenizer: Tokenizer) -> None:
@@ -48,7 +50,7 @@ def test_weights_of_one_change_nothing(tokenizer: Tokenizer) -> None:
 
 def test_weights_scale_and_the_mean_stays(tokenizer: Tokenizer) -> None:
     plain, weighted = *encode(tokenizer, "cat dog"), *encode(tokenizer, "(cat:1.5) dog")
-    # The columns id and -id cancel: the mean is a third of the mean weight, 77.5 / 77 of what it was.
+    # The columns id and -id cancel, so the weight multiplies the mean by 77.5 / 77.
     factors = np.ones((77, 1))
     factors[1] = 1.5
     np.testing.assert_allclose(weighted, plain * factors * (77 / 77.5), rtol=1e-6)
@@ -64,7 +66,7 @@ def test_the_mean_is_of_one_chunk(tokenizer: Tokenizer) -> None:
 
 
 def test_texts_that_are_encoded_together_share_a_mean(tokenizer: Tokenizer) -> None:
-    """Over both, their mean weight is (78 + 77) / 154; one that comes up twice counts twice."""
+    """The mean weight over both is (78 + 77) / 154; a text that occurs twice counts twice."""
     first, second = encode(tokenizer, "(cat:2)", "dog")
     assert first[1, 2] == pytest.approx(2 * 154 / 155)
     assert second[1, 2] == pytest.approx(154 / 155)
@@ -88,6 +90,6 @@ def test_half_precision_is_kept(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("weight", ["9" * 400, "9" * 39, "-76"])
 def test_weights_that_leave_no_number(tokenizer: Tokenizer, weight: str) -> None:
-    """Infinite, beyond float32, and such that the mean to divide by is 0."""
-    with pytest.raises(RequestError, match="values that are not finite: give smaller ones"):
+    """An infinite weight, one beyond float32, and one that makes the mean to divide by 0."""
+    with pytest.raises(RequestError, match="values that are not finite: use smaller weights"):
         encode(tokenizer, f"(cat:{weight})")
