@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.site import ROOT, environment, install_wheels, make_site
 from benchmarks.gpu.stage import STAGES, Job, jobs
+from benchmarks.gpu.stage_process import stop
 from benchmarks.gpu.tables import dumped, markdown
 from benchmarks.recording import process
 
@@ -32,6 +32,11 @@ VARIANTS = ("2.1-base@512", "2.1-v@768")
 
 
 def main() -> None:
+    if "--quick" in sys.argv[1:]:
+        from benchmarks.gpu.quick.check import main as quick
+
+        quick([word for word in sys.argv[1:] if word != "--quick"])
+        return
     options = _options()
     if options.list:
         for stage in STAGES:
@@ -207,7 +212,7 @@ class Check:
             except subprocess.TimeoutExpired:
                 return {"outcome": "stopped", "reason": f"it took longer than {self._limit:g} s"}
             finally:
-                _end(running)
+                stop(running)
         if outcome.is_file():
             found: dict[str, Any] = json.loads(outcome.read_text())
             outcome.unlink()
@@ -247,19 +252,6 @@ class Check:
 
     def _path(self, kind: str, job: Job, suffix: str) -> Path:
         return self._folder / kind / f"{job.name}.{suffix}"
-
-
-def _end(running: subprocess.Popen[str]) -> None:
-    """Stop a stage with all that it has started: a compiler has a session of its own, and outlives its parent."""
-    if running.poll() is not None:
-        return
-    family = list(process.tree(running.pid))
-    for pid in family:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    running.wait()
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def provoke(settings: Settings, variant: str, backend: str) -> Iterator[Record]:
     path, side = bundle_of(settings, variant), sides(settings, variant)[0]
     compiled = backend != "onnxruntime"
     for left in _LEFT_BYTES:
-        with _little_memory(left) as free:
+        with little_memory(left) as free:
             what = f"{free / 1e9:.2f} GB of device memory are free"
-            yield _told(settings, what, path, backend, side, expected=5)
+            yield provoked(settings, what, path, backend, side, expected=5)
     if compiled:
         edited = settings.folder / "bundles" / f"edited-{backend}"
         trials: tuple[tuple[str, str, Any], ...] = (
@@ -39,11 +39,11 @@ def provoke(settings: Settings, variant: str, backend: str) -> Iterator[Record]:
                 for entry in manifest["engines"]:
                     entry[key] = value
 
-            yield _told(settings, what, linked_copy(path, edited, edit), backend, side, expected=3)
-        yield _told(settings, "a size without engines", path, backend, side + 64, expected=3)
+            yield provoked(settings, what, linked_copy(path, edited, edit), backend, side, expected=3)
+        yield provoked(settings, "a size without engines", path, backend, side + 64, expected=3)
         yield from _damaged(settings, path, edited, backend, side)
         shutil.rmtree(edited)
-    yield _told(settings, "a GPU that is not there", path, backend, side, expected=6, device="cuda:63")
+    yield provoked(settings, "a GPU that is not there", path, backend, side, expected=6, device="cuda:63")
 
 
 def _damaged(settings: Settings, path: Path, edited: Path, backend: str, side: int) -> Iterator[Record]:
@@ -55,10 +55,10 @@ def _damaged(settings: Settings, path: Path, edited: Path, backend: str, side: i
         # The file is a link to the bundle's own, which must stay as it is.
         engine.unlink()
         engine.write_bytes(content)
-    yield _told(settings, "a damaged engine", copy, backend, side, expected=3)
+    yield provoked(settings, "a damaged engine", copy, backend, side, expected=3)
 
 
-def _told(
+def provoked(
     settings: Settings, what: str, path: Path, backend: str, side: int, *, expected: int, device: str = "cuda"
 ) -> Record:
     command = [sys.executable, "-m", "benchmarks.gpu.first_image", str(path), backend, device, str(side), "2"]
@@ -75,7 +75,7 @@ def _told(
 
 
 @contextmanager
-def _little_memory(left: int) -> Iterator[int]:
+def little_memory(left: int) -> Iterator[int]:
     """All of the device's memory but this much taken by this process, in plain allocations."""
     from cuda.bindings import driver
 

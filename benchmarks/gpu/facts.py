@@ -24,17 +24,18 @@ def facts(settings: Settings, _: str) -> Iterator[Record]:
     """What nvidia-smi and cuda-python say, the packages, and a matrix product's and a copy's rate."""
     yield {"what": "packages", "value": machine.facts()["packages"]}
     if shutil.which("nvidia-smi") is not None:
-        yield from _smi()
+        yield from smi_records()
     if settings.device == "cuda":
         from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 
         gpu = gpu_at_hand()
         if gpu is not None:
             yield {"what": "cuda-python", "value": [gpu.name, f"sm {gpu.compute_capability}", gpu.driver]}
-    yield from _ceilings(settings)
+    yield from ceilings(settings.device)
 
 
-def _smi() -> Iterator[Record]:
+def smi_records() -> Iterator[Record]:
+    """GPU state as nvidia-smi reports it, a record for each field."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
@@ -45,14 +46,17 @@ def _smi() -> Iterator[Record]:
         yield {"what": name, "value": value}
 
 
-def _ceilings(settings: Settings) -> Iterator[Record]:
-    """On random numbers: on zeros a GPU draws less power, and is faster than it will ever be on data."""
+def ceilings(device: str) -> Iterator[Record]:
+    """Rates of a matrix product and of a copy, by torch where it is installed.
+
+    On random numbers: on zeros a GPU draws less power and runs faster than on data.
+    """
     try:
         import torch
     except ImportError:
         return
-    real = settings.device == "cuda"
-    device, dtype = (settings.device, torch.float16) if real else ("cpu", torch.float32)
+    real = device == "cuda"
+    dtype = torch.float16 if real else torch.float32
     side, size = (_GEMM, _COPY_BYTES) if real else (256, 1 << 20)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = [t * 1e-3 for t in _milliseconds(lambda: a @ b, real)]

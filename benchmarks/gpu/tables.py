@@ -42,29 +42,29 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     stages = result["stages"]
     rows = [(name, s["outcome"], s.get("seconds"), s.get("reason")) for name, s in stages.items()]
-    lines += _table(("stage", "outcome", "s", "why"), rows)
+    lines += table(("stage", "outcome", "s", "why"), rows)
     for name, stage in stages.items():
         records = stage.get("records") or []
         if records:
-            lines += ["", f"## {name}", "", *_records(records)]
+            lines += ["", f"## {name}", "", *record_tables(records)]
     return "\n".join(lines) + "\n"
 
 
-def _records(records: Sequence[dict[str, Any]]) -> list[str]:
+def record_tables(records: Sequence[dict[str, Any]]) -> list[str]:
     """One table for each set of consecutive records that have the same first column."""
     lines: list[str] = []
     group: list[dict[str, Any]] = []
     for record in [*records, {}]:
         if group and next(iter(record), None) != next(iter(group[0])):
             header = list(dict.fromkeys(key for item in group for key in item))
-            lines += _table(header, [[item.get(key) for key in header] for item in group])
+            lines += table(header, [[item.get(key) for key in header] for item in group])
             lines.append("")
             group = []
         group.append(record)
     return lines[:-1]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     lines = [header, ["---"] * len(header), *[[_cell(value) for value in row] for row in rows]]
     return [f"| {' | '.join(line)} |" for line in lines]
 

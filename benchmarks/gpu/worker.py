@@ -38,17 +38,22 @@ def main() -> None:
             told = {"outcome": "skipped", "reason": str(error)}
         except Exception as error:
             traceback.print_exc()
-            # sd2rt's own errors are one line that says what to do.
-            own = hasattr(error, "exit_code")
-            text = str(error)
-            if isinstance(error, CommandError):
-                # A command's own last line says why, and the worker's log has the rest.
-                text, own = text.splitlines()[-1], True
-            line = " ".join(text.split())[:600]
-            told = {"outcome": "failed", "reason": line if own else f"{type(error).__name__}: {line}"}
+            told = {"outcome": "failed", "reason": failure(error)}
     used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     # Kilobytes on Linux.
     Path(outcome).write_text(json.dumps({**told, "peak_rss_bytes": used * 1024}))
+
+
+def failure(error: Exception) -> str:
+    """One line for an unexpected error, with its type unless the message says all."""
+    # sd2rt's own errors are one line that names the remedy.
+    complete = hasattr(error, "exit_code")
+    text = str(error)
+    if isinstance(error, CommandError):
+        # The command's last line has the reason; the worker's log has the rest.
+        text, complete = text.splitlines()[-1], True
+    line = " ".join(text.split())[:600]
+    return line if complete else f"{type(error).__name__}: {line}"
 
 
 def sound(value: Any) -> Any:
