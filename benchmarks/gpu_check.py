@@ -1,10 +1,12 @@
-"""Everything that only a GPU can say, in one command: facts, parity, speed, peers, LoRAs, errors.
+"""Check sd2rt on a GPU in one command: facts, parity, speed, peers, LoRAs, error messages.
 
     python -m benchmarks.gpu_check --output results/            on a machine with an NVIDIA GPU
     python -m benchmarks.gpu_check --dry-run --output /tmp/dry  anywhere: tiny networks on the CPU, in minutes
 
-Every stage is a process of its own with a limit of time. What it finds is kept in --workdir as soon as it is there:
-the same command again does what is not done yet. Runs from a bare checkout: ``sd2rt`` need not be installed.
+    python -m benchmarks.gpu_check --quick --help               the same within 15 minutes on a borrowed machine
+
+Each stage is a process with a time limit. Records are kept in --workdir as they are measured, and the same command
+again runs the stages that are not done. Works from a bare checkout: ``sd2rt`` need not be installed.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def main() -> None:
     options = _options()
     if options.list:
         for stage in STAGES:
-            print(f"{stage.name:<28} {stage.what}; needs {stage.needs}")
+            print(f"{stage.name:<28} {stage.purpose}; needs {stage.needs}")
         return
     options.workdir = options.workdir.resolve()
     settings = _settings(options)
@@ -54,7 +56,7 @@ def main() -> None:
         for job in todo:
             check.run(job, again=options.again)
     finally:
-        # Also when interrupted: what there is by then is a result.
+        # An interrupted check reports what it has.
         for path in check.report(options.output or options.workdir, options.commit):
             print(path, flush=True)
 
@@ -66,67 +68,73 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--workdir", type=Path, default=Path("/tmp/sd2rt-gpu-check"), help="where all files go"
+        "--workdir", type=Path, default=Path("/tmp/sd2rt-gpu-check"), help="folder of all files"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for the JSON and the Markdown; the workdir if left out"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the JSON and Markdown report; default: the workdir",
     )
     parser.add_argument(
         "--stages",
         nargs="+",
         default=[],
         metavar="STAGE",
-        help="all if left out; NAME, NAME@VARIANT, or report",
+        help="NAME, NAME@VARIANT, or report; default: all",
     )
-    parser.add_argument("--list", action="store_true", help="list the stages, with what they need")
-    parser.add_argument("--again", action="store_true", help="do what is done already, too")
+    parser.add_argument("--list", action="store_true", help="list the stages and their requirements")
+    parser.add_argument("--again", action="store_true", help="repeat stages that are done")
     parser.add_argument(
         "--limit",
         type=float,
         default=LIMIT_SECONDS,
         metavar="S",
-        help="seconds after which a stage is stopped",
+        help="time limit of a stage, in seconds",
     )
     parser.add_argument(
         "--variant",
         nargs="+",
         default=None,
         metavar="NAME[@SIDE,...]",
-        help=f"checkpoints, and sides of their images; default {' '.join(VARIANTS)}",
+        help=f"checkpoints and sides of their images; default: {' '.join(VARIANTS)}",
     )
     parser.add_argument("--small", action="store_true", help="tiny networks of 64x64 pixels")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="no GPU: --small on the CPU, what can run there; the rest says why not",
+        help="no GPU: --small on the CPU; stages that need a GPU are skipped",
     )
-    parser.add_argument("--sm", help="compile TensorRT for RTX for this compute capability; 89 in a dry run")
-    parser.add_argument("--buckets", default="1,4,8", help="batches of the bucketed engines")
+    parser.add_argument("--sm", help="compute capability to compile TensorRT for RTX for; dry run: 89")
+    parser.add_argument("--buckets", default="1,4,8", help="batch sizes of the bucketed engines")
     parser.add_argument(
         "--batches",
         type=int,
         nargs="+",
         default=None,
-        help="images of a call that are timed; 1 4 8 16, in a dry run 1 4",
+        help="batch sizes to time; default: 1 4 8 16; dry run: 1 4",
     )
     parser.add_argument(
-        "--compile-batches", type=int, nargs="+", default=[1], help="those that PyTorch compiles for"
+        "--compile-batches", type=int, nargs="+", default=[1], help="batch sizes that PyTorch compiles for"
     )
-    parser.add_argument("--steps", type=int, default=None, help="of an image; 20, in a dry run 3")
+    parser.add_argument("--steps", type=int, default=None, help="steps of an image; default: 20; dry run: 3")
     parser.add_argument(
-        "--rounds", type=int, default=None, help="turns of each side of a comparison; 9, in a dry run 2"
+        "--rounds", type=int, default=None, help="turns of each side of a comparison; default: 9; dry run: 2"
     )
     parser.add_argument(
-        "--wheels", type=Path, metavar="FOLDER", help="install its wheels into the workdir, without a network"
+        "--wheels",
+        type=Path,
+        metavar="FOLDER",
+        help="install these wheels into the workdir, without a network",
     )
-    parser.add_argument("--commit", help="what is measured, where there is no git to ask")
+    parser.add_argument("--commit", help="commit to record where git is missing")
     return parser.parse_args()  # fmt: skip
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     dry = options.dry_run
     small = options.small or dry
-    # A small network of another variant has nothing new for speed; its size is its own.
+    # Small networks have one size, and other variants of them add nothing.
     named = options.variant or (VARIANTS[:1] if dry else VARIANTS)
     sizes = []
     for word in named:
@@ -147,7 +155,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 class Check:
-    """The stages' processes, and what is kept of them."""
+    """Runs stages as processes and keeps their records."""
 
     def __init__(self, settings: Settings, workdir: Path, wheels: Path | None, limit: float) -> None:
         self._settings, self._folder, self._limit = settings, workdir, limit
@@ -159,35 +167,35 @@ class Check:
             # From an earlier call.
             installed = workdir / "wheels"
         base = process.environment(workdir)
-        # What is installed has its modules compiled already: in a cache of their own all would be compiled anew.
+        # Installed modules are compiled already; another cache would compile them all again.
         del base["PYTHONPYCACHEPREFIX"]
         if settings.device == "cpu":
-            # Of tiny networks, threads only get into each other's way.
+            # Threads slow tiny networks down.
             base.setdefault("OMP_NUM_THREADS", "1")
         self._env = environment(base, site, installed)
 
     def run(self, job: Job, *, again: bool) -> None:
-        """Do a stage, unless it is done; whatever becomes of it, the next one can follow."""
-        told = self._settings.to_json()
+        """Run a stage unless it is done; a failure is recorded, not raised."""
+        settings = self._settings.to_json()
         before = self._outcome(job)
-        if not again and before.get("outcome") == "done" and before.get("settings") == told:
-            print(f"{job.name}: was done before, in {before['seconds']:.0f} s", flush=True)
+        if not again and before.get("outcome") == "done" and before.get("settings") == settings:
+            print(f"{job.name}: done before, in {before['seconds']:.0f} s", flush=True)
             return
         print(f"{job.name} ...", flush=True)
         date, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        found = self._process(job, told)
+        result = self._process(job, settings)
         seconds = round(time.monotonic() - began, 1)
-        found |= {"seconds": seconds, "date": date, "settings": told}
-        self._path("outcomes", job, "json").write_text(json.dumps(found, indent=1) + "\n")
-        reason = found["reason"]
+        result |= {"seconds": seconds, "date": date, "settings": settings}
+        self._path("outcomes", job, "json").write_text(json.dumps(result, indent=1) + "\n")
+        reason = result["reason"]
         print(
-            f"{job.name}: {found['outcome']} in {seconds:.0f} s{f': {reason}' if reason else ''}", flush=True
+            f"{job.name}: {result['outcome']} in {seconds:.0f} s{f': {reason}' if reason else ''}", flush=True
         )
 
-    def _process(self, job: Job, told: str) -> dict[str, Any]:
+    def _process(self, job: Job, settings: str) -> dict[str, Any]:
         records, outcome, log = (
-            self._path(*place)
-            for place in (("records", job, "jsonl"), ("outcomes", job, "new"), ("logs", job, "txt"))
+            self._path(*key)
+            for key in (("records", job, "jsonl"), ("outcomes", job, "new"), ("logs", job, "txt"))
         )
         outcome.unlink(missing_ok=True)
         records.write_text("")
@@ -206,7 +214,7 @@ class Check:
             )
             try:
                 assert running.stdin is not None
-                running.stdin.write(told)
+                running.stdin.write(settings)
                 running.stdin.close()
                 running.wait(self._limit)
             except subprocess.TimeoutExpired:
@@ -214,41 +222,41 @@ class Check:
             finally:
                 stop(running)
         if outcome.is_file():
-            found: dict[str, Any] = json.loads(outcome.read_text())
+            result: dict[str, Any] = json.loads(outcome.read_text())
             outcome.unlink()
-            return found
+            return result
         code = running.returncode
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        ending = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return {"outcome": "failed", "reason": f"its process {how}: {' '.join(lines[-1:])[:300]}"}
+        return {"outcome": "failed", "reason": f"its process {ending}: {' '.join(lines[-1:])[:300]}"}
 
     def report(self, output: Path, commit: str | None) -> tuple[Path, Path]:
-        """Write all that is known by now, as JSON and as Markdown."""
-        asked = [sys.executable, "-m", "benchmarks.recording.machine"]
-        # As the stages see it: with the packages of the wheels.
-        facts = json.loads(subprocess.check_output(asked, cwd=ROOT, env=self._env))
+        """Write all records so far as JSON and as Markdown."""
+        command = [sys.executable, "-m", "benchmarks.recording.machine"]
+        # In the stages' environment, with the packages of the wheels.
+        facts = json.loads(subprocess.check_output(command, cwd=ROOT, env=self._env))
         facts["commit"] = facts["commit"] or commit
         stages = {}
         for job in jobs(self._settings, []):
-            found = self._outcome(job)
-            if found:
-                found["settings"] = json.loads(found["settings"])
-                del found["settings"]["workdir"]
+            outcome = self._outcome(job)
+            if outcome:
+                outcome["settings"] = json.loads(outcome["settings"])
+                del outcome["settings"]["workdir"]
                 lines = self._path("records", job, "jsonl").read_text().splitlines()
-                stages[job.name] = {**found, "records": [json.loads(line) for line in lines]}
+                stages[job.name] = {**outcome, "records": [json.loads(line) for line in lines]}
         name = "gpu-check-dry" if self._settings.device == "cpu" else "gpu-check"
         result = {"benchmark": name, "machine": facts, "stages": stages}
         output.mkdir(parents=True, exist_ok=True)
         files = tuple(output / f"{facts['date'][:10]}-{name}.{kind}" for kind in ("json", "md"))
-        # What a tool has said may name the folder that it worked in.
+        # Messages of tools may name the workdir.
         for file, text in zip(files, (dumped(result), markdown(result)), strict=True):
             file.write_text(text.replace(str(self._folder), "WORKDIR"), encoding="utf-8")
         return files[0], files[1]
 
     def _outcome(self, job: Job) -> dict[str, Any]:
         path = self._path("outcomes", job, "json")
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        outcome: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return outcome
 
     def _path(self, kind: str, job: Job, suffix: str) -> Path:
         return self._folder / kind / f"{job.name}.{suffix}"

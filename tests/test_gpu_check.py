@@ -51,7 +51,7 @@ def test_a_dry_run_says_what_it_found_and_why_it_skipped_what(workdir: Path) -> 
     assert str(workdir) not in text + data.read_text()
     # What is done is kept; what could not be done is tried again.
     told = check(workdir, "--stages", "speed-onnxruntime", *fast)
-    assert told[0].startswith("speed-onnxruntime@2.1-base: was done before")
+    assert told[0].startswith("speed-onnxruntime@2.1-base: done before")
     # A checkout needs no installation: what pip would have written is in the working folder.
     (found,) = distributions(path=[str(workdir / "site")])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,4 +1,4 @@
-"""A checkpoint of random weights, its bundle, and its engines: seconds, memory and bytes of each."""
+"""Stages that write a checkpoint of random weights, build its bundle, and compile engines: time, memory, bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIXED, BUCKETS = "fixed", "buckets"
 
 
 def checkpoint(settings: Settings, variant: str) -> Iterator[Record]:
-    """Random weights take the time and the memory of trained ones."""
+    """Write random weights: they need the time and memory of trained ones."""
     from benchmarks.recording.published import write_command
     from sd2rt.export.checkpoints.variants import find_variant
 
@@ -28,39 +28,39 @@ def checkpoint(settings: Settings, variant: str) -> Iterator[Record]:
         shutil.rmtree(unfinished, ignore_errors=True)
         command = write_command(row, unfinished, small=settings.small)
         target.parent.mkdir(parents=True, exist_ok=True)
-        took = process.measure(command, dict(os.environ))
+        measured = process.measure(command, dict(os.environ))
         unfinished.rename(target)
-        yield {"what": "written", "seconds": round(took.seconds, 1), "bytes": size_of(target)}
+        yield {"what": "written", "seconds": round(measured.seconds, 1), "bytes": size_of(target)}
     else:
-        yield {"what": "was there", "bytes": size_of(target)}
+        yield {"what": "existed", "bytes": size_of(target)}
 
 
 def bundle(settings: Settings, variant: str, precision: Literal["fp16", "fp32"]) -> Iterator[Record]:
-    """The command, in a process of its own; a bundle that is whole is kept by the command itself."""
+    """Run `sd2rt build`, which keeps a complete bundle from an earlier run."""
     source, target = settings.checkpoint(variant), settings.bundle(variant, precision)
     if not source.is_dir():
-        raise CannotRunError(f"there is no checkpoint of {variant}: run the stage checkpoint first")
+        raise CannotRunError(f"no checkpoint of {variant}: run the stage checkpoint first")
     target.parent.mkdir(parents=True, exist_ok=True)
     command = sd2rt("build", source, "-o", target, "--variant", variant, "--precision", precision)
-    took = process.measure(command, dict(os.environ))
+    measured = process.measure(command, dict(os.environ))
     yield {
         "what": f"built, {precision}",
-        "seconds": round(took.seconds, 1),
-        "peak_gb": took.peak_rss_bytes / 1e9,
+        "seconds": round(measured.seconds, 1),
+        "peak_gb": measured.peak_rss_bytes / 1e9,
         "bytes": size_of(target),
     }
 
 
 def engines(settings: Settings, variant: str, backend: str) -> Iterator[Record]:
-    """For each size first what is fixed in everything, for one guided image, then buckets of images."""
+    """Per size: engines with all shapes fixed for one guided image, then engines for buckets of batch sizes."""
     path = bundle_of(settings, variant)
     before = set[str]()
     for side in sides(settings, variant):
-        for kind, asked in (
+        for kind, arguments in (
             (FIXED, ["--batch", "1", "--rows", "guided"]),
             (BUCKETS, ["--batch", settings.buckets]),
         ):
-            yield from build_engines(settings, path, backend, side, kind, asked, before)
+            yield from build_engines(settings, path, backend, side, kind, arguments, before)
 
 
 def build_engines(
@@ -69,17 +69,27 @@ def build_engines(
     backend: str,
     side: int,
     kind: str,
-    asked: list[str],
+    arguments: list[str],
     before: set[str],
 ) -> Iterator[Record]:
-    """One command, and what it says of each engine that is not in ``before``, which they are added to."""
-    words = ["build", path, "--engines-only", "--json", "--backend", backend, "--size", str(side), *asked]
+    """Run one build; a record for each engine whose key is not in ``before``, to which the new keys are added."""
+    command = [
+        "build",
+        path,
+        "--engines-only",
+        "--json",
+        "--backend",
+        backend,
+        "--size",
+        str(side),
+        *arguments,
+    ]
     if settings.sm is not None and backend == "tensorrt-rtx":
-        words += ["--sm", settings.sm]
+        command += ["--sm", settings.sm]
     if settings.small:
-        # Heads of 8 numbers are narrower than any kernel made for attention.
-        words.append("--allow-decomposed")
-    took = process.measure(sd2rt(*map(str, words)), dict(os.environ))
+        # No fused attention kernel exists for heads of width 8.
+        command.append("--allow-decomposed")
+    measured = process.measure(sd2rt(*map(str, command)), dict(os.environ))
     manifest = json.loads((path / "bundle.json").read_text())
     for entry in manifest["engines"]:
         if entry["backend"] != backend or entry["key"] in before:
@@ -96,36 +106,40 @@ def build_engines(
             "fused_attention": f"{built['fused']} of {built['attentions']} x {len(entry['profiles'])}",
             "refit": entry["options"]["refit"],
         }
-    yield {"command": " ".join(map(str, words[2:])), "seconds": round(took.seconds, 1)}
+    yield {"command": " ".join(map(str, command[2:])), "seconds": round(measured.seconds, 1)}
 
 
 def bundle_of(settings: Settings, variant: str, precision: Literal["fp16", "fp32"] = "fp16") -> Path:
-    """Where a variant's bundle lies. Raises CannotRunError where there is none."""
+    """Path of a variant's bundle.
+
+    Raises:
+        CannotRunError: it does not exist.
+    """
     path = settings.bundle(variant, precision)
     if not (path / "bundle.json").is_file():
-        raise CannotRunError(f"there is no {precision} bundle of {variant}: run the stage bundle first")
+        raise CannotRunError(f"no {precision} bundle of {variant}: run the stage bundle first")
     return path
 
 
 def sides(settings: Settings, variant: str, precision: Literal["fp16", "fp32"] = "fp16") -> tuple[int, ...]:
-    """The sides of a variant's images, in pixels."""
+    """Image sizes to test for a variant: sides in pixels."""
     manifest = json.loads((bundle_of(settings, variant, precision) / "bundle.json").read_text())
     return sides_of(settings, variant, manifest["native_sizes"][0][0])
 
 
 def linked_copy(bundle: Path, target: Path, edit: Any = None) -> Path:
-    """The bundle again, its files hard links, its manifest a copy that ``edit`` may have changed."""
+    """Copy a bundle as hard links; the manifest is a real copy, changed by ``edit``."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(bundle, target, copy_function=os.link)
     manifest = target / "bundle.json"
-    told = json.loads(manifest.read_text())
+    content = json.loads(manifest.read_text())
     manifest.unlink()
     if edit is not None:
-        edit(told)
-    manifest.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+        edit(content)
+    manifest.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     return target
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a folder's files."""
+    """Total bytes of the files in a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""What the device itself says while sd2rt runs on it: the time of each launch, and memory."""
+"""Launch times and memory use, as measured on the GPU while sd2rt runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sd2rt.engines.cuda.session import CudaSession
 
 
 def used_bytes() -> int | None:
-    """Of the GPU's memory, over all processes; None without cuda-python or a GPU."""
+    """GPU memory in use by all processes; None without cuda-python or a GPU."""
     try:
         from cuda.bindings import driver
 
@@ -26,7 +26,7 @@ def used_bytes() -> int | None:
 
 
 def host_bytes() -> dict[str, int]:
-    """This process's memory in core: now, and at its most."""
+    """Resident memory of this process: current and peak."""
     now = 0
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS"):
@@ -35,7 +35,7 @@ def host_bytes() -> dict[str, int]:
 
 
 class Stopwatch:
-    """Events on a stream of CUDA, and the time between them."""
+    """Times intervals by pairs of CUDA events on one stream."""
 
     def __init__(self, stream: int) -> None:
         from cuda.bindings import driver
@@ -43,12 +43,12 @@ class Stopwatch:
         self._driver, self._stream = driver, stream
         self._pairs: list[tuple[str, Any, Any]] = []
 
-    def start(self, what: str) -> None:
-        self._pairs.append((what, self._event(), None))
+    def start(self, label: str) -> None:
+        self._pairs.append((label, self._event(), None))
 
     def stop(self) -> None:
-        what, start, _ = self._pairs[-1]
-        self._pairs[-1] = (what, start, self._event())
+        label, start, _ = self._pairs[-1]
+        self._pairs[-1] = (label, start, self._event())
 
     def _event(self) -> Any:
         event = self._checked(self._driver.cuEventCreate(0))
@@ -56,28 +56,28 @@ class Stopwatch:
         return event
 
     def milliseconds(self) -> list[tuple[str, float]]:
-        """Each start to its stop, in order, when the device is past them; they are forgotten then."""
-        found = []
-        for what, start, end in self._pairs:
+        """Wait for the device; return and clear all intervals, in order."""
+        times = []
+        for label, start, end in self._pairs:
             self._checked(self._driver.cuEventSynchronize(end))
-            found.append((what, float(self._checked(self._driver.cuEventElapsedTime(start, end)))))
+            times.append((label, float(self._checked(self._driver.cuEventElapsedTime(start, end)))))
             self._checked(self._driver.cuEventDestroy(start))
             self._checked(self._driver.cuEventDestroy(end))
         self._pairs.clear()
-        return found
+        return times
 
     @staticmethod
-    def _checked(answer: tuple[Any, ...]) -> Any:
-        if int(answer[0]):
-            raise RuntimeError(f"CUDA reported {answer[0].name}")
-        return answer[1] if len(answer) > 1 else None
+    def _checked(result: tuple[Any, ...]) -> Any:
+        if int(result[0]):
+            raise RuntimeError(f"CUDA reported {result[0].name}")
+        return result[1] if len(result) > 1 else None
 
 
 class DeviceClock:
-    """The device's time of every launch of a CUDA session, while this lasts: a context manager.
+    """Context manager that times every launch of a CUDA session on the device.
 
-    While the host is ahead of the device, that is the launch's work alone. Where the host is slower, it holds the
-    waiting for the host between its first and its last enqueue, too.
+    While the host runs ahead, a time is the launch's work alone; otherwise it includes waits for the host
+    between the launch's first and last enqueue.
     """
 
     def __init__(self) -> None:
@@ -104,9 +104,9 @@ class DeviceClock:
         CudaSession.launch = self._launch  # type: ignore[method-assign]
 
     def take(self) -> dict[str, list[float]]:
-        """Milliseconds by part, since the last time."""
-        found: dict[str, list[float]] = {}
+        """Return and clear the launch times, in milliseconds by part."""
+        times: dict[str, list[float]] = {}
         for watch in self._watches.values():
-            for part, taken in watch.milliseconds():
-                found.setdefault(part, []).append(taken)
-        return found
+            for part, time in watch.milliseconds():
+                times.setdefault(part, []).append(time)
+        return times

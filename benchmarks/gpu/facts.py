@@ -1,4 +1,4 @@
-"""The GPU as it is, and the two ceilings that everything else is compared with."""
+"""GPU state and its two measured ceilings: matrix product rate and copy bandwidth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMES = 30
 
 
 def facts(settings: Settings, _: str) -> Iterator[Record]:
-    """What nvidia-smi and cuda-python say, the packages, and a matrix product's and a copy's rate."""
+    """Packages, GPU state by nvidia-smi and cuda-python, and the rates of a matrix product and a copy."""
     yield {"what": "packages", "value": machine.facts()["packages"]}
     if shutil.which("nvidia-smi") is not None:
         yield from smi_records()
@@ -37,11 +37,11 @@ def facts(settings: Settings, _: str) -> Iterator[Record]:
 def smi_records() -> Iterator[Record]:
     """GPU state as nvidia-smi reports it, a record for each field."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode != 0:
-        yield {"what": "nvidia-smi", "value": " ".join((ran.stdout + ran.stderr).split())[:300]}
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        yield {"what": "nvidia-smi", "value": " ".join((process.stdout + process.stderr).split())[:300]}
         return
-    values = ran.stdout.strip().splitlines()[0].split(", ")
+    values = process.stdout.strip().splitlines()[0].split(", ")
     for name, value in zip(_QUERY, values, strict=True):
         yield {"what": name, "value": value}
 
@@ -64,7 +64,7 @@ def ceilings(device: str) -> Iterator[Record]:
     source = torch.randn(size // dtype.itemsize, device=device, dtype=dtype)
     target = torch.empty_like(source)
     times = [t * 1e-3 for t in _milliseconds(lambda: target.copy_(source), real)]
-    # Each byte is read once and written once.
+    # Each byte is read and written once.
     yield {"what": "copy_gb_s", "value": spread((2 * size / t / 1e9 for t in times), 1)}
 
 
@@ -73,7 +73,7 @@ def _milliseconds(work: Callable[[], object], real: bool) -> list[float]:
 
     import torch
 
-    found = []
+    times = []
     for index in range(_TIMES + 5):
         if real:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -81,11 +81,11 @@ def _milliseconds(work: Callable[[], object], real: bool) -> list[float]:
             work()
             end.record()
             end.synchronize()
-            taken = start.elapsed_time(end)
+            elapsed = start.elapsed_time(end)
         else:
             began = time.perf_counter()
             work()
-            taken = (time.perf_counter() - began) * 1e3
+            elapsed = (time.perf_counter() - began) * 1e3
         if index >= 5:
-            found.append(taken)
-    return found
+            times.append(elapsed)
+    return times

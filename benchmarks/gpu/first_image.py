@@ -1,4 +1,4 @@
-"""One image in a process of its own, from its start: what it takes in time and memory, or the error and its code.
+"""Make the first image of a process: import, open and image times as JSON, or sd2rt's error line and exit code.
 
 python -m benchmarks.gpu.first_image BUNDLE BACKEND DEVICE SIDE STEPS
 """
@@ -28,8 +28,8 @@ def main() -> None:
     except Sd2rtError as error:
         print(f"sd2rt: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    told = {"import_s": imported - began, "open_s": opened - imported}
-    print(json.dumps({**told, "first_image_s": first - opened, "second_image_s": second - first}))
+    times = {"import_s": imported - began, "open_s": opened - imported}
+    print(json.dumps({**times, "first_image_s": first - opened, "second_image_s": second - first}))
 
 
 if __name__ == "__main__":

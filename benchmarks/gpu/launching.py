@@ -1,4 +1,4 @@
-"""A denoiser's engine by itself, launched many times: what remains without the loop around it."""
+"""Repeated launches of a denoiser engine alone, without the loop around it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LAUNCHES = 20
 
 
 class Launched:
-    """An engine of the denoiser on a device of its own, ready for guided images: a context manager.
+    """Context manager: a denoiser engine on its own device, with inputs for guided images written.
 
     Raises:
-        BundleError: it was not built for them.
+        BundleError: the engine does not take these shapes.
     """
 
     def __init__(self, bundle: Bundle, entry: EngineEntry, side: int, batch: int, graph: bool = True) -> None:
@@ -68,7 +68,7 @@ class Launched:
         return outputs
 
     def wall_ms(self) -> float:
-        """Of a launch, over several and their end."""
+        """Wall time of a launch: mean over several, synchronised at the end."""
         self._wait()
         began = time.perf_counter()
         for _ in range(LAUNCHES):
@@ -77,7 +77,7 @@ class Launched:
         return (time.perf_counter() - began) / LAUNCHES * 1e3
 
     def device_ms(self) -> float:
-        """Of a launch by the device's clock, from the first of several to the end of the last."""
+        """Device time of a launch: mean over several, by events around all of them."""
         self._wait()
         watch = Stopwatch(self._device.stream)
         watch.start("denoiser")
@@ -98,7 +98,7 @@ class Launched:
 
 
 def denoisers(bundle: Bundle, backend: EngineBackend, takes: Callable[[Any], bool]) -> list[EngineEntry]:
-    """The bundle's engines of the denoiser that run here and of which a profile ``takes`` what is wanted."""
+    """Denoiser engines of the bundle that fit this GPU and have a profile for which ``takes`` is true."""
     with CudaDevice(0) as device:
         capability = device.compute_capability
     version = str(load_module(backend).__version__)

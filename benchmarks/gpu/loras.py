@@ -1,4 +1,4 @@
-"""What a LoRA costs: loading and unloading it, and engines that are built to be refitted."""
+"""Cost of a LoRA: loading, unloading, and engines built for refitting."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ _STEPS = 4
 
 
 def measure(settings: Settings, variant: str, backend: BackendName) -> Iterator[Record]:
-    """The bundle's own engines: of one that cannot be refitted a copy with the LoRA is compiled, and kept."""
+    """Load a LoRA with the bundle's engines; one that cannot be refitted is compiled with the LoRA and cached."""
     yield from _changed(settings, bundle_of(settings, variant), variant, backend, "as built")
 
 
 def refit(settings: Settings, variant: str, how: str) -> Iterator[Record]:
-    """Fully fixed TensorRT engines again, with weights that can be replaced."""
+    """Compare fixed-shape TensorRT engines with the same ones built with replaceable weights."""
     plain = bundle_of(settings, variant)
     path = settings.folder / "bundles" / f"refit-{how}"
     if not _is_copy(path, plain):
         linked_copy(plain, path, lambda manifest: manifest.update(engines=[]))
     side = sides(settings, variant)[0]
-    asked = ["--batch", "1", "--rows", "guided", "--refit", how]
-    asked += [word for part in ("text_encoder", "denoiser", "decoder") for word in ("--part", part)]
-    yield from build_engines(settings, path, "tensorrt", side, FIXED, asked, set())
+    arguments = ["--batch", "1", "--rows", "guided", "--refit", how]
+    arguments += [word for part in ("text_encoder", "denoiser", "decoder") for word in ("--part", part)]
+    yield from build_engines(settings, path, "tensorrt", side, FIXED, arguments, set())
     with (
-        Pipeline.open(plain, device="cuda", backend="tensorrt") as own,
+        Pipeline.open(plain, device="cuda", backend="tensorrt") as unchanged,
         Pipeline.open(path, device="cuda", backend="tensorrt") as refittable,
     ):
-        found = interleaved(
+        times = interleaved(
             {
-                "plain": lambda: step_seconds(own, side, 1, settings.steps),
+                "plain": lambda: step_seconds(unchanged, side, 1, settings.steps),
                 f"refit {how}": lambda: step_seconds(refittable, side, 1, settings.steps),
             },
             settings.rounds,
         )
-    for name, seconds in found.items():
+    for name, seconds in times.items():
         yield {
             "steps": name,
             "side": side,
@@ -63,7 +63,7 @@ def refit(settings: Settings, variant: str, how: str) -> Iterator[Record]:
 
 
 def _is_copy(path: Path, plain: Path) -> bool:
-    """Whether an earlier try has left the copy: the engines that it got are kept."""
+    """True if an earlier run left the copy, whose engines are kept."""
     try:
         return read_manifest(path).identity == read_manifest(plain).identity
     except BundleError:
@@ -71,9 +71,9 @@ def _is_copy(path: Path, plain: Path) -> bool:
 
 
 def _changed(
-    settings: Settings, path: Path, variant: str, backend: BackendName, what: str
+    settings: Settings, path: Path, variant: str, backend: BackendName, label: str
 ) -> Iterator[Record]:
-    """A without, B with the LoRA, A again: what comes back must be what was there, to the bit."""
+    """Images without, with and again without the LoRA: the first and last must be bit-equal."""
     side = sides(settings, variant)[0]
     file = write_lora(
         path, settings.folder / "loras" / f"{variant}{'-small' if settings.small else ''}.safetensors"
@@ -82,7 +82,7 @@ def _changed(
 
         def latents() -> tuple[float, NDArray[np.float32]]:
             began = time.perf_counter()
-            made = pipeline(
+            result = pipeline(
                 "a lighthouse",
                 num_inference_steps=_STEPS,
                 seed=1,
@@ -90,12 +90,12 @@ def _changed(
                 height=side,
                 output_type="latent",
             ).images
-            return time.perf_counter() - began, np.asarray(made)
+            return time.perf_counter() - began, np.asarray(result)
 
         first, a = latents()
         _, again = latents()
         yield {
-            "lora": what,
+            "lora": label,
             "action": "an image before it",
             "seconds": round(first, 3),
             "bit_equal": bool((a == again).all()),
@@ -105,13 +105,13 @@ def _changed(
             began = time.perf_counter()
             lora = pipeline.load_lora(file, scale=1.0)
             loaded = time.perf_counter() - began
-            taken, b = latents()
+            elapsed, b = latents()
             images.append(b)
             yield {
-                "lora": what,
+                "lora": label,
                 "action": f"load, {turn} time",
                 "seconds": round(loaded, 3),
-                "next_image_s": round(taken, 3),
+                "next_image_s": round(elapsed, 3),
                 "file_bytes": file.stat().st_size,
                 "layers": len(lora.layers),
                 "changed": float(np.linalg.norm(b - a) / np.linalg.norm(a)),
@@ -120,18 +120,18 @@ def _changed(
             began = time.perf_counter()
             pipeline.unload_lora()
             unloaded = time.perf_counter() - began
-            taken, back = latents()
+            elapsed, back = latents()
             yield {
-                "lora": what,
+                "lora": label,
                 "action": f"unload, {turn} time",
                 "seconds": round(unloaded, 3),
-                "next_image_s": round(taken, 3),
+                "next_image_s": round(elapsed, 3),
                 "bit_equal": bool((a == back).all()),
             }
 
 
 def write_lora(bundle: Path, path: Path) -> Path:
-    """A random LoRA for the projections of the denoiser's attention, in PEFT's layout; written once."""
+    """Write a random LoRA for the denoiser's attention projections, in PEFT's layout; keeps an existing file."""
     if path.is_file():
         return path
     opened = open_bundle(bundle)

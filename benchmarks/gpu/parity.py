@@ -1,4 +1,4 @@
-"""Every part, and whole images, against PyTorch on the same device."""
+"""Compare every part, and whole images, with PyTorch on the same device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sd2rt.engines.errors import BundleError, Sd2rtError
 from sd2rt.engines.interface import Device
 
 LATENTS_BOUNDS = {"fp16": 2e-2, "fp32": 1e-3}
-"""Relative error of an image's latents; for fp32 a guide alone."""
+"""Bounds on the relative error of an image's latents; the fp32 bound is only a guide."""
 STEPS = 10
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
 SEED = 1
@@ -30,7 +30,7 @@ SEED = 1
 def compare(
     settings: Settings, variant: str, backend: BackendName, precision: Literal["fp16", "fp32"] = "fp16"
 ) -> Iterator[Record]:
-    """PyTorch in fp32 is what is compared with; PyTorch in fp16 is the yardstick: what fp16 costs anyway."""
+    """Compare with PyTorch in fp32; PyTorch's own error in fp16 is recorded as a yardstick."""
     import torch
 
     from sd2rt.export.checkpoints.checkpoint import open_checkpoint
@@ -38,13 +38,13 @@ def compare(
     path, source = bundle_of(settings, variant, precision), settings.checkpoint(variant)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise CannotRunError(f"torch {torch.__version__} sees no GPU")
-    # A reference in TF32 would be no better than fp16.
+    # A TF32 reference would be no more precise than fp16.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     bundle, checkpoint = open_bundle(path), open_checkpoint(str(source), variant=variant)
     for side in sides(settings, variant, precision):
         for part in bundle.manifest.parts:
-            # Of the engines, one image takes the fixed one, and several take the bucketed one.
+            # One image uses the fixed-shape engine, four use a bucketed one.
             for batch in (1, 4) if part == "denoiser" else (1,):
                 yield from _part(settings, bundle, checkpoint, part, side, batch, backend)
         yield from _images(settings, bundle, checkpoint, side, backend)
@@ -79,7 +79,7 @@ def _part(
         finally:
             opened.close()
     except BundleError as refusal:
-        # The parts for tiles have engines for large images alone.
+        # Tiled parts have engines for large images only.
         yield {"part": part, "side": side, "batch": batch, "refused": str(refusal)}
         return
     references: dict[str, list[NDArray[np.float64]]] = {}
@@ -88,7 +88,7 @@ def _part(
     )
     for kind in kinds:
         module = part_module(checkpoint, part, kind).to(settings.device)
-        given = [
+        arguments = [
             torch.from_numpy(
                 inputs[t.name].astype(np.float32)
                 if t.dtype == "float16" and kind == "fp32"
@@ -97,10 +97,10 @@ def _part(
             for t in entry.inputs
         ]
         with torch.no_grad():
-            found = module(*given)
-        tensors = found if isinstance(found, tuple) else (found,)
+            result = module(*arguments)
+        tensors = result if isinstance(result, tuple) else (result,)
         references[kind] = [tensor.cpu().numpy().astype(np.float64) for tensor in tensors]
-        del module, given, found, tensors
+        del module, arguments, result, tensors
     bound = PART_BOUNDS[entry.precision]
     for index, tensor in enumerate(entry.outputs):
         expected = references["fp32"][index]
@@ -166,7 +166,7 @@ def _images(
         label: (theirs(guidance, "latent").float().cpu().numpy(), np.asarray(theirs(guidance, "pil")[0]))
         for label, guidance in scales.items()
     }
-    # The yardstick: the same pipeline in fp16, where PyTorch has kernels for that.
+    # The yardstick: the same pipeline in fp16, on a GPU, where PyTorch has kernels for it.
     yardstick: dict[str, tuple[Any, Any]] = {}
     if settings.device == "cuda" and precision == "fp16":
         reference = reference.to(torch.float16)
@@ -175,18 +175,18 @@ def _images(
             for label, guidance in scales.items()
         }
     for label, (latents, image) in expected.items():
-        what = f"{side}x{side}, {STEPS} steps, {label}"
-        found = ours[label]
-        if isinstance(found, str):
-            yield {"image": what, "refused": found}
+        name = f"{side}x{side}, {STEPS} steps, {label}"
+        result = ours[label]
+        if isinstance(result, str):
+            yield {"image": name, "refused": result}
             continue
-        ratio, error = psnr(found[1], image), _relative(found[0], latents)
+        ratio, error = psnr(result[1], image), _relative(result[0], latents)
         holds = ratio >= PSNR_BOUNDS[precision] and error <= LATENTS_BOUNDS[precision]
-        worst = int(np.abs(found[1].astype(int) - image.astype(int)).max())
+        worst = int(np.abs(result[1].astype(int) - image.astype(int)).max())
         if precision == "fp32":
             holds = holds and worst <= PIXEL_BOUND
         record: Record = {
-            "image": what,
+            "image": name,
             "precision": precision,
             "psnr_db": ratio if math.isfinite(ratio) else None,
             "psnr_bound": PSNR_BOUNDS[precision],
@@ -202,11 +202,11 @@ def _images(
         yield record
 
 
-def _of_max(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def _of_max(values: NDArray[Any], expected: NDArray[Any]) -> float:
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 
-def _relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def _relative(values: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(
-        np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64))
+        np.linalg.norm(values.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64))
     )

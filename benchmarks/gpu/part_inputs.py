@@ -1,4 +1,4 @@
-"""Seeded inputs of a part at any sizes: a guided step for each image, whose state stays as it is."""
+"""Seeded inputs of a part at given sizes: one guided step for each image."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _TOKENS = 77
 
 
 def dims_of(manifest: Manifest, part: PartName, side: int, batch: int = 1) -> dict[str, int]:
-    """The sizes of a part's symbols for guided images of this side in pixels."""
+    """Values of a part's shape symbols for guided images of this side in pixels."""
     latent = side // manifest.latents.vae_factor
-    known = {"B": batch, "R": 2 * batch, "P": 1, "L": _TOKENS, "h": latent, "w": latent, "M": 16}
-    return {symbol: known[symbol] for symbol in symbols_of(manifest.parts[part])}
+    sizes = {"B": batch, "R": 2 * batch, "P": 1, "L": _TOKENS, "h": latent, "w": latent, "M": 16}
+    return {symbol: sizes[symbol] for symbol in symbols_of(manifest.parts[part])}
 
 
 def part_inputs(
     manifest: Manifest, part: PartName, dims: dict[str, int], seed: int = 0, still: bool = False
 ) -> dict[str, NDArray[Any]]:
-    """Arrays by name.
+    """Seeded input arrays, by name.
 
     Args:
-        still: let the denoiser's update leave the state as it was, so that many launches stay finite.
+        still: use an update that keeps the denoiser's state, so that many launches stay finite.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray[Any]] = {}
@@ -51,7 +51,7 @@ def part_inputs(
             arrays["update"][:] = 0
             arrays["update"][:, range(slots), range(slots)] = 1
     if "stats" in arrays:
-        # Half of the statistics are given, half are the tile's own. Variances are positive, as are weights.
+        # Blend the given statistics and the tile's own equally. Variances and weights are positive.
         arrays["given"] = np.array([0.5], np.float32)
         arrays["stats"][..., 1] = np.exp(arrays["stats"][..., 1])
         arrays["weights"] = rng.uniform(0.1, 1, arrays["weights"].shape).astype(np.float32)

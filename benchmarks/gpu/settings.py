@@ -1,4 +1,4 @@
-"""What the stages of the GPU check are told, and where their files lie."""
+"""Settings of the GPU check's stages, and paths of their files."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One run of the check, as every stage of it sees it."""
+    """Settings of one run, shared by all stages."""
 
     workdir: str
     device: Literal["cuda", "cpu"] = "cuda"
-    """``cpu`` is a dry run: what needs a GPU says so."""
+    """``cpu`` is a dry run, in which stages that need a GPU are skipped."""
     small: bool = False
-    """Tiny networks of 64x64 pixels in the place of full-size ones."""
+    """Use tiny networks of 64x64 pixels instead of full-size ones."""
     sm: str | None = None
-    """Compile TensorRT for RTX for this compute capability, and not for the GPU at hand."""
+    """Compute capability to compile for with TensorRT for RTX; None for the GPU at hand."""
     sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """For each variant the sides of its images in pixels; empty for its native one."""
+    """Variants with the sides of their images in pixels; empty for the native side."""
     buckets: str = "1,4,8"
-    """Batches of the bucketed engines, as ``sd2rt build --batch`` takes them."""
+    """Batch sizes of the bucketed engines, as for ``sd2rt build --batch``."""
     batches: tuple[int, ...] = (1, 4, 8, 16)
+    """Batch sizes that are timed."""
     compile_batches: tuple[int, ...] = (1,)
-    """Those for which PyTorch compiles, which takes it minutes each."""
+    """Batch sizes for which PyTorch compiles, minutes each."""
     steps: int = 20
     rounds: int = 9
-    """How often each side of a comparison has its turn."""
+    """Turns of each side of a comparison."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        told: dict[str, Any] = json.loads(text)
-        told["sizes"] = tuple((name, tuple(sides)) for name, sides in told["sizes"])
+        values: dict[str, Any] = json.loads(text)
+        values["sizes"] = tuple((name, tuple(sides)) for name, sides in values["sizes"])
         for name in ("batches", "compile_batches"):
-            told[name] = tuple(told[name])
-        return cls(**told)
+            values[name] = tuple(values[name])
+        return cls(**values)
 
     @property
     def folder(self) -> Path:
         return Path(self.workdir)
 
     def checkpoint(self, variant: str) -> Path:
-        """The diffusers folder of a variant's random weights."""
+        """Folder of a variant's random weights in the diffusers layout."""
         return self.folder / "checkpoints" / self._name(variant)
 
     def bundle(self, variant: str, precision: Literal["fp16", "fp32"] = "fp16") -> Path:

@@ -1,4 +1,4 @@
-"""How fast a backend makes steps and images, with CUDA graphs and without, taking turns."""
+"""Speed of a backend's steps and images, with and without CUDA graphs, in alternating turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GUIDANCE = 7.5
 
 
 def measure(settings: Settings, variant: str, backend: BackendName) -> Iterator[Record]:
-    """For each size: the first image, memory, steps of each batch, and whole images."""
+    """Per size: first image, memory, steps at each batch size, whole images."""
     path = bundle_of(settings, variant)
     for side in sides(settings, variant):
         yield from _first_images(settings, path, backend, side)
@@ -36,39 +36,39 @@ def measure(settings: Settings, variant: str, backend: BackendName) -> Iterator[
 
 
 def _first_images(settings: Settings, path: Path, backend: BackendName, side: int) -> Iterator[Record]:
-    """Twice: TensorRT for RTX compiles its kernels in the first process, and keeps them for the second."""
+    """First image of two processes: TensorRT for RTX compiles kernels in the first and caches them for the second."""
     for time_of in ("first process", "second process"):
         command = [sys.executable, "-m", "benchmarks.gpu.first_image", str(path), backend, settings.device]
         try:
-            took = process.measure([*command, str(side), str(settings.steps)], dict(os.environ))
+            measured = process.measure([*command, str(side), str(settings.steps)], dict(os.environ))
         except process.CommandError as error:
             yield {"first_image": time_of, "side": side, "refused": str(error).splitlines()[-1]}
             return
-        told = json.loads(took.stdout.splitlines()[-1])
+        times = json.loads(measured.stdout.splitlines()[-1])
         yield {
             "first_image": time_of,
             "side": side,
             "steps": settings.steps,
-            "process_s": round(took.seconds, 3),
-            **{name: round(seconds, 3) for name, seconds in told.items()},
-            "host_peak_gb": took.peak_rss_bytes / 1e9,
-            "host_peak_anonymous_gb": took.peak_anonymous_bytes / 1e9,
+            "process_s": round(measured.seconds, 3),
+            **{name: round(seconds, 3) for name, seconds in times.items()},
+            "host_peak_gb": measured.peak_rss_bytes / 1e9,
+            "host_peak_anonymous_gb": measured.peak_anonymous_bytes / 1e9,
         }
 
 
 def _opened(settings: Settings, path: Path, backend: BackendName, side: int) -> Iterator[Record]:
     modes = {"graph": True, "no graph": False} if settings.device == "cuda" else {"cpu": False}
-    # ONNX Runtime's usual way is without one.
+    # ONNX Runtime runs without a graph by default, so that mode is the base of the ratios.
     if backend == "onnxruntime" and settings.device == "cuda":
         modes = {"no graph": False, "graph": True}
     pipelines: dict[str, Pipeline] = {}
-    most = max(settings.batches)
+    largest_batch = max(settings.batches)
     with ExitStack() as stack:
         for mode, graph in modes.items():
             before = used_bytes()
             try:
                 opened = Pipeline.open(
-                    path, device=settings.device, backend=backend, cuda_graph=graph, max_batch=most
+                    path, device=settings.device, backend=backend, cuda_graph=graph, max_batch=largest_batch
                 )
                 pipelines[mode] = stack.enter_context(opened)
                 after_open = used_bytes()
@@ -93,41 +93,41 @@ def _opened(settings: Settings, path: Path, backend: BackendName, side: int) -> 
 
 
 def _steps_of(settings: Settings, pipelines: dict[str, Pipeline], side: int, batch: int) -> Iterator[Record]:
-    taking: dict[str, Pipeline] = {}
+    accepting: dict[str, Pipeline] = {}
     for mode, pipeline in pipelines.items():
         try:
             step_seconds(pipeline, side, batch, 3)
-            taking[mode] = pipeline
+            accepting[mode] = pipeline
         except Sd2rtError as error:
             yield {"steps": mode, "side": side, "batch": batch, "refused": str(error)}
-    if not taking:
+    if not accepting:
         return
     device: dict[str, float | None] = {}
-    for mode, pipeline in taking.items():
+    for mode, pipeline in accepting.items():
         with DeviceClock() as clock:
             step_seconds(pipeline, side, batch, settings.steps, clock)
             launches = clock.take().get("denoiser")
         device[mode] = statistics.median(launches) if launches else None
     turns = {
         mode: partial(step_seconds, pipeline, side, batch, settings.steps)
-        for mode, pipeline in taking.items()
+        for mode, pipeline in accepting.items()
     }
-    found = interleaved(turns, settings.rounds)
-    least = floor_ms(settings.folder / "records" / "facts.jsonl", side, batch)
-    first = next(iter(found))
-    for mode, seconds in found.items():
-        wall, own = statistics.median(seconds) * 1e3, device[mode]
+    seconds_by_mode = interleaved(turns, settings.rounds)
+    lower_bound = floor_ms(settings.folder / "records" / "facts.jsonl", side, batch)
+    first = next(iter(seconds_by_mode))
+    for mode, seconds in seconds_by_mode.items():
+        wall, device_ms = statistics.median(seconds) * 1e3, device[mode]
         yield {
             "steps": mode,
             "side": side,
             "batch": batch,
             "it_s": spread((batch / s for s in seconds), 3),
             "wall_ms": spread(s * 1e3 for s in seconds),
-            "device_ms": own,
-            "host_gap_ms": None if own is None else wall - own,
-            "floor_ms": least,
-            "roofline_share": None if least is None else least / wall,
-            f"times_of_{first.replace(' ', '_')}": ratios(found[first], seconds),
+            "device_ms": device_ms,
+            "host_gap_ms": None if device_ms is None else wall - device_ms,
+            "floor_ms": lower_bound,
+            "roofline_share": None if lower_bound is None else lower_bound / wall,
+            f"times_of_{first.replace(' ', '_')}": ratios(seconds_by_mode[first], seconds),
         }
 
 
@@ -149,7 +149,7 @@ def _images_of(settings: Settings, pipelines: dict[str, Pipeline], side: int) ->
 def step_seconds(
     pipeline: Pipeline, side: int, batch: int, steps: int, clock: DeviceClock | None = None
 ) -> float:
-    """Wall time of a call of the loop with guided images, over all calls but the first, which is waited for."""
+    """Mean wall time of a denoiser call in the loop with guided images; starts after the first call has finished."""
     prompts = [f"lighthouse number {index}" for index in range(batch)]
     with pipeline.stream(
         prompts,
@@ -165,7 +165,7 @@ def step_seconds(
         if clock is not None:
             clock.take()
         began = time.perf_counter()
-        # The loop ends when the device has.
+        # The loop ends only when the device has finished.
         count = sum(1 for _ in calls)
         return (time.perf_counter() - began) / count
 

@@ -1,4 +1,4 @@
-"""The stages of the GPU check: what each does, what it needs, and whom it is done for."""
+"""Table of the GPU check's stages: purpose, requirements, and the variants they run for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Literal
 from benchmarks.gpu.settings import Settings
 
 Record = dict[str, Any]
-"""One result: a row of a stage's table."""
+"""One result: a row of a stage's table in the report."""
 Work = Callable[[Settings, str], Iterator[Record]]
-"""Yields each result as soon as it is there: what a stopped stage has yielded is kept."""
+"""Yields each result as soon as it is measured; those of a stopped stage are kept."""
 
 
 class CannotRunError(Exception):
-    """A stage cannot be done here; the message is the one line that says why."""
+    """A stage cannot run here; the message is one line with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +24,19 @@ class Stage:
     """One kind of stage."""
 
     name: str
-    what: str
+    purpose: str
     module: str
-    """Under ``benchmarks.gpu``."""
+    """Module under ``benchmarks.gpu``."""
     function: str
     arguments: tuple[str, ...] = ()
     per: Literal["machine", "variant", "first"] = "variant"
-    """Done once, for each variant, or for the first variant alone."""
+    """Run once, for every variant, or only for the first variant."""
     packages: tuple[str, ...] = ()
-    """What must be importable."""
+    """Packages that must be importable."""
     cpu: bool = False
-    """A dry run does it, on the CPU."""
+    """A dry run includes it, on the CPU."""
     anywhere: bool = False
-    """It never uses a GPU: what it makes can be made before there is one."""
+    """It never uses a GPU, so it can run before one is at hand."""
 
     def work(self, settings: Settings, variant: str) -> Iterator[Record]:
         function = getattr(import_module(f"benchmarks.gpu.{self.module}"), self.function)
@@ -58,13 +58,13 @@ COMPILED = ("tensorrt", "tensorrt-rtx")
 
 
 def _each(
-    what: str, module: str, function: str, backends: Sequence[str], prefix: str, **more: Any
+    purpose: str, module: str, function: str, backends: Sequence[str], prefix: str, **more: Any
 ) -> list[Stage]:
     packages, cpu = more.pop("packages", ()), more.pop("cpu", ())
     return [
         Stage(
             f"{prefix}-{backend}",
-            what,
+            purpose,
             module,
             function,
             (backend,),
@@ -80,7 +80,7 @@ _ALL = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "facts",
-        "the GPU as it is, and what its matrix units and its memory do",
+        "GPU state; rates of a matrix product and a copy",
         "facts",
         "facts",
         per="machine",
@@ -88,7 +88,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "philox",
-        "runtime/rng/torch_cuda.py's numbers against torch.randn on the GPU",
+        "random numbers of runtime/rng/torch_cuda.py against torch.randn on the GPU",
         "philox",
         "compare",
         per="machine",
@@ -96,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "checkpoint",
-        "random weights in full size",
+        "write full-size random weights",
         "bundles",
         "checkpoint",
         packages=_EXPORT,
@@ -114,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
         anywhere=True,
     ),
     *_each(
-        "sd2rt build --engines-only: fully fixed for one guided image, and buckets",
+        "sd2rt build --engines-only: fixed shapes for one guided image, and buckets",
         "bundles",
         "engines",
         COMPILED,
@@ -122,7 +122,7 @@ STAGES: tuple[Stage, ...] = (
         cpu=("tensorrt-rtx",),
     ),
     *_each(
-        "every part, and whole images, against PyTorch",
+        "every part and whole images against PyTorch",
         "parity",
         "compare",
         _ALL,
@@ -139,7 +139,7 @@ STAGES: tuple[Stage, ...] = (
         cpu=("onnxruntime",),
     ),
     *_each(
-        "the fully fixed engine against the bucketed one",
+        "engines with fixed shapes against bucketed ones",
         "static_dynamic",
         "compare",
         COMPILED,
@@ -147,7 +147,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "torch-eager",
-        "diffusers' UNet as it is and in channels_last, beside sd2rt's engines; its whole images",
+        "diffusers' UNet, eager and channels_last, against sd2rt's engines; whole images of diffusers",
         "torch_peers",
         "eager",
         packages=_EXPORT,
@@ -155,14 +155,14 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "torch-compile",
-        "the same under torch.compile, max-autotune with CUDA graphs",
+        "the same UNet under torch.compile, max-autotune with CUDA graphs",
         "torch_peers",
         "compiled",
         packages=_EXPORT,
         cpu=True,
     ),
     *_each(
-        "what loading and unloading a LoRA takes; A, B, A bit for bit",
+        "time to load and unload a LoRA; the image without it is bit-equal afterwards",
         "loras",
         "measure",
         _ALL,
@@ -172,7 +172,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "refit-individual",
-        "an engine that a LoRA is refitted into: build, size, it/s, refit",
+        "engines with individually refittable weights: build, size, it/s, refit",
         "loras",
         "refit",
         ("individual",),
@@ -189,7 +189,7 @@ STAGES: tuple[Stage, ...] = (
         packages=_MODULES["tensorrt"],
     ),
     *_each(
-        "the line and exit code of too little memory, another GPU's engine, a size without one",
+        "error line and exit code for short memory, another GPU's engine, a size without an engine",
         "error_lines",
         "provoke",
         _ALL,
@@ -209,7 +209,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "parity-fp32",
-        "every part, and whole images, of ONNX Runtime in fp32",
+        "every part and whole images of ONNX Runtime in fp32",
         "parity",
         "compare",
         ("onnxruntime", "fp32"),
@@ -222,7 +222,7 @@ STAGES: tuple[Stage, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stage for one variant, or for none."""
+    """A stage for one variant, or for the machine."""
 
     stage: Stage
     variant: str = ""
@@ -233,26 +233,26 @@ class Job:
 
 
 def jobs(settings: Settings, chosen: Sequence[str]) -> list[Job]:
-    """What is to be done, in the order of the table; all of it where nothing is chosen.
+    """Jobs in the order of the table; all of them if ``chosen`` is empty.
 
     Args:
-        chosen: names of stages, each alone or with ``@`` and a variant.
+        chosen: stage names, each alone or as STAGE@VARIANT.
 
     Raises:
-        ValueError: there is no such stage.
+        ValueError: unknown stage.
     """
     variants = [name for name, _ in settings.sizes]
-    made = []
+    all_jobs = []
     for stage in STAGES:
         owners = {"machine": [""], "first": variants[:1], "variant": variants}[stage.per]
-        made += [Job(stage, owner) for owner in owners]
-    known = {job.stage.name for job in made} | {job.name for job in made}
+        all_jobs += [Job(stage, owner) for owner in owners]
+    names = {job.stage.name for job in all_jobs} | {job.name for job in all_jobs}
     for name in chosen:
-        if name not in known:
+        if name not in names:
             raise ValueError(f"there is no stage {name}: see --list")
-    return [job for job in made if not chosen or job.name in chosen or job.stage.name in chosen]
+    return [job for job in all_jobs if not chosen or job.name in chosen or job.stage.name in chosen]
 
 
 def sides_of(settings: Settings, variant: str, native: int) -> tuple[int, ...]:
-    """The sides of the images that a variant is tried with, in pixels."""
+    """Sides in pixels of the images tested for a variant."""
     return dict(settings.sizes)[variant] or (native,)

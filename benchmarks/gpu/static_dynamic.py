@@ -1,4 +1,4 @@
-"""What it is worth to fix every shape of an engine: the fixed one and the bucketed one, taking turns."""
+"""Speed of an engine with every shape fixed against a bucketed one, in alternating turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sd2rt.engines.bundle.reader import open_bundle
 
 
 def compare(settings: Settings, variant: str, backend: EngineBackend) -> Iterator[Record]:
-    """One guided image, each engine with a CUDA graph and without."""
+    """Time one guided image on each engine, with and without a CUDA graph."""
     bundle = open_bundle(bundle_of(settings, variant))
     for side in sides(settings, variant):
         dims = dims_of(bundle.manifest, "denoiser", side)
@@ -37,11 +37,11 @@ def compare(settings: Settings, variant: str, backend: EngineBackend) -> Iterato
             walls = interleaved({name: side.wall_ms for name, side in sides_of.items()}, settings.rounds)
             devices = interleaved({name: side.device_ms for name, side in sides_of.items()}, settings.rounds)
         first = next(iter(walls))
-        for name, found in walls.items():
+        for name, times in walls.items():
             yield {
                 "engine": name,
                 "side": side,
-                "wall_ms": spread(found),
+                "wall_ms": spread(times),
                 "device_ms": spread(devices[name]),
-                "times_of_the_first": ratios(walls[first], found),
+                "times_of_the_first": ratios(walls[first], times),
             }

@@ -1,4 +1,4 @@
-"""The results of the GPU check as Markdown: what became of each stage, then a table of each one's results."""
+"""Results of the GPU check as Markdown: outcomes of all stages, then a table of each one's records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def shown(value: object) -> str:
-    """A value in a cell: four digits of a number, a spread as its median with the 10th and 90th percentile."""
+    """Format a cell: floats to four digits, a spread as median with 10th and 90th percentile."""
     match value:
         case None:
             return ""
@@ -29,20 +29,20 @@ def shown(value: object) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole result as a page."""
+    """Render the result as a page."""
     facts = result["machine"]
     lines = [
-        "# What a GPU makes of sd2rt",
+        "# sd2rt on a GPU",
         "",
         f"{facts['date']}, commit {facts['commit'] or 'unknown'}{' with changes' if facts['dirty'] else ''}; "
         f"{facts['cpu']}, {facts['cores']} cores; Python {facts['python']}; "
-        + ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
+        + ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
         + ".",
         "",
     ]
     stages = result["stages"]
     rows = [(name, s["outcome"], s.get("seconds"), s.get("reason")) for name, s in stages.items()]
-    lines += table(("stage", "outcome", "s", "why"), rows)
+    lines += table(("stage", "outcome", "s", "reason"), rows)
     for name, stage in stages.items():
         records = stage.get("records") or []
         if records:
@@ -51,7 +51,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def record_tables(records: Sequence[dict[str, Any]]) -> list[str]:
-    """One table for each set of consecutive records that have the same first column."""
+    """A table for each run of consecutive records with the same first column."""
     lines: list[str] = []
     group: list[dict[str, Any]] = []
     for record in [*records, {}]:
@@ -65,6 +65,7 @@ def record_tables(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Render rows as a Markdown table."""
     lines = [header, ["---"] * len(header), *[[_cell(value) for value in row] for row in rows]]
     return [f"| {' | '.join(line)} |" for line in lines]
 
@@ -74,4 +75,5 @@ def _cell(value: object) -> str:
 
 
 def dumped(result: dict[str, Any]) -> str:
+    """Render the result as JSON."""
     return json.dumps(result, indent=1) + "\n"

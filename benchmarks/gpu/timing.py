@@ -1,4 +1,4 @@
-"""Two things or more timed in turns, so that what the machine does meanwhile falls on all of them."""
+"""Interleaved timing, so that other load on the machine affects all sides of a comparison alike."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def spread(values: Iterable[float], digits: int = 5) -> dict[str, float]:
-    """Median, 10th and 90th percentile, and how many there were."""
-    found = sorted(values)
+    """Median, 10th and 90th percentile, and count."""
+    ordered = sorted(values)
 
     def at(share: float) -> float:
-        place = share * (len(found) - 1)
-        low = int(place)
-        high = min(low + 1, len(found) - 1)
-        return found[low] + (found[high] - found[low]) * (place - low)
+        position = share * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
     return {
-        "median": round(statistics.median(found), digits),
+        "median": round(statistics.median(ordered), digits),
         "p10": round(at(0.1), digits),
         "p90": round(at(0.9), digits),
-        "n": len(found),
+        "n": len(ordered),
     }
 
 
-def interleaved(sides: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
-    """What each side returned in each round, after one turn of each that does not count."""
-    found: dict[str, list[Found]] = {name: [] for name in sides}
+def interleaved(sides: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    """Results of each side in each round, after one warm-up turn of each."""
+    results: dict[str, list[Result]] = {name: [] for name in sides}
     for index in range(rounds + 1):
         for name, side in sides.items():
             value = side()
             if index:
-                found[name].append(value)
-    return found
+                results[name].append(value)
+    return results
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Of each round: how many times as long theirs takes."""
-    return spread((their / own for own, their in zip(ours, theirs, strict=True)), 4)
+    """Spread over rounds of ``theirs`` divided by ``ours``."""
+    return spread((their / our for our, their in zip(ours, theirs, strict=True)), 4)

@@ -1,4 +1,4 @@
-"""The same step by PyTorch, as diffusers' users run it, beside sd2rt's engines in one process and in turns."""
+"""Steps of diffusers' UNet in PyTorch against sd2rt's engines, in one process and in alternating turns."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import Sd2rtError
 
 Step = Callable[[], float]
-"""Milliseconds of a step by the wall."""
+"""Measures a step's wall time in milliseconds."""
 
 
 def eager(settings: Settings, variant: str) -> Iterator[Record]:
-    """diffusers' UNet with guidance, at every size and batch; and its pipeline's whole images."""
+    """Time diffusers' UNet with guidance at every size and batch, then whole images of its pipeline."""
     unet, bundle = _unet(settings, variant), _bundle(settings, variant)
     for side in sides(settings, variant):
         for batch in settings.batches:
-            # Weights stay as they are here: whether they are channels_last too is the second side's difference.
+            # Contiguous weights here; the second pass converts them to channels_last.
             steps: dict[str, Step] = {"diffusers eager": _stepper(settings, unet, bundle, side, batch, False)}
             yield from _compared(settings, bundle, steps, side, batch)
     import torch
@@ -41,7 +41,7 @@ def eager(settings: Settings, variant: str) -> Iterator[Record]:
 
 
 def compiled(settings: Settings, variant: str) -> Iterator[Record]:
-    """torch.compile, whose time is told and is no part of the speed."""
+    """Time the UNet under torch.compile; compilation is recorded apart."""
     import torch
 
     unet, bundle = _unet(settings, variant), _bundle(settings, variant)
@@ -49,9 +49,9 @@ def compiled(settings: Settings, variant: str) -> Iterator[Record]:
     for side in sides(settings, variant):
         for batch in settings.compile_batches:
             torch._dynamo.reset()
-            # A dry run is to see that the script works, and not that the compiler does.
-            how = {"backend": "eager"} if settings.device == "cpu" else {"mode": "max-autotune"}
-            step = _stepper(settings, unet, bundle, side, batch, True, how)
+            # A dry run tests this script, not the compiler.
+            compile_options = {"backend": "eager"} if settings.device == "cpu" else {"mode": "max-autotune"}
+            step = _stepper(settings, unet, bundle, side, batch, True, compile_options)
             began = time.perf_counter()
             step()
             yield {"compile": side, "batch": batch, "seconds": round(time.perf_counter() - began, 1)}
@@ -67,7 +67,7 @@ def _unet(settings: Settings, variant: str) -> Any:
         raise CannotRunError(f"torch {torch.__version__} sees no GPU")
     source = settings.checkpoint(variant)
     if not source.is_dir():
-        raise CannotRunError(f"there is no checkpoint of {variant}: run the stage checkpoint first")
+        raise CannotRunError(f"no checkpoint of {variant}: run the stage checkpoint first")
     dtype = torch.float16 if settings.device == "cuda" else torch.float32
     unet = open_checkpoint(str(source), variant=variant).unet(dtype).to(settings.device).eval()
     return unet.requires_grad_(False)
@@ -86,7 +86,7 @@ def _stepper(
     channels_last: bool,
     compile_options: dict[str, Any] | None = None,
 ) -> Step:
-    """The UNet on two rows of each image, and guidance: what diffusers' loop does, without its scheduler."""
+    """A step as in diffusers' loop without the scheduler: the UNet on two rows of each image, then guidance."""
     import torch
 
     latent, width = side // bundle.manifest.latents.vae_factor, bundle.manifest.embeddings.width
@@ -123,7 +123,7 @@ def _stepper(
 def _compared(
     settings: Settings, bundle: Bundle, steps: dict[str, Step], side: int, batch: int
 ) -> Iterator[Record]:
-    """PyTorch's sides, and the fastest kind of engine of each backend that the bundle has for this."""
+    """Compare PyTorch's steps with the narrowest engine of each backend that takes these shapes."""
     with ExitStack() as stack:
         sides_of = dict(steps)
         for backend in COMPILED if settings.device == "cuda" else ():
@@ -133,27 +133,31 @@ def _compared(
                 ).wall_ms
             except (Sd2rtError, LookupError) as error:
                 yield {"peer": f"sd2rt {backend}", "side": side, "batch": batch, "refused": str(error)}
-        found = interleaved(sides_of, settings.rounds)
-    first = next(iter(found))
-    for name, taken in found.items():
+        times_by_peer = interleaved(sides_of, settings.rounds)
+    first = next(iter(times_by_peer))
+    for name, times in times_by_peer.items():
         yield {
             "peer": name,
             "side": side,
             "batch": batch,
-            "it_s": spread((batch / t * 1e3 for t in taken), 3),
-            "wall_ms": spread(taken),
-            "times_as_fast": ratios(taken, found[first]),
+            "it_s": spread((batch / t * 1e3 for t in times), 3),
+            "wall_ms": spread(times),
+            "times_as_fast": ratios(times, times_by_peer[first]),
             "as": first,
         }
 
 
 def _engine(bundle: Bundle, backend: EngineBackend, side: int, batch: int) -> Launched:
-    """Raises LookupError where no engine takes this."""
+    """Open the engine with the narrowest fitting profile.
+
+    Raises:
+        LookupError: no engine takes these shapes.
+    """
     dims = dims_of(bundle.manifest, "denoiser", side, batch)
-    found = denoisers(bundle, backend, lambda profile: profile.takes(dims))
-    if not found:
+    entries = denoisers(bundle, backend, lambda profile: profile.takes(dims))
+    if not entries:
         raise LookupError(f"no engine for {batch} guided images of {side}x{side}")
-    narrowest = min(found, key=lambda entry: min(p.width for p in entry.profiles if p.takes(dims)))
+    narrowest = min(entries, key=lambda entry: min(p.width for p in entry.profiles if p.takes(dims)))
     return Launched(bundle, narrowest, side, batch)
 
 
@@ -173,7 +177,7 @@ def _images(settings: Settings, variant: str) -> Iterator[Record]:
 
         def image(side: int = side) -> float:
             began = time.perf_counter()
-            # The image is on the host when it returns.
+            # The call returns when the image is on the host.
             pipeline(
                 "a lighthouse on a cliff",
                 num_inference_steps=settings.steps,
@@ -184,12 +188,12 @@ def _images(settings: Settings, variant: str) -> Iterator[Record]:
             )
             return time.perf_counter() - began
 
-        found = interleaved({"diffusers": image}, max(3, settings.rounds // 2))["diffusers"]
+        times = interleaved({"diffusers": image}, max(3, settings.rounds // 2))["diffusers"]
         peak = torch.cuda.max_memory_allocated() / 1e9 if settings.device == "cuda" else None
         yield {
             "images": "diffusers eager",
             "side": side,
             "steps": settings.steps,
-            "seconds": spread(found),
+            "seconds": spread(times),
             "device_peak_gb": peak,
         }

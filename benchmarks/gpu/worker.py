@@ -1,4 +1,4 @@
-"""The process of one stage: it prints its results as they come, and writes them with what became of it.
+"""Process of one stage: prints and writes its records as they come, then its outcome.
 
 python -m benchmarks.gpu.worker STAGE VARIANT RECORDS OUTCOME < settings.json
 """
@@ -25,27 +25,29 @@ def main() -> None:
     name, variant, records, outcome = sys.argv[1:]
     settings = Settings.from_json(sys.stdin.read())
     stage = next(stage for stage in STAGES if stage.name == name)
-    told: dict[str, Any] = {"outcome": "done", "reason": None}
+    outcome_record: dict[str, Any] = {"outcome": "done", "reason": None}
     with Path(records).open("w", encoding="utf-8") as file:
         try:
             check(stage, settings)
-            for found in stage.work(settings, variant):
-                record = sound(found)
+            for result in stage.work(settings, variant):
+                record = sound(result)
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 print("   ", ", ".join(f"{key} {shown(value)}" for key, value in record.items()), flush=True)
         except CannotRunError as error:
-            told = {"outcome": "skipped", "reason": str(error)}
+            outcome_record = {"outcome": "skipped", "reason": str(error)}
         except Exception as error:
             traceback.print_exc()
-            told = {"outcome": "failed", "reason": failure(error)}
-    used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            outcome_record = {"outcome": "failed", "reason": failure(error)}
+    peak_kb = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     # Kilobytes on Linux.
-    Path(outcome).write_text(json.dumps({**told, "peak_rss_bytes": used * 1024}))
+    Path(outcome).write_text(json.dumps({**outcome_record, "peak_rss_bytes": peak_kb * 1024}))
 
 
 def failure(error: Exception) -> str:
-    """One line for an unexpected error, with its type unless the message says all."""
+    """One line for an error; names its type unless the message stands alone."""
     # sd2rt's own errors are one line that names the remedy.
     complete = hasattr(error, "exit_code")
     text = str(error)
@@ -57,7 +59,7 @@ def failure(error: Exception) -> str:
 
 
 def sound(value: Any) -> Any:
-    """What JSON can hold: it has no NaN and no infinity."""
+    """Replace NaN and infinities, which JSON lacks, by strings."""
     if isinstance(value, dict):
         return {key: sound(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -66,18 +68,22 @@ def sound(value: Any) -> Any:
 
 
 def check(stage: Stage, settings: Settings) -> None:
-    """See that what the stage needs is here. Raises CannotRunError."""
+    """Check a stage's requirements.
+
+    Raises:
+        CannotRunError: a package or a GPU is missing.
+    """
     for package in stage.packages:
-        if not _is_there(package):
+        if not _is_installed(package):
             raise CannotRunError(f"{package} is not installed")
     if settings.device == "cpu":
         if not stage.cpu:
-            raise CannotRunError("it needs an NVIDIA GPU, and this is a dry run")
+            raise CannotRunError("needs an NVIDIA GPU, and this is a dry run")
     elif not stage.anywhere and not any(_gpus()):
-        raise CannotRunError("there is no NVIDIA GPU that cuda-python or torch could use")
+        raise CannotRunError("cuda-python and torch find no NVIDIA GPU")
 
 
-def _is_there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:
@@ -89,7 +95,7 @@ def _gpus() -> Iterator[bool]:
     from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 
     yield gpu_at_hand() is not None
-    if _is_there("torch"):
+    if _is_installed("torch"):
         import torch
 
         yield torch.cuda.is_available()
