@@ -1,4 +1,4 @@
-"""Samplers: pure functions from a noise schedule, a configuration and a request's options to a plan."""
+"""Samplers: pure functions from a noise schedule, a configuration and sampling options to a plan."""
 
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.registry import (

@@ -1,8 +1,7 @@
-"""The algebra that samplers are written in: a tensor is the row of its weights over what a step is given.
+"""Symbolic tensors for sampler formulas: rows of weights over the inputs of a step.
 
-``x = S[0]`` is the first slot of the state, ``D`` the guided network output, ``NOISE`` the step's fresh
-noise. Sums and multiples of rows are rows, so an update reads as its paper's formula does, and is a matrix
-in the end.
+``x = S[0]`` is the first slot of the state, ``D`` the guided network output, ``NOISE`` the step's fresh noise. Sums
+and multiples of rows are rows too, so an update is written like the formula in its paper, and yields a matrix.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ NOISE: Row = _BASIS[STATE_SLOTS + 1]
 def predict(
     prediction_type: PredictionType, x: Row, output: Row, alpha: float, sigma: float
 ) -> tuple[Row, Row]:
-    """What the network's output says of x = alpha x_0 + sigma eps: the clean image x_0 and the noise eps.
+    """Compute the clean image x_0 and the noise eps of x = alpha x_0 + sigma eps from the network's output.
 
     alpha**2 + sigma**2 is 1. For the v-prediction v = alpha eps - sigma x_0 see arXiv:2202.00512, appendix D.
 
-    Raises RequestError for a noise prediction where alpha is 0: the noise says nothing of the image there.
+    Raises:
+        RequestError: alpha is 0 and the network predicts noise, which does not determine the image then.
     """
     if prediction_type == "v_prediction":
         return alpha * x - sigma * output, sigma * x + alpha * output
@@ -39,8 +39,8 @@ def predict(
         return output, (x - alpha * output) / sigma
     if alpha == 0:
         raise RequestError(
-            "a network that predicts noise cannot start from noise alone (zero terminal SNR): leave "
-            "rescale_betas_zero_snr out, or take a checkpoint that predicts v"
+            "a network that predicts noise cannot start from pure noise (zero terminal SNR): leave "
+            "rescale_betas_zero_snr out, or use a checkpoint that predicts v"
         )
     return (x - sigma * output) / alpha, output
 
@@ -48,9 +48,11 @@ def predict(
 def make_step(
     timestep: float, level: float, *slots: Row, input_scale: float = 1.0, draws_noise: bool | None = None
 ) -> Step:
-    """The step that shows ``input_scale`` times S_0 to the network and leaves the given slots; the others are
-    left at zero, so that nothing stale can reach a later step. It draws noise where its update uses some,
-    unless ``draws_noise`` says otherwise."""
+    """Make a step that calls the network on ``input_scale`` times S_0 and sets the state to ``slots``.
+
+    Other slots are set to zero, so that no old values reach later steps. By default the step draws noise if its
+    update uses noise; ``draws_noise`` overrides this.
+    """
     weights = np.zeros(STATE_SLOTS)
     weights[0] = input_scale
     update = np.zeros((STATE_SLOTS, STATE_SLOTS + 2))

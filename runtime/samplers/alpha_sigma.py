@@ -1,4 +1,4 @@
-"""The quantities that exponential integrators are written in, from noise-to-signal ratios."""
+"""Signal and noise scales alpha, sigma and lambda of exponential integrators, from noise-to-signal ratios."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import inf, log, sqrt
 
 
 class Signal:
-    """The levels of a grid as alpha, sigma (alpha**2 + sigma**2 = 1) and lambda = log(alpha / sigma)."""
+    """Noise levels of a grid as alpha, sigma (alpha**2 + sigma**2 = 1) and lambda = log(alpha / sigma)."""
 
     def __init__(self, levels: list[float]) -> None:
         self.alpha = [1 / sqrt(level**2 + 1) for level in levels]
@@ -14,5 +14,5 @@ class Signal:
         self.lambdas = [inf if level == 0 else -log(level) for level in levels]
 
     def start(self, index: int) -> tuple[float, float]:
-        """What a late start mixes an image and noise with."""
+        """Factors of image and noise for a start from an image at this level."""
         return self.alpha[index], self.sigma[index]

@@ -1,4 +1,4 @@
-"""The noise levels that a trajectory goes through, and the timesteps that they are told as."""
+"""Noise levels of a trajectory, and the timesteps that the network receives for them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sd2rt.runtime.samplers.timesteps import (
     timesteps_of,
 )
 
-_SHORT = 1e-3
+_TRUNCATION_MARGIN = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """N steps: N timesteps, N + 1 noise levels (noise-to-signal ratios), and the step at which a late start enters.
+    """N timesteps, N + 1 noise levels (noise-to-signal ratios), and the index of the first step.
 
-    Lists, for arithmetic one number at a time.
+    Lists instead of arrays, because samplers compute with single numbers.
     """
 
     timesteps: list[float]
@@ -43,22 +43,23 @@ class Grid:
 
 
 def variance_exploding(
-    noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions, *, whole: bool = False
+    noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions, *, round_karras: bool = False
 ) -> Grid:
-    """For samplers whose state is x_0 + sigma eps: timesteps may be fractions.
+    """Make the grid of a sampler whose state is x_0 + sigma eps; timesteps may be fractions.
 
-    Noise levels between two training timesteps are interpolated. The other rules take the place of the spaced
-    timesteps' levels, between their first and last; ``whole`` rounds the timesteps of karras levels.
+    Noise levels between two training timesteps are interpolated. A rule for levels (karras, ...) replaces the levels
+    of spaced timesteps, between the first and the last of them; ``round_karras`` rounds the timesteps of karras.
 
-    Raises RequestError for eta.
+    Raises:
+        RequestError: eta is set, or an option is not supported.
     """
     refuse_eta(config, options)
     total = noise.config.num_train_timesteps
     start = start_index(total, options)
     if options.sigmas is not None:
         refuse_levels(config, "sigmas")
-        told = timesteps_of(noise, np.array(options.sigmas[:-1]))
-        return Grid(told.tolist(), list(options.sigmas), start)
+        sigma_timesteps = timesteps_of(noise, np.array(options.sigmas[:-1]))
+        return Grid(sigma_timesteps.tolist(), list(options.sigmas), start)
     if options.timesteps is not None:
         refuse_levels(config, "timesteps")
         timesteps = custom(total, options.timesteps, whole=False)
@@ -67,25 +68,25 @@ def variance_exploding(
     final = 0.0 if config.final_sigmas_type == "zero" else float(noise.sigmas[0])
     levels = np.interp(timesteps, np.arange(total), noise.sigmas)
     if config.interpolation_type == "log_linear":
-        # One level more than there are steps: the last is what the last step leaves, whatever the final one.
+        # One level more than there are steps: the last one replaces the configured final level.
         levels = exponential(noise.sigmas[0], noise.sigmas[-1], len(timesteps) + 1)
         final = float(levels[-1])
     if config.levels == "spaced":
         return Grid(timesteps.tolist(), [*levels[: len(timesteps)].tolist(), final], start)
-    chosen = _chosen(config, float(levels[-1]), float(levels[0]), options.step_count)
-    told = timesteps_of(noise, chosen)
-    if whole and config.levels == "karras":
-        told = told.round()
+    rule_levels = _levels_by_rule(config, float(levels[-1]), float(levels[0]), options.step_count)
+    rule_timesteps = timesteps_of(noise, rule_levels)
+    if round_karras and config.levels == "karras":
+        rule_timesteps = rule_timesteps.round()
     if config.interpolation_type == "log_linear":
         final = 0.0 if config.final_sigmas_type == "zero" else float(noise.sigmas[0])
-    return Grid(told.tolist(), [*chosen.tolist(), final], start)
+    return Grid(rule_timesteps.tolist(), [*rule_levels.tolist(), final], start)
 
 
 def exploding_scale(grid: Grid, config: SamplerConfig) -> float:
-    """What unit noise is multiplied with to be the start of a variance-exploding state.
+    """Scale of unit noise at the start of a variance-exploding trajectory.
 
-    Leading spacing starts below the noisiest level, and diffusers then gives the start its signal's variance too;
-    it asks the configured spacing even where the request's own list takes its place.
+    Leading spacing starts below the highest noise level, and diffusers then adds the signal's variance. Like
+    diffusers, this depends on the configured spacing, even with custom timesteps or sigmas.
     """
     largest = max(grid.levels)
     return sqrt(largest**2 + 1) if config.spacing == "leading" else largest
@@ -94,46 +95,47 @@ def exploding_scale(grid: Grid, config: SamplerConfig) -> float:
 def variance_preserving(
     noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions, *, repeat_last: bool = False
 ) -> Grid:
-    """For samplers whose state is alpha x_0 + sigma eps, alpha**2 + sigma**2 = 1: timesteps are whole.
+    """Make the grid of a sampler whose state is alpha x_0 + sigma eps, alpha**2 + sigma**2 = 1; timesteps are whole.
 
-    The other rules take the place of the spaced timesteps' levels, over the whole schedule; karras' and lambdas'
-    timesteps are rounded, the others' cut off, as diffusers does. ``repeat_last``: where those end above no noise,
-    they end at their own last level, not at the schedule's lowest.
+    A rule for levels (karras, ...) replaces the levels of spaced timesteps, over the whole schedule. As in diffusers,
+    the timesteps of karras and lambdas are rounded, those of other rules truncated. With ``repeat_last``, such levels
+    end at their own last level instead of the schedule's lowest, unless they end at 0.
 
-    Raises RequestError for eta, and for a late start after the last timestep that lambda_min_clipped leaves.
+    Raises:
+        RequestError: eta is set, or the strength leaves no timestep after lambda_min_clipped.
     """
     refuse_eta(config, options)
     total = noise.config.num_train_timesteps
     start = start_index(total, options)
     if options.sigmas is not None:
         refuse_levels(config, "sigmas")
-        told = timesteps_of(noise, np.array(options.sigmas[:-1])).round()
-        return Grid(told.tolist(), list(options.sigmas), start)
+        sigma_timesteps = timesteps_of(noise, np.array(options.sigmas[:-1])).round()
+        return Grid(sigma_timesteps.tolist(), list(options.sigmas), start)
     if options.timesteps is not None:
         refuse_levels(config, "timesteps")
         timesteps = custom(total, options.timesteps, whole=True)
     else:
-        timesteps = _whole(noise, config, step_count(total, options))
+        timesteps = _whole_timesteps(noise, config, step_count(total, options))
     if start >= len(timesteps):
         raise RequestError(
             f"lambda_min_clipped {config.lambda_min_clipped} leaves {len(timesteps)} of {options.step_count} steps, "
-            f"and strength {options.strength} none of them: give a higher strength"
+            f"and strength {options.strength} none of them: use a higher strength"
         )
     final = 0.0 if config.final_sigmas_type == "zero" else float(noise.sigmas[0])
     if config.levels == "spaced":
         levels = np.interp(timesteps, np.arange(total), noise.sigmas)
         return Grid(timesteps.tolist(), [*levels.tolist(), final], start)
-    chosen = _chosen(config, float(noise.sigmas[0]), float(noise.sigmas[-1]), options.step_count)
-    told = timesteps_of(noise, chosen)
-    # In diffusers' float32 the highest level comes out just short of the last timestep, and is cut to the one before.
-    cut = config.levels in ("exponential", "beta")
-    told = np.trunc(np.maximum(told - _SHORT, 0)) if cut else told.round()
+    rule_levels = _levels_by_rule(config, float(noise.sigmas[0]), float(noise.sigmas[-1]), options.step_count)
+    exact = timesteps_of(noise, rule_levels)
+    # In diffusers' float32 the highest level is slightly below the last timestep and is truncated to the one before.
+    truncate = config.levels in ("exponential", "beta")
+    rule_timesteps = np.trunc(np.maximum(exact - _TRUNCATION_MARGIN, 0)) if truncate else exact.round()
     if repeat_last and final > 0:
-        final = float(chosen[-1])
-    return Grid(told.tolist(), [*chosen.tolist(), final], start)
+        final = float(rule_levels[-1])
+    return Grid(rule_timesteps.tolist(), [*rule_levels.tolist(), final], start)
 
 
-def _whole(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Float64Array:
+def _whole_timesteps(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Float64Array:
     total = noise.config.num_train_timesteps
     last = total
     if config.lambda_min_clipped is not None:
@@ -141,11 +143,11 @@ def _whole(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Float64Ar
         last -= int(np.searchsorted(lambdas, config.lambda_min_clipped))
     if config.spacing == "trailing":
         return np.arange(last, 0, -total / count).round() - 1
-    # One more than there are steps: the lowest is where the last step would end, and is not visited.
+    # One more than there are steps: the lowest is the end of the last step, and is not visited.
     return spaced(last, count + 1, config.spacing, config.steps_offset)[:-1].round()
 
 
-def _chosen(config: SamplerConfig, lowest: float, highest: float, count: int) -> Float64Array:
+def _levels_by_rule(config: SamplerConfig, lowest: float, highest: float, count: int) -> Float64Array:
     low = lowest if config.sigma_min is None else config.sigma_min
     high = highest if config.sigma_max is None else config.sigma_max
     if config.levels == "karras":

@@ -1,4 +1,4 @@
-"""How noisy each training timestep is: a checkpoint's noise configuration as tables."""
+"""Noise levels of all training timesteps, computed from a checkpoint's noise configuration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
 
-_LEAST_SIGNAL = 2.0**-24
-"""What samplers that reckon in noise-to-signal ratios take for a signal of zero, as diffusers does."""
+_MIN_SIGNAL = 2.0**-24
+"""a_T used in place of zero for noise-to-signal ratios, as in diffusers."""
 
 
 class NoiseSchedule:
     """The forward process x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise, for t in 0 .. T-1.
 
-    The betas are float32, as the checkpoint was trained with; all that follows from them is float64.
+    The betas are float32, as in the checkpoint's training; everything computed from them is float64.
     """
 
     config: NoiseConfig
@@ -33,34 +33,36 @@ class NoiseSchedule:
         else:
             self.betas = _linspace(math.sqrt(config.beta_start), math.sqrt(config.beta_end), count) ** 2
         if config.rescale_betas_zero_snr:
-            self.betas = _without_signal_at_the_end(self.betas)
+            self.betas = _rescale_zero_snr(self.betas)
         self.alphas_cumprod = np.cumprod(np.float64(1) - self.betas, dtype=np.float64)
         a = self.alphas_cumprod
         if config.rescale_betas_zero_snr:
-            a = np.append(a[:-1], _LEAST_SIGNAL)
+            a = np.append(a[:-1], _MIN_SIGNAL)
         self.sigmas = np.sqrt((1 - a) / a)
         self.log_sigmas = np.log(self.sigmas)
         for table in (self.betas, self.alphas_cumprod, self.sigmas, self.log_sigmas):
             table.setflags(write=False)
 
 
-def _without_signal_at_the_end(betas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Algorithm 1 of arXiv:2305.08891, in float32 as torch computes it: products are added up in float64 and
-    rounded one by one."""
+def _rescale_zero_snr(betas: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rescale betas to zero terminal SNR: algorithm 1 of arXiv:2305.08891.
+
+    Float32 as in PyTorch, whose cumprod accumulates in float64 and rounds each product.
+    """
     one = np.float32(1)
     signal = np.sqrt(np.cumprod(one - betas, dtype=np.float64).astype(np.float32))
     first, last = signal[0], signal[-1]
-    kept = ((signal - last) * (first / (first - last))) ** 2
-    alphas = np.concatenate([kept[:1], kept[1:] / kept[:-1]])
+    alphas_cumprod = ((signal - last) * (first / (first - last))) ** 2
+    alphas = np.concatenate([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
     rescaled: NDArray[np.float32] = one - alphas
     return rescaled
 
 
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
-    """torch.linspace in float32, bit for bit where the CPU has AVX2 or AVX-512.
+    """``torch.linspace`` in float32, bit for bit as on CPUs with AVX2 or AVX-512.
 
-    torch steps from the nearer end, and its vector code rounds each product and sum once. Float64 holds the
-    product of two float32 exactly, up to the sum, so one rounding at the end gives the same.
+    PyTorch steps from the nearer end with fused multiply-adds. Float64 holds the product of two float32 numbers
+    exactly, so rounding once at the end gives the same result.
     """
     first, last = np.float32(start), np.float32(end)
     step = np.float64((last - first) / np.float32(max(count - 1, 1)))

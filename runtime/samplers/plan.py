@@ -1,4 +1,4 @@
-"""A sampler's output: small matrices, one set a step, that the denoiser applies to a sample's state."""
+"""A sampler's output: small matrices for each step, which the denoiser applies to a sample's state."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ Matrix = NDArray[np.float64]
 class Step:
     """One denoiser call for one sample.
 
-    With the state S_0 .. S_K, the guided network output D and this step's fresh noise:
-    the network sees ``weights @ [S_0 .. S_K]`` at ``timestep``, and the state becomes
-    ``update @ [S_0 .. S_K, D, noise]``.
+    For the state S_0 .. S_K, the guided network output D and this step's fresh noise: the input of the network is
+    ``weights @ [S_0 .. S_K]`` at ``timestep``, and the new state is ``update @ [S_0 .. S_K, D, noise]``.
     """
 
     timestep: float
     weights: Matrix  # [K+1]
     update: Matrix  # [K+1, K+3]
     level: float
-    """How noisy what the network sees is: the ratio of noise to signal, sigma."""
+    """Noise level of the network's input: the noise-to-signal ratio sigma."""
     draws_noise: bool
-    """Whether a normal draw is made for it: also where its share is zero, so that later draws are the same."""
+    """True if the step draws noise, even with weight zero, so that later draws are the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole trajectory: what S_0 starts as, and the steps after which S_0 is the result.
+    """A whole trajectory: the initial value of S_0, and the steps, after which S_0 is the result.
 
-    Without ``start_noise``, S_0 starts as ``init_scale`` times standard normal noise. With it, the trajectory
-    starts late, from an image: S_0 starts as ``a * image_latents + b * noise``, the two numbers being a and
-    b, and ``init_scale`` has no say. The other slots start as zero.
+    Without ``start_noise``, S_0 starts as ``init_scale`` times standard normal noise. With ``start_noise`` = (a, b)
+    the trajectory starts from an image, S_0 = ``a * image_latents + b * noise``, and ``init_scale`` is unused. The
+    other slots start as zero.
     """
 
     init_scale: float
@@ -43,5 +42,5 @@ class Plan:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """How noisy what the network sees is at each call."""
+        """Noise level of the network's input at each call."""
         return tuple(step.level for step in self.steps)

@@ -1,4 +1,4 @@
-"""The weights of a linear multistep method: integrals of the polynomial through the last values."""
+"""Weights of linear multistep methods: integrals of the polynomial through the last values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def weights_of(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """The weights w that integrate exactly what goes through values at the nodes: sum_k w_k nodes_k**j = moments_j.
+    """Solve sum_k w_k nodes_k**j = moments_j for the weights w, which integrate the interpolating polynomial exactly.
 
-    One to four nodes, which differ, and as many moments. Each weight is the integral of the polynomial that is 1 at
-    its node and 0 at the others; written out, which is ten times as fast as an array's solver.
+    There are one to four distinct nodes, and as many moments. Each weight is the integral of the Lagrange polynomial
+    of its node. The solutions are written out, which is ten times as fast as a linear solver.
     """
     if len(nodes) == 1:
         return [moments[0]]

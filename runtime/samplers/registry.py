@@ -1,4 +1,4 @@
-"""Choosing a sampler by its name, and what there is to know of each."""
+"""Registry of samplers and schedules by name, and the configuration of a request's sampler."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ Make = Callable[[NoiseSchedule, SamplerConfig, SamplingOptions], Plan]
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One method, as the field knows it."""
+    """Description of a sampling method."""
 
     make: Make
     title: str
     paper: str
-    """Where it comes from: an arXiv number, or a code base where there is no paper."""
+    """Source: an arXiv number, or a code base if there is no paper."""
     order: str
-    """Of convergence, as its options choose it: measured (tests/runtime/samplers/test_convergence.py), with fresh
-    noise that of mean and deviation."""
+    """Measured order of convergence, by its options (tests/runtime/samplers/test_convergence.py); with fresh noise,
+    that of mean and standard deviation."""
     evaluations: int = 1
-    """Network calls for each step asked for."""
+    """Network calls per requested step."""
     noise: str = "no"
-    """Whether fresh noise is drawn on the way, or what makes it be."""
+    """Use of fresh noise: "yes", "no", or the condition for it."""
 
 
 SAMPLERS: dict[SamplerName, Sampler] = {
@@ -98,13 +98,14 @@ SCHEDULES: dict[str, dict[str, Spacing | Levels]] = {
     "lambdas": {"levels": "lambdas"},
     "ays": {"levels": "ays"},
 }
-"""What a request's schedule sets: how timesteps are spaced, or by what other rule noise levels are chosen."""
+"""Options that each schedule sets: the spacing of timesteps, or a rule for noise levels."""
 
 
 def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """The named sampler's plan. It depends on nothing else than these three, is remembered, and is read-only.
+    """Make the plan of the configured sampler; plans are cached and read-only.
 
-    Raises RequestError where the sampler does not support what the options ask.
+    Raises:
+        RequestError: the sampler does not support an option.
     """
     return _plan(noise, config, options)
 
@@ -125,97 +126,103 @@ def sampler_config(
     schedule: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SamplerConfig:
-    """The configuration of a sampler that a request names, on a checkpoint whose own one is ``base``.
+    """Configure the sampler that a request names, for a checkpoint whose configuration is ``base``.
 
-    It is what ``Scheduler.from_config(pipe.scheduler.config)`` gives in diffusers: options that both samplers have
-    carry over, but for those that the checkpoint left to its scheduler's default, in whose place comes the new
-    scheduler's. A base does not say what was left to a default, so its sampler's usual value is taken to be one.
-    Without a base there is nothing to carry over; without a name, or with the base's own, all of it stays.
-    ``schedule`` and ``options`` override.
+    Like ``Scheduler.from_config(pipe.scheduler.config)`` in diffusers: options that both samplers have carry over,
+    except those that the checkpoint leaves to its scheduler's default, which get the new scheduler's default. A base
+    does not record which options are defaults, so options at their sampler's default value count as such. Without a
+    base nothing carries over; without a name, or with the base's name, everything does. ``schedule`` and ``options``
+    override the result.
 
-    Raises RequestError for a name that is no sampler's, or a schedule or an option that the sampler does not have.
+    Raises:
+        RequestError: there is no such sampler, or it does not have the schedule or an option.
     """
-    sampler = base.name if name is None and base is not None else _named(name)
-    known = SAMPLER_OPTIONS[sampler]
+    sampler = base.name if name is None and base is not None else _sampler_name(name)
+    valid_options = SAMPLER_OPTIONS[sampler]
     if base is None:
-        chosen = default_sampler(sampler)
+        config = default_sampler(sampler)
     elif sampler == base.name:
-        chosen = base
+        config = base
     else:
-        usual = SAMPLER_OPTIONS[base.name]
-        kept = {
+        defaults = SAMPLER_OPTIONS[base.name]
+        carried = {
             option: getattr(base, option)
-            for option, value in usual.items()
-            if option in known
+            for option, value in defaults.items()
+            if option in valid_options
             and getattr(base, option) != value
-            and option not in _own_options(sampler, base.name)
+            and option not in _sampler_specific_options(sampler, base.name)
         }
-        chosen = default_sampler(sampler, steps_offset=base.steps_offset, **kept)
+        config = default_sampler(sampler, steps_offset=base.steps_offset, **carried)
     changes: dict[str, Any] = {}
     if schedule is not None:
         changes |= _schedule_changes(sampler, schedule)
     for option, value in (options or {}).items():
-        if option not in known and option != "steps_offset":
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise RequestError(f"{sampler} has no option {option}: {has}")
-        changes[option] = _typed(sampler, option, value)
+        if option not in valid_options and option != "steps_offset":
+            listed = f"it has {', '.join(valid_options)}" if valid_options else "it has no options"
+            raise RequestError(f"{sampler} has no option {option}: {listed}")
+        changes[option] = _convert_option(sampler, option, value)
     if not changes:
-        return chosen
+        return config
     try:
-        return SamplerConfig.model_validate(chosen.model_dump() | changes, strict=True)
+        return SamplerConfig.model_validate(config.model_dump() | changes, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise RequestError(
-            f"sampler option {where} is {first['input']!r}: {reason}" if where else reason
+            f"sampler option {name} is {first['input']!r}: {reason}" if name else reason
         ) from None
 
 
-def _typed(sampler: SamplerName, option: str, value: Any) -> Any:
-    """A request's value as the configuration has it.
+def _convert_option(sampler: SamplerName, option: str, value: Any) -> Any:
+    """Convert a request's value to the type of the configuration.
 
-    Raises RequestError where the sampler takes other values.
+    Raises:
+        RequestError: the sampler does not accept the value.
     """
-    if option in _LISTS:
+    if option in _LIST_OPTIONS:
         return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
     allowed = CHOICES.get(sampler, {}).get(option)
     if allowed is not None and value not in allowed:
-        shown = ", ".join(str(choice) for choice in allowed)
-        raise RequestError(f"{option} of {sampler} is {value}: choose one of {shown}")
+        choices = ", ".join(str(choice) for choice in allowed)
+        raise RequestError(f"{option} of {sampler} is {value}: choose one of {choices}")
     return value
 
 
-_LISTS = {"disable_corrector"}
+_LIST_OPTIONS = {"disable_corrector"}
 
 
-def _own_options(*samplers: SamplerName) -> set[str]:
-    """Options whose values mean something in one of the samplers only: diffusers rewrites them to the new
-    scheduler's, or has them under another name."""
-    own = {"solver_type", "algorithm_type"}
-    return own | {"solver_order"} if any(name in ("lms", "ipndm", "sa-solver") for name in samplers) else own
+def _sampler_specific_options(*samplers: SamplerName) -> set[str]:
+    """Options that do not carry over between these samplers, because their values differ in meaning.
+
+    diffusers resets them to the new scheduler's default, or has them under another name.
+    """
+    options = {"solver_type", "algorithm_type"}
+    if any(name in ("lms", "ipndm", "sa-solver") for name in samplers):
+        options.add("solver_order")
+    return options
 
 
-def _named(name: str | None) -> SamplerName:
-    sampler = next((known for known in SAMPLERS if known == name), None)
+def _sampler_name(name: str | None) -> SamplerName:
+    sampler = next((candidate for candidate in SAMPLERS if candidate == name), None)
     if sampler is None:
         raise RequestError(f"no sampler is named {name!r}: choose one of {', '.join(SAMPLERS)}")
     return sampler
 
 
 def schedules_of(sampler: SamplerName) -> list[str]:
-    """The schedules that a sampler takes; none where it chooses its timesteps itself."""
-    known = SAMPLER_OPTIONS[sampler]
+    """List the schedules that a sampler supports; empty if it chooses its own timesteps."""
+    valid_options = SAMPLER_OPTIONS[sampler]
     levels = CHOICES.get(sampler, {}).get("levels", get_args(Levels))
     return [
         name
         for name, changes in SCHEDULES.items()
-        if changes.keys() <= known.keys() and changes.get("levels", "spaced") in levels
+        if changes.keys() <= valid_options.keys() and changes.get("levels", "spaced") in levels
     ]
 
 
 def choices_of(sampler: SamplerName) -> dict[str, tuple[Any, ...]]:
-    """What its options may be, where that is one of a few words or orders."""
+    """List the valid values of options that are limited to a few words or orders."""
     choices = {}
     for option in SAMPLER_OPTIONS[sampler]:
         words = get_args(SamplerConfig.model_fields[option].annotation)
@@ -227,10 +234,12 @@ def choices_of(sampler: SamplerName) -> dict[str, tuple[Any, ...]]:
 def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:
     if schedule not in SCHEDULES:
         raise RequestError(f"no schedule is named {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    taken = schedules_of(sampler)
-    if schedule not in taken:
+    supported = schedules_of(sampler)
+    if schedule not in supported:
         remedy = (
-            f"choose one of {', '.join(taken)}" if taken else "leave it out, it chooses its own timesteps"
+            f"choose one of {', '.join(supported)}"
+            if supported
+            else "leave it out, the sampler chooses its own timesteps"
         )
         raise RequestError(f"{sampler} has no schedule {schedule}: {remedy}")
     changes = SCHEDULES[schedule]

@@ -1,1 +1,1 @@
-"""One module for each sampling method: options to a plan of small matrices."""
+"""One module per sampling method: functions from a noise schedule, a configuration and options to a plan."""

@@ -11,18 +11,17 @@ from sd2rt.runtime.samplers.timesteps import refuse_sigmas, start_index, table_i
 
 
 def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """DDIM, equations 12 and 16 of arXiv:2010.02502; with eta = 1 as noisy as DDPM.
+    """DDIM, equations 12 and 16 of arXiv:2010.02502; with eta = 1 it adds as much noise as DDPM.
 
-    A step goes down by a whole stride, total // steps, which need not be the next timestep of the list;
-    that is how diffusers defines it. With timesteps of another rule, where there is no stride, it goes to the next
-    of the list. What lies below timestep 0 is clean with set_alpha_to_one, else as noisy as timestep 0.
+    As in diffusers, a step goes down by a whole stride, total // steps, which may differ from the next timestep. With
+    custom timesteps or a rule for levels, it goes to the next timestep. A step below timestep 0 ends at a clean image
+    with set_alpha_to_one, otherwise at the noise level of timestep 0.
 
-    A late start is the rest of the list, from an image at its first timestep's noise: a is sqrt(a_t), b is
-    sqrt(1 - a_t).
+    With a strength, it starts later in the list, from a noised image with a = sqrt(a_t), b = sqrt(1 - a_t).
 
-    Not supported: custom sigmas, clipping or thresholding of x_0, and spacings that leave the schedule
-    (leading with as many steps as timesteps and an offset; trailing where its rounding adds a timestep -1,
-    for which diffusers' tables wrap round to pure noise).
+    Not supported: custom sigmas, clipping or thresholding of x_0, and spacings that leave the schedule (leading with
+    an offset and as many steps as timesteps; trailing if rounding adds a timestep -1, which diffusers' tables read as
+    pure noise).
     """
     refuse_sigmas(config, options)
     total = noise.config.num_train_timesteps
@@ -45,7 +44,7 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         a_next = a[target] if target >= 0 else a_final
         x0, eps = predict(noise.config.prediction_type, x, D, sqrt(a_t), sqrt(1 - a_t))
         variance = options.eta**2 * (1 - a_next) / (1 - a_t) * (1 - a_t / a_next)
-        # Zero in exact arithmetic where eta is 1 and the target is clean; never below it.
+        # Exactly zero if eta is 1 and the target is clean; rounding must not make it negative.
         direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
         x_next = sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE
         steps.append(make_step(timestep, noise.sigmas[timestep], x_next, draws_noise=options.eta > 0))

@@ -9,20 +9,20 @@ from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.samplers.timesteps import refuse_eta, refuse_sigmas, start_index, table_indices
 
-_LEAST_VARIANCE = 1e-20
-"""diffusers' floor, below which a variance is not taken to its root."""
+_MIN_VARIANCE = 1e-20
+"""Lower bound of the variance, as in diffusers."""
 
 
 def ddpm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """DDPM, equation 7 of arXiv:2006.11239, from each timestep of the list to the next and then to no noise.
+    """DDPM, equation 7 of arXiv:2006.11239, from each timestep to the next and finally to a clean image.
 
-    variance_type is that paper's two choices: fixed_small the posterior's (beta tilde), fixed_large beta. Timestep
-    0 adds none.
+    variance_type selects one of the paper's two variances: fixed_small is that of the posterior (beta tilde),
+    fixed_large is beta. The step from timestep 0 adds no noise.
 
-    A late start is the rest of the list, from an image at its first timestep's noise.
+    With a strength, it starts later in the list, from an image noised to that timestep.
 
-    Not supported: learned variances, clipping or thresholding of x_0 (on by default in diffusers, and made for
-    images, not for latents), custom sigmas, eta, spacings that leave the schedule (see ddim).
+    Not supported: learned variances, clipping or thresholding of x_0 (on by default in diffusers, but intended for
+    images, not latents), custom sigmas, eta, and spacings that leave the schedule (see ddim).
     """
     refuse_sigmas(config, options)
     refuse_eta(config, options)
@@ -40,7 +40,7 @@ def ddpm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         x0, _ = predict(noise.config.prediction_type, x, D, sqrt(a_t), sqrt(1 - a_t))
         x_next = (sqrt(a_next) * (1 - alpha) * x0 + sqrt(alpha) * (1 - a_next) * x) / (1 - a_t)
         if timestep > 0:
-            small = max((1 - a_next) / (1 - a_t) * (1 - alpha), _LEAST_VARIANCE)
+            small = max((1 - a_next) / (1 - a_t) * (1 - alpha), _MIN_VARIANCE)
             variance = small if config.variance_type == "fixed_small" else 1 - alpha
             x_next = x_next + sqrt(variance) * NOISE
         steps.append(make_step(timestep, noise.sigmas[timestep], x_next))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -15,47 +16,49 @@ from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 
 def dpm2(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """DPM-Solver-2, algorithm 1 of arXiv:2206.00927, in k-diffusion's form: midpoint steps on dx/dsigma = eps, the
-    middle being that of log(sigma).
+    """DPM-Solver-2, algorithm 1 of arXiv:2206.00927, as in k-diffusion: midpoint steps on dx/dsigma = eps, with the
+    midpoint in log(sigma).
 
-    Two network calls a step, at its start and in its middle; the last one, to no noise, is Euler's, so N steps make
-    2N - 1 calls. S_1 is where the step began.
+    Each step makes two network calls, at its start and at its midpoint. The last step, to noise level 0, is an Euler
+    step, so N steps make 2N - 1 calls. S_1 is the sample at the start of the step.
 
-    A late start leaves out whole steps, from an image at the first level: a is 1, b is sigma.
+    With a strength, it skips whole steps and starts from a noised image with a = 1, b = sigma.
     """
     return _midpoint(noise, config, options, stochastic=False)
 
 
 def dpm2_ancestral(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """dpm2's steps to a lower level than the next, and fresh noise up to that one; see euler-a."""
+    """Ancestral dpm2: each step goes below the next level and adds fresh noise up to it; see euler-a."""
     return _midpoint(noise, config, options, stochastic=True)
 
 
 def _midpoint(
     noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions, *, stochastic: bool
 ) -> Plan:
-    grid = variance_exploding(noise, config, options, whole=True)
-    x, began = S[:2]
+    grid = variance_exploding(noise, config, options, round_karras=True)
+    x, step_start = S[:2]
     kind = noise.config.prediction_type
-    ways = [
-        ancestral(sigma, following) if stochastic else (0.0, following)
-        for sigma, following in zip(grid.levels, grid.levels[1:], strict=False)
+    splits = [
+        ancestral(sigma, sigma_next) if stochastic else (0.0, sigma_next)
+        for sigma, sigma_next in pairwise(grid.levels)
     ]
-    middles = [sqrt(sigma * down) for sigma, (_, down) in zip(grid.levels, ways, strict=False)]
-    told = timesteps_of(noise, np.array(middles)).tolist()
+    middles = [sqrt(sigma * down) for sigma, (_, down) in zip(grid.levels, splits, strict=False)]
+    middle_timesteps = timesteps_of(noise, np.array(middles)).tolist()
     steps = []
     for i in range(grid.start, grid.count):
-        sigma, middle, (up, down) = grid.levels[i], middles[i], ways[i]
+        sigma, middle, (up, down) = grid.levels[i], middles[i], splits[i]
         alpha = 1 / sqrt(sigma**2 + 1)
         _, eps = predict(kind, alpha * x, D, alpha, alpha * sigma)
         if i == grid.count - 1 and grid.levels[-1] == 0:
             steps.append(make_step(grid.timesteps[i], sigma, x - sigma * eps, input_scale=alpha))
             break
-        probe = x + (middle - sigma) * eps
-        steps.append(make_step(grid.timesteps[i], sigma, probe, x, input_scale=alpha))
+        x_middle = x + (middle - sigma) * eps
+        steps.append(make_step(grid.timesteps[i], sigma, x_middle, x, input_scale=alpha))
         alpha = 1 / sqrt(middle**2 + 1)
         _, eps = predict(kind, alpha * x, D, alpha, alpha * middle)
-        x_next = began + (down - sigma) * eps + up * NOISE
-        steps.append(make_step(told[i], middle, x_next, input_scale=alpha, draws_noise=stochastic))
+        x_next = step_start + (down - sigma) * eps + up * NOISE
+        steps.append(
+            make_step(middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=stochastic)
+        )
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
     return Plan(exploding_scale(grid, config), tuple(steps), start_noise)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -15,47 +16,46 @@ from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 
 def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """DPM-Solver++ for the SDE as in k-diffusion (Katherine Crowson): midpoint steps in log(sigma) on x_0, both
-    halves ancestral.
+    """DPM-Solver++ for the SDE as in k-diffusion (Katherine Crowson): midpoint steps in log(sigma) on x_0, with
+    ancestral noise in both halves.
 
-    Two network calls a step; the last one, to no noise, is Euler's, so N steps make 2N - 1 calls. S_1 is where the
-    step began, S_2 the noise of its first half: the whole step's noise is that of one Brownian path over sigma, so
-    it holds the first half's with the share sqrt((sigma - middle) / (sigma - next)), and fresh noise for the rest.
-    diffusers draws that path from torchsde, so its seeds give other pictures; the table is the same.
+    Each step makes two network calls. The last step, to noise level 0, is an Euler step, so N steps make 2N - 1
+    calls. S_1 is the sample at the start of the step, S_2 the noise of its first half. Both halves belong to one
+    Brownian path over sigma, so the noise of the whole step is sqrt((sigma - middle) / (sigma - next)) times that of
+    the first half, plus fresh noise for the rest. diffusers draws the path with torchsde, so the same seed gives
+    another image there; the coefficients are the same.
 
-    A late start leaves out whole steps, from an image at the first level: a is 1, b is sigma.
+    With a strength, it skips whole steps and starts from a noised image with a = 1, b = sigma.
     """
     grid = variance_exploding(noise, config, options)
     kind = noise.config.prediction_type
-    x, began, first_noise = S[:3]
-    middles = [
-        sqrt(sigma * following) for sigma, following in zip(grid.levels, grid.levels[1:], strict=False)
-    ]
-    told = timesteps_of(noise, np.array(middles)).tolist()
+    x, step_start, first_noise = S[:3]
+    middles = [sqrt(sigma * sigma_next) for sigma, sigma_next in pairwise(grid.levels)]
+    middle_timesteps = timesteps_of(noise, np.array(middles)).tolist()
     steps = []
     for i in range(grid.start, grid.count):
-        sigma, middle, following = grid.levels[i], middles[i], grid.levels[i + 1]
+        sigma, middle, sigma_next = grid.levels[i], middles[i], grid.levels[i + 1]
         alpha = 1 / sqrt(sigma**2 + 1)
         x0, _ = predict(kind, alpha * x, D, alpha, alpha * sigma)
-        if following == 0:
+        if sigma_next == 0:
             steps.append(make_step(grid.timesteps[i], sigma, x0, input_scale=alpha))
             break
-        probe = _towards(x, x0, sigma, middle, config.s_noise * NOISE)
+        x_middle = _move(x, x0, sigma, middle, config.s_noise * NOISE)
         steps.append(
-            make_step(grid.timesteps[i], sigma, probe, x, NOISE, input_scale=alpha, draws_noise=True)
+            make_step(grid.timesteps[i], sigma, x_middle, x, NOISE, input_scale=alpha, draws_noise=True)
         )
         alpha = 1 / sqrt(middle**2 + 1)
         x0, _ = predict(kind, alpha * x, D, alpha, alpha * middle)
-        share = (sigma - middle) / (sigma - following)
-        path = sqrt(share) * first_noise + sqrt(1 - share) * NOISE
-        x_next = _towards(began, x0, sigma, following, config.s_noise * path)
-        steps.append(make_step(told[i], middle, x_next, input_scale=alpha, draws_noise=True))
+        share = (sigma - middle) / (sigma - sigma_next)
+        step_noise = sqrt(share) * first_noise + sqrt(1 - share) * NOISE
+        x_next = _move(step_start, x0, sigma, sigma_next, config.s_noise * step_noise)
+        steps.append(make_step(middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=True))
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
     return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
 
 
-def _towards(x: Row, x0: Row, sigma: float, target: float, fresh: Row) -> Row:
-    """x at level sigma, moved towards x_0 to below the target and brought up to it by unit noise."""
+def _move(x: Row, x0: Row, sigma: float, target: float, noise: Row) -> Row:
+    """Move x from level sigma towards x_0 to a level below the target, and add unit noise up to the target."""
     up, down = ancestral(sigma, target)
-    moved: Row = down / sigma * x + (1 - down / sigma) * x0 + up * fresh
+    moved: Row = down / sigma * x + (1 - down / sigma) * x0 + up * noise
     return moved

@@ -1,4 +1,4 @@
-"""The update of DPM-Solver and DPM-Solver++, shared by the multistep and the single-step methods."""
+"""Update of DPM-Solver and DPM-Solver++, shared by the multistep and single-step methods."""
 
 from __future__ import annotations
 
@@ -12,66 +12,67 @@ from sd2rt.runtime.samplers.alpha_sigma import Signal
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """The weights of one step from level s to level t, over a length h in lambda.
+class StepWeights:
+    """Weights of a step from level s to level t, over a length h in lambda.
 
-    x_t = keep x_s + first D0 + second D1 + third D2 + fresh noise: D0 is what is predicted at s, D1 and D2 its first
-    and second differences, scaled with h and h**2. ``half`` is the midpoint rule's in the place of second.
+    x_t = sample x_s + first D0 + second D1 + third D2 + noise eps. D0 is the prediction at s; D1 and D2 are its first
+    and second differences, scaled by h and h**2. ``half`` replaces ``second`` in the midpoint rule.
     """
 
-    keep: float
+    sample: float
     first: float
     second: float
     half: float
     third: float
-    fresh: float
+    noise: float
 
 
-def stretch(algorithm: str, signal: Signal, s: int, t: int) -> Stretch:
-    """The weights for one of diffusers' four algorithm types; a step to no noise is of first order.
+def step_weights(algorithm: str, signal: Signal, s: int, t: int) -> StepWeights:
+    """Compute the weights for one of diffusers' four algorithm types; a step to noise level 0 is of first order.
 
     dpmsolver++ and its SDE form integrate x_0 (arXiv:2211.01095, appendix A and equation 14), dpmsolver and its SDE
-    form the noise (arXiv:2206.00927). sde-dpmsolver has no third order; the one of sde-dpmsolver++ is diffusers',
-    which has a sign wrong and converges with the first order only.
+    form integrate the noise (arXiv:2206.00927). sde-dpmsolver has no third order. That of sde-dpmsolver++ has the
+    wrong sign of diffusers, and converges with order 1 only.
 
-    Raises RequestError where a noise prediction is to step to no noise.
+    Raises:
+        RequestError: the algorithm integrates the noise, and the step ends at noise level 0.
     """
     alpha, sigma, h = signal.alpha[t], signal.sigma[t], signal.lambdas[t] - signal.lambdas[s]
     last = sigma == 0
     if algorithm == "dpmsolver++":
-        keep, fresh = sigma / signal.sigma[s], 0.0
+        sample, noise = sigma / signal.sigma[s], 0.0
         first, second, third = _integrals(-alpha, -h, last)
     elif algorithm == "sde-dpmsolver++":
-        keep, fresh = sigma / signal.sigma[s] * exp(-h), sigma * sqrt(-expm1(-2 * h))
+        sample, noise = sigma / signal.sigma[s] * exp(-h), sigma * sqrt(-expm1(-2 * h))
         first, second, third = _integrals(-alpha, -2 * h, last)
-        # The half has the other sign in the integral; as diffusers has it, the third order is none.
+        # The term alpha / 2 of the integral has the opposite sign in diffusers, which lowers its third order.
         third -= 0.0 if last else alpha
     elif last:
-        raise RequestError(f"{algorithm} cannot step to no noise: set final_sigmas_type to sigma_min")
+        raise RequestError(f"{algorithm} cannot step to noise level 0: set final_sigmas_type to sigma_min")
     elif algorithm == "dpmsolver":
-        keep, fresh = signal.alpha[t] / signal.alpha[s], 0.0
+        sample, noise = signal.alpha[t] / signal.alpha[s], 0.0
         first, second, third = _integrals(-sigma, h, last)
     else:
-        keep, fresh = signal.alpha[t] / signal.alpha[s], sigma * sqrt(expm1(2 * h))
+        sample, noise = signal.alpha[t] / signal.alpha[s], sigma * sqrt(expm1(2 * h))
         first, second, third = _integrals(-2 * sigma, h, last)
-    return Stretch(keep, first, second, first / 2, third, fresh)
+    return StepWeights(sample, first, second, first / 2, third, noise)
 
 
 def _integrals(scale: float, z: float, last: bool) -> tuple[float, float, float]:
-    """``scale`` times the integrals of the exponential over a constant, a line and a parabola."""
-    grow = expm1(z)
+    """``scale`` times the integrals of the exponential times a constant, a line and a parabola."""
+    growth = expm1(z)
     if last or z == 0:
-        return scale * grow, 0.0, 0.0
-    return scale * grow, scale * (grow / z - 1), scale * ((grow - z) / z**2 - 0.5)
+        return scale * growth, 0.0, 0.0
+    return scale * growth, scale * (growth / z - 1), scale * ((growth - z) / z**2 - 0.5)
 
 
-def predicted(
+def convert_output(
     config: SamplerConfig, kind: PredictionType, x: Row, output: Row, signal: Signal, i: int
 ) -> Row:
-    """What the algorithm integrates: x_0, or the noise."""
+    """Convert the network's output to the quantity that the algorithm integrates: x_0 or the noise."""
     x0, eps = predict(kind, x, output, signal.alpha[i], signal.sigma[i])
     return eps if config.algorithm_type in ("dpmsolver", "sde-dpmsolver") else x0
 
 
-def with_fresh_noise(x: Row, weights: Stretch) -> Row:
-    return x + weights.fresh * NOISE if weights.fresh else x
+def add_noise(x: Row, weights: StepWeights) -> Row:
+    return x + weights.noise * NOISE if weights.noise else x

@@ -16,13 +16,13 @@ _SIGMA_DATA = 0.5
 
 
 def lcm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """Multistep sampling of a latent consistency model, algorithm 3 of arXiv:2310.04378: each call jumps to a clean
-    image, and all but the last noise it again, to the next timestep's level.
+    """Multistep sampling of a latent consistency model, algorithm 3 of arXiv:2310.04378: each call predicts a clean
+    image, and all but the last add noise to it again, up to the level of the next timestep.
 
-    The clean image is c_skip x + c_out x_0, with the boundary scalings of its timestep (times timestep_scaling).
-    Timesteps are evenly chosen ones of the original_inference_steps that the model was distilled with.
+    The clean image is c_skip x + c_out x_0, with the boundary scalings of the timestep (times timestep_scaling).
+    Timesteps are chosen evenly from the original_inference_steps that the model was distilled with.
 
-    A late start is the rest of the list, from an image at its first timestep's noise.
+    With a strength, it starts later in the list, from an image noised to that timestep.
 
     Not supported: custom sigmas, eta, other spacings, clipping or thresholding of x_0.
     """
@@ -37,8 +37,8 @@ def lcm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -
         a_t = a[timestep]
         x0, _ = predict(noise.config.prediction_type, x, D, sqrt(a_t), sqrt(1 - a_t))
         scaled = timestep * config.timestep_scaling
-        spread = scaled**2 + _SIGMA_DATA**2
-        clean = scaled / sqrt(spread) * x0 + _SIGMA_DATA**2 / spread * x
+        variance = scaled**2 + _SIGMA_DATA**2
+        clean = scaled / sqrt(variance) * x0 + _SIGMA_DATA**2 / variance * x
         if i < len(timesteps) - 1:
             a_next = a[timesteps[i + 1]]
             clean = sqrt(a_next) * clean + sqrt(1 - a_next) * NOISE
@@ -49,9 +49,10 @@ def lcm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -
 
 
 def distilled_timesteps(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> list[int]:
-    """Evenly chosen timesteps of those that a model was distilled with, or the request's own.
+    """Choose timesteps evenly from those that a model was distilled with, or return the custom timesteps.
 
-    Raises RequestError for more steps than there are.
+    Raises:
+        RequestError: there are more steps than such timesteps.
     """
     total = noise.config.num_train_timesteps
     if options.timesteps is not None:
@@ -59,13 +60,13 @@ def distilled_timesteps(noise: NoiseSchedule, config: SamplerConfig, options: Sa
     original, count = config.original_inference_steps, step_count(total, options)
     if original > total:
         raise RequestError(
-            f"original_inference_steps is {original}: the schedule has {total} timesteps, give at most {total}"
+            f"original_inference_steps is {original}: the schedule has {total} timesteps, use at most {total}"
         )
     if count > original:
         raise RequestError(
-            f"{config.name} has {original} timesteps to choose {count} steps from: ask for at most {original}, or "
+            f"{config.name} has {original} timesteps to choose {count} steps from: use at most {original} steps, or "
             "set original_inference_steps"
         )
-    known = np.arange(1, original + 1)[::-1] * (total // original) - 1
-    chosen = np.floor(np.linspace(0, original, count, endpoint=False)).astype(int)
-    return [int(timestep) for timestep in known[chosen]]
+    distilled = np.arange(1, original + 1)[::-1] * (total // original) - 1
+    indices = np.floor(np.linspace(0, original, count, endpoint=False)).astype(int)
+    return [int(timestep) for timestep in distilled[indices]]

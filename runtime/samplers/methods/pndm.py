@@ -13,39 +13,36 @@ from sd2rt.runtime.samplers.plan import Plan, Step
 from sd2rt.runtime.samplers.timesteps import refuse_eta, refuse_sigmas, start_index, table_indices
 
 _PRK_STEPS = 3
-_FEWEST_PRK_STEPS = 4
+_MIN_PRK_STEPS = 4
 
 
 def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """PNDM's linear multistep method (PLMS), arXiv:2202.09778, started with skip_prk_steps by its own lower orders,
-    without it by three Runge-Kutta steps of four calls each (PRK).
+    """PNDM's linear multistep method (PLMS), arXiv:2202.09778. It starts with its own lower orders if skip_prk_steps
+    is set, otherwise with three Runge-Kutta steps of four calls each (PRK).
 
-    N steps make N + 1 network calls without PRK: the second call looks at the first step's result and takes that
-    step again from its start with the mean of the two outputs. One step makes one call. With PRK they are N + 9.
+    Without PRK, N steps make N + 1 network calls: the second call evaluates the result of the first step, and the
+    first step is repeated with the mean of the two outputs. A single step makes one call. With PRK, N steps make
+    N + 9 calls.
 
-    It is diffusers' method to the letter: strides are total // steps whatever the spacing, and outputs are combined
-    as the network gives them, a v-prediction being turned into noise only afterwards, with the current sample and
-    noise level.
+    The method is exactly diffusers': strides are total // steps for every spacing, and the network's outputs are
+    combined first. A v-prediction is converted to noise afterwards, with the current sample and noise level.
 
-    A late start enters that list of calls, [t0, t1, t1, t2, ...], at the strength's index, from an
-    image at the entry's noise (a is sqrt(a_t), b is sqrt(1 - a_t)), and counts its calls from there. The
-    second call takes the first step again as ever, but the list then starts with both entries t1, or has
-    none twice: from the third call on the timestep that the network is told, and the update reckons with, is
-    one stride below the sample's noise level. Entered at the first t1, the second call also takes the start
-    for as noisy as t0; with two calls left the sample ends as noisy as the last timestep. That is diffusers'
-    behaviour, followed so that images are equal. A late start with PRK is refused: diffusers there tells the network
-    one timestep and reckons with another's noise.
+    With a strength, it enters the list of calls [t0, t1, t1, t2, ...] later, from a noised image with
+    a = sqrt(a_t), b = sqrt(1 - a_t). The second call always repeats the first step, although the list now starts
+    with both t1, or after them. From the third call on, the timestep used for the network and the update is therefore
+    one stride below the sample's noise level. If the list starts with both t1, the second call also treats the start
+    as noisy as t0; if two calls remain, the result is as noisy as the last timestep. This is diffusers' behaviour,
+    reproduced so that images are equal. PRK cannot be combined with a strength: diffusers then passes one timestep to
+    the network and uses the noise level of another.
 
-    Not supported: custom timesteps and sigmas, eta, spacings that leave the schedule (see ddim), fewer than 4 steps
-    with PRK (diffusers fails there), and strengths that leave no step, for which diffusers' longer list still holds
-    one call.
+    Not supported: custom timesteps and sigmas; eta; spacings that leave the schedule (see ddim); fewer than 4 steps
+    with PRK, where diffusers fails; and strengths that leave no step, where diffusers' list still has one call.
     """
     refuse_sigmas(config, options)
     refuse_eta(config, options)
     if options.timesteps is not None:
         raise RequestError(
-            f"pndm takes no custom timesteps, got {len(options.timesteps)}: "
-            f"give num_inference_steps, or use ddim"
+            "pndm does not support custom timesteps: use num_inference_steps, or the sampler ddim"
         )
     total = noise.config.num_train_timesteps
     timesteps = table_indices(noise, config, options)
@@ -68,7 +65,7 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         if call == 0:
             output, memory = D, (D, 0 * D, 0 * D, x)
         elif call == 1:
-            # This output serves the repeated first step alone: the history goes on with the first one.
+            # This output is used only to repeat the first step; the history keeps the first output.
             output, memory = (D + last) / 2, (last,)
         elif call == 2:
             output, memory = _mean(D, last), (D, last)
@@ -84,7 +81,7 @@ def pndm(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
 
 
 def _mean(*outputs: Row) -> Row:
-    """Adams and Bashforth's mean of the last outputs, the latest first."""
+    """Adams-Bashforth mean of the last outputs, the latest first."""
     mean = 0 * D
     for weight, output in zip(ADAMS[len(outputs) - 1], outputs, strict=True):
         mean = mean + weight * output
@@ -92,7 +89,7 @@ def _mean(*outputs: Row) -> Row:
 
 
 class _Move:
-    """DDIM's step from one timestep to another by a given output."""
+    """DDIM step between two timesteps for any combination of outputs."""
 
     def __init__(self, noise: NoiseSchedule, config: SamplerConfig) -> None:
         self._noise = noise
@@ -107,7 +104,7 @@ class _Move:
         return moved
 
     def weights(self, source: int, target: int) -> tuple[float, float]:
-        """What the step multiplies the sample with, and the output."""
+        """Return the step's factors of the sample and of the output."""
         moved = self(S[0], D, source, target)
         return float(moved[0]), float(moved @ D)
 
@@ -116,37 +113,39 @@ class _Move:
 
 
 def _with_runge_kutta(move: _Move, timesteps: list[int], stride: int, options: SamplingOptions) -> list[Step]:
-    """Three steps of the classical Runge-Kutta method, each of four calls, then the multistep method.
+    """Make three steps of the classical Runge-Kutta method, of four calls each, then multistep steps.
 
-    Five slots are enough: where a step began is not kept, but found again from a probe, which is a combination of it
-    and an output that is kept; before the last probe, the whole step is prepared as far as it can be.
+    To fit into five slots, the sample at the start of a step is not stored. It is recovered from an intermediate
+    sample, a combination of it and a stored output. Before the last call of a step, its result is prepared except for
+    that call's output.
     """
     if options.strength is not None:
-        raise RequestError("pndm cannot start late with Runge-Kutta steps: set skip_prk_steps")
-    if len(timesteps) < _FEWEST_PRK_STEPS:
+        raise RequestError("pndm with Runge-Kutta steps does not support a strength: set skip_prk_steps")
+    if len(timesteps) < _MIN_PRK_STEPS:
         raise RequestError(
-            f"pndm with Runge-Kutta steps takes at least {_FEWEST_PRK_STEPS} steps, got {len(timesteps)}: ask for "
+            f"pndm with Runge-Kutta steps needs at least {_MIN_PRK_STEPS} steps, got {len(timesteps)}: use "
             "more, or set skip_prk_steps"
         )
     half = stride // 2
-    probe, held, *known = S
+    x, stored, *outputs = S
     steps = []
-    for done, (source, target) in enumerate(pairwise(timesteps[: _PRK_STEPS + 1])):
-        middle, last = target + half, done == _PRK_STEPS - 1
-        # Where a call's probe comes to: keep times where the step began, and push times the output.
+    for index, (source, target) in enumerate(pairwise(timesteps[: _PRK_STEPS + 1])):
+        middle, last = target + half, index == _PRK_STEPS - 1
+        # A move multiplies the sample at the start of the step by keep, and the output by push.
         keep, push = move.weights(source, middle)
-        first = known[0]
-        steps.append(move.step(source, move(probe, D, source, source - half), probe, D, *known[:2]))
-        began, sums = held, first / 6 + D / 3
-        steps.append(move.step(middle, keep * began + push * D, sums, *known))
-        began, sums = (probe - push * 3 * (held - first / 6)) / keep, held + D / 3
+        first = outputs[0]
+        steps.append(move.step(source, move(x, D, source, source - half), x, D, *outputs[:2]))
+        step_start, weighted_sum = stored, first / 6 + D / 3
+        steps.append(move.step(middle, keep * step_start + push * D, weighted_sum, *outputs))
+        step_start, weighted_sum = (x - push * 3 * (stored - first / 6)) / keep, stored + D / 3
         keep, push = move.weights(source, target)
-        steps.append(move.step(middle, keep * began + push * D, keep * began + push * sums, *known))
-        arrived = held + push * D / 6
-        steps.append(move.step(target, arrived, *([] if last else [0 * D]), *known))
+        prepared = keep * step_start + push * weighted_sum
+        steps.append(move.step(middle, keep * step_start + push * D, prepared, *outputs))
+        x_next = stored + push * D / 6
+        steps.append(move.step(target, x_next, *([] if last else [0 * D]), *outputs))
     x, last_output, second_last, third_last = S[:4]
     for timestep in timesteps[_PRK_STEPS:]:
         output = _mean(D, last_output, second_last, third_last)
-        arrived = move(x, output, timestep, timestep - stride)
-        steps.append(move.step(timestep, arrived, D, last_output, second_last))
+        x_next = move(x, output, timestep, timestep - stride)
+        steps.append(move.step(timestep, x_next, D, last_output, second_last))
     return steps

@@ -14,61 +14,61 @@ from sd2rt.runtime.samplers.quadrature import weights_of
 
 
 def sa_solver(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    """SA-Solver, arXiv:2309.05019: Adams steps on the SDE whose share of noise is tau, predicted with solver_order
-    outputs and corrected with corrector_order, on x_0 or on the noise.
+    """SA-Solver, arXiv:2309.05019: Adams steps on an SDE with amount of noise tau, for x_0 or the noise. The
+    predictor uses solver_order outputs, the corrector corrector_order.
 
-    The order is that of the corrector where tau is 0; with noise it is at most 2 (weakly).
+    Without noise (tau 0), the order of convergence is the corrector's; with noise it is at most 2 (weak).
 
-    tau counts from timestep tau_start to tau_end; outside of it the ODE is followed, and a draw is made all the
-    same. S_1 is all that the correction needs of the past, its noise included, made when it was at hand; S_2 and
-    S_3 are what was predicted, the latest first. The orders grow with them, and with lower_order_final fall again
-    towards the end. The last step ends at the schedule's lowest level, or, where levels follow another rule, goes
-    nowhere: diffusers repeats their last one.
+    tau applies from timestep tau_start to tau_end. Outside, the ODE is solved, but noise is still drawn. S_1 is the
+    part of the next correction that is known before the call, including its noise; S_2 and S_3 are the last
+    predictions, the latest first. The orders grow with their number and, with lower_order_final, decrease towards the
+    end. The last step ends at the schedule's lowest level; with a rule for levels it does nothing, because diffusers
+    repeats the last level.
 
-    A late start is the rest of the list, from an image at the noise of its first timestep: where levels follow
-    another rule that is not quite the level of the first step, in diffusers neither.
+    With a strength, it starts later in the list, from an image noised to that timestep. As in diffusers, with a rule
+    for levels this differs slightly from the level of the first step.
 
-    Not supported: other functions of the timestep for tau, flow levels, eta, a last step to no noise, levels
-    visited twice.
+    Not supported: other functions of the timestep for tau, flow levels, eta, a last step to noise level 0, repeated
+    levels.
     """
     lowest = config.model_copy(update={"final_sigmas_type": "sigma_min"})
     grid = variance_preserving(noise, lowest, options, repeat_last=True)
     if grid.levels[-1] == 0:
         raise RequestError(
-            "sa-solver cannot step to no noise: let the sigmas end above 0, or use dpmpp-2m-sde"
+            "sa-solver cannot step to noise level 0: end the sigmas above 0, or use dpmpp-2m-sde"
         )
     signal, count = Signal(grid.levels), grid.count
-    x, prepared, *remembered = S[:4]
-    most = max(config.solver_order, config.corrector_order - 1)
+    x, prepared, *history = S[:4]
+    max_history = max(config.solver_order, config.corrector_order - 1)
     steps = []
-    now: float | None = None  # the weight in the correction of what is predicted now
+    corrector_weight: float | None = None  # of the current prediction
     for i in range(grid.start, count):
         done = i - grid.start
         x0, eps = predict(noise.config.prediction_type, x, D, signal.alpha[i], signal.sigma[i])
-        known = [x0 if config.predict_x0 else eps, *remembered]
+        predictions = [x0 if config.predict_x0 else eps, *history]
         sample = x
-        if now is not None:
-            sample = prepared + now * known[0]
+        if corrector_weight is not None:
+            sample = prepared + corrector_weight * predictions[0]
         order, corrector = config.solver_order, config.corrector_order
         if config.lower_order_final:
             order, corrector = min(order, count - i), min(corrector, count - i + 1)
-        order, corrector = min(order, min(done, most) + 1), min(corrector, min(done, most) + 2)
+        order = min(order, min(done, max_history) + 1)
+        corrector = min(corrector, min(done, max_history) + 2)
 
         tau = _tau(config, grid.timesteps[i])
-        moved = _moved(config, signal, i, tau, sample)
-        x_next = moved
-        for weight, value in zip(_adams(config, signal, i, i + 1, tau, i, order), known, strict=False):
+        scaled = _scale_and_add_noise(config, signal, i, tau, sample)
+        x_next = scaled
+        for weight, value in zip(_adams(config, signal, i, i + 1, tau, i, order), predictions, strict=False):
             x_next = x_next + weight * value
         base: Row = 0 * x
         if i + 1 < count:
-            base = moved
-            now, *weights = _adams(config, signal, i, i + 1, tau, i + 1, corrector)
-            for weight, value in zip(weights, known, strict=False):
+            base = scaled
+            corrector_weight, *weights = _adams(config, signal, i, i + 1, tau, i + 1, corrector)
+            for weight, value in zip(weights, predictions, strict=False):
                 base = base + weight * value
-        kept = min(most - 1, done + 1)
-        steps.append(
-            make_step(grid.timesteps[i], grid.levels[i], x_next, base, *known[:kept], draws_noise=True)
-        )
+        history_size = min(max_history - 1, done + 1)
+        slots = (x_next, base, *predictions[:history_size])
+        steps.append(make_step(grid.timesteps[i], grid.levels[i], *slots, draws_noise=True))
     a_start = noise.alphas_cumprod[int(grid.timesteps[grid.start])].item()
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)
@@ -78,56 +78,55 @@ def _tau(config: SamplerConfig, timestep: float) -> float:
     return config.tau if config.tau_start <= timestep <= config.tau_end else 0.0
 
 
-def _moved(config: SamplerConfig, signal: Signal, s: int, tau: float, sample: Row) -> Row:
-    """What the step from level s leaves of the sample, with its fresh noise."""
+def _scale_and_add_noise(config: SamplerConfig, signal: Signal, s: int, tau: float, sample: Row) -> Row:
+    """Compute the terms of the sample and of fresh noise in the step from level s."""
     h = signal.lambdas[s + 1] - signal.lambdas[s]
     if config.predict_x0:
-        keep = exp(-(tau**2) * h) * signal.sigma[s + 1] / signal.sigma[s]
-        fresh = signal.sigma[s + 1] * sqrt(-expm1(-2 * tau**2 * h))
+        scale = exp(-(tau**2) * h) * signal.sigma[s + 1] / signal.sigma[s]
+        noise = signal.sigma[s + 1] * sqrt(-expm1(-2 * tau**2 * h))
     else:
-        keep = signal.alpha[s + 1] / signal.alpha[s]
-        fresh = tau * signal.sigma[s + 1] * sqrt(expm1(2 * h))
-    return keep * sample + fresh * NOISE if fresh else keep * sample
+        scale = signal.alpha[s + 1] / signal.alpha[s]
+        noise = tau * signal.sigma[s + 1] * sqrt(expm1(2 * h))
+    return scale * sample + noise * NOISE if noise else scale * sample
 
 
 def _adams(
     config: SamplerConfig, signal: Signal, s: int, t: int, tau: float, latest: int, order: int
 ) -> list[float]:
-    """Over the step from level s to t, the weights of what was predicted at the last ``order`` levels up to
-    ``latest``: the exponential's integrals of their Lagrange polynomials.
+    """Weights, in the step from level s to t, of the predictions at the last ``order`` levels up to ``latest``:
+    integrals of the exponential times their Lagrange polynomials.
 
-    The second-order weights on x_0 have diffusers' further term, which is of third order in the step.
+    For x_0, the second-order weights contain diffusers' additional term, which is of third order in the step.
     """
     lambdas = signal.lambdas
-    places = [lambdas[latest - k] for k in range(order)]
+    nodes = [lambdas[latest - k] for k in range(order)]
     h, rate = lambdas[t] - lambdas[s], 1 + tau**2
-    if len(set(places)) < order:
+    if len(set(nodes)) < order:
         raise RequestError(
-            f"{config.name} visits one noise level twice in {len(lambdas) - 1} steps: ask for fewer steps or "
+            f"{config.name} repeats a noise level in {len(lambdas) - 1} steps: use fewer steps or "
             "another schedule"
         )
     if config.predict_x0:
-        # Of e**(rate (u - lambda_t)) over u, times what stands before it in the paper's equation 14.
+        # The integral of e**(rate (u - lambda_t)) over u, times its factor in the paper's equation 14.
         scale, exponent = rate * signal.sigma[t] * exp(lambdas[t]), rate
-        weights = _lagrange_integrals(places, lambdas[s], lambdas[t], exponent)
+        weights = _lagrange_integrals(nodes, lambdas[s], lambdas[t], exponent)
         if order == 2:
-            bend = (rate * h + expm1(-rate * h)) / rate**2
-            other = lambdas[s] - lambdas[s - 1] if latest == s else h
-            extra = (h**2 / 2 - bend) / other
+            integral = (rate * h + expm1(-rate * h)) / rate**2
+            distance = lambdas[s] - lambdas[s - 1] if latest == s else h
+            extra = (h**2 / 2 - integral) / distance
             weights = [weights[0] + extra, weights[1] - extra]
     else:
-        # Of e**-u over u, which is e**-lambda_t times that of e**-(u - lambda_t).
+        # The integral of e**-u over u is e**-lambda_t times that of e**-(u - lambda_t).
         scale, exponent = -rate * signal.alpha[t] * exp(-lambdas[t]), -1.0
-        weights = _lagrange_integrals(places, lambdas[s], lambdas[t], exponent)
+        weights = _lagrange_integrals(nodes, lambdas[s], lambdas[t], exponent)
     return [scale * weight for weight in weights]
 
 
-def _lagrange_integrals(places: list[float], start: float, end: float, rate: float) -> list[float]:
-    """From start to end, the integrals of e**(rate (u - end)) times the polynomials that are 1 at one of the places,
-    0 at the others."""
+def _lagrange_integrals(nodes: list[float], start: float, end: float, rate: float) -> list[float]:
+    """Integrals from start to end of e**(rate (u - end)) times the Lagrange polynomial of each node."""
     h = end - start
-    # Moments of w = u - end, by parts.
+    # Moments of w = u - end, integrated by parts.
     moments = [-expm1(-rate * h) / rate]
-    for k in range(1, len(places)):
+    for k in range(1, len(nodes)):
         moments.append((-((-h) ** k) * exp(-rate * h) - k * moments[-1]) / rate)
-    return weights_of([place - end for place in places], moments)
+    return weights_of([node - end for node in nodes], moments)

@@ -14,12 +14,11 @@ from sd2rt.runtime.samplers.timesteps import refuse_sigmas, start_index
 def tcd(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
     """Strategic stochastic sampling of a trajectory consistency model, algorithm 4 of arXiv:2402.19159.
 
-    Each call goes from timestep t to s = (1 - eta) t', without noise, and from there with fresh noise up to t', the
-    next of the list; the last one goes to timestep (1 - eta) 0 and adds none. eta is the paper's gamma: 0 draws
-    nothing, 1 is LCM's way; diffusers' scheduler has 0.3 where its caller gives none, its pipelines give 0.
-    Timesteps are chosen as lcm's.
+    For the next timestep t', each call goes to timestep (1 - eta) t' without noise, then adds fresh noise up to t'.
+    The last call goes to timestep 0 without fresh noise. eta is the paper's gamma: 0 draws no noise, 1 samples like
+    LCM. The default is 0.3 in diffusers' scheduler, and 0 in its pipelines. Timesteps are chosen as for lcm.
 
-    A late start is the rest of the list, from an image at its first timestep's noise.
+    With a strength, it starts later in the list, from an image noised to that timestep.
 
     Not supported: custom sigmas, other spacings, clipping or thresholding of x_0.
     """

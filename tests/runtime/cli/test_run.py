@@ -65,7 +65,7 @@ def names(folder: Path) -> list[str]:
         (("--steps", "-3"), "num_inference_steps is -3: input should be greater than or equal to 1"),
         (
             ("--steps", "1001"),
-            "num_inference_steps is 1001: the schedule has 1000 timesteps, give at most 1000",
+            "num_inference_steps is 1001: the schedule has 1000 timesteps, use at most 1000",
         ),
         (("--guidance", "nan"), "guidance_scale is nan: use a finite number"),
         (("--guidance", "inf"), "guidance_scale is inf: use a finite number"),

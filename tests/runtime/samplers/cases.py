@@ -1,4 +1,4 @@
-"""What the tests of the samplers share: SD2's noise, every option's values, and the comparison itself."""
+"""Shared by the tests of samplers: SD2's noise schedule, values of all options, and the comparison with diffusers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sd2rt.runtime.samplers import SamplingOptions, make_plan
 from .reference_schedulers import NO_SAMPLE_PREDICTION, Draws, Trajectory, follow, reference, trajectory_error
 
 BOUND = 1e-9
-"""The design asks for 1e-5 of the tables; both sides being float64, anything near it would be a mistake."""
+"""The documented bound is 1e-5, but both sides are float64, so any error near that would be a mistake."""
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
@@ -31,17 +31,17 @@ PREDICTIONS: tuple[PredictionType, ...] = get_args(PredictionType)
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100)
 
 DISTILLED = ("lcm", "tcd")
-"""Samplers that choose from the timesteps that their model was distilled with."""
+"""Samplers that choose among the timesteps that their model was distilled with."""
 LOOKED_UP = ("ddim", "ddpm", "pndm", *DISTILLED)
-"""Samplers whose levels are those of whole timesteps, and no others."""
+"""Samplers limited to the noise levels of whole timesteps."""
 EXPLODING = ("lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpmpp-sde")
 TWO_CALLS = ("heun", "dpm2", "dpm2-a", "dpmpp-sde")
-"""Of those, the ones that call the network twice a step, but for the last."""
+"""Variance-exploding samplers that call the network twice per step, except in the last."""
 PRESERVING = tuple(name for name in NAMES if name not in (*LOOKED_UP, *EXPLODING))
 
 CUT_OFF = ("exponential", "beta")
-"""Rules whose timesteps are cut off to whole ones where PRESERVING samplers tell them: of a whole timestep the last
-bit decides, and the tables follow diffusers' float32."""
+"""Rules whose timesteps PRESERVING samplers truncate. The last bit decides between two timesteps, and the plans
+follow diffusers' float32."""
 
 OPTION_VALUES: dict[str, tuple[Any, ...]] = {
     "spacing": SPACINGS,
@@ -69,11 +69,11 @@ OPTION_VALUES: dict[str, tuple[Any, ...]] = {
     "original_inference_steps": (50, 40, 100),
     "timestep_scaling": (10.0, 3.0),
 }
-"""Values of every option, where a sampler does not say itself which it takes."""
+"""Values of every option to test, unless CHOICES lists those of the sampler."""
 
 
 def levels_of(name: SamplerName) -> tuple[Levels, ...]:
-    """The rules for noise levels that diffusers has for a sampler; euler-a and ipndm borrow another class's."""
+    """Rules for noise levels that diffusers has for a sampler; euler-a and ipndm use those of another class."""
     if name == "euler-a":
         return SCHEDULERS["euler"].levels
     if name == "ipndm":
@@ -101,9 +101,9 @@ def config_of(name: SamplerName, spacing: Spacing | None = None, **options: Any)
 def compared(
     noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions
 ) -> tuple[Trajectory, Trajectory]:
-    """Our trajectory and diffusers'; raises what make_plan and diffusers raise.
+    """Compute our trajectory and diffusers'; exceptions of make_plan and diffusers propagate.
 
-    A class that knows no clean-image predictions is given the noises that these mean.
+    A class without clean-image predictions gets the noise that they imply.
     """
     plan = make_plan(noise, config, options)
     draws = Draws.seeded(len(plan.steps))

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _one_quiet_thread() -> Iterator[None]:
-    """The tensors are tiny; and diffusers warns of every option that it rewrites."""
+    """One thread, because the tensors are tiny, and no diffusers warnings about options that it rewrites."""
     threads, verbosity = torch.get_num_threads(), diffusers.logging.get_verbosity()
     torch.set_num_threads(1)
     diffusers.logging.set_verbosity_error()

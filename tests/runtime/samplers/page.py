@@ -1,4 +1,4 @@
-"""Writes docs/samplers.md: every sampler, what it takes, its picture, and how far its table is from diffusers.
+"""Write docs/samplers.md: description, options, plot, and deviation from diffusers of every sampler.
 
     python -m tests.runtime.samplers.page
 
@@ -35,7 +35,7 @@ from .reference_schedulers import Draws, reference, trajectory_error
 
 DOCS = Path("docs")
 _SHOWN_STEPS = 20
-_LATE = 0.6
+_STRENGTH = 0.6
 
 
 def main() -> None:
@@ -64,18 +64,18 @@ def config_of(name: SamplerName, schedule: str | None = None) -> SamplerConfig:
 
 
 def errors(name: SamplerName) -> tuple[float, float, int]:
-    """The worst error of our table and of diffusers' own float32, against diffusers in float64, and of how many
-    trajectories: both predictions, every schedule that diffusers has for it, from noise and late."""
+    """Largest errors of our plans and of diffusers in float32, against diffusers in float64, and the number of cases:
+    both predictions, every schedule that diffusers has for the sampler, from noise and from an image."""
     worst = single = 0.0
     cases = 0
-    # The usual one is among them, where there are spacings.
-    unnamed = [] if "spacing" in SAMPLER_OPTIONS[name] else [None]
-    for schedule in [*unnamed, *(s for s in schedules_of(name) if s != "ays")]:
+    # Samplers with spacings have their default among the schedules.
+    default = [] if "spacing" in SAMPLER_OPTIONS[name] else [None]
+    for schedule in [*default, *(s for s in schedules_of(name) if s != "ays")]:
         if schedule in ("karras", "exponential", "beta", "lambdas") and schedule not in levels_of(name):
             continue
         for prediction in ("epsilon", "v_prediction"):
             for steps in STEPS:
-                for strength in (None, _LATE):
+                for strength in (None, _STRENGTH):
                     actual = error(name, schedule, prediction, SamplingOptions(steps, strength=strength))
                     if actual is not None:
                         worst, single, cases = max(worst, actual[0]), max(single, actual[1]), cases + 1
@@ -85,7 +85,7 @@ def errors(name: SamplerName) -> tuple[float, float, int]:
 def error(
     name: SamplerName, schedule: str | None, prediction: Any, options: SamplingOptions
 ) -> tuple[float, float] | None:
-    """None where there is no such trajectory, here or in diffusers."""
+    """Errors of our plan and of diffusers in float32; None if ours or diffusers does not support the case."""
     kind: PredictionType = prediction
     noise, config = noise_config(kind), config_of(name, schedule)
     try:
@@ -102,8 +102,8 @@ def error(
 
 def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     sampler = SAMPLERS[name]
-    what = inspect.getdoc(sampler.make) or ""
-    what = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", what)
+    description = inspect.getdoc(sampler.make) or ""
+    description = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", description)
     choices = choices_of(name)
     options = [
         f"`{option}` = {shown(value)}{either(choices.get(option))}"
@@ -111,18 +111,18 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     ]
     options = [option for option in options if not option.startswith(("`spacing`", "`levels`"))]
     schedules = ", ".join(f"`{schedule}`" for schedule in schedules_of(name)) or "its own timesteps"
-    usual = SAMPLER_OPTIONS[name].get("spacing", "linspace" if "levels" in SAMPLER_OPTIONS[name] else None)
-    known = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, with another noise schedule"
+    default = SAMPLER_OPTIONS[name].get("spacing", "linspace" if "levels" in SAMPLER_OPTIONS[name] else None)
+    scheduler = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, with another noise schedule"
     return "\n".join(
         [
             f"## {name}",
             "",
-            what,
+            description,
             "",
-            f"- From: {paper(sampler.paper)}; in diffusers: {known}",
+            f"- From: {paper(sampler.paper)}; in diffusers: {scheduler}",
             f"- Order {sampler.order}; {sampler.evaluations} network call"
-            f"{'' if sampler.evaluations == 1 else 's'} a step; fresh noise: {sampler.noise}",
-            f"- Schedules: {schedules}" + (f"; `{usual}` by default" if usual else ""),
+            f"{'' if sampler.evaluations == 1 else 's'} per step; fresh noise: {sampler.noise}",
+            f"- Schedules: {schedules}" + (f"; `{default}` by default" if default else ""),
             f"- Options: {', '.join(options) or 'none'}",
             f"- Largest error of {cases} trajectories against diffusers in float64: {table:.1e}; "
             f"diffusers in float32: {single:.1e}",
@@ -157,43 +157,44 @@ def shown(value: Any) -> str:
 _HEAD = f"""# Samplers
 
 A sampler is a function from a noise schedule, options and a number of steps to a list of small matrices, one
-for each call of the network ([decisions](decisions.md#the-denoiser-is-a-whole-step)). `make samplers` writes
-this page from the tables themselves.
+for each call of the network ([decisions](decisions.md#the-denoiser-is-a-whole-step)). `make samplers` generates
+this page from the code.
 
 | column | meaning |
 | --- | --- |
-| order | of convergence, measured on Gaussian data (`tests/runtime/samplers/test_convergence.py`) |
+| order | order of convergence, measured on Gaussian data (`tests/runtime/samplers/test_convergence.py`) |
 | error | largest relative difference, at any call, from diffusers' scheduler of that name in float64 |
-| diffusers | the same difference for that scheduler in its own float32 |
+| diffusers | the same difference for that scheduler in its usual float32 |
 
-Errors are over the same random outputs and noises, for both predictions, {", ".join(map(str, STEPS))} steps,
-every schedule that diffusers has for the sampler, from noise and from an image (strength {_LATE}). The bound is
-1e-5. `ays` is not compared, as no scheduler there has it; noise levels of `euler-a` and `ipndm` are compared with
-those of `EulerDiscreteScheduler` and `DPMSolverMultistepScheduler`, as their own classes have none.
+Errors are measured with the same random outputs and noises on both sides, for epsilon and v predictions,
+{", ".join(map(str, STEPS))} steps, and every schedule that diffusers has for the sampler, from noise and from an
+image (strength {_STRENGTH}). The bound is 1e-5. `ays` is not compared, because no diffusers scheduler has it. The
+noise levels of `euler-a` and `ipndm` are compared with those of `EulerDiscreteScheduler` and
+`DPMSolverMultistepScheduler`, because their own classes have none.
 
-A picture shows, call by call, the noise level, the timestep that the network gets, and the weights of the next
-sample: the sample S_0, the method's memory (S_1 to S_4), the network's output D, and fresh noise. A late start
-begins with a times the image and b times noise. Values of `--sampler-option` are JSON; "with eta" means
-`--eta`.
+A plot shows, for each call, the noise level, the network's timestep, and the weights of the next sample: the
+sample S_0, earlier values (S_1 to S_4), the network's output D, and fresh noise. With `--strength`, sampling
+starts from a noised image: a times the image plus b times noise. Values of `--sampler-option` are JSON; "with
+eta" means `--eta`.
 
 ```sh
-sd2rt samplers                          # this list; with a name, its options too
+sd2rt samplers                          # this list; with a name, the sampler's options too
 sd2rt samplers unipc --plot unipc.png --steps 12 --schedule karras --sampler-option solver_order=3
 sd2rt run sd21 "a harbour" --sampler unipc --schedule karras --sampler-option solver_order=3
 ```
 
-| name | method | order | calls a step | fresh noise | error | diffusers |
+| name | method | order | calls per step | fresh noise | error | diffusers |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 _SCHEDULES = """## Schedules
 
-`--schedule` chooses the noise levels of a sampler. `leading`, `trailing` and `linspace` space timesteps
-([arXiv:2305.08891](https://arxiv.org/abs/2305.08891), table 2). The others choose noise levels between the ends
-of the noise schedule: `karras` ([arXiv:2206.00364](https://arxiv.org/abs/2206.00364), rho 7), `exponential` and
-`lambdas` (even logarithms; they round timesteps differently), `beta`
+`--schedule` selects the noise levels of a sampler. `leading`, `trailing` and `linspace` are spacings of timesteps
+([arXiv:2305.08891](https://arxiv.org/abs/2305.08891), table 2). The others are rules for noise levels between the
+ends of the noise schedule: `karras` ([arXiv:2206.00364](https://arxiv.org/abs/2206.00364), rho 7), `exponential`
+and `lambdas` (evenly spaced logarithms; they round timesteps differently), `beta`
 ([arXiv:2407.12173](https://arxiv.org/abs/2407.12173)), `ays` (Align Your Steps,
-[arXiv:2404.14507](https://arxiv.org/abs/2404.14507); its levels for Stable Diffusion 1.5, which has SD2's noise
-schedule). `--timesteps` and `--sigmas` give the list itself; `--zero-snr` makes the last timestep pure noise.
+[arXiv:2404.14507](https://arxiv.org/abs/2404.14507), with its levels for Stable Diffusion 1.5, whose noise
+schedule SD2 shares). `--timesteps` and `--sigmas` set custom ones; `--zero-snr` makes the last timestep pure noise.
 """
 
 if __name__ == "__main__":

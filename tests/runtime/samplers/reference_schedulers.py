@@ -1,9 +1,9 @@
-"""diffusers' schedulers as the reference of the samplers: driven in float64, and in their own float32.
+"""diffusers' schedulers as the reference for samplers, run in float64 and in their usual float32.
 
-Both start from the betas of :mod:`rounded_betas`, which are the same on every processor; diffusers' own are not.
+Both use the betas of :mod:`rounded_betas`, which are the same on every processor; diffusers' own betas are not.
 
-Both sides are given the same random "network outputs" and the same noises, so a trajectory tests the sampler
-alone. Random outputs are a harder test than a network's: nothing smooths an error away.
+Both sides get the same random "network outputs" and the same noises, so a trajectory tests only the sampler. Random
+outputs are a harder test than a network's, because nothing smooths errors away.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ SHAPE = (1, 4, 4, 4)
 
 @dataclass(frozen=True)
 class Draws:
-    """What both sides of a comparison share: unit noise and an image to start from, and per network call an output
-    and fresh noise."""
+    """Input of both sides of a comparison: initial noise and image, and for each network call an output and noise."""
 
     start: Array
     outputs: Array  # [calls, *SHAPE]
@@ -58,14 +57,14 @@ class Draws:
 class Trajectory:
     start: Array
     timesteps: Array  # [calls]
-    inputs: Array  # [calls, *SHAPE], what the network is shown
-    samples: Array  # [calls, *SHAPE], what each call leaves
+    inputs: Array  # [calls, *SHAPE], input of the network
+    samples: Array  # [calls, *SHAPE], sample after each call
     drawn: tuple[int, ...]
-    """The calls after which fresh noise was drawn."""
+    """Calls after which fresh noise was drawn."""
 
 
 def follow(plan: Plan, draws: Draws) -> Trajectory:
-    """A plan applied in float64, as the denoiser applies it: noise is zeros where none is drawn."""
+    """Apply a plan in float64 as the denoiser does, with zeros for noise that is not drawn."""
     state = np.zeros((STATE_SLOTS, *SHAPE))
     if plan.start_noise is None:
         state[0] = plan.init_scale * draws.start
@@ -75,8 +74,8 @@ def follow(plan: Plan, draws: Draws) -> Trajectory:
     inputs, samples = [], []
     for step, output, noise in zip(plan.steps, draws.outputs, draws.noises, strict=True):
         inputs.append(np.tensordot(step.weights, state, 1))
-        given = noise if step.draws_noise else np.zeros(SHAPE)
-        state = np.tensordot(step.update, np.concatenate([state, output[None], given[None]]), 1)
+        fresh = noise if step.draws_noise else np.zeros(SHAPE)
+        state = np.tensordot(step.update, np.concatenate([state, output[None], fresh[None]]), 1)
         samples.append(state[0])
     timesteps = np.array([step.timestep for step in plan.steps])
     drawn = tuple(i for i, step in enumerate(plan.steps) if step.draws_noise)
@@ -85,22 +84,24 @@ def follow(plan: Plan, draws: Draws) -> Trajectory:
 
 @dataclass
 class Noises:
-    """The noises of a trajectory: what a scheduler draws in its n-th call is the n-th, and it draws it once."""
+    """Noises of a trajectory: a scheduler's draw in its n-th call gets the n-th, and must happen only once."""
 
-    given: torch.Tensor  # [calls, *SHAPE]
+    values: torch.Tensor  # [calls, *SHAPE]
     call: int = 0
     drawn: list[int] = field(default_factory=list)
     half: tuple[Any, Any, torch.Tensor] | None = None
 
     def draw(self, *_: Any, **__: Any) -> torch.Tensor:
-        """In the place of randn_tensor."""
+        """Replacement of ``randn_tensor``."""
         assert self.call not in self.drawn
         self.drawn.append(self.call)
-        return self.given[self.call]
+        return self.values[self.call]
 
     def path(self, sigma: Any, sigma_next: Any) -> torch.Tensor:
-        """In the place of DPMSolverSDEScheduler's noise_sampler: increments of a Brownian path over sigma, of unit
-        variance. The scheduler asks for half of a step, then for the whole; the whole holds the half."""
+        """Replacement of DPMSolverSDEScheduler's ``noise_sampler``: unit-variance increments of a Brownian path.
+
+        The scheduler requests the first half of a step, then the whole step, which includes that half.
+        """
         fresh = self.draw()
         if self.half is None:
             self.half = (sigma, sigma_next, fresh)
@@ -112,7 +113,7 @@ class Noises:
 
 
 class _Widened:
-    """torch or NumPy, whose float32 is float64: diffusers' schedulers name float32 where they round."""
+    """torch or NumPy with float64 as float32, because diffusers' schedulers use float32 by name."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -122,9 +123,9 @@ class _Widened:
 
 
 class _WithTimesteps(_Widened):
-    """NumPy, whose linspace gives a request's own timesteps, for classes that take none.
+    """NumPy whose linspace returns custom timesteps, for classes without custom timesteps.
 
-    A list that is one longer than the steps has their end in it, which such classes leave out.
+    Some classes request one timestep more than there are steps, and drop it.
     """
 
     def __init__(self, module: Any, timesteps: tuple[float, ...]) -> None:
@@ -137,7 +138,7 @@ class _WithTimesteps(_Widened):
 
 @contextmanager
 def float64_tables(*schedulers: Any, timesteps: tuple[float, ...] | None = None) -> Iterator[None]:
-    """Everything that follows from the schedulers' float32 betas, in float64."""
+    """Make schedulers compute everything but their float32 betas in float64."""
     usual = torch.get_default_dtype()
     with ExitStack() as patches:
         for scheduler in schedulers:
@@ -165,13 +166,13 @@ def _widen(scheduler: Any) -> None:
 
 
 @lru_cache(maxsize=512)
-def _made(noise: NoiseConfig, config: SamplerConfig) -> Any:
+def _cached_scheduler(noise: NoiseConfig, config: SamplerConfig) -> Any:
     name = SCHEDULERS[config.name].name
     scheduler_class = getattr(diffusers, name)
     module = sys.modules[scheduler_class.__module__]
     with_betas = partial(scheduler_class, trained_betas=list(rounded_betas(noise)))
     with ExitStack() as patches:
-        # Some set all training timesteps when they are made, slowly, only to have others set before their first use.
+        # Some constructors slowly set all training timesteps, which are replaced before the first use.
         patches.enter_context(patch.object(scheduler_class, "set_timesteps", _set_none))
         patches.enter_context(patch.object(diffusers, name, with_betas))
         if hasattr(module, "rescale_zero_terminal_snr"):
@@ -185,13 +186,15 @@ def _set_none(scheduler: Any, *_: Any) -> None:
 
 
 def fresh_scheduler(noise: NoiseConfig, config: SamplerConfig) -> Any:
-    """A scheduler of one's own: its methods put new values in the place of old ones, and change none."""
-    return copy.copy(_made(noise, config))
+    """Copy a cached scheduler; a shallow copy is enough, because its methods replace values and change none."""
+    return copy.copy(_cached_scheduler(noise, config))
 
 
 def _pair(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> tuple[Any, Any]:
-    """The scheduler that takes the steps, and the one that has the levels: the same, but for two samplers that
-    diffusers has on other levels."""
+    """Return the scheduler that makes the steps and the one with the levels.
+
+    They are the same, except for two samplers that diffusers has with other levels.
+    """
     if config.name == "ipndm":
         names = ("spacing", "levels", "steps_offset", "final_sigmas_type")
         alike = default_sampler("dpmpp-2m", **{name: getattr(config, name) for name in names})
@@ -205,9 +208,9 @@ def _pair(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -
 
 
 def _with_levels(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Any:
-    """A scheduler that can be given custom sigmas, if only by the rule whose timesteps are told as theirs are."""
+    """Make a scheduler that accepts custom sigmas, as levels of a rule with the same conversion to timesteps."""
     if options.sigmas is not None and config.name != "euler":
-        preserving = hasattr(_made(noise, config), "lambda_t")
+        preserving = hasattr(_cached_scheduler(noise, config), "lambda_t")
         config = config.model_copy(update={"levels": "karras" if preserving else "exponential"})
     return fresh_scheduler(noise, config)
 
@@ -232,7 +235,7 @@ def set_timesteps(scheduler: Any, options: SamplingOptions) -> None:
 
 def _lend_levels(levels: Any, scheduler: Any) -> None:
     if isinstance(scheduler, IPNDMScheduler):
-        # Its betas are what others call sigma.
+        # This class calls sigma "betas".
         scheduler.alphas = 1 / (levels.sigmas**2 + 1) ** 0.5
         scheduler.betas = levels.sigmas * scheduler.alphas
     scheduler.timesteps, scheduler.sigmas = levels.timesteps, levels.sigmas
@@ -241,11 +244,11 @@ def _lend_levels(levels: Any, scheduler: Any) -> None:
 def start_of(
     scheduler: Any, levels: Any, options: SamplingOptions, draws: Draws, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The timesteps that diffusers' pipelines go through, and the sample that they start from."""
+    """Return the timesteps of diffusers' pipelines, and the initial sample."""
     noise = torch.from_numpy(draws.start).to(dtype)
     if options.strength is None:
         return scheduler.timesteps, noise * scheduler.init_noise_sigma
-    # The pipelines count a list's values, not what they asked set_timesteps for.
+    # The pipelines count the values of a custom list.
     pipeline: Any = SimpleNamespace(scheduler=scheduler)
     timesteps, _ = StableDiffusionImg2ImgPipeline.get_timesteps(
         pipeline, options.step_count, options.strength, "cpu"
@@ -256,18 +259,18 @@ def start_of(
 
 
 NO_SAMPLE_PREDICTION = ("pndm", "euler-a", "dpm2", "dpm2-a", "dpmpp-sde")
-"""Samplers whose diffusers class does not know a network that predicts the clean image."""
+"""Samplers whose diffusers class does not support networks that predict the clean image."""
 
 
 def _as_noise(shown: torch.Tensor, clean: torch.Tensor, level: float) -> torch.Tensor:
-    """The noise of what a network is shown at a noise-to-signal ratio, by the clean image that it predicts."""
+    """Convert a clean-image prediction to noise, for a network input of a noise-to-signal ratio."""
     alpha = 1 / (level**2 + 1) ** 0.5
     noise: torch.Tensor = (shown - alpha * clean) / (alpha * level)
     return noise
 
 
 def _velocity(scheduler: Any, kind: str, sample: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """What IPNDMScheduler is given: it knows v-predictions alone."""
+    """Convert an output to a v-prediction, the only kind that IPNDMScheduler supports."""
     if kind == "v_prediction":
         return output
     if scheduler.step_index is None:
@@ -287,22 +290,22 @@ def reference(
     shown_levels: Sequence[float] | None = None,
     from_the_first: bool = False,
 ) -> Trajectory:
-    """diffusers' trajectory, by the loop of its pipelines; raises what diffusers raises.
+    """Compute diffusers' trajectory with the loop of its pipelines; its exceptions propagate.
 
-    With ``shown_levels`` the outputs are clean images that are turned into noises of these levels, for the
-    classes of NO_SAMPLE_PREDICTION. With ``from_the_first`` a scheduler is told that it begins at its first
-    timestep. It looks that up otherwise, and takes the second of two that are the same.
+    With ``shown_levels``, the outputs are clean images, converted to noise at these levels for the classes of
+    NO_SAMPLE_PREDICTION. ``from_the_first`` makes a scheduler begin at its first timestep; otherwise it looks the
+    timestep up, and uses the second of two equal ones.
     """
     if shown_levels is not None:
         noise = noise.model_copy(update={"prediction_type": "epsilon"})
     scheduler, levels = _pair(noise, config, options)
     noises = Noises(torch.from_numpy(draws.noises).to(dtype))
     module = sys.modules[type(scheduler).__module__]
-    own = None if "timesteps" in signature(levels.set_timesteps).parameters else options.timesteps
+    custom = None if "timesteps" in signature(levels.set_timesteps).parameters else options.timesteps
     with ExitStack() as patches:
         if dtype is torch.float64:
             both = (scheduler,) if levels is scheduler else (scheduler, levels)
-            patches.enter_context(float64_tables(*both, timesteps=own))
+            patches.enter_context(float64_tables(*both, timesteps=custom))
         if hasattr(module, "randn_tensor"):
             patches.enter_context(patch.object(module, "randn_tensor", noises.draw))
         set_timesteps(levels, options)
@@ -325,7 +328,7 @@ def reference(
                 output = _as_noise(inputs[-1], output, shown_levels[noises.call])
             if config.name == "ipndm":
                 output = _velocity(scheduler, noise.prediction_type, sample, output)
-                # It is of order 4 once it remembers three noises.
+                # Its order is 4 once it has three earlier noises; keep fewer for a lower order.
                 scheduler.ets = scheduler.ets[::-1][: config.solver_order - 1][::-1]
             sample = scheduler.step(output, timestep, sample, **arguments).prev_sample
             assert sample.dtype is dtype
@@ -340,14 +343,14 @@ def reference(
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """The worst call's largest difference, relative to that call's largest value."""
+    """Largest difference of any call, relative to the call's largest value."""
     axes = tuple(range(1, expected.ndim))
     worst = np.abs(actual - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
     return float(worst.max())
 
 
 def trajectory_error(actual: Trajectory, expected: Trajectory) -> float:
-    """The worst of the samples and network inputs of every call, and of the start."""
+    """Largest relative error of the start, and of the samples and network inputs of every call."""
     return max(
         relative_error(actual.start, expected.start),
         relative_error(actual.samples, expected.samples),
@@ -357,7 +360,7 @@ def trajectory_error(actual: Trajectory, expected: Trajectory) -> float:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far from diffusers run in float64: our table, and diffusers in its own float32."""
+    """Errors against diffusers in float64: of our plan, and of diffusers in float32."""
 
     table: float
     diffusers_float32: float
@@ -366,7 +369,7 @@ class Deviation:
 def deviation(
     noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions, seed: int = 0
 ) -> Deviation:
-    """Over samples and network inputs of every call. Raises what diffusers or make_plan raise."""
+    """Compute both errors; exceptions of diffusers and make_plan propagate."""
     plan = make_plan(noise, config, options)
     draws = Draws.seeded(len(plan.steps), seed)
     expected = reference(noise, config, options, draws)

@@ -1,8 +1,8 @@
-"""Betas as correctly rounded float32 operations give them, in exact arithmetic: the reference of every table.
+"""Betas of correctly rounded float32 operations, computed in exact arithmetic: the reference for all samplers.
 
-diffusers computes them with PyTorch. Its linspace rounds each value once or twice, by the processor, and its square
-root is MKL's, which is not correctly rounded on any processor. Here each operation is done on fractions and rounded
-once to float32, to nearest, ties to even (IEEE 754). The fused multiply-add of linspace is one operation.
+diffusers computes betas with PyTorch, whose linspace rounds once or twice, depending on the processor, and whose
+square root is MKL's, which is not correctly rounded. Here each operation is done on fractions and rounded once to
+float32, to nearest, ties to even (IEEE 754). The fused multiply-add of linspace is one operation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from math import isqrt
 from sd2rt.engines.bundle.sampler_config import NoiseConfig
 
 SINGLE, DOUBLE = 24, 53
-"""Binary digits that float32 and float64 hold. No exponent here is near either's ends."""
+"""Binary digits of float32 and float64. No number here is near the limits of their exponents."""
 
 
 def rounded_betas(noise: NoiseConfig) -> tuple[float, ...]:
-    """float32 numbers, one for each training timestep."""
+    """Compute the beta of each training timestep, a float32 number."""
     return _betas(
         noise.num_train_timesteps,
         noise.beta_start,
@@ -33,7 +33,7 @@ def rounded_betas(noise: NoiseConfig) -> tuple[float, ...]:
 def _betas(count: int, start: float, end: float, scaled: bool, zero_snr: bool) -> tuple[float, ...]:
     first, last = Fraction(start), Fraction(end)
     if scaled:
-        # diffusers gives linspace the roots that Python takes, of float64.
+        # diffusers passes linspace roots computed by Python in float64.
         betas = [rounded(each * each) for each in linspace(root(first, DOUBLE), root(last, DOUBLE), count)]
     else:
         betas = linspace(first, last, count)
@@ -41,7 +41,7 @@ def _betas(count: int, start: float, end: float, scaled: bool, zero_snr: bool) -
 
 
 def linspace(start: Fraction, end: Fraction, count: int) -> list[Fraction]:
-    """torch.linspace's formula: a step from the nearer end, each value by one fused multiply-add."""
+    """Formula of ``torch.linspace``: steps from the nearer end, each value by one fused multiply-add."""
     first, last = rounded(start), rounded(end)
     step = rounded(rounded(last - first) / max(count - 1, 1))
     middle = max(count // 2, 1)
@@ -52,7 +52,7 @@ def linspace(start: Fraction, end: Fraction, count: int) -> list[Fraction]:
 def without_signal_at_the_end(betas: list[Fraction]) -> list[Fraction]:
     """diffusers' rescale_zero_terminal_snr (algorithm 1 of arXiv:2305.08891).
 
-    torch.cumprod multiplies float32 numbers in float64, and each product is rounded to float32 where it is kept.
+    torch.cumprod multiplies float32 numbers in float64, and rounds each product to float32 when storing it.
     """
     alphas = [rounded(1 - beta) for beta in betas]
     products = accumulate(alphas, lambda product, alpha: rounded(product * alpha, DOUBLE))
@@ -60,17 +60,17 @@ def without_signal_at_the_end(betas: list[Fraction]) -> list[Fraction]:
     first, last = signals[0], signals[-1]
     scale = rounded(first / rounded(first - last))
     scaled = [rounded(rounded(signal - last) * scale) for signal in signals]
-    kept = [rounded(signal * signal) for signal in scaled]
-    ratios = [rounded(after / before) for before, after in pairwise(kept)]
-    return [rounded(1 - alpha) for alpha in (kept[0], *ratios)]
+    cumprods = [rounded(signal * signal) for signal in scaled]
+    ratios = [rounded(after / before) for before, after in pairwise(cumprods)]
+    return [rounded(1 - alpha) for alpha in (cumprods[0], *ratios)]
 
 
 def rounded(value: Fraction, digits: int = SINGLE) -> Fraction:
-    """The nearest number of so many binary digits; of two, the even one."""
+    """Round to this many binary digits, ties to even."""
     above, below = value.numerator, value.denominator
     shift = digits - abs(above).bit_length() + below.bit_length()
     if abs(above) << max(shift, 0) >= below << digits + max(-shift, 0):
-        shift -= 1  # The quotient would have a digit more.
+        shift -= 1  # The quotient would have one digit more.
     return Fraction(_nearest(above << max(shift, 0), below << max(-shift, 0)), 1) / Fraction(2) ** shift
 
 
@@ -80,10 +80,10 @@ def _nearest(above: int, below: int) -> int:
 
 
 def root(value: Fraction, digits: int = SINGLE) -> Fraction:
-    """The square root, rounded likewise."""
+    """Square root, rounded to this many binary digits."""
     places = 2 * digits + value.denominator.bit_length()
     above = value.numerator << 2 * places
     whole = isqrt(above // value.denominator)
-    # One digit more stands for all that are cut off: rounding needs no more than that there are some.
+    # One extra digit represents all truncated ones: rounding only depends on whether there are any.
     cut = whole * whole * value.denominator != above
     return rounded(Fraction(2 * whole + cut, 2 ** (places + 1)), digits)

@@ -1,4 +1,4 @@
-"""Options as they come, in all combinations, against diffusers."""
+"""Random combinations of options, compared with diffusers."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from .reference_schedulers import Draws, Trajectory, reference, relative_error
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning"),
-    # Where diffusers steps to no noise by a logarithm, or divides by a step of no length.
+    # diffusers takes the logarithm of noise level 0, or divides by the length of an empty step.
     pytest.mark.filterwarnings("ignore:divide by zero|invalid value:RuntimeWarning"),
 ]
 
 ROOT_BOUND = 1e-7
-"""Bound, in place of BOUND, where the share of noise is the root of a rounding error of float64, of about 1e-15, in
-which no two mathematics libraries are the same: a last step that draws noise and goes nowhere, and see below."""
+"""Bound for steps whose amount of noise is the root of a float64 rounding error, about 1e-15, which differs between
+mathematics libraries: a last step that draws noise and stays at its level, and DDIM's first with zero SNR, eta 1."""
 
 drawn = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
 
@@ -79,7 +79,7 @@ def noises(name: SamplerName) -> st.SearchStrategy[Any]:
 
 
 def diffusers_is_broken(noise: Any, config: SamplerConfig, options: SamplingOptions) -> bool:
-    """Whether diffusers raises, computes NaN or inf, or reads its tables at timestep -1: from their other end."""
+    """True if diffusers raises, computes NaN or inf, or reads its tables at timestep -1, from their other end."""
     try:
         actual = reference(noise, config, options, Draws.seeded(2 * noise.num_train_timesteps + 10))
     except (IndexError, ValueError, NotImplementedError, UnboundLocalError, RuntimeError):
@@ -101,21 +101,21 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     eta = data.draw(st.sampled_from([0.0, 0.5, 1.0])) if name in ("ddim", "tcd") else 0.0
     assume(strength is None or int(steps * strength) > 0)
     assume(config.original_inference_steps <= noise.num_train_timesteps)
-    # Its late start and tau look timesteps up.
+    # The late start and tau of sa-solver look up timesteps.
     assume(name != "sa-solver" or config.levels not in CUT_OFF)
-    # Where levels fall again towards the table's end, a last bit decides which of two timesteps a level is told as.
+    # If the table's levels are not increasing, the last bit decides which of two timesteps belongs to a level.
     assume(config.levels == "spaced" or (np.diff(NoiseSchedule(noise).sigmas) > 0).all())
     options = SamplingOptions(steps, eta=eta, strength=strength)
     try:
         plan = make_plan(noise, config, options)
     except RequestError as refusal:
         if "Runge-Kutta" in str(refusal) and strength is not None:
-            return  # diffusers tells the network one timestep and reckons with another's noise.
+            return  # diffusers passes one timestep to the network and uses the noise level of another.
         if "no third order" in str(refusal):
-            return  # diffusers fails where it comes to take such a step.
+            return  # diffusers fails only once it reaches such a step.
         if "lambda_min_clipped" in str(refusal):
             return  # diffusers' pipelines have no timestep left to start from.
-        # A whole list is refused where any of it is broken, though a late start might not reach that.
+        # A list is refused if any part of it is broken, even one that a late start would skip.
         assert diffusers_is_broken(noise, config, replace(options, strength=None))
         return
     if name == "pndm" and noise.prediction_type == "sample":
@@ -125,7 +125,7 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     broken = [not np.isfinite(sample).all() for sample in expected.samples]
     if any(broken):
         if name == "ddim":
-            # Rounding leaves less than zero of 1 - a - variance, of which diffusers takes the root.
+            # Rounding makes 1 - a - variance negative, and diffusers takes its root.
             assert (eta, noise.rescale_betas_zero_snr) == (1, True)
             return
         assert broken == [False] * (len(broken) - 1) + [True]
@@ -139,14 +139,14 @@ def test_any_options(name: SamplerName, data: st.DataObject) -> None:
     if draws_noise_in_place(noise, config, plan):
         assert relative_error(actual.samples[-1:], expected.samples[-1:]) <= ROOT_BOUND
         actual, expected = (replace(one, samples=one.samples[:-1]) for one in (actual, expected))
-    # In the first step of a table without signal, 1 - a - variance is a rounding error, and its root is taken.
+    # In the first step with zero SNR, 1 - a - variance is a rounding error, whose root is taken.
     rooted = (name, eta, noise.rescale_betas_zero_snr) == ("ddim", 1, True)
     if len(actual.samples):
         assert_close(actual, expected, ROOT_BOUND if rooted else BOUND)
 
 
 def draws_noise_in_place(noise: NoiseConfig, config: SamplerConfig, plan: Plan) -> bool:
-    """A last step from the lowest level to itself draws noise."""
+    """True if the last step goes from the lowest level to itself and draws noise."""
     stays = config.name == "sa-solver" or config.final_sigmas_type == "sigma_min"
     return (
         stays
@@ -156,12 +156,12 @@ def draws_noise_in_place(noise: NoiseConfig, config: SamplerConfig, plan: Plan) 
 
 
 def assert_the_last_step_is_documented(config: SamplerConfig, actual: Trajectory) -> None:
-    """diffusers multiplies an infinite step of UniPC's bh1 with zero, and divides by a last step that goes nowhere;
-    that leaves the sample as it is."""
+    """diffusers multiplies an infinite step of UniPC's bh1 by zero, and divides by the length of a last step that
+    stays at its level; ours leaves the sample unchanged."""
     if config.name == "unipc" and config.solver_type == "bh1" and config.final_sigmas_type == "zero":
         return
     assert config.final_sigmas_type == "sigma_min"
-    if config.name != "unipc":  # which corrects it once more
+    if config.name != "unipc":  # unipc corrects the sample once more
         np.testing.assert_allclose(actual.samples[-1], actual.samples[-2], rtol=1e-9)
 
 
@@ -184,7 +184,7 @@ def test_any_custom_timesteps(name: SamplerName, data: st.DataObject) -> None:
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(data=st.data())
 def test_any_custom_sigmas(name: SamplerName, data: st.DataObject) -> None:
-    """Of which diffusers' classes take none, but for Euler's: they are given them as the levels of a rule."""
+    """Of diffusers' classes only Euler's supports custom sigmas; the others get them as the levels of a rule."""
     noise = noise_config(data.draw(st.sampled_from(PREDICTIONS)))
     steps = data.draw(st.integers(1, 12))
     logarithms = np.sort(np.array(data.draw(st.lists(st.floats(-3.4, 2.6), min_size=steps, max_size=steps))))

@@ -18,7 +18,7 @@ from .gaussian import Gaussian, error
 
 COUNTS = (96, 192)
 DENSE = 192_000
-"""Training timesteps, so many that rounding to whole ones is far below the errors that are measured."""
+"""Training timesteps: so many that rounding to whole timesteps is negligible."""
 
 Case = tuple[SamplerName, dict[str, Any], float]
 OPEN_END = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
@@ -72,8 +72,8 @@ ODE: list[Case] = [
         for order, corrector in ((1, 1), (1, 2), (2, 2), (2, 3), (3, 3))
     ),
 ]
-"""Without fresh noise: errors of every sample. UniPC's corrector is worth one order; what SA-Solver keeps is the
-corrector's result, so its order is the corrector's, which uses at most one output more than the predictor."""
+"""Without fresh noise: strong errors. UniPC's corrector adds one order; SA-Solver keeps the corrector's result, so
+its order is the corrector's, which uses at most one output more than the predictor."""
 
 SDE: list[Case] = [
     ("euler-a", {}, 1),
@@ -90,12 +90,15 @@ SDE: list[Case] = [
     ("sa-solver", {"solver_order": 2, "corrector_order": 2, "lower_order_final": False, **ALWAYS}, 2),
     ("sa-solver", {"solver_order": 3, "corrector_order": 3, "lower_order_final": False, **ALWAYS}, 2),
 ]
-"""With fresh noise: errors of mean and deviation, on this linear problem."""
+"""With fresh noise: errors of mean and standard deviation, on this linear problem."""
 
 
 def graded(steps: int) -> tuple[float, ...]:
-    """Levels that start with tiny steps: a multistep method's first one is of first order, and the error that it
-    leaves, of the step's length squared, would hide a higher order of all the others."""
+    """Levels with tiny first steps.
+
+    The first step of a multistep method is of first order. Its error, of the square of its length, would hide the
+    higher order of all others.
+    """
     return tuple(np.exp(np.interp(np.linspace(0, 1, steps + 1) ** 2, [0, 1], [log(8.0), log(0.15)])).tolist())
 
 
@@ -114,8 +117,8 @@ def measured(
     kind: PredictionType = "epsilon",
     levels: Callable[[int], tuple[float, ...]] = graded,
 ) -> float:
-    """The order of a sampler's error in the number of its steps."""
-    # A single-step method is measured where one of its groups ends.
+    """Measure a sampler's order of convergence."""
+    # A single-step method is measured at the end of one of its groups.
     rest = int(options.get("solver_order", 1)) if name == "dpmpp-2s" else 1
     errors = {}
     for steps in COUNTS:
@@ -127,7 +130,7 @@ def measured(
 
 
 def measured_in_timesteps(name: SamplerName, **options: Any) -> float:
-    """The same for a sampler that knows whole timesteps alone, over three quarters of a dense schedule."""
+    """Measure the order of a sampler with whole timesteps, over three quarters of a dense schedule."""
     noise = noise_config(num_train_timesteps=DENSE, beta_start=0.85 / DENSE, beta_end=12.0 / DENSE)
     errors = {}
     for steps in COUNTS:
@@ -163,8 +166,8 @@ def test_the_order_is_that_of_every_prediction(name: SamplerName, kind: Predicti
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("ddpm", 1), ("pndm", 2)])
 def test_methods_in_whole_timesteps(name: SamplerName, order: int) -> None:
-    """PLMS is of order 2, not 4: its weights are those of equal steps in the variable of integration, and timesteps
-    are not equally far apart in sigma; and its first step is of order 2."""
+    """PLMS is of order 2, not 4: its weights assume equal steps, timesteps are not equally spaced in sigma, and its
+    first step is of order 2."""
     assert abs(measured_in_timesteps(name) - order) < 0.3
 
 
@@ -179,8 +182,8 @@ def test_ddim_with_noise_is_of_weak_order_1() -> None:
 
 @pytest.mark.parametrize("order", [3, 4])
 def test_ipndm_is_of_order_2_but_on_equal_steps(order: int) -> None:
-    """Its weights are those of equal steps in sigma, whatever the levels are. On such levels it shows more, until
-    the error of its first step, of first order, is all that is left."""
+    """Its weights assume equal steps in sigma. With such levels its order is higher, until the error of its first
+    step, of first order, dominates."""
     options = {"solver_order": order, "final_sigmas_type": "sigma_min"}
     assert abs(measured("ipndm", options) - 2) < 0.3
     assert measured("ipndm", {**options, "solver_order": 3}, levels=even) > 2.7
@@ -188,15 +191,15 @@ def test_ipndm_is_of_order_2_but_on_equal_steps(order: int) -> None:
 
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
 def test_the_third_order_of_dpmpp_2m_is_of_order_2(algorithm: str) -> None:
-    """The authors' formula, which diffusers has, weighs the second difference with half of what its integral
-    wants: the error's constant is smaller than the second order's, its order is not."""
+    """The formula of the authors and diffusers gives the second difference half the weight of its integral: the
+    error has a smaller constant than second order, but the same order."""
     options = {"algorithm_type": algorithm, "solver_type": "heun", **OPEN_END}
     assert abs(measured("dpmpp-2m", {"solver_order": 3, **options}) - 2) < 0.5
 
 
 def test_sde_forms_of_higher_order_are_of_weak_order_1() -> None:
-    """dpmpp-2m-sde's third order has a sign wrong in diffusers. dpmpp-2s draws fresh noise for each of its calls,
-    also for those that start where the one before started."""
+    """dpmpp-2m-sde's third order has a wrong sign in diffusers. dpmpp-2s draws fresh noise for each call, even for
+    calls with the same starting sample."""
     assert abs(measured("dpmpp-2m-sde", {"solver_order": 3, **OPEN_END}) - 1) < 0.3
     for order in (2, 3):
         sde = {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **OPEN_END}

@@ -22,20 +22,20 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Failure:
-    """What diffusers cannot do, and why; ``ours`` is "finite" or what the refusal says."""
+    """A case in which diffusers fails; ``ours`` is "finite", or our error message."""
 
     reason: str
     name: str
     options: SamplingOptions
     raises: type[Exception] | str
-    """An error, "nan", or "wraps": it reads timestep -1 from the other end of its table."""
+    """An exception, "nan", or "wraps": diffusers reads timestep -1 from the other end of its table."""
     ours: str
     config: dict[str, Any] = field(default_factory=dict)
     prediction_type: PredictionType = "epsilon"
     noise: dict[str, Any] = field(default_factory=dict)
 
 
-TO_NO_NOISE = "set final_sigmas_type to sigma_min"
+TO_LEVEL_0 = "set final_sigmas_type to sigma_min"
 SHORTEST = (900.0, 500.0, 100.0, 0.0)
 
 FAILURES = [
@@ -55,7 +55,7 @@ FAILURES = [
     ),
     *(
         Failure(
-            "the class knows no clean-image predictions", name, SamplingOptions(5), error, "finite",
+            "the class does not support clean-image predictions", name, SamplingOptions(5), error, "finite",
             prediction_type="sample",
         )
         for name, error in (
@@ -66,7 +66,7 @@ FAILURES = [
     *(
         Failure(
             "a model is distilled with fewer timesteps", name, SamplingOptions(51), ValueError,
-            "51 steps from: ask for at most 50",
+            "51 steps from: use at most 50",
         )
         for name in ("lcm", "tcd")
     ),
@@ -86,21 +86,22 @@ FAILURES = [
     ),
     *(
         Failure(
-            "two steps have one noise level, and their difference divides", "dpmpp-2m", SamplingOptions(steps),
-            raises, "another schedule", {"spacing": spacing},
+            "two steps have one noise level, and diffusers divides by their difference", "dpmpp-2m",
+            SamplingOptions(steps), raises, "another schedule", {"spacing": spacing},
         )
         for spacing, steps, raises in (
             ("linspace", 1000, "nan"), ("leading", 1000, IndexError), ("leading", 999, "nan")
         )
     ),
     Failure(
-        "Heun's form divides by a last step that goes nowhere", "dpmpp-2m", SamplingOptions(timesteps=SHORTEST),
-        "nan", "finite", {"solver_type": "heun", "final_sigmas_type": "sigma_min", "lower_order_final": False},
+        "Heun's form divides by the length of a last step that stays at its level", "dpmpp-2m",
+        SamplingOptions(timesteps=SHORTEST), "nan", "finite",
+        {"solver_type": "heun", "final_sigmas_type": "sigma_min", "lower_order_final": False},
     ),
     *(
         Failure(
-            "a noise prediction says nothing of the image at no noise", name, SamplingOptions(5), ValueError,
-            TO_NO_NOISE, {"algorithm_type": algorithm},
+            "the last step to noise level 0 needs x_0", name, SamplingOptions(5), ValueError,
+            TO_LEVEL_0, {"algorithm_type": algorithm},
         )
         for name, algorithm in (
             ("dpmpp-2m", "dpmsolver"), ("dpmpp-2s", "dpmsolver"), ("dpmpp-2m-sde", "sde-dpmsolver")
@@ -111,15 +112,16 @@ FAILURES = [
         {"algorithm_type": "sde-dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"},
     ),
     Failure(
-        "UniPC on noises steps to no noise", "unipc", SamplingOptions(5), "nan", TO_NO_NOISE, {"predict_x0": False},
+        "UniPC on noises steps to noise level 0", "unipc", SamplingOptions(5), "nan", TO_LEVEL_0,
+        {"predict_x0": False},
     ),
     Failure(
-        "a last step of second order to no noise", "unipc", SamplingOptions(5), "nan", "set lower_order_final",
+        "a last step of second order to noise level 0", "unipc", SamplingOptions(5), "nan", "set lower_order_final",
         {"lower_order_final": False},
     ),
     *(
         Failure(
-            "zero terminal SNR: a noise prediction says nothing of the image at its first timestep", name,
+            "zero terminal SNR: noise does not determine the image at the first timestep", name,
             SamplingOptions(5), "nan", "zero terminal SNR", config, noise={"rescale_betas_zero_snr": True},
         )
         for name, config in (
@@ -127,7 +129,7 @@ FAILURES = [
         )
     ),
     Failure(
-        "the first two levels are told as one timestep, of which diffusers takes the second", "euler",
+        "the first two levels have one timestep, of which diffusers uses the second", "euler",
         SamplingOptions(sigmas=(20.0, 15.0, 3.0, 1.0, 0.0)), IndexError, "finite",
     ),
 ]  # fmt: skip
@@ -177,8 +179,10 @@ def test_a_last_step_of_no_length_leaves_the_sample() -> None:
 
 
 def test_pndm_reads_clean_images_as_their_noises() -> None:
-    """There is nothing to compare with but the mean of outputs, which is the same for images and for noises of one
-    sample: that of a last step of first order."""
+    """A single step of first order gives the same sample for a clean image and for the noise that it implies.
+
+    diffusers has no such class to compare with.
+    """
     noises, clean = noise_config("epsilon"), noise_config("sample")
     config, options = config_of("pndm"), SamplingOptions(1)
     draws = Draws.seeded(1)

@@ -24,15 +24,15 @@ RANGES = pytest.mark.parametrize(
 )
 
 ULPS = {"linear": 2, "scaled_linear": 6}
-"""Of float32, between diffusers' betas and correctly rounded ones, on any processor. torch.linspace multiplies and
-adds, and without fused multiply-add that is an ulp off; one more is left to its library. Squares of numbers that are
-two ulps apart are up to 2 * 2 * sqrt(2) apart, and each is rounded."""
+"""Bounds in float32 ulps between diffusers' betas and correctly rounded ones, on any processor. torch.linspace
+multiplies and adds, an ulp off without fused multiply-add; one more ulp is allowed for its library. Squares of
+numbers two ulps apart differ by up to 2 * 2 * sqrt(2) ulps, plus rounding."""
 
 RESCALED_ULPS = 32
-"""The same of rescaled betas: in ulps of the alphas that they are one minus, times the digits that are lost where
-signals nearly cancel. A square root that is an ulp off is up to 2**-23 of a signal s, and of what is left when the
-last one is taken off, 2**-23 (s + s_T) / (s - s_T); two of these, squared, are 8 times 2**-24 in their ratio. All
-other operations together round by 24 times 2**-24 at most."""
+"""The same bound for rescaled betas, in ulps of the alphas = 1 - beta, times the precision lost when signals nearly
+cancel. A square root that is an ulp off changes a signal s by up to 2**-23, and the difference s - s_T by
+2**-23 (s + s_T) / (s - s_T), relatively; two of these, squared, change their ratio by 8 times 2**-24. All other
+operations together round by 24 times 2**-24 at most."""
 
 
 def noise_config(
@@ -94,7 +94,7 @@ def test_rescaled_betas_are_within_ulps_of_diffusers(
     beta_schedule: Schedule, start: float, end: float, count: int
 ) -> None:
     if count == 1:
-        return  # Without signal at its end there would be none at its start.
+        return  # The only timestep would have no signal.
     signal = np.sqrt(NoiseSchedule(noise_config(beta_schedule, start, end, count)).alphas_cumprod)
     lost = (signal[:-1] + signal[-1]) / (signal[:-1] - signal[-1])
     config = noise_config(beta_schedule, start, end, count, zero_snr=True)

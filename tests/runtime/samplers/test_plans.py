@@ -1,4 +1,4 @@
-"""What a plan is, beside what it computes."""
+"""Properties of plans besides their results: calls, timesteps, starts, slots and caching."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def test_a_late_start_of_ddim_is_the_rest_of_its_custom_timesteps(eta: float) ->
         np.testing.assert_array_equal(ours.update, theirs.update)
 
 
-def test_a_late_start_of_pndm_tells_timesteps_a_stride_below_the_samples_noise() -> None:
+def test_a_late_start_of_pndm_uses_timesteps_a_stride_below_the_samples_noise() -> None:
     options = {strength: SamplingOptions(10, strength=strength) for strength in (1.0, 0.9, 0.7, 0.1)}
-    told = {
+    timesteps = {
         strength: [step.timestep for step in make_plan(noise_config(), config_of("pndm"), option).steps]
         for strength, option in options.items()
     }
-    assert told[1.0] == [901, 801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
-    assert told[0.9] == [801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
-    assert told[0.7] == [701, 601, 501, 401, 301, 201, 101, 1]
-    assert told[0.1] == [101, 1]
+    assert timesteps[1.0] == [901, 801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
+    assert timesteps[0.9] == [801, 801, 701, 601, 501, 401, 301, 201, 101, 1]
+    assert timesteps[0.7] == [701, 601, 501, 401, 301, 201, 101, 1]
+    assert timesteps[0.1] == [101, 1]
 
 
-def test_a_plan_is_remembered_and_read_only() -> None:
+def test_a_plan_is_cached_and_read_only() -> None:
     plan = make_plan(noise_config(), config_of("pndm"), SamplingOptions(7))
     assert make_plan(noise_config(), config_of("pndm"), SamplingOptions(7)) is plan
     assert len(plan.steps) == 8
@@ -90,7 +90,7 @@ def test_custom_timesteps_that_are_a_spacings_give_its_plan() -> None:
 
 
 class Stride:
-    """Stands for a number of steps, of which diffusers' DDIM only asks how far one step goes."""
+    """Fake number of steps: diffusers' DDIM uses it only to compute the length of a step."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -144,7 +144,7 @@ SLOTS: dict[SamplerName, int] = {
     "lcm": 1,
     "tcd": 1,
 }
-"""Latents that a sampler's state holds at most."""
+"""The most latents in a sampler's state."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,9 +160,9 @@ def test_unused_slots_stay_zero(name: SamplerName) -> None:
 def test_what_is_shown_is_as_noisy_as_the_step_says(name: SamplerName) -> None:
     plan = make_plan(noise_config(), config_of(name), SamplingOptions(20))
     table = NoiseSchedule(noise_config()).sigmas
-    told = [step.timestep for step in plan.steps]
-    expected = np.interp(told, np.arange(1000), table)
-    # Timesteps between two are interpolated by logarithms, levels between two by straight lines.
+    timesteps = [step.timestep for step in plan.steps]
+    expected = np.interp(timesteps, np.arange(1000), table)
+    # Samplers interpolate timesteps in log(sigma), but levels linearly.
     np.testing.assert_allclose([step.level for step in plan.steps], expected, rtol=2e-3)
     for step in plan.steps:
         scale = 1 / math.sqrt(step.level**2 + 1) if name in EXPLODING else 1

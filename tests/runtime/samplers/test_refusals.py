@@ -1,4 +1,4 @@
-"""What a request cannot ask of a sampler."""
+"""Sampling options that all samplers, or some of them, refuse."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from .cases import DISTILLED, EXPLODING, LOOKED_UP, NAMES, PRESERVING, config_of
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "none of them given"),
-        ({"num_inference_steps": 5, "timesteps": (3,)}, "num_inference_steps and timesteps given"),
-        ({"timesteps": (3,), "sigmas": (3, 0)}, "timesteps and sigmas given"),
+        ({}, "none of num_inference_steps, timesteps and sigmas is set"),
+        (
+            {"num_inference_steps": 5, "timesteps": (3,)},
+            "num_inference_steps and timesteps cannot be combined",
+        ),
+        ({"timesteps": (3,), "sigmas": (3, 0)}, "timesteps and sigmas cannot be combined"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": -3}, "num_inference_steps is -3"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
@@ -41,7 +44,7 @@ from .cases import DISTILLED, EXPLODING, LOOKED_UP, NAMES, PRESERVING, config_of
         ({"num_inference_steps": 5, "eta": -0.1}, "eta is -0.1"),
         ({"num_inference_steps": 5, "eta": 1.5}, "eta is 1.5"),
         ({"num_inference_steps": 5, "eta": math.nan}, "eta is nan"),
-        ({"num_inference_steps": 5, "strength": 0}, "strength is 0: give a number above 0 and up to 1"),
+        ({"num_inference_steps": 5, "strength": 0}, "strength is 0: use a number above 0, up to 1"),
         ({"num_inference_steps": 5, "strength": -0.5}, "strength is -0.5"),
         ({"num_inference_steps": 5, "strength": 1.01}, "strength is 1.01"),
         ({"num_inference_steps": 5, "strength": math.nan}, "strength is nan"),
@@ -59,20 +62,20 @@ def test_options_that_no_sampler_could_use(arguments: dict[str, Any], message: s
     [
         (
             SamplingOptions(1, strength=0.5),
-            "strength 0.5 of 1 step leaves none to take: give a strength of at least 1, or at least 2 steps",
+            "strength 0.5 leaves none of 1 step: use a strength of at least 1, or at least 2 steps",
         ),
         (
             SamplingOptions(3, strength=0.3),
-            "strength 0.3 of 3 steps leaves none to take: give a strength of at least 0.334, or at least 4 steps",
+            "strength 0.3 leaves none of 3 steps: use a strength of at least 0.334, or at least 4 steps",
         ),
-        (SamplingOptions(50, strength=0.019), "of 50 steps .* at least 0.02, or at least 53 steps"),
+        (SamplingOptions(50, strength=0.019), "of 50 steps: .* at least 0.02, or at least 53 steps"),
         (SamplingOptions(50, strength=1e-4), "at least 0.02$"),
         (SamplingOptions(50, strength=5e-324), "at least 0.02$"),
         (
             SamplingOptions(timesteps=(999, 500), strength=0.4),
-            "of 2 steps .* at least 0.5, or at least 3 steps",
+            "of 2 steps: .* at least 0.5, or at least 3 steps",
         ),
-        (SamplingOptions(sigmas=(9.0, 1.0, 0.0), strength=0.4), "of 2 steps .* at least 0.5, or"),
+        (SamplingOptions(sigmas=(9.0, 1.0, 0.0), strength=0.4), "of 2 steps: .* at least 0.5, or"),
     ],
 )
 def test_a_strength_that_leaves_no_step(options: SamplingOptions, message: str) -> None:
@@ -82,7 +85,7 @@ def test_a_strength_that_leaves_no_step(options: SamplingOptions, message: str) 
 
 
 @given(steps=st.integers(1, 1000), strength=st.floats(0, 1, exclude_min=True))
-def test_what_a_strength_that_leaves_no_step_is_told_works(steps: int, strength: float) -> None:
+def test_the_remedy_for_a_strength_that_leaves_no_step_works(steps: int, strength: float) -> None:
     assume(int(steps * strength) == 0)
     with pytest.raises(RequestError) as refusal:
         make_plan(noise_config(), config_of("euler"), SamplingOptions(steps, strength=strength))
@@ -112,14 +115,14 @@ def test_what_a_strength_that_leaves_no_step_is_told_works(steps: int, strength:
             SamplingOptions(timesteps=(10.5, 3)),
             "timesteps holds 10.5",
         ),
-        (("pndm",), SamplingOptions(timesteps=(10, 3)), "pndm takes no custom timesteps, got 2"),
-        (LOOKED_UP, SamplingOptions(sigmas=(10, 3)), "takes no sigmas, got 2"),
+        (("pndm",), SamplingOptions(timesteps=(10, 3)), "pndm does not support custom timesteps"),
+        (LOOKED_UP, SamplingOptions(sigmas=(10, 3)), "does not support custom sigmas"),
         (
             tuple(name for name in NAMES if name not in ("ddim", "tcd")),
             SamplingOptions(5, eta=0.5),
-            "takes no eta, got 0.5",
+            "does not support eta",
         ),
-        (("deis", "sa-solver"), SamplingOptions(sigmas=(10, 3, 0)), "cannot step to no noise"),
+        (("deis", "sa-solver"), SamplingOptions(sigmas=(10, 3, 0)), "cannot step to noise level 0"),
         (DISTILLED, SamplingOptions(51), "50 timesteps to choose 51 steps from"),
     ],
 )
@@ -135,7 +138,9 @@ def test_options_that_a_sampler_does_not_support(
 @pytest.mark.parametrize("options", [SamplingOptions(timesteps=(900, 3)), SamplingOptions(sigmas=(10, 3))])
 @pytest.mark.parametrize("name", [*EXPLODING, *PRESERVING])
 def test_a_rule_for_levels_and_a_list_of_them(name: SamplerName, options: SamplingOptions) -> None:
-    with pytest.raises(RequestError, match="are given, and the schedule is karras: leave one of the two out"):
+    with pytest.raises(
+        RequestError, match="cannot be combined with the schedule karras: leave one of them out"
+    ):
         make_plan(noise_config(), config_of(name, levels="karras"), options)
 
 

@@ -1,4 +1,4 @@
-"""Exact arithmetic that rounds, against the float32 and float64 of this machine."""
+"""Rounded exact arithmetic, compared with this machine's float32 and float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another sampler than a checkpoint's own, against diffusers' from_config."""
+"""Configuration of another sampler than the checkpoint's, compared with diffusers' from_config."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "use_karras_sigmas": False,
     },
 }
-"""The scheduler configurations of the published checkpoints, over what all of them state."""
+"""Scheduler configurations of the published checkpoints, on top of what they share."""
 
 SHARED: dict[str, Any] = {
     "beta_end": 0.012,
@@ -59,9 +59,8 @@ SHARED: dict[str, Any] = {
 @pytest.mark.parametrize("checkpoint", PUBLISHED)
 def test_another_sampler_is_diffusers_from_config(checkpoint: str, name: SamplerName) -> None:
     file = SHARED | PUBLISHED[checkpoint]
-    own = getattr(diffusers, file["_class_name"]).from_config(file)
-    other = getattr(diffusers, SCHEDULERS[name].name).from_config(own.config)
-    # diffusers leaves the last Runge-Kutta and order options where our defaults take care of them.
+    base = getattr(diffusers, file["_class_name"]).from_config(file)
+    other = getattr(diffusers, SCHEDULERS[name].name).from_config(base.config)
     expected = read_scheduler({**other.config, "_class_name": type(other).__name__}, "it")[1]
     actual = sampler_config(name, read_scheduler(file, "it")[1])
     differing = {
@@ -69,7 +68,7 @@ def test_another_sampler_is_diffusers_from_config(checkpoint: str, name: Sampler
         for field, value in expected.model_dump().items()
         if getattr(actual, field) != value
     }
-    # The single-step class alone has it off by default, and warns that it must be on for most counts of steps.
+    # Only the single-step class has it off by default, and warns that most numbers of steps need it on.
     assert differing == ({"lower_order_final": (True, False)} if name == "dpmpp-2s" else {})
 
 

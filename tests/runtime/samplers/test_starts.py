@@ -1,4 +1,4 @@
-"""Where a trajectory starts: the plan's numbers applied as the runtime applies them, in float32."""
+"""Initial latents of trajectories, computed in float32 by the runtime, compared with diffusers'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every sampler's table against diffusers' scheduler over the same network outputs."""
+"""Every sampler's plan, compared with diffusers' scheduler on the same network outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRENGTHS = (1.0, 0.999, 0.58, 0.3, 0.02)
 """50 * 0.58 falls just below a whole number; 2 * 0.58 and 50 * 0.02 leave one step."""
 
 KINDS = [pair for pair in product(NAMES, PREDICTIONS) if pair != ("pndm", "sample")]
-"""PNDM combines outputs before it asks what they say, and has no class that knows clean images: see test_failures."""
+"""PNDM combines outputs before converting them, and diffusers' class lacks clean images: see test_failures."""
 
 EVERY_LEVELS = [(name, levels) for name in NAMES for levels in levels_of(name) if levels != "spaced"]
 
@@ -53,7 +53,7 @@ def test_every_rule_for_levels(name: SamplerName, levels: Levels) -> None:
     kinds = cycle(PREDICTIONS)
     for steps, spacing in zip((1, 2, 5, 10, 30, 100), cycle(SPACINGS), strict=False):
         noise, config = noise_config(next(kinds)), config_of(name, spacing, levels=levels)
-        # SA-Solver's late start looks a timestep up that may be another in float64: see test_starts.
+        # SA-Solver's late start looks up a timestep that may differ in float64: see test_starts.
         strengths = (None,) if name == "sa-solver" and levels in CUT_OFF else LATE
         for strength in strengths:
             if strength is None or int(steps * strength) > 0:
@@ -108,7 +108,7 @@ def test_align_your_steps_are_the_published_levels() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_deviation_of_diffusers_own_float32_is_known(name: SamplerName) -> None:
-    """It is reported beside the table's, not demanded: hardly any of it is ours."""
+    """It is reported next to our error, but not tested tightly, because it is diffusers' error."""
     actual = deviation(noise_config(), config_of(name), SamplingOptions(20))
     assert actual.table <= BOUND
     assert BOUND < actual.diffusers_float32 < 2e-2
