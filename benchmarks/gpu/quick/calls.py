@@ -1,6 +1,6 @@
 """The kit as calls of at most 64 MiB: archives cut to fit, and the bytes that each call carries.
 
-    python -m benchmarks.gpu.quick.calls [--kit .kit]      bytes of each call with the working tree as it is now
+    python -m benchmarks.gpu.quick.calls [--kit .kit]      bytes of each call and of the present working tree
 
 Ends with 1 where a call is above the limit.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIMIT_BYTES = 64 << 20
-"""What a call may carry, working tree included."""
+"""Limit of a call, working tree included."""
 MARGIN_BYTES = 1 << 20
 """Left free for file names and the transfer's own headers."""
 CALL = "call.json"
@@ -128,7 +128,7 @@ def check_calls(kit: Path, tree: int, limit: int = LIMIT_BYTES) -> Iterable[str]
         if total > limit:
             raise OversizedCallError(
                 f"call {number} would carry {total:,} bytes ({size:,} of the kit, {tree:,} of the tree), "
-                f"above the limit of {limit:,}: pack again with the tree as it is"
+                f"above the limit of {limit:,}: pack again for this tree"
             )
         yield f"call {number}: {total:>11,} bytes, kit {size:>11,} ({', '.join(names)})"
 

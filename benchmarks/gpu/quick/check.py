@@ -73,7 +73,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budget-seconds", type=float, default=540.0, metavar="S", help="for all stages of this command"
     )
-    parser.add_argument("--limit", type=float, metavar="S", help="of each stage, in place of its own")
+    parser.add_argument("--limit", type=float, metavar="S", help="overrides the time limit of each stage")
     parser.add_argument("--small", action="store_true", help="a dry run: a kit of tiny networks, on the CPU")
     parser.add_argument("--steps", type=int, help="launches of a round and steps of an image: 20; small: 2")
     parser.add_argument("--rounds", type=int, default=3)
@@ -90,10 +90,10 @@ class QuickCheck:
         self._records, self._log = output / records.FILE, output / LOG
         self.report_path = output / report.FILE
         for path in (self._records, self._log):
-            kept = self._workdir / path.name
-            if not path.is_file() and kept.is_file():
+            earlier = self._workdir / path.name
+            if not path.is_file() and earlier.is_file():
                 # From an earlier call of the same lease, whose output folder is gone.
-                shutil.copyfile(kept, path)
+                shutil.copyfile(earlier, path)
         base = process.environment(self._workdir)
         del base["PYTHONPYCACHEPREFIX"]
         if settings.device == "cpu":

@@ -1,4 +1,4 @@
-"""What the kit says of a bundle: its graphs without weights, moments, fp32 outputs, and the UNet's configuration."""
+"""The kit's content: graphs without weights, moments of the weights, fp32 outputs, the UNet's configuration."""
 
 from __future__ import annotations
 

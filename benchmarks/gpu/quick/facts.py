@@ -1,4 +1,4 @@
-"""The machine as it is: GPU, packages with the files they are imported from, and two ceilings."""
+"""Facts of the machine: GPU, packages with the files they are imported from, and two measured ceilings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def facts(settings: QuickSettings) -> Iterator[Record]:
 
 
 def carried_onnxruntime(settings: QuickSettings) -> Any:
-    """ONNX Runtime from the kit, with CUDA's libraries loaded: the machine has one of its own, for CPUs.
+    """ONNX Runtime from the kit, with CUDA's libraries loaded: the machine's own is for CPUs.
 
     Raises:
         CannotRunError: another ONNX Runtime is imported, or the kit's has no CUDA provider.

@@ -136,9 +136,9 @@ def _replayed(denoiser: Denoiser) -> Record:
     return {"relative_error_after": denoiser.reference.errors(denoiser.outputs())["relative_error"]}
 
 
-def _check_options(found: dict[str, dict[str, str]], chosen: dict[str, str]) -> None:
+def _check_options(options: dict[str, dict[str, str]], chosen: dict[str, str]) -> None:
     """Raise where the CUDA provider did not start; log options that it reports otherwise than they were set."""
-    reported = found.get("CUDAExecutionProvider")
+    reported = options.get("CUDAExecutionProvider")
     if reported is None:
         raise RuntimeError("the CUDA provider did not start")
     wrong = {key: reported.get(key) for key, value in chosen.items() if reported.get(key) != value}

@@ -1,6 +1,6 @@
 """Prepare the calls of the quick check: `.kit/1`, `.kit/2`..., each with the tree at most 64 MiB.
 
-    python -m benchmarks.gpu.quick.pack --wheels FOLDER            full size: ten minutes, 25 GB of disk
+    python -m benchmarks.gpu.quick.pack --wheels FOLDER            full size: 20 minutes, 25 GB of disk
     python -m benchmarks.gpu.quick.pack --small                    tiny networks, no wheels: a dry run
 
 Weights stay here: graphs travel without them. `--without` names the parts of the tree that `git sparse-checkout`
@@ -35,7 +35,7 @@ from benchmarks.recording import process
 
 CONFIGS = {False: "stable-diffusion-2-1-base", True: "small-base"}
 LEFT_OUT = ("tests", "docs", "engines/demo", "benchmarks/results", "benchmarks/demo", "benchmarks/page")
-"""What the calls do without."""
+"""Folders that the calls do not need."""
 
 
 def main() -> None:

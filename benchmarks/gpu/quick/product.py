@@ -36,13 +36,13 @@ def first_image(settings: QuickSettings) -> Iterator[Record]:
             "onnxruntime",
         ]
         words += ["--steps", str(settings.steps), "--seed", "1", "--output", str(target / f"{turn}.png")]
-        took = process.measure(process.sd2rt(*words), dict(os.environ))
+        measured = process.measure(process.sd2rt(*words), dict(os.environ))
         yield {
             "process": turn,
             "steps": settings.steps,
-            "seconds": round(took.seconds, 2),
-            "host_peak_gb": took.peak_rss_bytes / 1e9,
-            "said": " ".join(took.stdout.split())[-200:] or None,
+            "seconds": round(measured.seconds, 2),
+            "host_peak_gb": measured.peak_rss_bytes / 1e9,
+            "printed": " ".join(measured.stdout.split())[-200:] or None,
         }
     first, second = ((target / f"{turn}.png").read_bytes() for turn in ("first", "second"))
     yield {"png": "two processes", "equal": first == second, "bytes": len(first)}

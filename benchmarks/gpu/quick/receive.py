@@ -1,8 +1,8 @@
-"""Take a call's parts of the kit, and unpack each archive once all of its parts are there.
+"""Take a call's parts of the kit, and unpack each archive that is complete.
 
     python3 -m benchmarks.gpu.quick.receive .kit/1 /tmp/kit
 
-The standard library alone: nothing else is sure to be there yet.
+Uses the standard library only, since packages may still be missing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main() -> None:
 
 
 def receive(call: Path, kit: Path) -> list[str]:
-    """Move the parts into ``kit/parts``, unpack what is whole; a line for each archive.
+    """Copy the parts into ``kit/parts`` and unpack complete archives; returns a line for each archive.
 
     Raises:
-        ValueError: a part is not the one that was packed.
+        ValueError: a part is damaged.
     """
     folder = kit / "parts"
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def outcome(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the last run of a stage ended; ``unfinished`` where its last record is no end."""
+    """Outcome of a stage's last run; ``unfinished`` if its process was killed."""
     if not records:
         return {}
     last = records[-1]

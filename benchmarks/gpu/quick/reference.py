@@ -39,13 +39,13 @@ class Reference:
             for name, expected in self.outputs.items()
             if expected.dtype.kind == "f"
         ]
-        if not all(np.isfinite(found).all() for found, _ in pairs):
+        if not all(np.isfinite(output).all() for output, _ in pairs):
             return {"relative_error": float("inf"), "error_of_max": float("inf")}
-        square = sum(float(((found - expected) ** 2).sum()) for found, expected in pairs)
+        square = sum(float(((output - expected) ** 2).sum()) for output, expected in pairs)
         norm = sum(float((expected**2).sum()) for _, expected in pairs)
         return {
             "relative_error": (square / norm) ** 0.5,
-            "error_of_max": max(float(np.abs(f - e).max() / np.abs(e).max()) for f, e in pairs),
+            "error_of_max": max(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in pairs),
         }
 
 

@@ -37,7 +37,7 @@ def launch(settings: QuickSettings, mode: str) -> Iterator[Record]:
     bundle = open_bundle(settings.bundle)
     entries = [entry for entry in bundle.manifest.engines if entry.part == "denoiser"]
     if not entries:
-        raise CannotRunError("there is no engine of the denoiser: the stage rtx-build has not built one")
+        raise CannotRunError("no engine of the denoiser: run the stage rtx-build first")
     reference = Reference.load(settings.content / "denoiser.npz")
     with Launched(bundle, entries[0], settings.side, 1, graph=mode == "captured") as launched:
         yield {"mode": mode, **reference.errors(launched.outputs(reference.inputs))}

@@ -63,13 +63,13 @@ def measure(settings: QuickSettings, mode: str) -> Iterator[Record]:
         yield {"mode": mode, "first_call_s": round(time.perf_counter() - began, 1)}
         for _ in range(3):
             run(x, times, text)
-        found = []
+        times_ms = []
         for _ in range(settings.rounds):
             wait()
             began = time.perf_counter()
             for _ in range(settings.steps):
                 run(x, times, text)
             wait()
-            found.append((time.perf_counter() - began) / settings.steps * 1e3)
+            times_ms.append((time.perf_counter() - began) / settings.steps * 1e3)
     peak = torch.cuda.max_memory_allocated() / 1e9 if settings.device == "cuda" else None
-    yield {"mode": mode, "ms": spread(found), "peak_gb": peak}
+    yield {"mode": mode, "ms": spread(times_ms), "peak_gb": peak}

@@ -68,8 +68,8 @@ def weight_files(bundle: Path) -> Iterator[WeightFile]:
     manifest = json.loads((bundle / "bundle.json").read_text())
     sizes = {file["path"]: file["size"] for part in manifest["parts"].values() for file in part["files"]}
     for path in sorted({part["initializers"] for part in manifest["parts"].values()}):
-        known = json.loads((bundle / path).read_text())
-        data = str(Path(path).with_name(known["file"]))
+        weight_map = json.loads((bundle / path).read_text())
+        data = str(Path(path).with_name(weight_map["file"]))
         tensors = tuple(
             (
                 f"{Path(path).parent}/{name}",
@@ -78,7 +78,7 @@ def weight_files(bundle: Path) -> Iterator[WeightFile]:
                 tuple(item["shape"]),
                 item["transposed"],
             )
-            for name, item in sorted(known["weights"].items(), key=lambda pair: pair[1]["offset"])
+            for name, item in sorted(weight_map["weights"].items(), key=lambda pair: pair[1]["offset"])
         )
         yield WeightFile(data, sizes[data], tensors)
     table = manifest["embeddings"]
@@ -104,13 +104,13 @@ def _npy_header(shape: tuple[int, ...], dtype: str, length: int) -> bytes:
 
 def measure_moments(bundle: Path) -> dict[str, list[float]]:
     """Mean and spread of every weight of a bundle, by name."""
-    found = {}
+    moments_by_name = {}
     for file in weight_files(bundle):
         for name, offset, dtype, shape, _ in file.tensors:
             count = min(math.prod(shape), _SAMPLE)
             moments = Moments.of(np.fromfile(bundle / file.path, dtype, count, offset=offset))
-            found[name] = [moments.mean, moments.std]
-    return found
+            moments_by_name[name] = [moments.mean, moments.std]
+    return moments_by_name
 
 
 def write_weights(bundle: Path, moments: dict[str, list[float]]) -> dict[str, str]:

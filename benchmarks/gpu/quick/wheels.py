@@ -30,7 +30,7 @@ def group(wheels: Path) -> dict[str, list[Path]]:
     for name, file in zip(names, files, strict=True):
         kit = next((kit for kit, starts in KITS.items() if name.startswith(starts)), BASE)
         grouped[kit].append(file)
-    return {kit: found for kit, found in grouped.items() if found}
+    return {kit: files for kit, files in grouped.items() if files}
 
 
 def unzip(wheels: Sequence[Path], folder: Path) -> None:

@@ -24,9 +24,9 @@ def main() -> None:
     (stage,) = choose([name])
     ended: dict[str, str | None] = {OUTCOME: "done", "reason": None}
     try:
-        for found in stage.work(settings):
-            # A tool may name folders of this machine in what it says.
-            record = json.loads(settings.shown(json.dumps(sound(found))))
+        for measured in stage.work(settings):
+            # Messages of tools may name folders of this machine.
+            record = json.loads(settings.shown(json.dumps(sound(measured))))
             append(path, name, record)
             print("   ", ", ".join(f"{key} {shown(value)}" for key, value in record.items()), flush=True)
     except CannotRunError as error:
