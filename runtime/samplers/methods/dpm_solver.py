@@ -31,8 +31,8 @@ def step_weights(algorithm: str, signal: Signal, s: int, t: int) -> StepWeights:
     """Compute the weights for one of diffusers' four algorithm types; a step to noise level 0 is of first order.
 
     dpmsolver++ and its SDE form integrate x_0 (arXiv:2211.01095, appendix A and equation 14), dpmsolver and its SDE
-    form integrate the noise (arXiv:2206.00927). sde-dpmsolver has no third order. That of sde-dpmsolver++ has the
-    wrong sign of diffusers, and converges with order 1 only.
+    form integrate the noise (arXiv:2206.00927). sde-dpmsolver has no third order. The third order of
+    sde-dpmsolver++ has diffusers' wrong sign and converges with order 1 only.
 
     Raises:
         RequestError: the algorithm integrates the noise, and the step ends at noise level 0.

@@ -79,7 +79,7 @@ def _png_header(width: int, height: int) -> bytes:
         (("--image", "{}/good.png", "--max-image-pixels", "4095"), "4095"),
         (("--image", "{}/good.png", "--mask", "{}/narrow-mask.png"), "32x64 pixels, but its image is 64x64"),
         (("--image", "{}/good.png", "--depth", "{}/good.png"), "gray"),
-        (("--image", "{}/good.png", "--strength", "0.3"), "strength 0.3 of 2 steps"),
+        (("--image", "{}/good.png", "--strength", "0.3"), "strength 0.3 leaves none of 2 steps"),
         (("--tile", "20"), "tile is 20"),
     ],
 )

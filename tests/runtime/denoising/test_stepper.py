@@ -97,8 +97,8 @@ def by_hand(pipe: Pipeline, trajectory: Trajectory) -> NDArray[np.float32]:
     return latents
 
 
-def assert_close(actual: Any, expected: Any, what: str = "") -> None:
-    assert np.abs(np.subtract(actual, expected)).max() <= CLOSE * np.abs(expected).max(), what
+def assert_close(actual: Any, expected: Any, label: str = "") -> None:
+    assert np.abs(np.subtract(actual, expected)).max() <= CLOSE * np.abs(expected).max(), label
 
 
 CASES: dict[str, Callable[[Pipeline], Trajectory]] = {

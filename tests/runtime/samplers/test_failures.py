@@ -1,4 +1,4 @@
-"""Where diffusers itself fails: that it does, and what our tables do there."""
+"""Cases in which diffusers fails, and the result or error of our samplers."""
 
 from __future__ import annotations
 
