@@ -1,4 +1,4 @@
-"""A checkpoint into a bundle: each network exported, released, and the manifest written last."""
+"""Build a bundle from a checkpoint: export and release one network at a time, and write the manifest last."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Progress = Callable[[str, float], None]
-"""Hears what is being made (a part's name) and the share of it that is done, 0 to 1."""
+"""Progress callback: the name of the part being built, and the fraction of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A bundle that is in place; ``fresh`` is false where an equal one was there before."""
+    """A finished bundle; ``fresh`` is false if an identical one already existed and was kept."""
 
     path: Path
     manifest: Manifest
@@ -67,18 +67,19 @@ def build(
     again: bool = False,
     progress: Progress = lambda part, fraction: None,
 ) -> BuildResult:
-    """Make the bundle ``target`` from ``checkpoint``.
+    """Build ``checkpoint`` into a bundle at ``target``.
 
     Args:
-        precision: the networks' dtype; latents and the arithmetic around the UNet are float32 in both, and
-            so are the parts that the table of kinds says overflow.
-        sizes: width and height in pixels of the sizes to record as native, the first being the default;
-            empty for the checkpoint's own.
-        replace: put the new bundle in the place of a different one; an equal one that is whole stays.
-        again: make it again even so.
+        precision: dtype of the networks. Latents, the arithmetic around the UNet, and parts that overflow in
+            fp16 (``fp32_parts`` in the table of kinds) are float32 in either case.
+        sizes: native sizes to record, (width, height) in pixels, the default first; empty for the
+            checkpoint's native size.
+        replace: overwrite a different bundle at ``target``; an identical, intact one is kept.
+        again: rebuild even an identical, intact bundle.
+        progress: called with each part's name and the fraction of it that is done.
 
     Raises:
-        BuildError: the target may not be replaced, another build runs, the disk is full, or export failed.
+        BuildError: the target may not be replaced, another build is running, the disk is full, or export failed.
         CheckpointError: a weight is missing or damaged.
     """
     target = target.absolute()
@@ -88,14 +89,14 @@ def build(
         check_side("height", height)
     exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
     version = importlib.metadata.version("sd2rt")
-    # Read once: a folder's tokenizer is put together from its files each time it is asked for.
+    # Read once: each call assembles a folder's tokenizer from its files.
     tokenizer = checkpoint.tokenizer_json()
     key = _key(checkpoint, tokenizer, precision, native, exporter, version)
     existing, damaged = _existing(target, key)
     if existing is not None and not again:
         return BuildResult(target, existing, fresh=False)
     space = _estimate(checkpoint, precision)
-    # A damaged bundle of the same key is made anew without being asked: nothing can be lost by it.
+    # A damaged bundle of the same key is rebuilt without --replace: nothing can be lost.
     with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
         kind = KINDS[checkpoint.variant]
         dimensions = _dimensions(checkpoint)
@@ -149,7 +150,7 @@ _NETWORKS: dict[PartName, NetworkName] = {
     "tiled_encoder": "vae",
     "depth_estimator": "depth_estimator",
 }
-"""The checkpoint's network that each part is made of."""
+"""The checkpoint's network that each part is exported from."""
 
 
 def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) -> torch.nn.Module:
@@ -158,7 +159,7 @@ def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) ->
 
 
 def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision) -> Precision:
-    """What ``part`` is built in where the bundle is asked for in ``precision``."""
+    """The precision of ``part`` in a bundle of ``precision``: fp32 for parts that overflow in fp16."""
     return "fp32" if part in KINDS[checkpoint.variant].fp32_parts else precision
 
 
@@ -174,21 +175,21 @@ def _part(
     if part is None:
         progress(name, 0.0)
         writer.start_part(name)
-        own = part_precision(checkpoint, name, precision)
-        tensors = interface(name, dimensions, _NUMPY[own])
+        network_precision = part_precision(checkpoint, name, precision)
+        tensors = interface(name, dimensions, _NUMPY[network_precision])
         if name in UNTILED:
             half = writer.part(UNTILED[name])
             assert half is not None
             levels = len(checkpoint.parts.config("vae")["block_out_channels"])
             part = tiled_part(half, writer.folder, tensors, dimensions.norms[name], levels)
         else:
-            module = part_module(checkpoint, name, own)
+            module = part_module(checkpoint, name, network_precision)
             part = make_part(
                 name,
                 module,
                 tensors,
                 writer.folder,
-                own,
+                network_precision,
                 checkpoint.parts.config(_NETWORKS[name]),
                 lambda fraction: progress(name, fraction),
             )
@@ -226,7 +227,7 @@ def _latents(checkpoint: Checkpoint) -> Latents:
     return Latents(
         channels=config["latent_channels"],
         vae_factor=2 ** (len(config["block_out_channels"]) - 1),
-        # The published files leave it out, and diffusers' default is SD's.
+        # The published files omit it; diffusers' default is SD's value.
         scaling_factor=config.get("scaling_factor", 0.18215),
     )
 
@@ -238,10 +239,12 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint, text: str) -> Tokeniz
     backend = Backend.from_str(text)
 
     def token(text: str) -> int:
-        found = backend.token_to_id(text)
-        if found is None:
-            raise CheckpointError(f"{checkpoint.name}: its tokenizer has no token {text!r}: it is not SD2's")
-        return found
+        index = backend.token_to_id(text)
+        if index is None:
+            raise CheckpointError(
+                f"{checkpoint.name}: the tokenizer has no token {text!r}: not an SD2 tokenizer"
+            )
+        return index
 
     return Tokenizer(
         file=describe(folder, "tokenizer.json"),
@@ -253,10 +256,10 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint, text: str) -> Tokeniz
 
 
 def _pad_id(backend: Any, name: str) -> int:
-    """What the checkpoint pads with: ``!`` in the published ones, and not in every fine-tune."""
+    """The checkpoint's padding token: ``!`` in the published ones, but not in every fine-tune."""
     padding = backend.padding
     if padding is None:
-        raise CheckpointError(f"{name}: its tokenizer does not say what it pads with: it is not SD2's")
+        raise CheckpointError(f"{name}: the tokenizer defines no padding token: not an SD2 tokenizer")
     return int(padding["pad_id"])
 
 
@@ -307,7 +310,7 @@ def _key(
 
 
 def _existing(target: Path, key: str) -> tuple[Manifest | None, bool]:
-    """The bundle of this key that is at ``target``, if it is whole; and whether one of this key is there at all."""
+    """The manifest at ``target`` if its bundle has this key and is intact; and whether it has this key at all."""
     try:
         if read_manifest(target).build_key != key:
             return None, False
@@ -320,15 +323,15 @@ def _existing(target: Path, key: str) -> tuple[Manifest | None, bool]:
 
 
 def _estimate(checkpoint: Checkpoint, precision: Precision) -> int:
-    """Bytes that the bundle will take: its weights, and a tenth for graphs and the tokenizer."""
-    # Each network once, as the most precise of its parts: encoder and decoder are a VAE's two halves.
+    """Estimated bundle size in bytes: its weights, and a tenth more for graphs and the tokenizer."""
+    # Each network counts once: encoder and decoder are halves of the same VAE.
     networks = {
         _NETWORKS[part]: part_precision(checkpoint, part, precision)
         for part in KINDS[checkpoint.variant].parts
     }
     weights = sum(
-        DTYPES[own].itemsize
+        DTYPES[network_precision].itemsize
         * sum(p.numel() for p in skeleton(name, checkpoint.parts.config(name)).parameters())
-        for name, own in networks.items()
+        for name, network_precision in networks.items()
     )
     return int(weights * 1.1) + (8 << 20)

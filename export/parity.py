@@ -1,4 +1,4 @@
-"""A bundle against PyTorch: every part on the same inputs, and whole images from the same seeds."""
+"""Compare a bundle with PyTorch: every part on the same inputs, and whole images from the same seeds."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from sd2rt.export.reference import reference_pipeline
 Arrays = Mapping[str, NDArray[Any]]
 
 PART_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
-"""Largest error of a part, as a share of its output's largest value."""
+"""Upper bound of a part's error, relative to its output's largest value."""
 PSNR_BOUNDS: dict[Precision, float] = {"fp32": 55.0, "fp16": 35.0}
-"""Smallest peak signal-to-noise ratio of a whole image, in dB."""
+"""Lower bound of a whole image's peak signal-to-noise ratio, in dB."""
 PIXEL_BOUND = 2
-"""Largest difference of a pixel, of 255, between images in fp32."""
+"""Upper bound of the difference of a pixel value, of 255, between fp32 images."""
 
 PROMPT = "a lighthouse on a cliff at dusk, oil painting"
-# B, R, P, L, h and w: a sample guided by two prompts and an unguided one together, on a latent that is not square.
-# M: tokens of a tile's surroundings.
+# B, R, P, L, h, w: one sample guided by two prompts and one unguided sample in a batch, on latents that are not
+# square. M: context tokens of a tile.
 _DIMS = {"B": 2, "R": 4, "P": 2, "L": 77, "M": 5, "h": 8, "w": 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison."""
+    """One comparison: its error or ratio, and the bound that it has to meet."""
 
     what: str
     error: float
@@ -71,7 +71,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         report = {**asdict(self), "holds": self.holds}
         for row in report["rows"]:
-            # JSON has no infinity: two equal images have no ratio.
+            # JSON has no infinity, the ratio of two identical images.
             row["error"] = row["error"] if math.isfinite(row["error"]) else None
         return report
 
@@ -93,17 +93,17 @@ def compare(
     steps: int = 10,
     say: Callable[[str], None] = lambda message: None,
 ) -> Report:
-    """Compare every part, and whole images of every task, guided and not, with PyTorch in float32.
+    """Compare every part, and whole images of every task, with and without guidance, with PyTorch in float32.
 
     Raises:
         BundleError: the bundle cannot be opened.
         CheckpointError: the bundle was made from another checkpoint.
-        BuildError: the bundle made no image.
+        BuildError: generating an image failed.
     """
     opened = open_bundle(bundle)
     if opened.manifest.source.files != checkpoint.source:
         raise CheckpointError(
-            f"{opened.path} was made from {opened.manifest.source.name}, whose weights are not those of "
+            f"{opened.path} was built from {opened.manifest.source.name}, whose weights differ from those of "
             f"{checkpoint.name}: name the checkpoint that it was built from"
         )
     rows = []
@@ -116,7 +116,7 @@ def compare(
 
 
 def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list[Row]:
-    """One row for each output of a part, on seeded inputs."""
+    """Compare a part with its PyTorch module on seeded inputs: one row for each output."""
     entry = bundle.manifest.parts[part]
     inputs = part_inputs(bundle, part)
     with OnnxRuntimeEngine(entry, bundle.file(entry.onnxruntime), Device("cpu")) as engine:
@@ -127,12 +127,12 @@ def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list
         outputs = {tensor.name: session.buffers[tensor.name].read() for tensor in entry.outputs}
     module = part_module(checkpoint, part, "fp32")
     with torch.no_grad():
-        given = [
+        arguments = [
             torch.from_numpy(inputs[t.name].astype(np.float32) if t.dtype == "float16" else inputs[t.name])
             for t in entry.inputs
         ]
-        found = module(*given)
-    references = found if isinstance(found, tuple) else (found,)
+        result = module(*arguments)
+    references = result if isinstance(result, tuple) else (result,)
     rows, bound = [], PART_BOUNDS[entry.precision]
     for tensor, reference in zip(entry.outputs, references, strict=True):
         expected = reference.numpy().astype(np.float64)
@@ -142,7 +142,7 @@ def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list
 
 
 def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
-    """Seeded inputs of a part, at sizes that tell its axes apart."""
+    """Seeded inputs of a part, at sizes that distinguish its axes."""
     rng = np.random.default_rng(0)
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in bundle.manifest.parts[part].inputs:
@@ -154,7 +154,7 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
     if part == "denoiser":
         b = _DIMS["B"]
         arrays["timestep"] = np.array([801, 21], np.float32)
-        # Guided with rescale, and unguided: both of the graph's ways.
+        # Guided with rescale, and unguided: both cases of the graph.
         arrays["guidance"] = np.array([[7.5, 0.7], [1, 0]], np.float32)
         arrays["weights"] = np.eye(STATE_SLOTS, dtype=np.float32)[:1].repeat(b, 0)
         arrays["row"] = np.array([0, 0, 0, 1])
@@ -163,7 +163,7 @@ def part_inputs(bundle: Bundle, part: PartName) -> dict[str, NDArray[Any]]:
         if bundle.manifest.low_resolution is not None:
             arrays["noise_level"] = np.array([20, 3])
     if part in UNTILED:
-        # Statistics half given and half its own: both ways. Variances are positive, as are weights.
+        # Blend given and own statistics, to exercise both. Variances and weights are positive.
         arrays["given"] = np.array([0.5], np.float32)
         arrays["stats"][..., 1] = np.exp(arrays["stats"][..., 1])
         arrays["weights"] = rng.uniform(0.1, 1, arrays["weights"].shape).astype(np.float32)
@@ -176,7 +176,7 @@ def _symbols(bundle: Bundle, part: PartName) -> set[str]:
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two 8-bit images, in dB; infinite where they are equal."""
+    """Peak signal-to-noise ratio of two 8-bit images, in dB; infinite if they are identical."""
     error = float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
@@ -188,11 +188,11 @@ def _compare_images(bundle: Bundle, checkpoint: Checkpoint, steps: int) -> list[
         pipeline = reference_pipeline(checkpoint, task=task)
         pictures = sample_pictures(manifest, task)
         if "strength" in pictures and steps == 1:
-            # Of one step there is nothing to leave out.
+            # At a strength below 1, a schedule of one step would have no step left.
             pictures["strength"] = 1.0
         width, height = manifest.native_sizes[0]
         sides = {"width": width, "height": height} if task in ("text-to-image", "inpainting") else {}
-        for label, guidance in (("guided", 7.5), ("unguided", 1.0)):
+        for mode, guidance in (("guided", 7.5), ("unguided", 1.0)):
             reference = pipeline(
                 PROMPT,
                 num_inference_steps=steps,
@@ -201,18 +201,18 @@ def _compare_images(bundle: Bundle, checkpoint: Checkpoint, steps: int) -> list[
                 **pictures,
                 **sides,
             ).images[0]
-            expected, found = np.asarray(reference), _run(bundle.path, steps, guidance, pictures)
-            what = f"{task} {width}x{height}, {steps} steps, {label}"
-            ratio, bound = psnr(found, expected), PSNR_BOUNDS[manifest.precision]
-            rows.append(Row(what, ratio, bound, "dB", ratio >= bound))
+            expected, image = np.asarray(reference), _run(bundle.path, steps, guidance, pictures)
+            label = f"{task} {width}x{height}, {steps} steps, {mode}"
+            ratio, bound = psnr(image, expected), PSNR_BOUNDS[manifest.precision]
+            rows.append(Row(label, ratio, bound, "dB", ratio >= bound))
             if manifest.precision == "fp32":
-                worst = int(np.abs(found.astype(int) - expected.astype(int)).max())
-                rows.append(Row(what, worst, PIXEL_BOUND, "of 255", worst <= PIXEL_BOUND))
+                worst = int(np.abs(image.astype(int) - expected.astype(int)).max())
+                rows.append(Row(label, worst, PIXEL_BOUND, "of 255", worst <= PIXEL_BOUND))
     return rows
 
 
 def sample_pictures(manifest: Manifest, task: TaskName) -> dict[str, Any]:
-    """What a task takes beside its prompt, by diffusers' names: a landscape, and a disk to make anew."""
+    """A task's inputs other than the prompt, by diffusers' names: a landscape, a disk as mask, a strength."""
     width, height = manifest.native_sizes[0]
     if task == "upscaling":
         width, height = (side // manifest.latents.vae_factor for side in (width, height))
@@ -223,16 +223,16 @@ def sample_pictures(manifest: Manifest, task: TaskName) -> dict[str, Any]:
     image = Image.fromarray((colours * 255).round().astype(np.uint8))
     disk = (x - 0.45) ** 2 + (y - 0.5) ** 2 < 0.09
     mask = Image.fromarray(disk.astype(np.uint8) * 255)
-    given: dict[InputName, Any] = {"image": image, "mask_image": mask, "strength": 0.7}
-    wanted = {*TASKS[task].required} | ({"strength"} & {*TASKS[task].optional})
-    return {name: value for name, value in given.items() if name in wanted}
+    inputs: dict[InputName, Any] = {"image": image, "mask_image": mask, "strength": 0.7}
+    accepted = {*TASKS[task].required} | ({"strength"} & {*TASKS[task].optional})
+    return {name: value for name, value in inputs.items() if name in accepted}
 
 
 _OPTIONS = {"image": "--image", "mask_image": "--mask", "strength": "--strength"}
 
 
 def _run(bundle: Path, steps: int, guidance: float, pictures: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """An image as users get it: by the command, in a process without PyTorch."""
+    """Generate an image as users do: with ``sd2rt run``, in a process without PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
         command = [sys.executable, "-P", "-m", "sd2rt", "run", str(bundle), PROMPT, "--json"]
@@ -243,8 +243,8 @@ def _run(bundle: Path, steps: int, guidance: float, pictures: Mapping[str, Any])
                 command += [_OPTIONS[name], str(Path(folder) / f"{name}.png")]
             else:
                 command += [_OPTIONS[name], str(value)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BuildError(f"{bundle} made no image: {done.stderr.strip()}")
-        assert json.loads(done.stdout)["path"] == str(path)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise BuildError(f"{bundle} could not generate an image: {result.stderr.strip()}")
+        assert json.loads(result.stdout)["path"] == str(path)
         return np.asarray(Image.open(path).convert("RGB"))

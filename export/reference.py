@@ -1,4 +1,4 @@
-"""The same checkpoint in PyTorch: what a bundle is compared with."""
+"""The checkpoint in PyTorch and diffusers: the reference that a bundle is compared with."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Ke
 
 
 def reference_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
-    """diffusers' scheduler for a sampler's configuration: its step() takes what diffusers leaves to the caller
-    (the order of lms, the churn of euler) from there too.
+    """diffusers' scheduler for a sampler's configuration. Options that diffusers takes as arguments of step() (the
+    order of lms, the churn of euler) are bound to it.
 
-    Raises ValueError for what diffusers does not have: ipndm, and options that its class lacks.
+    Raises:
+        ValueError: diffusers has no such sampler (ipndm), or its class lacks an option.
     """
     scheduler = make_scheduler(noise, sampler)
     arguments = step_arguments(sampler)
@@ -39,7 +40,7 @@ def reference_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
 
 
 def make_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
-    """reference_scheduler's, to whose step() step_arguments are still to be given."""
+    """Like :func:`reference_scheduler`, but the caller passes :func:`step_arguments` to step()."""
     entry = SCHEDULERS.get(sampler.name)
     if entry is None:
         raise ValueError(f"diffusers has no {sampler.name} on a checkpoint's noise schedule")
@@ -47,7 +48,7 @@ def make_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
         raise ValueError(f"{entry.name} has no rescale_betas_zero_snr")
     if sampler.levels not in entry.levels:
         raise ValueError(f"{entry.name} has no {sampler.levels} levels")
-    keys = {key.name: _written(key, getattr(sampler, key.field)) for key in entry.keys}
+    keys = {key.name: _scheduler_value(key, getattr(sampler, key.field)) for key in entry.keys}
     shared = noise.model_dump(exclude=set() if entry.zero_snr else {"rescale_betas_zero_snr"})
     flags = {flag: True for flag, levels in LEVEL_FLAGS.items() if levels == sampler.levels}
     if entry.has_offset:
@@ -59,23 +60,23 @@ def make_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
 
 
 def step_arguments(sampler: SamplerConfig) -> dict[str, Any]:
-    """What a scheduler's step() is told of its sampler's options at each call, where it is not its default."""
+    """The sampler's options that a scheduler's step() takes as arguments, without those at their defaults."""
     arguments = SCHEDULERS[sampler.name].step_arguments
-    usual = SAMPLER_OPTIONS[sampler.name]
+    defaults = SAMPLER_OPTIONS[sampler.name]
     return {
         argument: getattr(sampler, field)
         for argument, field in arguments.items()
-        if getattr(sampler, field) != usual[field]
+        if getattr(sampler, field) != defaults[field]
     }
 
 
-def _written(key: Key, value: Any) -> Any:
-    """A key's value for that of its field."""
+def _scheduler_value(key: Key, value: Any) -> Any:
+    """The value of a scheduler's configuration key for the value of the sampler's field."""
     if key.values is not None:
-        found = next((written for written, meant in key.values.items() if meant == value), None)
-        if found is None:
+        spelling = next((text for text, meaning in key.values.items() if meaning == value), None)
+        if spelling is None:
             raise ValueError(f"diffusers has no {key.name} for {key.field} {value!r}")
-        return found
+        return spelling
     if key.field == "lambda_min_clipped" and value is None:
         return float("-inf")
     return list(value) if isinstance(value, tuple) else value
@@ -85,7 +86,7 @@ def _fresh_noise(sampler: SamplerConfig) -> tuple[float, float, float]:
     return sampler.tau, sampler.tau_start, sampler.tau_end
 
 
-# What SASolverScheduler has where tau_func is None.
+# SASolverScheduler's values where tau_func is None.
 _FRESH_NOISE = (1.0, 200.0, 800.0)
 
 PIPELINES: dict[TaskName, Any] = {
@@ -95,7 +96,7 @@ PIPELINES: dict[TaskName, Any] = {
     "depth-to-image": StableDiffusionDepth2ImgPipeline,
     "upscaling": StableDiffusionUpscalePipeline,
 }
-"""diffusers' pipeline of each task."""
+"""diffusers' pipeline for each task."""
 _SAFETY: dict[str, Any] = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -106,11 +107,11 @@ _SAFETY: dict[str, Any] = {
 def reference_pipeline(
     checkpoint: Checkpoint, sampler: SamplerConfig | None = None, task: TaskName | None = None
 ) -> Any:
-    """diffusers' pipeline on the checkpoint, float32.
+    """diffusers' pipeline for the checkpoint, in float32.
 
     Args:
-        sampler: another than the checkpoint's own.
-        task: one of those that its kind offers; the first where it is left out.
+        sampler: the sampler to use; by default the checkpoint's.
+        task: one of the tasks of the checkpoint's kind; by default the first.
     """
     first, *_ = KINDS[checkpoint.variant].tasks
     pipeline = PIPELINES[first if task is None else task](
@@ -119,14 +120,14 @@ def reference_pipeline(
         tokenizer=reference_tokenizer(checkpoint),
         unet=checkpoint.unet(),
         scheduler=reference_scheduler(checkpoint.noise, sampler or checkpoint.sampler),
-        **_own_components(checkpoint),
+        **_extra_components(checkpoint),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _own_components(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the pipeline of a checkpoint's kind has beside the networks that all have."""
+def _extra_components(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Pipeline components of the checkpoint's kind, beside the networks that all kinds have."""
     depth, low = checkpoint.depth_input, checkpoint.low_resolution
     if depth is not None:
         processor = DPTImageProcessorPil(

@@ -1,1 +1,1 @@
-"""What each part computes, as a PyTorch module, and its export to ONNX; exported graphs are cached."""
+"""The PyTorch module of each part, its export to ONNX, and a cache of exported graphs."""

@@ -1,4 +1,4 @@
-"""The PyTorch module whose graph becomes a bundle's depth estimator."""
+"""PyTorch module that is exported as a bundle's depth estimator."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from sd2rt.engines.errors import CheckpointError
 
 
 class DepthEstimator(nn.Module):
-    """A normalised image [B, 3, H, W] to DPT's raw output [B, H, W]: inverse depth up to scale and offset.
+    """Map a normalised image [B, 3, H, W] to DPT's raw output [B, H, W]: inverse depth up to scale and offset.
 
-    H and W are the configuration's image_size, 384 in SD2: any other would need the position embeddings
-    resampled. Input and output are float32; the network runs in its own dtype.
+    H and W are the configuration's image_size, 384 in SD2; other sizes would need resampled position
+    embeddings. Input and output are float32; the network runs in its own dtype.
 
-    Weights are shared with ``model`` and keep its names. But where the ResNet standardises the weights of its
-    convolutions at every call, here that is done once; and what ``model`` computes for nothing, or never
-    calls, is left out, so that each weight of this module is one of its graph. A bundle's map of weights thus has
-    the standardised kernels of the ResNet under their names, and nothing that these could be made of again.
+    Weights are shared with ``model`` and keep their names, with two differences. The ResNet's convolution weights
+    are standardised once, here, instead of at every call. Layers with unused results are dropped, so that every
+    weight of this module is in its graph. A bundle's weight map therefore has the ResNet's
+    standardised kernels; the original ones cannot be recovered from it.
 
-    Raises CheckpointError where ``model`` is a DPT of another kind than SD2's.
+    Raises:
+        CheckpointError: ``model`` is not a DPT-hybrid, as SD2's is.
     """
 
     def __init__(self, model: DPTForDepthEstimation) -> None:
         super().__init__()
         if not model.config.is_hybrid:
             raise CheckpointError(
-                "the depth estimator is a DPT without the ResNet that SD2's has (is_hybrid is false): use the "
-                "published checkpoint's configuration and weights"
+                "the depth estimator is a DPT without SD2's ResNet backbone (is_hybrid is false): use the published "
+                "checkpoint's configuration and weights"
             )
         shared = {id(parameter): parameter for parameter in model.parameters()}
-        own = copy.deepcopy(model, shared)
-        # The implementation that reaches the graph as one operator; "" leaves out the ResNet, which has none.
-        own.set_attn_implementation({"": "sdpa"})
-        self.dpt, self.neck, self.head = own.dpt, own.neck, own.head
-        # Nothing reads the tokens after the final norm, and the deepest fusion has no other scale to add.
+        copied = copy.deepcopy(model, shared)
+        # sdpa is exported as one operator. The key "" excludes the ResNet, which has no attention.
+        copied.set_attn_implementation({"": "sdpa"})
+        self.dpt, self.neck, self.head = copied.dpt, copied.neck, copied.head
+        # The final norm's output is never read, and the deepest fusion layer has no coarser scale to add.
         self.dpt.layernorm = nn.Identity()
         self.neck.fusion_stage.layers[0].residual_layer1 = nn.Identity()
         self.vit_scales = set(model.config.backbone_out_indices[2:])
@@ -59,9 +60,9 @@ class DepthEstimator(nn.Module):
 
 
 class _PaddedConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding before it, which can be uneven and then is no option of Conv2d.
+    """Convolution preceded by TensorFlow's SAME padding, which may be asymmetric: Conv2d has no option for that.
 
-    The amount follows from the input's size, and so is a constant of the graph.
+    The padding follows from the input's size, so it is constant in the graph.
     """
 
     def __init__(self, conv: WeightStandardizedConv2d, weight: Tensor) -> None:
@@ -84,7 +85,7 @@ class _PaddedConv2d(nn.Conv2d):
 
 
 def _standardize(module: nn.Module) -> None:
-    """Put a plain convolution in the place of each weight-standardised one below ``module``."""
+    """Replace each weight-standardised convolution below ``module`` by a plain one."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, WeightStandardizedConv2d):
@@ -92,7 +93,7 @@ def _standardize(module: nn.Module) -> None:
 
 
 def _standardized(weight: Tensor, eps: float) -> Tensor:
-    """``weight`` [O, I, kh, kw] with mean 0 and variance 1 over each output channel: arXiv:1903.10520."""
+    """Normalise ``weight`` [O, I, kh, kw] to mean 0 and variance 1 per output channel: arXiv:1903.10520."""
     exact = weight.double()
     variance, mean = torch.var_mean(exact, dim=(1, 2, 3), correction=0, keepdim=True)
     return ((exact - mean) / torch.sqrt(variance + eps)).to(weight.dtype)

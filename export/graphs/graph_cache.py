@@ -1,12 +1,12 @@
-"""Exported graphs, kept without their weights, so that none is exported twice.
+"""Cache of exported graphs without their weights, so that no graph is exported twice.
 
-The exported graph of a part depends on the network's configuration, never on its weights: each weight is one
-initialiser of the graph, which is what adding LoRAs to a built engine rests on too. So a part's graphs are kept under
-a hash of the configuration, the exporters' versions and a revision, and where one is found, only the weights are
-written. Exporting a denoiser takes half a minute, filling in a small one's weights a fraction of a second.
+The graph of a part depends on the network's configuration, never on its weights: each weight is one initialiser of
+the graph. (Adding LoRAs to a built engine relies on that too.) Graphs are cached under a hash of the configuration,
+the exporters' versions and a revision; on a hit, only the weights are written. Exporting a denoiser takes half a
+minute, filling in the weights of a small one a fraction of a second.
 
-Graphs are looked for in the package, which brings those of the demo, then in the cache directory, where every export
-leaves its own. There they may be removed at any time. One that is damaged is as good as none.
+Graphs are looked up first in the package, which ships those of the demo, then in the cache directory, where each
+export stores its graph. Files there may be deleted at any time. A damaged one is ignored.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from sd2rt.export.graphs.onnx_part import (
 )
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-"""The packages that say what a graph looks like."""
+"""Packages whose versions determine an exported graph."""
 
 GRAPH_REVISION = 2
-"""Raise it when a part computes something else, or its graph is written otherwise, for the same configuration.
+"""Increment it when a part's computation or the structure of its graph changes for the same configuration.
 
-Archives of other revisions are not read. Moving and rewording the modules leaves it alone; a test compares the
-structure of exported graphs with a record, and fails where one changed under the same revision.
+Archives of other revisions are not read. Moving or rewording the modules needs no new revision. A test compares the
+structure of exported graphs with a record, and fails if a structure changed under the same revision.
 """
 
-_NOTES = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version")
-"""What a configuration says of where it comes from; the network is the same."""
+_PROVENANCE_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version")
+"""Configuration keys that record its origin, and do not affect the network."""
 
-_REST = "rest"
-"""What an archive calls the part of the data file that is no weight."""
+_OTHER_DATA = "rest"
+"""Name in an archive of the bytes of the data file that belong to no weight."""
 
 
 def make_part(
@@ -70,40 +70,40 @@ def make_part(
     config: Config,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Part:
-    """Write ``bundle/<name>/model.onnx`` with its weights beside it, exporting only where no graph is kept.
+    """Write ``bundle/<name>/model.onnx`` with its weights beside it; export only if no graph is cached.
 
     Args:
         module: the network, its weights in ``precision``.
-        config: the configuration that it was made of.
-        progress: hears the share of the work done, from 0 to 1.
+        config: the network's configuration.
+        progress: called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
-        BuildError: as :func:`~sd2rt.export.graphs.onnx_part.export_part` does.
+        BuildError: see :func:`~sd2rt.export.graphs.onnx_part.export_part`.
     """
     file = graph_file(name, interface, precision, config)
     weights = weights_of(name, module)
-    folders = [GRAPHS, *_cached()]
+    folders = [GRAPHS, *_cache_folders()]
     for folder in folders:
         if (graphs := _read(folder / file, weights)) is not None:
             graphs.write(bundle / name, weights)
             return described_part(name, module, interface, bundle, precision)
     part = export_part(name, module, interface, bundle, precision, progress)
-    # A graph that cannot be kept is exported again.
+    # If the graph cannot be stored, the next build exports it again.
     with contextlib.suppress(OSError):
         for folder in folders[1:]:
-            _keep(bundle / name, folder / file)
+            _store(bundle / name, folder / file)
     return part
 
 
 def graph_file(name: PartName, interface: Interface, precision: Precision, config: Config) -> str:
-    """What the exported graphs of a part are kept as: its name, and SHA-256 over everything that they depend on."""
+    """Archive name for a part's graphs: the part's name, and a SHA-256 over everything that they depend on."""
     facts = {
         "part": name,
         "inputs": [tensor.model_dump(mode="json") for tensor in interface.inputs],
         "outputs": [tensor.model_dump(mode="json") for tensor in interface.outputs],
         "precision": precision,
-        "config": {key: value for key, value in config.items() if key not in _NOTES},
-        # What follows a plus says where a PyTorch was built to run; it exports the same.
+        "config": {key: value for key, value in config.items() if key not in _PROVENANCE_KEYS},
+        # The local version (+cpu, +cu128) names PyTorch's target device; exports are the same.
         "exporters": {
             package: importlib.metadata.version(package).partition("+")[0] for package in EXPORTERS
         },
@@ -112,7 +112,7 @@ def graph_file(name: PartName, interface: Interface, precision: Precision, confi
     return f"{name}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}.zip"
 
 
-def _cached() -> list[Path]:
+def _cache_folders() -> list[Path]:
     with contextlib.suppress(BundleError):
         return [cache_dir() / "graphs"]
     return []
@@ -120,66 +120,68 @@ def _cached() -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Graphs:
-    """What a part's folder holds beside its weights."""
+    """Contents of a part's folder without its weights."""
 
     files: Mapping[str, bytes]
-    known: WeightMap
-    rest: bytes
-    """Of the data file, what is no weight: large constants, and what aligns them."""
+    weight_map: WeightMap
+    other_data: bytes
+    """Bytes of the data file that belong to no weight: large constants and padding."""
 
     def write(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """Make a part's folder of them and of a network's weights."""
+        """Write a part's folder from these graphs and a network's weights."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
-        rest, end = io.BytesIO(self.rest), 0
-        with (folder / self.known.file).open("wb") as data:
-            for name, weight in _in_order(self.known):
-                data.write(rest.read(weight.offset - end))
-                data.write(_stored(weights[name], weight))
+        other_data, end = io.BytesIO(self.other_data), 0
+        with (folder / self.weight_map.file).open("wb") as data:
+            for name, weight in _by_offset(self.weight_map):
+                data.write(other_data.read(weight.offset - end))
+                data.write(_weight_bytes(weights[name], weight))
                 end = weight.offset + weight.length
-            data.write(rest.read())
+            data.write(other_data.read())
 
 
 def _read(archive: Path, weights: Mapping[str, torch.Tensor]) -> _Graphs | None:
-    """The graphs of an archive, if it is there, whole, and of such weights."""
+    """The graphs of an archive, or None if it is missing, damaged, or has weights of other names or shapes."""
     try:
         with zipfile.ZipFile(archive) as source:
             files = {name: source.read(name) for name in (MODEL, INITIALIZERS)}
             if ORT_MODEL in source.namelist():
                 files[ORT_MODEL] = source.read(ORT_MODEL)
-            graphs = _Graphs(files, WeightMap.model_validate_json(files[INITIALIZERS]), source.read(_REST))
+            graphs = _Graphs(
+                files, WeightMap.model_validate_json(files[INITIALIZERS]), source.read(_OTHER_DATA)
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, lzma.LZMAError):
         return None
-    known = {name: weight.shape for name, weight in graphs.known.weights.items()}
-    return graphs if known == {name: tuple(tensor.shape) for name, tensor in weights.items()} else None
+    shapes = {name: weight.shape for name, weight in graphs.weight_map.weights.items()}
+    return graphs if shapes == {name: tuple(tensor.shape) for name, tensor in weights.items()} else None
 
 
-def _keep(part: Path, archive: Path) -> None:
-    """Write the graphs of a part's folder as ``archive``: whole, or not at all."""
+def _store(part: Path, archive: Path) -> None:
+    """Write the graphs of a part's folder to ``archive``, atomically."""
     paths = [part / name for name in (MODEL, ORT_MODEL, INITIALIZERS)]
     files = {path.name: path.read_bytes() for path in paths if path.exists()}
-    known = WeightMap.model_validate_json(files[INITIALIZERS])
-    rest, end = [], 0
-    with (part / known.file).open("rb") as data:
-        for _, weight in _in_order(known):
-            rest.append(data.read(weight.offset - end))
+    weight_map = WeightMap.model_validate_json(files[INITIALIZERS])
+    other_data, end = [], 0
+    with (part / weight_map.file).open("rb") as data:
+        for _, weight in _by_offset(weight_map):
+            other_data.append(data.read(weight.offset - end))
             end = data.seek(weight.offset + weight.length)
-        rest.append(data.read())
+        other_data.append(data.read())
     archive.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
-        for name, content in {**files, _REST: b"".join(rest)}.items():
-            # Without a date: equal graphs make equal archives.
+        for name, content in {**files, _OTHER_DATA: b"".join(other_data)}.items():
+            # No timestamp, so that identical graphs give identical archives.
             target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
 
 
-def _stored(tensor: torch.Tensor, weight: Weight) -> memoryview:
-    """A weight's bytes in the data file."""
+def _weight_bytes(tensor: torch.Tensor, weight: Weight) -> memoryview:
+    """A weight's bytes as stored in the data file."""
     value = tensor.detach().numpy()
     dtype = np.dtype(weight.dtype).newbyteorder("<")
     array = np.ascontiguousarray(value.T if weight.transposed else value, dtype)
     return array.reshape(-1).view(np.uint8).data
 
 
-def _in_order(known: WeightMap) -> list[tuple[str, Weight]]:
-    return sorted(known.weights.items(), key=lambda item: item[1].offset)
+def _by_offset(weight_map: WeightMap) -> list[tuple[str, Weight]]:
+    return sorted(weight_map.weights.items(), key=lambda item: item[1].offset)

@@ -1,4 +1,4 @@
-"""A part's graph for ONNX Runtime: operators that it has no kernel for, in those that it has."""
+"""Rewrite a part's graph for ONNX Runtime: replace operators that it has no kernel for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 
 def lower_for_onnxruntime(source: Path, target: Path) -> bool:
-    """Write ``source`` again as ``target`` with each GroupNormalization as an InstanceNormalization over groups.
+    """Write ``source`` to ``target`` with each GroupNormalization as an InstanceNormalization over groups.
 
-    ONNX Runtime expands a GroupNormalization into the 17 operators of its specification, on every core, at
-    every opening; as five operators the demo's denoiser opens in a third of the time. The weights stay in
-    the source's data file. Returns false, and writes nothing, where there is nothing to replace.
+    ONNX Runtime expands a GroupNormalization into the 17 operators of its specification whenever it opens the
+    graph. Lowered to a few operators here, the demo's denoiser opens in a third of the time. The weights stay in
+    the source's data file. Returns false, and writes nothing, if there is nothing to replace.
     """
     model = ir.load(source)
     graph = model.graph
@@ -36,13 +36,13 @@ def lower_for_onnxruntime(source: Path, target: Path) -> bool:
         rest = len(x.shape) - 2
         affine = _constant(graph, f"ort.affine.{rest}", np.array([-1] + [1] * rest, np.int64))
         # [N, C, ...] -> [N, G, -1] -> normalised -> [N, C, ...], then the affine map per channel.
-        made = [
+        lowered = [
             ir.node("Reshape", [x, split]),
             ir.node("Shape", [x]),
             ir.node("Reshape", [scale, affine]),
             ir.node("Reshape", [bias, affine]),
         ]
-        folded, shape, gain, offset = (new.outputs[0] for new in made)
+        folded, shape, gain, offset = (new.outputs[0] for new in lowered)
         normal = ir.node(
             "InstanceNormalization",
             [folded, ones, zeros],
@@ -51,8 +51,8 @@ def lower_for_onnxruntime(source: Path, target: Path) -> bool:
         back = ir.node("Reshape", [normal.outputs[0], shape])
         scaled = ir.node("Mul", [back.outputs[0], gain])
         moved = ir.node("Add", [scaled.outputs[0], offset])
-        made += [normal, back, scaled, moved]
-        graph.insert_before(node, made)
+        lowered += [normal, back, scaled, moved]
+        graph.insert_before(node, lowered)
         ir.convenience.replace_all_uses_with(node.outputs[0], moved.outputs[0])
         moved.outputs[0].shape, moved.outputs[0].dtype = node.outputs[0].shape, node.outputs[0].dtype
         graph.remove(node, safe=True)
@@ -61,7 +61,7 @@ def lower_for_onnxruntime(source: Path, target: Path) -> bool:
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """An initialiser of the graph, made on first use."""
+    """A constant of the graph, created on first use."""
     value = graph.initializers.get(name)
     if value is None:
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))

@@ -1,4 +1,4 @@
-"""Tensors that go into a part and come out of it: names, dtypes and symbolic shapes."""
+"""Inputs and outputs of each part: names, dtypes and symbolic shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sd2rt.engines.bundle.schema import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """The tensors that go into a part and come out of it, in order."""
+    """A part's input and output tensors, in order."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -20,28 +20,28 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """What a checkpoint's configuration says of its networks' inputs and outputs."""
+    """Dimensions of the networks' inputs and outputs, from a checkpoint's configuration."""
 
     text_width: int
     channels: int
-    """Of the latents."""
+    """Channels of the latents."""
     factor: int
     """Pixels per latent, along one side."""
     extra: int = 0
-    """Channels that the denoiser sees beside the latents."""
+    """Conditioning channels of the denoiser's input, in addition to the latents."""
     class_label: bool = False
     depth_size: tuple[int, int] = (0, 0)
-    """Width and height of the depth estimator's image, where there is one."""
+    """Width and height of the depth estimator's input; (0, 0) without one."""
     norms: Mapping[PartName, Sequence[str]] = field(default_factory=dict)
-    """The group normalisations of the parts that work on tiles, by name."""
+    """Names of the group normalisations in each part that works on tiles."""
     groups: int = 0
-    """Of each of them."""
+    """Groups of each of these normalisations."""
     tokens_width: int = 0
     """Channels of the autoencoder's attention."""
 
 
 def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
-    """The tensors of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's own dtype."""
+    """The inputs and outputs of ``part`` for a checkpoint of these dimensions; ``fp`` is the part's dtype."""
     slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
     image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
     depth = (dimensions.depth_size[1], dimensions.depth_size[0])
@@ -67,14 +67,14 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
     latents, pixels = ("latents", f32, (1, channels, "h", "w")), ("image", f32, (1, 3, *image))
     moments = ("moments", f32, (1, 2 * channels, "h", "w"))
     stats = (len(dimensions.norms.get(part, ())), dimensions.groups, 2)
-    known: list[tuple[str, str, tuple[int | str, ...]]] = [
+    tile_inputs: list[tuple[str, str, tuple[int | str, ...]]] = [
         ("stats", f32, stats),
         ("given", f32, (1,)),
         ("weights", f32, ("h", "w")),
         ("context", fp, ("M", dimensions.tokens_width)),
         ("context_bias", f32, ("M",)),
     ]
-    own: list[tuple[str, str, tuple[int | str, ...]]] = [
+    tile_outputs: list[tuple[str, str, tuple[int | str, ...]]] = [
         ("own", f32, stats),
         ("tokens", f32, (dimensions.tokens_width, "h", "w")),
     ]
@@ -86,8 +86,8 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
         "denoiser": (denoiser, [("state_out", f32, state), ("finite", "uint8", ("B",))]),
         "decoder": ([("latents", f32, ("B", channels, "h", "w"))], [("image", f32, ("B", 3, *image))]),
         "encoder": ([("image", f32, ("B", 3, *image))], [("moments", f32, ("B", 2 * channels, "h", "w"))]),
-        "tiled_decoder": ([latents, *known], [pixels, *own]),
-        "tiled_encoder": ([pixels, *known], [moments, *own]),
+        "tiled_decoder": ([latents, *tile_inputs], [pixels, *tile_outputs]),
+        "tiled_encoder": ([pixels, *tile_inputs], [moments, *tile_outputs]),
         "depth_estimator": ([("image", f32, ("B", 3, *depth))], [("depth", f32, ("B", *depth))]),
     }
     inputs, outputs = (

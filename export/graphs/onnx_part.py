@@ -1,4 +1,4 @@
-"""One network to one ONNX file: the export itself, and the names by which its weights can be found again."""
+"""Export one network to one ONNX file, with a map from its weights to the file's initialisers."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ WHOLE_OPERATORS = {
     "LayerNormalization": {"LayerNorm"},
     "Gelu": {"GEGLU", "GELUActivation", "GELU"},
 }
-"""Operators that a backend fuses from their own definition, and the modules that make one each; a decomposed
-one would have to be recognised again from its pieces."""
+"""Operators that have to reach the graph whole, and the module classes that export as one each. Backends have kernels
+for them, but would have to recognise a decomposed one from its pieces."""
 
 MODEL, ORT_MODEL, INITIALIZERS = "model.onnx", "onnxruntime.onnx", "initializers.json"
-"""The files of a part, beside its weights: its graph, ONNX Runtime's where that is another, its map of weights."""
+"""A part's files beside its weights: the graph, ONNX Runtime's graph if it differs, and the weight map."""
 
 _LARGE = 1024
-"""Bytes from which on a constant that is no weight is kept outside of the graph."""
+"""Constants larger than this, in bytes, are stored outside the graph file, as weights are."""
 
 _EXAMPLE = {"B": 2, "R": 3, "P": 6, "L": 77, "h": 16, "w": 24}
-# Distinct sizes, so that no two symbols can be taken for one. A UNet call of 64 rows or more takes another
-# branch in diffusers (a copy, no other arithmetic), and torch.export would trace both.
+# Distinct sizes, so that torch.export does not merge two symbols. With 64 rows or more, diffusers' UNet takes another
+# branch (a copy, with the same arithmetic), which torch.export would have to trace too.
 _DIMENSIONS = {
     "B": Dim("B", max=63),
     "R": Dim("R", max=63),
@@ -65,16 +65,17 @@ def export_part(
 ) -> Part:
     """Write ``bundle/<name>/model.onnx`` with its weights beside it.
 
-    ``precision`` is what the module's weights are in. ``progress`` hears the share of the work done, from 0 to
-    1.
+    Args:
+        precision: the precision of the module's weights.
+        progress: called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
-        BuildError: the exporter failed, ran out of memory, or left a weight out or an operator decomposed.
+        BuildError: the exporter failed, ran out of memory, dropped a weight, or decomposed an operator.
     """
     try:
         return _export(name, module, interface, bundle, precision, progress)
     except (RuntimeError, MemoryError) as error:
-        # PyTorch has no class of its own for running out of memory.
+        # PyTorch raises a plain RuntimeError when memory runs out.
         reason = " ".join(str(error).split())[:200] or "out of memory"
         raise BuildError(f"{name} could not be exported: {reason}") from error
 
@@ -97,14 +98,16 @@ def _export(
     _check_operators(name, model, module)
     weights = _weights(name, model, transposed, list(weights_of(name, module)))
     progress(0.8)
-    known = _save(model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction))
+    weight_map = _save(
+        model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction)
+    )
     lower_for_onnxruntime(folder / MODEL, folder / ORT_MODEL)
-    (folder / INITIALIZERS).write_text(known.to_json())
+    (folder / INITIALIZERS).write_text(weight_map.to_json())
     return described_part(name, module, interface, bundle, precision)
 
 
 def weights_of(name: PartName, module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a part by the names that its map has them by."""
+    """A part's weights, by their names in its weight map."""
     return {key.removeprefix(_prefix(name)): tensor for key, tensor in module.state_dict().items()}
 
 
@@ -115,7 +118,7 @@ def _prefix(name: PartName) -> str:
 def described_part(
     name: PartName, module: nn.Module, interface: Interface, bundle: Path, precision: Precision
 ) -> Part:
-    """The manifest's entry for a part whose files have been written."""
+    """The manifest entry of a part whose files have been written."""
     folder = bundle / name
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     return Part(
@@ -147,7 +150,7 @@ def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
                 dynamic_shapes=dynamic,
                 input_names=[tensor.name for tensor in interface.inputs],
                 output_names=[tensor.name for tensor in interface.outputs],
-                # The names of weights are settled first: optimising loses track of transposed ones.
+                # Weights are named before optimising, which loses track of transposed ones.
                 optimize=False,
                 verbose=False,
             )
@@ -158,7 +161,7 @@ def _trace(name: str, module: nn.Module, interface: Interface) -> ir.Model:
 
 
 def _dynamic(dimension: str) -> Any:
-    """What torch.export calls a symbolic dimension such as ``B`` or ``8*h``."""
+    """torch.export's dimension for a symbolic one such as ``B`` or ``8*h``."""
     factor, _, symbol = dimension.rpartition("*")
     return int(factor) * _DIMENSIONS[symbol] if factor else _DIMENSIONS[symbol]
 
@@ -168,8 +171,8 @@ def _example(tensor: Tensor) -> torch.Tensor:
 
 
 def _name_weights(model: ir.Model, prefix: str) -> dict[str, str]:
-    """Give initialisers the names of the network's own state dict. Those that optimising will transpose get a name
-    that says so, and are returned with the weight that each is of."""
+    """Name initialisers as in the network's state dict. Those that optimising will transpose are named
+    ``<weight>.transposed``, and are returned with the names of their weights."""
     transposed: dict[str, str] = {}
     graph = model.graph
     for value in list(graph.initializers.values()):
@@ -189,13 +192,13 @@ def _optimize(model: ir.Model) -> None:
     from onnxscript import optimizer, rewriter
 
     with _quiet():
-        # Transposing a weight is folded however large it is; nothing else that large is constant here.
+        # The limits let transposes of weights of any size be folded; no other constant is that large.
         optimizer.optimize_ir(model, input_size_limit=1 << 40, output_size_limit=1 << 40)
         rewriter.onnx_fusions.fuse(model)
 
 
 def _strip(model: ir.Model) -> None:
-    """Drop the exporter's notes: stack traces with this machine's paths, a third of the file's size."""
+    """Drop the exporter's metadata: stack traces with local paths, a third of the file's size."""
     model.metadata_props.clear()
     model.doc_string = None
     graph = model.graph
@@ -218,28 +221,28 @@ def _check_operators(part: str, model: ir.Model, module: nn.Module) -> None:
         expected = sum(classes[maker] for maker in makers)
         if counts[operator] != expected:
             raise BuildError(
-                f"{part}: {counts[operator]} {operator} operators were exported where the network has {expected}: "
-                "this PyTorch decomposes them; install the versions in constraints.txt"
+                f"{part}: {counts[operator]} {operator} operators were exported, but the network has {expected}: "
+                "this version of PyTorch decomposes them; install the versions in constraints.txt"
             )
 
 
 def _weights(
     part: str, model: ir.Model, transposed: Mapping[str, str], names: Sequence[str]
 ) -> dict[str, ir.Value]:
-    """The initialiser of every weight, each of which must have one: a second one would keep the old value where
-    the first is replaced."""
-    found: dict[str, list[ir.Value]] = {name: [] for name in names}
+    """The initialiser of every weight. A weight must have exactly one: when it is replaced, a second one would keep
+    the old value."""
+    candidates: dict[str, list[ir.Value]] = {name: [] for name in names}
     for name, value in model.graph.initializers.items():
         weight = transposed.get(name, name)
-        if weight in found:
-            found[weight].append(value)
-    lost = [name for name, values in found.items() if not values]
-    if lost:
-        raise BuildError(f"{part}: the exported graph has no trace of {len(lost)} weights, first {lost[0]}")
-    twice = [name for name, values in found.items() if len(values) > 1]
-    if twice:
-        raise BuildError(f"{part}: the exported graph holds {len(twice)} weights twice, first {twice[0]}")
-    return {name: values[0] for name, values in found.items()}
+        if weight in candidates:
+            candidates[weight].append(value)
+    missing = [name for name, values in candidates.items() if not values]
+    if missing:
+        raise BuildError(f"{part}: the exported graph lacks {len(missing)} weights, first {missing[0]}")
+    repeated = [name for name, values in candidates.items() if len(values) > 1]
+    if repeated:
+        raise BuildError(f"{part}: the exported graph has {len(repeated)} weights twice, first {repeated[0]}")
+    return {name: values[0] for name, values in candidates.items()}
 
 
 def _save(
@@ -249,23 +252,23 @@ def _save(
     path: Path,
     progress: Callable[[float], None],
 ) -> WeightMap:
-    """Write the graph, and into a file beside it all weights, then what else is large.
+    """Write the graph, and a data file with all weights, followed by other large constants.
 
-    The small weights too: one that lies in the graph itself could not be replaced when ONNX Runtime opens it.
+    Small weights go there too: ONNX Runtime cannot replace one that is stored in the graph itself.
     """
 
-    def saved(tensor: object, info: ir.external_data.CallbackInfo) -> None:
+    def on_saved(tensor: object, info: ir.external_data.CallbackInfo) -> None:
         progress((info.index + 1) / info.total)
 
     named = {value.name for value in weights.values()}
-    others = (value for name, value in model.graph.initializers.items() if name not in named)
+    constants = (value for name, value in model.graph.initializers.items() if name not in named)
     values = [
         *weights.values(),
-        *(v for v in others if v.const_value is not None and v.const_value.nbytes > _LARGE),
+        *(v for v in constants if v.const_value is not None and v.const_value.nbytes > _LARGE),
     ]
     tensors = [value.const_value for value in values if value.const_value is not None]
     data = f"{path.name}.data"
-    external = ir.external_data.convert_tensors_to_external(tensors, path.parent, data, callback=saved)
+    external = ir.external_data.convert_tensors_to_external(tensors, path.parent, data, callback=on_saved)
     for value, tensor in zip(values, external, strict=True):
         value.const_value = tensor
     ir.save(model, path)
@@ -292,7 +295,7 @@ def _entry(tensor: ir.ExternalTensor, transposed: bool) -> Weight:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about torchvision, about its own pytrees and about axes it renames: not the user's."""
+    """Silence the exporter's warnings about torchvision, pytrees and renamed axes: users cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,12 +1,11 @@
-"""An autoencoder's half for the tiles of a large image: its own graph, told what it cannot see of the whole.
+"""Derive the graph of a VAE half (encoder or decoder) for the tiles of a large image from its exported graph.
 
-Two things in an encoder or decoder look at the whole image: the statistics of group normalisations, and the attention
-in the middle. In the graph made here the statistics can be given, and the attention sees, beside the tile's own
-tokens, tokens that stand for what lies elsewhere. Both come from the tiles themselves, by the host, which asks every
-tile for its share of them.
+Two operations in a VAE depend on the whole image: the statistics of group normalisations, and the attention in the
+middle block. The tiled graph takes statistics as an input, and its attention also attends to context tokens that
+represent the rest of the image. The host computes both from outputs of the tiles.
 
-The graph is made from the exported one and on its weights: exporting it anew would take longer than the rest of the
-autoencoder, and store the weights twice.
+The graph is derived from the exported one and uses its weights: exporting another would take longer than the rest of
+the autoencoder, and store the weights twice.
 """
 
 from __future__ import annotations
@@ -26,22 +25,23 @@ from sd2rt.engines.errors import BuildError
 from sd2rt.export.graphs.interface import Interface
 
 _QUERY_BLOCKS = 8
-"""Parts that a tile's queries are worked on in: what holds all scores at once holds no more of them than for a tile
-alone, even where seven times as many tokens are from elsewhere. The sides of tiles are multiples of eight."""
+"""Blocks into which a tile's queries are split, to bound the memory of attention scores: with seven times as many
+context tokens as the tile has, a block's scores take no more memory than the tile's attention to itself. The sides of
+tiles are multiples of eight."""
 _BLOCK = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.")
 
 
 def tiled_part(half: Part, bundle: Path, interface: Interface, norms: Sequence[str], levels: int) -> Part:
-    """Write ``tiled.onnx`` beside the graph of ``half``, an encoder or decoder, and describe it as a part.
+    """Write ``tiled.onnx`` beside the graph of ``half``, an encoder or decoder; return its manifest entry.
 
     Raises:
-        BuildError: the graph is not that of SD2's autoencoder.
+        BuildError: the graph is not of SD2's autoencoder.
     """
     source = bundle / half.onnx
     target = source.with_name("tiled.onnx")
     write_tiled_graph(source, target, interface, norms, levels)
     path = target.relative_to(bundle).as_posix()
-    # ONNX Runtime opens no weights outside of a graph's own folder.
+    # In the same folder: ONNX Runtime opens no weights outside the graph's folder.
     shared = [file for file in half.files if file.path == half.initializers or file.path.endswith(".data")]
     return Part(
         precision=half.precision,
@@ -59,41 +59,45 @@ def tiled_part(half: Part, bundle: Path, interface: Interface, norms: Sequence[s
 def write_tiled_graph(
     source: Path, target: Path, interface: Interface, norms: Sequence[str], levels: int
 ) -> None:
-    """Write ``source``, an autoencoder's half, again as ``target``, beside it, for tiles.
+    """Rewrite ``source``, the graph of a VAE half, for tiles, and write it to ``target`` in the same folder.
 
-    Shapes: h x w the tile's latents, N norms, G groups, C channels of the attention, M tokens of the whole image.
+    Shapes: h x w the tile's latents, N norms, G groups, C channels of the attention, M context tokens.
 
     Args:
-        interface: the tensors that the graph is to have: what the half takes (one of a batch), ``stats`` [N, G, 2]
+        interface: the tensors of the new graph. Inputs: the half's (batch size 1), ``stats`` [N, G, 2]
             (means and variances to use), ``given`` [1] (1 to use them, 0 to use the tile's own), ``weights`` [h, w]
-            (of the tile's latents in averages over the image), ``context`` [M, C] (tokens that stand for the whole
-            image) and ``context_bias`` [M] (logarithms of how many positions outside of the tile each stands for);
-            then what the half makes, ``own`` [N, G, 2] (the tile's statistics) and ``tokens`` [C, h, w].
-        norms: the names of the group normalisations, in the order of their statistics.
-        levels: resolutions of the autoencoder.
+            (of the tile's latents in averages over the image), ``context`` [M, C] (tokens that represent the whole
+            image) and ``context_bias`` [M] (log of the number of positions outside the tile that each represents).
+            Outputs: the half's, ``own`` [N, G, 2] (the tile's statistics) and ``tokens`` [C, h, w].
+        norms: names of the group normalisations, in the order of their statistics.
+        levels: number of resolutions of the autoencoder.
 
     Raises:
-        BuildError: the graph is not that of SD2's autoencoder.
+        BuildError: the graph is not of SD2's autoencoder.
     """
     model = ir.load(source)
     surgery = _Surgery(model.graph, interface)
-    own = {}
+    statistics = {}
     for node in list(model.graph):
         if node.op_type == "GroupNormalization":
             name = str(node.inputs[1] and node.inputs[1].name).removesuffix(".weight")
             if name not in norms:
-                raise BuildError(f"{source}: it has a group normalisation {name} that its network has not")
-            own[name] = surgery.norm(node, norms.index(name), _doublings(name, levels))
-    if set(own) != set(norms):
-        raise BuildError(f"{source}: it has {len(own)} group normalisations, its network {len(norms)}")
+                raise BuildError(
+                    f"{source}: the graph has a group normalisation {name} that its network lacks"
+                )
+            statistics[name] = surgery.norm(node, norms.index(name), _doublings(name, levels))
+    if set(statistics) != set(norms):
+        raise BuildError(
+            f"{source}: the graph has {len(statistics)} group normalisations, its network {len(norms)}"
+        )
     tokens = surgery.attention()
-    surgery.finish([own[name] for name in norms], tokens)
+    surgery.finish([statistics[name] for name in norms], tokens)
     RemoveUnusedNodesPass()(model)
     ir.save(model, target)
 
 
 def _doublings(name: str, levels: int) -> int:
-    """How often the size doubles from the latents to a norm's input."""
+    """Number of doublings of the size from the latents to a norm's input."""
     if ".mid_block." in name:
         return 0
     block = _BLOCK.match(name)
@@ -103,7 +107,7 @@ def _doublings(name: str, levels: int) -> int:
 
 
 class _Surgery:
-    """Changes of one graph. New nodes go before the node that is being replaced."""
+    """Edits of one graph. New nodes are inserted before the node that is being replaced."""
 
     def __init__(self, graph: ir.Graph, interface: Interface) -> None:
         self._graph = graph
@@ -122,9 +126,9 @@ class _Surgery:
         self._own_share = self._make("Sub", self._constant(np.float32(1)), self._inputs["given"])
 
     def norm(self, node: ir.Node, index: int, doublings: int) -> ir.Value:
-        """Replace a group normalisation; what is returned is the tile's own statistics [1, G, 2].
+        """Replace a group normalisation, and return the tile's statistics [1, G, 2].
 
-        In float32 throughout. The variance is about the mean, never a difference of squares.
+        In float32 throughout. The variance is computed about the mean, never as a difference of squares.
         """
         self._anchor = node
         x, scale, bias = node.inputs
@@ -166,10 +170,10 @@ class _Surgery:
         return own
 
     def attention(self) -> ir.Value:
-        """Let the attention see the context; what is returned is its input's tokens [C, h, w].
+        """Extend the attention to the context tokens, and return its input's tokens [C, h, w].
 
-        A token that stands for n positions has log(n) added to its scores, as n equal tokens would weigh. The
-        addition is one more channel of queries (ones) and keys: a mask would have to be as large as the scores.
+        A token that represents n positions gets log(n) added to its scores, which weighs it like n equal tokens. The
+        bias is an extra channel of queries (ones) and keys: a mask would have to be as large as the scores.
         """
         query, key, value, out = (self._projection(name) for name in ("to_q", "to_k", "to_v", "to_out.0"))
         self._anchor = query
@@ -178,10 +182,10 @@ class _Surgery:
         seen = self._make("Concat", tokens, self._unsqueeze(self._inputs["context"], 0), axis=1)
         for node in (key, value):
             node.replace_input_with(0, seen)
-            # Longer by the context now; what is left of their old shapes would be believed.
-            for made in (node.outputs[0], self._biased(node)):
-                made.shape = None
-        # After the projections' biases, and before what reads them.
+            # Longer by the context now: clear the old shapes, which readers would trust.
+            for output in (node.outputs[0], self._biased(node)):
+                output.shape = None
+        # After the projections' biases, and before the nodes that read them.
         self._anchor = out
         width = int(self._interface.outputs[2].shape[0])
         scale = width**-0.5
@@ -208,39 +212,39 @@ class _Surgery:
         return self._make("Reshape", swapped, size)
 
     def _attend(self, queries: Sequence[ir.Value], k: ir.Value, v: ir.Value, scale: float) -> list[ir.Value]:
-        # TensorRT's attention takes queries, keys and values of one width alone.
+        # TensorRT's attention requires queries, keys and values of the same width.
         v = self._make("Pad", v, self._constant(np.array([0, 0, 0, 0, 0, 0, 0, 1])))
         return [self._make("Attention", query, k, v, scale=scale) for query in queries]
 
     def _attend_in_steps(
         self, queries: Sequence[ir.Value], k: ir.Value, v: ir.Value, scale: float
     ) -> list[ir.Value]:
-        """The same of a product, a softmax and a product: TensorRT for RTX 1.7 crashes on several attentions in
-        float32 that share their keys. Nothing is lost by it: no backend has a kernel for the whole in float32."""
+        """Attention as matrix product, softmax and matrix product: TensorRT for RTX 1.7 crashes on several float32
+        Attention operators that share keys. Nothing is lost: no backend has a fused float32 kernel."""
         turned = self._make("Transpose", k, perm=[0, 1, 3, 2])
-        found = []
+        results = []
         for query in queries:
             scores = self._make("Mul", self._make("MatMul", query, turned), self._constant(np.float32(scale)))
-            found.append(self._make("MatMul", self._make("Softmax", scores, axis=-1), v))
-        return found
+            results.append(self._make("MatMul", self._make("Softmax", scores, axis=-1), v))
+        return results
 
-    def finish(self, own: list[ir.Value], tokens: ir.Value) -> None:
-        """Hand out the tile's statistics and tokens, under the interface's names."""
+    def finish(self, statistics: list[ir.Value], tokens: ir.Value) -> None:
+        """Add the tile's statistics and tokens as outputs, under the interface's names."""
         self._graph.outputs[0].name = self._interface.outputs[0].name
-        joined = ir.node("Concat", list(own), {"axis": 0})
-        same = ir.node("Identity", [tokens])
-        self._graph.extend([joined, same])
-        for tensor, node in zip(self._interface.outputs[1:], (joined, same), strict=True):
+        joined = ir.node("Concat", list(statistics), {"axis": 0})
+        copied = ir.node("Identity", [tokens])
+        self._graph.extend([joined, copied])
+        for tensor, node in zip(self._interface.outputs[1:], (joined, copied), strict=True):
             value = node.outputs[0]
             value.name, value.shape = tensor.name, ir.Shape(list(tensor.shape))
             value.type = ir.TensorType(ir.DataType.FLOAT)
             self._graph.outputs.append(value)
 
     def _share_of(self, doublings: int) -> ir.Value:
-        """Each element's part in an average over the tile, 2**doublings times as large as its latents: [HW, 1]."""
+        """Weights [HW, 1] of an average over the tile at 2**doublings times the size of its latents."""
         if doublings not in self._shares:
             factor = 2**doublings
-            # Before all of the network: every norm of this size may use it.
+            # At the start of the graph, so that every norm of this size can use it.
             anchor, self._anchor = self._anchor, self._start
             part = self._make("Div", self._inputs["weights"], self._total)
             spread = self._make("Unsqueeze", part, self._constant(np.array([0, 1])))
@@ -264,24 +268,24 @@ class _Surgery:
         return self._make("Shape", self._inputs["weights"])
 
     def _projection(self, name: str) -> ir.Node:
-        found = [
+        nodes = [
             node
             for node in self._graph
             if node.op_type == "MatMul"
             and f".attentions.0.{name}.weight" in str(node.inputs[1] and node.inputs[1].name)
         ]
-        if len(found) != 1:
+        if len(nodes) != 1:
             raise BuildError(
-                f"the autoencoder is not SD2's: its attention has {len(found)} projections {name}"
+                f"the autoencoder is not SD2's: its attention has {len(nodes)} projections {name}, expected one"
             )
-        return found[0]
+        return nodes[0]
 
     def _biased(self, projection: ir.Node) -> ir.Value:
         (use,) = projection.outputs[0].uses()
         return use.node.outputs[0]
 
     def _mean(self, value: ir.Value) -> ir.Value:
-        """Over a group's channels: [G, size, 1] to [G, 1]."""
+        """Mean over a group's channels: [G, size, 1] to [G, 1]."""
         return self._make("ReduceMean", value, self._constant(np.array([1])), keepdims=0)
 
     def _unsqueeze(self, value: ir.Value, axis: int) -> ir.Value:
@@ -299,7 +303,7 @@ class _Surgery:
         return node.outputs[0]
 
     def _constant(self, array: Any) -> ir.Value:
-        """An initialiser of the graph, made on first use."""
+        """A constant of the graph, created on first use."""
         array = np.asarray(array)
         name = f"tiled.{array.dtype}.{'x'.join(map(str, array.reshape(-1)))}.{array.ndim}"
         value = self._graph.initializers.get(name)

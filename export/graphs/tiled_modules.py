@@ -1,10 +1,10 @@
-"""Decoder and encoder for a tile of a large image, in PyTorch: what the graphs of tiled_graph.py are compared with.
+"""Decoder and encoder for a tile of a large image, in PyTorch: the reference for the graphs of tiled_graph.py.
 
-Two things in them look at the whole image: the statistics of group normalisations, and the attention in the middle.
-Here the statistics can be given, and the attention sees, beside the tile's own tokens, averages of those elsewhere.
-Both come from the tiles themselves, by the host, which asks every tile for its share of them.
+Two operations in a VAE depend on the whole image: the statistics of group normalisations, and the attention in the
+middle block. These modules take statistics as an input, and their attention also attends to context tokens, averages
+of the tokens elsewhere. The host computes both from outputs of the tiles.
 
-Shapes: h x w the tile's latents, N norms, G groups, C channels in the middle, M tokens of the whole image.
+Shapes: h x w the tile's latents, N norms, G groups, C channels of the attention, M context tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sd2rt.engines.errors import BuildError
 
 
 class _Call:
-    """What norms and attention need of one call, and what they leave for its outputs."""
+    """State of one call: the inputs of norms and attention, and the outputs that they collect."""
 
     def __init__(
         self, stats: Tensor, given: Tensor, weights: Tensor, context: Tensor, context_bias: Tensor
@@ -34,7 +34,7 @@ class _Call:
         self.tokens: Tensor | None = None
 
     def shares(self, factor: int) -> Tensor:
-        """Each element's part in an average over the tile, ``factor`` times as large as its latents: [HW, 1]."""
+        """Weights [HW, 1] of an average over the tile at ``factor`` times the size of its latents."""
         h, w = self.weights.shape
         spread = self.weights.reshape(h, 1, w, 1).expand(h, factor, w, factor)
         return spread.reshape(-1, 1) / factor**2
@@ -45,9 +45,9 @@ class _Call:
 
 
 class TiledNorm(nn.Module):
-    """A group normalisation whose statistics can be given; it tells those of its input, weighted, in any case.
+    """Group normalisation that accepts given statistics, and always records the weighted statistics of its input.
 
-    In float32 throughout. The variance is about the mean, never a difference of squares.
+    In float32 throughout. The variance is computed about the mean, never as a difference of squares.
     """
 
     def __init__(self, norm: nn.GroupNorm, index: int, factor: int) -> None:
@@ -75,10 +75,10 @@ class TiledNorm(nn.Module):
 
 
 class TiledAttention(nn.Module):
-    """The attention of a tile's tokens to each other, and to tokens that stand for what lies elsewhere.
+    """Attention of a tile's tokens to each other, and to context tokens that represent the rest of the image.
 
-    One that stands for n positions has log(n) added to its scores, as n equal tokens would weigh. The addition is
-    one more channel of queries (ones) and keys: a mask would have to be as large as the scores.
+    A token that represents n positions gets log(n) added to its scores, which weighs it like n equal tokens. The
+    bias is an extra channel of queries (ones) and keys: a mask would have to be as large as the scores.
     """
 
     def __init__(self, attention: Attention, norm: TiledNorm) -> None:
@@ -88,7 +88,7 @@ class TiledAttention(nn.Module):
         self.to_out = attention.to_out
         if attention.heads != 1 or not attention.residual_connection:
             raise BuildError(
-                "the autoencoder's attention is not SD2's: it has one head, around which its input goes"
+                "the autoencoder's attention is not SD2's: expected one head and a residual connection"
             )
         self.rescale = attention.rescale_output_factor
         self.call: _Call | None = None
@@ -106,11 +106,11 @@ class TiledAttention(nn.Module):
         bias = (call.context_bias / scale).to(key.dtype).reshape(1, -1, 1)
         query = torch.cat([query, none + 1], dim=2)
         key = torch.cat([key, torch.cat([none, bias], dim=1)], dim=2)
-        found = scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), scale=scale
         ).squeeze(1)
-        found = self.to_out[0](found).transpose(1, 2).reshape(x.shape)
-        return (found + x) / self.rescale  # type: ignore[no-any-return]
+        attended = self.to_out[0](attended).transpose(1, 2).reshape(x.shape)
+        return (attended + x) / self.rescale  # type: ignore[no-any-return]
 
 
 class TiledDecoder(nn.Module):
@@ -122,7 +122,7 @@ class TiledDecoder(nn.Module):
         self.decoder = vae.decoder
         self.scaling_factor = float(vae.config.scaling_factor)
         levels = len(vae.config.block_out_channels)
-        self._tell = _adapt(self, lambda block: levels - 1 if block is None else block)
+        self._set_call = _adapt(self, lambda block: levels - 1 if block is None else block)
 
     def forward(
         self,
@@ -130,14 +130,14 @@ class TiledDecoder(nn.Module):
         stats: Tensor,  # [N, G, 2] f32: mean and variance to use
         given: Tensor,  # [1] f32: 1 to use them, 0 to use the tile's own
         weights: Tensor,  # [h, w] f32: of the tile's latents in averages over the image
-        context: Tensor,  # [M, C] in the network's dtype: tokens that stand for the whole image
-        context_bias: Tensor,  # [M] f32: logarithm of how many positions outside of the tile each stands for
+        context: Tensor,  # [M, C] in the network's dtype: tokens that represent the whole image
+        context_bias: Tensor,  # [M] f32: log of the number of positions outside the tile that each represents
     ) -> tuple[Tensor, Tensor, Tensor]:  # image [1, 3, H, W], own statistics [N, G, 2], tokens [C, h, w]
         call = _Call(stats, given, weights, context, context_bias)
-        self._tell(call)
+        self._set_call(call)
         z = (latents / self.scaling_factor).to(self.post_quant_conv.weight.dtype)
         image = self.decoder(self.post_quant_conv(z)).float()
-        self._tell(None)
+        self._set_call(None)
         return image, *call.outputs()
 
 
@@ -152,7 +152,7 @@ class TiledEncoder(nn.Module):
         self.encoder = vae.encoder
         self.quant_conv = vae.quant_conv
         levels = len(vae.config.block_out_channels)
-        self._tell = _adapt(self, lambda block: 0 if block is None else levels - 1 - block)
+        self._set_call = _adapt(self, lambda block: 0 if block is None else levels - 1 - block)
 
     def forward(
         self,
@@ -164,42 +164,43 @@ class TiledEncoder(nn.Module):
         context_bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         call = _Call(stats, given, weights, context, context_bias)
-        self._tell(call)
+        self._set_call(call)
         moments = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).float()
-        self._tell(None)
+        self._set_call(None)
         mean, logvar = moments.chunk(2, dim=1)
         return torch.cat([mean, logvar.clamp(-30.0, 20.0)], dim=1), *call.outputs()
 
 
 def _adapt(network: nn.Module, level: Callable[[int | None], int]) -> Callable[[_Call | None], None]:
-    """Put the modules above into a network, under the names of those that they replace.
+    """Replace a network's norms and attention by the modules above, under the same names.
 
     Args:
-        level: how often the size doubles from the latents to a block of that number, or, for None, to the last norm.
+        level: number of doublings of the size from the latents to a block of that number, or, for None, to the last
+            norm.
 
     Returns:
-        What tells them of a call.
+        A function that sets the call of all these modules.
     """
-    made: list[TiledNorm | TiledAttention] = []
+    replacements: list[TiledNorm | TiledAttention] = []
     for path, norm in list(network.named_modules()):
         if isinstance(norm, nn.GroupNorm):
             block = re.search(r"\.(?:up|down)_blocks\.(\d+)\.", path)
             doubled = 0 if ".mid_block." in path else level(int(block[1]) if block else None)
-            made.append(TiledNorm(norm, len(made), 2**doubled))
-            network.set_submodule(path, made[-1])
-    if len({norm.groups for norm in made if isinstance(norm, TiledNorm)}) != 1:
+            replacements.append(TiledNorm(norm, len(replacements), 2**doubled))
+            network.set_submodule(path, replacements[-1])
+    if len({norm.groups for norm in replacements if isinstance(norm, TiledNorm)}) != 1:
         raise BuildError(
-            "the autoencoder's group normalisations are not SD2's: they have one number of groups"
+            "the autoencoder's group normalisations are not SD2's: expected the same number of groups in all"
         )
     attentions = [item for item in network.named_modules() if isinstance(item[1], Attention)]
     if len(attentions) != 1:
         raise BuildError(f"the autoencoder is not SD2's: it has {len(attentions)} attentions, expected one")
     for path, attention in attentions:
-        made.append(TiledAttention(attention, attention.group_norm))
-        network.set_submodule(path, made[-1])
+        replacements.append(TiledAttention(attention, attention.group_norm))
+        network.set_submodule(path, replacements[-1])
 
-    def tell(call: _Call | None) -> None:
-        for module in made:
+    def set_call(call: _Call | None) -> None:
+        for module in replacements:
             module.call = call
 
-    return tell
+    return set_call

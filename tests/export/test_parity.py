@@ -37,7 +37,7 @@ def test_beyond_its_bounds_is_exit_3(
 
 def test_another_checkpoint_is_refused(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(small_bundle), "demo"]) == 3
-    assert "whose weights are not those of demo" in capsys.readouterr().err
+    assert "whose weights differ from those of demo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["0", "1001"])
