@@ -1,1 +1,1 @@
-"""Checkpoints of every published form: opened, identified, and checked key by key."""
+"""Open checkpoints of every published format, identify them, and check them key by key."""

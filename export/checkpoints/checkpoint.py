@@ -1,4 +1,4 @@
-"""A checkpoint that was recognised and checked, and whose networks can be loaded one at a time."""
+"""Open a checkpoint of any format: recognise it, check it, and load its networks one at a time."""
 
 from __future__ import annotations
 
@@ -29,53 +29,64 @@ from sd2rt.export.checkpoints.source import NetworkSource, OpenedCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is known of a checkpoint; each loading method reads its part anew and keeps nothing."""
+    """A recognised and checked checkpoint. Networks are loaded from its files at each call and not cached."""
 
     name: str
     release: str | None
-    """``2.0`` or ``2.1``; None where nothing in the checkpoint tells."""
+    """``2.0`` or ``2.1``; None if the checkpoint does not determine it."""
     variant: ModelKind
-    """The kind of model, which says what its bundle can do."""
+    """The kind of model, which determines the tasks of its bundle."""
     noise: NoiseConfig
     sampler: SamplerConfig
     native_size: int
-    """Side of the trained images, in pixels."""
+    """Side of the training images, in pixels."""
     low_resolution: LowResolution | None
-    """How an upscaler's image is noised before the denoiser sees it."""
+    """Noise schedule and limit for an upscaler's input image; None for other kinds."""
     depth_input: DepthInput | None
-    """How an image is shown to the depth estimator, where there is one."""
+    """Preprocessing for the depth estimator; None without one."""
     source: dict[str, str]
-    """SHA-256 of every weights file, by its name relative to the checkpoint."""
+    """SHA-256 of each weights file, by its path relative to the checkpoint."""
     license: str
     parts: NetworkSource = field(repr=False)
 
     def tokenizer_json(self) -> str:
-        """The tokenizer in the Hugging Face tokenizers format: truncates and pads to 77 ids.
+        """The tokenizer in the Hugging Face tokenizers format, set to truncate and pad to 77 ids.
 
-        Raises CheckpointError when the checkpoint's own tokenizer cannot be read.
+        Raises:
+            CheckpointError: the checkpoint's tokenizer cannot be read.
         """
         return self.parts.tokenizer_json()
 
     def text_encoder(self, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-        """The text encoder: ids [B, 77] to hidden states [B, 77, D]. Raises CheckpointError."""
+        """Load the text encoder: ids [B, 77] to hidden states [B, 77, D].
+
+        Raises:
+            CheckpointError: a weight is missing or damaged.
+        """
         return cast(CLIPTextModel, self._load("text_encoder", dtype))
 
     def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """The denoiser: latents [B, 4, h, w] and its kind's further channels, timesteps [B], text [B, 77, D].
+        """Load the denoiser: latents and conditioning channels [B, 4 + Cx, h, w], timesteps [B], text [B, 77, D].
 
-        Raises CheckpointError.
+        Raises:
+            CheckpointError: a weight is missing or damaged.
         """
         return cast(UNet2DConditionModel, self._load("unet", dtype))
 
     def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-        """The autoencoder: images [B, 3, H, W], latents [B, 4, h, w] of 8 pixels each way, or an upscaler's 4.
+        """Load the autoencoder: images [B, 3, H, W], latents [B, 4, H/8, W/8], or [B, 4, H/4, W/4] for an upscaler.
 
-        Raises CheckpointError.
+        Raises:
+            CheckpointError: a weight is missing or damaged.
         """
         return cast(AutoencoderKL, self._load("vae", dtype))
 
     def depth_estimator(self, dtype: torch.dtype = torch.float32) -> DPTForDepthEstimation:
-        """The depth estimator: images [B, 3, S, S] to depths [B, S, S]. Raises CheckpointError if there is none."""
+        """Load the depth estimator: images [B, 3, S, S] to depths [B, S, S].
+
+        Raises:
+            CheckpointError: the checkpoint has none, or a weight is missing or damaged.
+        """
         return cast(DPTForDepthEstimation, self._load("depth_estimator", dtype))
 
     def _load(self, part: NetworkName, dtype: torch.dtype) -> Any:
@@ -90,27 +101,28 @@ def open_checkpoint(
     config: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Checkpoint:
-    """Recognise a checkpoint, check that all its weights are there, and refuse what cannot be built.
+    """Recognise a checkpoint, check that its weights are complete, and refuse one that cannot be built.
 
     Args:
         name_or_path: a diffusers folder, a single LDM file, a Hub id ``organisation/repository``, or
-            one of ``demo.DEMO_NAMES``. What exists as a path is taken as one.
-        variant: a name from ``variants.SUPPORTED``, where the checkpoint itself does not say what it is; it
-            must not contradict what the checkpoint does say.
-        allow_pickle: read a ``.ckpt``, by PyTorch's weights-only loader.
-        config: for a single file of another size than the published ones: a folder of diffusers configuration
-            files, whose scheduler names the prediction type.
-        progress: told what takes seconds, before it starts.
+            one of ``demo.DEMO_NAMES``. An existing path takes precedence.
+        variant: a name from ``variants.SUPPORTED``, for a checkpoint that does not determine its variant; it
+            must agree with what the checkpoint does determine.
+        allow_pickle: read a ``.ckpt`` with PyTorch's weights-only loader.
+        config: for a single file whose networks differ in size from the published ones: a folder of diffusers
+            configuration files. Its scheduler's prediction type applies.
+        progress: called with a message before each step that takes seconds.
 
-    Raises CheckpointError, one line: what is wrong with which file, and what to do.
+    Raises:
+        CheckpointError: one line that names the file, the problem and the remedy.
     """
-    # os.path, unlike pathlib, answers False for what cannot be a path, such as a name of 300 letters.
+    # os.path, unlike pathlib, returns False for impossible paths, such as a name of 300 letters.
     path = Path(os.path.expanduser(name_or_path))
     if os.path.isfile(path):
-        found = open_single_file(
+        opened = open_single_file(
             path, variant=variant, allow_pickle=allow_pickle, config=config, progress=progress
         )
-        return _checkpoint(found)
+        return _checkpoint(opened)
     if config is not None and (os.path.isdir(path) or name_or_path in DEMO_NAMES or is_hub_id(name_or_path)):
         raise CheckpointError(
             f"{name_or_path} is not a single file and has its own configuration: leave config out"
@@ -128,18 +140,18 @@ def open_checkpoint(
     )
 
 
-def _checkpoint(found: OpenedCheckpoint) -> Checkpoint:
-    noise, sampler = read_scheduler(found.configs.scheduler, found.name, found.kind)
+def _checkpoint(opened: OpenedCheckpoint) -> Checkpoint:
+    noise, sampler = read_scheduler(opened.configs.scheduler, opened.name, opened.kind)
     return Checkpoint(
-        name=found.name,
-        release=found.release,
-        variant=found.kind,
+        name=opened.name,
+        release=opened.release,
+        variant=opened.kind,
         noise=noise,
         sampler=sampler,
-        native_size=found.configs.native_size,
-        low_resolution=read_low_resolution(found.configs, found.name),
-        depth_input=read_depth_input(found.configs, found.name),
-        source=found.source,
-        license=found.license,
-        parts=found.parts,
+        native_size=opened.configs.native_size,
+        low_resolution=read_low_resolution(opened.configs, opened.name),
+        depth_input=read_depth_input(opened.configs, opened.name),
+        source=opened.source,
+        license=opened.license,
+        parts=opened.parts,
     )

@@ -1,4 +1,4 @@
-"""The demo: a small trained family of SD2's architecture that comes with the package, one name for each kind."""
+"""The demo: small trained models of SD2's architecture that ship with the package, one for each kind."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ DEMO_NAMES: dict[str, ModelKind] = {
     "demo-depth": "depth",
     "demo-x4": "upscaler",
 }
-"""The checkpoints of the family, and the kind that each is of."""
+"""Names of the demo checkpoints, and the kind of each."""
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 TOKEN_IDS = "token_ids"
-"""In the text encoder's file: the ids of the rows that its token table has. Training met no others."""
+"""Tensor in the text encoder's file: token ids of the rows in its token table, the only ones met in training."""
 
 
 def weight_file(kind: ModelKind, part: NetworkName) -> str:
-    """The file that holds a network of the family; all have their text encoder in common, most their autoencoder."""
+    """Name of the file with a network of the demo. All kinds share a text encoder, most share an autoencoder."""
     if part == "unet":
         return f"{kind}.safetensors"
     if part == "vae" and kind == "upscaler":
@@ -44,17 +44,21 @@ def weight_file(kind: ModelKind, part: NetworkName) -> str:
 
 
 def packaged_weights(file: str) -> Path:
-    """Where a file of the family's weights lies. Raises CheckpointError where the package came without it."""
+    """Path of a file of the demo's weights.
+
+    Raises:
+        CheckpointError: the package lacks it.
+    """
     path = WEIGHTS / file
     if not path.is_file():
         raise CheckpointError(
-            f"the demo's weights are incomplete, {path} is missing: install sd2rt again, or name a checkpoint"
+            f"the demo's weights are incomplete, {path} is missing: reinstall sd2rt, or name a checkpoint"
         )
     return path
 
 
 class DemoParts:
-    """The networks of one of the family, read when they are asked for."""
+    """Networks of one demo checkpoint, read on demand."""
 
     def __init__(self, kind: ModelKind, configs: PipelineConfigs) -> None:
         self._kind, self._configs = kind, configs
@@ -66,37 +70,38 @@ class DemoParts:
         file = open_safetensors(packaged_weights(weight_file(self._kind, part)))
         tensors = file.tensors(file.shapes)
         if part == "text_encoder":
-            tensors[TOKEN_TABLE] = self._whole_table(tensors.pop(TOKEN_IDS), tensors[TOKEN_TABLE])
+            tensors[TOKEN_TABLE] = self._full_table(tensors.pop(TOKEN_IDS), tensors[TOKEN_TABLE])
         return tensors
 
     def tokenizer_json(self) -> str:
         return packaged_tokenizer_json()
 
-    def _whole_table(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The token table as SD2 has it, [49408, D]: zeros where no caption of training had a token."""
+    def _full_table(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The token table in SD2's size, [49408, D]: zeros for tokens in no training caption."""
         table = torch.zeros(int(self._configs.text_encoder["vocab_size"]), rows.shape[1], dtype=rows.dtype)
         table[ids.long()] = rows
         return table
 
 
 def open_demo(name: str, variant: str | None) -> OpenedCheckpoint:
-    """One of the family by its name; ``demo`` stands for any of them where ``variant`` names a published one.
+    """Open a demo checkpoint by name. With ``demo``, ``variant`` selects the kind.
 
-    Raises CheckpointError for a variant that is unknown, contradicts the name or has no demo, and where the package
-    lacks the weights.
+    Raises:
+        CheckpointError: the variant is unknown, contradicts the name or has no demo, or the package lacks the
+            weights.
     """
     kind = DEMO_NAMES[name]
     for evidence in stated(variant):
-        asked = evidence.rows[0].kind
-        own = next((own for own, of in DEMO_NAMES.items() if of == asked), None)
-        if asked is None or own is None:
+        stated_kind = evidence.rows[0].kind
+        demo_name = next((demo for demo, of_kind in DEMO_NAMES.items() if of_kind == stated_kind), None)
+        if stated_kind is None or demo_name is None:
             raise CheckpointError(
-                f"{name} has no form of {variant}, which would have to be distilled: there are "
+                f"there is no demo of {variant}, which would have to be distilled: choose one of "
                 f"{', '.join(DEMO_NAMES)}"
             )
-        if name not in ("demo", own):
-            raise CheckpointError(f"{name} is not a {variant}: leave --variant out, or take {own}")
-        name, kind = own, asked
+        if name not in ("demo", demo_name):
+            raise CheckpointError(f"{name} is not a {variant}: leave --variant out, or use {demo_name}")
+        name, kind = demo_name, stated_kind
     configs = DEMOS[kind]
     files = [weight_file(kind, part) for part in configs.parts]
     return OpenedCheckpoint(

@@ -1,4 +1,4 @@
-"""Checkpoints in the diffusers layout: one folder per part."""
+"""Open checkpoints in the diffusers layout: one folder for each part."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WEIGHT_STEMS: dict[NetworkName, str] = {
 
 
 class FolderParts:
-    """The parts of a diffusers folder, each read when it is asked for."""
+    """Networks of a diffusers folder, read on demand."""
 
     def __init__(
         self, folder: Path, configs: PipelineConfigs, files: Mapping[NetworkName, list[WeightFile]]
@@ -74,29 +74,30 @@ def open_folder(
 ) -> OpenedCheckpoint:
     """Recognise a diffusers folder and check the names and shapes of all its weights.
 
-    Nothing in its weights or its configuration tells SD-Turbo from a 2.1-base model: its Hub id, the folder's
-    name, ``_name_or_path`` in model_index.json or ``variant`` has to. Without any of these it is taken for a
-    base model, which runs with the sampler of its own scheduler, but with other default steps and guidance.
+    Weights and configuration do not distinguish SD-Turbo from 2.1-base. Only the Hub id, the folder's name,
+    ``_name_or_path`` in model_index.json or ``variant`` does. Without any of these SD-Turbo is taken for a base
+    model: it runs with its scheduler's sampler, but with a base model's default steps and guidance.
 
     Args:
         folder: the folder with model_index.json.
-        name: the Hub id that it was downloaded as, if it was.
-        variant: what ``--variant`` says; it must agree with the folder.
-        progress: told about each file before it is hashed.
+        name: Hub id, if the folder was downloaded by one.
+        variant: the value of ``--variant``; it must agree with the folder.
+        progress: called with a message before each file is hashed.
 
-    Raises CheckpointError naming the file or value that is missing, damaged or another model's.
+    Raises:
+        CheckpointError: a file or value is missing, damaged or of another model.
     """
     refuse_foreign_folder(folder)
     model_index = read_json(folder / "model_index.json")
     origin = name if name is not None else str(folder)
-    # Another model's folder has other parts: it is named before its parts are missed.
-    unet, text_encoder = _config_if_there(folder, "unet"), _config_if_there(folder, "text_encoder")
+    # Identify another model's folder first, rather than report its parts as missing.
+    unet, text_encoder = _config_or_empty(folder, "unet"), _config_or_empty(folder, "text_encoder")
     refuse_foreign_pipeline(origin, model_index, unet, text_encoder)
-    wanted = (*components(unet), "tokenizer")
-    for component in wanted:
+    required = (*components(unet), "tokenizer")
+    for component in required:
         if not (folder / component).is_dir():
             raise CheckpointError(
-                f"{origin} lacks its folder {component}/: a checkpoint of this kind has {', '.join(wanted)}"
+                f"{origin} lacks the folder {component}/: a checkpoint of this kind has {', '.join(required)}"
             )
     configs = PipelineConfigs.read(folder)
     read_scheduler(configs.scheduler, origin)
@@ -112,8 +113,8 @@ def open_folder(
             "_name_or_path in model_index.json", str(model_index.get("_name_or_path")), "remove _name_or_path"
         ),
     ]
-    asked = stated(variant)
-    narrow(origin, [*evidence, *asked])
+    stated_evidence = stated(variant)
+    narrow(origin, [*evidence, *stated_evidence])
     files = {part: [open_safetensors(path) for path in weight_paths(folder, part)] for part in configs.parts}
     for part in configs.parts:
         shapes = {key: shape for file in files[part] for key, shape in file.shapes.items()}
@@ -124,9 +125,9 @@ def open_folder(
         for part in configs.parts
         for file in files[part]
     }
-    known = [found for digest in source.values() for found in by_hash(digest)]
-    rows = likeliest(narrow(origin, [*evidence, *known, *asked]))
-    # The scheduler's prediction type tells the last two kinds apart.
+    hash_evidence = [item for digest in source.values() for item in by_hash(digest)]
+    rows = likeliest(narrow(origin, [*evidence, *hash_evidence, *stated_evidence]))
+    # By now all rows are of one kind: the scheduler's prediction type distinguishes base from v.
     kind, license = rows[0].kind, rows[0].license
     assert kind is not None
     releases = {row.release for row in rows}
@@ -142,9 +143,10 @@ def open_folder(
 
 
 def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
-    """The part's safetensors files: whole or in shards, in full precision if there are both.
+    """Paths of the part's safetensors files, whole or sharded; full precision is preferred over fp16.
 
-    Raises CheckpointError naming what is there instead.
+    Raises:
+        CheckpointError: the folder has none; the message names pickled weights if it has those.
     """
     stem = WEIGHT_STEMS[part]
     for infix in ("", ".fp16"):
@@ -162,7 +164,7 @@ def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
             "the folder with diffusers and save it again, which writes safetensors"
         )
     raise CheckpointError(
-        f"{folder / part / stem}.safetensors is missing (nor is there an fp16 or sharded one): copy it again"
+        f"{folder / part / stem}.safetensors is missing, as are an fp16 and a sharded one: copy it again"
     )
 
 
@@ -174,7 +176,7 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(
-                f"{index} names the shard {name!r}, which is not beside it: do not use this folder"
+                f"{index} names the shard {name!r}, which is outside its folder: do not use this checkpoint"
             )
     return [index.parent / name for name in names]
 
@@ -194,12 +196,12 @@ def _hub_names(row: PublishedCheckpoint) -> tuple[str, ...]:
 
 
 def _by_name(where: str, name: str, remedy: str) -> list[Evidence]:
-    """What a name says that nothing else does."""
+    """Evidence from a name, for rows that only a name can identify."""
     tail = name.rsplit("/", 1)[-1]
     rows = tuple(row for row in VARIANTS if row.by_name_only and row.hub_id.rsplit("/", 1)[-1] == tail)
     return [Evidence(f"{where} {tail}", rows, remedy)] if rows else []
 
 
-def _config_if_there(folder: Path, part: NetworkName) -> Config:
+def _config_or_empty(folder: Path, part: NetworkName) -> Config:
     path = folder / CONFIG_FILES[part]
     return read_json(path) if path.exists() else {}

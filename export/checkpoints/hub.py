@@ -1,4 +1,4 @@
-"""Checkpoints named by their Hugging Face Hub id: the local cache first, then the network."""
+"""Fetch checkpoints by Hugging Face Hub id, from the local cache or the network."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ _WEIGHT_FILES = tuple(
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` has the form ``organisation/repository`` and not that of a file's path."""
+    """True if ``name`` has the form ``organisation/repository`` and does not look like a file."""
     return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in (".safetensors", ".ckpt", ".gguf")
 
 
 def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
-    """The folder of a Hub repository: the cached one if it is whole, or one that is downloaded into the
-    cache.
+    """Path of a Hub repository's folder: from the cache if complete there, else downloaded into the cache.
 
-    Only the files that a build reads are downloaded. Raises CheckpointError when the repository is known to
-    be gone (and says where its mirror is), is missing or gated, or when there is no network or none is
-    allowed.
+    Only the files that a build reads are downloaded.
+
+    Raises:
+        CheckpointError: the repository was removed (the message names its mirror), is missing or gated, or the
+            network is unreachable or disallowed.
     """
     row = next((row for row in VARIANTS if repo_id in (row.hub_id, row.mirror)), None)
     if row is not None and not row.supported:
@@ -65,29 +66,29 @@ def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
         )
     if huggingface_hub.is_offline_mode():
         raise CheckpointError(
-            f"{repo_id} is not (or not whole) in the local Hugging Face cache, and HF_HUB_OFFLINE forbids a "
-            "download: unset it, or give a folder or file"
+            f"{repo_id} is missing or incomplete in the local Hugging Face cache, and HF_HUB_OFFLINE forbids "
+            "downloads: unset it, or give a folder or file"
         )
     if progress is not None:
         progress(f"downloading {repo_id} from the Hugging Face Hub")
     folder = None
     for weights in _WEIGHT_FILES:
         folder = _download(repo_id, [*_CONFIG_FILES, *weights])
-        if is_whole(folder):
+        if is_complete(folder):
             return folder
-    # What it lacks is named by the check that any folder has to pass.
+    # open_folder() reports which files are missing.
     assert folder is not None
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder has model_index.json and the configuration and weights of all that its UNet calls for."""
+def is_complete(folder: Path) -> bool:
+    """True if a folder has model_index.json and the files of every component that its UNet needs."""
     try:
-        wanted = components(read_json(folder / CONFIG_FILES["unet"]))
-        paths = [path for part in WEIGHT_STEMS if part in wanted for path in weight_paths(folder, part)]
+        required = components(read_json(folder / CONFIG_FILES["unet"]))
+        paths = [path for part in WEIGHT_STEMS if part in required for path in weight_paths(folder, part)]
     except CheckpointError:
         return False
-    files = (folder / "model_index.json", *(folder / CONFIG_FILES[name] for name in wanted), *paths)
+    files = (folder / "model_index.json", *(folder / CONFIG_FILES[name] for name in required), *paths)
     return all(path.exists() for path in files)
 
 
@@ -99,7 +100,7 @@ def _cached(repo_id: str) -> Path | None:
             )
         except (errors.LocalEntryNotFoundError, errors.HFValidationError):
             continue
-        if is_whole(Path(folder)):
+        if is_complete(Path(folder)):
             return Path(folder)
     return None
 
@@ -114,15 +115,15 @@ def _download(repo_id: str, patterns: list[str]) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
-            f"{repo_id} is not on the Hugging Face Hub (or is private), and no such path is here: check the "
+            f"{repo_id} is not on the Hugging Face Hub (or is private), and there is no such path: check the "
             "spelling, or log in with 'hf auth login'"
         ) from None
     except errors.LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{repo_id} is neither a path here nor in the local Hugging Face cache, and the Hub cannot be "
+            f"{repo_id} is neither a path nor in the local Hugging Face cache, and the Hub cannot be "
             "reached: check the network, or give a folder or file"
         ) from None
     except Exception as error:
-        # Besides its own, huggingface_hub lets its HTTP client's and the file system's errors through.
+        # huggingface_hub also raises errors of its HTTP client and of the file system.
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise CheckpointError(f"{repo_id} could not be downloaded ({reason}): try again") from None

@@ -1,4 +1,4 @@
-"""A checkpoint with LoRAs added to its weights, before anything is made of them."""
+"""Merge LoRAs into a checkpoint's weights before export."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sd2rt.export.checkpoints.source import NetworkSource
 
 
 def read_loras(words: Sequence[str]) -> list[Lora]:
-    """What ``FILE[:SCALE]`` names, a LoRA each; before a checkpoint of gigabytes is opened.
+    """Read LoRAs given as ``FILE[:SCALE]``, before a large checkpoint is opened.
 
     Raises:
-        CheckpointError: a file cannot be read, or is of another kind.
+        CheckpointError: a file cannot be read, or is not a LoRA of Stable Diffusion 2.
     """
     try:
         return named_loras(words)
@@ -30,13 +30,13 @@ def read_loras(words: Sequence[str]) -> list[Lora]:
 
 
 def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """The checkpoint with LoRAs in its UNet and text encoder.
+    """The checkpoint with LoRAs merged into its UNet and text encoder.
 
-    The sums are in float32, and rounded once, to what a network is asked for in. The files' hashes, with their
-    names and scales, are in the checkpoint's source: a bundle of it is another one than without them.
+    Weights are summed in float32 and rounded once, to the dtype that a network is loaded in. The hashes, names and
+    scales of the LoRAs are added to the checkpoint's source, so that its bundle has another build key.
 
     Raises:
-        CheckpointError: a LoRA was made for another model, or two have one name.
+        CheckpointError: a LoRA was made for another model, or two have the same name.
     """
     if not loras:
         return checkpoint
@@ -46,37 +46,37 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
         raise CheckpointError(str(error)) from None
     return replace(
         checkpoint,
-        source=checkpoint.source | {_source(lora): lora.sha256 for lora in loras},
+        source=checkpoint.source | {_source_name(lora): lora.sha256 for lora in loras},
         parts=_MergedParts(checkpoint.parts, changed),
     )
 
 
-def _source(lora: Lora) -> str:
+def _source_name(lora: Lora) -> str:
     return f"LoRA {lora.name} at {lora.scale:g}"
 
 
 def _shapes(checkpoint: Checkpoint, network: NetworkName) -> dict[str, tuple[int, ...]]:
     state = skeleton(network, checkpoint.parts.config(network)).state_dict()
-    # Under the names that a bundle's parts have them by; the token table is no layer of the part.
+    # Named as in a bundle's parts, which do not include the token table.
     shapes = {key.removeprefix("text_model."): tuple(tensor.shape) for key, tensor in state.items()}
     return {key: shape for key, shape in shapes.items() if not key.startswith("embeddings.")}
 
 
 @dataclass(frozen=True, slots=True)
 class _MergedParts:
-    """A checkpoint's parts, some weights of which are others."""
+    """Networks of a checkpoint with some weights changed."""
 
-    own: NetworkSource
+    original: NetworkSource
     changed: Mapping[PartName, Mapping[str, Change]]
 
     def config(self, part: NetworkName) -> Config:
-        return self.own.config(part)
+        return self.original.config(part)
 
     def tokenizer_json(self) -> str:
-        return self.own.tokenizer_json()
+        return self.original.tokenizer_json()
 
     def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
-        tensors = self.own.tensors(part)
+        tensors = self.original.tensors(part)
         changed = self.changed.get(PARTS[part], {}) if part in ("unet", "text_encoder") else {}
         try:
             return {

@@ -1,4 +1,4 @@
-"""From a configuration and named tensors to a PyTorch network, with every key accounted for."""
+"""Create a PyTorch network from a configuration and named tensors, with every key accounted for."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 
-# A buffer that older transformers releases saved and newer ones make themselves.
+# A buffer that older releases of transformers saved, and newer ones create themselves.
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
 
-# AutoencoderKL's attention before diffusers 0.17: its projections were 1x1 convolutions of other names.
+# AutoencoderKL's attention before diffusers 0.17: its projections were 1x1 convolutions with other names.
 _OLD_ATTENTION = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)$")
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def skeleton(part: NetworkName, config: Mapping[str, Any]) -> nn.Module:
-    """The network that a configuration describes, on the meta device: names and shapes without memory.
+    """Create a configuration's network on the meta device: names and shapes, without memory for weights.
 
-    Raises CheckpointError when the configuration does not describe one.
+    Raises:
+        CheckpointError: the configuration does not describe a network.
     """
     try:
         with torch.device("meta"):
             if part == "text_encoder":
                 return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**config)))
             if part == "depth_estimator":
-                # The configuration classes take nested dictionaries over and change them.
+                # The configuration classes keep nested dictionaries by reference and change them.
                 return cast(nn.Module, DPTForDepthEstimation(DPTConfig(**copy.deepcopy(dict(config)))))
             network = UNet2DConditionModel if part == "unet" else AutoencoderKL
             return cast(nn.Module, network.from_config(dict(config)))
     except Exception as error:
-        # The constructors meet arbitrary JSON: whatever they raise means that it is not one of theirs.
+        # The constructors get arbitrary JSON: any exception means that it does not describe their network.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"the configuration of {part} does not describe an SD2 network ({reason}): "
@@ -54,18 +55,20 @@ def assemble(
     dtype: torch.dtype,
     origin: str,
 ) -> nn.Module:
-    """Make a network and give it exactly the tensors it wants, copied and cast to ``dtype``.
+    """Create a network and load exactly the tensors that it expects, copied and cast to ``dtype``.
 
     Args:
-        part: which network.
-        config: its configuration as diffusers or transformers saves it.
-        tensors: its weights under diffusers' or transformers' names, old spellings included.
-        dtype: what floating-point weights become.
-        origin: where the tensors come from, for messages.
+        part: the network's name.
+        config: its configuration as saved by diffusers or transformers.
+        tensors: its weights under diffusers' or transformers' names, old ones included.
+        dtype: dtype of the loaded weights.
+        origin: source of the tensors, for messages.
 
-    Returns the network in eval mode, without gradients. Raises CheckpointError naming the keys that are
-    missing, unexpected or of another shape: a network never keeps a weight that the checkpoint did not give
-    it.
+    Returns:
+        The network in eval mode, without gradients. All its weights come from ``tensors``.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected, of another shape or not floating-point.
     """
     network = skeleton(part, config)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -78,13 +81,13 @@ def assemble(
                 "floating-point type: quantised checkpoints are not supported, use the fp32 or fp16 one"
             )
 
-    # A copy even where no cast is needed: a view of a memory-mapped file is unaligned and dies with the file.
-    own = {}
+    # Copy even where no cast is needed: a view of a memory-mapped file is unaligned, and invalid once it is closed.
+    state = {}
     for key, tensor in tensors.items():
         name = current_name(part, key)
         if name in expected:
-            own[name] = tensor.to(dtype, copy=True).reshape(expected[name])
-    network.load_state_dict(own, assign=True, strict=True)
+            state[name] = tensor.to(dtype, copy=True).reshape(expected[name])
+    network.load_state_dict(state, assign=True, strict=True)
     if isinstance(network, CLIPTextModel):
         positions = network.embeddings.position_ids.shape[-1]
         network.embeddings.position_ids = torch.arange(positions).expand(1, -1)
@@ -94,7 +97,7 @@ def assemble(
 def check_weights(
     part: NetworkName, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
-    """Compare named shapes with what ``part`` wants, as ``assemble`` will, without reading a weight."""
+    """Check names and shapes of the weights of ``part`` as :func:`assemble` does, without reading them."""
     expected = {key: tuple(tensor.shape) for key, tensor in skeleton(part, config).state_dict().items()}
     _check(part, expected, shapes, origin)
 
@@ -105,20 +108,20 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     origin: str,
 ) -> None:
-    given = {current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
-    missing = sorted(expected.keys() - given.keys())
+    present = {current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
+    missing = sorted(expected.keys() - present.keys())
     if missing:
         raise CheckpointError(
-            f"{origin}: {part} lacks {some_keys(missing)}: it is incomplete or another model's; get it again"
+            f"{origin}: {part} lacks {some_keys(missing)}: it is incomplete or of another model; get it again"
         )
-    unexpected = sorted(given.keys() - expected.keys())
+    unexpected = sorted(present.keys() - expected.keys())
     if unexpected:
         raise CheckpointError(
             f"{origin}: {part} has {some_keys(unexpected)}, which its configuration does not: weights and "
             "configuration are of different models"
         )
-    for key, shape in given.items():
-        # A 1x1 convolution's weight fits the linear layer that took its place.
+    for key, shape in present.items():
+        # A 1x1 convolution's weight fits the linear layer that replaced it.
         if expected[key] not in (shape, linear_shape(shape)):
             raise CheckpointError(
                 f"{origin}: {part} key {key} has shape {list(shape)}, expected {list(expected[key])}: "
@@ -127,7 +130,7 @@ def _check(
 
 
 def current_name(part: NetworkName, key: str) -> str:
-    """A weight's name in the network as it is made here, whatever release has saved it."""
+    """A weight's current name in diffusers or transformers, for the name in any release."""
     if part == "text_encoder":
         return key.removeprefix("text_model.")
     if part == "vae":
@@ -136,6 +139,6 @@ def current_name(part: NetworkName, key: str) -> str:
 
 
 def some_keys(keys: Iterable[str]) -> str:
-    """The first of some keys, and how many more there are."""
+    """The first key and the number of others, for a message."""
     first, *others = keys
     return f"{first} and {len(others)} more keys" if others else f"the key {first}"

@@ -1,4 +1,4 @@
-"""The configuration files of one diffusers pipeline folder, read, written and packaged."""
+"""Read and write the configuration files of a diffusers pipeline folder; those of published ones are packaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sd2rt.export.checkpoints.variants import VARIANTS
 
 NetworkName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
 PARTS: tuple[NetworkName, ...] = ("text_encoder", "unet", "vae")
-"""The networks that every checkpoint has; ``PipelineConfigs.parts`` has those of one checkpoint."""
+"""Networks of every checkpoint; ``PipelineConfigs.parts`` lists all networks of one."""
 
 ComponentName = Literal[NetworkName, "scheduler", "low_res_scheduler"]
 
@@ -32,14 +32,14 @@ FEATURE_EXTRACTOR_FILE = "feature_extractor/preprocessor_config.json"
 
 PACKAGED_CONFIGS = Path(__file__).parent.parent / "configs"
 
-# How images are shown to the depth estimator where a folder does not say: as the only release with one does.
+# Preprocessing for the depth estimator if a folder has no file for it: that of the only release with one.
 _PUBLISHED_FEATURE_EXTRACTOR = PACKAGED_CONFIGS / "stable-diffusion-2-depth" / FEATURE_EXTRACTOR_FILE
 
-# diffusers' upscale pipeline has these whatever the VAE's file says, and where model_index.json says nothing.
+# diffusers' upscale pipeline overrides the VAE's scaling factor, and has a default for max_noise_level.
 _UPSCALER_SCALING_FACTOR = 0.08333
 _UPSCALER_MAX_NOISE_LEVEL = 350
 
-# The text encoders that a Stable Diffusion model may have, by their width.
+# Text encoders of Stable Diffusion models, by width.
 _TEXT_ENCODERS = {
     768: "CLIP-L, Stable Diffusion 1's",
     1024: "OpenCLIP ViT-H, Stable Diffusion 2's",
@@ -51,7 +51,7 @@ SD2_TEXT_LAYERS = 23
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfigs:
-    """What a pipeline's JSON files say of its networks and its schedulers; the weights are elsewhere."""
+    """Configurations of a pipeline's networks and schedulers, from its JSON files."""
 
     text_encoder: Config
     unet: Config
@@ -59,11 +59,11 @@ class PipelineConfigs:
     scheduler: Config
     depth_estimator: Config | None = None
     feature_extractor: Config | None = None
-    """How an image is shown to the depth estimator; there where that is."""
+    """Preprocessing for the depth estimator; present with ``depth_estimator``."""
     low_res_scheduler: Config | None = None
-    """How an upscaler's image is noised."""
+    """Noise schedule for an upscaler's input image."""
     max_noise_level: int | None = None
-    """How far it may be; there where low_res_scheduler is."""
+    """Highest noise level of that image; present with ``low_res_scheduler``."""
 
     @property
     def parts(self) -> tuple[NetworkName, ...]:
@@ -71,17 +71,23 @@ class PipelineConfigs:
         return PARTS if self.depth_estimator is None else (*PARTS, "depth_estimator")
 
     def part(self, part: NetworkName) -> Config:
-        """A network's configuration; CheckpointError when this pipeline has no such network."""
+        """A network's configuration.
+
+        Raises:
+            CheckpointError: this pipeline has no such network.
+        """
         configs = {
             "text_encoder": self.text_encoder,
             "unet": self.unet,
             "vae": self.vae,
             "depth_estimator": self.depth_estimator,
         }
-        found = configs[part]
-        if found is None:
-            raise CheckpointError(f"this checkpoint has no {part}: use one of a variant that has it")
-        return found
+        config = configs[part]
+        if config is None:
+            raise CheckpointError(
+                f"this checkpoint has no {part}: use a checkpoint of a variant that has one"
+            )
+        return config
 
     @property
     def vae_factor(self) -> int:
@@ -90,9 +96,9 @@ class PipelineConfigs:
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of the images that the UNet was trained on.
+        """Side of the UNet's training images, in pixels.
 
-        Files from before diffusers 0.9 may say 32 for latents of 64, and its pipelines read 64.
+        Files from before diffusers 0.9 may have sample_size 32 for latents of 64; diffusers' pipelines correct that.
         """
         size = int(self.unet["sample_size"])
         if size < 64 and re.match(r"0\.[0-8](\.|$)", str(self.unet.get("_diffusers_version"))):
@@ -101,17 +107,18 @@ class PipelineConfigs:
 
     @classmethod
     def read(cls, folder: Path) -> PipelineConfigs:
-        """Read the files of a diffusers folder: those that its UNet's inputs call for.
+        """Read those files of a diffusers folder that a pipeline with its UNet needs.
 
-        Raises CheckpointError naming the file that is missing or is not a JSON object, the value that is wrong,
-        or the two parts that are of different models.
+        Raises:
+            CheckpointError: a file is missing or not a JSON object, a value is wrong, or two parts are of
+                different models.
         """
         unet = read_json(folder / CONFIG_FILES["unet"])
         files = {name: read_json(folder / CONFIG_FILES[name]) for name in components(unet) if name != "unet"}
         feature_extractor, max_noise_level = None, None
         if "depth_estimator" in files:
-            own = folder / FEATURE_EXTRACTOR_FILE
-            feature_extractor = read_json(own if own.exists() else _PUBLISHED_FEATURE_EXTRACTOR)
+            path = folder / FEATURE_EXTRACTOR_FILE
+            feature_extractor = read_json(path if path.exists() else _PUBLISHED_FEATURE_EXTRACTOR)
         if "low_res_scheduler" in files:
             files["vae"]["scaling_factor"] = _UPSCALER_SCALING_FACTOR
             max_noise_level = _max_noise_level(folder, unet)
@@ -122,7 +129,7 @@ class PipelineConfigs:
         return configs
 
     def _check(self, folder: Path) -> None:
-        """Refuse what one file says wrongly, and parts that do not belong together."""
+        """Refuse wrong values, and parts that do not belong together."""
         sample_size = self.unet.get("sample_size")
         if not isinstance(sample_size, int) or isinstance(sample_size, bool) or sample_size < 1:
             raise CheckpointError(
@@ -140,27 +147,27 @@ class PipelineConfigs:
             self.text_encoder.get("num_hidden_layers"),
             self.unet.get("cross_attention_dim"),
         )
-        has, expected = self.unet.get("out_channels"), self.vae.get("latent_channels")
-        if has != expected:
+        channels, expected = self.unet.get("out_channels"), self.vae.get("latent_channels")
+        if channels != expected:
             raise CheckpointError(
-                f"{folder}: unet has out_channels {has!r}, but vae has latent_channels {expected!r}: the two "
+                f"{folder}: unet has out_channels {channels!r}, but vae has latent_channels {expected!r}: the two "
                 "are of different models; copy the folder again"
             )
         kind = kind_of(self.unet)
         if kind is not None and self.vae_factor != kind.vae_factor:
             raise CheckpointError(
-                f"{folder}: the UNet has {self.unet.get('in_channels')} input channels and wants a VAE of "
+                f"{folder}: the UNet has {self.unet.get('in_channels')} input channels and needs a VAE of "
                 f"{kind.vae_factor} pixels per latent, but vae has {self.vae_factor}: the two are of "
                 "different models; copy the folder again"
             )
 
     @classmethod
     def packaged(cls, folder_name: str) -> PipelineConfigs:
-        """The published files that sd2rt carries, such as ``stable-diffusion-2-1``."""
+        """Published configurations that are packaged with sd2rt, such as ``stable-diffusion-2-1``."""
         return cls.read(PACKAGED_CONFIGS / folder_name)
 
     def write(self, folder: Path) -> None:
-        """Write the files and model_index.json as diffusers lays them out; folders are made."""
+        """Write the files and model_index.json in diffusers' layout; create the folders."""
         files = {"model_index.json": self._model_index()}
         files |= {CONFIG_FILES[part]: self.part(part) for part in self.parts}
         files[CONFIG_FILES["scheduler"]] = self.scheduler
@@ -196,24 +203,24 @@ class PipelineConfigs:
 
 
 def kind_of(unet: Config) -> KindSpec | None:
-    """A kind of model that has this UNet's inputs; the kinds that share them share their parts too."""
+    """A kind of model with this UNet's inputs, or None. Kinds with the same inputs have the same parts."""
     rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
     return next((KINDS[row.kind] for row in rows if row.kind is not None), None)
 
 
 def components(unet: Config) -> tuple[ComponentName, ...]:
-    """What a pipeline with this UNet has, beside its tokenizer: each has a folder of its own."""
+    """Components of a pipeline with this UNet, except the tokenizer; each is a folder."""
     kind = kind_of(unet)
-    found: list[ComponentName] = [*PARTS, "scheduler"]
+    names: list[ComponentName] = [*PARTS, "scheduler"]
     if kind is not None and "depth_estimator" in kind.parts:
-        found.append("depth_estimator")
+        names.append("depth_estimator")
     if kind is not None and kind.class_label:
-        found.append("low_res_scheduler")
-    return tuple(found)
+        names.append("low_res_scheduler")
+    return tuple(names)
 
 
 def class_embedding(unet: Config) -> str | None:
-    """How a UNet embeds a class label, as the table of variants calls it."""
+    """Kind of a UNet's class embedding, as in the table of variants, or None."""
     if unet.get("class_embed_type") is not None:
         return str(unet["class_embed_type"])
     return "table" if unet.get("num_class_embeds") is not None else None
@@ -223,16 +230,17 @@ def check_text_encoder(origin: str, width: object, layers: object, attends: obje
     """Refuse a text encoder that the UNet was not trained with.
 
     Args:
-        width: of its hidden states.
-        layers: as many as are evaluated.
-        attends: the width that the UNet's cross-attention takes.
+        width: width of its hidden states.
+        layers: number of its layers that are evaluated.
+        attends: width of the UNet's cross-attention.
 
-    Raises CheckpointError naming both.
+    Raises:
+        CheckpointError: the widths differ, or the number of layers is not SD2's.
     """
     if width != attends:
-        known = f" ({_TEXT_ENCODERS[width]})" if isinstance(width, int) and width in _TEXT_ENCODERS else ""
+        encoder = f" ({_TEXT_ENCODERS[width]})" if isinstance(width, int) and width in _TEXT_ENCODERS else ""
         raise CheckpointError(
-            f"{origin}: the text encoder is {width} wide with {layers} layers{known}, but the UNet attends to "
+            f"{origin}: the text encoder is {width} wide with {layers} layers{encoder}, but the UNet attends to "
             f"{attends}: they are of different models; take both from one checkpoint"
         )
     if width == _SD2_TEXT_WIDTH and layers != SD2_TEXT_LAYERS:
@@ -267,12 +275,16 @@ def _max_noise_level(folder: Path, unet: Config) -> int:
 
 
 def read_json(path: Path) -> Config:
-    """A JSON object from a file; CheckpointError when it is missing, unreadable or something else."""
+    """Read a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or not a JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} is missing: a diffusers folder has it; copy the folder again"
+            f"{path} is missing, but every diffusers folder has it: copy the folder again"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
@@ -281,6 +293,6 @@ def read_json(path: Path) -> Config:
         raise CheckpointError(f"{path} is not valid JSON ({reason}): copy the file again") from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}, expected an object: copy it again"
+            f"{path} holds a JSON {type(content).__name__}, expected an object: copy the file again"
         )
     return content

@@ -1,4 +1,4 @@
-"""Naming what a file or folder is when it is not a Stable Diffusion 2 checkpoint."""
+"""Identify files and folders that are not Stable Diffusion 2 checkpoints, to name them in the error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, ch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Whichever pattern first matches the beginning of any key names the file.
+# The first pattern that matches the beginning of any key identifies the file.
 _FOREIGN = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
@@ -29,7 +29,7 @@ _FOREIGN = tuple(
 )
 _SD1_TEXT_ENCODER = "cond_stage_model.transformer."
 
-_BARE = tuple(
+_SINGLE_NETWORKS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
         (
@@ -46,7 +46,7 @@ _BARE = tuple(
 
 _CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 _SD1_TEXT_WIDTH = 768
-# In OpenCLIP's names, or in transformers'.
+# Names in OpenCLIP or transformers.
 _TEXT_WIDTH = re.compile(
     r"cond_stage_model\..*(ln_final\.weight|positional_embedding|position_embedding\.weight)$"
 )
@@ -63,11 +63,11 @@ _PIPELINES = (
 )
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-_WANTED = "give a Stable Diffusion 2.0 or 2.1 checkpoint (diffusers folder, or single .safetensors or .ckpt)"
+_REMEDY = "give a Stable Diffusion 2.0 or 2.1 checkpoint (diffusers folder, or single .safetensors or .ckpt)"
 
 
 def refuse_foreign_file(path: Path) -> None:
-    """Raise CheckpointError for a file whose name or first bytes say that it is no PyTorch checkpoint."""
+    """Raise CheckpointError for a file that, by its name or first bytes, is not a PyTorch checkpoint."""
     with path.open("rb") as stream:
         start = stream.read(9)
     if start.startswith(b"GGUF") or path.suffix == ".gguf":
@@ -76,27 +76,27 @@ def refuse_foreign_file(path: Path) -> None:
         raise refusal(str(path), "an ONNX export")
     if path.suffix in _ENGINE_SUFFIXES:
         raise refusal(str(path), "a TensorRT engine")
-    # A safetensors header opens with its length, whose bytes can be any, and a brace.
+    # A safetensors file starts with 8 arbitrary bytes, the header's length, and a brace.
     if path.suffix == ".safetensors" and start.startswith((b"PK", b"\x80")) and start[8:] != b"{":
-        raise CheckpointError(f"{path} is a pickle that is named .safetensors: rename it to .ckpt")
+        raise CheckpointError(f"{path} is a pickle, despite its suffix .safetensors: rename it to .ckpt")
 
 
 def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
-    """Raise CheckpointError, naming what it is, unless the keys are those of an SD2 single file."""
+    """Raise CheckpointError, which identifies the file, unless the keys are those of an SD2 single file."""
     for name, pattern in _FOREIGN:
         if any(pattern.match(key) for key in shapes):
             raise refusal(origin, name)
     attends = next((shape[-1] for key, shape in shapes.items() if _CROSS_ATTENTION.match(key)), None)
     width = next((shape[-1] for key, shape in shapes.items() if _TEXT_WIDTH.match(key)), None)
-    layers = 1 + max((int(found[1]) for key in shapes if (found := _TEXT_LAYER.match(key))), default=-1)
+    layers = 1 + max((int(match[1]) for key in shapes if (match := _TEXT_LAYER.match(key))), default=-1)
     if width is not None and attends is not None:
-        # Files carry the layer after the last that is evaluated, or do not.
+        # Some files contain the last layer, which SD2 never evaluates.
         used = SD2_TEXT_LAYERS if layers in (0, SD2_TEXT_LAYERS + 1) else layers
         check_text_encoder(origin, width, layers if width != attends else used, attends)
     if attends == _SD1_TEXT_WIDTH or any(key.startswith(_SD1_TEXT_ENCODER) for key in shapes):
         raise refusal(origin, "a Stable Diffusion 1 checkpoint")
     if not all(any(key.startswith(PREFIXES[part]) for key in shapes) for part in PARTS):
-        for name, pattern in _BARE:
+        for name, pattern in _SINGLE_NETWORKS:
             if any(pattern.match(key) for key in shapes):
                 raise refusal(origin, _inferred(shapes) or name)
         raise refusal(
@@ -105,11 +105,11 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """Raise CheckpointError, naming what it is, for a folder that is not in the diffusers pipeline layout."""
+    """Raise CheckpointError, which identifies the folder, unless it has the diffusers pipeline layout."""
     if (folder / "bundle.json").exists():
         raise CheckpointError(
-            f"{folder} is an sd2rt bundle, already built: run it with 'sd2rt run', or give the checkpoint "
-            "it is from"
+            f"{folder} is an sd2rt bundle, not a checkpoint: run it with 'sd2rt run', or give the checkpoint "
+            "that it was built from"
         )
     files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file())
     if any(file.suffix == ".onnx" for file in files):
@@ -132,36 +132,36 @@ def refuse_foreign_folder(folder: Path) -> None:
             f"{folder} has no model_index.json, so it is not a diffusers folder: give the file itself, "
             f"such as {folder / single[0]}"
         )
-    raise CheckpointError(f"{folder} has no model_index.json, so it is not a diffusers folder: {_WANTED}")
+    raise CheckpointError(f"{folder} has no model_index.json, so it is not a diffusers folder: {_REMEDY}")
 
 
 def refuse_foreign_pipeline(
     origin: str, model_index: Mapping[str, Any], unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError for a pipeline class, or a UNet, that is known to be another model's."""
+    """Raise CheckpointError for a pipeline class or a UNet of another known model."""
     pipeline = str(model_index.get("_class_name"))
     for beginning, name in _PIPELINES:
         if pipeline.startswith(beginning):
             raise refusal(origin, f"{name} ({pipeline})")
     attends = unet.get("cross_attention_dim")
-    # A text encoder of another width is refused by both their names.
+    # check_text_encoder refuses a text encoder of another width, and names both.
     if attends == _SD1_TEXT_WIDTH == text_encoder.get("hidden_size", attends):
         raise refusal(origin, f"a Stable Diffusion 1 checkpoint (cross_attention_dim {_SD1_TEXT_WIDTH})")
 
 
-def refusal(origin: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{origin} is {what}, not a Stable Diffusion 2 checkpoint: {_WANTED}")
+def refusal(origin: str, description: str) -> CheckpointError:
+    return CheckpointError(f"{origin} is {description}, not a Stable Diffusion 2 checkpoint: {_REMEDY}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """As much of a tensor as diffusers' recognition looks at."""
+    """Stand-in for a tensor: diffusers' recognition reads only the shape."""
 
     shape: tuple[int, ...]
 
 
 def _inferred(shapes: Shapes) -> str | None:
-    """What diffusers takes the keys for, if that is more than its default."""
+    """Description of the model that diffusers infers from the keys; None if it only assumes its default."""
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
         infer_diffusers_model_type,

@@ -1,4 +1,4 @@
-"""From a diffusers ``scheduler_config.json`` to the noise and sampler configurations of a bundle."""
+"""Convert a diffusers ``scheduler_config.json`` to a bundle's noise and sampler configurations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Ke
 
 _CLASSES = tuple(dict.fromkeys(entry.name for entry in SCHEDULERS.values()))
 
-# These look the noise of a timestep up in one table, in the same way.
-_NOISERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+# Schedulers with the same add_noise(), which looks a timestep up in a table.
+_NOISE_SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
-# Options that sd2rt's samplers do not have: only these values, which leave them out, are accepted.
-_OFF: dict[str, tuple[Any, ...]] = {
+# Options that sd2rt's samplers lack: only these values, which disable them, are accepted.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
     "clip_sample": (False,),
     "thresholding": (False,),
@@ -37,8 +37,8 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "noise_sampler_seed": (None,),
 }
 
-# Parameters of options that _OFF turns off, and steps_offset (see below).
-_WITHOUT_EFFECT = {
+# Parameters of options in _UNSUPPORTED, and steps_offset (see below).
+_NO_EFFECT = {
     "dynamic_thresholding_ratio",
     "clip_sample_range",
     "sample_max_value",
@@ -47,38 +47,41 @@ _WITHOUT_EFFECT = {
     "steps_offset",
 }
 
-# Most of diffusers' pipelines set this whatever the file says, and they are what images are compared with. Those
-# of these kinds leave it as it is.
+# Most of diffusers' pipelines, the reference for images, override steps_offset with this value. Pipelines of the
+# kinds below keep the file's value.
 _STEPS_OFFSET = 1
-_OWN_STEPS_OFFSET: frozenset[ModelKind] = frozenset({"depth", "upscaler"})
+_KEEPS_STEPS_OFFSET: frozenset[ModelKind] = frozenset({"depth", "upscaler"})
 
 
 def read_scheduler(
     config: Mapping[str, Any], origin: str, kind: ModelKind = "base"
 ) -> tuple[NoiseConfig, SamplerConfig]:
-    """The forward process and the default sampler that a scheduler's configuration describes.
+    """The forward process and the default sampler of a scheduler's configuration.
+
+    A missing key has the default of the diffusers class. A key that the class does not know is ignored, as in
+    diffusers.
 
     Args:
         config: the content of ``scheduler_config.json``.
-        origin: where it is from, for messages.
-        kind: of model: diffusers' pipelines read some keys differently.
+        origin: source of the configuration, for messages.
+        kind: kind of model; diffusers' pipelines read some keys differently.
 
-    A key that the file leaves out has the default of the diffusers class; a key that the class does not know
-    is ignored, as diffusers does. Raises CheckpointError naming the class or the key that cannot be honoured.
+    Raises:
+        CheckpointError: the class, or the value of a key, is not supported.
     """
     name, effective = _effective(config, origin, _CLASSES)
     sampler, entry = _sampler(name, effective)
-    known = {key.name for key in entry.keys} | {*_NOISE_KEYS, *LEVEL_FLAGS, *_WITHOUT_EFFECT}
+    handled = {key.name for key in entry.keys} | {*_NOISE_KEYS, *LEVEL_FLAGS, *_NO_EFFECT}
     for key, value in effective.items():
-        if key in known or (key == "rescale_betas_zero_snr" and entry.zero_snr):
+        if key in handled or (key == "rescale_betas_zero_snr" and entry.zero_snr):
             continue
         if key in entry.ignored:
             _refuse_unless(name, key, value, entry.ignored[key], origin)
         else:
-            # A key that a later diffusers adds is off as long as it has its default.
-            _refuse_unless(name, key, value, _OFF.get(key, (_defaults(name)[key],)), origin)
+            # A key added by a later diffusers is accepted at its default value.
+            _refuse_unless(name, key, value, _UNSUPPORTED.get(key, (_defaults(name)[key],)), origin)
 
-    # What a configuration leaves to step()'s caller is as it is where nobody says.
+    # Options that diffusers takes as arguments of step() keep their defaults.
     fields = dict(SAMPLER_OPTIONS[sampler])
     fields |= {key.field: _field(name, key, effective[key.name], origin) for key in entry.keys}
     fields["levels"] = _levels(name, entry, effective, config, origin)
@@ -93,7 +96,7 @@ def read_scheduler(
             f"{origin}: {name} has solver_order = 3, which its algorithm_type 'sde-dpmsolver' does not have: set "
             f"solver_order to 2 in scheduler_config.json"
         )
-    offset = effective.get("steps_offset", 0) if kind in _OWN_STEPS_OFFSET else _STEPS_OFFSET
+    offset = effective.get("steps_offset", 0) if kind in _KEEPS_STEPS_OFFSET else _STEPS_OFFSET
     noise = _noise(name, effective, origin)
     try:
         return noise, SamplerConfig(name=sampler, steps_offset=offset, **fields)
@@ -102,33 +105,33 @@ def read_scheduler(
 
 
 def read_noise(config: Mapping[str, Any], origin: str) -> NoiseConfig:
-    """The forward process alone, of a scheduler that adds noise and takes no steps.
+    """The forward process of a scheduler that only adds noise; its other options have no effect.
 
-    Its other options have no effect. Raises CheckpointError naming the class or the key that cannot be
-    honoured.
+    Raises:
+        CheckpointError: the class, or the value of a key, is not supported.
     """
-    name, effective = _effective(config, origin, _NOISERS)
-    _refuse_unless(name, "trained_betas", effective["trained_betas"], _OFF["trained_betas"], origin)
+    name, effective = _effective(config, origin, _NOISE_SCHEDULERS)
+    _refuse_unless(name, "trained_betas", effective["trained_betas"], _UNSUPPORTED["trained_betas"], origin)
     return _noise(name, effective, origin)
 
 
 def _effective(
     config: Mapping[str, Any], origin: str, classes: tuple[str, ...]
 ) -> tuple[str, dict[str, Any]]:
-    """The scheduler's class, and what each key of that class is once the file's values are in."""
+    """The scheduler's class, and the value of each of its keys: from the file, else the class's default."""
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in classes:
-        why = "has a noise schedule of its own" if name == "IPNDMScheduler" else "is not supported"
+        problem = "ignores a checkpoint's noise schedule" if name == "IPNDMScheduler" else "is not supported"
         raise CheckpointError(
-            f"{origin}: scheduler class {name!r} {why}: replace scheduler_config.json by that of "
-            f"one of {', '.join(classes)}"
+            f"{origin}: scheduler class {name!r} {problem}: replace scheduler_config.json by one of the classes "
+            f"{', '.join(classes)}"
         )
     defaults = _defaults(name)
     return name, defaults | {key: value for key, value in config.items() if key in defaults}
 
 
 def _sampler(name: str, effective: Mapping[str, Any]) -> tuple[SamplerName, SchedulerClass]:
-    """The sampler that a class is; of one that is two, that which has the configured algorithm."""
+    """The sampler of a class. If a class implements two, ``algorithm_type`` selects one."""
     first, *others = [(sampler, entry) for sampler, entry in SCHEDULERS.items() if entry.name == name]
     for sampler, entry in others:
         [values] = [key.values for key in entry.keys if key.name == "algorithm_type"]
@@ -138,7 +141,7 @@ def _sampler(name: str, effective: Mapping[str, Any]) -> tuple[SamplerName, Sche
 
 
 def _field(name: str, key: Key, value: Any, origin: str) -> Any:
-    """What a field of SamplerConfig is by its key's value."""
+    """The value of a field of SamplerConfig for the value of its key."""
     if key.values is not None:
         _refuse_unless(name, key.name, value, tuple(key.values), origin)
         return key.values[value]
@@ -150,10 +153,9 @@ def _field(name: str, key: Key, value: Any, origin: str) -> Any:
 def _levels(
     name: str, entry: SchedulerClass, effective: Mapping[str, Any], config: Mapping[str, Any], origin: str
 ) -> str:
-    """The levels that the flags ask for.
+    """The noise levels that the flags select.
 
-    diffusers reads sigma_min and sigma_max even where they are no keys of the class, once levels are not those
-    of spaced timesteps.
+    For all but spaced levels, diffusers reads sigma_min and sigma_max even if they are no keys of the class.
     """
     flags = [flag for flag in LEVEL_FLAGS if effective.get(flag) not in (None, False)]
     for flag in flags:
@@ -171,15 +173,15 @@ def _levels(
 
 
 def _among(value: object, accepted: Any) -> bool:
-    """Whether a value is one of those accepted: 1 and True are not the same, and a list is none."""
+    """True if a value is accepted, and of the same type: 1 does not match True."""
     return any(value == each and type(value) is type(each) for each in accepted)
 
 
 def _refuse_unless(name: str, key: str, value: object, accepted: tuple[Any, ...], origin: str) -> None:
-    """Raise CheckpointError unless a key's value is one of those accepted; () accepts all."""
+    """Raise CheckpointError unless a key's value is accepted; () accepts all values."""
     if accepted and not _among(value, accepted):
         raise CheckpointError(
-            f"{origin}: {name} has {key} = {value!r}, which sd2rt does not have (it wants "
+            f"{origin}: {name} has {key} = {value!r}, which is not supported (expected "
             f"{accepted[0]!r}): set {key} to {json.dumps(accepted[0])} in scheduler_config.json"
         )
 
@@ -198,12 +200,12 @@ def _invalid(name: str, error: ValidationError, origin: str, keys: Mapping[str, 
     first = error.errors()[0]
     key = keys.get(str(first["loc"][0]), str(first["loc"][0]))
     return CheckpointError(
-        f"{origin}: {name} has {key} = {first['input']!r}, which sd2rt does not have ({first['msg']}): "
+        f"{origin}: {name} has {key} = {first['input']!r}, which is not supported ({first['msg']}): "
         f"change {key} in scheduler_config.json"
     )
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """What the installed diffusers assumes for the keys that a file leaves out."""
+    """Default of each key of a class in the installed diffusers."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in ("self", "kwargs")}

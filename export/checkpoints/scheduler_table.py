@@ -1,4 +1,4 @@
-"""Which diffusers scheduler each sampler is, key by key: one table that is read in both directions."""
+"""Table of samplers and their diffusers schedulers, key by key, for conversion in both directions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LEVEL_FLAGS: dict[str, Levels] = {
     "use_beta_sigmas": "beta",
     "use_lu_lambdas": "lambdas",
 }
-"""Keys of which at most one is set, and the levels that it stands for; none of them is spaced levels."""
+"""Flags for noise levels. At most one may be set; without any, levels are spaced."""
 
 Values = Mapping[Any, Any]
 
-# diffusers rewrites what another scheduler's configuration says to the nearest that the class has.
+# diffusers maps values from another scheduler's configuration to the class's nearest value.
 _ORDER: Values = {1: 1, 2: 2, 3: 3}
 _DPM_SOLVER_TYPE: Values = {
     "midpoint": "midpoint",
@@ -28,7 +28,7 @@ _DPM_SOLVER_TYPE: Values = {
     "bh2": "midpoint",
 }
 _UNIPC_SOLVER_TYPE: Values = {"bh1": "bh1", "bh2": "bh2", "midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}
-# A variance of which the logarithm is kept is the same variance.
+# The _log type stores the logarithm of the same variance.
 _VARIANCE_TYPE: Values = {
     "fixed_small": "fixed_small",
     "fixed_large": "fixed_large",
@@ -38,10 +38,10 @@ _VARIANCE_TYPE: Values = {
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A scheduler's key and the field of SamplerConfig that it becomes.
+    """A scheduler's key and its field in SamplerConfig.
 
-    ``values`` are the only ones that the key may have, each with what the field then is; of several that mean
-    the same, the first is the one to write. None: any value, unchanged.
+    ``values`` maps each accepted value of the key to the field's value. If several map to the same, the first is
+    written back. None accepts any value and keeps it.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Key:
     values: Values | None = None
 
 
-def _same(*names: str) -> tuple[Key, ...]:
+def _same_names(*names: str) -> tuple[Key, ...]:
     return tuple(Key(name, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerClass:
-    """A diffusers class as one sampler."""
+    """The diffusers class of a sampler."""
 
     name: str
     keys: tuple[Key, ...]
@@ -65,11 +65,11 @@ class SchedulerClass:
     has_offset: bool = True
     """The class has steps_offset."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that are always written, since the class has another default."""
+    """Keys that are always written, because the class has another default."""
     ignored: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Keys with which nothing changes while they have one of these values; () stands for any."""
+    """Keys that have no effect while they have one of these values; () means any value."""
     step_arguments: Mapping[str, str] = field(default_factory=dict)
-    """Arguments of the scheduler's step() that are fields of SamplerConfig, and not in its configuration."""
+    """Arguments of the scheduler's step(), and their fields in SamplerConfig; they are not in its configuration."""
 
 
 _SPACING = Key("timestep_spacing", "spacing")
@@ -80,7 +80,7 @@ _MULTISTEP = (
     _SPACING,
     Key("solver_order", "solver_order", _ORDER),
     Key("solver_type", "solver_type", _DPM_SOLVER_TYPE),
-    *_same("lower_order_final", "euler_at_final", "final_sigmas_type"),
+    *_same_names("lower_order_final", "euler_at_final", "final_sigmas_type"),
     _LAMBDA_MIN,
 )
 
@@ -91,7 +91,7 @@ def _algorithms(*names: str, **also: str) -> Key:
 
 SCHEDULERS: dict[SamplerName, SchedulerClass] = {
     "ddim": SchedulerClass(
-        "DDIMScheduler", (_SPACING, *_same("set_alpha_to_one")), zero_snr=True, fixed=_NO_CLIP
+        "DDIMScheduler", (_SPACING, *_same_names("set_alpha_to_one")), zero_snr=True, fixed=_NO_CLIP
     ),
     "ddpm": SchedulerClass(
         "DDPMScheduler",
@@ -99,13 +99,13 @@ SCHEDULERS: dict[SamplerName, SchedulerClass] = {
         zero_snr=True,
         fixed=_NO_CLIP,
     ),
-    "pndm": SchedulerClass("PNDMScheduler", (_SPACING, *_same("set_alpha_to_one", "skip_prk_steps"))),
+    "pndm": SchedulerClass("PNDMScheduler", (_SPACING, *_same_names("set_alpha_to_one", "skip_prk_steps"))),
     "lms": SchedulerClass(
         "LMSDiscreteScheduler", (_SPACING,), _K_LEVELS, step_arguments={"order": "solver_order"}
     ),
     "euler": SchedulerClass(
         "EulerDiscreteScheduler",
-        (_SPACING, *_same("final_sigmas_type", "interpolation_type", "sigma_min", "sigma_max")),
+        (_SPACING, *_same_names("final_sigmas_type", "interpolation_type", "sigma_min", "sigma_max")),
         _K_LEVELS,
         zero_snr=True,
         step_arguments={name: name for name in ("s_churn", "s_tmin", "s_tmax", "s_noise")},
@@ -120,7 +120,7 @@ SCHEDULERS: dict[SamplerName, SchedulerClass] = {
             Key("solver_order", "solver_order", _ORDER),
             _algorithms("dpmsolver++", "dpmsolver", "sde-dpmsolver++", deis="dpmsolver++"),
             Key("solver_type", "solver_type", _DPM_SOLVER_TYPE),
-            *_same("lower_order_final", "final_sigmas_type"),
+            *_same_names("lower_order_final", "final_sigmas_type"),
             _LAMBDA_MIN,
         ),
         _K_LEVELS,
@@ -143,7 +143,7 @@ SCHEDULERS: dict[SamplerName, SchedulerClass] = {
     ),
     "deis": SchedulerClass(
         "DEISMultistepScheduler",
-        (_SPACING, Key("solver_order", "solver_order", _ORDER), *_same("lower_order_final")),
+        (_SPACING, Key("solver_order", "solver_order", _ORDER), *_same_names("lower_order_final")),
         _K_LEVELS,
         ignored={
             "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
@@ -156,8 +156,8 @@ SCHEDULERS: dict[SamplerName, SchedulerClass] = {
             _SPACING,
             Key("solver_order", "solver_order", _ORDER),
             Key("solver_type", "solver_type", _UNIPC_SOLVER_TYPE),
-            *_same("predict_x0", "lower_order_final", "disable_corrector", "final_sigmas_type"),
-            *_same("sigma_min", "sigma_max"),
+            *_same_names("predict_x0", "lower_order_final", "disable_corrector", "final_sigmas_type"),
+            *_same_names("sigma_min", "sigma_max"),
         ),
         _K_LEVELS,
         zero_snr=True,
@@ -169,23 +169,23 @@ SCHEDULERS: dict[SamplerName, SchedulerClass] = {
             Key("predictor_order", "solver_order", _ORDER),
             Key("corrector_order", "corrector_order", _ORDER),
             Key("algorithm_type", "predict_x0", {"data_prediction": True, "noise_prediction": False}),
-            *_same("lower_order_final"),
+            *_same_names("lower_order_final"),
             _LAMBDA_MIN,
         ),
         _K_LEVELS,
     ),
-    # Their lists of timesteps are spaced by original_inference_steps alone and never leave the schedule.
+    # Timesteps of these two are spaced by original_inference_steps only, and stay within the schedule.
     "lcm": SchedulerClass(
         "LCMScheduler",
-        _same("original_inference_steps", "timestep_scaling"),
+        _same_names("original_inference_steps", "timestep_scaling"),
         zero_snr=True,
         ignored={"timestep_spacing": (), "set_alpha_to_one": ()},
     ),
     "tcd": SchedulerClass(
         "TCDScheduler",
-        _same("original_inference_steps"),
+        _same_names("original_inference_steps"),
         zero_snr=True,
         ignored={"timestep_spacing": (), "set_alpha_to_one": (), "timestep_scaling": ()},
     ),
 }
-"""All samplers but ipndm: diffusers' IPNDMScheduler has a noise schedule of its own, not a checkpoint's."""
+"""All samplers except ipndm: diffusers' IPNDMScheduler ignores a checkpoint's noise schedule."""

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of the original releases: one file with all the networks."""
+"""Open checkpoints in the layout of the original releases: one file with all networks."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from sd2rt.export.checkpoints.weight_file import (
 
 
 class SingleFileParts:
-    """The parts of a single file, each converted when it is asked for.
+    """Networks of a single file, converted on demand.
 
-    ``stored`` maps the key that the layout gives a tensor to the key that the file keeps it under.
+    ``stored_keys`` maps each key of the LDM layout to the key under which the file stores the tensor.
     """
 
-    def __init__(self, file: WeightFile, stored: Mapping[str, str], configs: PipelineConfigs) -> None:
+    def __init__(self, file: WeightFile, stored_keys: Mapping[str, str], configs: PipelineConfigs) -> None:
         self._file = file
-        self._stored = stored
+        self._stored_keys = stored_keys
         self._configs = configs
 
     def config(self, part: NetworkName) -> Config:
@@ -62,8 +62,8 @@ class SingleFileParts:
     def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
         network = skeleton(part, self._configs.part(part))
         layout = ldm_layout(part, network.state_dict(), self._configs)
-        read = self._file.tensors(self._stored[tensor.key] for tensor in layout)
-        state = {tensor.key: read[self._stored[tensor.key]] for tensor in layout}
+        read = self._file.tensors(self._stored_keys[tensor.key] for tensor in layout)
+        state = {tensor.key: read[self._stored_keys[tensor.key]] for tensor in layout}
         if part == "unet":
             return dict(convert_ldm_unet_checkpoint(state, self._configs.unet))
         if part == "vae":
@@ -86,29 +86,30 @@ def open_single_file(
 ) -> OpenedCheckpoint:
     """Recognise a single-file checkpoint and check the names and shapes of all its weights.
 
-    Its UNet's inputs tell depth, inpainting and upscaler. Nothing in the weights tells 2.0 from 2.1, epsilon
-    from v, nor SD-Turbo from either: a published SHA-256, the file's metadata, its published name, ``config``
-    or ``variant`` does, and those that are there must agree.
+    The UNet's inputs identify depth, inpainting and upscaler. The weights do not distinguish 2.0 from 2.1, epsilon
+    from v, or SD-Turbo from these. A published SHA-256, the file's metadata, its published name, ``config`` or
+    ``variant`` does; all that are present must agree.
 
     Args:
         path: a ``.safetensors`` file or, with ``allow_pickle``, a ``.ckpt``.
-        variant: what ``--variant`` says.
-        allow_pickle: read a pickle, by PyTorch's weights-only loader.
-        config: a folder of diffusers configuration files, for an architecture that is not the published one.
-        progress: told before the file is hashed.
+        variant: the value of ``--variant``.
+        allow_pickle: read a pickle with PyTorch's weights-only loader.
+        config: a folder of diffusers configuration files, for an architecture other than the published one.
+        progress: called with a message before the file is hashed.
 
-    Raises CheckpointError naming what the file is, lacks, or leaves open.
+    Raises:
+        CheckpointError: the file is of another model or incomplete, or its variant is ambiguous.
     """
     check_readable(path)
     refuse_foreign_file(path)
-    asked = stated(variant)
+    stated_evidence = stated(variant)
     file = _open(path, allow_pickle)
-    given = PipelineConfigs.read(config) if config is not None else None
-    if given is not None:
-        read_scheduler(given.scheduler, str(config))
-        check_conditions(given, str(config))
-    stored = _stored_keys(file, given)
-    shapes = {key: file.shapes[at] for key, at in stored.items()}
+    custom_configs = PipelineConfigs.read(config) if config is not None else None
+    if custom_configs is not None:
+        read_scheduler(custom_configs.scheduler, str(config))
+        check_conditions(custom_configs, str(config))
+    keys = _stored_keys(file, custom_configs)
+    shapes = {key: file.shapes[stored] for key, stored in keys.items()}
     refuse_foreign_keys(str(path), shapes)
 
     digest = sha256(path, progress) if path.stat().st_size in _published_sizes() else None
@@ -117,22 +118,23 @@ def open_single_file(
         *(by_hash(digest) if digest is not None else []),
     ]
     if len(evidence) == 1:
-        # What a hash proves needs no name, and a published file may be kept under any.
+        # A hash is proof: a published file may have been renamed.
         evidence += [*_by_metadata(file.metadata), *_by_file_name(path)]
-    if given is not None:
-        prediction = given.scheduler.get("prediction_type", "epsilon")
+    if custom_configs is not None:
+        prediction = custom_configs.scheduler.get("prediction_type", "epsilon")
         evidence += by_prediction(prediction, f"{config}/scheduler/scheduler_config.json")
-    possible = narrow(str(path), [*evidence, *asked])
+    possible = narrow(str(path), [*evidence, *stated_evidence])
     rows = likeliest(possible)
     if len({row.kind for row in rows}) > 1:
         names = ", ".join(row.name for row in possible)
         raise CheckpointError(
-            f"{path} is a Stable Diffusion 2 checkpoint, but neither its hash, its metadata nor its name "
-            f"says which, and its weights cannot: pass --variant with one of {names}"
+            f"{path} is a Stable Diffusion 2 checkpoint, but its variant cannot be told from its hash, metadata, "
+            f"name or weights: pass --variant with one of {names}"
         )
-    # Releases that share a kind share their configuration but for upcast_attention, which the later one
-    # needs.
-    configs = given if given is not None else PipelineConfigs.packaged(str(rows[-1].configs))
+    # Configurations of one kind differ between releases only in upcast_attention, which the later release needs.
+    configs = (
+        custom_configs if custom_configs is not None else PipelineConfigs.packaged(str(rows[-1].configs))
+    )
     _check_prediction(file, configs, str(path))
     for part in configs.parts:
         _check_part(part, shapes, configs, str(path))
@@ -147,7 +149,7 @@ def open_single_file(
         configs=configs,
         source={path.name: digest if digest is not None else sha256(path, progress)},
         license=license,
-        parts=SingleFileParts(file, stored, configs),
+        parts=SingleFileParts(file, keys, configs),
     )
 
 
@@ -163,7 +165,7 @@ def _open(path: Path, allow_pickle: bool) -> WeightFile:
 def _split(
     layout: list[LdmTensor], state: Mapping[str, torch.Tensor], members: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The members of stacked tensors under their own names."""
+    """Split stacked tensors into their members, by name."""
     parts: dict[str, torch.Tensor] = {}
     for tensor in layout:
         rows = [members[key].shape[0] for key in tensor.members]
@@ -171,28 +173,32 @@ def _split(
     return parts
 
 
-def _stored_keys(file: WeightFile, given: PipelineConfigs | None) -> dict[str, str]:
-    """Where the file has each key of the layout; its moving average stands in for a missing UNet."""
+def _stored_keys(file: WeightFile, custom_configs: PipelineConfigs | None) -> dict[str, str]:
+    """The file's key for each key of the layout; a file without UNet weights may have their moving averages."""
     stored = {key: key for key in file.shapes if not key.startswith(EMA_PREFIX)}
     if any(key.startswith(PREFIXES["unet"]) for key in stored):
         return stored
-    # Which variant it is shows in the UNet's own keys only: those that two share are averaged alike in both.
+    # The variant is not known yet: try the keys of each. Keys that variants share map to the same averages.
     by_layout = {row.class_embedding: str(row.configs) for row in SUPPORTED}
-    candidates = [given] if given is not None else [PipelineConfigs.packaged(n) for n in by_layout.values()]
+    candidates = (
+        [custom_configs]
+        if custom_configs is not None
+        else [PipelineConfigs.packaged(n) for n in by_layout.values()]
+    )
     for configs in candidates:
         unet = skeleton("unet", configs.unet).state_dict()
         averaged = {tensor.key: ema_key(tensor.key) for tensor in ldm_layout("unet", unet, configs)}
-        stored |= {key: at for key, at in averaged.items() if at in file.shapes}
+        stored |= {key: ema for key, ema in averaged.items() if ema in file.shapes}
     return stored
 
 
 def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -> None:
-    """Refuse a file of a variant whose published model predicts something else than this one."""
+    """Refuse a file whose metadata and configuration disagree about the prediction type."""
     predicts = file.metadata.get("modelspec.prediction_type", "")
     expected = configs.scheduler.get("prediction_type", "epsilon")
     if _PREDICTIONS.get(predicts, expected) != expected:
         raise CheckpointError(
-            f"{origin}: its modelspec.prediction_type is {predicts}, but the scheduler's configuration has "
+            f"{origin}: modelspec.prediction_type is {predicts}, but the scheduler's configuration has "
             f"{expected}: pass --config with a folder whose scheduler_config.json has the right prediction_type"
         )
 
@@ -200,7 +206,7 @@ def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -
 def _check_part(
     part: NetworkName, shapes: Mapping[str, tuple[int, ...]], configs: PipelineConfigs, origin: str
 ) -> None:
-    """Compare the part's keys and shapes with what the layout expects."""
+    """Check the part's keys and shapes against the layout."""
     members = {
         key: tuple(tensor.shape) for key, tensor in skeleton(part, configs.part(part)).state_dict().items()
     }
@@ -208,7 +214,7 @@ def _check_part(
         layout = ldm_layout(part, members, configs)
     except ValueError as error:
         raise CheckpointError(
-            f"the configuration of {part} describes a network that no single file holds ({error}): use the "
+            f"the configuration of {part} describes a network that has no single-file layout ({error}): use the "
             "published checkpoint's configuration files"
         ) from None
     expected = {}
@@ -223,20 +229,20 @@ def _check_part(
     unexpected = sorted(key for key in present - expected.keys() if not _unused(part, key, configs))
     if unexpected:
         raise CheckpointError(
-            f"{origin} has {some_keys(unexpected)}, which an SD2 {part} does not: it is another model's, or "
+            f"{origin} has {some_keys(unexpected)}, which an SD2 {part} does not: it is of another model, or "
             "needs its own configuration files"
         )
     for key, shape in expected.items():
-        # A linear layer may be kept as a 1x1 convolution.
+        # A linear layer may be stored as a 1x1 convolution.
         if linear_shape(shapes[key]) != linear_shape(shape):
             raise CheckpointError(
-                f"{origin}: {key} has shape {list(shapes[key])}, expected {list(shape)}: it is another "
-                "model's, or needs its own configuration files"
+                f"{origin}: {key} has shape {list(shapes[key])}, expected {list(shape)}: it is of "
+                "another model, or needs its own configuration files"
             )
 
 
 def _unused(part: NetworkName, key: str, configs: PipelineConfigs) -> bool:
-    """Whether SD2 files carry this key for nothing: SD2 stops before the text encoder's last layer."""
+    """True for keys that SD2 files contain but never use, such as the text encoder's last layer."""
     if part == "depth_estimator":
         return UNUSED_DEPTH.fullmatch(key) is not None
     if part != "text_encoder":
@@ -277,7 +283,7 @@ _PREDICTIONS: dict[str, PredictionType] = {
 
 
 def _by_metadata(metadata: Mapping[str, str]) -> list[Evidence]:
-    """What the Stability AI model metadata specification's entries say, where a tool has written them."""
+    """Evidence from entries of the Stability AI model metadata specification, if a tool has written them."""
     evidence = []
     architecture = metadata.get("modelspec.architecture", "")
     rows: tuple[PublishedCheckpoint, ...] = tuple(

@@ -1,4 +1,4 @@
-"""What opening a checkpoint finds, whichever form it has."""
+"""Result of opening a checkpoint, common to all formats."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, Pipel
 
 
 class NetworkSource(Protocol):
-    """Where a checkpoint's networks come from: a folder, a file, or a random generator."""
+    """Source of a checkpoint's networks: a folder, a file, or the packaged demo."""
 
     def config(self, part: NetworkName) -> Config:
-        """The part's configuration as diffusers or transformers saves it."""
+        """The part's configuration as saved by diffusers or transformers."""
         ...
 
     def tensors(self, part: NetworkName) -> dict[str, torch.Tensor]:
-        """The part's weights under diffusers' or transformers' names, in memory or mapped from a file."""
+        """The part's weights by their names in diffusers or transformers, in memory or mapped from a file."""
         ...
 
     def tokenizer_json(self) -> str:
@@ -29,7 +29,7 @@ class NetworkSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenedCheckpoint:
-    """A checkpoint that was recognised as one that sd2rt can build."""
+    """A checkpoint that was recognised, and that sd2rt can build."""
 
     name: str
     release: str | None

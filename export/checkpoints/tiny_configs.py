@@ -1,4 +1,4 @@
-"""Small configurations of SD2's architecture, for random weights: what tests and the demo run."""
+"""Small configurations of SD2's architecture, for the demo and for tests with random weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PUBLISHED_UPSCALER = PipelineConfigs.packaged("stable-diffusion-x4-upscaler")
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What makes a pipeline small: the values that differ from the published ones."""
+    """Values of a small pipeline that differ from the published ones."""
 
     text_encoder: Config
     unet: Config
     vae: Config
     upscaler_unet: Config
-    """What an upscaler's UNet has instead: its blocks, and the pixels of its latents, are others."""
+    """Overrides for an upscaler's UNet, which has other blocks and another latent size."""
     upscaler_vae: Config
     depth_estimator: Config
     backbone: Config
 
-    def of(self, published: PipelineConfigs) -> PipelineConfigs:
-        """A published pipeline in these sizes: everything else stays as SD2 has it."""
+    def applied_to(self, published: PipelineConfigs) -> PipelineConfigs:
+        """A published pipeline in these sizes; all other values stay."""
         unet, vae = {**published.unet, **self.unet}, {**published.vae, **self.vae}
         if published.low_res_scheduler is not None:
             unet |= self.upscaler_unet
@@ -78,22 +78,22 @@ _SMALL = _Sizes(
     backbone={"embedding_size": 8, "hidden_sizes": [8, 16, 32, 64], "num_groups": 4, "depths": [1, 1, 1]},
 )
 
-SMALL = _SMALL.of(_PUBLISHED_BASE)
-"""As small as SD2 gets: every kind of block, 64x64 pixels, epsilon prediction, PNDM."""
+SMALL = _SMALL.applied_to(_PUBLISHED_BASE)
+"""The smallest pipeline with every kind of block: 64x64 pixels, epsilon prediction, PNDM."""
 
 SMALL_V = replace(SMALL, scheduler=_PUBLISHED_V.scheduler)
 """SMALL with v prediction and DDIM."""
 
-SMALL_TURBO = _SMALL.of(_PUBLISHED_TURBO)
+SMALL_TURBO = _SMALL.applied_to(_PUBLISHED_TURBO)
 """SMALL with Euler and trailing timesteps."""
 
-SMALL_INPAINTING = _SMALL.of(_PUBLISHED_INPAINTING)
-"""SMALL that is shown a mask and what it leaves: 9 channels."""
+SMALL_INPAINTING = _SMALL.applied_to(_PUBLISHED_INPAINTING)
+"""SMALL with a mask and a masked image as conditions: 9 channels."""
 
-SMALL_DEPTH = _SMALL.of(_PUBLISHED_DEPTH)
-"""SMALL that is shown a depth map: 5 channels, and a depth estimator of 384x384 pixels as published."""
+SMALL_DEPTH = _SMALL.applied_to(_PUBLISHED_DEPTH)
+"""SMALL with a depth map as condition: 5 channels, and a depth estimator for 384x384 pixels, as published."""
 
-SMALL_UPSCALER = _SMALL.of(_PUBLISHED_UPSCALER)
+SMALL_UPSCALER = _SMALL.applied_to(_PUBLISHED_UPSCALER)
 """From 16x16 pixels to 64x64: 7 channels, a noise level, v prediction, DDIM."""
 
 SMALLS: dict[ModelKind, PipelineConfigs] = {
@@ -104,7 +104,7 @@ SMALLS: dict[ModelKind, PipelineConfigs] = {
     "depth": SMALL_DEPTH,
     "upscaler": SMALL_UPSCALER,
 }
-"""The smallest of each kind."""
+"""The smallest pipeline of each kind."""
 
 _DEMO = _Sizes(
     text_encoder={
@@ -155,11 +155,11 @@ _NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 
 
 def _ancestral(prediction: str) -> Config:
-    """The demo's own scheduler, by what the network predicts.
+    """The demo's scheduler, for a prediction type.
 
-    SD2's checkpoints have PNDM and DDIM. Networks as small as these turn faster between steps than PNDM's history of
-    four foretells (25 steps: 26 % of the prompts drawn all right, by DDIM 93 %), and err more, which fresh noise in
-    every step corrects (98 %).
+    SD2's checkpoints have PNDM and DDIM. The output of networks this small changes too fast between steps for PNDM's
+    history of four (25 steps: 26 % of prompts drawn correctly, 93 % by DDIM). They also make larger errors, which
+    fresh noise in every step corrects (98 %).
     """
     return {
         "_class_name": "EulerAncestralDiscreteScheduler",
@@ -170,18 +170,18 @@ def _ancestral(prediction: str) -> Config:
     }
 
 
-DEMO = replace(_DEMO.of(_PUBLISHED_BASE), scheduler=_ancestral("epsilon"))
-"""The networks of the demo: 128x128 pixels, epsilon prediction."""
+DEMO = replace(_DEMO.applied_to(_PUBLISHED_BASE), scheduler=_ancestral("epsilon"))
+"""The demo's base model: 128x128 pixels, epsilon prediction."""
 
 DEMO_V = replace(DEMO, scheduler=_ancestral("v_prediction"))
 """DEMO with v prediction."""
 
-DEMO_TURBO = _DEMO.of(_PUBLISHED_TURBO)
-DEMO_INPAINTING = replace(_DEMO.of(_PUBLISHED_INPAINTING), scheduler=_ancestral("v_prediction"))
-"""With v prediction, unlike SD2's: what the mask leaves is most of the picture, and noise says little of it."""
+DEMO_TURBO = _DEMO.applied_to(_PUBLISHED_TURBO)
+DEMO_INPAINTING = replace(_DEMO.applied_to(_PUBLISHED_INPAINTING), scheduler=_ancestral("v_prediction"))
+"""With v prediction, unlike SD2's: most of the picture is given, and predicted noise says little about it."""
 
-DEMO_DEPTH = replace(_DEMO.of(_PUBLISHED_DEPTH), scheduler=_ancestral("epsilon"))
-DEMO_UPSCALER = _DEMO.of(_PUBLISHED_UPSCALER)
+DEMO_DEPTH = replace(_DEMO.applied_to(_PUBLISHED_DEPTH), scheduler=_ancestral("epsilon"))
+DEMO_UPSCALER = _DEMO.applied_to(_PUBLISHED_UPSCALER)
 
 DEMOS: dict[ModelKind, PipelineConfigs] = {
     "base": DEMO,
@@ -191,7 +191,7 @@ DEMOS: dict[ModelKind, PipelineConfigs] = {
     "depth": DEMO_DEPTH,
     "upscaler": DEMO_UPSCALER,
 }
-"""The demo's networks of each kind; of turbo there are no trained weights."""
+"""The demo's configurations by kind; turbo has no trained weights."""
 
 DEMO_SEED = 2
-"""Of the random weights that tests and benchmarks give these networks."""
+"""Seed of the random weights for these configurations in tests and benchmarks."""

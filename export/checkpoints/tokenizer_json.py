@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, in the Hugging Face tokenizers format."""
+"""Read a checkpoint's tokenizer in the Hugging Face tokenizers format."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from sd2rt.export.checkpoints.pipeline_configs import Config
 
 
 def packaged_tokenizer_json() -> str:
-    """The tokenizer that all published SD2 checkpoints share: truncates and pads to 77 ids."""
+    """The tokenizer shared by all published SD2 checkpoints, set to truncate and pad to 77 ids."""
     return str(Tokenizer.from_file(str(TOKENIZER)).to_str())
 
 
 def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:
-    """The tokenizer of a diffusers folder, made to truncate and pad to the text encoder's length.
+    """The tokenizer of a diffusers folder, set to truncate and pad to the text encoder's length.
 
-    Raises CheckpointError when it cannot be read, or has ids that the text encoder's table does not.
+    Raises:
+        CheckpointError: it cannot be read, or has more tokens than the text encoder's table.
     """
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        # Several libraries read these files, each with its own exceptions.
+        # Several libraries read these files, each with exceptions of its own.
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{folder} cannot be read as a CLIP tokenizer ({reason}): copy it again"

@@ -1,6 +1,6 @@
-"""The published Stable Diffusion 2 checkpoints: everything that is known of each, as one table.
+"""Table of the published Stable Diffusion 2 checkpoints.
 
-A variant that sd2rt learns to build becomes a changed row here; nothing else branches on its name.
+Supporting another variant takes a change of its row; no other code branches on variant names.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ class PublishedCheckpoint:
     """One published checkpoint."""
 
     name: str
-    """What ``--variant`` and messages call it."""
+    """Name for ``--variant`` and in messages."""
     release: str
     kind: KindName | None
-    """The row of ``engines.kinds`` that says what its bundle can do; None for a variant that is not built yet."""
+    """Kind of model, a key of ``model_kinds.KINDS``; None for a variant that is not supported yet."""
     configs: str | None = None
-    """The folder of its configuration files under export/configs."""
+    """Folder of its configuration files in export/configs."""
     native_size: int = 512
-    """Side of the trained images, in pixels."""
+    """Side of the training images, in pixels."""
     image_embedding: bool = False
-    """The UNet is shown an embedded image, projected onto its time embedding."""
+    """The UNet takes an image embedding, projected onto its time embedding."""
     by_name_only: bool = False
-    """Nothing in its weights or its configuration tells it from another row: a name has to."""
+    """Weights and configuration do not distinguish it from another row; only a name does."""
     pipeline_classes: tuple[str, ...] = ("StableDiffusionPipeline",)
-    """The classes that a diffusers model_index.json gives for it."""
+    """Pipeline classes in its model_index.json."""
     file_stems: tuple[str, ...] = ()
     """Names of its published single files, without suffix."""
     files: dict[str, int] = field(default_factory=dict)
-    """SHA-256 of its published single files, with their sizes in bytes."""
+    """SHA-256 of its published single files, with sizes in bytes."""
     unet_files: dict[str, int] = field(default_factory=dict)
-    """The same of the UNet weights of its published diffusers folder."""
+    """SHA-256 of the UNet weights in its published diffusers folder, with sizes in bytes."""
     architectures: tuple[str, ...] = ()
-    """``modelspec.architecture`` in a safetensors file's metadata."""
+    """Values of ``modelspec.architecture`` in the metadata of safetensors files."""
     hub_id: str = ""
-    """Where it was published on the Hugging Face Hub."""
+    """Original repository on the Hugging Face Hub."""
     mirror: str | None = None
-    """Where the Hub has it since Stability AI removed it in November 2025; None where it was not removed."""
+    """Repository on the Hub since Stability AI removed the original in November 2025; None if it was not removed."""
     license: str = RAIL
 
     @property
@@ -57,24 +57,24 @@ class PublishedCheckpoint:
 
     @property
     def in_channels(self) -> int:
-        """Of the UNet: what tells depth, inpainting and upscaler from the rest."""
+        """Input channels of the UNet, which distinguish depth, inpainting and upscaler from the others."""
         return KINDS[self.kind].in_channels if self.kind is not None else 4
 
     @property
     def class_embedding(self) -> ClassEmbedding | None:
-        """How the UNet embeds a noise level or an image embedding, if it does."""
+        """Kind of the UNet's embedding of a noise level or an image embedding, or None."""
         if self.image_embedding:
             return "projection"
         return "table" if self.kind is not None and KINDS[self.kind].class_label else None
 
     @property
     def predictions(self) -> tuple[PredictionType, ...]:
-        """What the UNet may predict; what an unsupported one does is not asked."""
+        """Possible prediction types; both for an unsupported variant."""
         predicted = KINDS[self.kind].prediction if self.kind is not None else None
         return ("epsilon", "v_prediction") if predicted is None else (predicted,)
 
     def has_unet(self, in_channels: object, class_embedding: str | None) -> bool:
-        """Whether its UNet has these inputs."""
+        """True if its UNet has these inputs."""
         return (self.in_channels, self.class_embedding) == (in_channels, class_embedding)
 
 
@@ -198,7 +198,11 @@ SUPPORTED: tuple[PublishedCheckpoint, ...] = tuple(row for row in VARIANTS if ro
 
 
 def find_variant(name: str) -> PublishedCheckpoint:
-    """The row that ``--variant`` names; CheckpointError listing the valid names when it names none."""
+    """The row of a variant name.
+
+    Raises:
+        CheckpointError: the name is unknown; the message lists the valid ones.
+    """
     for row in VARIANTS:
         if row.name == name:
             return row

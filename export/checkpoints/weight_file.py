@@ -1,4 +1,4 @@
-"""Files of named tensors: read lazily, checked for damage, and never run as code."""
+"""Read files of named tensors lazily, check them for damage, and never execute code from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """The tensors of one file: shapes at once, contents when asked for."""
+    """Tensors of one file: shapes are read at once, contents on demand."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -29,12 +29,16 @@ class WeightFile:
     _read: Callable[[Iterable[str]], dict[str, torch.Tensor]] = field(repr=False)
 
     def tensors(self, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Some of the tensors, mapped from the file where its format allows: they cost no memory yet."""
+        """The tensors of ``keys``, memory-mapped if the format allows."""
         return self._read(keys)
 
 
 def open_safetensors(path: Path) -> WeightFile:
-    """Open a safetensors file. Raises CheckpointError when it is missing, truncated or something else."""
+    """Open a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing, truncated or of another format.
+    """
     check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -54,41 +58,42 @@ def open_safetensors(path: Path) -> WeightFile:
 
 
 def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
-    """Open a PyTorch checkpoint without running code from it.
+    """Open a pickled PyTorch checkpoint without executing code from it.
 
-    Raises CheckpointError when that was not allowed, and when the file is missing, truncated, holds code or
-    no tensors.
+    Raises:
+        CheckpointError: pickles are not allowed, or the file is missing, truncated, contains code or has no
+            tensors.
     """
     check_readable(path)
     if not allowed:
         raise CheckpointError(
-            f"{path} is a pickle, a format that can carry code: use the .safetensors of the same "
+            f"{path} is a pickle, a format that can contain code: use the .safetensors of the same "
             "checkpoint, convert it to one, or pass --allow-pickle to read it with PyTorch's weights-only "
             "loader"
         )
     state = _unpickle(path)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: it is not a checkpoint; get the file again")
+        raise CheckpointError(f"{path} has no tensors, so it is not a checkpoint: get the file again")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     return WeightFile(path, shapes, {}, lambda keys: {key: tensors[key] for key in keys})
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
-    # Only a zip archive, PyTorch's format since 1.6, can be mapped; what is older is read as a whole.
+    # Only zip archives, PyTorch's format since 1.6, can be mapped; older files are read into memory.
     mapped = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except Exception as error:
-        # The unpickler meets arbitrary bytes: whatever it raises means that they are not plain weights.
+        # The unpickler gets arbitrary bytes: any exception means that they are not plain weights.
         text = str(error) or type(error).__name__
         refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
         if refused is not None:
             raise CheckpointError(
-                f"{path} holds more than weights ({refused[1]}), and a pickle with that can run code: it was "
-                "not loaded; use the .safetensors of the same checkpoint"
+                f"{path} contains more than weights ({refused[1]}), which could execute code, so it was not "
+                "loaded: use the .safetensors of the same checkpoint"
             ) from None
         reason = text.splitlines()[0][:80]
         raise CheckpointError(
@@ -98,13 +103,13 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(
-            f"{path} holds a {type(state).__name__}, expected tensors under names: get the file again"
+            f"{path} holds a {type(state).__name__}, expected named tensors: get the file again"
         )
     return state
 
 
 def check_readable(path: Path) -> None:
-    """Raise CheckpointError when ``path`` is no file that can hold weights."""
+    """Raise CheckpointError if ``path`` is missing, unreadable, empty or a Git LFS pointer."""
     try:
         with path.open("rb") as stream:
             start = stream.read(64)
@@ -123,7 +128,7 @@ def check_readable(path: Path) -> None:
 
 
 def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
-    # The library reports whatever PyTorch raises while it reads in words of its own, an interruption too.
+    # The library wraps whatever PyTorch raises while it reads, even a KeyboardInterrupt.
     if "KeyboardInterrupt" in str(error) or isinstance(error.__context__, KeyboardInterrupt):
         raise KeyboardInterrupt from None
     reason = str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
@@ -131,7 +136,7 @@ def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
 
 
 def sha256(path: Path, progress: Callable[[str], None] | None = None) -> str:
-    """The file's SHA-256 in hexadecimal; ``progress`` is told first: a full-size file takes seconds."""
+    """The file's SHA-256 in hexadecimal. ``progress`` is called first, as a large file takes seconds."""
     if progress is not None:
         progress(f"hashing {path.name} ({path.stat().st_size / 1e9:.1f} GB)")
     return file_sha256(path)

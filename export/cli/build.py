@@ -1,4 +1,4 @@
-"""`sd2rt build`: bundles from checkpoints, and engines into them."""
+"""`sd2rt build`: build bundles from checkpoints, and add engines to bundles."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sd2rt.engines.tensorrt.compile.add_engines import EngineBuild
     from sd2rt.export.build import BuildResult
 
-_OF_ENGINES = {
+_ENGINE_OPTIONS = {
     "batch",
     "sm",
     "portable",
@@ -62,7 +62,7 @@ _OF_ENGINES = {
     "workspace",
     "optimization_level",
 }
-_OF_CHECKPOINTS = {"output", "variant", "precision", "allow_pickle", "config", "lora"}
+_CHECKPOINT_OPTIONS = {"output", "variant", "precision", "allow_pickle", "config", "lora"}
 
 
 def build(
@@ -70,7 +70,7 @@ def build(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help=CHECKPOINT_HELP)],
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="The bundle: a folder; by name in the cache if left out."),
+        typer.Option("--output", "-o", help="Folder for the bundle. Default: a name in the cache."),
     ] = None,
     variant: VariantOption = None,
     precision: Annotated[Precision, typer.Option(help="The networks' precision.")] = "fp32",
@@ -78,12 +78,10 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="N|WxH",
-            help="A native size to record, the first being the default, and to compile engines for; may repeat.",
+            help="A native size to record and to compile engines for; may repeat. The first is the default.",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Build again, and replace what bundle is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild, and replace an existing bundle.")] = False,
     lora: LoraOption = None,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
@@ -102,13 +100,13 @@ def build(
     workspace: WorkspaceOption = None,
     optimization_level: LevelOption = None,
 ) -> None:
-    """Make a bundle from each checkpoint: export its networks to ONNX, and compile engines of them if asked."""
+    """Build a bundle from each checkpoint: export its networks to ONNX, and optionally compile engines."""
     if len(checkpoints) > 1 and (output is not None or engines_only):
         raise RequestError(
-            f"{'--output' if output is not None else '--engines-only'} is for one of the {len(checkpoints)} that "
-            "are given: name them in commands of their own"
+            f"{'--output' if output is not None else '--engines-only'} takes one checkpoint, not {len(checkpoints)}: "
+            "run one command for each"
         )
-    sizes = [_size(text) for text in size or ()]
+    sizes = [_parsed_size(text) for text in size or ()]
     engines: EngineRequest | None = None
     if backend is not None or engines_only:
         engines = engine_request(
@@ -126,19 +124,20 @@ def build(
             workspace=workspace,
             optimization_level=optimization_level,
         )
-    elif given := sorted(given_options(context) & _OF_ENGINES):
-        raise RequestError(f"--{given[0].replace('_', '-')} is about engines: give --backend too")
+    elif options := sorted(given_options(context) & _ENGINE_OPTIONS):
+        raise RequestError(f"--{options[0].replace('_', '-')} is an option for engines: add --backend")
     if engines_only:
         assert engines is not None
-        if refused := sorted(given_options(context) & _OF_CHECKPOINTS):
+        if refused := sorted(given_options(context) & _CHECKPOINT_OPTIONS):
             raise RequestError(
-                f"--{refused[0].replace('_', '-')} is about a checkpoint, and what is given here is a bundle"
+                f"--{refused[0].replace('_', '-')} is an option for checkpoints, but --engines-only takes a bundle: "
+                "leave it out"
             )
         with display(as_json) as (_, progress):
-            _report(_build_engines(checkpoints[0], engines, force, progress), as_json)
+            _report_engines(_build_engines(checkpoints[0], engines, force, progress), as_json)
         return
     if engines is not None:
-        # Before minutes of export.
+        # Check the target GPUs before an export that takes minutes.
         from sd2rt.engines.tensorrt.compile.targets import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
@@ -150,11 +149,11 @@ def build(
 
     loras = read_loras(lora or [])
     for checkpoint in checkpoints:
-        # Unlike Path.expanduser, this leaves a ~ that is nobody's home as it is.
+        # Unlike Path.expanduser, this keeps a ~name that is no user's home.
         target = (
             Path(os.path.expanduser(output))
             if output is not None
-            else named_bundle(_name(checkpoint, lora or []))
+            else named_bundle(_bundle_name(checkpoint, lora or []))
         )
         with display(as_json) as (say, progress):
             opened = open_checkpoint(
@@ -166,25 +165,25 @@ def build(
                 target,
                 precision=precision,
                 sizes=sizes,
-                # The demos in the cache are sd2rt's own: one of another version makes way without being asked.
+                # sd2rt owns the demos in the cache, so it replaces one of another version without --force.
                 replace=checkpoint in DEMO_NAMES and output is None,
                 again=force,
                 progress=progress,
             )
             built = None if engines is None else _build_engines(str(result.path), engines, force, progress)
-        _say_built(result, built, as_json)
+        _report_bundle(result, built, as_json)
 
 
-def _say_built(result: BuildResult, built: EngineBuild | None, as_json: bool) -> None:
+def _report_bundle(result: BuildResult, built: EngineBuild | None, as_json: bool) -> None:
     manifest = result.manifest if built is None else built.manifest
     if as_json:
         facts = {"path": str(result.path), "fresh": result.fresh, "identity": manifest.identity}
         size_bytes = sum(file.size for file in manifest.files)
         print(json.dumps({"event": "done", **facts, "bytes": size_bytes}))
     else:
-        print(result.path if result.fresh else f"{result.path} (was built before, and is whole)")
+        print(result.path if result.fresh else f"{result.path} (already built)")
     if built is not None:
-        _report(built, as_json)
+        _report_engines(built, as_json)
 
 
 def _build_engines(
@@ -202,26 +201,26 @@ def _build_engines(
     )
 
 
-def _report(built: EngineBuild, as_json: bool) -> None:
+def _report_engines(built: EngineBuild, as_json: bool) -> None:
     for entry in (*built.made, *built.kept):
         fresh = entry in built.made
         if as_json:
             facts = {"part": entry.part, "label": entry.label, "fresh": fresh, "bytes": entry.file.size}
             print(json.dumps({"event": "engine", "path": str(built.path / entry.file.path), **facts}))
         else:
-            told = f"{entry.file.size / 1e6:.1f} MB" if fresh else "was built before, and is whole"
-            print(f"{built.path / entry.file.path} ({told})")
+            detail = f"{entry.file.size / 1e6:.1f} MB" if fresh else "already built"
+            print(f"{built.path / entry.file.path} ({detail})")
 
 
-def _name(checkpoint: str, loras: list[str]) -> str:
-    """The name that a bundle gets in the cache: the checkpoint's own last part, and those of LoRAs in it."""
+def _bundle_name(checkpoint: str, loras: list[str]) -> str:
+    """Bundle name in the cache: the last component of the checkpoint's name, and the names of its LoRAs."""
     path = Path(checkpoint)
     name = path.stem if path.suffix in (".safetensors", ".ckpt", ".pt") else path.resolve().name
     names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(lora)) for lora in loras))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-._") or "bundle"
 
 
-def _size(text: str) -> tuple[int, int]:
+def _parsed_size(text: str) -> tuple[int, int]:
     from sd2rt.engines.bundle.sizes import check_side, parse_size
 
     try:

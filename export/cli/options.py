@@ -1,4 +1,4 @@
-"""Options that `sd2rt build` and `sd2rt parity` share, and the check for the packages that both need."""
+"""Options shared by `sd2rt build` and `sd2rt parity`, and the check for the packages that both need."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CH
 VariantOption = Annotated[
     str | None,
     typer.Option(
-        help="What a checkpoint is, where nothing in it tells: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
+        help="The checkpoint's variant, where it cannot be detected: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
         "2.1-base, 2.1-v, x4-upscaler or sd-turbo."
     ),
 ]
 PickleOption = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .ckpt files (weights only; code in them is refused).")
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read .ckpt files: weights only, files that contain code are refused."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        help="Configuration files, as a diffusers folder, for a single file of unusual architecture."
-    ),
+    typer.Option(help="Folder of diffusers configuration files, for a single file of unusual architecture."),
 ]
 LoraOption = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE[:SCALE]", help="A LoRA to add to the weights, at scale 1 if left out; repeatable."
+        metavar="FILE[:SCALE]", help="A LoRA to merge into the weights, at scale 1 by default; may repeat."
     ),
 ]
 
 
 def require_export() -> None:
-    """Check that what export needs is installed.
+    """Check that the packages for export are installed.
 
     Raises:
-        MissingDependencyError: it is not, naming the first package and the command that installs them.
+        MissingDependencyError: a package is missing; the message has the command that installs them all.
     """
     from importlib.util import find_spec
 
@@ -57,5 +58,5 @@ def require_export() -> None:
     ):
         if find_spec(package) is None:
             raise MissingDependencyError(
-                f"{package} is not installed, building needs it: pip install 'sd2rt[export,cpu]'"
+                f"{package} is not installed, but building needs it: pip install 'sd2rt[export,cpu]'"
             )

@@ -1,4 +1,4 @@
-"""`sd2rt parity`: a bundle compared with PyTorch."""
+"""`sd2rt parity`: compare a bundle with PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parity(
     ],
     checkpoint: CheckpointArgument,
     variant: VariantOption = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps of the whole images.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampler steps for whole images.")] = 10,
     lora: LoraOption = None,
     allow_pickle: PickleOption = False,
     config: ConfigOption = None,
@@ -36,7 +36,7 @@ def parity(
     require_export()
     import transformers
 
-    # It warns, at import of what nothing here uses, that torchvision is missing.
+    # Importing it warns that torchvision is missing, which nothing here uses.
     transformers.logging.set_verbosity_error()
     from sd2rt.export.checkpoints.checkpoint import open_checkpoint
     from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras

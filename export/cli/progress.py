@@ -1,4 +1,4 @@
-"""Progress of a build or a comparison: a bar for each part, a line of a log, or a line of JSON."""
+"""Progress of a build or a comparison: bars on a terminal, log lines, or JSON lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PART_LABELS = {
     "denoiser": "denoiser",
     "decoder": "decoder",
     "encoder": "encoder",
-    "tiled_decoder": "decoder of tiles",
-    "tiled_encoder": "encoder of tiles",
+    "tiled_decoder": "tile decoder",
+    "tiled_encoder": "tile encoder",
     "depth_estimator": "depth estimator",
     "bundle": "writing",
 }
@@ -24,15 +24,15 @@ PART_LABELS = {
 Say = Callable[[str], None]
 
 
-def _label(what: str) -> str:
-    """A part, or an engine of one and its sizes, for people."""
-    name, _, rest = what.partition(" ")
+def _label(item: str) -> str:
+    """Readable label of a part, or of one of its engines with its sizes."""
+    name, _, rest = item.partition(" ")
     return f"{PART_LABELS.get(name, name)}{rest and f' {rest}'}"
 
 
 @contextmanager
 def display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]]:
-    """Progress for people (a bar per part), for machines (a JSON line per event), or for a log (a line each)."""
+    """Report notes and progress: bars on a terminal, else log lines; with ``as_json``, a JSON line for each event."""
     if as_json:
 
         def emit(**fields: Any) -> None:

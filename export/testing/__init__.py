@@ -1,1 +1,1 @@
-"""Checkpoints of random weights in the published formats, for tests and benchmarks only."""
+"""Random-weight checkpoints in the published formats, for tests and benchmarks only."""

@@ -1,4 +1,4 @@
-"""Writing a checkpoint in the diffusers layout, for diffusers itself to load."""
+"""Write a checkpoint in the diffusers layout, loadable by diffusers itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHT_FILES: dict[NetworkName, str] = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "depth_estimator": "depth_estimator/model.safetensors",
 }
-"""Where a diffusers folder keeps each part's weights."""
+"""Path of each part's weights in a diffusers folder."""
 
 
 def write_folder(
@@ -28,7 +28,7 @@ def write_folder(
     entries: Callable[[NetworkName], Iterable[Entry]],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write the weights that ``entries`` has of each part as ``dtype``, the configuration files and the tokenizer."""
+    """Write the tensors of each part in ``dtype``, the configuration files and the tokenizer; return ``path``."""
     for part in configs.parts:
         target = path / WEIGHT_FILES[part]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,21 +40,22 @@ def write_folder(
 
 
 def write_demo(path: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
-    """Write one of the trained family, by its name in ``DEMO_NAMES``, as a diffusers folder.
+    """Write a demo checkpoint, by its name in ``DEMO_NAMES``, as a diffusers folder; return ``path``.
 
-    Raises CheckpointError where the package lacks its weights.
+    Raises:
+        CheckpointError: the package lacks its weights.
     """
-    found = open_demo(name, None)
+    demo = open_demo(name, None)
 
     def entries(part: NetworkName) -> list[Entry]:
-        tensors = found.parts.tensors(part)
+        tensors = demo.parts.tensors(part)
         return [Entry(key, tuple(tensor.shape), tensor.contiguous) for key, tensor in tensors.items()]
 
-    return write_folder(path, found.configs, entries, dtype)
+    return write_folder(path, demo.configs, entries, dtype)
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """The packaged tokenizer as the published folders keep it: vocabulary, merges and settings."""
+    """Write the packaged tokenizer as in the published folders: vocabulary, merges and settings."""
     folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(TOKENIZER.read_text(encoding="utf-8"))["model"]
     merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])

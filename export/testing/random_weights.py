@@ -1,7 +1,7 @@
-"""Seeded random-weight checkpoints of SD2's architecture: for tests and for benchmarks.
+"""Seeded random-weight checkpoints of SD2's architecture, for tests and benchmarks.
 
-The weights are no model's, so no licence of Stability AI binds them. Each tensor is drawn from a generator of
-its own, seeded by (seed, part, key): both layouts of one seed hold equal weights, and a file of any size is
+The weights are not derived from any model, so no licence of Stability AI applies to them. Each tensor has its own
+generator, seeded by (seed, part, key): both layouts of one seed hold the same weights, and a file of any size is
 written one tensor at a time.
 """
 
@@ -40,23 +40,23 @@ def random_checkpoint(
 
     Args:
         path: the folder to write into (``layout="diffusers"``), or the ``.safetensors`` or ``.ckpt`` file to
-            write (``layout="ldm"``). A ``.ckpt`` needs the memory of all its weights, a ``.safetensors`` that
-            of one tensor.
-        configs: what the networks look like.
-        seed: the weights' seed; the same seed gives the same bytes on one machine.
-        dtype: of the weights as stored. They are drawn in float32 and rounded.
-        layout: a diffusers folder, or one file in the layout of the original releases, with its 24th (here:
-            one more) text layer, its projection, its noise-schedule buffers and what else nothing reads.
-        legacy_keys: diffusers layout with the key names of 2022: ``text_model.`` before the text encoder's
+            write (``layout="ldm"``). A ``.ckpt`` takes the memory of all its weights, a ``.safetensors`` of one
+            tensor.
+        configs: configurations of the networks.
+        seed: seed of the weights; the same seed gives the same bytes on one machine.
+        dtype: dtype of the stored weights. They are drawn in float32 and rounded.
+        layout: a diffusers folder, or one file in the layout of the original releases, with the tensors that
+            nothing reads: the last text layer, the text projection, the noise-schedule buffers.
+        legacy_keys: for the diffusers layout, key names of 2022: ``text_model.`` before the text encoder's
             keys, its ``position_ids``, and the VAE's old attention names.
-        progress: told about each part before it is written.
+        progress: called with a message before each part is written.
     """
-    tell = progress if progress is not None else _silent
+    say = progress if progress is not None else _silent
     weights = RandomWeights(configs, seed)
     if layout == "diffusers":
 
         def entries_of(part: NetworkName) -> list[Entry]:
-            tell(f"writing random weights of {part}")
+            say(f"writing random weights of {part}")
             entries = weights.entries(part)
             if legacy_keys:
                 entries = [_as_legacy(part, entry) for entry in entries]
@@ -67,7 +67,7 @@ def random_checkpoint(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = list(weights.ldm_entries())
-    tell(f"writing random weights to {path.name}")
+    say(f"writing random weights to {path.name}")
     if path.suffix == ".safetensors":
         with path.open("wb") as stream:
             write_safetensors(stream, entries, dtype)
@@ -78,14 +78,14 @@ def random_checkpoint(
 
 
 class RandomWeights:
-    """The random weights of a pipeline, tensor by tensor."""
+    """Random weights of a pipeline, drawn tensor by tensor."""
 
     def __init__(self, configs: PipelineConfigs, seed: int) -> None:
         self.configs = configs
         self.seed = seed
 
     def shapes(self, part: NetworkName) -> dict[str, tuple[int, ...]]:
-        """Every weight of ``part`` under its current diffusers or transformers name."""
+        """Shapes of all weights of ``part``, by their current names in diffusers or transformers."""
         state = skeleton(part, self.configs.part(part)).state_dict()
         return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
@@ -98,7 +98,7 @@ class RandomWeights:
         return [self._entry(part, key, shape) for key, shape in self.shapes(part).items()]
 
     def ldm_entries(self) -> Iterator[Entry]:
-        """All weights in the layout of an original single-file release, and what else such a file holds."""
+        """All tensors of an original single-file release: the weights, and the tensors that nothing reads."""
         yield from _schedule_buffers(self.configs.scheduler)
         if self.configs.low_res_scheduler is not None:
             yield from _schedule_buffers(self.configs.low_res_scheduler, "low_scale_model.")
@@ -119,7 +119,7 @@ class RandomWeights:
         yield self._entry("text_encoder", "text_projection", (width, width), prefix)
         yield Entry(prefix + "logit_scale", (), lambda: torch.tensor(math.log(100.0)))
         if self.configs.depth_estimator is not None:
-            # MiDaS's vision transformer brings the classifier that it was trained with.
+            # MiDaS's vision transformer includes the classifier that it was trained with.
             head = PREFIXES["depth_estimator"] + "pretrained.model.head."
             width = int(self.configs.depth_estimator["hidden_size"])
             yield self._entry("depth_estimator", "weight", (_IMAGENET_CLASSES, width), head)
@@ -129,7 +129,7 @@ class RandomWeights:
         return Entry(prefix + key, shape, lambda: draw(self.seed, part, key, shape))
 
     def _unused_layer(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """SD2 reads the text encoder's last layer but one: its files still carry the last."""
+        """Shapes of the text encoder's last layer, which SD2 never runs but its original files contain."""
         layers = int(self.configs.text_encoder["num_hidden_layers"])
         first = "encoder.layers.0."
         return {
@@ -139,10 +139,9 @@ class RandomWeights:
         }
 
 
-# The standard deviation of each kind of weight, relative to 1/sqrt(fan-in): the first pattern that matches
-# decides. What closes a residual branch is small, so that the branches add texture to what passes by and do
-# not drown it: a trajectory then amplifies rounding errors by little. SiLU passes 0.6 of its input's size,
-# hence the gains above 1.
+# Standard deviation of each kind of weight, relative to 1/sqrt(fan-in); the first matching pattern applies. The last
+# layer of a residual branch gets small weights, so that branches perturb the residual stream and do not dominate it:
+# a trajectory then amplifies rounding errors little. SiLU scales its input by about 0.6, hence the gains above 1.
 _GAINS: tuple[tuple[NetworkName, str, float], ...] = (
     ("text_encoder", r"to_out|out_proj|fc2", 0.7),
     ("unet", r"^conv_out\.weight$", 0.9),
@@ -155,21 +154,21 @@ _BIAS_STD = 0.05
 _NORM_GAIN_STD = 0.1
 _EMBEDDING_STD = 0.02
 
-# The depth estimator's tokens have unit spread: its positions are to show, and its last bias keeps depths
-# positive, which end in a ReLU.
+# The depth estimator's tokens have unit variance, and its position embeddings have to matter beside them. Its last
+# bias keeps depths positive before the final ReLU.
 _POSITION_STD = 0.2
 _DEPTH_MEAN = 16.0
 
 _IMAGENET_CLASSES = 1000
 
-# A trained encoder's latents have this spread before they are scaled by 0.18215, and little variance of their
-# own.
+# A trained encoder's latents have this standard deviation before they are scaled by 0.18215; the variance of its
+# posterior is small.
 _LATENT_STD = 1 / 0.18215
 _LATENT_LOGVAR = -9.0
 
 
 def draw(seed: int, part: NetworkName, key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """One weight in float32: a function of its arguments alone."""
+    """Draw one weight in float32; it depends on the arguments only."""
     digest = hashlib.sha256(f"{seed}/{part}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -192,7 +191,7 @@ def draw(seed: int, part: NetworkName, key: str, shape: tuple[int, ...]) -> torc
 
 
 def _gain(part: NetworkName, key: str) -> float:
-    matching = (gain for of, pattern, gain in _GAINS if of == part and re.search(pattern, key))
+    matching = (gain for network, pattern, gain in _GAINS if network == part and re.search(pattern, key))
     return next(matching, 1.0)
 
 
@@ -222,7 +221,7 @@ def _position_ids(configs: PipelineConfigs) -> Entry:
 
 
 def _schedule_buffers(scheduler: Config, prefix: str = "") -> Iterator[Entry]:
-    """The forward process as LDM registers it; nothing reads it, but real files have it."""
+    """The noise-schedule buffers that LDM registers; nothing reads them, but published files have them."""
     steps = int(scheduler["num_train_timesteps"])
     roots = torch.linspace(
         scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, steps, dtype=torch.float64

@@ -1,4 +1,4 @@
-"""Writing safetensors files one tensor at a time, so that their size costs no memory."""
+"""Write safetensors files one tensor at a time, so that memory use does not grow with file size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor that is not made before it is needed."""
+    """One tensor, created by ``make`` when it is written."""
 
     key: str
     shape: tuple[int, ...]
@@ -30,15 +30,15 @@ _DTYPE_NAMES = {
 
 
 def write_safetensors(stream: IO[bytes], entries: Iterable[Entry], dtype: torch.dtype) -> None:
-    """Write tensors in the safetensors format, one in memory at a time (the library would want all)."""
+    """Write tensors in the safetensors format with one in memory at a time; the library needs all at once."""
     entries = list(entries)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
-        kept = torch.int64 if entry.integer else dtype
-        start, end = end, end + math.prod(entry.shape) * kept.itemsize
+        stored_dtype = torch.int64 if entry.integer else dtype
+        start, end = end, end + math.prod(entry.shape) * stored_dtype.itemsize
         header[entry.key] = {
-            "dtype": _DTYPE_NAMES[kept],
+            "dtype": _DTYPE_NAMES[stored_dtype],
             "shape": list(entry.shape),
             "data_offsets": [start, end],
         }
@@ -50,5 +50,5 @@ def write_safetensors(stream: IO[bytes], entries: Iterable[Entry], dtype: torch.
 
 
 def as_stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor as a file of ``dtype`` keeps it: integers stay integers."""
+    """The tensor as stored in a file of ``dtype``: floating-point tensors are cast, integers are not."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""The small checkpoint of tests/conftest.py in the other published forms, each written once."""
+"""The small checkpoint of tests/conftest.py in the other published formats, each written once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..made_once import MadeOnce
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 SEED = 1
-"""What small_checkpoint is drawn with: equal weights in every form."""
+"""Seed of small_checkpoint: all forms have the same weights."""
 
 KindPath = Callable[[ModelKind], Path]
 
@@ -53,7 +53,7 @@ def small_configs(made_once: MadeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def kind_folder(request: pytest.FixtureRequest) -> KindPath:
-    """The diffusers folder of a kind, of tests/conftest.py."""
+    """A kind's diffusers folder, from tests/conftest.py."""
 
     def folder(kind: ModelKind) -> Path:
         name = {"base": "small_checkpoint"}.get(kind, f"small_{kind}_checkpoint")
@@ -64,7 +64,7 @@ def kind_folder(request: pytest.FixtureRequest) -> KindPath:
 
 @pytest.fixture(scope="session")
 def kind_file(made_once: MadeOnce) -> KindPath:
-    """The same weights as one file."""
+    """A kind's weights as a single file."""
 
     def file(kind: ModelKind) -> Path:
         return made_once(
@@ -77,17 +77,19 @@ def kind_file(made_once: MadeOnce) -> KindPath:
 
 @pytest.fixture(scope="session")
 def pinned_exporters() -> None:
-    """For what the packaged graphs are about: they are of the versions in constraints.txt."""
+    """Skip unless the exporters in constraints.txt, which the packaged graphs were made with, are installed."""
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
     for package in EXPORTERS:
         version = importlib.metadata.version(package).partition("+")[0]
         if pinned[package] != version:
-            pytest.skip(f"the packaged graphs are of {package} {pinned[package]}, and {version} is installed")
+            pytest.skip(
+                f"the packaged graphs were made with {package} {pinned[package]}, but {version} is installed"
+            )
 
 
 @pytest.fixture
 def folder_copy(small_checkpoint: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Makes a copy of the small diffusers folder that a test may damage."""
+    """Copy the small diffusers folder, for tests that damage it."""
 
     def copy() -> Path:
         return Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))

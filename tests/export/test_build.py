@@ -1,4 +1,4 @@
-"""Building without exporting: what is kept, what is made again. Export itself is tests/parity's."""
+"""Builds with a fake exporter: which parts are kept, and which rebuilt. tests/parity/ tests export itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALL = list(KINDS["base"].parts)
 
 
 class Exporter:
-    """Stands in for ``make_part``; stops in the middle of one part if told to."""
+    """Fake ``make_part`` and ``tiled_part``; with ``stop`` set, raises in the middle of a part."""
 
     def __init__(self) -> None:
         self.exported: list[str] = []

@@ -1,4 +1,4 @@
-"""`sd2rt parity`: the table, its verdict, and what it refuses."""
+"""`sd2rt parity`: its report, its exit code, and what it refuses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def test_a_bundle_and_its_checkpoint(
     small_bundle: Path, small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["parity", str(small_bundle), str(small_checkpoint), "--steps", "3", "--json"]) == 0
-    # The last line: those before it tell the progress.
+    # The report is the last line, after lines of progress.
     report = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
     assert report["holds"]
     assert {row["what"].split(":")[0] for row in report["rows"]} >= {"text_encoder", "denoiser", "decoder"}
-    # Guided and not, worst pixel and PSNR, of each task.
+    # For each task: guided and unguided, worst pixel and PSNR.
     assert sum("text-to-image 64x64, 3 steps" in row["what"] for row in report["rows"]) == 4
     assert sum("image-to-image 64x64, 3 steps" in row["what"] for row in report["rows"]) == 4
 

@@ -1,4 +1,4 @@
-"""Bundles beside the PyTorch they were made from, and what their tests measured."""
+"""Fixtures: bundles with their diffusers references, and a record of measured errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .table import Rows
 
 @dataclass
 class Pair:
-    """A bundle, and the checkpoint it was made from in diffusers."""
+    """An opened bundle, its checkpoint, and the checkpoint's pipeline in diffusers."""
 
     checkpoint: Checkpoint
     pipeline: Pipeline
@@ -33,13 +33,13 @@ def table(request: pytest.FixtureRequest) -> Rows:
 
 @pytest.fixture
 def record(table: Rows) -> Callable[[str, str, float, float], None]:
-    """Notes an image's worst pixel (of 255) and PSNR, and asserts the bounds for float32."""
+    """Record an image's worst pixel error (of 255) and PSNR, and assert the bounds for float32."""
 
-    def note(section: str, what: str, worst: float, psnr: float) -> None:
-        shown = "equal" if math.isinf(psnr) else f"{worst:.2g}/255, {psnr:.0f} dB"
-        table.add(section, what, shown, "2/255, 55 dB")
-        assert worst <= 2, f"{what}: a pixel is {worst}/255 off"
-        assert psnr >= 55, f"{what}: {psnr} dB"
+    def note(section: str, label: str, worst: float, psnr: float) -> None:
+        measured = "identical" if math.isinf(psnr) else f"{worst:.2g}/255, {psnr:.0f} dB"
+        table.add(section, label, measured, "2/255, 55 dB")
+        assert worst <= 2, f"{label}: a pixel is {worst}/255 off"
+        assert psnr >= 55, f"{label}: {psnr} dB"
 
     return note
 

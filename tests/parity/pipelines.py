@@ -1,4 +1,4 @@
-"""diffusers' pipelines that share their networks."""
+"""Switch a diffusers pipeline to another task without loading its networks again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sd2rt.export.reference import PIPELINES
 
 
 def other_task(pipeline: Any, task: TaskName) -> Any:
-    """The same networks in the pipeline of another task."""
+    """The pipeline of another task, with the same networks."""
     if type(pipeline) is PIPELINES[task]:
         return pipeline
     other = PIPELINES[task](**pipeline.components, requires_safety_checker=False)

@@ -41,7 +41,7 @@ def scheduler_of(pair: Any, sampler: str) -> Any:
 
 
 def levels_of(scheduler: Any) -> list[float]:
-    """The noise-to-signal ratio of each call's timestep."""
+    """Noise-to-signal ratio at the timestep of each call."""
     a = scheduler.alphas_cumprod.double().numpy()
     levels = np.sqrt((1 - a) / a)
     return np.interp(scheduler.timesteps.numpy(), np.arange(len(a)), levels).tolist()  # type: ignore[no-any-return]
@@ -49,7 +49,7 @@ def levels_of(scheduler: Any) -> list[float]:
 
 @torch.no_grad()
 def by_hand(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, float]]) -> NDArray[Any]:
-    """The image of these calls' texts, scales and rescales, [1, H, W, 3] in [0, 1]; each row in a call of its own."""
+    """Image [1, H, W, 3] in [0, 1] for calls with these texts, scales and rescales; one UNet call for each row."""
     unet, vae, scheduler = pair.reference.unet, pair.reference.vae, scheduler_of(pair, sampler)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))
     latents = latents * scheduler.init_noise_sigma
@@ -76,9 +76,9 @@ def by_hand(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, 
 
 
 def from_texts(pair: Any, sampler: str, calls: list[tuple[TextConditioning, float, float]]) -> NDArray[Any]:
-    """The same from the step loop."""
-    asked = make_request(prompt=PROMPT, sampler=sampler, num_inference_steps=STEPS)
-    (picture,) = pair.pipeline.prepare(asked, SEED)
+    """The image of the same calls by sd2rt's step loop."""
+    request = make_request(prompt=PROMPT, sampler=sampler, num_inference_steps=STEPS)
+    (picture,) = pair.pipeline.prepare(request, SEED)
     generator = Generator(SEED)
     trajectory = Trajectory(
         plan=picture.trajectories[0].plan,
@@ -100,7 +100,7 @@ def from_texts(pair: Any, sampler: str, calls: list[tuple[TextConditioning, floa
 def test_intervals(
     base: Any, record: Any, embeds: Embeds, sampler: str, rescale: float, launched_rows: list[int]
 ) -> None:
-    """Which calls are guided, and that the others run one row."""
+    """Only calls within the interval are guided; the others run one row."""
     interval = (0.4, 4.0)
     levels = levels_of(scheduler_of(base, sampler))
     inside = [interval[0] < level <= interval[1] for level in levels]
@@ -109,7 +109,7 @@ def test_intervals(
     guided, plain = TextConditioning((embeds[PROMPT],), embeds[""]), TextConditioning((embeds[PROMPT],))
     expected = by_hand(base, sampler, [(guided, 7.5, rescale) if now else (plain, 1, 0) for now in inside])
     launched_rows.clear()
-    found = base.pipeline(
+    ours = base.pipeline(
         PROMPT,
         seed=SEED,
         sampler=sampler,
@@ -119,7 +119,7 @@ def test_intervals(
         output_type="np",
     ).images
     assert launched_rows == [2 if now else 1 for now in inside]
-    record("Guidance", f"base, {sampler}, interval, rescale {rescale:g}", *difference(found, expected))
+    record("Guidance", f"base, {sampler}, interval, rescale {rescale:g}", *difference(ours, expected))
     always = by_hand(base, sampler, [(guided, 7.5, rescale)] * len(levels))
     assert difference(always, expected)[0] > 2, "an interval that changes nothing proves nothing"
 
@@ -134,7 +134,7 @@ def test_scales_by_call(
     guided, plain = TextConditioning((embeds[PROMPT],), embeds[""]), TextConditioning((embeds[PROMPT],))
     calls = [(guided, scale, 0.3) if scale > 1 else (plain, 1, 0) for scale in each]
     expected = by_hand(base, sampler, calls)
-    found = base.pipeline(
+    ours = base.pipeline(
         PROMPT,
         seed=SEED,
         sampler=sampler,
@@ -144,7 +144,7 @@ def test_scales_by_call(
         output_type="np",
     ).images
     shown = ", ".join(f"{scale:g}" for scale in scales)
-    record("Guidance", f"base, {sampler}, scales {shown}", *difference(found, expected))
+    record("Guidance", f"base, {sampler}, scales {shown}", *difference(ours, expected))
 
 
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (0.6, 0.4), (1.0, -0.5), (0.5, 0.3, 0.7)])
@@ -154,15 +154,15 @@ def test_compositions(
 ) -> None:
     conds = tuple(embeds[text] for text in (PROMPT, "a red fox", "snow")[: len(shares)])
     calls = [(TextConditioning(conds, embeds[""], shares), 5.0, 0.5)] * STEPS
-    found, expected = from_texts(base, sampler, calls), by_hand(base, sampler, calls)
+    ours, expected = from_texts(base, sampler, calls), by_hand(base, sampler, calls)
     shown = " AND ".join(f"{share:g}" for share in shares)
-    record("Guidance", f"base, {sampler}, {shown}", *difference(found, expected))
+    record("Guidance", f"base, {sampler}, {shown}", *difference(ours, expected))
     alone = by_hand(base, sampler, [(TextConditioning(conds[:1], embeds[""]), 5.0, 0.5)] * STEPS)
     assert difference(alone, expected)[0] > 2, "a composition that changes nothing proves nothing"
 
 
 def test_texts_that_take_turns(base: Any, record: Any, embeds: Embeds) -> None:
-    """A prompt that is edited, alternates, and is composed for one call: rows that change, come and go."""
+    """Prompts that change from call to call, one of them composed: rows are replaced, added and removed."""
     uncond = embeds[""]
     one, other = TextConditioning((embeds["a red fox"],), uncond), TextConditioning((embeds["snow"],), uncond)
     both = TextConditioning((embeds["a red fox"], embeds["snow"]), uncond, (0.5, 0.8))
@@ -171,4 +171,6 @@ def test_texts_that_take_turns(base: Any, record: Any, embeds: Embeds) -> None:
         for texts in (one, other, one, both, other, TextConditioning((embeds["snow"],), embeds[PROMPT]))
     ]
     expected = by_hand(base, "ddim", calls)
-    record("Guidance", "base, ddim, texts in turn", *difference(from_texts(base, "ddim", calls), expected))
+    record(
+        "Guidance", "base, ddim, alternating prompts", *difference(from_texts(base, "ddim", calls), expected)
+    )

@@ -1,4 +1,4 @@
-"""LoRAs against diffusers with the same changes added to its weights by hand, or by PEFT."""
+"""Compare LoRAs with diffusers, where the same changes are added to the weights directly or by PEFT."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ TEXT = {"unet": [], "text_encoder": LINEAR["text_encoder"]}
 
 @pytest.fixture
 def pipe(base: Any) -> Iterator[Pipeline]:
-    """A pipeline of its test's own."""
+    """A pipeline that is not shared with other tests."""
     with Pipeline.open(base.pipeline.bundle.path, threads=2) as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="session")
 def networks(base: Any) -> dict[str, Any]:
-    """The shapes of the bundle's weights, by network."""
+    """Shapes of the bundle's weights, by network."""
     bundle = base.pipeline.bundle
     return {
         network: Weights.of(
@@ -64,11 +64,11 @@ def fused(base: Any, *sets: tuple[Set, float]) -> Any:
     """diffusers' pipeline with changes added to its weights, in float64."""
     reference = reference_pipeline(base.checkpoint)
     for factors, scale in sets:
-        for (network, module), own in factors.items():
+        for (network, module), layer_factors in factors.items():
             model = getattr(reference, network)
             model = getattr(model, "text_model", model)
             layer = model.get_submodule(module)
-            changed = layer.weight.double() + scale * torch.from_numpy(own.delta()).reshape(
+            changed = layer.weight.double() + scale * torch.from_numpy(layer_factors.delta()).reshape(
                 layer.weight.shape
             )
             layer.weight.data = changed.float()
@@ -82,18 +82,18 @@ def test_images(
     factors = draw(EVERYTHING, networks)
     plain = image(pipe)
     pipe.load_lora(write(tmp_path / "toy.safetensors", layout, factors), scale=0.8)
-    found = image(pipe)
+    ours = image(pipe)
     record(
         "LoRAs",
         f"base, {layout}, scale 0.8, 6 steps",
-        *difference(found, expected(fused(base, (factors, 0.8)))),
+        *difference(ours, expected(fused(base, (factors, 0.8)))),
     )
-    # A change that is not seen proves nothing.
-    assert difference(found, plain)[1] < 30
+    # The LoRA has to change the image visibly, or the comparison proves nothing.
+    assert difference(ours, plain)[1] < 30
 
 
 def test_several_and_none(base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path) -> None:
-    """Two add up, in any order to the same bits; without them all is as before, to the bit."""
+    """Two LoRAs add up, bit for bit the same in either order; unloading restores the images bit for bit."""
     sets = [draw(EVERYTHING, networks, seed=1), draw(LINEAR, networks, seed=2)]
     paths = [write(tmp_path / f"{n}.safetensors", "kohya", factors) for n, factors in enumerate(sets)]
     plain = image(pipe)
@@ -102,7 +102,7 @@ def test_several_and_none(base: Any, pipe: Pipeline, networks: Any, record: Any,
     pipe.load_lora(paths[1], -0.4, "other")
     assert [lora.name for lora in pipe.loras] == ["0", "other"]
     both = image(pipe)
-    named = "base, two of kohya's, scales 0.7 and -0.4, 6 steps"
+    named = "base, two LoRAs, kohya, scales 0.7 and -0.4, 6 steps"
     record("LoRAs", named, *difference(both, expected(fused(base, (sets[0], 0.7), (sets[1], -0.4)))))
     pipe.unload_lora("other")
     assert pipe.loras == (first,)
@@ -117,7 +117,7 @@ def test_several_and_none(base: Any, pipe: Pipeline, networks: Any, record: Any,
         np.testing.assert_array_equal(image(other), both)
 
 
-def test_texts_are_encoded_anew(
+def test_texts_are_encoded_again(
     base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path
 ) -> None:
     factors = draw(TEXT, networks)
@@ -125,13 +125,13 @@ def test_texts_are_encoded_anew(
     denoiser = pipe.engine("denoiser")
     pipe.load_lora(write(tmp_path / "toy.safetensors", "kohya", factors))
     assert pipe.engine("denoiser") is denoiser
-    found = image(pipe)
+    ours = image(pipe)
     record(
         "LoRAs",
-        "base, of the text encoder alone, 6 steps",
-        *difference(found, expected(fused(base, (factors, 1)))),
+        "base, text encoder only, 6 steps",
+        *difference(ours, expected(fused(base, (factors, 1)))),
     )
-    assert np.abs(found - plain).max() > 0.01
+    assert np.abs(ours - plain).max() > 0.01
     pipe.unload_lora("toy")
     np.testing.assert_array_equal(image(pipe), plain)
 
@@ -176,7 +176,7 @@ def test_waits_for_runs(pipe: Pipeline, networks: Any, tmp_path: Path) -> None:
             pipe.load_lora(path)
         loading = threading.Thread(target=pipe.load_lora, args=(path,))
         loading.start()
-        # Images that are being made are made to their end as they were begun.
+        # The run in progress finishes with the weights that it started with.
         (output,) = run.result()
     loading.join()
     np.testing.assert_array_equal(output.images, plain)
@@ -187,7 +187,7 @@ def test_waits_for_runs(pipe: Pipeline, networks: Any, tmp_path: Path) -> None:
 
 
 def test_built_in_is_equal_to_the_bit(base: Any, networks: Any, tmp_path: Path) -> None:
-    """What a build exports is what a pipeline puts in its place."""
+    """Weights merged by a build equal those that a pipeline replaces at run time, bit for bit."""
     paths = [
         write(tmp_path / f"{seed}.safetensors", "kohya", draw(EVERYTHING, networks, seed=seed))
         for seed in range(2)
@@ -199,7 +199,7 @@ def test_built_in_is_equal_to_the_bit(base: Any, networks: Any, tmp_path: Path) 
         "denoiser": checkpoint.unet().state_dict(),
         "text_encoder": checkpoint.text_encoder().state_dict(),
     }
-    own = {
+    original = {
         "denoiser": base.checkpoint.unet().state_dict(),
         "text_encoder": base.checkpoint.text_encoder().state_dict(),
     }
@@ -207,7 +207,7 @@ def test_built_in_is_equal_to_the_bit(base: Any, networks: Any, tmp_path: Path) 
         weights = merged[part]  # type: ignore[index]
         for key, value in state.items():
             name = key.removeprefix("text_model.")
-            expected = weights[name] if name in weights else own[part][key].numpy()
+            expected = weights[name] if name in weights else original[part][key].numpy()
             np.testing.assert_array_equal(value.numpy(), expected, err_msg=key)
     added = set(checkpoint.source.items()) - set(base.checkpoint.source.items())
     assert added == {
@@ -222,19 +222,19 @@ def test_built_in_is_equal_to_the_bit(base: Any, networks: Any, tmp_path: Path) 
 def test_as_diffusers_loads_it(
     base: Any, pipe: Pipeline, networks: Any, record: Any, tmp_path: Path, layout: Layout
 ) -> None:
-    """The same file, read by diffusers and PEFT.
+    """The same file, loaded by diffusers and PEFT.
 
-    Alphas are one for all layers, or the ranks: where they differ diffusers 0.42 does not find the layers of some of
-    kohya's, and its own layout has no place for them.
+    All layers have the same alpha, or their rank: with different alphas, diffusers 0.42 misses some layers of kohya's
+    layout, and its own layout cannot store them.
     """
     pytest.importorskip("peft")
     layers = ATTENTION if layout == "diffusers-old" else LINEAR
     if layout == "diffusers-peft":
-        # With a configuration it looks for the text encoder's layers under names of transformers before 5.6.
+        # With a configuration, diffusers expects the text encoder's names of transformers before 5.6.
         layers = {"unet": LINEAR["unet"]}
     factors = draw(layers, networks, alpha=3.0)
     if layout in ("diffusers-old", "diffusers"):
-        factors = {key: type(own)(own.down, own.up, len(own.down)) for key, own in factors.items()}
+        factors = {key: type(item)(item.down, item.up, len(item.down)) for key, item in factors.items()}
     path = write(tmp_path / "toy.safetensors", layout, factors)
     reference = reference_pipeline(base.checkpoint)
     reference.load_lora_weights(tmp_path, weight_name=path.name)

@@ -1,4 +1,4 @@
-"""OpenVINO against PyTorch: within ONNX Runtime's bounds in float32, and within its own in bfloat16."""
+"""Compare OpenVINO with PyTorch: the same bounds as ONNX Runtime in float32, other bounds in bfloat16."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exact(request: pytest.FixtureRequest) -> Iterator[dict[str, Pipeline]]:
 
 @pytest.fixture(scope="module", params=[64, 192])
 def side(request: pytest.FixtureRequest) -> int:
-    """Of the images: at 64 an engine for any size makes them, at 192 one for that size alone."""
+    """Side of the images: 64 uses an engine for any size, 192 one compiled for that size."""
     return int(request.param)
 
 
@@ -54,8 +54,8 @@ def test_float32(request: Any, exact: Any, record: Any, variant: str, sampler: s
     pair = request.getfixturevalue(variant)
     options: dict[str, Any] = {"num_inference_steps": 10, "negative_prompt": NEGATIVE}
     expected = reference(pair, sampler, seeds=[11], prompt=PROMPT, **options)
-    found = exact[variant](PROMPT, seed=11, sampler=sampler, output_type="np", **options).images
-    record("OpenVINO", f"{variant}, {sampler}, 10 steps", *difference(found, expected))
+    ours = exact[variant](PROMPT, seed=11, sampler=sampler, output_type="np", **options).images
+    record("OpenVINO", f"{variant}, {sampler}, 10 steps", *difference(ours, expected))
 
 
 @needs_bf16
@@ -67,12 +67,14 @@ def test_bfloat16(
     pair = request.getfixturevalue(variant)
     options: dict[str, Any] = {"num_inference_steps": steps, "width": side, "height": side}
     expected = reference(pair, sampler, seeds=[1], prompt=PROMPT, **options)
-    found = rounded[variant](PROMPT, seed=1, sampler=sampler, output_type="np", **options).images
-    _, psnr = difference(found, expected)
+    ours = rounded[variant](PROMPT, seed=1, sampler=sampler, output_type="np", **options).images
+    _, psnr = difference(ours, expected)
     latents = reference(pair, sampler, seeds=[1], prompt=PROMPT, output_type="latent", **options)
-    own = rounded[variant](PROMPT, seed=1, sampler=sampler, output_type="latent", **options).images
-    error = float(np.linalg.norm(own - latents) / np.linalg.norm(latents))
-    what = f"{variant}, {sampler}, {steps} steps, {side}x{side}, OpenVINO"
-    table.add("bf16 against PyTorch fp32", what, f"{psnr:.0f} dB, latents {error:.1e}", "28 dB, latents 6e-2")
+    our_latents = rounded[variant](PROMPT, seed=1, sampler=sampler, output_type="latent", **options).images
+    error = float(np.linalg.norm(our_latents - latents) / np.linalg.norm(latents))
+    label = f"{variant}, {sampler}, {steps} steps, {side}x{side}, OpenVINO"
+    table.add(
+        "bf16 against PyTorch fp32", label, f"{psnr:.0f} dB, latents {error:.1e}", "28 dB, latents 6e-2"
+    )
     assert psnr >= 28
     assert error <= 6e-2

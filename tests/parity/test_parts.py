@@ -1,4 +1,4 @@
-"""Each part alone against the PyTorch module it was exported from."""
+"""Compare each part with the PyTorch module that it was exported from."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
         for name, array in feed.items():
             session.buffers[name].write(array)
         session.launch()
-        found, finite = session.buffers["state_out"].read(), session.buffers["finite"].read()
+        ours, finite = session.buffers["state_out"].read(), session.buffers["finite"].read()
     with torch.no_grad():
         expected, _ = part_module(base.checkpoint, "denoiser", "fp32")(*map(torch.from_numpy, feed.values()))
-    error = float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+    error = float(np.abs(ours - expected.numpy()).max() / expected.abs().max())
     table.add("Parts", f"base, denoiser, B {b}, R {r}, L {tokens}, {h}x{w}", f"{error:.1e} of max", "0.0001")
     assert error <= PART_BOUNDS["fp32"]
     assert finite.tolist() == [1] * b
@@ -70,7 +70,7 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_text_encoder_without_its_last_layers(base: Any, table: Any, skip: int) -> None:
-    """transformers' hidden state of that layer, through the final norm; two samples in one call."""
+    """Compare with transformers' hidden state of that layer after the final norm, two samples in a call."""
     part = base.pipeline.manifest.parts["text_encoder"]
     ids = torch.randint(0, 49408, (2, 77), generator=torch.Generator().manual_seed(skip))
     model = base.checkpoint.text_encoder()
@@ -84,15 +84,15 @@ def test_text_encoder_without_its_last_layers(base: Any, table: Any, skip: int) 
         session.buffers["embeddings"].write(embeddings)
         session.buffers["skip"].write(np.array([skip]))
         session.launch()
-        found = session.buffers["hidden"].read()
-    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        ours = session.buffers["hidden"].read()
+    error = float(np.abs(ours - expected).max() / np.abs(expected).max())
     table.add("Parts", f"base, text_encoder, clip-skip {skip}", f"{error:.1e} of max", "0.0001")
     assert error <= PART_BOUNDS["fp32"]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_portable_graph(base: Any, table: Any, part: Any) -> None:
-    """model.onnx, which other backends build from, computes what ONNX Runtime's own graph does."""
+    """model.onnx, which other backends compile, gives the same results as ONNX Runtime's graph."""
     bundle = base.pipeline.bundle
     entry = bundle.manifest.parts[part]
     portable = entry.model_copy(update={"onnxruntime": entry.onnx})
@@ -104,7 +104,7 @@ def test_portable_graph(base: Any, table: Any, part: Any) -> None:
 
 
 def test_rescale_is_exact_at_zero(base: Any) -> None:
-    """phi = 0 leaves the guided output alone to the bit, even where it is constant (0 / 0 in the ratio)."""
+    """With phi = 0 the guided output stays the same bit for bit, even if it is constant (0 / 0 in the ratio)."""
     module = part_module(base.checkpoint, "denoiser", "fp32")
     for parameter in module.parameters():
         parameter.zero_()
@@ -122,7 +122,7 @@ def test_rescale_is_exact_at_zero(base: Any) -> None:
 
 
 def operator_counts(path: Path) -> Counter[str]:
-    """How often each operator stands in an ONNX file."""
+    """Number of occurrences of each operator in an ONNX file."""
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
@@ -136,9 +136,9 @@ def test_operators_stay_whole(base: Any) -> None:
         "encoder": {"Attention": 1, "LayerNormalization": 0, "Gelu": 0},
     }
     for name, counts in expected.items():
-        found = operator_counts(bundle.file(bundle.manifest.parts[name].onnx))
-        assert {operator: found[operator] for operator in counts} == counts, name
-        assert not {"Softmax", "InstanceNormalization", "Erf", "ReduceVariance"} & set(found)
+        ours = operator_counts(bundle.file(bundle.manifest.parts[name].onnx))
+        assert {operator: ours[operator] for operator in counts} == counts, name
+        assert not {"Softmax", "InstanceNormalization", "Erf", "ReduceVariance"} & set(ours)
         assert set(counts) <= set(WHOLE_OPERATORS)
 
 

@@ -1,4 +1,4 @@
-"""What prompts say beyond their words, against diffusers: the same picture."""
+"""Compare textual inversion, clip-skip, weights and chunks of prompts with diffusers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "negative_prompt": NEGATIVE
 
 
 def encode(pair: Any, ids: list[int], skip: int = 0) -> torch.Tensor:
-    """transformers' hidden states of begin, the ids, end and padding, [77, D], with layers left out at the end."""
+    """transformers' hidden states [77, D] of start, ids, end and padding, without the last ``skip`` layers."""
     model = pair.reference.text_encoder
     text_model = getattr(model, "text_model", model)
     row = [49406, *ids, 49407, *[0] * (75 - len(ids))]
@@ -27,7 +27,7 @@ def encode(pair: Any, ids: list[int], skip: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def inverted(base: Any) -> Iterator[Any]:
-    """Both sides with two embeddings, one of several vectors."""
+    """Both pipelines with two embeddings, one of them of several vectors."""
     for token, vectors in (("<toy>", VECTORS), ("zork", VECTORS[:1] * 2)):
         base.reference.load_textual_inversion({token: vectors})
         base.pipeline.load_embedding({token: vectors})
@@ -43,8 +43,8 @@ def inverted(base: Any) -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore:the prompt is longer than 77 tokens")
 def test_textual_inversion(inverted: Any, record: Any, prompt: str) -> None:
     expected = reference(inverted, seeds=[2], prompt=prompt, **OPTIONS)
-    found = inverted.pipeline(prompt, seed=2, output_type="np", **OPTIONS).images
-    record("Prompts", f"textual inversion, {prompt[:24]!r}", *difference(found, expected))
+    ours = inverted.pipeline(prompt, seed=2, output_type="np", **OPTIONS).images
+    record("Prompts", f"textual inversion, {prompt[:24]!r}", *difference(ours, expected))
 
 
 def test_textual_inversion_says_something(inverted: Any) -> None:
@@ -56,11 +56,11 @@ def test_textual_inversion_says_something(inverted: Any) -> None:
 
 @pytest.mark.parametrize("skip", [1, 2])
 def test_clip_skip(base: Any, record: Any, skip: int) -> None:
-    """diffusers' own option fails with transformers 5.23; what it means is given as prompt_embeds."""
+    """diffusers' clip_skip fails with transformers 5.23, so the reference gets prompt_embeds instead."""
     embeds = encode(base, [320, 2368], skip)  # "a cat"
     expected = reference(base, seeds=[3], prompt_embeds=embeds[None], **OPTIONS)
-    found = base.pipeline("a cat", seed=3, clip_skip=skip, output_type="np", **OPTIONS).images
-    record("Prompts", f"clip-skip {skip}", *difference(found, expected))
+    ours = base.pipeline("a cat", seed=3, clip_skip=skip, output_type="np", **OPTIONS).images
+    record("Prompts", f"clip-skip {skip}", *difference(ours, expected))
 
 
 def test_weights_and_chunks(base: Any, record: Any) -> None:
@@ -78,14 +78,14 @@ def test_weights_and_chunks(base: Any, record: Any) -> None:
         negative_prompt_embeds=torch.cat([empty, empty])[None],
         **options,
     )
-    found = base.pipeline(
+    ours = base.pipeline(
         "a (big:1.4) cat BREAK dog", seed=4, prompt_syntax="a1111", output_type="np", **options
     )
-    record("Prompts", "a1111: weights, two chunks", *difference(found.images, expected))
+    record("Prompts", "a1111: weights, two chunks", *difference(ours.images, expected))
 
 
 def test_a_sequence_that_is_there_twice(base: Any) -> None:
-    """The UNet makes the same of it: what lengths are made one by is exact."""
+    """The UNet's output does not change: padding texts to one length by repetition is exact."""
     unet, text = base.checkpoint.unet(), encode(base, [320, 2368])[None]
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

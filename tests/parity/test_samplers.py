@@ -1,4 +1,4 @@
-"""Whole images of every sampler against diffusers, and all of them in one batch."""
+"""Compare whole images of every sampler with diffusers, and run all samplers in one batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .pipelines import other_task
 from .test_images import NEGATIVE, PROMPT, difference
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
-# Neither the noise of the one (torchsde's) nor the timesteps of the other are SD2's: their tables are compared alone.
-OWN_WAYS = ("dpmpp-sde", "ipndm")
-COMPARED = tuple(name for name in NAMES if name not in OWN_WAYS)
+# dpmpp-sde has torchsde's noise, ipndm has timesteps of its own: only their tables are compared with diffusers.
+TABLES_ONLY = ("dpmpp-sde", "ipndm")
+COMPARED = tuple(name for name in NAMES if name not in TABLES_ONLY)
 SEED = 17
 
 
@@ -41,7 +41,7 @@ def expected(
     return pipeline(PROMPT, negative_prompt=NEGATIVE, generator=generator, output_type="np", **options).images
 
 
-def found(pair: Any, name: str, schedule: str | None = None, **options: Any) -> Any:
+def generated(pair: Any, name: str, schedule: str | None = None, **options: Any) -> Any:
     return pair.pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
@@ -59,7 +59,7 @@ def test_every_sampler(request: Any, record: Any, variant: str, name: str) -> No
     pair = request.getfixturevalue(variant)
     for steps in (4, 11):
         theirs = expected(pair, name, num_inference_steps=steps)
-        ours = found(pair, name, num_inference_steps=steps)
+        ours = generated(pair, name, num_inference_steps=steps)
         record("Every sampler", f"{variant}, {name}, {steps} steps", *difference(ours, theirs))
 
 
@@ -71,7 +71,7 @@ def test_every_sampler_from_an_image(base: Any, record: Any, name: str) -> None:
     image = Image.fromarray(picture)
     options: dict[str, Any] = {"image": image, "strength": 0.6, "num_inference_steps": 8}
     theirs = expected(base, name, task="image-to-image", **options)
-    ours = found(base, name, **options)
+    ours = generated(base, name, **options)
     record("Every sampler", f"base, {name}, from an image, strength 0.6", *difference(ours, theirs))
 
 
@@ -92,7 +92,7 @@ def test_every_sampler_from_an_image(base: Any, record: Any, name: str) -> None:
 )
 def test_schedules(v: Any, record: Any, name: str, schedule: str) -> None:
     theirs = expected(v, name, schedule, num_inference_steps=7)
-    ours = found(v, name, schedule, num_inference_steps=7)
+    ours = generated(v, name, schedule, num_inference_steps=7)
     record("Schedules", f"v, {name}, {schedule}, 7 steps", *difference(ours, theirs))
 
 
@@ -100,7 +100,7 @@ def test_schedules(v: Any, record: Any, name: str, schedule: str) -> None:
 def test_zero_terminal_snr(v: Any, record: Any, name: str) -> None:
     options: dict[str, Any] = {"num_inference_steps": 6, "guidance_rescale": 0.7}
     theirs = expected(v, name, "trailing", zero_snr=True, **options)
-    ours = found(v, name, "trailing", rescale_betas_zero_snr=True, **options)
+    ours = generated(v, name, "trailing", rescale_betas_zero_snr=True, **options)
     record("Zero terminal SNR", f"v, {name}, trailing, 6 steps", *difference(ours, theirs))
 
 
@@ -111,7 +111,7 @@ def wide(small_bundle: Any) -> Iterator[Pipeline]:
 
 
 def test_every_sampler_in_one_batch(wide: Pipeline, table: Any) -> None:
-    """Each request has its own sampler, steps, guidance and prompt, and gets what it gets alone."""
+    """Requests that differ in sampler, steps, guidance and prompt give the same images as alone."""
     requests = [
         make_request(
             prompt=f"{PROMPT} {index}",
@@ -136,4 +136,4 @@ def test_every_sampler_in_one_batch(wide: Pipeline, table: Any) -> None:
         error = float(np.abs(output.images - alone.images).max() / np.abs(alone.images).max())
         assert error <= 1e-5, request.sampler
         worst = max(worst, error)
-    table.add("Batches", "every sampler at once, against each alone", f"{worst:.1e} of max", "1e-5")
+    table.add("Batches", "all samplers in one batch, against each alone", f"{worst:.1e} of max", "1e-5")

@@ -1,4 +1,4 @@
-"""The table is complete and in order, whichever worker ran which test."""
+"""The table is complete and in order, independent of which worker ran which test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .table import Rows, Table
 def report_of(
     request: pytest.FixtureRequest, number: int, rows: list[tuple[str, str, str, str]]
 ) -> pytest.TestReport:
-    """The report of a test that measured something, as it comes from a worker."""
+    """A report with rows, serialised and restored as when it comes from a worker."""
     item = request.node
     before, item.user_properties, item.stash[NUMBER] = item.stash[NUMBER], [], number
     for row in rows:
@@ -38,11 +38,11 @@ def test_rows_are_in_the_order_of_the_tests(request: pytest.FixtureRequest, tmp_
     start = lines.index("## Batches")
     assert [line for line in lines[start:] if line] == [
         "## Batches",
-        "| what | measured | bound |",
+        "| comparison | measured | bound |",
         "| --- | --- | --- |",
         "| v | 4 | 9 |",
         "## Sizes",
-        "| what | measured | bound |",
+        "| comparison | measured | bound |",
         "| --- | --- | --- |",
         "| base | 1 | 9 |",
         "| v | 2 | 9 |",

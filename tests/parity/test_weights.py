@@ -1,4 +1,4 @@
-"""Other weights in a bundle's graphs, by the map of its weights, against PyTorch with the same other weights."""
+"""Replace weights in a bundle's graphs by its weight map, and compare with PyTorch with the same weights."""
 
 from __future__ import annotations
 
@@ -23,43 +23,47 @@ SIZES = {"B": 1, "R": 2, "P": 1, "L": 77, "M": 3, "h": 8, "w": 16}
 
 
 def feed(part: Any) -> dict[str, Any]:
-    """Something of the right shape for each input; indices that are all there."""
+    """Random values of each input's shape; valid indices."""
     rng = np.random.default_rng(3)
-    made = {}
+    inputs = {}
     for tensor in part.inputs:
         shape = shape_of(tensor, SIZES)
         noise = rng.standard_normal(shape).astype(np.float32)
-        made[tensor.name] = (
+        inputs[tensor.name] = (
             np.zeros(shape, np.int64) if tensor.dtype == "int64" else noise.astype(tensor.dtype)
         )
-    if "stats" in made:
+    if "stats" in inputs:
         # Variances and shares are not negative.
-        made = {
-            name: np.abs(array) if name in ("stats", "weights") else array for name, array in made.items()
+        inputs = {
+            name: np.abs(array) if name in ("stats", "weights") else array for name, array in inputs.items()
         }
-        made["given"] = np.array([0.5], np.float32)
-    if "timestep" in made:
-        made["timestep"] = np.array([500.0], np.float32)
-        made["cond"] = np.array([[1]])
-    return made
+        inputs["given"] = np.array([0.5], np.float32)
+    if "timestep" in inputs:
+        inputs["timestep"] = np.array([500.0], np.float32)
+        inputs["cond"] = np.array([[1]])
+    return inputs
 
 
-def answer(session: Session, part: Any, given: dict[str, Any]) -> dict[str, Any]:
-    for name, array in given.items():
+def outputs_of(session: Session, part: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    for name, array in inputs.items():
         session.buffers[name].write(array)
     session.launch()
     return {tensor.name: session.buffers[tensor.name].read() for tensor in part.outputs}
 
 
 def other_weights(weights: Weights) -> dict[str, Any]:
-    """Others of the same spread, so that no value of the network leaves the range that it was made for."""
+    """Random weights with the mean and deviation of the original ones, so that activations stay in range."""
     rng = np.random.default_rng(7)
-    made = {}
+    changed = {}
     for name in weights:
-        own = weights.read(name)
-        noise = rng.standard_normal(own.shape).astype(np.float32)
-        made[name] = (own.mean() + own.std() * noise).astype(own.dtype) if own.size > 1 else own
-    return made
+        original = weights.read(name)
+        noise = rng.standard_normal(original.shape).astype(np.float32)
+        changed[name] = (
+            (original.mean() + original.std() * noise).astype(original.dtype)
+            if original.size > 1
+            else original
+        )
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_all_weights_replaced(request: Any, table: Any, variant: str, name: Any)
     part = bundle.manifest.parts[name]
     weights = Weights.of(part, bundle.file(part.onnx))
     other = other_weights(weights)
-    given = feed(part)
+    inputs = feed(part)
     module = part_module(pair.checkpoint, name, "fp32")
     prefix = "unet." if name == "denoiser" else ""
     module.load_state_dict({prefix + key: torch.from_numpy(value).float() for key, value in other.items()})
@@ -82,7 +86,7 @@ def test_all_weights_replaced(request: Any, table: Any, variant: str, name: Any)
         expected = module(
             *(
                 torch.from_numpy(array.astype(np.float32) if array.dtype == np.float16 else array)
-                for array in given.values()
+                for array in inputs.values()
             )
         )
     expected = dict(
@@ -95,12 +99,12 @@ def test_all_weights_replaced(request: Any, table: Any, variant: str, name: Any)
     for graph in dict.fromkeys((part.onnxruntime, part.onnx)):
         entry, path = part.model_copy(update={"onnxruntime": graph}), bundle.file(graph)
         with OnnxRuntimeEngine(entry, path, CPU) as engine:
-            own = answer(engine.session(SIZES), part, given)
+            original = outputs_of(engine.session(SIZES), part, inputs)
         with OnnxRuntimeEngine(entry, path, CPU, weights=other) as engine:
-            found = answer(engine.session(SIZES), part, given)
+            ours = outputs_of(engine.session(SIZES), part, inputs)
         for output, tensor in expected.items():
             array = tensor.numpy().astype(np.float64)
-            error = float(np.abs(found[output] - array).max() / np.abs(array).max())
+            error = float(np.abs(ours[output] - array).max() / np.abs(array).max())
             table.add(
                 "Replaced weights",
                 f"{variant}, {name}, {Path(graph).name}, {output}",
@@ -109,11 +113,13 @@ def test_all_weights_replaced(request: Any, table: Any, variant: str, name: Any)
             )
             assert error <= PART_BOUNDS[part.precision], (graph, output)
         first = part.outputs[0].name
-        assert np.abs(found[first].astype(float) - own[first]).max() > 1e-2 * np.abs(own[first]).max()
+        assert (
+            np.abs(ours[first].astype(float) - original[first]).max() > 1e-2 * np.abs(original[first]).max()
+        )
 
 
 def test_weights_are_the_checkpoints(base: Any) -> None:
-    """Every weight of the network is read from the file, by its PyTorch name, to the bit."""
+    """Every weight can be read from the file by its PyTorch name, bit for bit."""
     bundle = base.pipeline.bundle
     networks = {"text_encoder": base.checkpoint.text_encoder(), "denoiser": base.checkpoint.unet()}
     for name, network in networks.items():
@@ -122,7 +128,7 @@ def test_weights_are_the_checkpoints(base: Any) -> None:
         state = {
             key.removeprefix("text_model."): value.numpy() for key, value in network.state_dict().items()
         }
-        # The table is looked up on the host.
+        # The token table is not in the graph: the host looks up embeddings.
         state.pop("embeddings.token_embedding.weight", None)
         state = {key.replace("embeddings.position", "position"): value for key, value in state.items()}
         assert set(state) == set(weights)
@@ -139,11 +145,11 @@ def test_graphs_of_a_part_share_names_and_bytes(depth: Any) -> None:
             for weight in weights.values()
         }
         for graph in {part.onnx, part.onnxruntime}:
-            held = onnx.load(bundle.file(graph), load_external_data=False).graph.initializer
+            initializers = onnx.load(bundle.file(graph), load_external_data=False).graph.initializer
             places = {
                 tensor.name: {field.key: field.value for field in tensor.external_data}
                 | {"dims": tensor.dims}
-                for tensor in held
+                for tensor in initializers
             }
             for name, (shape, offset, length) in expected.items():
                 place = places[name]
@@ -156,15 +162,15 @@ def test_back_and_forth_is_equal_to_the_bit(base: Any) -> None:
     part = bundle.manifest.parts["denoiser"]
     path = bundle.file(part.onnxruntime)
     other = other_weights(Weights.of(part, path))
-    given = feed(part)
+    inputs = feed(part)
 
-    def made(weights: Any) -> Any:
+    def output_with(weights: Any) -> Any:
         with OnnxRuntimeEngine(part, path, CPU, weights=weights) as engine:
-            return answer(engine.session(SIZES), part, given)["state_out"]
+            return outputs_of(engine.session(SIZES), part, inputs)["state_out"]
 
-    first, changed, again = made(None), made(other), made(None)
+    first, changed, again = output_with(None), output_with(other), output_with(None)
     assert np.abs(changed - first).max() > 1e-2
     np.testing.assert_array_equal(first, again)
-    # The bundle's own, by way of the map.
-    own = Weights.of(part, path)
-    np.testing.assert_array_equal(made({name: own.read(name) for name in own}), first)
+    # The bundle's original weights, read by the map.
+    original = Weights.of(part, path)
+    np.testing.assert_array_equal(output_with({name: original.read(name) for name in original}), first)

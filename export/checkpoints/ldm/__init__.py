@@ -1,1 +1,1 @@
-"""Names of weights in original single-file checkpoints: LDM's, and those of the MiDaS depth estimator."""
+"""Names of weights in original single-file checkpoints: LDM's, and the MiDaS depth estimator's."""

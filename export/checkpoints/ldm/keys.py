@@ -1,4 +1,4 @@
-"""How diffusers' names of SD2's weights relate to those in an original single-file (LDM) checkpoint."""
+"""Map diffusers' names of SD2's weights to names in an original single-file (LDM) checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMA_PREFIX = "model_ema."
 
 
 def ldm_layout(part: NetworkName, keys: Iterable[str], configs: PipelineConfigs) -> list[LdmTensor]:
-    """The LDM tensors that hold the weights of ``part``, given diffusers' names of them, in their order."""
+    """The LDM tensors with the weights of ``part``, in the order of ``keys``, diffusers' names."""
     if part == "depth_estimator":
         return midas_layout(keys)
     layout: dict[str, LdmTensor] = {}
@@ -22,7 +22,7 @@ def ldm_layout(part: NetworkName, keys: Iterable[str], configs: PipelineConfigs)
         fused = layout.get(name)
         members = (key,) if fused is None else (*fused.members, key)
         layout[name] = LdmTensor(PREFIXES[part] + name, members, _is_pointwise(part, name))
-    # torch.nn.MultiheadAttention stacks its projections in this order, whatever their names' order.
+    # torch.nn.MultiheadAttention stacks its projections in this order, independent of the order of keys.
     return [
         LdmTensor(entry.key, tuple(sorted(entry.members, key=_projection_order)), entry.pointwise)
         for entry in layout.values()
@@ -30,7 +30,7 @@ def ldm_layout(part: NetworkName, keys: Iterable[str], configs: PipelineConfigs)
 
 
 def ema_key(key: str) -> str:
-    """Where LDM's moving average of the weight ``model.<...>`` is kept: the dots of its name are left out."""
+    """Key of LDM's moving average of the weight ``model.<...>``: its name without dots."""
     return EMA_PREFIX + key.removeprefix("model.").replace(".", "")
 
 
@@ -42,7 +42,7 @@ def _projection_order(key: str) -> int:
     return next((i for i, name in enumerate((".q_proj.", ".k_proj.", ".v_proj.")) if name in key), 0)
 
 
-_UNET_ENDS = {
+_UNET_OUTER = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "class_embedding": "label_emb",
@@ -73,14 +73,14 @@ def _unet(key: str, configs: PipelineConfigs) -> str:
         if kind == "downsamplers":
             return f"input_blocks.{(number + 1) * per_block}.0.op.{rest.removeprefix('conv.')}"
         if kind == "upsamplers":
-            # The upsampler follows the block's last resnet and, where there is one, its attention.
+            # The upsampler follows the block's last resnet and its attention, if it has one.
             attends = "CrossAttn" in configs.unet["up_block_types"][number]
             return f"output_blocks.{(number + 1) * per_block - 1}.{2 if attends else 1}.{rest}"
         first = 1 + number * per_block if side == "down" else number * per_block
         stem = f"{'input' if side == 'down' else 'output'}_blocks.{first + layer}"
-        return f"{stem}.1.{rest}" if kind == "attentions" else f"{stem}.0.{_head(rest, _UNET_RESNET)}"
-    renamed = _head(key, _UNET_ENDS)
-    return _after(renamed, ("middle_block.0.", "middle_block.2."), _UNET_RESNET)
+        return f"{stem}.1.{rest}" if kind == "attentions" else f"{stem}.0.{_rename_head(rest, _UNET_RESNET)}"
+    renamed = _rename_head(key, _UNET_OUTER)
+    return _rename_after(renamed, ("middle_block.0.", "middle_block.2."), _UNET_RESNET)
 
 
 _VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
@@ -99,17 +99,17 @@ def _vae(key: str, configs: PipelineConfigs) -> str:
             number = len(configs.vae["block_out_channels"]) - 1 - number
         level = f"{side}.{'down' if side == 'encoder' else 'up'}.{number}"
         if kind == "resnets":
-            return f"{level}.block.{layer}.{_head(rest, _VAE_RESNET)}"
+            return f"{level}.block.{layer}.{_rename_head(rest, _VAE_RESNET)}"
         return f"{level}.{kind.removesuffix('rs')}.{rest}"
     if mid := _VAE_MID.fullmatch(key):
         side, kind, layer, rest = mid[1], mid[2], int(mid[3]), mid[4]
         if kind == "attentions":
-            return f"{side}.mid.attn_{layer + 1}.{_head(rest, _VAE_ATTENTION)}"
-        return f"{side}.mid.block_{layer + 1}.{_head(rest, _VAE_RESNET)}"
+            return f"{side}.mid.attn_{layer + 1}.{_rename_head(rest, _VAE_ATTENTION)}"
+        return f"{side}.mid.block_{layer + 1}.{_rename_head(rest, _VAE_RESNET)}"
     return key.replace("conv_norm_out", "norm_out")
 
 
-_TEXT_ENDS = {
+_TEXT_OUTER = {
     "embeddings.token_embedding": "token_embedding",
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm": "ln_final",
@@ -129,22 +129,22 @@ _TEXT_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 
 def _text_encoder(key: str, configs: PipelineConfigs) -> str:
     if block := _TEXT_BLOCK.fullmatch(key):
-        return f"transformer.resblocks.{block[1]}.{_head(block[2], _TEXT_LAYER)}"
-    return _head(key, _TEXT_ENDS)
+        return f"transformer.resblocks.{block[1]}.{_rename_head(block[2], _TEXT_LAYER)}"
+    return _rename_head(key, _TEXT_OUTER)
 
 
 _RENAME = {"text_encoder": _text_encoder, "unet": _unet, "vae": _vae}
 
 
-def _head(key: str, names: dict[str, str]) -> str:
-    """``key`` with its beginning renamed, if ``names`` has it as whole components."""
+def _rename_head(key: str, names: dict[str, str]) -> str:
+    """Rename the leading components of ``key``, if ``names`` has them."""
     for old, new in names.items():
         if key == old or key.startswith(old if old.endswith(".") else old + "."):
             return new + key[len(old) :]
     return key
 
 
-def _after(key: str, stems: tuple[str, ...], names: dict[str, str]) -> str:
-    """``key`` with what follows one of ``stems`` renamed."""
+def _rename_after(key: str, stems: tuple[str, ...], names: dict[str, str]) -> str:
+    """Rename the components of ``key`` that follow one of ``stems``."""
     stem = next((stem for stem in stems if key.startswith(stem)), None)
-    return key if stem is None else stem + _head(key.removeprefix(stem), names)
+    return key if stem is None else stem + _rename_head(key.removeprefix(stem), names)

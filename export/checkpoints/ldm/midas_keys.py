@@ -1,8 +1,8 @@
-"""How transformers' names of SD2's depth estimator relate to those in an original single-file checkpoint.
+"""Map transformers' names of SD2's depth estimator to names in an original single-file checkpoint.
 
-The original is MiDaS's DPT-hybrid, whose vision transformer and ResNet are timm's. Both sides have the same
-weights, the first residual unit of the deepest fusion block included, which neither ever evaluates; MiDaS's
-file has a classification head besides.
+The original is MiDaS's DPT-hybrid, built from timm's vision transformer and ResNet. Both sides have the same weights,
+including the first residual unit of the deepest fusion block, which neither evaluates. MiDaS's file also has a
+classification head.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
 
 PREFIX = PREFIXES["depth_estimator"]
 UNUSED = re.compile(r"depth_model\.model\.pretrained\.model\.head\.(weight|bias)")
-"""Whole keys that such a file holds for nothing: timm's vision transformer brings an ImageNet classifier."""
+"""Keys that nothing reads: the ImageNet classifier of timm's vision transformer."""
 
 
 def midas_layout(keys: Iterable[str]) -> list[LdmTensor]:
-    """The tensors of an LDM file that hold the depth estimator, given transformers' names of its weights.
+    """The tensors of an LDM file with the depth estimator's weights, for transformers' names.
 
-    Raises ValueError for a name that no DPT-hybrid depth estimator has.
+    Raises:
+        ValueError: a name is not of a DPT-hybrid depth estimator.
     """
     layout: dict[str, list[str]] = {}
     for key in keys:
         layout.setdefault(PREFIX + _rename(key), []).append(key)
-    # timm stacks the three projections in this order, whatever their names' order.
+    # timm stacks the three projections in this order, independent of the order of keys.
     return [LdmTensor(key, tuple(sorted(members, key=_projection_order))) for key, members in layout.items()]
 
 
 _VIT = "pretrained.model."
 _RESNET = _VIT + "patch_embed.backbone."
-# How a name begins on either side; # stands for a number.
+# Prefixes of names on both sides; # matches a number.
 _NAMES = [
     ("dpt.embeddings.cls_token", _VIT + "cls_token"),
     ("dpt.embeddings.position_embeddings", _VIT + "pos_embed"),
@@ -51,8 +52,8 @@ _NAMES = [
     ("head.head.#.", r"scratch.output_conv.\1."),
 ]
 for _scale in range(4):
-    # MiDaS counts from 1, and its fusion blocks by the scale that each adds; transformers counts fusion layers
-    # as they are evaluated, the deepest scale first. What MiDaS has at 1 and 2 of act_postprocess has no weights.
+    # MiDaS counts from 1, and numbers its fusion blocks by the scale that each adds. transformers numbers fusion
+    # layers in order of evaluation, deepest scale first. Items 1 and 2 of MiDaS's act_postprocess have no weights.
     _post, _fusion = f"pretrained.act_postprocess{_scale + 1}.", f"scratch.refinenet{4 - _scale}."
     _NAMES += [
         (f"neck.reassemble_stage.readout_projects.{_scale}.", _post + "0.project."),

@@ -1,4 +1,4 @@
-"""One tensor of an original single-file (LDM) checkpoint, and where each network's keys begin."""
+"""One tensor of an original single-file (LDM) checkpoint, and the key prefix of each network."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ class LdmTensor:
     key: str
     members: tuple[str, ...]
     pointwise: bool = False
-    """Kept as a 1x1 convolution [O, I, 1, 1] where diffusers has a linear layer [O, I]."""
+    """Stored as a 1x1 convolution [O, I, 1, 1]; diffusers has a linear layer [O, I]."""

@@ -43,7 +43,7 @@ KindPath = Callable[[ModelKind], Path]
 
 
 def refused(source: Path | str, match: str, **options: Any) -> str:
-    """What open_checkpoint says of something that it refuses: one line that matches."""
+    """The one-line message with which open_checkpoint refuses a source; it has to match."""
     with pytest.raises(CheckpointError, match=match) as error:
         open_checkpoint(str(source), **options)
     assert "\n" not in str(error.value)
@@ -106,7 +106,7 @@ def test_a_folder_of_each_kind(
     assert (checkpoint.depth_input is not None) == (kind == "depth")
     assert checkpoint.source.keys() == {WEIGHT_FILES[part] for part in SMALLS[kind].parts}
     assert checkpoint.unet().config.in_channels == KINDS[kind].in_channels
-    # What its evidence says may be said again, and nothing else.
+    # --variant may repeat what the evidence says, but not contradict it.
     row = next(row for row in SUPPORTED if row.kind == kind)
     assert open_checkpoint(str(folder), variant=row.name).variant == kind
     refused(folder, f"--variant 2.0-v means 2.0-v, but .* means {row.name}: leave", variant="2.0-v")
@@ -147,7 +147,7 @@ def test_a_checkpoint_without_a_depth_estimator_says_so(small_checkpoint: Path) 
 def test_sd_turbo_is_told_by_its_name(folder_copy: Damage) -> None:
     folder = folder_copy()
     SMALL_TURBO.write(folder)
-    # Without a name it is a base model with a sampler of its own.
+    # Without a name it is taken for a base model with its scheduler's sampler.
     unnamed = open_checkpoint(str(folder))
     assert (unnamed.variant, unnamed.release, unnamed.license) == ("base", None, "CreativeML Open RAIL++-M")
     assert (unnamed.sampler.name, unnamed.sampler.spacing) == ("euler", "trailing")
@@ -270,7 +270,7 @@ def test_shards(folder_copy: Damage, stem: str, index: str) -> None:
     (path.parent / shards[1]).unlink()
     refused(folder, f"{shards[1]} is missing")
     edit(path.parent / index, weight_map={"a": "../../secret.safetensors"})
-    refused(folder, "not beside it")
+    refused(folder, "outside its folder")
     edit(path.parent / index, weight_map=[1])
     refused(folder, "weight_map")
 
@@ -357,7 +357,7 @@ def test_damaged_weights(folder_copy: Damage, part: NetworkName) -> None:
 def test_a_folder_without_a_component(folder_copy: Damage, component: str) -> None:
     folder = folder_copy()
     (folder / component).rename(folder.parent / "elsewhere")
-    refused(folder, f"lacks its folder {component}/")
+    refused(folder, f"lacks the folder {component}/")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_a_folder_without_what_its_kind_has(
     (folder / component / file).unlink()
     refused(folder, f"{component}/{file} is missing")
     shutil.rmtree(folder / component)
-    refused(folder, f"lacks its folder {component}/: a checkpoint of this kind has")
+    refused(folder, f"lacks the folder {component}/: a checkpoint of this kind has")
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_a_depth_estimator_that_is_none(small_depth_checkpoint: Path, tmp_path: 
 def test_a_unet_of_another_kind_is_refused(kind: ModelKind, kind_folder: KindPath, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
     edit(folder / "unet" / "config.json", in_channels=4, num_class_embeds=None)
-    refused(folder, "its UNet's 4 input channels means|wants a VAE of 8 pixels per latent, but vae has 4")
+    refused(folder, "its UNet's 4 input channels means|needs a VAE of 8 pixels per latent, but vae has 4")
     edit(folder / "unet" / "config.json", in_channels="many")
     refused(folder, "its UNet's many input channels")
 
@@ -487,7 +487,7 @@ def test_a_configuration_that_cannot_be_honoured(
         ("StableDiffusionDepth2ImgPipeline", {}, "its UNet's 4 input channels means 2.0-base"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "unet key conv_in.weight has shape"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 7}, "not a Stable Diffusion 2 .*7 input channels"),
-        ("StableUnCLIPImg2ImgPipeline", {"class_embed_type": "projection"}, "2.1-unclip .*not supported yet"),
+        ("StableUnCLIPImg2ImgPipeline", {"class_embed_type": "projection"}, "2.1-unclip .*does not support yet"),
         ("StableDiffusionPipeline", {"in_channels": 9}, "9 input channels"),
         ("SomeOtherPipeline", {}, "not a Stable Diffusion 2 checkpoint .*SomeOtherPipeline"),
     ],
@@ -544,7 +544,7 @@ def test_a_text_encoder_that_is_not_the_unets_is_refused(
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ({"bundle.json": "{}"}, "already built"),
+        ({"bundle.json": "{}"}, "an sd2rt bundle, not a checkpoint"),
         ({"unet/model.onnx": ""}, "an ONNX export"),
         ({"unet.engine": ""}, "TensorRT"),
         ({"unet/model.plan": ""}, "TensorRT"),
@@ -578,7 +578,7 @@ def test_a_variant_does_not_overrule_the_folder(small_checkpoint: Path, small_v_
     refused(
         small_checkpoint, "--variant 2.0-depth means 2.0-depth, but its pipeline class", variant="2.0-depth"
     )
-    refused(small_checkpoint, "--variant 2.1-unclip .*not supported yet", variant="2.1-unclip")
+    refused(small_checkpoint, "--variant 2.1-unclip .*does not support yet", variant="2.1-unclip")
 
 
 def _publish(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
@@ -668,7 +668,7 @@ def test_small_configurations_differ_from_the_published_ones_in_size_alone(row: 
     assert row.kind is not None
     published, small = PipelineConfigs.packaged(str(row.configs)), SMALLS[row.kind]
     if row.kind == "v":
-        # It is SMALL's networks with another scheduler.
+        # SMALL_V has SMALL's networks with another scheduler.
         base = PipelineConfigs.packaged("stable-diffusion-2-1-base")
         published = replace(base, scheduler=published.scheduler)
     assert small.parts == published.parts

@@ -46,7 +46,7 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes() -> None:
 
 def test_every_number_reaches_its_field() -> None:
     depth = {**SMALL_DEPTH.part("depth_estimator"), "image_size": [320, 448]}
-    found = read_depth_input(
+    depth_input = read_depth_input(
         replace(
             shown(
                 size={"height": 320, "width": 448},
@@ -58,7 +58,7 @@ def test_every_number_reaches_its_field() -> None:
         ),
         "it",
     )
-    assert found == DepthInput(size=(448, 320), resample="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert depth_input == DepthInput(size=(448, 320), resample="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,13 @@ def test_what_cannot_be_honoured_is_refused_by_key(key: str, value: object) -> N
 
 
 def test_how_an_upscalers_image_is_noised() -> None:
-    found = read_low_resolution(SMALL_UPSCALER, "it")
-    assert found is not None
-    assert (found.max_noise_level, found.noise.beta_end, found.noise.num_train_timesteps) == (350, 0.02, 1000)
+    condition = read_low_resolution(SMALL_UPSCALER, "it")
+    assert condition is not None
+    assert (
+        condition.max_noise_level,
+        condition.noise.beta_end,
+        condition.noise.num_train_timesteps,
+    ) == (350, 0.02, 1000)
     assert read_low_resolution(SMALL, "it") is None
     with pytest.raises(CheckpointError, match="low_res_scheduler: DDPMScheduler has trained_betas"):
         read_low_resolution(

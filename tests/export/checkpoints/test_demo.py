@@ -1,4 +1,4 @@
-"""The family that comes with the package: opened by name, whole, and loaded by diffusers."""
+"""The packaged demo checkpoints: opened by name, complete, and loaded by diffusers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_token_table_is_sd2s_with_zeros_for_what_no_caption_has() -> None:
     assert table.dtype == torch.float32
     used = table.abs().sum(1) > 0
     assert 20 < int(used.sum()) < 200
-    # The start and the end, and what pads.
+    # The start, end and padding tokens.
     assert used[[49406, 49407, 0]].all()
 
 
@@ -61,7 +61,7 @@ def test_the_package_stays_small() -> None:
 def test_demo_by_a_published_variant(row: PublishedCheckpoint) -> None:
     if row.kind == "turbo":
         with pytest.raises(
-            CheckpointError, match=r"^demo has no form of sd-turbo, .*: there are demo, demo-v, "
+            CheckpointError, match=r"^there is no demo of sd-turbo, .*: choose one of demo, demo-v, "
         ):
             open_checkpoint("demo", variant=row.name)
         return
@@ -71,7 +71,7 @@ def test_demo_by_a_published_variant(row: PublishedCheckpoint) -> None:
 
 
 def test_a_variant_that_contradicts_the_name() -> None:
-    with pytest.raises(CheckpointError, match=r"^demo-v is not a 2.0-depth: .* take demo-depth"):
+    with pytest.raises(CheckpointError, match=r"^demo-v is not a 2.0-depth: .* use demo-depth"):
         open_checkpoint("demo-v", variant="2.0-depth")
 
 
@@ -82,7 +82,7 @@ def test_a_package_without_weights(
     assert main(["build", "demo-x4"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "the demo's weights are incomplete" in line
-    assert "install sd2rt again" in line
+    assert "reinstall sd2rt" in line
 
 
 @pytest.mark.usefixtures("pinned_exporters")
@@ -107,7 +107,7 @@ def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     for opened in (open_checkpoint("demo"), open_checkpoint(str(folder))):
         for part in ("text_encoder", "unet", "vae"):
-            theirs, own = getattr(pipeline, part).state_dict(), getattr(opened, part)().state_dict()
-            assert theirs.keys() == own.keys()
-            assert all(torch.equal(theirs[key], own[key]) for key in own)
+            theirs, ours = getattr(pipeline, part).state_dict(), getattr(opened, part)().state_dict()
+            assert theirs.keys() == ours.keys()
+            assert all(torch.equal(theirs[key], ours[key]) for key in ours)
     assert pipeline.tokenizer("a red circle").input_ids[0] == 49406

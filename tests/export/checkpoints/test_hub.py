@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.hub import is_hub_id, is_whole
+from sd2rt.export.checkpoints.hub import is_complete, is_hub_id
 from sd2rt.export.checkpoints.pipeline_configs import PARTS
 from sd2rt.export.checkpoints.tiny_configs import SMALL
 from sd2rt.export.checkpoints.variants import VARIANTS
@@ -41,7 +41,7 @@ def refused(name: str, match: str, **options: Any) -> str:
 
 @dataclass
 class Hub:
-    """As much of the Hub's HTTP interface as a download uses, on this machine."""
+    """Local stand-in for the Hub: the part of its HTTP interface that a download uses."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     status: int = 200
@@ -55,7 +55,7 @@ class Hub:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no Hub: nothing listens where it is said to be."""
+    """An empty cache, and an endpoint on which no Hub listens."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -171,7 +171,7 @@ def test_repositories_that_were_not_removed_are_asked_for(cache: Path) -> None:
 
 def test_repositories_of_other_variants_are_refused_before_any_download(cache: Path) -> None:
     for name in ("stabilityai/stable-diffusion-2-1-unclip", "sd2-community/stable-diffusion-2-1-unclip"):
-        refused(name, "2.1-unclip .*by its Hub id.*not supported yet")
+        refused(name, "2.1-unclip .*by its Hub id.*does not support yet")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_a_cached_depth_repository_without_its_estimator_is_not_whole(
     file: str, cache: Path, small_depth_checkpoint: Path
 ) -> None:
     snapshot = cache_snapshot(cache, REPO, small_depth_checkpoint)
-    assert is_whole(snapshot)
+    assert is_complete(snapshot)
     (snapshot / file).unlink()
-    assert not is_whole(snapshot)
+    assert not is_complete(snapshot)
 
 
 @pytest.mark.parametrize("kind", ["depth", "upscaler"])
@@ -216,7 +216,9 @@ def test_a_download_takes_all_that_its_kind_needs(
 
 def test_offline_and_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused(REPO, f"{REPO} is not .*in the local Hugging Face cache, and HF_HUB_OFFLINE forbids")
+    refused(
+        REPO, f"{REPO} is missing or incomplete in the local Hugging Face cache, and HF_HUB_OFFLINE forbids"
+    )
 
 
 def test_offline_as_the_environment_says_it(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ except CheckpointError as error:
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert "HF_HUB_OFFLINE forbids a download" in run.stdout
+    assert "HF_HUB_OFFLINE forbids downloads" in run.stdout
 
 
 def test_offline_and_partly_cached(
@@ -241,12 +243,12 @@ def test_offline_and_partly_cached(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     snapshot = cache_snapshot(cache, REPO, small_checkpoint)
     (snapshot / WEIGHT_FILES["vae"]).unlink()
-    assert not is_whole(snapshot)
-    refused(REPO, "not whole")
+    assert not is_complete(snapshot)
+    refused(REPO, "is missing or incomplete")
 
 
 def test_no_network(cache: Path) -> None:
-    refused(REPO, "neither a path here nor in the local Hugging Face cache, and the Hub cannot be reached")
+    refused(REPO, "neither a path nor in the local Hugging Face cache, and the Hub cannot be reached")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_what_the_hub_refuses(hub: Hub, status: int, error_code: str, match: str
 
 @pytest.fixture
 def published(small_checkpoint: Path) -> Callable[[], dict[str, bytes]]:
-    """The files of a repository that has more in it than a build needs."""
+    """Files of a repository with more than a build needs."""
 
     def make() -> dict[str, bytes]:
         files = _contents(small_checkpoint)

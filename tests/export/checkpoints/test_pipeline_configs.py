@@ -83,7 +83,7 @@ def test_a_depth_folder_without_numbers_for_its_images_has_the_published_ones(tm
 def test_a_vae_of_another_kind(tmp_path: Path) -> None:
     SMALL_UPSCALER.write(tmp_path)
     edit(tmp_path / "vae" / "config.json", block_out_channels=[8, 16, 24, 24])
-    refused(tmp_path, "7 input channels and wants a VAE of 4 pixels per latent, but vae has 8")
+    refused(tmp_path, "7 input channels and needs a VAE of 4 pixels per latent, but vae has 8")
 
 
 @pytest.mark.parametrize(

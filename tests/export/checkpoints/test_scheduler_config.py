@@ -170,9 +170,9 @@ CLASSES: dict[str, tuple[SamplerName, dict[str, Any], list[Change]]] = {
     ),
     "TCDScheduler": ("tcd", {}, [("original_inference_steps", 40, "original_inference_steps", 40)]),
 }
-"""Each class that corresponds to a sampler, what its file must say for diffusers not to clip, and changes of one key.
+"""For each diffusers class: its sampler, the keys that keep diffusers from clipping, and changes of one key.
 
-Spacing, levels and zero terminal SNR, which many have, are added to them below."""
+Spacing, levels and zero terminal SNR, which many classes have, are added below."""
 
 SPACED = [
     name for name in CLASSES if name not in ("DPMSolverSinglestepScheduler", "LCMScheduler", "TCDScheduler")
@@ -195,7 +195,7 @@ ZERO_SNR = [
 
 
 def file_of(class_name: str, **changes: Any) -> dict[str, Any]:
-    # Some classes make tables of all timesteps, slowly.
+    # Few timesteps: some classes build tables of all of them, slowly.
     return {
         "_class_name": class_name,
         **COMMON,
@@ -219,22 +219,22 @@ EVERY_CHANGE = [(name, change) for name in CLASSES for change in changes_of(name
 
 
 def assert_the_same_in_diffusers(file: dict[str, Any]) -> None:
-    """What a file is read as makes the scheduler that diffusers makes of the file."""
+    """Check that the configuration read from a file recreates the scheduler that diffusers creates from it."""
     noise, sampler = read_scheduler(file, "it")
     original = getattr(diffusers, file["_class_name"]).from_config(file)
-    found = reference_scheduler(noise, sampler)
-    assert type(found) is type(original)
-    # Every pipeline but two sets the first; the second says which keys were not given.
-    own = {
+    recreated = reference_scheduler(noise, sampler)
+    assert type(recreated) is type(original)
+    # Most pipelines override steps_offset; _use_default_values lists the missing keys.
+    ours = {
         key: value
-        for key, value in found.config.items()
+        for key, value in recreated.config.items()
         if key not in ("steps_offset", "_use_default_values")
     }
-    theirs = {key: original.config[key] for key in own}
+    theirs = {key: original.config[key] for key in ours}
     if file.get("variance_type") == "fixed_small_log":
-        assert (own.pop("variance_type"), theirs.pop("variance_type")) == ("fixed_small", "fixed_small_log")
-    assert own == theirs
-    assert read_scheduler({**found.config, "_class_name": file["_class_name"]}, "it") == (noise, sampler)
+        assert (ours.pop("variance_type"), theirs.pop("variance_type")) == ("fixed_small", "fixed_small_log")
+    assert ours == theirs
+    assert read_scheduler({**recreated.config, "_class_name": file["_class_name"]}, "it") == (noise, sampler)
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
@@ -274,7 +274,7 @@ def test_every_sampler_is_some_class() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_option_of_a_sampler_is_a_key_or_an_argument(name: SamplerName) -> None:
-    """None can be dropped on the way to diffusers."""
+    """No option is lost in the conversion to diffusers."""
     entry = SCHEDULERS[name]
     written = {key.field for key in entry.keys} | set(entry.step_arguments.values())
     written |= {"levels"} | ({"tau", "tau_start", "tau_end"} if name == "sa-solver" else set())
@@ -323,16 +323,16 @@ PIPELINES: dict[ModelKind, Any] = {
 def test_the_steps_offset_is_the_one_that_the_pipeline_has(
     config: dict[str, Any], offset: int | None, kind: ModelKind, pipeline_class: Any
 ) -> None:
-    given = {key: value for key, value in config.items() if key != "steps_offset"}
-    given |= {} if offset is None else {"steps_offset": offset}
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(given)
+    file_config = {key: value for key, value in config.items() if key != "steps_offset"}
+    file_config |= {} if offset is None else {"steps_offset": offset}
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(file_config)
     parameters = inspect.signature(pipeline_class.__init__).parameters
     components = {name: None for name in parameters if name != "self"} | {"scheduler": scheduler}
     if "requires_safety_checker" in components:
         components["requires_safety_checker"] = False
     pipeline = pipeline_class(**components)
 
-    assert read_scheduler(given, "it", kind)[1].steps_offset == pipeline.scheduler.config.get(
+    assert read_scheduler(file_config, "it", kind)[1].steps_offset == pipeline.scheduler.config.get(
         "steps_offset", 0
     )
 
@@ -444,7 +444,7 @@ def test_an_unknown_class_is_named(name: object) -> None:
 
 
 def test_a_class_with_its_own_noise_is_refused_for_that() -> None:
-    with pytest.raises(CheckpointError, match="'IPNDMScheduler' has a noise schedule of its own"):
+    with pytest.raises(CheckpointError, match="'IPNDMScheduler' ignores a checkpoint's noise schedule"):
         read_scheduler({"_class_name": "IPNDMScheduler"}, "it")
 
 

@@ -91,7 +91,7 @@ def test_a_file_of_each_kind_gives_the_folders_weights(
     kind: ModelKind, kind_folder: KindPath, kind_file: KindPath
 ) -> None:
     parts, folder = SMALLS[kind].parts, kind_folder(kind)
-    # Nothing but its published name tells SD-Turbo.
+    # Only its published name identifies SD-Turbo.
     variant = "sd-turbo" if kind == "turbo" else None
     found = weights(kind_file(kind), parts, config=folder, variant=variant)
     assert equal(found, weights(folder, parts))
@@ -113,7 +113,7 @@ def test_a_ckpt_of_each_kind_gives_the_folders_weights(
 def test_what_a_file_of_each_kind_says(
     kind: ModelKind, release: str, kind_file: KindPath, kind_folder: KindPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --config: the packaged configurations, here in the small size."""
+    """Without --config, the packaged configurations are used; here in a small size."""
     rows = {row.configs: row.kind for row in SUPPORTED}
     monkeypatch.setattr(
         PipelineConfigs, "packaged", lambda name: SMALLS[next(k for n, k in rows.items() if n == name and k)]
@@ -178,7 +178,7 @@ def test_half_precision(
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", ["stable-diffusion-2-1", "stable-diffusion-x4-upscaler"])
 def test_the_layout_is_the_one_that_diffusers_converts_from(name: str, part: NetworkName) -> None:
-    """Full size: each LDM tensor, marked by a number, must end where our table says."""
+    """At full size, each LDM tensor, filled with its number, must be converted to the names in our table."""
     configs = PipelineConfigs.packaged(name)
     network = skeleton(part, configs.part(part))
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -281,7 +281,7 @@ def test_nothing_is_guessed(small_file: Path) -> None:
 def test_a_published_name_at_full_size(
     stem: str, release: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file with a full-size header and holes for weights: everything but the weights is checked."""
+    """A sparse file with a full-size header: all but the weights is checked."""
     monkeypatch.setattr(single_file, "sha256", lambda path, progress: "0" * 64)
     path = tmp_path / f"{stem}.safetensors"
     header, end = {}, 0
@@ -317,7 +317,7 @@ def test_a_variant_says_what_the_file_does_not(small_file: Path, small_configs: 
     refused(
         small_file, "--variant x4-upscaler means x4-upscaler, but its UNet's 4 input", variant="x4-upscaler"
     )
-    refused(small_file, "--variant 2.1-unclip .*not supported yet", variant="2.1-unclip")
+    refused(small_file, "--variant 2.1-unclip .*does not support yet", variant="2.1-unclip")
 
 
 def test_configs_name_the_prediction_type(small_file: Path, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_moving_average_stands_in_for_the_unet_of_each_kind(
     if given:
         assert equal(weights(path, parts, config=folder, variant=variant), weights(folder, parts))
     else:
-        # Recognised, and then of another size than the published one.
+        # Recognised, but of another size than the published one.
         refused(path, "lacks .* of its text_encoder", variant=variant)
 
 
@@ -493,7 +493,7 @@ def test_a_depth_estimator_that_no_single_file_holds(
     config = Path(shutil.copytree(kind_folder("depth"), tmp_path / "configs"))
     path = config / "depth_estimator" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_batch_norm_in_fusion_residual": True}))
-    refused(kind_file("depth"), "describes a network that no single file holds", config=config)
+    refused(kind_file("depth"), "describes a network that has no single-file layout", config=config)
 
 
 def test_a_file_of_another_size_than_the_configuration(small_file: Path) -> None:
@@ -514,20 +514,22 @@ def test_damaged_safetensors(small_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_pickle_is_read_only_when_allowed(small_ckpt: Path, small_configs: Path, tmp_path: Path) -> None:
-    refused(small_ckpt, r"is a pickle, .*can carry code.*\.safetensors.*--allow-pickle", config=small_configs)
+    refused(
+        small_ckpt, r"is a pickle, .*can contain code.*\.safetensors.*--allow-pickle", config=small_configs
+    )
     renamed = tmp_path / "small.safetensors"
     renamed.write_bytes(small_ckpt.read_bytes())
-    refused(renamed, "is a pickle that is named .safetensors")
+    refused(renamed, r"is a pickle, despite its suffix \.safetensors")
     renamed.write_bytes(pickle.dumps({"a": 1}))
-    refused(renamed, "is a pickle that is named .safetensors")
-    # A header of 0x80 bytes begins as a pickle does.
+    refused(renamed, r"is a pickle, despite its suffix \.safetensors")
+    # With a header of 0x80 bytes, a safetensors file begins like a pickle.
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x80)
     renamed.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     refused(renamed, "unknown .its first key is a")
 
 
 class Payload:
-    """What an attacker would put into a checkpoint."""
+    """Pickled object that runs code when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -548,7 +550,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(protocol: int, zipped: boo
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        refused(path, "holds more than weights.*was not loaded", allow_pickle=True)
+        refused(path, "contains more than weights.*was not loaded", allow_pickle=True)
         refused(path, "is a pickle", allow_pickle=False)
     assert not marker.exists()
 
@@ -558,8 +560,8 @@ def test_pickles_that_hold_no_checkpoint(small_ckpt: Path, tmp_path: Path) -> No
     for content, match in (
         (torch.nn.Linear(2, 2), "more than weights .torch.nn.modules.linear.Linear"),
         ([1, 2], "holds a list"),
-        ({1: torch.zeros(1)}, "expected tensors under names"),
-        ({"epoch": 3}, "holds no tensors"),
+        ({1: torch.zeros(1)}, "expected named tensors"),
+        ({"epoch": 3}, "has no tensors"),
     ):
         torch.save(content, path)
         refused(path, match, allow_pickle=True)
@@ -646,11 +648,11 @@ def test_other_models_are_named(shapes: dict[str, tuple[int, ...]], match: str, 
 @pytest.mark.parametrize(
     ("channels", "extra", "match"),
     [
-        # Told by their inputs, and then measured against their published size.
+        # Identified by their inputs, then checked against the published size.
         (5, {}, "lacks .* of its text_encoder"),
         (9, {}, "lacks .* of its text_encoder"),
         (7, {UNET + "label_emb.weight": (1000, 16)}, "lacks .* of its text_encoder"),
-        (4, {UNET + "label_emb.0.0.weight": (64, 2048)}, "2.1-unclip .*not supported yet"),
+        (4, {UNET + "label_emb.0.0.weight": (64, 2048)}, "2.1-unclip .*does not support yet"),
         (8, {}, "not a Stable Diffusion 2 checkpoint .its UNet's 8 input channels"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Where ONNX Runtime would run a graph's nodes with the CUDA provider, replayed without a GPU.
+"""Predict, without a GPU, which nodes ONNX Runtime's CUDA provider would leave to the CPU.
 
-It leaves to the CPU what computes on the outputs of Shape and the like alone (``GetCpuPreferredNodes``), and copies
-where a tensor is on one side and wanted on the other. A graph with such a copy cannot be captured as a CUDA graph.
+Nodes that compute only on outputs of Shape and the like run on the CPU (``GetCpuPreferredNodes``). A tensor that the
+other side needs is copied, and a graph with such a copy cannot be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 OUTPUTS_ON_CPU = {"Shape", "Size"}
-"""Operators of which CUDA's kernels leave their outputs in the host's memory."""
+"""Operators with CUDA kernels that write their outputs to host memory."""
 INPUTS_ON_CPU: dict[str, set[int]] = {
     "Clip": {1, 2},
     "ConstantOfShape": {0},
@@ -32,7 +32,7 @@ INPUTS_ON_CPU: dict[str, set[int]] = {
     "Unsqueeze": {1},
     **{f"Reduce{name}": {1} for name in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }
-"""Inputs that CUDA's kernels read in the host's memory."""
+"""Indices of inputs that CUDA kernels read from host memory."""
 _SMALL = 100
 _NARROW = {
     onnx.TensorProto.FLOAT16,
@@ -43,7 +43,7 @@ _NARROW = {
 
 
 def optimised(path: Path, target: Path) -> onnx.ModelProto:
-    """A graph as it is when providers are asked: after the optimisations that are of no provider."""
+    """A graph as providers see it: after the optimisations that are independent of providers."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
@@ -53,25 +53,25 @@ def optimised(path: Path, target: Path) -> onnx.ModelProto:
 
 
 def memory_copies(model: onnx.ModelProto) -> list[str]:
-    """The tensors that would be copied between the host and the GPU in the middle of a graph."""
+    """Names of tensors that would be copied between host and GPU in the middle of a graph."""
     graph = model.graph
     cpu_nodes, on_cpu = _preferred(graph)
-    # Each side gets what comes from outside of the graph.
+    # Inputs and initialisers are available on both sides.
     outside = {item.name for item in (*graph.initializer, *graph.input)}
     copies = []
     for index, node in enumerate(graph.node):
         for place, name in enumerate(node.input):
-            given = name in outside
-            wanted = index in cpu_nodes or place in INPUTS_ON_CPU.get(node.op_type, ())
-            if name and name not in on_cpu and not given and wanted:
+            external = name in outside
+            on_host = index in cpu_nodes or place in INPUTS_ON_CPU.get(node.op_type, ())
+            if name and name not in on_cpu and not external and on_host:
                 copies.append(name)
-            if name in on_cpu and not wanted and node.op_type not in OUTPUTS_ON_CPU:
+            if name in on_cpu and not on_host and node.op_type not in OUTPUTS_ON_CPU:
                 copies.append(name)
     return copies
 
 
 def _preferred(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
-    """The nodes that are left to the CPU, and the tensors in the host's memory."""
+    """Indices of the nodes that run on the CPU, and names of the tensors in host memory."""
     kinds = {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.value_info)}
     kinds |= {item.name: item.data_type for item in graph.initializer}
     small = {item.name for item in graph.initializer if np.prod(item.dims, dtype=int) <= _SMALL}
@@ -103,6 +103,6 @@ def _preferred(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
         if stays:
             chosen.add(index)
             on_cpu.update(node.output)
-            # In the graph's order, as what is computed first decides.
+            # In the graph's order: earlier nodes decide about later ones.
             candidates = sorted({*candidates, *(i for name in node.output for i in consumers[name])})
     return chosen, on_cpu

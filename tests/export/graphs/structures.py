@@ -1,4 +1,4 @@
-"""The structure of exported graphs, on record: ``python -m tests.export.graphs.structures`` writes it anew.
+"""Record the structure of exported graphs: ``python -m tests.export.graphs.structures`` updates it.
 
 A graph's structure is its operators, attributes, names and shapes, and constants of a few elements. Weights and large
 constants are left out: their last bits differ by processor.
@@ -27,11 +27,11 @@ from sd2rt.export.testing.random_weights import random_checkpoint
 RECORD = Path(__file__).with_name("structures.json")
 
 _FEW = 8
-"""Elements of a constant that is part of the structure."""
+"""Constants of up to this many elements are part of the structure."""
 
 
 def structures(bundle: Path) -> dict[str, str]:
-    """SHA-256 over the structure of every graph of a bundle, by its path."""
+    """SHA-256 of the structure of each graph in a bundle, by path."""
     return {
         path.relative_to(bundle).as_posix(): hashlib.sha256("\n".join(_lines(path)).encode()).hexdigest()
         for path in sorted(bundle.glob("*/*.onnx"))
@@ -65,12 +65,12 @@ def _attribute(attribute: onnx.AttributeProto) -> str:
 
 
 def _number(value: Any) -> str:
-    # Folded by a processor's own mathematics: the last bits are not the graph's.
+    # Constants are folded by the processor: their last bits vary.
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def record(bundles: dict[str, Path]) -> dict[str, Any]:
-    """Everything that a test compares, by the bundle's kind and precision."""
+    """The record that a test compares, by the kind and precision of bundles."""
     return {
         "revision": GRAPH_REVISION,
         "graphs": {name: structures(path) for name, path in bundles.items()},

@@ -48,7 +48,7 @@ UNREAD = ("dpt.layernorm.", "neck.fusion_stage.layers.0.residual_layer1.")
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    """Weights that are neither centred nor of one scale, so that standardising them matters."""
+    """A network whose weights are neither centred nor of one scale, so that standardising matters."""
     generator = torch.Generator().manual_seed(0)
     network = DPTForDepthEstimation(DPTConfig(**CONFIG)).eval().requires_grad_(False)
     for key, parameter in network.named_parameters():
@@ -88,20 +88,20 @@ def exported(network: Any) -> bytes:
     return stream.getvalue()
 
 
-def relative(found: Any, expected: torch.Tensor) -> float:
-    return float((torch.as_tensor(found) - expected).abs().max() / expected.abs().max())
+def relative(ours: Any, expected: torch.Tensor) -> float:
+    return float((torch.as_tensor(ours) - expected).abs().max() / expected.abs().max())
 
 
 def test_it_computes_what_transformers_does(network: Any, image: torch.Tensor, depth: torch.Tensor) -> None:
     with torch.no_grad():
-        found = DepthEstimator(network)(image)
-    assert found.shape == depth.shape == (3, SIZE, SIZE)
+        ours = DepthEstimator(network)(image)
+    assert ours.shape == depth.shape == (3, SIZE, SIZE)
     assert depth.std() > 0.1
-    assert relative(found, depth) <= 1e-6
+    assert relative(ours, depth) <= 1e-6
 
 
 def test_standardising_once_is_exact(network: Any, image: torch.Tensor) -> None:
-    """In double precision nothing is left of the difference but the output's own rounding to float32."""
+    """In double precision, the only difference left is the output's rounding to float32."""
     double = copy.deepcopy(network).double()
     with torch.no_grad():
         expected = double(image[:1].double()).predicted_depth
@@ -114,9 +114,9 @@ def test_half_precision_inside_float32_outside(
     half = DepthEstimator(copy.deepcopy(network).half())
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float16}
     with torch.no_grad():
-        found = half(image[:1])
-    assert found.dtype == torch.float32
-    assert relative(found, depth[:1]) <= 0.03
+        ours = half(image[:1])
+    assert ours.dtype == torch.float32
+    assert relative(ours, depth[:1]) <= 0.03
 
 
 def test_the_model_that_was_given_stays_as_it_was(network: Any) -> None:
@@ -128,17 +128,17 @@ def test_the_model_that_was_given_stays_as_it_was(network: Any) -> None:
 
 
 def test_weights_keep_names_shapes_and_memory(network: Any) -> None:
-    given = network.state_dict()
+    original = network.state_dict()
     standardized = {
         f"{name}.weight"
         for name, module in network.named_modules()
         if isinstance(module, WeightStandardizedConv2d)
     }
-    own = DepthEstimator(network).state_dict()
-    assert list(own) == [key for key in given if not key.startswith(UNREAD)]
-    for key, tensor in own.items():
-        assert tensor.shape == given[key].shape
-        assert (tensor.data_ptr() == given[key].data_ptr()) == (key not in standardized), key
+    ours = DepthEstimator(network).state_dict()
+    assert list(ours) == [key for key in original if not key.startswith(UNREAD)]
+    for key, tensor in ours.items():
+        assert tensor.shape == original[key].shape
+        assert (tensor.data_ptr() == original[key].data_ptr()) == (key not in standardized), key
     assert len(standardized) == 13
 
 
@@ -149,19 +149,19 @@ def test_the_graph_computes_it_at_every_batch(
     assert session.get_inputs()[0].shape == ["B", 3, SIZE, SIZE]
     assert session.get_outputs()[0].shape == ["B", SIZE, SIZE]
     for batch in (1, 2, 3):
-        (found,) = session.run(None, {"image": image[:batch].numpy()})
-        assert found.dtype == np.float32
-        assert relative(found, depth[:batch]) <= 1e-4
+        (ours,) = session.run(None, {"image": image[:batch].numpy()})
+        assert ours.dtype == np.float32
+        assert relative(ours, depth[:batch]) <= 1e-4
 
 
 def test_operators_of_the_graph(exported: bytes) -> None:
-    """Each is whole, and neither standardising weights nor resampling position embeddings is among them."""
+    """Operators are whole; none standardises weights or resamples position embeddings."""
     counts = Counter(node.op_type for node in onnx.load_from_string(exported).graph.node)
     assert counts["Attention"] == 4
     assert counts["LayerNormalization"] == 8
     assert counts["GroupNormalization"] == 13
     assert counts["Gelu"] == 6
-    # Four fusions and the head's own; none for the position embeddings.
+    # Four in the fusion layers and one in the head; none for the position embeddings.
     assert counts["Resize"] == 5
     assert not {"BatchNormalization", "ReduceMean", "ReduceVariance", "Sqrt", "Erf", "Softmax"} & set(counts)
 

@@ -1,4 +1,4 @@
-"""No part's graph has a piece that ONNX Runtime would leave to the CPU: each can be captured as a CUDA graph."""
+"""ONNX Runtime would run every graph wholly on the GPU, so each can be captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_nothing_is_copied_between_the_host_and_a_gpu(
         model = optimised(path, tmp_path / "optimised.onnx")
         operators = Counter(node.op_type for node in model.graph.node)
         assert memory_copies(model) == [], (path, operators)
-        # Whether a state is finite is one reduction, not a test of each value.
+        # The finite check is one reduction, not a test of each value.
         assert not {"IsInf", "IsNaN"} & set(operators), path
 
 
@@ -42,7 +42,7 @@ class Spread(nn.Module):
 def test_a_count_that_is_computed_from_a_shape_is_found_out(
     tmp_path: Path, correction: int, copied: bool
 ) -> None:
-    """As the unbiased deviation takes it: of the values, less one."""
+    """The unbiased deviation needs such a count: the number of values minus one."""
     sides = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     program = torch.onnx.export(
         Spread(correction), (torch.ones(2, 3, 4),), dynamo=True, opset_version=23, dynamic_shapes=(sides,)

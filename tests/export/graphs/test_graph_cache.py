@@ -1,4 +1,4 @@
-"""Graphs that are kept: found again for the same network, and as good as exported ones."""
+"""Cached graphs are reused for the same network, and give the same bundle as exporting."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The parts that are exported, as they are."""
+    """Names of parts, recorded when they are exported."""
     parts: list[str] = []
 
     def counted(name: PartName, *arguments: Any) -> Part:
@@ -61,7 +61,7 @@ _NETWORKS: dict[PartName, NetworkName] = {
 
 
 def graph_names(bundle: Path, checkpoint: Checkpoint) -> dict[PartName, str]:
-    """The archive that holds the graphs of each exported part of a bundle."""
+    """Archive name of each exported part's graphs."""
     return {
         name: graph_file(name, Interface(part.inputs, part.outputs), part.precision, config)
         for name, part in read_manifest(bundle).parts.items()
@@ -94,7 +94,7 @@ def test_a_kept_graph_gives_the_bundle_that_exporting_gives(
     build(other_checkpoint, tmp_path / "bundle")
     assert exported == parts * 2
     assert _files(tmp_path / "filled") == _files(tmp_path / "bundle") != _files(tmp_path / "first")
-    # Nothing of the weights is in what is kept.
+    # Archives do not depend on the weights.
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
 
 
@@ -123,26 +123,26 @@ def test_other_versions_and_revisions_have_other_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small = open_checkpoint(str(small_checkpoint))
-    own = graph_names(small_bundle, small)
-    assert graph_names(small_v_bundle, open_checkpoint(str(small_v_checkpoint))) == own
-    assert not set(graph_names(small_half_bundle, small).values()) & set(own.values())
+    expected = graph_names(small_bundle, small)
+    assert graph_names(small_v_bundle, open_checkpoint(str(small_v_checkpoint))) == expected
+    assert not set(graph_names(small_half_bundle, small).values()) & set(expected.values())
     version = importlib.metadata.version
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", lambda name: f"{version(name).partition('+')[0]}+cu999")
-        assert graph_names(small_bundle, small) == own
+        assert graph_names(small_bundle, small) == expected
         patch.setattr(importlib.metadata, "version", lambda name: f"{version(name)}.post1")
-        assert not set(graph_names(small_bundle, small).values()) & set(own.values())
+        assert not set(graph_names(small_bundle, small).values()) & set(expected.values())
     monkeypatch.setattr(graph_cache, "GRAPH_REVISION", graph_cache.GRAPH_REVISION + 1)
-    assert not set(graph_names(small_bundle, small).values()) & set(own.values())
+    assert not set(graph_names(small_bundle, small).values()) & set(expected.values())
 
 
 @pytest.mark.usefixtures("pinned_exporters", "cache")
 def test_the_packaged_graphs_are_the_demos(exported: list[str], tmp_path: Path) -> None:
-    wanted: set[str] = set()
+    expected: set[str] = set()
     for name, kind in DEMO_NAMES.items():
         path = random_checkpoint(tmp_path / kind, configs=DEMOS[kind])
         checkpoint = open_checkpoint(str(path))
         build(checkpoint, tmp_path / "bundles" / name)
-        wanted |= set(graph_names(tmp_path / "bundles" / name, checkpoint).values())
+        expected |= set(graph_names(tmp_path / "bundles" / name, checkpoint).values())
     assert not exported, "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"
-    assert {path.name for path in GRAPHS.glob("*.zip")} == wanted
+    assert {path.name for path in GRAPHS.glob("*.zip")} == expected

@@ -1,4 +1,4 @@
-"""GRAPH_REVISION stands for what exported graphs are: no graph changes under the same revision."""
+"""No exported graph changes its structure under the same GRAPH_REVISION."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_graphs_are_as_recorded(name: str, request: pytest.FixtureRequest) -> No
     recorded = json.loads(RECORD.read_text())
     assert recorded["revision"] == GRAPH_REVISION, "run 'python -m tests.export.graphs.structures'"
     assert structures(Path(request.getfixturevalue(BUNDLES[name]))) == recorded["graphs"][name], (
-        "exported graphs changed: raise GRAPH_REVISION, so that no cached graph of before is taken, "
+        "exported graphs changed: increment GRAPH_REVISION, so that older cached graphs are not used, "
         "then run 'python -m tests.export.graphs.structures' and 'python -m benchmarks.demo.graphs'"
     )
 
 
 def test_a_structure_changes_with_what_a_graph_computes(small_bundle: Path, tmp_path: Path) -> None:
     source = small_bundle / "denoiser" / "model.onnx"
-    own = structures(small_bundle)["denoiser/model.onnx"]
+    original = structures(small_bundle)["denoiser/model.onnx"]
 
     def changed(alter: str) -> str:
         model = onnx.load(source, load_external_data=False)
@@ -49,5 +49,5 @@ def test_a_structure_changes_with_what_a_graph_computes(small_bundle: Path, tmp_
         onnx.save(model, tmp_path / "denoiser" / "model.onnx")
         return structures(tmp_path)["denoiser/model.onnx"]
 
-    assert changed("note") == own
-    assert len({own, changed("epsilon"), changed("order"), changed("operator")}) == 4
+    assert changed("note") == original
+    assert len({original, changed("epsilon"), changed("order"), changed("operator")}) == 4

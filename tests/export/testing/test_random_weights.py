@@ -90,7 +90,7 @@ def test_a_single_file_has_what_published_ones_have(small_file: Path) -> None:
     assert tensors["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (16, 16)
     alphas = tensors["alphas_cumprod"]
     assert alphas.shape == (1000,)
-    # The published buffers begin and end so.
+    # First and last values of the published buffers.
     assert alphas[0].item() == pytest.approx(0.99915, abs=1e-6)
     assert alphas[-1].item() == pytest.approx(0.0047, abs=1e-4)
 
@@ -111,7 +111,7 @@ def test_a_single_file_of_each_kind_has_what_published_ones_have(
     upscaler = load_file(kind_file("upscaler"))
     assert upscaler[unet + "input_blocks.0.0.weight"].shape == (16, 7, 3, 3)
     assert upscaler[unet + "label_emb.weight"].shape == (1000, 64)
-    # Its first level does not attend; where it does, but for the last level, attn1 looks at the text too.
+    # The first level has no attention. In the others except the last, attn1 attends to the text too.
     assert unet + "input_blocks.1.1.norm.weight" not in upscaler
     attention = "1.transformer_blocks.0.attn1.to_k.weight"
     assert upscaler[f"{unet}input_blocks.3.{attention}"].shape == (24, 32)
@@ -131,7 +131,7 @@ def test_the_folders_are_those_that_diffusers_loads(
         "depth": StableDiffusionDepth2ImgPipeline,
         "upscaler": StableDiffusionUpscalePipeline,
     }
-    # Its image processor needs torchvision, which is not wanted for four numbers.
+    # The image processor would need torchvision.
     options = {"feature_extractor": None} if kind == "depth" else {}
     pipeline = classes[kind].from_pretrained(folder, local_files_only=True, **options)
     ours = open_checkpoint(str(folder))
@@ -192,7 +192,7 @@ def test_the_demo_is_small(kind: ModelKind) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """These networks are too small to share out: threads would only wait for each other."""
+    """Run on one thread: networks this small run slower on several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -205,7 +205,7 @@ Networks = tuple[CLIPTextModel, UNet2DConditionModel, AutoencoderKL]
 def _image(
     checkpoint: Checkpoint, networks: Networks, prompt: list[int], noise: torch.Tensor, steps: int = 5
 ) -> torch.Tensor:
-    """Some DDIM steps with guidance, written out, as [3, H, W]."""
+    """An image [3, H, W] by a plain implementation of DDIM with guidance."""
     text_encoder, unet, vae = networks
     betas = torch.linspace(checkpoint.noise.beta_start**0.5, checkpoint.noise.beta_end**0.5, 1000) ** 2
     alphas = torch.cumprod(1 - betas, 0)
@@ -239,7 +239,7 @@ def test_images_are_lively_and_in_range(name: str, tmp_path: Path) -> None:
     assert (image.abs() > 1).float().mean() < 0.1
     assert (image.amax((1, 2)) - image.amin((1, 2))).min() > 1.0
 
-    # The prompt shows, and a small change of the noise stays small: rounding errors do not run away.
+    # The prompt matters, and a small change of the noise stays small: rounding errors are not amplified.
     assert (_image(checkpoint, networks, [2368, 518], noise) - image).std() > 0.02
     assert (_image(checkpoint, networks, [320, 1125], noise * (1 + 1e-4)) - image).abs().max() < 0.01
 

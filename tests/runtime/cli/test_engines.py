@@ -27,8 +27,8 @@ def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
     ("words", "code", "said"),
     [
         (("--engines-only",), 2, "no backend is named: add --backend tensorrt or --backend tensorrt-rtx"),
-        (("--batch", "4"), 2, "--batch is about engines: give --backend too"),
-        (("--sm", "89"), 2, "--sm is about engines: give --backend too"),
+        (("--batch", "4"), 2, "--batch is an option for engines: add --backend"),
+        (("--sm", "89"), 2, "--sm is an option for engines: add --backend"),
         ((*RTX, "--sm", "90"), 2, "--sm 90: tensorrt-rtx builds for 75, 80, 86, 89, 120, 121"),
         (
             (*RTX, "--sm", "ada"),
@@ -44,8 +44,8 @@ def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
             2,
             "--refit all: TensorRT for RTX cannot build refittable engines without a GPU",
         ),
-        ((*RTX, "--sm", "89", "--precision", "fp16"), 2, "--precision is about a checkpoint"),
-        ((*RTX, "--sm", "89", "-o", "there"), 2, "--output is about a checkpoint"),
+        ((*RTX, "--sm", "89", "--precision", "fp16"), 2, "--precision is an option for checkpoints, but"),
+        ((*RTX, "--sm", "89", "-o", "there"), 2, "--output is an option for checkpoints, but --engines-only"),
         (RTX, 6, "no GPU found to build for: add --sm 89"),
         (("--engines-only", "--backend", "tensorrt"), 6, "tensorrt cannot be loaded"),
     ],
@@ -86,7 +86,7 @@ def test_built_inspected_and_verified(sd2rt: Command, refused: Refused, bundle: 
     engine = Path(told["path"])
     assert engine.name.startswith("tensorrt-rtx-sm89-sm120-b1-")
     assert (told["part"], told["fresh"], told["bytes"]) == ("text_encoder", True, engine.stat().st_size)
-    assert "was built before, and is whole" in sd2rt(*words).out
+    assert "already built" in sd2rt(*words).out
     shown = " ".join(sd2rt("inspect", bundle).out.split())
     assert "text_encoder b1 tensorrt-rtx 1." in shown
     assert "sm_89, sm_120" in shown

@@ -306,7 +306,7 @@ def test_no_onnx_runtime(refused: Refused, small_bundle: Path, monkeypatch: pyte
 def test_build_without_export(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refused(6, "build", "demo") == (
-        "torch is not installed, building needs it: pip install 'sd2rt[export,cpu]'"
+        "torch is not installed, but building needs it: pip install 'sd2rt[export,cpu]'"
     )
 
 

@@ -1,4 +1,4 @@
-"""The table against MiDaS's network, written out here under the names that MiDaS and timm register."""
+"""Check the key map against MiDaS's network, reimplemented here with the names of MiDaS and timm."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TINY: dict[str, Any] = {
 
 
 def same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's SAME padding: what an odd total leaves over goes to the right and below."""
+    """TensorFlow's SAME padding: of an odd total, the extra pixel goes to the right and bottom."""
     total = max(kernel - stride, 0)
     return F.pad(x, [total // 2, total - total // 2] * 2)
 
@@ -232,8 +232,8 @@ def stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_midas_computes_what_transformers_does(estimator: Any) -> None:
     midas = Midas().eval()
-    held = {key.removeprefix(PREFIX): tensor for key, tensor in stacked(estimator.state_dict()).items()}
-    missing, unexpected = midas.load_state_dict(held, strict=False)
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in stacked(estimator.state_dict()).items()}
+    missing, unexpected = midas.load_state_dict(state, strict=False)
     assert unexpected == []
     assert [PREFIX + key for key in missing if not UNUSED.fullmatch(PREFIX + key)] == []
     assert len(missing) == 2
@@ -241,9 +241,9 @@ def test_midas_computes_what_transformers_does(estimator: Any) -> None:
     image = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = estimator(image).predicted_depth
-        found = midas(image)
+        ours = midas(image)
     assert expected.std() > 0.05
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.max()))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * float(expected.max()))
 
 
 def test_every_weight_is_kept_once(estimator: Any) -> None:
