@@ -22,7 +22,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": ["the commands run the test suite, which checks this page"],
     "docs/benchmarking.md": ["minutes at these sizes; tests of the command run its options"],
     "docs/building.md": [
-        "takes published files of 5 GB, whose architecture a tiny file does not have",
+        "needs published files of 5 GB; tiny ones have another architecture",
         "a minute of PyTorch; tests of the command compare smaller networks",
     ],
     "docs/cpu.md": ["not every CPU has bfloat16"],

@@ -487,7 +487,11 @@ def test_a_configuration_that_cannot_be_honoured(
         ("StableDiffusionDepth2ImgPipeline", {}, "its UNet's 4 input channels means 2.0-base"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "unet key conv_in.weight has shape"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 7}, "not a Stable Diffusion 2 .*7 input channels"),
-        ("StableUnCLIPImg2ImgPipeline", {"class_embed_type": "projection"}, "2.1-unclip .*does not support yet"),
+        (
+            "StableUnCLIPImg2ImgPipeline",
+            {"class_embed_type": "projection"},
+            "2.1-unclip .*does not support yet",
+        ),
         ("StableDiffusionPipeline", {"in_channels": 9}, "9 input channels"),
         ("SomeOtherPipeline", {}, "not a Stable Diffusion 2 checkpoint .*SomeOtherPipeline"),
     ],
