@@ -16,7 +16,7 @@ class Evidence:
     observation: str
     rows: tuple[PublishedCheckpoint, ...]
     remedy: str = "get the checkpoint again"
-    """What to do if the observation contradicts the others."""
+    """Remedy for the error when the observation contradicts the others."""
 
 
 def narrow(origin: str, evidence: Sequence[Evidence]) -> tuple[PublishedCheckpoint, ...]:
