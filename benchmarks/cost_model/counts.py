@@ -1,8 +1,8 @@
-"""Floating-point operations and bytes of a part at concrete sizes, counted from its ONNX graph.
+"""Count the floating-point operations and bytes of a part at concrete sizes, from its ONNX graph.
 
-A multiply and an add are two operations. Counted are products: convolutions, linear layers, attention and the
-few products of a sampler's step. What is done to each element (norms, activations, sums) is not: it is a
-thousandth of the operations, and its bytes are what a fused kernel need not move.
+A multiply-add counts as two operations. Only products are counted: convolutions, linear layers, attention and the few
+products of a sampler's step. Elementwise work (norms, activations, sums) is left out: it is a thousandth of the
+operations, and fused kernels need not move its bytes.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _UNCOUNTED = {
     "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv",
     "LSTM", "GRU", "RNN", "If", "Loop", "Scan",
 }  # fmt: skip
-"""Operators that multiply, or hold a graph that may: to leave one out silently would be to count too little."""
+"""Operators that may multiply but are not supported: ignoring them would give too low a count."""
 
 
 class CountError(Exception):
-    """A graph has an operator that is not counted, or a count is not what it should be."""
+    """A graph has an unsupported operator, or a count differs from its reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one call of a graph takes."""
+    """Operations and bytes of one call of a graph."""
 
     conv: int = 0
     linear: int = 0
     """Products with weights."""
     self_attention: int = 0
-    """Attention where queries and keys are as many: Q K^T and the product with V, the mask not used to save any."""
+    """Attention with equal numbers of queries and keys: Q K^T and the product with V, masked positions included."""
     cross_attention: int = 0
     other: int = 0
-    """Products of two activations outside of attention."""
+    """Products of two activations outside attention."""
     parameters: int = 0
-    """Floating-point elements of initialisers that the graph's nodes read."""
+    """Floating-point elements of the initialisers in use."""
     weight_bytes: int = 0
     activation_bytes: int = 0
-    """Of the operands and results of everything that is counted, each read or written once."""
+    """Bytes of the operands and results of all counted products, each read or written once."""
     score_bytes: int = 0
-    """Of the largest attention's scores Q K^T, which a kernel that is not fused holds at once."""
+    """Bytes of the largest attention scores Q K^T, which an unfused kernel materialises."""
 
     @property
     def flops(self) -> int:
@@ -55,36 +55,36 @@ class Counts:
 
     @property
     def bytes(self) -> int:
-        """The least that must be moved where no two counted operators are fused."""
+        """Bytes moved if no two counted operators are fused."""
         return self.weight_bytes + self.activation_bytes
 
 
 def count_part(bundle: Path, part: Part, dims: Mapping[str, int]) -> Counts:
-    """Count a part of a bundle, whose weights are not read.
+    """Count a part of a bundle. Its weights are not read.
 
     Args:
-        dims: the size of each symbol of its inputs, as :meth:`sd2rt.engines.interface.Engine.session` takes them.
+        dims: the size of each symbol of its inputs, as in :meth:`sd2rt.engines.interface.Engine.session`.
 
     Raises:
-        CountError: it has an operator that is not counted.
+        CountError: the graph has an unsupported operator.
         ShapeError: a shape cannot be inferred.
     """
     return count(Graph.load(bundle / part.onnx, {t.name: shape_of(t, dims) for t in part.inputs}))
 
 
 def count(graph: Graph) -> Counts:
-    """Count a graph; raises CountError where it has an operator that is not counted."""
+    """Count a graph; CountError if it has an unsupported operator."""
     totals = dict.fromkeys((f.name for f in fields(Counts)), 0)
     weights = _from_weights(graph)
     for node in graph.nodes:
         if node.op_type in _UNCOUNTED:
             raise CountError(
-                f"{node.op_type} {node.name} is not counted: add it to benchmarks/cost_model/counts.py"
+                f"{node.op_type} {node.name} is not supported: add it to benchmarks/cost_model/counts.py"
             )
-        found = _product(graph, node, weights)
-        if found is None:
+        product = _product(graph, node, weights)
+        if product is None:
             continue
-        kind, flops = found
+        kind, flops = product
         totals[kind] += flops
         moved = {name for name in (*node.input, *node.output) if name and name not in weights}
         totals["activation_bytes"] += sum(prod(graph.shape(n)) * graph.element_bytes(n) for n in moved)
@@ -99,16 +99,16 @@ def count(graph: Graph) -> Counts:
 
 
 def _from_weights(graph: Graph) -> set[str]:
-    """Names of initialisers, and of what is made of them and constants alone: a transposed weight is one too."""
-    known = {*graph.weights, ""}
+    """Names of initialisers and of tensors computed only from them and constants, such as transposed weights."""
+    names = {*graph.weights, ""}
     for node in graph.nodes:
-        if all(name in known for name in node.input):
-            known.update(node.output)
-    return known
+        if all(name in names for name in node.input):
+            names.update(node.output)
+    return names
 
 
 def _product(graph: Graph, node: onnx.NodeProto, weights: set[str]) -> tuple[str, int] | None:
-    """What kind of product a node is, and its operations; None for a node that is none."""
+    """Kind and operations of a node's product; None if the node is not a product."""
     ins = [graph.shape(name) if name else () for name in node.input] if node.op_type in _PRODUCTS else []
     if not ins or all(name in weights for name in node.input):
         return None
@@ -124,7 +124,7 @@ def _product(graph: Graph, node: onnx.NodeProto, weights: set[str]) -> tuple[str
             # The weight is [C_out, C_in / groups, kernel ...].
             return "conv", 2 * prod(out) * prod(ins[1][1:])
         case "ConvTranspose":
-            # The weight is [C_in, C_out / groups, kernel ...], and each input element meets one row of it.
+            # The weight is [C_in, C_out / groups, kernel ...], and each input element is multiplied with one row.
             return "conv", 2 * prod(ins[0]) * prod(ins[1][1:])
         case _:
             return _attention(node, ins, out)
@@ -141,12 +141,12 @@ _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"}
 
 
 def _attention(node: onnx.NodeProto, ins: list[Shape], out: Shape) -> tuple[str, int]:
-    """ONNX's Attention: Q [B, H, N, D] or [B, N, H D], K and V with M rows, out as Q with V's width."""
+    """Count ONNX's Attention: Q [B, H, N, D] or [B, N, H D]; K and V have M rows; the output has V's width."""
     query, key = ins[:2]
     if len(query) == 4:
         rows, keys, width = prod(query[:-1]), key[2], query[3] + out[3]
     else:
-        # Heads side by side in the last axis: their products add up to the whole width.
+        # The heads share the last axis, so their widths add up to it.
         rows, keys, width = prod(query[:-1]), key[1], query[2] + out[2]
     n = query[2] if len(query) == 4 else query[1]
     return ("self_attention" if n == keys else "cross_attention"), 2 * rows * keys * width

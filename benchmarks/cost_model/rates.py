@@ -1,4 +1,4 @@
-"""What a machine can do at most: the rate of a matrix product, and of a copy in memory, on some threads."""
+"""Measure the machine's peak rates: a large matrix product and a memory copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Read when PyTorch loads its OpenMP: threads that spin would slow what is measured next.
+# Set before PyTorch loads OpenMP: spinning threads would slow the next measurement.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _GEMM_SIDE = 2048
@@ -20,14 +20,10 @@ _LEAST_COPY_BYTES = 1 << 28
 
 
 class Rates:
-    """Measures this machine's rates, again at each call, so that they can take turns with what they bound.
+    """Measures the machine's rates at each call, so that they can be taken in turns with the parts they bound.
 
-    Products are of PyTorch (oneDNN, MKL), where it is installed, and else of NumPy's BLAS, which has no bf16. They
-    are square and large, of random numbers. The copy is from one array to another, both far larger than the caches,
-    a piece on each thread.
-
-    Args:
-        threads: how many.
+    Matrix products use PyTorch (oneDNN, MKL) if installed, else NumPy's BLAS, which has no bf16. The matrices are
+    square, large and random. The copy runs on all threads, between arrays far larger than the caches.
     """
 
     def __init__(self, threads: int) -> None:
@@ -40,12 +36,12 @@ class Rates:
 
     def measure(self) -> dict[str, float]:
         """Operations per second by precision (``gemm_fp32``, ``gemm_bf16``), and bytes per second (``copy``)."""
-        found = {f"gemm_{name}": 2 * _GEMM_SIDE**3 * _rate(work) for name, work in self.products.items()}
+        rates = {f"gemm_{name}": 2 * _GEMM_SIDE**3 * _rate(work) for name, work in self.products.items()}
         # Each byte is read once and written once.
-        return found | {"copy": 2 * self.copy_bytes * _rate(self._copy)}
+        return rates | {"copy": 2 * self.copy_bytes * _rate(self._copy)}
 
     def facts(self) -> dict[str, Any]:
-        """How they are measured."""
+        """Libraries and sizes used for the measurement."""
         return {
             "gemm": {"library": self.library, "side": _GEMM_SIDE, "threads": self.threads},
             "copy": {"library": f"NumPy {np.__version__}", "bytes": self.copy_bytes, "threads": self.threads},
@@ -57,7 +53,7 @@ class Rates:
 
 
 def _rate(work: Callable[[], object]) -> float:
-    """Calls per second of the fastest of those that fit into the time, after one that does not count."""
+    """Calls per second of the fastest call within the time limit, after a warm-up call."""
     work()
     fastest, end = float("inf"), time.perf_counter() + _SECONDS
     while True:
@@ -74,7 +70,7 @@ def _products(threads: int) -> tuple[str, dict[str, Callable[[], object]]]:
         import torch
     except ImportError:
         numbers = np.random.default_rng(0).standard_normal((_GEMM_SIDE, _GEMM_SIDE), np.float32)
-        return f"NumPy {np.__version__}, its own choice of threads", {"fp32": lambda: numbers @ numbers}
+        return f"NumPy {np.__version__}, default threads", {"fp32": lambda: numbers @ numbers}
     torch.set_num_threads(threads)
 
     def product(dtype: torch.dtype) -> Callable[[], object]:
@@ -82,12 +78,12 @@ def _products(threads: int) -> tuple[str, dict[str, Callable[[], object]]]:
         out = torch.empty_like(a)
         return lambda: torch.mm(a, a, out=out)
 
-    made = {"fp32": product(torch.float32), "bf16": product(torch.bfloat16)}
-    return f"PyTorch {torch.__version__}", made
+    products = {"fp32": product(torch.float32), "bf16": product(torch.bfloat16)}
+    return f"PyTorch {torch.__version__}", products
 
 
 def last_cache_bytes() -> int:
-    """Of the largest cache of the first core; 0 where the system does not say."""
+    """Size of the largest cache of the first core; 0 if the system does not report it."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()

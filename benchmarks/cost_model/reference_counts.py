@@ -1,4 +1,4 @@
-"""Operations and bytes of SD2's networks in full size, counted independently: cost_model/counts.py must agree."""
+"""Independent counts of SD2's full-size networks, which cost_model/counts.py must match."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 
 RELATIVE = 2e-3
-"""Of the operations. The table has four digits of them, which is up to 1.1e-3 of the smallest; and the denoiser does
-more than a UNet, its input's weighted sum, the guidance and the update, which is 1e-6 of a step."""
+"""Tolerance of the operations. The table's four digits round the smallest by up to 1.1e-3; the denoiser also does
+more than a UNet (the input's weighted sum, guidance and the update), which is 1e-6 of a step."""
 RELATIVE_BYTES = 0.03
-"""The table counts what the products of PyTorch's modules move, which in the depth estimator is 2.5 % less."""
+"""Tolerance of the bytes. The table counts products of PyTorch's modules: 2.5 % less in the depth estimator."""
 _KIND_TFLOP = 6e-4
-"""Added for each kind of product: half of the last digit that the table has of it."""
+"""Additional tolerance for each kind of product: half of the table's last digit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One network at one size. Operations in 1e12 (a multiply-add is two), bytes in 1e9 with 2 for each element."""
+    """One network at one size. Operations in 1e12 (a multiply-add is two); bytes in 1e9, with 2 bytes per element."""
 
     configs: str
     """The folder of export/configs."""
     part: PartName
     parameters: int
-    """Of the network as a bundle has it: a text encoder without its token table."""
+    """Parameters of the network in a bundle: a text encoder without its token table."""
     side: int
-    """Of the latents."""
+    """Side of the latents."""
     rows: int
     """UNet evaluations, or samples."""
     tflop: float
@@ -38,30 +38,30 @@ class Reference:
     self_attention: float
     cross_attention: float
     gigabytes: float
-    """Weights, and what goes into and comes out of each product."""
+    """Weights plus the inputs and outputs of each product."""
 
     @property
     def dims(self) -> dict[str, int]:
-        """Of the part's symbols: one guided image, or as many samples as there are rows."""
+        """Sizes of the part's symbols: one guided image, or one sample per row."""
         batch = 1 if self.part == "denoiser" else self.rows
         return {"B": batch, "R": self.rows, "P": 1, "L": 77, "h": self.side, "w": self.side}
 
-    def check(self, found: Counts, element_bytes: int) -> None:
-        """Compare with what was counted; raises CountError, which says in what they differ."""
+    def check(self, counts: Counts, element_bytes: int) -> None:
+        """Compare with counts from a graph; CountError names the first difference."""
         where = f"{self.part} of {self.configs} at {self.side}x{self.side}, {self.rows} rows"
         pairs = [
-            ("TFLOP", found.flops / 1e12, self.tflop, self.tflop * RELATIVE),
-            ("parameters", found.parameters, self.parameters, self.parameters * 1e-4),
-            ("GB", found.bytes / element_bytes * 2 / 1e9, self.gigabytes, self.gigabytes * RELATIVE_BYTES),
+            ("TFLOP", counts.flops / 1e12, self.tflop, self.tflop * RELATIVE),
+            ("parameters", counts.parameters, self.parameters, self.parameters * 1e-4),
+            ("GB", counts.bytes / element_bytes * 2 / 1e9, self.gigabytes, self.gigabytes * RELATIVE_BYTES),
         ]
         pairs += [
-            (f"TFLOP of {kind}", getattr(found, kind) / 1e12, expected, _KIND_TFLOP + expected * RELATIVE)
+            (f"TFLOP of {kind}", getattr(counts, kind) / 1e12, expected, _KIND_TFLOP + expected * RELATIVE)
             for kind in ("conv", "linear", "self_attention", "cross_attention")
             for expected in [getattr(self, kind)]
         ]
-        for what, value, expected, allowed in pairs:
+        for unit, value, expected, allowed in pairs:
             if abs(value - expected) > allowed:
-                raise CountError(f"{where}: {value:.6g} {what} counted, expected {expected:.6g}")
+                raise CountError(f"{where}: {value:.6g} {unit} counted, expected {expected:.6g}")
 
 
 _UNET, _INPAINTING, _DEPTH, _X4 = (865_910_724, 865_925_124, 865_913_604, 473_398_020)
@@ -92,7 +92,7 @@ REFERENCES = (
 
 
 def references_of(bundle: Bundle) -> Iterator[Reference]:
-    """The rows that speak of a bundle's parts, which are known by their parameters; none for a small network."""
+    """Yield the rows for a bundle's parts, matched by number of parameters; none for a small network."""
     for row in REFERENCES:
         part = bundle.manifest.parts.get(row.part)
         if part is not None and part.parameters == row.parameters:
@@ -100,22 +100,22 @@ def references_of(bundle: Bundle) -> Iterator[Reference]:
 
 
 def check_bundle(bundle: Bundle) -> list[dict[str, Any]]:
-    """Count every part of a bundle at every size that the table has of it, and compare.
+    """Count a bundle's parts at every size in the table, and compare.
 
     Raises:
-        CountError: they differ.
+        CountError: a count differs.
     """
     checked = []
     for row in references_of(bundle):
         part = bundle.manifest.parts[row.part]
-        found = count_part(bundle.path, part, row.dims)
-        row.check(found, 2 if part.precision == "fp16" else 4)
+        counts = count_part(bundle.path, part, row.dims)
+        row.check(counts, 2 if part.precision == "fp16" else 4)
         checked.append(
             {
                 "part": row.part,
                 "side": row.side,
                 "rows": row.rows,
-                "tflop": round(found.flops / 1e12, 6),
+                "tflop": round(counts.flops / 1e12, 6),
                 "reference_tflop": row.tflop,
             }
         )

@@ -1,4 +1,4 @@
-"""The shapes of every tensor of an ONNX graph at concrete sizes; weights are not read, and need not be there."""
+"""Infer the shape of every tensor of an ONNX graph at concrete sizes. External weights may be missing."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from onnx.reference import ReferenceEvaluator
 Shape = tuple[int, ...]
 
 _SMALL = 64
-"""Elements up to which a tensor is computed: shapes, and the factors of a Resize, are this small."""
+"""Largest number of elements of a tensor that is evaluated: enough for shapes and Resize factors."""
 
 
 class ShapeError(Exception):
-    """The shape of a tensor does not follow from those of the inputs; the message names the operator."""
+    """A tensor's shape does not follow from the input shapes; the message names the operator."""
 
 
 class Graph:
-    """An ONNX graph whose inputs have these shapes, and with them every tensor.
+    """An ONNX graph with the shape of every tensor, given the input shapes.
 
-    The graph is walked in order. Small tensors that follow from constants and shapes are
-    evaluated (``onnx.reference``); of all others ONNX's own rules infer the type from the inputs' (``onnx.
-    shape_inference.infer_node_outputs``). Inferring the whole graph at once knows too few values: in an exported
-    denoiser it leaves 453 tensors without a shape.
+    The graph is walked in order. Small tensors that follow from constants and shapes are evaluated
+    (``onnx.reference``); the types of all others are inferred from their inputs
+    (``onnx.shape_inference.infer_node_outputs``). Inferring the whole graph at once lacks those values and leaves 453
+    tensors of an exported denoiser without a shape.
 
     Args:
         model: its external weights may be missing.
         inputs: the shape of each graph input.
 
     Raises:
-        ShapeError: a shape depends on values that are not known.
+        ShapeError: a shape depends on unknown values.
     """
 
     def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> None:
@@ -51,25 +51,27 @@ class Graph:
             self._types[name] = _type(tensor.data_type, tuple(tensor.dims))
             if math.prod(tensor.dims) <= _SMALL and not uses_external_data(tensor):
                 self._values[name] = numpy_helper.to_array(tensor)
-        for given in model.graph.input:
-            if given.name not in self._types:
-                dtype = given.type.tensor_type.elem_type
-                self._types[given.name] = _type(dtype, tuple(inputs[given.name]))
+        for graph_input in model.graph.input:
+            if graph_input.name not in self._types:
+                dtype = graph_input.type.tensor_type.elem_type
+                self._types[graph_input.name] = _type(dtype, tuple(inputs[graph_input.name]))
         for node in self.nodes:
             self._walk(node)
 
     @classmethod
     def load(cls, path: Path, inputs: Mapping[str, Shape]) -> Graph:
-        """The graph of an ONNX file; raises as the class does."""
+        """Load an ONNX file; raises like the class."""
         return cls(onnx.load(path, load_external_data=False), inputs)
 
     def shape(self, name: str) -> Shape:
-        """The shape of a tensor. Raises ShapeError where it has none, as a sequence has."""
-        found = self._types.get(name)
-        if found is None or not found.HasField("tensor_type"):
+        """Return the shape of a tensor; ShapeError if it has none, like a sequence."""
+        type_proto = self._types.get(name)
+        if type_proto is None or not type_proto.HasField("tensor_type"):
             raise ShapeError(f"{name} has no known shape")
-        sides = found.tensor_type.shape.dim
-        if not found.tensor_type.HasField("shape") or not all(side.HasField("dim_value") for side in sides):
+        sides = type_proto.tensor_type.shape.dim
+        if not type_proto.tensor_type.HasField("shape") or not all(
+            side.HasField("dim_value") for side in sides
+        ):
             raise ShapeError(f"{name} has a shape that depends on values")
         return tuple(side.dim_value for side in sides)
 
@@ -81,9 +83,9 @@ class Graph:
         names = [name for name in node.input if name]
         if node.op_type == "Shape":
             sides = self.shape(node.input[0])
-            found = {a.name: a.i for a in node.attribute}
-            kept = sides[found.get("start", 0) : found.get("end", len(sides))]
-            self._keep(node.output[0], np.array(kept, np.int64))
+            attributes = {a.name: a.i for a in node.attribute}
+            selected = sides[attributes.get("start", 0) : attributes.get("end", len(sides))]
+            self._record(node.output[0], np.array(selected, np.int64))
         elif node.op_type != "SequenceAt" and names and all(name in self._values for name in names):
             self._evaluate(node, {name: self._values[name] for name in names})
         else:
@@ -93,21 +95,21 @@ class Graph:
 
     def _evaluate(self, node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]) -> None:
         outputs = list(node.output)
-        given = [
+        input_infos = [
             onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
             for n, v in values.items()
         ]
-        made = [onnx.helper.make_empty_tensor_value_info(name) for name in outputs]
-        graph = onnx.helper.make_graph([node], "one", given, made)
+        output_infos = [onnx.helper.make_empty_tensor_value_info(name) for name in outputs]
+        graph = onnx.helper.make_graph([node], "one", input_infos, output_infos)
         model = onnx.helper.make_model(graph, opset_imports=self._opsets, ir_version=self._ir_version)
-        found = ReferenceEvaluator(model).run(None, dict(values))
-        for name, value in zip(outputs, found, strict=True):
+        results = ReferenceEvaluator(model).run(None, dict(values))
+        for name, value in zip(outputs, results, strict=True):
             if isinstance(value, list):
                 self._infer(node, list(values))
             else:
-                self._keep(name, np.asarray(value))
+                self._record(name, np.asarray(value))
 
-    def _keep(self, name: str, value: NDArray[Any]) -> None:
+    def _record(self, name: str, value: NDArray[Any]) -> None:
         dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         self._types[name] = _type(dtype, value.shape)
         if value.size <= _SMALL:
@@ -115,13 +117,13 @@ class Graph:
 
     def _infer(self, node: onnx.NodeProto, names: list[str]) -> None:
         if node.op_type in ("GroupNormalization", "RMSNormalization"):
-            # A function of the standard, which has no rule of its own.
+            # Defined in the standard as a function, without an inference rule.
             self._types[node.output[0]] = self._types[node.input[0]]
             return
         version = next(o.version for o in self._opsets if o.domain in (node.domain, node.domain or "ai.onnx"))
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         try:
-            found = shape_inference.infer_node_outputs(
+            types = shape_inference.infer_node_outputs(
                 schema,
                 node,
                 {name: self._types[name] for name in names},
@@ -131,7 +133,7 @@ class Graph:
             )
         except (KeyError, onnx.shape_inference.InferenceError) as error:
             raise ShapeError(f"{node.op_type} {node.name}: {' '.join(str(error).split())[:200]}") from error
-        self._types.update(found)
+        self._types.update(types)
 
 
 def _type(dtype: int, shape: Shape) -> Any:

@@ -1,8 +1,8 @@
-"""The ONNX graph of a part in full size, exported without weights: in seconds, and in less than a gigabyte.
+"""Export the full-size ONNX graph of a part without weights, in seconds and less than a gigabyte of memory.
 
-The networks are on PyTorch's meta device, so that nothing has values. The sizes are fixed: that is what makes
-tracing quick (of the UNet a quarter of the time that it takes with symbols). The graph is the exporter's first,
-before anything is optimised; the products in it are those of a bundle's graph.
+The networks are on PyTorch's meta device, so tensors have no values. Fixed sizes make tracing fast: the UNet takes a
+quarter of the time it takes with symbolic sizes. The graph is the exporter's unoptimised output; its products are the
+same as in a bundle's graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MODULES: dict[PartName, tuple[NetworkName, Any]] = {
 
 
 def weightless_graph(configs: str, part: PartName, dims: Mapping[str, int]) -> Graph:
-    """The graph of ``part`` at these sizes.
+    """Export the graph of ``part`` at these sizes.
 
     Args:
         configs: a folder of export/configs.
@@ -46,7 +46,7 @@ def weightless_graph(configs: str, part: PartName, dims: Mapping[str, int]) -> G
 
 
 def graph_of(configs: PipelineConfigs, part: PartName, dims: Mapping[str, int]) -> Graph:
-    """The same of any configuration."""
+    """Like :func:`weightless_graph`, for any configuration."""
     network, make = _MODULES[part]
     config = configs.part(network)
     module: nn.Module = make(skeleton(network, config).requires_grad_(False)).eval()
@@ -56,7 +56,7 @@ def graph_of(configs: PipelineConfigs, part: PartName, dims: Mapping[str, int]) 
         torch.zeros(shapes[tensor.name], dtype=getattr(torch, tensor.dtype), device="meta")
         for tensor in tensors
     )
-    # What the exporter warns of, and the progress that it prints, are no news here.
+    # The exporter's warnings and progress output do not matter here.
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -67,7 +67,7 @@ def graph_of(configs: PipelineConfigs, part: PartName, dims: Mapping[str, int]) 
 
 
 def _without_values(model: ir.Model) -> Any:
-    """The graph with its weights in a file that does not exist: they have shapes, which is all that is asked."""
+    """Return the graph with its weights in a file that does not exist: only their shapes are needed."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         raw = getattr(tensor, "raw", None)
@@ -79,16 +79,16 @@ def _without_values(model: ir.Model) -> Any:
 
 
 def _dimensions(configs: PipelineConfigs) -> Dimensions:
-    """What :func:`interface` wants to know of a configuration."""
+    """The dimensions that :func:`interface` needs from a configuration."""
     channels = configs.vae["latent_channels"]
-    shown = configs.unet["in_channels"] - channels
+    extra_channels = configs.unet["in_channels"] - channels
     depth = configs.depth_estimator
     side = 0 if depth is None else depth["image_size"]
     return Dimensions(
         text_width=configs.text_encoder["hidden_size"],
         channels=channels,
         factor=2 ** (len(configs.vae["block_out_channels"]) - 1),
-        extra=shown,
+        extra=extra_channels,
         class_label=configs.unet.get("num_class_embeds") is not None,
         depth_size=(side, side),
     )

@@ -1,4 +1,4 @@
-"""Pictures by diffusers, from the same checkpoint in a folder of its layout: torch's generator for each seed."""
+"""Generate images with diffusers from the same checkpoint, with torch's generator for each seed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class DiffusersPainter:
-    """A checkpoint in diffusers' layout, in diffusers' own pipeline of its kind.
+    """A diffusers pipeline for a checkpoint in diffusers' layout.
 
-    Raises CheckpointError for what is no checkpoint.
+    Raises:
+        CheckpointError: the folder is not a checkpoint.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class DiffusersPainter:
         del self._pipeline
 
     def paint(self, orders: Sequence[Order], settings: Settings) -> list[Picture]:
-        own = self._checkpoint.sampler
-        config = own if settings.sampler is None else sampler_config(settings.sampler, own)
+        default_sampler = self._checkpoint.sampler
+        config = (
+            default_sampler if settings.sampler is None else sampler_config(settings.sampler, default_sampler)
+        )
         self._pipeline.scheduler = reference_scheduler(self._checkpoint.noise, config)
         options: dict[str, Any] = {
             name: value
@@ -52,11 +55,11 @@ class DiffusersPainter:
         masks = [order.mask for order in orders if order.mask is not None]
         if masks:
             options["mask_image"] = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks]
-            # The inpainting pipeline alone makes its own size of pictures rather than the image's.
+            # Only the inpainting pipeline defaults to its own size instead of the image's.
             options["height"], options["width"] = masks[0].shape
-        # The noise is drawn on the CPU wherever it is used, so that it is sd2rt's.
+        # Drawn on the CPU for any device, so that the noise equals sd2rt's.
         generators = [torch.Generator("cpu").manual_seed(order.seed) for order in orders]
-        images_made = self._pipeline(
+        outputs = self._pipeline(
             prompt=[order.prompt for order in orders],
             negative_prompt=[order.negative for order in orders],
             generator=generators,
@@ -65,7 +68,7 @@ class DiffusersPainter:
             output_type="np",
             **options,
         ).images
-        return [to_levels(np.asarray(image)) for image in images_made]
+        return [to_levels(np.asarray(image)) for image in outputs]
 
     @torch.no_grad()
     def round_trip(self, picture: Picture) -> Picture:

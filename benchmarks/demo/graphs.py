@@ -1,9 +1,8 @@
 """Export the demo's graphs into the package.
 
-    python -m benchmarks.demo.graphs     a few minutes; replaces the graphs that are there
+    python -m benchmarks.demo.graphs     takes a few minutes; replaces the packaged graphs
 
-To be done when what exports them has changed, or the versions in constraints.txt. Their weights make no difference,
-and are random here.
+Run it when the export code or the versions in constraints.txt have changed. The weights do not matter and are random.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m benchmarks.demo.graphs", description=__doc__.splitlines()[0]
     ).parse_args()
-    # What is there would be found, and not exported.
+    # A packaged graph would be reused instead of exported.
     for path in GRAPHS.glob("*.zip"):
         path.unlink()
     GRAPHS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures with captions under them, in rows under titles, on one white page."""
+"""Lay out captioned images in rows, in titled sections, on one white page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.ImageFont import FreeTypeFont
 from benchmarks.demo.painter import Picture
 
 WIDTH, COLUMNS, SIDE, GUTTER = 1100, 8, 128, 2
-"""Pixels, but for the columns: pictures are shown as large as they are."""
+"""In pixels, except COLUMNS; images keep their size."""
 _MARGIN = (WIDTH - COLUMNS * SIDE - (COLUMNS - 1) * GUTTER) // 2
 _CAPTION_GAP, _LINE = 5, 15
 _ROW_GAP, _SECTION_GAP = 12, 22
@@ -20,7 +20,7 @@ _INK, _QUIET, _RULE = (25, 25, 25), (110, 110, 110), (215, 215, 215)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture [128, 128, 3] and what is said of it."""
+    """An image [128, 128, 3] and its caption."""
 
     picture: Picture
     caption: str
@@ -28,15 +28,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A title and cells in rows of eight; None leaves a place empty."""
+    """A title and cells in rows of eight; None leaves a gap."""
 
     title: str
     cells: Sequence[Cell | None]
 
 
 def lay_out(title: str, subtitle: str, sections: Sequence[Section]) -> Image.Image:
-    """The page, as high as it needs to be: 1100 pixels wide."""
-    # Drawn twice: first on nothing, to learn how high it is.
+    """Render a page 1100 pixels wide and as high as its content."""
+    # The first drawing, on a dummy image, only measures the height.
     height = _Page(Image.new("RGB", (1, 1))).draw(title, subtitle, sections)
     page = Image.new("RGB", (WIDTH, height), "white")
     _Page(page).draw(title, subtitle, sections)
@@ -49,7 +49,7 @@ class _Page:
         self._canvas = ImageDraw.Draw(image)
 
     def draw(self, title: str, subtitle: str, sections: Sequence[Section]) -> int:
-        """All of it; returns the height that it takes."""
+        """Draw everything and return the height used."""
         large, small = _font(28), _font(14)
         self._canvas.text((_MARGIN, _MARGIN - 8), title, _INK, font=large)
         right = WIDTH - _MARGIN - small.getlength(subtitle)
@@ -74,7 +74,7 @@ class _Page:
                 continue
             x = _MARGIN + number * (SIDE + GUTTER)
             self._image.paste(Image.fromarray(cell.picture), (x, y))
-            # White backgrounds would have no edge on a white page.
+            # Without a frame, a white background would have no edge on the white page.
             self._canvas.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=_RULE)
             words = wrap(cell.caption, font, SIDE - 6)
             lines = max(lines, len(words))
@@ -85,7 +85,7 @@ class _Page:
 
 
 def wrap(text: str, font: FreeTypeFont, width: float) -> list[str]:
-    """A text in lines of at most ``width`` pixels, where no word is wider."""
+    """Wrap a text into lines of at most ``width`` pixels; a wider word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -100,6 +100,6 @@ def _font(size: int) -> FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, FreeTypeFont):
         raise RuntimeError(
-            "this Pillow has no FreeType, whose text can have a size: install the published wheel"
+            "this Pillow lacks FreeType, which scalable fonts need: install the published wheel"
         )
     return font

@@ -1,4 +1,4 @@
-"""What makes pictures for the scores: an order for each picture, and what all pictures of a run have in common."""
+"""Interface of the image generators that are scored: one order per image, and settings per set."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One picture: a prompt, the seed of its noise, and for some tasks a picture and a mask to start from."""
+    """One image to generate: prompt, noise seed and, for some tasks, an input image and a mask."""
 
     prompt: str
     seed: int
     negative: str = ""
     image: Picture | None = None
     mask: NDArray[np.bool_] | None = None
-    """True where the image is made anew: [H, W]."""
+    """True where the image is repainted: [H, W]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How all pictures of a set are made; ``strength`` and ``noise_level`` are None where the task has none."""
+    """Settings of all images of a set; ``strength`` and ``noise_level`` are None for tasks without them."""
 
     steps: int
     guidance: float
@@ -37,21 +37,21 @@ class Settings:
 
 
 class Painter(Protocol):
-    """A checkpoint of the demo, opened."""
+    """An opened checkpoint of the demo that generates images."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def paint(self, orders: Sequence[Order], settings: Settings) -> list[Picture]:
-        """A picture for each order, in their order. Those of a call may be made at once."""
+        """Generate one image per order, in the same sequence; they may run as one batch."""
         ...
 
     def round_trip(self, picture: Picture) -> Picture:
-        """What the autoencoder alone makes of a picture."""
+        """Encode and decode an image with the autoencoder."""
         ...
 
 
 def to_levels(unit: NDArray[np.floating]) -> Picture:
-    """Values in [0, 1] to levels, 0 to 255."""
+    """Convert values in [0, 1] to levels, 0 to 255."""
     return np.asarray(np.rint(unit.clip(0, 1) * 255), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures by sd2rt, from a bundle; no torch in the process."""
+"""Generate images with sd2rt from a bundle, without torch in the process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sd2rt.runtime import Pipeline, Request
 
 
 class Sd2rtPainter:
-    """A bundle, by name or path.
+    """An sd2rt pipeline on a bundle, given by name or path.
 
     Args:
-        precision: ``fp32`` and ``fp16`` are what the bundle was built in; ``bf16`` is chosen here.
+        precision: ``fp32`` or ``fp16`` must be the bundle's precision; ``bf16`` is a compute precision.
 
     Raises:
-        ValueError: the bundle is of another precision.
+        ValueError: the bundle has another precision.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Sd2rtPainter:
             bundle, device=device, threads=threads, max_batch=batch, precision=chosen
         )
         if self._pipeline.precision != precision:
-            found = self._pipeline.precision
+            actual = self._pipeline.precision
             self._pipeline.close()
-            raise ValueError(f"{bundle} is {found}, not {precision}: build it with --precision {precision}")
+            raise ValueError(f"{bundle} is {actual}, not {precision}: build it with --precision {precision}")
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class Sd2rtPainter:
 
     @property
     def pipeline(self) -> Pipeline:
-        """What makes the pictures."""
+        """The opened pipeline."""
         return self._pipeline
 
     def paint(self, orders: Sequence[Order], settings: Settings) -> list[Picture]:

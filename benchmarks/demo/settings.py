@@ -1,8 +1,8 @@
-"""What samplers, steps, guidance and half precision do to what the demo draws, on the prompts that it is scored on.
+"""Compare samplers, steps, guidance and half precision by the demo's text-to-image score.
 
     python -m benchmarks.demo.settings --half BUNDLE --output
 
-Ctrl-C ends it and writes what is done so far.
+Ctrl-C stops the run and writes the partial result.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.demo import sets
-from benchmarks.demo.drawn import DRAWN_SETTINGS
 from benchmarks.demo.painter import Settings
+from benchmarks.demo.score_tables import SETTINGS_COLUMNS
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
 from benchmarks.demo.tally import Tally
 from benchmarks.recording import machine, report
@@ -25,10 +25,10 @@ NAME = "demo-settings"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Settings of a score."""
+    """One combination of settings."""
 
     sampler: str = "euler-a"
-    """The checkpoint's own."""
+    """Default: the checkpoint's sampler."""
     steps: int = 25
     guidance: float = 4.0
     precision: str = "fp32"
@@ -61,33 +61,35 @@ def main() -> None:
         prog="python -m benchmarks.demo.settings", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--bundle", default="demo")
-    parser.add_argument("--half", metavar="BUNDLE", help="the same in fp16; without it that row is left out")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts alone")
-    parser.add_argument("--threads", type=int, help="one per core if left out")
-    parser.add_argument("--batch", type=int, default=8, help="pictures at a time")
+    parser.add_argument(
+        "--half", metavar="BUNDLE", help="the bundle in fp16; without it, the fp16 row is left out"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--threads", type=int, help="default: one per core")
+    parser.add_argument("--batch", type=int, default=8, help="images per batch")
     report.add_output(parser)
     options = parser.parse_args()
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     result = {
         "benchmark": NAME,
         "limit": options.limit,
-        "rows": found,
+        "rows": results,
         "machine": machine.facts(),
     }
     with report.interruptible(result, "benchmarks.demo.settings"):
         for row in ROWS:
             if row.precision == "fp32" or options.half is not None:
-                _measure(row, options, found)
+                _measure(row, options, results)
     cells = [
-        (row["name"], *(f"{row['counts'][what]['share']:.1%}" for what in DRAWN_SETTINGS)) for row in found
+        (row["name"], *(f"{row['counts'][key]['share']:.1%}" for key in SETTINGS_COLUMNS)) for row in results
     ]
-    report.finish(result, ("", *DRAWN_SETTINGS.values()), cells, options.output)
+    report.finish(result, ("", *SETTINGS_COLUMNS.values()), cells, options.output)
     if not result["complete"]:
         sys.exit(130)
 
 
-def _measure(row: Row, options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Add a row's counts, once all of them are there."""
+def _measure(row: Row, options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Measure a row; append its counts only when complete."""
     settings, tally = Settings(row.steps, row.guidance, row.sampler), Tally()
     bundle = options.bundle if row.precision == "fp32" else options.half
     with Sd2rtPainter(
@@ -97,7 +99,7 @@ def _measure(row: Row, options: argparse.Namespace, found: list[dict[str, Any]])
         sets.run("text", painter, settings, tally, batch=options.batch, limit=options.limit)
     seconds = time.perf_counter() - start
     print(f"{row}: {seconds:.0f} s", file=sys.stderr, flush=True)
-    found.append({"name": str(row), **tally.result(), "seconds": round(seconds, 2)})
+    results.append({"name": str(row), **tally.result(), "seconds": round(seconds, 2)})
 
 
 if __name__ == "__main__":

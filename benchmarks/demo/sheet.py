@@ -1,4 +1,4 @@
-"""A contact sheet of what the demo's checkpoints draw, for a first look.
+"""Render a contact sheet of images from the demo's checkpoints.
 
 python -m benchmarks.demo.sheet --output FILE.png [--bundles DIR]
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.demo import prompts, world
-from benchmarks.demo.family import CHECKPOINTS
+from benchmarks.demo.checkpoints import CHECKPOINTS
 from benchmarks.demo.layout import Cell, Section, lay_out
 from benchmarks.demo.painter import Order, Picture, Settings
 from benchmarks.demo.sd2rt_painter import Sd2rtPainter
@@ -48,11 +48,13 @@ def main() -> None:
         prog="python -m benchmarks.demo.sheet", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE.png")
-    parser.add_argument("--bundles", type=Path, metavar="DIR", help="where bundles are, if not found by name")
+    parser.add_argument(
+        "--bundles", type=Path, metavar="DIR", help="folder of bundles; default: find by name"
+    )
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--sampler", help="the checkpoint's own if left out")
-    parser.add_argument("--threads", type=int, help="one per core if left out")
+    parser.add_argument("--sampler", help="default: the checkpoint's sampler")
+    parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument("--seed", type=int, default=2)
     options = parser.parse_args()
     start = time.perf_counter()
@@ -77,77 +79,77 @@ def _settings(
 
 
 def _texts(options: argparse.Namespace) -> Section:
-    return Section("Text to image", _told(options, "base", TEXTS))
+    return Section("Text to image", _from_texts(options, "base", TEXTS))
 
 
 def _v_texts(options: argparse.Namespace) -> Section:
-    return Section("Text to image, v prediction", _told(options, "v", V_TEXTS))
+    return Section("Text to image, v prediction", _from_texts(options, "v", V_TEXTS))
 
 
-def _told(options: argparse.Namespace, kind: str, texts: Sequence[str]) -> list[Cell | None]:
+def _from_texts(options: argparse.Namespace, kind: str, texts: Sequence[str]) -> list[Cell | None]:
     orders = [Order(text, options.seed + number) for number, text in enumerate(texts)]
     with _open(kind, options, len(orders)) as painter:
-        made = painter.paint(orders, _settings(options))
-    return [Cell(picture, text) for text, picture in zip(texts, made, strict=True)]
+        images = painter.paint(orders, _settings(options))
+    return [Cell(picture, text) for text, picture in zip(texts, images, strict=True)]
 
 
 def _inpainting(options: argparse.Namespace) -> Section:
-    """A picture, its mask and the result, of the first two cases of the set that is scored."""
+    """Input, mask and result of the first two cases of the scored set."""
     cases = prompts.inpainting_cases()[:2]
     originals = [world.picture(case.scene) for case in cases]
     masks = [prompts.mask_of(case.box) for case in cases]
     orders = [
-        Order(case.asked.prompt, options.seed, image=original, mask=mask)
+        Order(case.spec.prompt, options.seed, image=original, mask=mask)
         for case, original, mask in zip(cases, originals, masks, strict=True)
     ]
     with _open("inpainting", options, len(orders)) as painter:
-        made = painter.paint(orders, _settings(options, strength=1.0))
+        images = painter.paint(orders, _settings(options, strength=1.0))
     cells: list[Cell | None] = []
-    for case, original, mask, picture in zip(cases, originals, masks, made, strict=True):
+    for case, original, mask, picture in zip(cases, originals, masks, images, strict=True):
         cells += [
             *([None] if cells else []),
-            Cell(original, "given"),
-            Cell(_masked(original, mask), "what is made anew"),
-            Cell(picture, case.asked.prompt),
+            Cell(original, "input"),
+            Cell(_masked(original, mask), "area to repaint"),
+            Cell(picture, case.spec.prompt),
         ]
     return Section("Inpainting", cells)
 
 
 def _depth(options: argparse.Namespace) -> Section:
-    """A picture, the depth that is inferred from it, and a result of other colours."""
+    """Input, its estimated depth, and the result in other colours."""
     cases = prompts.depth_cases()[1:3]
     originals = [world.picture(case.scene) for case in cases]
     orders = [
-        Order(case.asked.prompt, options.seed, image=original)
+        Order(case.spec.prompt, options.seed, image=original)
         for case, original in zip(cases, originals, strict=True)
     ]
     with _open("depth", options, len(orders)) as painter:
         depths = [painter.pipeline.depth(Image.fromarray(original)) for original in originals]
-        made = painter.paint(orders, _settings(options, strength=1.0))
+        images = painter.paint(orders, _settings(options, strength=1.0))
     cells: list[Cell | None] = []
-    for case, original, depth, picture in zip(cases, originals, depths, made, strict=True):
+    for case, original, depth, picture in zip(cases, originals, depths, images, strict=True):
         cells += [
             *([None] if cells else []),
-            Cell(original, "given"),
-            Cell(_gray(depth), "depth, inferred"),
-            Cell(picture, case.asked.prompt),
+            Cell(original, "input"),
+            Cell(_gray(depth), "estimated depth"),
+            Cell(picture, case.spec.prompt),
         ]
     return Section("Depth", cells)
 
 
 def _upscaling(options: argparse.Namespace) -> Section:
-    """A picture of 32x32 in squares, as bicubic interpolation enlarges it, and as the upscaler does."""
+    """A 32x32 input enlarged by nearest neighbour, by bicubic interpolation and by the upscaler."""
     cases = prompts.upscaling_cases()[:2]
     low = [prompts.low_resolution(world.picture(case.scene)) for case in cases]
     texts = [world.describe(case.scene) for case in cases]
     orders = [Order(text, options.seed, image=image) for text, image in zip(texts, low, strict=True)]
     with _open("upscaler", options, len(orders)) as painter:
-        made = painter.paint(orders, _settings(options, noise_level=20))
+        images = painter.paint(orders, _settings(options, noise_level=20))
     cells: list[Cell | None] = []
-    for image, text, picture in zip(low, texts, made, strict=True):
+    for image, text, picture in zip(low, texts, images, strict=True):
         cells += [
             *([None] if cells else []),
-            Cell(_enlarged(image, Image.Resampling.NEAREST), "given, 32x32"),
+            Cell(_enlarged(image, Image.Resampling.NEAREST), "input, 32x32"),
             Cell(_enlarged(image, Image.Resampling.BICUBIC), "bicubic, for comparison"),
             Cell(picture, text),
         ]
@@ -155,14 +157,14 @@ def _upscaling(options: argparse.Namespace) -> Section:
 
 
 def _masked(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
-    """What is masked in stripes of two greys, which no picture of the world has."""
+    """Fill the masked area with stripes of two greys, which do not occur in the world."""
     rows, columns = np.indices(mask.shape)
     stripes = np.where((rows + columns) // 6 % 2, 215, 180)
     return np.where(mask[..., None], stripes[..., None], picture).astype(np.uint8)
 
 
 def _gray(depth: NDArray[np.float32]) -> Picture:
-    """Near is light, at the size of a picture."""
+    """Render a depth map at image size, near as light."""
     low, high = depth.min(), depth.max()
     levels = (255 * (depth - low) / max(high - low, 1e-6)).astype(np.uint8)
     image = Image.fromarray(levels).resize((world.SIDE, world.SIDE), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Whether a picture shows what a prompt asks for."""
+"""Judge if an image shows what its prompt asks for."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from benchmarks.demo import reader
-from benchmarks.demo.asked import Asked, Detail
+from benchmarks.demo.prompt_spec import Detail, PromptSpec
 
 _OF_THINGS: tuple[Detail, ...] = ("shape", "color", "size", "place")
 
 Verdict = dict[str, list[bool]]
-"""By detail, whether each that was asked for is shown; ``things``: as many as asked; ``all``: nothing is wrong."""
+"""By detail, one flag per requested value; ``things``: the number of things is right; ``all``: everything is."""
 
 
-def judge(reading: reader.Reading, asked: Asked) -> Verdict:
-    """Whether a picture shows what was asked for. Each asked thing is taken for the one seen that suits best."""
-    seen: Sequence[reader.Seen | None] = (*reading.things, *[None] * len(asked.things))
-    verdicts = [_judge_as(chosen, asked) for chosen in permutations(seen, len(asked.things))]
+def judge(reading: reader.Reading, spec: PromptSpec) -> Verdict:
+    """Compare an image with its prompt, using the assignment of detected to requested things that fits best."""
+    detected: Sequence[reader.DetectedThing | None] = (*reading.things, *[None] * len(spec.things))
+    verdicts = [_judge_as(chosen, spec) for chosen in permutations(detected, len(spec.things))]
     best = max(verdicts, key=lambda verdict: sum(map(sum, verdict.values())))
-    if asked.background is not None:
-        best["background"] = [reading.background == asked.background]
-    best["things"] = [len(reading.things) == len(asked.things)]
+    if spec.background is not None:
+        best["background"] = [reading.background == spec.background]
+    best["things"] = [len(reading.things) == len(spec.things)]
     return best | {"all": [all(map(all, best.values()))]}
 
 
-def _judge_as(seen: Sequence[reader.Seen | None], asked: Asked) -> Verdict:
-    """The verdict where asked thing i is taken for seen thing i, None where there is none."""
+def _judge_as(detected: Sequence[reader.DetectedThing | None], spec: PromptSpec) -> Verdict:
+    """The verdict if requested thing i is matched with detected thing i; None means missing."""
     verdict: Verdict = {}
-    for thing, found in zip(asked.things, seen, strict=True):
+    for thing, match in zip(spec.things, detected, strict=True):
         for detail in _OF_THINGS:
-            wanted = getattr(thing, detail)
-            if wanted is not None:
-                verdict.setdefault(detail, []).append(getattr(found, detail, None) == wanted)
-    if asked.relation is not None:
-        first, second = seen
-        shown = first and second and reader.relation(first.center, second.center)
-        verdict["relation"] = [shown == asked.relation]
+            expected = getattr(thing, detail)
+            if expected is not None:
+                verdict.setdefault(detail, []).append(getattr(match, detail, None) == expected)
+    if spec.relation is not None:
+        first, second = detected
+        relation = first and second and reader.relation(first.center, second.center)
+        verdict["relation"] = [relation == spec.relation]
     return verdict

@@ -1,8 +1,8 @@
-"""The world that the demo checkpoints draw: one or two shaded shapes before a neutral background, and captions.
+"""The world of the demo checkpoints: one or two shaded shapes on a neutral background, and captions.
 
-Everything is a function of numbers drawn from a seeded generator. Colours are saturated and backgrounds are not,
-so that :mod:`benchmarks.demo.reader` can take a picture apart by code. Lengths are in pixels of a picture of
-128x128, x to the right and y downwards.
+Everything is determined by a seeded generator. Colours are saturated and backgrounds are not, so that
+:mod:`benchmarks.demo.reader` can analyse images by code. Lengths are in pixels of a 128x128 image, x to the right and
+y downwards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLACES: dict[str, tuple[float, float]] = {
     "in the bottom left corner": (_LOW, _HIGH),
     "in the bottom right corner": (_HIGH, _HIGH),
 }
-"""Where a thing's centre is, to within JITTER."""
+"""Centres of things, to within JITTER."""
 JITTER = 4.0
 
 RELATIONS: dict[str, tuple[str, str]] = {
@@ -60,22 +60,22 @@ BACKGROUNDS: dict[str, tuple[int, int]] = {
     "a light gradient background": (250, 160),
     "a dark gradient background": (25, 115),
 }
-"""Grey levels at the top and at the bottom."""
+"""Grey levels at the top and bottom."""
 
 _SHADE = 0.28
-"""What the light from the upper left takes from a colour at the lower right edge."""
+"""Darkening at the lower right edge, under light from the upper left."""
 _NEARNESS: dict[str, float] = {"small": 0.35, "medium": 0.6, "large": 0.85}
 _BULGE = 0.15
-"""How much nearer a thing's middle is than its rim."""
+"""Extra nearness of a thing's middle over its rim."""
 GROUND = 0.2
-"""How near the ground of a gradient background is at the bottom; a plain background is infinitely far: 0. Every thing
-is nearer."""
+"""Nearness of a gradient background at its bottom; a plain background is infinitely far (0). All things are
+nearer."""
 _SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One shape: its place is a name of PLACES, its centre exact."""
+    """One shape; ``place`` is a key of PLACES, ``center`` the exact position."""
 
     shape: str
     color: str
@@ -86,7 +86,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two things before a background; ``relation`` says how the first lies to the second."""
+    """One or two things on a background; ``relation`` is the first's position relative to the second."""
 
     things: tuple[Thing, ...]
     background: str
@@ -94,7 +94,7 @@ class Scene:
 
 
 def draw_scene(generator: np.random.Generator, count: Literal[1, 2] | None = None) -> Scene:
-    """A scene at random: of ``count`` things, or of two in six scenes of ten."""
+    """Draw a random scene of ``count`` things; by default, six in ten have two."""
     two = count == 2 if count is not None else generator.random() < 0.6
     background = _any(generator, tuple(BACKGROUNDS))
     if not two:
@@ -121,16 +121,16 @@ def _any(generator: np.random.Generator, names: Sequence[str]) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """The caption that leaves nothing out: place or relation, sizes, colours, shapes and background."""
+    """The complete caption: place or relation, sizes, colours, shapes and background."""
     return _sentence(
         [f"a {t.size} {t.color} {t.shape}" for t in scene.things], scene, place=True, background=True
     )
 
 
 def caption(scene: Scene, generator: np.random.Generator) -> str:
-    """A caption that is true of ``scene`` and leaves details out: few of them, or in three of ten most.
+    """A true caption of ``scene`` with details left out at random: usually few, in three of ten cases most.
 
-    Of one thing, every tenth names no more than a colour or a shape, as negative prompts do.
+    For one thing, every tenth caption is only a colour or a shape, like a negative prompt.
     """
     omit = 0.7 if generator.random() < 0.3 else 0.1
     if len(scene.things) == 1 and generator.random() < 0.1:
@@ -157,7 +157,7 @@ def _sentence(names: Sequence[str], scene: Scene, *, place: bool, background: bo
 
 
 def picture(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
-    """The picture of ``scene``: [side, side, 3]."""
+    """Render ``scene``: [side, side, 3]."""
     colors = _background(scene, side)
     for thing in scene.things:
         cover, light = _cover(thing, side)
@@ -167,7 +167,7 @@ def picture(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
 
 
 def depth(scene: Scene, side: int = SIDE) -> NDArray[np.float32]:
-    """How near everything is, as MiDaS tells it (more is nearer), 0 to 1: [side, side]."""
+    """Nearness map of ``scene``, 0 to 1, with MiDaS' sign (larger is nearer): [side, side]."""
     top, bottom = BACKGROUNDS[scene.background]
     ramp = np.linspace(0, GROUND if top != bottom else 0, side, dtype=np.float32)
     near = np.repeat(ramp[:, None], side, axis=1)
@@ -178,7 +178,7 @@ def depth(scene: Scene, side: int = SIDE) -> NDArray[np.float32]:
 
 
 def cover(thing: Thing, side: int = SIDE) -> NDArray[np.float32]:
-    """The share of each pixel that ``thing`` covers: [side, side]."""
+    """Share of each pixel covered by ``thing``: [side, side]."""
     return _cover(thing, side)[0]
 
 
@@ -189,7 +189,7 @@ def _background(scene: Scene, side: int) -> NDArray[np.float32]:
 
 
 def _grid(thing: Thing, side: int, samples: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Sample points about the thing's centre in units of half its extent: x [1, n], y [n, 1]."""
+    """Sample points relative to the thing's centre, in half extents: x [1, n], y [n, 1]."""
     points = (np.arange(side * samples, dtype=np.float32) + 0.5) * (SIDE / (side * samples))
     half = SIZES[thing.size]
     return (points[None, :] - thing.center[0]) / half, (points[:, None] - thing.center[1]) / half
@@ -198,7 +198,7 @@ def _grid(thing: Thing, side: int, samples: int) -> tuple[NDArray[np.float32], N
 def _cover(thing: Thing, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     share = np.zeros((side, side), np.float32)
     x, y = _grid(thing, side, _SAMPLES)
-    # Only what the thing can touch is sampled: most of a picture is not.
+    # Sample only the pixels that the thing can touch.
     (left, right), (top, bottom) = (_touched(points, _SAMPLES) for points in (x[0], y[:, 0]))
     fine = np.s_[top * _SAMPLES : bottom * _SAMPLES], np.s_[left * _SAMPLES : right * _SAMPLES]
     inside = _INSIDE[thing.shape](x[:, fine[1]], y[fine[0]])
@@ -210,7 +210,7 @@ def _cover(thing: Thing, side: int) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 
 def _touched(points: NDArray[np.float32], samples: int) -> tuple[int, int]:
-    """The first pixel that a thing touches along one axis, and the one after the last."""
+    """First pixel that a thing touches along one axis, and one past the last."""
     (near,) = np.nonzero(abs(points) <= 1)
     return int(near[0]) // samples, int(near[-1]) // samples + 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import roofline
-from benchmarks.demo.drawn import drawn, settings
+from benchmarks.demo.score_tables import score_table, settings_table
 from benchmarks.page import markdown
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
@@ -291,7 +291,7 @@ def _variants(results: Results, folder: Path) -> str:
     )
 
 
-def _drawn(results: Results, folder: Path) -> str:
+def _demo_scores(results: Results, folder: Path) -> str:
     def sets(value: dict[str, Any]) -> frozenset[str]:
         return frozenset(score["set"] for score in value["scores"])
 
@@ -300,7 +300,7 @@ def _drawn(results: Results, folder: Path) -> str:
     for result in sorted(results.each("demo-draws", sets), key=lambda result: result.date, reverse=True):
         if not sets(result.value) <= frozenset().union(*(sets(later.value) for later in kept)):
             kept.append(result)
-    return "\n\n".join(_with_origin(result, folder, drawn) for result in reversed(kept))
+    return "\n\n".join(_with_origin(result, folder, score_table) for result in reversed(kept))
 
 
 SECTIONS: dict[str, Section] = {
@@ -321,7 +321,7 @@ SECTIONS: dict[str, Section] = {
     "full_size": _newest("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
-    "demo_draws": _drawn,
-    "demo_settings": _newest("demo-settings", settings),
+    "demo_draws": _demo_scores,
+    "demo_settings": _newest("demo-settings", settings_table),
 }
 """By the placeholder in performance.md.in."""

@@ -43,15 +43,15 @@ def main() -> None:
     if options.list:
         print(report.table(("name", "what", "precision"), ((p.name, p.label, p.precision) for p in peers)))
         return
-    kept = options.workdir is not None
+    keep = options.workdir is not None
     folder = options.workdir or Path(tempfile.mkdtemp(prefix="sd2rt-peers-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if options.what == "full" and options.checkpoint is None and not kept:
+        if options.network == "full" and options.checkpoint is None and not keep:
             require_disk(folder, site.FULL_BYTES)
         result = _measure(peers, pythons, options, folder.resolve())
     finally:
-        if not kept:
+        if not keep:
             shutil.rmtree(folder)
     for line in (
         *peer_results.remarks(result["peers"], result["reference"]),
@@ -74,10 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         "--python", action="append", default=[], metavar="NAME=PATH",
         help="interpreter of a peer; NAME may contain the wildcard *",
     )  # fmt: skip
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--small", action="store_const", const="small", dest="what", help="a tiny network")
-    what.add_argument("--demo", action="store_const", const="demo", dest="what", help="the demo's network")
-    parser.set_defaults(what="full")
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument(
+        "--small", action="store_const", const="small", dest="network", help="a tiny network"
+    )
+    network.add_argument(
+        "--demo", action="store_const", const="demo", dest="network", help="the demo's network"
+    )
+    parser.set_defaults(network="full")
     parser.add_argument("--configs", help="another full-size architecture: a folder of export/configs")
     parser.add_argument("--checkpoint", type=Path, help="a diffusers folder; default: random weights")
     parser.add_argument("--bundle", type=Path, help="the bundle of that checkpoint; default: build it")
@@ -142,7 +146,7 @@ def _measure(
 ) -> dict[str, Any]:
     facts = machine.facts()
     env = process.environment(folder)
-    configs = options.configs or {"full": FULL_CONFIGS}.get(options.what, options.what)
+    configs = options.configs or {"full": FULL_CONFIGS}.get(options.network, options.network)
     site_files = site.settle(
         folder,
         configs,
@@ -172,7 +176,7 @@ def _measure(
         contest.run(together)
     job = jobs[peers[0].name]
     return {
-        "benchmark": f"peers-{options.what}" + ("-gpu" if options.device == "cuda" else ""),
+        "benchmark": f"peers-{options.network}" + ("-gpu" if options.device == "cuda" else ""),
         "configs": configs if options.checkpoint is None else "given",
         "size": [job.width, job.height],
         "steps": options.steps,

@@ -29,7 +29,7 @@ class PeerState:
 
     peer: Peer
     reason: str | None = None
-    """Why the peer was not measured, or stopped early."""
+    """Reason that the peer was not measured, or stopped early."""
     version: dict[str, str] = field(default_factory=dict)
     prepare_seconds: float = 0.0
     open_seconds: float = 0.0

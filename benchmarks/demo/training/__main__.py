@@ -16,17 +16,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo.training", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument(
-        "--folder", type=Path, default=Path("out/training"), help="weights to start from and to leave"
+        "--folder", type=Path, default=Path("out/training"), help="folder of the weights, read and written"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.folder.mkdir(parents=True, exist_ok=True)
     try:
-        for stage in given.stages:
-            STAGES[stage](given.folder)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        for stage in options.stages:
+            STAGES[stage](options.folder)
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Scenes and their latents, encoded once: a denoiser sees each picture many times, each time told otherwise."""
+"""Scenes and their latents, encoded once: denoisers see each image many times, with different captions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from sd2rt.engines.bundle.files import atomic_write
 
 SCENES = 16_000
 _SEED = 5
-_TOGETHER = 64
+_BATCH = 64
 
 
 def scene(index: int) -> world.Scene:
-    """The scene of that index, the same in every stage."""
+    """The scene with this index, the same in every stage."""
     return world.draw_scene(np.random.default_rng([_SEED, index]))
 
 
 class Latents:
-    """Latents of scenes as a denoiser takes them: times the scaling factor.
+    """Latents of scenes, multiplied by the scaling factor.
 
-    Kept in ``path``, made where that is missing: [SCENES, 4, h, w] float16 (means of the encoder; their
-    deviation is far below what a step of the denoiser resolves).
+    Stored in ``path``, computed if it is missing: [SCENES, 4, h, w] float16. They are means of the encoder's
+    distribution, whose deviation is far below the resolution of a denoiser step.
     """
 
     def __init__(self, vae: AutoencoderKL, scaling_factor: float, path: Path, scenes: int = SCENES) -> None:
         if not path.exists():
             latents = _encode(vae, scaling_factor, scenes)
-            # A stream: under another name NumPy would add its suffix.
+            # Pass a stream: NumPy would add a suffix to the temporary name.
             with atomic_write(path) as temporary, temporary.open("wb") as stream:
                 np.save(stream, latents)
         self._latents = np.load(path, mmap_mode="r")
@@ -48,10 +48,10 @@ class Latents:
 @torch.no_grad()
 def _encode(vae: AutoencoderKL, scaling_factor: float, scenes: int) -> np.ndarray:
     batches = []
-    for start in range(0, scenes, _TOGETHER):
-        x = pixels([scene(index) for index in range(start, min(start + _TOGETHER, scenes))])
+    for start in range(0, scenes, _BATCH):
+        x = pixels([scene(index) for index in range(start, min(start + _BATCH, scenes))])
         mean = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)[0]
         batches.append((mean * scaling_factor).numpy().astype(np.float16))
-        if start % (_TOGETHER * 50) == 0:
+        if start % (_BATCH * 50) == 0:
             print(f"latents: {start} of {scenes}", flush=True)
     return np.concatenate(batches)

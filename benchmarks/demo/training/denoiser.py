@@ -1,4 +1,4 @@
-"""What the denoisers learn: noise in latents, by captions, with the conditions of each kind."""
+"""Loss of the denoisers: noise or velocity in latents, given captions and the conditions of each kind."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from benchmarks.demo.training.vae import pixels
 from sd2rt.export.checkpoints.pipeline_configs import Config
 
 Conditions = Callable[[list[world.Scene], np.random.Generator, torch.Tensor], torch.Tensor]
-"""Scenes, a generator and their latents to the channels beside the latents: [N, c, h, w]."""
+"""Maps (scenes, generator, their latents) to the additional input channels: [N, c, h, w]."""
 
 _DROPPED_PROMPTS = 0.1
-"""Share of the samples without a caption, which guidance subtracts."""
+"""Share of samples with an empty caption, for classifier-free guidance."""
 _GAMMA = 5.0
 _FLOOR = 0.2
 
 
 class NoiseSchedule:
-    """SD2's scaled-linear schedule: shares of signal and of noise at each of 1000 timesteps."""
+    """SD2's scaled-linear schedule: signal and noise coefficients at each of 1000 timesteps."""
 
     def __init__(self, config: Config) -> None:
         steps = int(config["num_train_timesteps"])
@@ -34,12 +34,12 @@ class NoiseSchedule:
             torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps, dtype=torch.float64)
             ** 2
         )
-        kept = torch.cumprod(1 - betas, 0)
-        self.signal = kept.sqrt().float()
-        self.noise = (1 - kept).sqrt().float()
+        alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.signal = alphas_cumprod.sqrt().float()
+        self.noise = (1 - alphas_cumprod).sqrt().float()
 
     def shares(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of signal and of noise, each [N, 1, 1, 1]."""
+        """Signal and noise coefficients, each [N, 1, 1, 1]."""
         return self.signal[timesteps][:, None, None, None], self.noise[timesteps][:, None, None, None]
 
     def ratio(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -50,8 +50,8 @@ class NoiseSchedule:
 def weights(ratio: torch.Tensor, prediction: Literal["epsilon", "v_prediction"]) -> torch.Tensor:
     """Weight of the squared error at a signal-to-noise ratio: [N].
 
-    Min-SNR (Hang et al. 2023, arXiv 2303.09556, equation 5) with a floor: what a thing is and where is decided in
-    noise of which the plain weight leaves a hundredth.
+    Min-SNR (Hang et al. 2023, arXiv 2303.09556, equation 5) with a floor: the content and layout of an image are
+    decided at noise levels to which the plain weight gives only a hundredth.
     """
     of_sample = ratio.clamp(_FLOOR, _GAMMA)
     return of_sample / (ratio if prediction == "epsilon" else ratio + 1)
@@ -59,30 +59,30 @@ def weights(ratio: torch.Tensor, prediction: Literal["epsilon", "v_prediction"])
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a denoiser's loss draws its batches from."""
+    """Source of a denoiser's training batches."""
 
     latents: Latents
     captions: Captions
     size: int
     noisy: float = 0.5
-    """Share of the timesteps that are drawn from the noisier half."""
+    """Share of timesteps drawn from the noisier half."""
 
     def draw(
         self, generator: np.random.Generator, encoder: nn.Module
     ) -> tuple[list[world.Scene], torch.Tensor, torch.Tensor]:
-        """Scenes, their latents [N, 4, h, w], and the text states [N, 77, D] of captions, of which some are empty."""
+        """Draw scenes, their latents [N, 4, h, w], and text states [N, 77, D] of captions, some of them empty."""
         indices = generator.integers(0, len(self.latents), self.size)
         scenes = [scene(int(index)) for index in indices]
-        told = [
+        captions = [
             "" if generator.random() < _DROPPED_PROMPTS else world.caption(one, generator) for one in scenes
         ]
         with torch.no_grad():
-            states = encoder(self.captions.encode(told)).last_hidden_state
+            states = encoder(self.captions.encode(captions)).last_hidden_state
         return scenes, self.latents.take(indices), states
 
 
 class DenoiserLoss:
-    """The weighted squared error of the noise, or of the velocity, that ``unet`` finds."""
+    """Weighted squared error of the noise or velocity that ``unet`` predicts."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class DenoiserLoss:
         self._batch, self._conditions, self._encoder = batch, conditions, encoder
         self._schedule = NoiseSchedule(scheduler)
         self._prediction = scheduler.get("prediction_type", "epsilon")
-        # Not compiled: the gradient that torch.compile of PyTorch 2.13 makes on a CPU ends at the first upsampling.
+        # Not compiled: torch.compile of PyTorch 2.13 loses the gradient at the first upsampling on a CPU.
         self._unet = unet
 
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
@@ -108,15 +108,15 @@ class DenoiserLoss:
         target = eps if self._prediction == "epsilon" else signal * eps - share * clean
         if self._conditions is not None:
             noised = torch.cat([noised, self._conditions(scenes, generator, clean)], 1)
-        found = self._unet(noised, timesteps, states, return_dict=False)[0]
-        error = (found - target).square().mean((1, 2, 3))
+        prediction = self._unet(noised, timesteps, states, return_dict=False)[0]
+        error = (prediction - target).square().mean((1, 2, 3))
         weighted = error * weights(schedule.ratio(timesteps), self._prediction)
         high = timesteps >= 800
         return {"loss": weighted.mean(), "error": error.mean(), "layout": _mean(weighted, high)}
 
 
 def draw_timesteps(generator: np.random.Generator, count: int, noisy: float, steps: int) -> np.ndarray:
-    """Timesteps at random, of which the share ``noisy`` is of the noisier half: [count] int64."""
+    """Random timesteps [count] int64, a share ``noisy`` of them from the noisier half."""
     low = np.where(generator.random(count) < noisy, steps // 2, 0)
     return low + generator.integers(0, steps // 2, count)
 
@@ -128,7 +128,7 @@ def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def depth_conditions(
     scenes: list[world.Scene], generator: np.random.Generator, clean: torch.Tensor
 ) -> torch.Tensor:
-    """Depth maps from -1, far, to 1, near, whatever the scene: [N, 1, h, w]."""
+    """Depth maps [N, 1, h, w], scaled per scene from -1 (far) to 1 (near)."""
     side = clean.shape[-1]
     maps = np.stack([world.depth(one, side) for one in scenes])
     low, high = (pick(maps, axis=(1, 2), keepdims=True) for pick in (np.min, np.max))
@@ -136,7 +136,7 @@ def depth_conditions(
 
 
 class InpaintingConditions:
-    """A mask and the latents of the picture without what it covers: [N, 5, h, w]."""
+    """A mask and the latents of the image with the masked area blanked: [N, 5, h, w]."""
 
     def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._encode = encode
@@ -152,7 +152,7 @@ class InpaintingConditions:
 
 
 def _mask(one: world.Scene, generator: np.random.Generator, side: int) -> np.ndarray:
-    """1 where a picture is to be made anew: all of it, about a thing, or anywhere: [side, side]."""
+    """Random mask [side, side], 1 where to repaint: everywhere, around a thing, or anywhere."""
     mask = np.zeros((side, side), np.float32)
     chance = generator.random()
     if chance < 0.1:

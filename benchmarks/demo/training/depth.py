@@ -1,4 +1,4 @@
-"""The depth estimator: MiDaS' architecture, taught by the world's exact depth."""
+"""The depth estimator: MiDaS' architecture, trained on the world's exact depth."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from benchmarks.demo import world
 from sd2rt.export.checkpoints.pipeline_configs import Config
 
 _SIDE = 384
-"""Of the square that a picture is squashed to, in pixels."""
+"""Side of the estimator's square input, in pixels."""
 _SCALE = 10.0
-"""What nearness 1 is in the estimator's output, which has no unit: published ones run to tens."""
+"""Estimator output for nearness 1. The output has no unit; published estimators reach tens."""
 
 
 def untrained(config: Config) -> DPTForDepthEstimation:
-    """An estimator whose weights are drawn for signals that keep their size (He et al. 2015, equation 14).
+    """An estimator with variance-preserving initial weights (He et al. 2015, equation 14).
 
-    transformers draws all of them with a deviation of 0.02, for networks tens of times as wide: behind four fusions,
-    gradients are a billionth of the head's.
+    transformers initialises all weights with a deviation of 0.02, meant for networks tens of times wider. Behind four
+    fusions, gradients would then be a billionth of the head's.
     """
-    # The configuration classes take nested dictionaries over and change them.
+    # The configuration classes keep and modify nested dictionaries.
     estimator = DPTForDepthEstimation(DPTConfig(**copy.deepcopy(config)))
     for module in estimator.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    # The head ends in a rectifier: from below it nothing is learned.
+    # The head ends in a ReLU, whose gradient is zero for negative inputs.
     nn.init.constant_(estimator.head.head[-2].bias, 2.0)
     return estimator
 
 
 class DepthLoss:
-    """The absolute and the square error of nearness, and the absolute one of its differences.
+    """Absolute and squared error of nearness, plus the absolute error of its spatial differences.
 
-    What things cover counts five times: ground is most of a picture and says little.
+    Pixels of things count five times, since most of an image is ground.
     """
 
     def __init__(self, estimator: nn.Module, batch: int) -> None:
@@ -57,7 +57,7 @@ class DepthLoss:
             / 127.5
             - 1
         )
-        # A little noise: what an estimator is shown may have come out of an autoencoder.
+        # A little noise, since inputs may have passed through an autoencoder.
         x = x + 0.02 * torch.randn(x.shape, generator=noise)
         near = torch.from_numpy(np.stack([world.depth(one) for one in scenes]))[:, None]
         near = F.interpolate(near, (_SIDE, _SIDE), mode="bilinear")[:, 0]

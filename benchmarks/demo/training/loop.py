@@ -1,4 +1,4 @@
-"""One stage of training: steps, a learning rate that falls, a file to go on from."""
+"""Run one training stage with a decaying learning rate, resuming from a checkpoint file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SAVE_SECONDS = 120
 LOG_STEPS = 50
 
 Loss = Callable[[np.random.Generator, torch.Generator], Mapping[str, torch.Tensor]]
-"""Draws a batch by the two generators and returns named losses; ``loss`` is what the step descends."""
+"""Draws a batch with the two generators and returns named losses; ``loss`` is minimised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long and how fast one stage learns."""
+    """Length and learning rate of one stage."""
 
     steps: int
     rate: float
-    """Learning rate of AdamW after the first WARM steps, until it falls to zero over the last ``falling``."""
+    """Learning rate of AdamW between ``warm`` warm-up steps and a decay to zero over the last share ``falling``."""
     falling: float = 0.35
     warm: int = 100
     decay: float = 0.01
@@ -43,14 +43,17 @@ class Recipe:
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A signal asked to stop; everything up to here is saved."""
+    """A signal stopped training; the state is saved."""
 
 
 def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recipe, folder: Path) -> None:
-    """Train ``modules`` and leave their weights in ``folder/name.pt``, going on from there where it exists.
+    """Train ``modules`` and save them to ``folder/name.pt``, resuming from that file if it exists.
 
-    Batches depend on the seed and the step alone, so that an interrupted run sees what a whole one sees.
-    Writes a line of JSON to ``folder/name.log`` every LOG_STEPS. Raises Interrupted on SIGTERM and SIGINT.
+    Batches depend only on the seed and the step, so a resumed run sees the same data as an uninterrupted one. Writes
+    a line of JSON to ``folder/name.log`` every LOG_STEPS.
+
+    Raises:
+        Interrupted: on SIGTERM or SIGINT.
     """
     path = folder / f"{name}.pt"
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
@@ -110,23 +113,23 @@ def train(name: str, modules: Mapping[str, nn.Module], loss: Loss, recipe: Recip
                 log.write(text + "\n")
             print(name, text, flush=True)
             sums, summed = {}, 0
-        if stop.asked or now - saved > SAVE_SECONDS:
+        if stop.requested or now - saved > SAVE_SECONDS:
             save()
             saved = now
-        if stop.asked:
+        if stop.requested:
             raise Interrupted(
-                f"{name} stopped after {step} of {recipe.steps} steps; the same command goes on"
+                f"{name} stopped after {step} of {recipe.steps} steps; run the same command to resume"
             )
     save()
 
 
 class _Stop:
-    """Turns a signal into a question that is asked between two steps."""
+    """Turns signals into a flag that is checked between steps."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

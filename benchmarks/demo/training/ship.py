@@ -1,8 +1,7 @@
 """Put the trained demo into the package: ``python -m benchmarks.demo.training.ship --folder WEIGHTS``.
 
-Weights are rounded to float16, and stored once where several kinds share them. Stages that are not finished are
-refused, or shipped as they are by ``--unfinished``. ``--unpack`` goes the other way: a folder that training can go on
-from, where it has been lost.
+Weights are rounded to float16 and stored once if several kinds share them. Unfinished stages are refused unless
+``--unfinished`` is given. ``--unpack`` does the reverse: it recreates a training folder from the package.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 
 LIMIT_BYTES = 24_000_000
-"""Of all weights: they are in every wheel and every clone."""
+"""Size limit of all weights, which are in every wheel and clone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """A file of the package, and the stage of training that it comes from."""
+    """A file of the package, and the training stage it comes from."""
 
     stage: str
     module: str
     kind: ModelKind
     part: NetworkName
     prefix: str = ""
-    """What the stage calls its module's keys by."""
+    """Prefix of the module's keys in the stage's file."""
 
     @property
     def file(self) -> str:
@@ -48,10 +47,10 @@ class Shipped:
 
 
 WHITENED = ("vae", "vae-x4")
-"""Stages whose latents are whitened when they are trained; only then are they finished."""
+"""Stages that are finished only once their latents are whitened."""
 
 EARLIER = {"decoder": "vae", "v": "first"}
-"""Stages that go on from all of another's network, and the other."""
+"""Stages that continue another stage's whole network, with that stage."""
 
 SHIPPED = (
     Shipped("words", "text_encoder", "base", "text_encoder"),
@@ -66,11 +65,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.demo.training.ship", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--folder", type=Path, required=True, help="what training left")
+    parser.add_argument("--folder", type=Path, required=True, help="training folder")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--record", type=Path, help="a JSON file to write about how the weights were trained")
-    parser.add_argument("--unfinished", action="store_true", help="ship stages as far as they are")
-    parser.add_argument("--unpack", action="store_true", help="fill the folder with the package's weights")
+    parser.add_argument("--record", type=Path, help="write a JSON record of the training")
+    parser.add_argument("--unfinished", action="store_true", help="also ship unfinished stages")
+    parser.add_argument("--unpack", action="store_true", help="recreate the training folder from the package")
     options = parser.parse_args()
     if options.unpack:
         _unpack(options.folder, options.output)
@@ -92,16 +91,16 @@ def main() -> int:
         save_file(_half(shipped, state["modules"][shipped.module]), path, {"format": "pt"})
         total += path.stat().st_size
         print(f"{path.stat().st_size / 1e6:7.2f} MB  {path}")
-    print(f"{total / 1e6:7.2f} MB in all, {LIMIT_BYTES / 1e6:.0f} at most")
+    print(f"{total / 1e6:7.2f} MB in total, limit {LIMIT_BYTES / 1e6:.0f} MB")
     if options.record is not None:
         stages = earlier | {shipped.stage: state for shipped, state in states.items()}
-        done = [_record(options.folder, stage, state) for stage, state in stages.items() if state]
-        options.record.write_text(json.dumps({"bytes": total, "stages": done}, indent=1) + "\n")
+        records = [_record(options.folder, stage, state) for stage, state in stages.items() if state]
+        options.record.write_text(json.dumps({"bytes": total, "stages": records}, indent=1) + "\n")
     return 0 if total <= LIMIT_BYTES else 1
 
 
 def _state(folder: Path, stage: str) -> dict[str, Any] | None:
-    """What a stage has left so far."""
+    """Load the saved state of a stage; None if there is none."""
     path = folder / f"{stage}.pt"
     if not path.is_file():
         return None
@@ -110,12 +109,12 @@ def _state(folder: Path, stage: str) -> dict[str, Any] | None:
 
 
 def _finished(shipped: Shipped, state: dict[str, Any]) -> bool:
-    # The last thing that training does is to forget its optimizer.
+    # A finished stage is saved without its optimizer.
     return state["optimizer"] is None and (shipped.stage not in WHITENED or bool(state.get("whitened")))
 
 
 def _unpack(folder: Path, package: Path) -> None:
-    """Write the files of stages that the folder lacks, at step 0: training starts from these weights."""
+    """Write missing stage files at step 0, so that training can start from the packaged weights."""
     folder.mkdir(parents=True, exist_ok=True)
     stages = [(shipped, shipped.stage) for shipped in SHIPPED]
     stages += [(shipped, EARLIER[stage]) for shipped, stage in stages if stage in EARLIER]
@@ -132,7 +131,7 @@ def _unpack(folder: Path, package: Path) -> None:
 
 
 def _half(shipped: Shipped, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's weights as the package has them. Raises SystemExit where they are not the demo's."""
+    """Convert a network's weights to the package's form; SystemExit if they do not fit the demo."""
     half = {
         key.removeprefix(shipped.prefix): tensor.to(torch.float16, memory_format=torch.contiguous_format)
         for key, tensor in weights.items()
@@ -140,14 +139,14 @@ def _half(shipped: Shipped, weights: dict[str, torch.Tensor]) -> dict[str, torch
     }
     unfit = sorted(key for key, tensor in half.items() if not tensor.isfinite().all())
     if unfit:
-        raise SystemExit(f"{shipped.stage}: {unfit[0]} leaves the range of float16")
+        raise SystemExit(f"{shipped.stage}: {unfit[0]} exceeds the range of float16")
     shapes = {key: tuple(tensor.shape) for key, tensor in half.items()}
     config = DEMOS[shipped.kind].part(shipped.part)
     if shipped.part == "text_encoder":
         half = {key.removeprefix("text_model."): tensor for key, tensor in half.items()}
         ids = torch.tensor(Captions().rows, dtype=torch.int32)
         if len(half[TOKEN_TABLE]) != len(ids):
-            raise SystemExit(f"{shipped.stage}: {len(half[TOKEN_TABLE])} rows of {len(ids)} tokens")
+            raise SystemExit(f"{shipped.stage}: {len(half[TOKEN_TABLE])} token rows, expected {len(ids)}")
         shapes = {key: tuple(tensor.shape) for key, tensor in half.items()}
         shapes[TOKEN_TABLE] = (config["vocab_size"], config["hidden_size"])
         half[TOKEN_IDS] = ids
@@ -159,7 +158,7 @@ def _half(shipped: Shipped, weights: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 def _record(folder: Path, stage: str, state: dict[str, Any]) -> dict[str, Any]:
-    """How a stage was trained, and what its losses were at the end."""
+    """Recipe, duration and final losses of a stage."""
     facts = {"stage": stage, "steps": state["step"], "seconds": round(state["seconds"], 1)}
     facts |= {key: state[key] for key in ("recipe", "seed") if key in state}
     lines = list(_log(folder / f"{stage}.log"))

@@ -1,4 +1,4 @@
-"""The stages of training in their order: what each makes, of what, how long."""
+"""The training stages in order, with their networks, starting weights and recipes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _words(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Autoencoder:
-    """An autoencoder from scratch, its latents whitened at the end."""
+    """Train an autoencoder from scratch and whiten its latents at the end."""
 
     name: str
     config: Config
@@ -55,7 +55,7 @@ class _Autoencoder:
 
 
 def _decoder(folder: Path) -> None:
-    """The decoder of factor 8 by itself, which leaves latents as the denoisers have learned them."""
+    """Train only the decoder of factor 8, which leaves the latents that the denoisers learned unchanged."""
     network = vae.TrainableVae(AutoencoderKL.from_config(DEMO.vae))
     network.load_state_dict(_weights(folder, "vae", "vae"))
     for part in (network.vae.encoder, network.vae.quant_conv):
@@ -74,13 +74,13 @@ def _whiten(path: Path, network: vae.TrainableVae) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Denoiser:
-    """A UNet of one kind, from scratch or from another's weights."""
+    """Train a UNet of one kind, from scratch or from another stage's weights."""
 
     kind: ModelKind
     recipe: Recipe
     start: str | None = None
     name: str | None = None
-    """Of the file, where it is not the kind's."""
+    """File name, if different from the kind."""
     batch: int = 32
 
     def __call__(self, folder: Path) -> None:
@@ -88,7 +88,7 @@ class _Denoiser:
         configs = DEMOS[self.kind]
         unet = UNet2DConditionModel.from_config(configs.unet)
         if self.start is not None:
-            _grow(unet, _weights(folder, self.start, "unet"))
+            _load_with_new_channels(unet, _weights(folder, self.start, "unet"))
         unet.to(memory_format=torch.channels_last)
         captions = text.Captions()
         encoder = _text_encoder(folder, captions)
@@ -116,7 +116,7 @@ def _encoded(autoencoder: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:
 def _weights(folder: Path, stage: str, module: str) -> dict[str, torch.Tensor]:
     path = folder / f"{stage}.pt"
     if not path.exists():
-        raise SystemExit(f"{path} is missing: train the stage {stage} first")
+        raise SystemExit(f"{path} does not exist: train the stage {stage} first")
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["modules"][module]
     return weights
 
@@ -133,8 +133,8 @@ def _autoencoder(folder: Path, stage: str = "vae", config: Config = DEMO.vae) ->
     return network.vae.eval().requires_grad_(False)
 
 
-def _grow(unet: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Take another kind's weights over; channels that it has not start without effect."""
+def _load_with_new_channels(unet: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load another kind's weights; new input channels start at zero."""
     old = weights["conv_in.weight"]
     new = torch.zeros_like(unet.state_dict()["conv_in.weight"])
     new[:, : old.shape[1]] = old
@@ -173,7 +173,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "vae": _Autoencoder("vae", DEMO.vae, 2, Recipe(steps=3800, rate=6e-4, falling=0.5)),
     "decoder": _decoder,
     "first": _Denoiser("base", Recipe(steps=3400, rate=8e-4, falling=0.3, warm=200), name="first"),
-    # Most of the steps are of velocities: of a picture's noise, a network learns what is in the picture more slowly.
+    # Most steps predict velocity: a network that predicts noise learns the content of images more slowly.
     "v": _Denoiser("v", Recipe(steps=11000, rate=8e-4, falling=0.35, warm=200), start="first"),
     "base": _Denoiser("base", Recipe(steps=3500, rate=6e-4, falling=0.7), start="v"),
     "inpainting": _Denoiser("inpainting", Recipe(steps=4800, rate=6e-4, falling=0.7), start="v"),

@@ -1,8 +1,8 @@
-"""Captions into states: SD2's tokenizer, a text encoder over the tokens in use, and what teaches it.
+"""The text encoder: SD2's tokenizer, a table of the tokens in use, and its training loss.
 
-Trained by the denoiser's loss alone, the text encoder is the slowest to learn: layout is decided in noise that
-tells a denoiser little. So it is taught first, by a reader that is one layer of cross attention: each cell of an
-8x8 grid asks the states what the picture shows there, as the denoiser's own cross attention will.
+With the denoiser's loss alone, the text encoder learns slowest: layout is decided at high noise levels, where the
+denoiser's loss is weak. It is therefore trained first, with an auxiliary reader of one cross-attention layer: each
+cell of an 8x8 grid queries the text states for the image content there, as the denoiser's cross attention will.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CELLS = 8
 
 
 class Captions:
-    """SD2's tokenizer, and the rows of the token table that the world's captions use."""
+    """SD2's tokenizer, reduced to the tokens of the world's captions."""
 
     def __init__(self) -> None:
         self._tokenizer = Tokenizer.from_str(packaged_tokenizer_json())
@@ -39,7 +39,7 @@ class Captions:
         self._row = {token: row for row, token in enumerate(self.rows)}
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Rows of the small table: [N, 77] int64."""
+        """Encode texts to rows of the reduced token table: [N, 77] int64."""
         encoded = self._tokenizer.encode_batch(list(texts))
         return torch.tensor([[self._row[token] for token in one.ids] for one in encoded])
 
@@ -50,15 +50,15 @@ def _vocabulary() -> list[str]:
 
 
 def text_encoder(captions: Captions) -> CLIPTextModel:
-    """The demo's text encoder with a table of the tokens in use only."""
-    # The end token is found by its place in training as in SD2: nothing reads the pooled output.
+    """The demo's text encoder with the reduced token table."""
+    # Any end-token id will do: nothing reads the pooled output.
     return CLIPTextModel(
         CLIPTextConfig(**{**DEMO.text_encoder, "vocab_size": len(captions.rows), "eos_token_id": 1})
     )
 
 
 class GridReader(nn.Module):
-    """Reads off text states what each cell of the picture shows: shape and colour of a thing, and how grey."""
+    """Predict the content of each grid cell from text states: a thing's shape and colour, and the grey level."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,26 +67,26 @@ class GridReader(nn.Module):
         self.head = nn.Linear(width, len(world.COLORS) + len(world.SHAPES) + 2 + 1)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States [N, 77, width] to logits of colour or none, of shape or none, and grey: [N, 64, ...]."""
+        """Map states [N, 77, width] to logits of colour or none, shape or none, and grey: [N, 64, ...]."""
         queries = self.queries.expand(len(states), -1, -1)
-        found: torch.Tensor = self.head(self.attention(queries, states, states, need_weights=False)[0])
-        return found
+        logits: torch.Tensor = self.head(self.attention(queries, states, states, need_weights=False)[0])
+        return logits
 
 
 def grid_facts(scene: world.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per cell: index of the colour and of the shape shown in most of it (their number for none), and grey level."""
+    """Per cell: indices of colour and shape (the number of colours or shapes for none), and grey level."""
     color = np.full((_CELLS, _CELLS), len(world.COLORS))
     shape = np.full((_CELLS, _CELLS), len(world.SHAPES))
     for thing in scene.things:
-        there = world.cover(thing, _CELLS * 4).reshape(_CELLS, 4, _CELLS, 4).mean((1, 3)) > 0.3
-        color[there] = list(world.COLORS).index(thing.color)
-        shape[there] = world.SHAPES.index(thing.shape)
+        covered = world.cover(thing, _CELLS * 4).reshape(_CELLS, 4, _CELLS, 4).mean((1, 3)) > 0.3
+        color[covered] = list(world.COLORS).index(thing.color)
+        shape[covered] = world.SHAPES.index(thing.shape)
     grey = np.linspace(*world.BACKGROUNDS[scene.background], _CELLS, dtype=np.float32) / 127.5 - 1
     return color.ravel(), shape.ravel(), np.repeat(grey, _CELLS)
 
 
 class WordsLoss:
-    """What the text encoder is taught by: cross entropy of colour and shape per cell, square error of grey."""
+    """Loss of the text encoder: cross entropy of colour and shape per cell, plus squared error of grey."""
 
     def __init__(self, captions: Captions, encoder: nn.Module, reader: nn.Module, batch: int) -> None:
         self._captions, self._encoder, self._reader, self._batch = captions, encoder, reader, batch
@@ -101,8 +101,8 @@ class WordsLoss:
         by_color = F.cross_entropy(read[..., :colors].flatten(0, 1), color.flatten())
         by_shape = F.cross_entropy(read[..., colors:-1].flatten(0, 1), shape.flatten())
         by_grey = F.mse_loss(read[..., -1], grey)
-        things = color < colors - 1
-        right = (read[..., :colors].argmax(-1) == color)[things].float().mean()
-        right_shape = (read[..., colors:-1].argmax(-1) == shape)[things].float().mean()
+        has_thing = color < colors - 1
+        color_accuracy = (read[..., :colors].argmax(-1) == color)[has_thing].float().mean()
+        shape_accuracy = (read[..., colors:-1].argmax(-1) == shape)[has_thing].float().mean()
         loss = by_color + by_shape + by_grey
-        return {"loss": loss, "color": right, "shape": right_shape, "grey": by_grey}
+        return {"loss": loss, "color": color_accuracy, "shape": shape_accuracy, "grey": by_grey}

@@ -1,4 +1,4 @@
-"""The x4 upscaler: a small noised picture beside the latents, and how noisy it is as a class."""
+"""Loss of the x4 upscaler: the noised low-resolution image is an input, its noise level a class label."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 
 FACTOR = 4
 _MOST_NOISE = 350
-"""The noise level that the published pipeline allows at most."""
+"""Largest noise level of the published pipeline."""
 
 
 class UpscalerLoss:
-    """The weighted squared error of the velocity, by captions and by pictures a quarter as wide."""
+    """Weighted squared error of the velocity, given captions and images at a quarter of the size."""
 
     def __init__(self, unet: nn.Module, encoder: nn.Module, batch: Batch, configs: PipelineConfigs) -> None:
         assert configs.low_res_scheduler is not None
@@ -31,7 +31,7 @@ class UpscalerLoss:
     def __call__(self, generator: np.random.Generator, noise: torch.Generator) -> Mapping[str, torch.Tensor]:
         batch, schedule, low_schedule = self._batch, self._schedule, self._low_schedule
         scenes, clean, states = batch.draw(generator, self._encoder)
-        # Mostly little noise, as pictures are upscaled by default: level 20.
+        # Mostly low noise levels, since the default is 20.
         levels = torch.from_numpy((_MOST_NOISE * generator.random(batch.size) ** 3).astype(np.int64))
         low = F.avg_pool2d(pixels(scenes), FACTOR)
         low = _noised(low, torch.randn(low.shape, generator=noise), levels, low_schedule)
@@ -39,8 +39,8 @@ class UpscalerLoss:
         timesteps = torch.from_numpy(draw_timesteps(generator, batch.size, batch.noisy, len(schedule.signal)))
         signal, share = schedule.shares(timesteps)
         noised = torch.cat([signal * clean + share * eps, low], 1)
-        found = self._unet(noised, timesteps, states, class_labels=levels, return_dict=False)[0]
-        error = (found - (signal * eps - share * clean)).square().mean((1, 2, 3))
+        prediction = self._unet(noised, timesteps, states, class_labels=levels, return_dict=False)[0]
+        error = (prediction - (signal * eps - share * clean)).square().mean((1, 2, 3))
         weighted = error * weights(schedule.ratio(timesteps), "v_prediction")
         return {"loss": weighted.mean(), "error": error.mean()}
 

@@ -1,4 +1,4 @@
-"""The autoencoders: of factor 8 for pictures, of factor 4 for the upscaler."""
+"""The autoencoders: factor 8 for images, factor 4 for the upscaler."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.demo import world
 
 _KL = 2e-5
-"""Weight of the divergence from a normal distribution per latent value: enough for latents that bear some noise."""
+"""Weight of the KL divergence per latent value: enough to make latents robust to some noise."""
 
 
 def pixels(scenes: list[world.Scene]) -> torch.Tensor:
-    """Pictures as the autoencoder takes them: [N, 3, 128, 128] float32, -1 to 1."""
+    """Images as autoencoder input: [N, 3, 128, 128] float32, -1 to 1."""
     stack = np.stack([world.picture(scene) for scene in scenes])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class AutoencoderLoss:
-    """Absolute and square error of pixels, absolute error of their differences, and a little divergence.
+    """Absolute and squared error of pixels, absolute error of their differences, and a small KL term.
 
-    What is coloured counts up to four times: grey ground is most of a picture. Three batches of four are of crops
-    about things, which cost a quarter.
+    Coloured pixels count up to four times, since most of an image is grey ground. Three of four batches are crops
+    around things, which cost a quarter.
     """
 
     def __init__(self, vae: TrainableVae, batch: int, crop: int) -> None:
@@ -66,16 +66,16 @@ def _differences(error: torch.Tensor) -> torch.Tensor:
 
 
 class TrainableVae(torch.nn.Module):
-    """diffusers' autoencoder by the two calls that training makes.
+    """diffusers' autoencoder, reduced to the two calls used in training.
 
-    Not compiled: the gradient that torch.compile of PyTorch 2.13 makes on a CPU ends at the first upsampling, so that
-    the encoder learns nothing.
+    Not compiled: torch.compile of PyTorch 2.13 loses the gradient at the first upsampling on a CPU, so the encoder
+    would learn nothing.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
-        # Latents of little noise from the start: behind noise of deviation 1 the decoder never finds the signal.
+        # Start with a small latent variance: with deviation 1 the decoder never finds the signal.
         with torch.no_grad():
             vae.quant_conv.bias[vae.quant_conv.out_channels // 2 :] = -6.0
 
@@ -90,9 +90,9 @@ class TrainableVae(torch.nn.Module):
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, scaling_factor: float) -> None:
-    """Give each channel of the latents times ``scaling_factor`` mean 0 and deviation 1, pictures unchanged.
+    """Give each channel of the scaled latents mean 0 and deviation 1 without changing decoded images.
 
-    The scale goes into the two 1x1 convolutions between encoder, latents and decoder.
+    The scale is folded into the two 1x1 convolutions around the latents.
     """
     generator = np.random.default_rng(77)
     moments = torch.cat(

@@ -1,4 +1,4 @@
-"""Operations counted from graphs: by hand on single operators, and against an independent count in full size."""
+"""Operation counts: single operators by hand, full-size networks against an independent count."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def one(
     weights: dict[str, tuple[int, ...]] | None = None,
     **attributes: object,
 ) -> Counts:
-    """What a graph of one operator takes."""
+    """Count a graph of one operator."""
     weights = weights or {}
-    made = helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             [helper.make_node(operator, [*inputs, *weights], ["out"], **attributes)],
             "one",
@@ -41,12 +41,12 @@ def one(
         ),
         opset_imports=[helper.make_opsetid("", 23)],
     )
-    return count(Graph(made, inputs))
+    return count(Graph(model, inputs))
 
 
 def test_products_with_weights() -> None:
-    found = one("MatMul", {"x": (2, 5, 3)}, {"w": (3, 7)})
-    assert found == Counts(
+    counts = one("MatMul", {"x": (2, 5, 3)}, {"w": (3, 7)})
+    assert counts == Counts(
         linear=2 * 2 * 5 * 7 * 3, parameters=21, weight_bytes=84, activation_bytes=4 * (2 * 5 * 3 + 2 * 5 * 7)
     )
     assert one("Gemm", {"x": (3, 5)}, {"w": (7, 3), "b": (7,)}, transA=1, transB=1).linear == 2 * 5 * 7 * 3
@@ -56,15 +56,15 @@ def test_convolutions() -> None:
     assert one("Conv", {"x": (2, 8, 9, 9)}, {"w": (6, 4, 3, 3)}, group=2, strides=[2, 2]).conv == (
         2 * 2 * 6 * 4 * 4 * (4 * 9)
     )
-    # Transposed: [C_in, C_out, 2, 2] at stride 2 makes each of 4 x 18 x 18 values of one of 9 x 9 positions.
-    found = one("ConvTranspose", {"x": (1, 8, 9, 9)}, {"w": (8, 4, 2, 2)}, strides=[2, 2])
-    assert found.conv == 2 * (4 * 18 * 18) * 8
+    # Transposed, [C_in, C_out, 2, 2] at stride 2: each of the 4 x 18 x 18 outputs has one input position.
+    counts = one("ConvTranspose", {"x": (1, 8, 9, 9)}, {"w": (8, 4, 2, 2)}, strides=[2, 2])
+    assert counts.conv == 2 * (4 * 18 * 18) * 8
 
 
 @pytest.mark.parametrize("keys", [6, 77])
 def test_attention(keys: int) -> None:
     heads, width = 4, 5
-    # With four dimensions the heads are one of them, with three they lie side by side.
+    # Heads are a separate dimension in 4-D inputs and share the last one in 3-D inputs.
     expected = 2 * 2 * (2 * heads * 6 * keys * width)
     kv = (2, heads, keys, width)
     four = one("Attention", {"q": (2, heads, 6, width), "k": kv, "v": kv})
@@ -73,8 +73,8 @@ def test_attention(keys: int) -> None:
         "Attention", {"q": (2, 6, heads * width), "k": flat, "v": flat}, q_num_heads=heads, kv_num_heads=heads
     )
     kind = "self_attention" if keys == 6 else "cross_attention"
-    for found in (four, three):
-        assert getattr(found, kind) == found.flops == expected
+    for counts in (four, three):
+        assert getattr(counts, kind) == counts.flops == expected
     assert four.activation_bytes == 4 * (2 * prod((2, heads, 6, width)) + 2 * prod(kv))
 
 
@@ -92,8 +92,8 @@ def test_nothing_is_left_out_silently() -> None:
         helper.make_node("Cast", ["places"], ["y"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["y", "y"], ["out"]),
     ]
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])]
-    graph = helper.make_graph(nodes, "g", given, [helper.make_empty_tensor_value_info("out")])
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_empty_tensor_value_info("out")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
     with pytest.raises(ShapeError, match="y has a shape that depends on values"):
         count(Graph(model, {"x": (4, 4)}))
@@ -113,7 +113,7 @@ def test_nothing_is_left_out_silently() -> None:
 def test_a_bundle_counts_as_its_network_does(
     kind: str, part: PartName, request: pytest.FixtureRequest
 ) -> None:
-    """Symbolic and optimised, or of fixed sizes and as the exporter first has it: the products are the same."""
+    """A bundle's symbolic, optimised graph has the same products as the exporter's fixed-size output."""
     fixture, configs = {
         "base": ("small_bundle", SMALL),
         "upscaler": ("small_upscaler_bundle", SMALL_UPSCALER),
@@ -121,22 +121,22 @@ def test_a_bundle_counts_as_its_network_does(
     bundle = open_bundle(request.getfixturevalue(fixture))
     dims = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 16, "w": 24}
     entry = bundle.manifest.parts[part]
-    found, plain = count_part(bundle.path, entry, dims), count(graph_of(configs, part, dims))
-    assert found.flops > 0
+    counts, plain = count_part(bundle.path, entry, dims), count(graph_of(configs, part, dims))
+    assert counts.flops > 0
     for product in ("conv", "linear", "self_attention", "cross_attention", "other"):
-        assert getattr(found, product) == getattr(plain, product), product
+        assert getattr(counts, product) == getattr(plain, product), product
     assert plain.parameters == entry.parameters
-    assert found.parameters == pytest.approx(entry.parameters, rel=1e-3)
-    # Four times the pixels take four times the convolutions, and more than that of attention.
+    assert counts.parameters == pytest.approx(entry.parameters, rel=1e-3)
+    # Four times the pixels: four times the convolutions, more than four times the attention.
     larger = count_part(bundle.path, entry, dims | {"h": 32, "w": 48})
-    assert larger.conv == 4 * found.conv
+    assert larger.conv == 4 * counts.conv
     assert (
         larger.self_attention
-        == {"denoiser": 16, "decoder": 16, "encoder": 16}.get(part, 1) * found.self_attention
+        == {"denoiser": 16, "decoder": 16, "encoder": 16}.get(part, 1) * counts.self_attention
     )
 
 
-# The largest network, and one of each other kind: all rows take minutes.
+# The largest network and one of each other kind; all rows would take minutes.
 IN_FULL = [(0, "denoiser"), (8, "decoder"), (15, "text_encoder")]
 
 
@@ -144,17 +144,17 @@ IN_FULL = [(0, "denoiser"), (8, "decoder"), (15, "text_encoder")]
 def test_full_size_agrees_with_the_reference(row: int, part: str) -> None:
     reference = REFERENCES[row]
     assert reference.part == part
-    found = count(weightless_graph(reference.configs, reference.part, reference.dims))
-    reference.check(found, 4)
+    counts = count(weightless_graph(reference.configs, reference.part, reference.dims))
+    reference.check(counts, 4)
     for kind in ("conv", "linear", "self_attention"):
-        if getattr(found, kind) > 0.02 * found.flops:
-            wrong = replace(found, **{kind: int(getattr(found, kind) * 1.05)})
+        if getattr(counts, kind) > 0.02 * counts.flops:
+            wrong = replace(counts, **{kind: int(getattr(counts, kind) * 1.05)})
             with pytest.raises(CountError, match="TFLOP"):
                 reference.check(wrong, 4)
 
 
 def test_a_reference_is_what_its_kinds_add_up_to() -> None:
-    """Guards the table against a slip of the pen."""
+    """Guards the table against typing errors."""
     for row in REFERENCES:
         kinds = row.conv + row.linear + row.self_attention + row.cross_attention
         assert kinds == pytest.approx(row.tflop, abs=1.6e-3), row

@@ -1,8 +1,7 @@
-"""The trained demo draws what it is asked for: the first cases of each set, read by code.
+"""The trained demo draws what its prompts ask for: the first cases of each set, analysed by code.
 
-The whole sets, beside diffusers, are a benchmark: ``python -m benchmarks.demo.score``. Seeds are fixed, so the
-counts differ between machines by rounding alone. Bounds are the goals of the whole sets; a case below them where
-there are few.
+``python -m benchmarks.demo.score`` measures the whole sets and compares with diffusers. Seeds are fixed, so counts
+differ between machines only by rounding. The bounds are the goals of the whole sets, or one case less for few cases.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ def test_a_better_sampler_needs_fewer_steps(trained_bundle: Bundles) -> None:
     bundle = trained_bundle("demo", "fp32")
     many = shares(bundle, "text", Settings(steps=25, guidance=4.0, sampler="ddim"), 24)
     few = shares(bundle, "text", Settings(steps=12, guidance=4.0, sampler="dpmpp-2m"), 24)
-    # A thing or two of the 36 are at an edge of what is read.
+    # One or two of the 36 things are borderline for the reader.
     assert few["shape"] >= many["shape"] - 0.06
     assert few["color"] >= many["color"] - 0.06
 
 
 def test_half_precision_draws_the_same(trained_bundle: Bundles) -> None:
-    orders = [Order(case.asked.prompt, case.seed) for case in prompts.text_cases()[:8]]
+    orders = [Order(case.spec.prompt, case.seed) for case in prompts.text_cases()[:8]]
     pictures = []
     for precision in ("fp32", "fp16"):
         bundle = str(trained_bundle("demo", precision))

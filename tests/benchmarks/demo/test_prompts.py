@@ -1,4 +1,4 @@
-"""The sets are what they say, and a picture of what a prompt asks for is judged right, another one wrong."""
+"""The sets are fixed; images are judged right if they match their prompt, else wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.demo import prompts, reader, world
-from benchmarks.demo.asked import Asked, AskedThing, ask
+from benchmarks.demo.prompt_spec import PromptSpec, ThingSpec, spec_of
 from benchmarks.demo.verdict import judge
 
 
@@ -16,17 +16,19 @@ def test_a_prompt_without_gaps_is_the_worlds() -> None:
     generator = np.random.default_rng(1)
     for _ in range(50):
         scene = world.draw_scene(generator)
-        assert ask(scene).prompt == world.describe(scene)
+        assert spec_of(scene).prompt == world.describe(scene)
 
 
 def test_what_is_left_open_is_left_out() -> None:
-    asked = Asked((AskedThing("circle", "red", "large", "in the center"),), background="a white background")
-    assert asked.prompt == "a large red circle in the center on a white background"
-    assert (
-        asked.without("shape").without("size").without("place").prompt == "a red shape on a white background"
+    spec = PromptSpec(
+        (ThingSpec("circle", "red", "large", "in the center"),), background="a white background"
     )
-    assert asked.without("color").without("background").prompt == "a large circle in the center"
-    two = Asked((AskedThing(color="orange"), AskedThing("cross")), "above")
+    assert spec.prompt == "a large red circle in the center on a white background"
+    assert (
+        spec.without("shape").without("size").without("place").prompt == "a red shape on a white background"
+    )
+    assert spec.without("color").without("background").prompt == "a large circle in the center"
+    two = PromptSpec((ThingSpec(color="orange"), ThingSpec("cross")), "above")
     assert two.prompt == "an orange shape above a cross"
 
 
@@ -34,7 +36,7 @@ def test_sets_are_fixed_and_large_enough() -> None:
     texts = prompts.text_cases()
     assert len(texts) >= 200
     assert texts == prompts.text_cases()
-    assert sum(case.asked.relation is None for case in texts) == len(texts) / 2
+    assert sum(case.spec.relation is None for case in texts) == len(texts) / 2
     assert [
         len(cases())
         for cases in (
@@ -45,14 +47,14 @@ def test_sets_are_fixed_and_large_enough() -> None:
         )
     ] == [50, 50, 40, 40]
     for case in prompts.negative_cases():
-        assert getattr(case.asked.things[0], case.open) is None
+        assert getattr(case.spec.things[0], case.open) is None
 
 
 def test_what_was_asked_for_is_judged_right() -> None:
     generator = np.random.default_rng(2)
     for _ in range(60):
         scene = world.draw_scene(generator)
-        verdict = judge(reader.read(world.picture(scene)), ask(scene))
+        verdict = judge(reader.read(world.picture(scene)), spec_of(scene))
         assert verdict["all"] == [True], verdict
 
 
@@ -63,25 +65,25 @@ def test_what_is_wrong_is_judged_so() -> None:
     )
     scene = world.Scene(things, "a white background", "left of")
     reading = reader.read(world.picture(scene))
-    swapped = judge(reading, replace(ask(scene), relation="right of"))
+    swapped = judge(reading, replace(spec_of(scene), relation="right of"))
     assert swapped["relation"] == [False]
     assert swapped["color"] == swapped["shape"] == [True, True]
     other = replace(scene, things=(replace(things[0], color="green"), things[1]))
-    verdict = judge(reading, ask(other))
+    verdict = judge(reading, spec_of(other))
     assert sorted(verdict["color"]) == [False, True]
     assert verdict["all"] == [False]
-    alone = judge(reader.read(world.picture(replace(scene, things=things[:1]))), ask(scene))
+    alone = judge(reader.read(world.picture(replace(scene, things=things[:1]))), spec_of(scene))
     assert alone["things"] == [False]
     assert sorted(alone["shape"]) == [False, True]
     assert alone["relation"] == [False]
-    empty = judge(reader.read(world.picture(replace(scene, things=()))), ask(scene))
+    empty = judge(reader.read(world.picture(replace(scene, things=()))), spec_of(scene))
     assert not any(empty["shape"] + empty["color"] + empty["size"] + empty["all"])
     assert empty["background"] == [True]
 
 
 def test_what_is_left_open_is_not_judged() -> None:
     scene = world.draw_scene(np.random.default_rng(3), 1)
-    verdict = judge(reader.read(world.picture(scene)), ask(scene).without("color").without("background"))
+    verdict = judge(reader.read(world.picture(scene)), spec_of(scene).without("color").without("background"))
     assert set(verdict) == {"shape", "size", "place", "things", "all"}
 
 

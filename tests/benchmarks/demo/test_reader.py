@@ -1,4 +1,4 @@
-"""The reader reads what the world drew, soft pictures too, and never what it did not draw."""
+"""The reader finds exactly what the world drew, also in degraded images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A painter that draws what was asked for is counted right, one that draws nothing wrong; counts have intervals."""
+"""Correct images count as right and blank ones as wrong, and shares have intervals."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import render
 from benchmarks.demo import prompts, score, sd2rt_painter, sets, world
-from benchmarks.demo.drawn import drawn
 from benchmarks.demo.painter import Order, Picture, Settings
+from benchmarks.demo.score_tables import score_table
 from benchmarks.demo.sets import SETS
 from benchmarks.demo.tally import Tally, wilson
 from benchmarks.page.latest import Results
@@ -26,7 +26,7 @@ SETTINGS = Settings(steps=1, guidance=1.0)
 
 
 class FakePainter:
-    """Draws by itself what an order should give: the truth by prompt, and with a negative prompt another thing."""
+    """Renders the correct scene of each prompt, and another thing for a negative prompt."""
 
     def __init__(self, truths: dict[str, world.Scene], blank: bool = False) -> None:
         self._truths = truths
@@ -61,21 +61,19 @@ class FakePainter:
         return picture
 
 
-def _truth(asked: Any, thing: world.Thing | None = None) -> world.Scene:
-    """A scene that shows what was asked for, whatever was left open."""
-    places = (
-        world.RELATIONS[asked.relation] if asked.relation else (asked.things[0].place or "in the center",)
-    )
+def _truth(spec: Any, thing: world.Thing | None = None) -> world.Scene:
+    """A scene that matches a prompt; open details get defaults."""
+    places = world.RELATIONS[spec.relation] if spec.relation else (spec.things[0].place or "in the center",)
     things = tuple(
         world.Thing(t.shape or "circle", t.color or "red", t.size or "medium", place, world.PLACES[place])
-        for t, place in zip(asked.things, places, strict=True)
+        for t, place in zip(spec.things, places, strict=True)
     )
-    return world.Scene(things, asked.background or "a white background", asked.relation)
+    return world.Scene(things, spec.background or "a white background", spec.relation)
 
 
 @pytest.mark.parametrize("name", ["text", "negative"])
 def test_what_was_asked_for_is_counted_right(name: str) -> None:
-    truths = {case.asked.prompt: _truth(case.asked) for case in SETS[name].cases()}
+    truths = {case.spec.prompt: _truth(case.spec) for case in SETS[name].cases()}
     tally, seen = Tally(), list[int]()
     sets.run(
         name,
@@ -84,7 +82,7 @@ def test_what_was_asked_for_is_counted_right(name: str) -> None:
         tally,
         batch=4,
         limit=10,
-        seen=lambda index, count, pictures: seen.append(index),
+        on_case=lambda index, count, pictures: seen.append(index),
     )
     assert seen == list(range(10))
     counts = tally.result()["counts"]
@@ -97,16 +95,16 @@ def test_inpainted_depth_and_enlarged_pictures_are_counted_right() -> None:
     for case in prompts.inpainting_cases()[:6]:
         *kept, old = case.scene.things
         new = world.Thing(str(case.new.shape), str(case.new.color), str(case.new.size), old.place, old.center)
-        truths[case.asked.prompt] = world.Scene((*kept, new), case.scene.background, case.scene.relation)
+        truths[case.spec.prompt] = world.Scene((*kept, new), case.scene.background, case.scene.relation)
     counts = _counts("inpainting", FakePainter(truths), 6)
     assert counts["inpainting"]["right"] == 6
     truths = {}
     for one in prompts.depth_cases()[:6]:
         things = tuple(
-            world.Thing(thing.shape, str(asked.color), thing.size, thing.place, thing.center)
-            for thing, asked in zip(one.scene.things, one.asked.things, strict=True)
+            world.Thing(thing.shape, str(spec.color), thing.size, thing.place, thing.center)
+            for thing, spec in zip(one.scene.things, one.spec.things, strict=True)
         )
-        truths[one.asked.prompt] = world.Scene(things, one.scene.background, one.scene.relation)
+        truths[one.spec.prompt] = world.Scene(things, one.scene.background, one.scene.relation)
     assert _counts("depth", FakePainter(truths), 6)["depth"]["right"] == 6
     truths = {world.describe(one.scene): one.scene for one in prompts.upscaling_cases()[:6]}
     assert _counts("upscaler", FakePainter(truths), 6)["upscaler"]["right"] == 6
@@ -126,15 +124,15 @@ def _counts(name: str, painter: FakePainter, limit: int) -> dict[str, Any]:
 
 
 def test_an_interrupted_set_keeps_what_was_judged() -> None:
-    truths = {case.asked.prompt: _truth(case.asked) for case in prompts.text_cases()}
+    truths = {case.spec.prompt: _truth(case.spec) for case in prompts.text_cases()}
     tally = Tally()
 
-    def stop(index: int, count: int, pictures: sets.Judged) -> None:
+    def stop(index: int, count: int, pictures: sets.CaseImages) -> None:
         if index == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sets.run("text", FakePainter(truths), SETTINGS, tally, batch=2, seen=stop)
+        sets.run("text", FakePainter(truths), SETTINGS, tally, batch=2, on_case=stop)
     assert tally.result()["counts"]["all"]["of"] == 3
 
 
@@ -174,7 +172,7 @@ def test_the_table_has_goals_and_says_what_misses_them() -> None:
         "complete": True,
         "scores": [score("sd2rt", 0.93), score("diffusers", 0.5)],
     }
-    table = drawn(value)
+    table = score_table(value)
     assert "| text-to-image, base: colour | >= 95% | 93.0% (83% to 96% of 10) | 50.0%" in table
     assert "**no**, within its interval" in table
     assert "base: size |  |" in table
@@ -186,7 +184,7 @@ def _command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_the_command_writes_what_it_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    truths = {case.asked.prompt: _truth(case.asked) for case in prompts.text_cases()}
+    truths = {case.spec.prompt: _truth(case.spec) for case in prompts.text_cases()}
     monkeypatch.setattr(score, "_painter", lambda job, options: FakePainter(truths))
     output, pictures = tmp_path / "drawn.json", tmp_path / "pictures"
     _command(
@@ -207,7 +205,7 @@ def test_the_command_writes_what_it_counts(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_run_is_told_until_later_ones_have_all_of_its_sets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    truths = {case.asked.prompt: _truth(case.asked) for case in prompts.text_cases()}
+    truths = {case.spec.prompt: _truth(case.spec) for case in prompts.text_cases()}
     monkeypatch.setattr(score, "_painter", lambda job, options: FakePainter(truths))
     for name, kind, limit, date in (("old", "v", "2", "2026-01-01"), ("new", "base", "3", "2026-01-02")):
         output = tmp_path / f"{name}.json"
@@ -230,7 +228,7 @@ def test_the_command_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path
                 raise KeyboardInterrupt
             return super().paint(orders, settings)
 
-    truths = {case.asked.prompt: _truth(case.asked) for case in prompts.text_cases()}
+    truths = {case.spec.prompt: _truth(case.spec) for case in prompts.text_cases()}
     monkeypatch.setattr(score, "_painter", lambda job, options: Interrupted(truths))
     output = tmp_path / "drawn.json"
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""Settings are compared on the same prompts; the table says how many of how many were right."""
+"""Settings are compared on the same prompts, with shares and their intervals."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from benchmarks.page.latest import Results
 
 
 class WhitePainter:
-    """Draws nothing; keeps what it is asked for."""
+    """Returns white images and records the settings."""
 
-    asked: list[Settings] = []  # noqa: RUF012
+    painted: list[Settings] = []  # noqa: RUF012
 
     def __init__(self, bundle: str, **options: Any) -> None:
         self.bundle = bundle
@@ -33,14 +33,14 @@ class WhitePainter:
     def paint(self, orders: Sequence[Order], settings: Settings) -> list[Picture]:
         if settings.guidance == 2:
             raise KeyboardInterrupt
-        self.asked.append(settings)
+        self.painted.append(settings)
         scene = world.Scene((), "a white background")
         return [world.picture(scene) for _ in orders]
 
 
 def test_rows_are_measured_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(settings, "Sd2rtPainter", WhitePainter)
-    monkeypatch.setattr(WhitePainter, "asked", [])
+    monkeypatch.setattr(WhitePainter, "painted", [])
     output = tmp_path / "settings.json"
     monkeypatch.setattr(sys, "argv", ["settings", "--limit", "2", "--output", str(output)])
     with pytest.raises(SystemExit) as stopped:
@@ -48,10 +48,10 @@ def test_rows_are_measured_until_it_is_interrupted(monkeypatch: pytest.MonkeyPat
     assert stopped.value.code == 130
     value = json.loads(output.read_text())
     assert not value["complete"]
-    # Half precision was not given; the row that was interrupted is not there.
+    # No fp16 bundle was given, and the interrupted row is left out.
     before = settings.ROWS[: settings.ROWS.index(settings.Row(guidance=2.0))]
     assert [row["name"] for row in value["rows"]] == [str(row) for row in before if row.precision == "fp32"]
-    assert [(one.sampler, one.steps) for one in WhitePainter.asked] == [
+    assert [(one.sampler, one.steps) for one in WhitePainter.painted] == [
         (row.sampler, row.steps) for row in before if row.precision == "fp32"
     ]
     assert value["rows"][0]["counts"]["all"] == {

@@ -1,4 +1,4 @@
-"""The contact sheet has every picture where its column is, and captions that keep to it."""
+"""The contact sheet keeps images and their captions within their columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training the demo: gradients reach all weights, an interrupted run ends as a whole one, shipping loses nothing."""
+"""Training the demo: gradients reach all weights, resuming changes nothing, shipping is lossless."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def of_depth(folder: Path) -> Learning:
         (of_denoiser("inpainting"), ()),
         (of_denoiser("depth"), ()),
         (of_upscaler, ()),
-        # The first fusion has nothing before it to add, and transformers' DPT leaves the last norm out.
+        # The first fusion has no previous layer to add, and transformers' DPT does not use the last norm.
         (of_depth, ("neck.fusion_stage.layers.0.residual_layer1.", "dpt.layernorm.")),
     ],
     ids=["words", "autoencoder", "base", "v", "inpainting", "depth", "upscaler", "depth-estimator"],
@@ -158,7 +158,7 @@ def test_an_interrupted_run_ends_as_a_whole_one(tmp_path: Path) -> None:
     assert not torch.equal(again.weight, _line().weight)
     logs = [(tmp_path / f"{name}.log").read_text().splitlines() for name in ("whole", "parts")]
     assert [[json.loads(line)["step"] for line in log] for log in logs] == [[50, 60]] * 2
-    # A line has the mean of the steps since the last one, or since training went on.
+    # A line has the mean since the previous line, or since training resumed.
     assert json.loads(logs[1][0])["loss"] == pytest.approx(np.mean(losses[20:50]), abs=1e-5)
     state = torch.load(tmp_path / "parts.pt", weights_only=True)
     assert (state["step"], state["optimizer"], state["recipe"]["steps"]) == (60, None, 60)
@@ -174,7 +174,7 @@ def test_noise_is_added_as_the_scheduler_does() -> None:
 
 
 def test_noise_and_velocity_are_weighted_alike() -> None:
-    """An error of the clean latents costs the same, whatever it was predicted by."""
+    """An error of the clean latents costs the same for noise and velocity prediction."""
     timesteps = torch.arange(0, 1000, 37)
     schedule = NoiseSchedule(DEMO.scheduler)
     ratio = schedule.ratio(timesteps)

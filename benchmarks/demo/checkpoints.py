@@ -1,4 +1,4 @@
-"""The checkpoints of the demo."""
+"""The demo's checkpoints, and the sets that score them."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ CHECKPOINTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "depth": ("demo-depth", ("depth",)),
     "upscaler": ("demo-x4", ("upscaler",)),
 }
-"""By kind, the name of its bundle and its checkpoint's folder, and the sets that it is scored on."""
+"""By kind: the name of the bundle and checkpoint folder, and the sets it is scored on."""

@@ -1,4 +1,4 @@
-"""What a prompt asks for, detail by detail."""
+"""The details that a prompt asks for, and the prompt itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Detail = Literal["shape", "color", "size", "place", "relation", "background"]
 
 
 @dataclass(frozen=True, slots=True)
-class AskedThing:
-    """A thing as a prompt has it: None is what it leaves open."""
+class ThingSpec:
+    """A thing in a prompt; a detail that the prompt leaves open is None."""
 
     shape: str | None = None
     color: str | None = None
@@ -21,29 +21,29 @@ class AskedThing:
 
     @property
     def words(self) -> str:
-        """As the world's captions have it, without its place."""
+        """Its wording in captions, without the place."""
         words = " ".join(word for word in (self.size, self.color, self.shape or "shape") if word is not None)
         return f"{'an' if words.startswith('orange') else 'a'} {words}"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One or two things; of two, how the first lies to the second stands for their places."""
+class PromptSpec:
+    """One or two things. With two, ``relation`` (the first relative to the second) replaces their places."""
 
-    things: tuple[AskedThing, ...]
+    things: tuple[ThingSpec, ...]
     relation: str | None = None
     background: str | None = None
 
     @property
     def prompt(self) -> str:
-        """A caption of the world's form."""
+        """The prompt, worded like a caption of the world."""
         text = f" {self.relation} ".join(thing.words for thing in self.things)
         if self.relation is None and self.things[0].place is not None:
             text = f"{text} {self.things[0].place}"
         return text if self.background is None else f"{text} on {self.background}"
 
-    def without(self, detail: Detail, index: int = 0) -> Asked:
-        """The same with a detail left open: of thing ``index``, or the background."""
+    def without(self, detail: Detail, index: int = 0) -> PromptSpec:
+        """Return a copy with one detail left open: of thing ``index``, or the relation or background."""
         gap: dict[str, Any] = {detail: None}
         if detail in ("relation", "background"):
             return replace(self, **gap)
@@ -52,8 +52,8 @@ class Asked:
         return replace(self, things=tuple(things))
 
 
-def ask(scene: world.Scene) -> Asked:
-    """All that a scene's caption can tell: its prompt is :func:`benchmarks.demo.world.describe`'s."""
+def spec_of(scene: world.Scene) -> PromptSpec:
+    """Every detail of a scene; the prompt equals :func:`benchmarks.demo.world.describe`."""
     alone = scene.relation is None
-    things = (AskedThing(t.shape, t.color, t.size, t.place if alone else None) for t in scene.things)
-    return Asked(tuple(things), scene.relation, scene.background)
+    things = (ThingSpec(t.shape, t.color, t.size, t.place if alone else None) for t in scene.things)
+    return PromptSpec(tuple(things), scene.relation, scene.background)
