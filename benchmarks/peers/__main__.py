@@ -41,7 +41,11 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     if options.list:
-        print(report.table(("name", "description", "precision"), ((p.name, p.label, p.precision) for p in peers)))
+        print(
+            report.table(
+                ("name", "description", "precision"), ((p.name, p.label, p.precision) for p in peers)
+            )
+        )
         return
     keep = options.workdir is not None
     folder = options.workdir or Path(tempfile.mkdtemp(prefix="sd2rt-peers-"))

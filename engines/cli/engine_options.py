@@ -5,103 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 import typer
 
 from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineBackend, Refit
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.engines.tensorrt.compile.profiles import Rows, Shapes, parse_batches
-
-PANEL = "Engines"
-
-BackendOption = Annotated[
-    EngineBackend | None,
-    typer.Option(
-        help="Compile engines too: TensorRT on this GPU, or TensorRT for RTX.", rich_help_panel=PANEL
-    ),
-]
-EnginesOnlyOption = Annotated[
-    bool,
-    typer.Option(
-        "--engines-only",
-        help="Add engines to an existing bundle, passed as CHECKPOINT. Does not need PyTorch.",
-        rich_help_panel=PANEL,
-    ),
-]
-BatchOption = Annotated[
-    str,
-    typer.Option(
-        metavar="N,N|N-N",
-        help="Images per denoiser call, as buckets: 1,4 means 1, and 2 to 4 tuned for 4.",
-        rich_help_panel=PANEL,
-    ),
-]
-SmOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NN",
-        help="Compute capability of a GPU to build for, which need not be present: 89 for 8.9; may be repeated "
-        "(TensorRT for RTX).",
-        rich_help_panel=PANEL,
-    ),
-]
-PortableOption = Annotated[
-    bool,
-    typer.Option(
-        "--portable",
-        help="Build for all GPUs from Ampere on; with TensorRT, for its lean runtime too.",
-        rich_help_panel=PANEL,
-    ),
-]
-PartOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PART", help="Part to build, by default all; may be repeated.", rich_help_panel=PANEL
-    ),
-]
-RowsOption = Annotated[
-    Rows,
-    typer.Option(
-        help="Images that engines accept: guided and unguided mixed, or only one of the two.",
-        rich_help_panel=PANEL,
-    ),
-]
-ChunksOption = Annotated[
-    int,
-    typer.Option(min=1, max=16, help="Longest prompt, in chunks of 75 tokens.", rich_help_panel=PANEL),
-]
-PromptsOption = Annotated[
-    int,
-    typer.Option(min=1, max=16, help="Maximum number of prompts joined by AND.", rich_help_panel=PANEL),
-]
-DecomposedOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-decomposed",
-        help="Accept attention that is built from several kernels if there is no fused one.",
-        rich_help_panel=PANEL,
-    ),
-]
-RefitOption = Annotated[
-    Refit,
-    typer.Option(
-        help="Weights that can be replaced later: those that a LoRA changes (individual), all, or identical for a "
-        "small engine without weights, which loads them from the ONNX files (TensorRT).",
-        rich_help_panel=PANEL,
-    ),
-]
-WorkspaceOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="MB", min=1, help="Maximum scratch memory of a kernel, in MB.", rich_help_panel=PANEL
-    ),
-]
-LevelOption = Annotated[
-    int | None,
-    typer.Option(min=0, max=5, help="Effort of the search for fast kernels.", rich_help_panel=PANEL),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,50 +25,107 @@ class EngineRequest:
     parts: tuple[PartName, ...]
 
 
-def engine_request(
-    backend: EngineBackend | None,
-    *,
-    sizes: Sequence[tuple[int, int]],
-    batch: str,
-    sm: Sequence[str],
-    portable: bool,
-    parts: Sequence[str],
-    rows: Rows,
-    prompt_chunks: int,
-    prompts: int,
-    allow_decomposed: bool,
-    refit: Refit,
-    workspace: int | None,
-    optimization_level: int | None,
-) -> EngineRequest:
-    """Validate and combine the options.
+@dataclass(frozen=True, slots=True)
+class EngineOptions(OptionGroup):
+    """Engines to compile."""
 
-    Raises:
-        RequestError: an option is invalid, or no backend is named.
-    """
-    if backend is None:
-        raise RequestError("no backend is named: add --backend tensorrt or --backend tensorrt-rtx")
-    for name in parts:
-        if name not in get_args(PartName):
-            raise RequestError(f"--part {name!r}: the parts are {', '.join(get_args(PartName))}")
-    if backend == "tensorrt-rtx" and refit != "no":
-        raise RequestError(
-            f"--refit {refit}: TensorRT for RTX cannot build refittable engines without a GPU: omit --refit, "
-            "then each LoRA gets its own engine"
-        )
-    return EngineRequest(
-        BuilderOptions(
-            backend=backend,
-            compute_capabilities=tuple(dict.fromkeys(_capability(text) for text in sm)),
-            portable=portable,
-            allow_decomposed=allow_decomposed,
-            refit=refit,
-            workspace_bytes=None if workspace is None else workspace * 1_000_000,
-            optimization_level=optimization_level,
+    panel: ClassVar[str] = "Engines"
+
+    backend: Annotated[
+        EngineBackend | None,
+        typer.Option(help="Compile engines too: TensorRT on this GPU, or TensorRT for RTX."),
+    ] = None
+    engines_only: Annotated[
+        bool,
+        typer.Option(
+            "--engines-only",
+            help="Add engines to an existing bundle, passed as CHECKPOINT. Does not need PyTorch.",
         ),
-        Shapes(tuple(sizes), parse_batches(batch), rows, prompt_chunks, prompts),
-        tuple(name for name in get_args(PartName) if name in parts),
-    )
+    ] = False
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N|N-N",
+            help="Images per denoiser call, as buckets: 1,4 means 1, and 2 to 4 tuned for 4.",
+        ),
+    ] = "1,4"
+    sm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NN",
+            help="Compute capability of a GPU to build for, which need not be present: 89 for 8.9; repeatable "
+            "(TensorRT for RTX).",
+        ),
+    ] = None
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="Build for all GPUs from Ampere on; with TensorRT, for its lean runtime too."
+        ),
+    ] = False
+    part: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Part to build, by default all; repeatable."),
+    ] = None
+    rows: Annotated[
+        Rows,
+        typer.Option(help="Images that engines accept: guided and unguided mixed, or only one of the two."),
+    ] = "any"
+    prompt_chunks: Annotated[
+        int, typer.Option(min=1, max=16, help="Longest prompt, in chunks of 75 tokens.")
+    ] = 1
+    prompts: Annotated[int, typer.Option(min=1, max=16, help="Maximum number of prompts joined by AND.")] = 1
+    allow_decomposed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-decomposed",
+            help="Accept attention that is built from several kernels if there is no fused one.",
+        ),
+    ] = False
+    refit: Annotated[
+        Refit,
+        typer.Option(
+            help="Weights that can be replaced later: those that a LoRA changes (individual), all, or identical "
+            "for a small engine without weights, which loads them from the ONNX files (TensorRT).",
+        ),
+    ] = "no"
+    workspace: Annotated[
+        int | None, typer.Option(metavar="MB", min=1, help="Maximum scratch memory of a kernel, in MB.")
+    ] = None
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="Effort of the search for fast kernels.")
+    ] = None
+
+    def request(self, sizes: Sequence[tuple[int, int]]) -> EngineRequest:
+        """Validate and combine the options; ``sizes`` are in pixels, (width, height), empty for the bundle's.
+
+        Raises:
+            RequestError: an option is invalid, or no backend is named.
+        """
+        if self.backend is None:
+            raise RequestError("no backend is named: add --backend tensorrt or --backend tensorrt-rtx")
+        parts = self.part or ()
+        for name in parts:
+            if name not in get_args(PartName):
+                raise RequestError(f"--part {name!r}: the parts are {', '.join(get_args(PartName))}")
+        if self.backend == "tensorrt-rtx" and self.refit != "no":
+            raise RequestError(
+                f"--refit {self.refit}: TensorRT for RTX cannot build refittable engines without a GPU: omit "
+                "--refit, then each LoRA gets its own engine"
+            )
+        return EngineRequest(
+            BuilderOptions(
+                backend=self.backend,
+                compute_capabilities=tuple(dict.fromkeys(_capability(text) for text in self.sm or ())),
+                portable=self.portable,
+                allow_decomposed=self.allow_decomposed,
+                refit=self.refit,
+                workspace_bytes=None if self.workspace is None else self.workspace * 1_000_000,
+                optimization_level=self.optimization_level,
+            ),
+            Shapes(tuple(sizes), parse_batches(self.batch), self.rows, self.prompt_chunks, self.prompts),
+            tuple(name for name in get_args(PartName) if name in parts),
+        )
 
 
 def _capability(text: str) -> str:

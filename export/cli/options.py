@@ -1,49 +1,78 @@
-"""Options shared by `sd2rt build` and `sd2rt parity`, and the check for the packages that both need."""
+"""Options that `sd2rt build` and `sd2rt parity` share, and a check for the packages that both need."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.option_groups import OptionGroup
+
+if TYPE_CHECKING:
+    from sd2rt.export.checkpoints.checkpoint import Checkpoint
 
 CHECKPOINT_HELP = (
     "A diffusers folder, a single .safetensors or .ckpt file, a Hub id, or a demo: demo, demo-v, demo-inpaint, "
     "demo-depth, demo-x4."
 )
 CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP)]
-VariantOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The checkpoint's variant, where it cannot be detected: 2.0-base, 2.0-v, 2.0-depth, 2.0-inpainting, "
-        "2.1-base, 2.1-v, x4-upscaler or sd-turbo."
-    ),
-]
-PickleOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Read .ckpt files: weights only, files that contain code are refused."
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder of diffusers configuration files, for a single file of unusual architecture."),
-]
-LoraOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE[:SCALE]", help="A LoRA to merge into the weights, at scale 1 by default; may repeat."
-    ),
-]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions(OptionGroup):
+    """How to read a checkpoint, and the LoRAs to merge into it."""
+
+    panel: ClassVar[str] = "Checkpoint"
+
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Published checkpoint that this one derives from, if its files do not show it: 2.0-base, 2.0-v, "
+            "2.0-depth, 2.0-inpainting, 2.1-base, 2.1-v, x4-upscaler or sd-turbo."
+        ),
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:SCALE]", help="LoRA to merge into the weights, at scale 1 by default; repeatable."
+        ),
+    ] = None
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .ckpt files: tensors only, no code.")
+    ] = False
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of configuration files, in the diffusers layout, for a single file of unusual architecture."
+        ),
+    ] = None
+
+    def open(self, checkpoint: str, say: Callable[[str], None]) -> Checkpoint:
+        """Open a checkpoint with these options and merge the LoRAs; ``say`` gets lines about progress.
+
+        Raises:
+            CheckpointError: the checkpoint or a LoRA cannot be read, or is not of Stable Diffusion 2.
+            RequestError: an option is invalid.
+        """
+        from sd2rt.export.checkpoints.checkpoint import open_checkpoint
+        from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
+
+        loras = read_loras(self.lora or [])
+        opened = open_checkpoint(
+            checkpoint, variant=self.variant, allow_pickle=self.allow_pickle, config=self.config, progress=say
+        )
+        return with_loras(opened, loras)
 
 
 def require_export() -> None:
-    """Check that the packages for export are installed.
+    """Check that the packages that export needs are installed.
 
     Raises:
-        MissingDependencyError: a package is missing; the message has the command that installs them all.
+        MissingDependencyError: one is not; the message has the command that installs them.
     """
     from importlib.util import find_spec
 
