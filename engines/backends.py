@@ -23,6 +23,7 @@ def open_backend(
     needed: Sequence[PartName],
     threads: int | None = None,
     cuda_graph: bool | None = None,
+    allow_cpu_fallback: bool = False,
     precision: ComputePrecision | None = None,
     profiles: Path | None = None,
 ) -> Backend:
@@ -35,6 +36,8 @@ def open_backend(
     Args:
         cuda_graph: capture and replay CUDA graphs; True raises an error if that fails. None captures them for
             compiled engines only, with a warning if that fails.
+        allow_cpu_fallback: with ONNX Runtime on a GPU, warn about operators that run on the CPU instead of raising an
+            error.
         precision: compute precision of matrix products, if not the bundle's own.
         profiles: folder for ONNX Runtime's operator profiles on the CPU; other backends record none.
 
@@ -73,4 +76,11 @@ def open_backend(
         )
         if backend is not None:
             return backend
-    return OnnxRuntimeBackend(bundle, device, threads=threads, cuda_graph=bool(cuda_graph), profiles=profiles)
+    return OnnxRuntimeBackend(
+        bundle,
+        device,
+        threads=threads,
+        cuda_graph=bool(cuda_graph),
+        allow_cpu_fallback=allow_cpu_fallback,
+        profiles=profiles,
+    )

@@ -24,11 +24,13 @@ class OnnxRuntimeBackend:
         *,
         threads: int | None,
         cuda_graph: bool,
+        allow_cpu_fallback: bool = False,
         profiles: Path | None = None,
     ) -> None:
         self.precision: str = bundle.manifest.precision
         self._bundle, self._device = bundle, device
         self._threads, self._cuda_graph = threads, cuda_graph
+        self._allow_cpu_fallback = allow_cpu_fallback
         self._profiles = profiles if device.kind == "cpu" else None
 
     @property
@@ -40,12 +42,15 @@ class OnnxRuntimeBackend:
     ) -> Engine:
         entry = self._bundle.part(part)
         may_use_prepared = self._device.kind == "cpu" and weights is None
+        # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this opset.
+        graph = entry.onnxruntime if self._device.kind == "cpu" else entry.onnx
         return OnnxRuntimeEngine(
             entry,
-            self._bundle.file(entry.onnxruntime),
+            self._bundle.file(graph),
             self._device,
             threads=self._threads,
             cuda_graph=self._cuda_graph,
+            allow_cpu_fallback=self._allow_cpu_fallback,
             weights=weights,
             prepared=find_prepared(entry) if may_use_prepared else None,
             profile=None if self._profiles is None else self._profiles / part,

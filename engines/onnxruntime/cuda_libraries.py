@@ -10,6 +10,8 @@ from typing import Any
 from sd2rt.engines.errors import MissingDependencyError
 
 CUDA_MAJOR, CUDNN_MAJOR = 13, 9
+OLDEST_ONNXRUNTIME = (1, 31)
+"""The first version with the attention kernels that the graphs need and a record of the operators left to the CPU."""
 _REQUIRED = (
     # cuBLAS needs cuBLASLt, so that comes first.
     f"libcublasLt.so.{CUDA_MAJOR}",
@@ -29,7 +31,7 @@ def load_cuda_libraries(ort: Any) -> None:
     it is called only after all of those have been loaded here.
 
     Raises:
-        MissingDependencyError: a library is missing, or ONNX Runtime was built for another CUDA version.
+        MissingDependencyError: a library is missing, or ONNX Runtime is too old or built for another CUDA version.
     """
     global _loaded
     with _LOCK:
@@ -45,6 +47,12 @@ def load_cuda_libraries(ort: Any) -> None:
 
 
 def _check_build(ort: Any) -> None:
+    version = tuple(map(int, str(ort.__version__).split(".")[:2]))
+    if version < OLDEST_ONNXRUNTIME:
+        raise MissingDependencyError(
+            f"this ONNX Runtime ({ort.__version__}) is too old for CUDA, {'.'.join(map(str, OLDEST_ONNXRUNTIME))} or "
+            "later is needed: in a fresh environment, pip install 'sd2rt[cuda]'"
+        )
     if str(ort.cuda_version).split(".")[0] != str(CUDA_MAJOR):
         raise MissingDependencyError(
             f"this ONNX Runtime ({ort.__version__}) was built for CUDA {ort.cuda_version or '?'}, expected "

@@ -14,8 +14,10 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError, engine_error
 from sd2rt.engines.host_buffers import ArrayBuffer, HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Array, Buffer, Closing, Device, Session, Sessions
+from sd2rt.engines.onnxruntime.cpu_fallback import check_cpu_fallback
 from sd2rt.engines.onnxruntime.cuda_errors import cuda_error, no_cuda
 from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
+from sd2rt.engines.onnxruntime.session_config import set_run_config, set_session_config
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class OnnxRuntimeEngine(Closing):
         threads: threads per operator, None for one per core.
         cuda_graph: on a GPU, capture each session's launch as a CUDA graph and replay it. ONNX Runtime refuses to
             capture a model with compute nodes on the CPU.
+        allow_cpu_fallback: on a GPU, warn about operators that ONNX Runtime runs on the CPU instead of raising an
+            error.
         weights: replacements for the bundle's weights, by PyTorch name and in PyTorch's orientation. ONNX Runtime
             copies them while it opens the model.
         prepared: the prepared graph from :func:`sd2rt.engines.onnxruntime.prepared.find_prepared`; only for the CPU
@@ -45,7 +49,8 @@ class OnnxRuntimeEngine(Closing):
 
     Raises:
         MissingDependencyError: ONNX Runtime, its CUDA provider or the GPU is missing.
-        EngineError: the model cannot be loaded on the device, or does not have these weights.
+        EngineError: the model cannot be loaded on the device, would run on the CPU instead of the GPU, or does not
+            have these weights.
         BundleError: the part's map of its weights, needed to replace some, cannot be read.
     """
 
@@ -57,6 +62,7 @@ class OnnxRuntimeEngine(Closing):
         *,
         threads: int | None = None,
         cuda_graph: bool = False,
+        allow_cpu_fallback: bool = False,
         weights: Mapping[str, Array] | None = None,
         prepared: Path | None = None,
         profile: Path | None = None,
@@ -81,6 +87,7 @@ class OnnxRuntimeEngine(Closing):
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
             }
             providers.insert(0, ("CUDAExecutionProvider", cuda))
+            set_session_config(options, "session.record_ep_graph_assignment_info", "1")
         self._label = f"{Path(part.onnx).parent.name} on {device}"
         # ONNX Runtime reads these arrays until the session is open.
         held = _replace_weights(options, self._label, part, path, weights, threads) if weights else []
@@ -93,6 +100,8 @@ class OnnxRuntimeEngine(Closing):
         del held
         if device.kind == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise no_cuda(device, "its CUDA provider did not start")
+        if device.kind == "cuda":
+            check_cpu_fallback(self._session, self._label, allow_cpu_fallback=allow_cpu_fallback)
         self.part = part
         self.device = device
         self._sessions = Sessions[OnnxRuntimeSession]()
@@ -134,13 +143,13 @@ def cpu_options(threads: int | None) -> onnxruntime.SessionOptions:
     # No parallel branches are worth a second thread pool.
     options.inter_op_num_threads = 1
     # Spinning between operators gains nothing here and takes time from other processes.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    set_session_config(options, "session.intra_op.allow_spinning", "0")
     # Planning memory reuse takes a third of the opening time, and at SD2's size the allocator alone needs less
     # memory than the plan.
     options.enable_mem_reuse = False
     if _share_arena():
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        set_session_config(options, "session.use_env_allocators", "1")
+        set_session_config(options, "session.use_device_allocator_for_initializers", "1")
     return options
 
 
@@ -213,9 +222,9 @@ class OnnxRuntimeSession(WaitedSession):
         options = ort.RunOptions()
         # Each launch looks this entry up, and a missing entry costs 60 us; -1 means no graph.
         graph_id = next(_GRAPH_IDS) if self._device.kind == "cuda" else -1
-        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        set_run_config(options, "gpu_graph_id", str(graph_id))
         if self._shrink_arena:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            set_run_config(options, "memory.enable_memory_arena_shrinkage", "cpu:0")
         return options
 
     def launch(self) -> None:

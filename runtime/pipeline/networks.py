@@ -64,6 +64,7 @@ class Networks:
         threads: int | None,
         cuda_graph: bool | None,
         tile: int,
+        allow_cpu_fallback: bool = False,
         backend: BackendName = "auto",
         precision: ComputePrecision | None = None,
         weights: PartWeights = _NO_WEIGHTS,
@@ -78,6 +79,7 @@ class Networks:
             needed=_EAGER_PARTS,
             threads=threads,
             cuda_graph=cuda_graph,
+            allow_cpu_fallback=allow_cpu_fallback,
             precision=precision,
             profiles=self._profiles(),
         )

@@ -57,6 +57,7 @@ class Pipeline(LoadedBundle):
         threads: int | None = None,
         max_batch: int | None = None,
         cuda_graph: bool | None = None,
+        allow_cpu_fallback: bool = False,
         tile: int = TILE,
         backend: BackendName = "auto",
         precision: ComputePrecision | None = None,
@@ -74,6 +75,8 @@ class Pipeline(LoadedBundle):
                 if it is lower.
             cuda_graph: on a GPU, True captures and replays CUDA graphs and raises if that fails. None uses them with
                 engines only, and continues without them, with a warning, if capture fails.
+            allow_cpu_fallback: with ONNX Runtime on a GPU, warn about operators that would run on the CPU instead of
+                raising an error.
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once. Larger
                 latents are processed in tiles, which bounds memory.
             backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` uses the bundle's
@@ -101,6 +104,7 @@ class Pipeline(LoadedBundle):
             parsed_device,
             threads=threads,
             cuda_graph=cuda_graph,
+            allow_cpu_fallback=allow_cpu_fallback,
             tile=tile,
             backend=backend,
             precision=precision,

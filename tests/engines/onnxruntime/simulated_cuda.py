@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ class SimulatedCuda:
         cuda_version: CUDA version that the package was built for.
         starts: False if the provider does not start, which ONNX Runtime silently accepts.
         opening: message of the error that opening a session raises.
+        version: version of the package; None for the installed one's.
+        cpu_operators: operators that sessions assign to the CPU; by default some shape arithmetic.
     """
 
     def __init__(
@@ -34,9 +37,14 @@ class SimulatedCuda:
         cuda_version: str = "13.0",
         starts: bool = True,
         opening: str | None = None,
+        version: str | None = None,
+        cpu_operators: tuple[str, ...] = ("Concat", "Squeeze"),
     ) -> None:
         self.missing, self.cuda_version = missing, cuda_version
         self.starts, self.opening = starts, opening
+        self.version, self.cpu_operators = version, cpu_operators
+        self.paths: list[Path] = []
+        """The graphs of the sessions opened."""
         self.running: list[str] = []
         """Messages of the errors that the next runs raise, in order."""
         self.graph_ids: list[str] = []
@@ -53,6 +61,7 @@ class SimulatedCuda:
         module: Any = ModuleType("onnxruntime")
         vars(module).update(vars(onnxruntime))
         module.cuda_version = self.cuda_version
+        module.__version__ = self.version or onnxruntime.__version__
         module.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
         module.preload_dlls = self.preload_dlls
         module.InferenceSession = lambda *given, **options: InferenceSession(self, *given, **options)
@@ -81,6 +90,15 @@ CUDA_OPTIONS = {"cudnn_conv_algo_search", "device_id", "enable_cuda_graph", "use
 """The provider options that sd2rt sets; others are rejected."""
 
 
+@dataclass(frozen=True)
+class AssignedSubgraph:
+    ep_name: str
+    nodes: list[Any]
+
+    def get_nodes(self) -> list[Any]:
+        return self.nodes
+
+
 class InferenceSession:
     def __init__(
         self, cuda: SimulatedCuda, path: Any, options: Any, *, providers: list[Any], enable_fallback: int
@@ -92,6 +110,7 @@ class InferenceSession:
         if cuda.opening is not None:
             raise RuntimeError(cuda.opening)
         self._cuda = cuda
+        cuda.paths.append(Path(path))
         self._session = onnxruntime.InferenceSession(path, options, providers=[fallback])
 
     def __getattr__(self, name: str) -> Any:
@@ -99,6 +118,20 @@ class InferenceSession:
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider"] * self._cuda.starts + ["CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[AssignedSubgraph]:
+        # The real call fails unless the session was told to record the assignment.
+        nodes = [
+            node
+            for subgraph in self._session.get_provider_graph_assignment_info()
+            for node in subgraph.get_nodes()
+        ]
+        on_cpu = [node for node in nodes if node.op_type in self._cuda.cpu_operators]
+        on_gpu = [node for node in nodes if node.op_type not in self._cuda.cpu_operators]
+        return [
+            AssignedSubgraph("CUDAExecutionProvider", on_gpu),
+            AssignedSubgraph("CPUExecutionProvider", on_cpu),
+        ]
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
         self._cuda.graph_ids.append(options.get_run_config_entry("gpu_graph_id"))

@@ -49,6 +49,15 @@ def test_a_library_that_is_missing(
     assert cuda.counts["preload"] == 1
 
 
+@pytest.mark.parametrize("version", ["1.24.4", "1.30.0", "0.9"])
+def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    SimulatedCuda(version=version).install(monkeypatch)
+    with pytest.raises(
+        MissingDependencyError, match=rf"\({version}\) is too old for CUDA, 1\.31 or later .*sd2rt\[cuda\]"
+    ):
+        import_onnxruntime(Device("cuda"))
+
+
 def test_a_package_for_another_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     SimulatedCuda(cuda_version="12.8").install(monkeypatch)
     with pytest.raises(MissingDependencyError, match=r"was built for CUDA 12\.8, expected CUDA 13"):

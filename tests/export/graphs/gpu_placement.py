@@ -1,7 +1,7 @@
-"""Predict, without a GPU, which nodes ONNX Runtime's CUDA provider would leave to the CPU.
+"""Replay, without a GPU, how ONNX Runtime with the CUDA provider places a graph's nodes.
 
-Nodes that compute only on outputs of Shape and the like run on the CPU (``GetCpuPreferredNodes``). A tensor that the
-other side needs is copied, and a graph with such a copy cannot be captured as a CUDA graph.
+Nodes without a CUDA kernel run on the CPU, and so do nodes that only compute on shapes (``GetCpuPreferredNodes``).
+Tensors that are needed on the other side are copied. A graph with such copies cannot be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ INPUTS_ON_CPU: dict[str, set[int]] = {
     **{f"Reduce{name}": {1} for name in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }
 """Indices of inputs that CUDA kernels read from host memory."""
+WITHOUT_KERNEL = {"InstanceNormalization", "MaxPool"}
+"""Operators of exported graphs that have no CUDA kernel at opset 23 in onnxruntime-gpu 1.31.1. Observed by opening
+every graph with that package, on a CUDA runtime whose calls do nothing."""
 _SMALL = 100
 _NARROW = {
     onnx.TensorProto.FLOAT16,
@@ -43,7 +46,7 @@ _NARROW = {
 
 
 def optimised(path: Path, target: Path) -> onnx.ModelProto:
-    """A graph as providers see it: after the optimisations that are independent of providers."""
+    """The graph as it is when nodes are placed: after the optimisations that do not depend on a provider."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
@@ -53,10 +56,13 @@ def optimised(path: Path, target: Path) -> onnx.ModelProto:
 
 
 def memory_copies(model: onnx.ModelProto) -> list[str]:
-    """Names of tensors that would be copied between host and GPU in the middle of a graph."""
+    """The tensors that would be copied between host and GPU memory within a graph."""
     graph = model.graph
     cpu_nodes, on_cpu = _preferred(graph)
-    # Inputs and initialisers are available on both sides.
+    for index in _without_kernel(graph):
+        cpu_nodes.add(index)
+        on_cpu.update(graph.node[index].output)
+    # Inputs and initializers are available on either side.
     outside = {item.name for item in (*graph.initializer, *graph.input)}
     copies = []
     for index, node in enumerate(graph.node):
@@ -67,11 +73,27 @@ def memory_copies(model: onnx.ModelProto) -> list[str]:
                 copies.append(name)
             if name in on_cpu and not on_host and node.op_type not in OUTPUTS_ON_CPU:
                 copies.append(name)
-    return copies
+    # One copy serves all consumers.
+    return list(dict.fromkeys(copies))
+
+
+def cpu_operators(model: onnx.ModelProto) -> dict[str, set[int]]:
+    """The operators that run on the CPU, and their outputs' types."""
+    graph = model.graph
+    types = {item.name: item.type.tensor_type.elem_type for item in (*graph.value_info, *graph.output)}
+    operators: defaultdict[str, set[int]] = defaultdict(set)
+    for index in _preferred(graph)[0] | _without_kernel(graph):
+        node = graph.node[index]
+        operators[node.op_type] |= {types[name] for name in node.output if name in types}
+    return operators
+
+
+def _without_kernel(graph: onnx.GraphProto) -> set[int]:
+    return {index for index, node in enumerate(graph.node) if node.op_type in WITHOUT_KERNEL}
 
 
 def _preferred(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
-    """Indices of the nodes that run on the CPU, and names of the tensors in host memory."""
+    """The nodes that the provider leaves to the CPU, and the tensors in host memory."""
     kinds = {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.value_info)}
     kinds |= {item.name: item.data_type for item in graph.initializer}
     small = {item.name for item in graph.initializer if np.prod(item.dims, dtype=int) <= _SMALL}
@@ -90,6 +112,8 @@ def _preferred(graph: onnx.GraphProto) -> tuple[set[int], set[str]]:
             continue
         seen.add(index)
         node = graph.node[index]
+        if node.op_type in WITHOUT_KERNEL:
+            continue
         stays = all(
             kinds.get(name) not in _NARROW
             and (
