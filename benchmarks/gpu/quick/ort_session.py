@@ -47,11 +47,11 @@ class Denoiser:
             providers.insert(0, ("CUDAExecutionProvider", chosen))
             self._place = ("cuda", 0)
         part = settings.manifest["parts"]["denoiser"]
+        # As the product does: the graph for CPUs has operators without a CUDA kernel.
+        path = settings.bundle / part["onnx" if settings.device == "cuda" else "onnxruntime"]
         began = time.perf_counter()
         with _captured_stderr() as log:
-            self.session = ort.InferenceSession(
-                settings.bundle / part["onnxruntime"], session_options, providers=providers, enable_fallback=0
-            )
+            self.session = ort.InferenceSession(path, session_options, providers=providers, enable_fallback=0)
         self.open_seconds = time.perf_counter() - began
         self.memcpy_nodes = sum(map(int, _MEMCPY.findall(log.text)))
         if settings.device == "cuda":
