@@ -1,4 +1,4 @@
-"""Make several prompts in shared calls, each with its own sampler and steps, and put the images on one sheet.
+"""Generate several prompts in shared batches, each with its own sampler and steps, on one contact sheet.
 
 python contact_sheet.py demo sheet.png
 """
@@ -22,7 +22,7 @@ PROMPTS = {
 
 
 def sheet(pipe: Pipeline, seed: int) -> Image.Image:
-    """Return the images side by side; a step is a call of the network for all that are not finished."""
+    """Return the images side by side. Each step is one network call for all unfinished images."""
     requests = [
         Request(prompt=prompt, sampler=sampler, num_inference_steps=steps, guidance_scale=4.0, seed=seed)
         for prompt, (sampler, steps) in PROMPTS.items()

@@ -1,10 +1,10 @@
-"""Serve images of one bundle over HTTP, by a Pipeline inside a FastAPI application.
+"""Serve images from one bundle over HTTP, with a Pipeline in a FastAPI application.
 
     SD2RT_BUNDLE=demo uvicorn --app-dir docs/examples endpoint:app
 
-Making an image blocks for seconds, so it runs in a thread and leaves the event loop free. A pipeline makes one run
-at a time: requests wait for their turn on a lock of asyncio's, which holds no thread while it waits. This serves one
-process; authentication, rate limits and a queue with a bound belong in front of it.
+Generating an image blocks for seconds, so it runs in a thread and leaves the event loop free. A pipeline runs one
+request at a time: others wait on an asyncio lock, which occupies no thread. This is a single process; authentication,
+rate limits and a bounded queue belong in front of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 
 
 class ImageRequest(BaseModel):
-    """Everything that a client may choose. File paths are not among it."""
+    """Everything a client may choose; file paths are excluded."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Commands and Python in the pages: the fenced blocks, and the markers of those that a test cannot run."""
+"""Fenced blocks of commands and Python in the docs, and the markers of those that tests do not run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Marker:
     """A comment before a block: ``<!-- not run, `START`, ...: REASON -->``."""
 
     starts: tuple[str, ...]
-    """Starts of the lines that are not run; none for all of the block."""
+    """Starts of the lines that are not run; empty for the whole block."""
     reason: str
 
 
@@ -47,7 +47,7 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def runnable(self) -> str:
-        """Return the text without what markers name; a marker that names nothing is an error."""
+        """Return the text without the marked lines; a marker without a matching line is an error."""
         lines = self.text.splitlines()
         for marker in self.markers:
             if not marker.starts:
@@ -78,7 +78,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def unfenced_commands(page: str) -> list[str]:
-    """Commands in indented blocks and in fences of no language, which no test would run."""
+    """Commands in indented blocks and in fences without a language, which no test would run."""
     text = (ROOT / page).read_text()
     outside = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
     indented = [line for line in outside.splitlines() if line.startswith("    ")]
@@ -87,5 +87,5 @@ def unfenced_commands(page: str) -> list[str]:
 
 
 def names(folder: Path) -> list[str]:
-    """List a folder, for messages of commands that miss a file."""
+    """List a folder, for failure messages of commands that miss a file."""
     return sorted(path.name for path in folder.iterdir())

@@ -1,10 +1,10 @@
-"""Commands of sd2rt in forks of one process that has imported everything: imports take most of a small command.
+"""Run sd2rt commands in forks of one process that has imported everything, since imports dominate small commands.
 
     python command_server.py SOCKET              the server
-    python command_server.py SOCKET ARGUMENT...  a command: this process's folder, environment and streams are its own
+    python command_server.py SOCKET ARGUMENT...  run a command with this process's folder, environment and streams
 
-A fork runs :func:`sd2rt.runtime.cli.main.script`, as the installed command does. Nothing that starts threads has run
-in the server when it forks.
+A fork runs :func:`sd2rt.runtime.cli.main.script`, like the installed command. The server starts no threads before it
+forks.
 """
 
 import json
@@ -49,8 +49,8 @@ def serve(path: str) -> None:
 def run(command: dict[str, object], streams: list[int]) -> None:
     from sd2rt.runtime.cli.main import script
 
-    for own, given in zip(_STREAMS, streams, strict=True):
-        os.dup2(given, own)
+    for target, stream in zip(_STREAMS, streams, strict=True):
+        os.dup2(stream, target)
     os.chdir(str(command["folder"]))
     os.environ.clear()
     os.environ.update(command["environment"])  # type: ignore[call-overload]
@@ -58,7 +58,7 @@ def run(command: dict[str, object], streams: list[int]) -> None:
     try:
         script()
     finally:
-        # For what script lets through, such as SystemExit of --help.
+        # Reached if script raises, such as SystemExit by --help.
         os._exit(1)
 
 

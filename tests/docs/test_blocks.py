@@ -14,42 +14,42 @@ RUN = ("sh", "python")
 
 NOT_RUN = {
     "README.md": [
-        "the environment of the test has sd2rt already",
+        "the test environment already has sd2rt",
         "exporting fp16 takes a minute",
-        "docs/engines.md's is run",
+        "the same command in docs/engines.md is run",
         "no GPU",
     ],
     "CONTRIBUTING.md": ["the commands run the test suite, which checks this page"],
-    "docs/benchmarking.md": ["minutes at these sizes; tests of the command run its options"],
+    "docs/benchmarking.md": ["takes minutes at these sizes; the command's own tests cover the options"],
     "docs/building.md": [
-        "needs published files of 5 GB; tiny ones have another architecture",
-        "a minute of PyTorch; tests of the command compare smaller networks",
+        "needs published files of 5 GB; tiny ones have a different architecture",
+        "takes a minute of PyTorch; the command's own tests compare smaller networks",
     ],
     "docs/cpu.md": ["not every CPU has bfloat16"],
     "docs/engines.md": ["no GPU"],
     "docs/install.md": [
-        "the environment of the test has these packages",
-        "the environment of the test has PyTorch",
-        "makes an environment, and runs the tests that this is one of; .ci/run runs both",
+        "the test environment already has these packages",
+        "the test environment already has PyTorch",
+        "creates an environment and runs the test suite, which includes this test; .ci/run runs both",
     ],
     "docs/examples/README.md": [
-        "the environment of the test has these packages",
-        "serves until it is stopped; a test calls the endpoint without a port",
+        "the test environment already has these packages",
+        "serves until stopped; a test calls the endpoint without a port",
     ],
 }
-"""The reasons of all markers, by page."""
+"""Reasons of all markers, by page."""
 
 
-def of(page: str) -> list[Block]:
+def runnable_blocks(page: str) -> list[Block]:
     return [block for block in blocks(page) if block.language in RUN]
 
 
-READ = [page for page in PAGES if any(block.runnable().strip() for block in of(page))]
+READ = [page for page in PAGES if any(block.runnable().strip() for block in runnable_blocks(page))]
 
 
 def test_blocks_that_are_not_run_say_why() -> None:
-    told = {page: [marker.reason for block in blocks(page) for marker in block.markers] for page in PAGES}
-    assert {page: reasons for page, reasons in told.items() if reasons} == NOT_RUN
+    markers = {page: [marker.reason for block in blocks(page) for marker in block.markers] for page in PAGES}
+    assert {page: reasons for page, reasons in markers.items() if reasons} == NOT_RUN
 
 
 def test_markers_stand_before_blocks_that_would_run() -> None:
@@ -63,7 +63,7 @@ def test_commands_are_in_blocks_that_are_run(page: str) -> None:
 
 
 def test_pages_use_the_bundles_that_building_makes() -> None:
-    text = "\n".join(block.runnable() for block in of("docs/building.md"))
+    text = "\n".join(block.runnable() for block in runnable_blocks("docs/building.md"))
     assert [name for name in BUNDLES if f" -o {name} " not in f"{text} ".replace("\n", " \n")] == []
 
 
@@ -71,7 +71,7 @@ def test_pages_use_the_bundles_that_building_makes() -> None:
 def test_blocks_run_as_pasted(page: str, workspace: Workspace) -> None:
     here = workspace(page)
     namespace: dict[str, object] = {"__name__": "pasted"}
-    for block in of(page):
+    for block in runnable_blocks(page):
         text = block.runnable()
         if block.language == "sh":
             paste(block, text, here)
@@ -80,9 +80,9 @@ def test_blocks_run_as_pasted(page: str, workspace: Workspace) -> None:
 
 
 def paste(block: Block, text: str, here: Path) -> None:
-    """Run commands as a shell does that stops at the first that fails."""
-    # -v, with the commands as input: each is printed before it runs, the last one is what failed.
-    done = subprocess.run(
+    """Run commands in a shell that stops at the first failure."""
+    # -v prints each command before it runs, so the last one printed is the one that failed.
+    completed = subprocess.run(
         ["bash", "-v", "-e", "-u", "-o", "pipefail", "-c", text],
         cwd=here,
         capture_output=True,
@@ -91,4 +91,4 @@ def paste(block: Block, text: str, here: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, f"{block.place}\n{done.stderr[-2000:]}\n{names(here)}"
+    assert completed.returncode == 0, f"{block.place}\n{completed.stderr[-2000:]}\n{names(here)}"

@@ -1,4 +1,4 @@
-"""docs/examples: the script, the endpoint and the notebook do what they say, on the demo's bundle."""
+"""docs/examples: the script, the endpoint and the notebook work with the demo's bundle."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_script(demo: Path, tmp_path: Path) -> None:
 
 def test_script_says_what_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-P", str(EXAMPLES / "contact_sheet.py"), str(tmp_path / "none"), "sheet.png"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 3
-    assert done.stderr.count("\n") == 1
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 3
+    assert completed.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def client(endpoint: ModuleType, demo: Path) -> Iterator[Any]:
 
 
 def test_endpoint_makes_the_image_of_its_seed(client: Any) -> None:
-    asked = {"prompt": "a red circle", "steps": 4, "seed": 7}
-    first, again = (client.post("/images", json=asked) for _ in range(2))
+    request = {"prompt": "a red circle", "steps": 4, "seed": 7}
+    first, again = (client.post("/images", json=request) for _ in range(2))
     assert first.status_code == 200, first.text
     assert first.headers["content-type"] == "image/png"
     assert first.content == again.content
@@ -117,16 +117,16 @@ def test_endpoint_takes_requests_together(client: Any) -> None:
     for thread in threads:
         thread.join()
     for seed, content in answers.items():
-        asked = {"prompt": "a circle", "steps": 3, "seed": seed}
-        assert client.post("/images", json=asked).content == content
+        request = {"prompt": "a circle", "steps": 3, "seed": seed}
+        assert client.post("/images", json=request).content == content
     assert len(set(answers.values())) == 3
 
 
 def test_a_cancelled_image_is_left(client: Any, endpoint: ModuleType) -> None:
     cancelled = threading.Event()
     cancelled.set()
-    asked = endpoint.ImageRequest(prompt="a red circle")
-    assert endpoint.paint(endpoint.app.state.pipe, asked, cancelled) is None
+    request = endpoint.ImageRequest(prompt="a red circle")
+    assert endpoint.paint(endpoint.app.state.pipe, request, cancelled) is None
     assert client.post("/images", json={"prompt": "a red circle", "steps": 2}).status_code == 200
 
 
@@ -138,12 +138,12 @@ def test_notebook_runs_and_its_outputs_are_kept(
 
     copied(demo, tmp_path / "bundles" / "demo")
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path))
-    # What the kernel knows of this computer's Jupyter is nothing.
+    # Isolate the kernel from this computer's Jupyter settings.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     file = EXAMPLES / "tour.ipynb"
     assert file.stat().st_size < 200_000
-    # Untyped, as nbclient is.
+    # nbformat, like nbclient, is untyped.
     read: Any = nbformat.read
     kept, run = (read(file, as_version=4) for _ in range(2))
     NotebookClient(
@@ -153,6 +153,6 @@ def test_notebook_runs_and_its_outputs_are_kept(
 
 
 def printed(cell: Any) -> str:
-    """Texts of a cell's outputs; pictures may differ in their last bits on another CPU."""
+    """Text outputs of a cell; images may differ in their last bits on another CPU."""
     outputs = cell.get("outputs", [])
     return "".join(output.get("text") or output["data"].get("text/plain", "") for output in outputs)
