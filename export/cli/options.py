@@ -24,7 +24,7 @@ CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CH
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions(OptionGroup):
-    """How to read a checkpoint, and the LoRAs to merge into it."""
+    """Options for reading a checkpoint, and the LoRAs to merge into it."""
 
     panel: ClassVar[str] = "Checkpoint"
 

@@ -91,9 +91,8 @@ def test_bad_input(
 
 
 def test_standard_input_for_two(refused: Refused, small_bundle: Path) -> None:
-    assert refused(2, "run", small_bundle, "-", "--image", "-").startswith(
-        "the prompts and --image are to be"
-    )
+    text = refused(2, "run", small_bundle, "-", "--image", "-")
+    assert text.startswith("the prompts and --image all read standard input")
     text = refused(2, "run", small_bundle, "a", "--image", "-", "--mask", "-")
     assert text.startswith("--image and --mask all read standard input")
 

@@ -98,7 +98,7 @@ def names(folder: Path) -> list[str]:
         (("--device", "gpu"), "'gpu' is not a device: use cpu, cuda or cuda:N"),
         (
             ("--output", "image.jpg"),
-            "image.jpg is neither a .png file nor a folder: images are saved as PNG",
+            "--output image.jpg is neither a .png file nor a folder: images are saved as PNG",
         ),
         (
             ("--output", "x.png", "--count", "2"),

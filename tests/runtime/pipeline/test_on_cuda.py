@@ -120,7 +120,7 @@ def test_mixed_batches_are_the_cpus(expected: list[NDArray[Any]], on_gpu: Open, 
     assert len({image.tobytes() for image in actual}) == len(REQUESTS)
     part: Any = pipeline.engine("denoiser")
     (denoiser,) = part._engines.values()
-    launched = [session for session in denoiser._sessions._kept.values() if session._graph is not None]
+    launched = [session for session in denoiser._sessions._sessions.values() if session._graph is not None]
     assert gpu.counts["graph launch"] > len(launched) > 1
 
 
