@@ -47,6 +47,10 @@ OLDEST_CUDA_CORE = 1
 
 _NAME = re.compile(r"CUDA_ERROR_\w+")
 _NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
+EXCLUSIVE = threading.RLock()
+"""Held during a capture, and by calls that may synchronise or allocate on the whole device, such as loading a model:
+in any thread of the process, such a call breaks a capture."""
+
 # The index of the device that each thread has made current, shared by all CudaDevice objects.
 _THREAD = threading.local()
 
@@ -240,6 +244,10 @@ class CudaDevice(Closing):
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
         """Capture what ``enqueue`` enqueues, without running it, as a graph for :meth:`replay`."""
+        with EXCLUSIVE:
+            return self._capture(enqueue)
+
+    def _capture(self, enqueue: Callable[[], None]) -> Any:
         builder = self._stream.create_graph_builder()
         # If the garbage collector freed GPU memory now, that call would break the capture.
         was_enabled = gc.isenabled()

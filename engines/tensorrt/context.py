@@ -7,6 +7,8 @@ from typing import Any
 
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.cuda.device import CudaDevice
+from sd2rt.engines.tensorrt.allocation import allocate
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache
 from sd2rt.engines.tensorrt.trt_log import TrtLog
 
@@ -22,7 +24,7 @@ class TensorRtContext:
         kernels: the cache of kernels compiled by TensorRT for RTX; None for TensorRT.
         profile: index of a profile that takes the sizes.
         dims: the size of each of the part's symbols.
-        stream: handle of the stream on which shapes are set.
+        device: the device to run on.
 
     Raises:
         RuntimeError: the backend failed; has the backend's reason.
@@ -38,10 +40,11 @@ class TensorRtContext:
         *,
         profile: int,
         dims: Mapping[str, int],
-        stream: int,
+        device: CudaDevice,
     ) -> None:
         self._log, self._unsaved = log, kernels
-        self._context = context = _create(module, engine, log, kernels)
+        self._context = context = _create(module, engine, log, kernels, device)
+        stream = device.stream
         self._check(
             context.set_optimization_profile_async(profile, stream),
             f"profile {profile} was refused",
@@ -87,14 +90,13 @@ class TensorRtContext:
             raise RuntimeError(f"{failure}: {self._log.take_error()}")
 
 
-def _create(module: Any, engine: Any, log: TrtLog, kernels: KernelCache | None) -> Any:
-    log.take_error()
+def _create(module: Any, engine: Any, log: TrtLog, kernels: KernelCache | None, device: CudaDevice) -> Any:
     config = engine.create_runtime_config()
     # Activations use the arena that all contexts of the device share.
     config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
     if kernels is not None:
         kernels.use_in(config)
-    context = engine.create_execution_context(config)
+    context, reason = allocate(device, log, lambda: engine.create_execution_context(config))
     if context is None:
-        raise RuntimeError(log.take_error())
+        raise RuntimeError(reason)
     return context

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.session import CudaSession
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session, Sessions
+from sd2rt.engines.tensorrt.allocation import allocate, out_of_memory
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.context import TensorRtContext
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache
@@ -28,7 +28,6 @@ from sd2rt.engines.tensorrt.profile_shapes import ShapeRange, profile_shapes
 from sd2rt.engines.tensorrt.trt_log import shared_log
 from sd2rt.engines.weights.initializers import Weights
 
-_NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 _CHUNK_BYTES = 16 << 20
 
 
@@ -72,19 +71,11 @@ class TensorRtEngine(Closing):
         self._engine: Any = None
         self._sessions = Sessions(CudaSession.close)
         with device.errors(f"{self._path} cannot be loaded on {device}"):
-            self._log.take_error()
             # By default the runtime refuses engines that contain host code. Keep it so.
             runtime = module.Runtime(self._log)
-            engine = runtime.deserialize_cuda_engine(content)
+            engine, reason = allocate(device, self._log, lambda: runtime.deserialize_cuda_engine(content))
             if engine is None:
-                reason = self._log.take_error()
-                if _NO_MEMORY.search(reason):
-                    # TensorRT does not allocate from the pool, which still holds memory freed by sessions.
-                    device.trim()
-                    engine = runtime.deserialize_cuda_engine(content)
-                    reason = self._log.take_error()
-                if engine is None:
-                    raise self._refusal(reason)
+                raise self._refusal(reason)
             # An engine does not keep its runtime alive.
             self._runtime, self._engine = runtime, engine
             self._check_tensors()
@@ -93,7 +84,7 @@ class TensorRtEngine(Closing):
                 self._kernels = KernelCache(module, engine, entry.file.sha256, device)
 
     def _refusal(self, reason: str) -> BundleError | RuntimeError:
-        if _NO_MEMORY.search(reason) or "cudaError" in reason:
+        if out_of_memory(reason) or "cudaError" in reason:
             # A fault of the device, not of the file.
             return RuntimeError(reason)
         return BundleError(
@@ -193,7 +184,7 @@ class TensorRtEngine(Closing):
                 self._kernels,
                 profile=index,
                 dims=dims,
-                stream=self.device.stream,
+                device=self.device,
             )
         return CudaSession(
             self.device,

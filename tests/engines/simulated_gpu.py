@@ -141,8 +141,8 @@ class SimulatedGpu:
         self.counts[name] += 1
         if self.fault is not None:
             raise CUDAError(f"{self.fault}: simulated")
-        if needs_context and not hasattr(self.thread, "current"):
-            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: simulated: no context is current in this thread")
+        if needs_context:
+            self.require_context()
         self.progress()
 
     def progress(self) -> None:
@@ -153,10 +153,17 @@ class SimulatedGpu:
             elif self.pace == "random":
                 stream.work(self.random.choice((0, 0, 0, 1, 2, 5)))
 
-    def forbid_in_capture(self) -> None:
-        """Account for a call that breaks every capture of this thread."""
+    def require_context(self) -> None:
+        """Account for a library's call, which needs a context that is current in this thread."""
+        if not hasattr(self.thread, "current"):
+            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: simulated: no context is current in this thread")
+
+    def forbid_in_capture(self, *, any_thread: bool = False) -> None:
+        """Account for a call that breaks every capture of this thread, or of any thread."""
         for stream in self.streams.values():
-            if stream.captured is not None:
+            if stream.captured is not None and (
+                any_thread or stream.capturing_thread == threading.get_ident()
+            ):
                 stream.broken = True
                 raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: simulated")
 
@@ -218,6 +225,7 @@ class Stream:
         gpu.streams[self.handle] = self
         self.queue: deque[Operation] = deque()
         self.captured: list[Operation] | None = None
+        self.capturing_thread: int | None = None
         self.broken = False
 
     def enqueue(self, operation: Operation) -> None:
@@ -313,6 +321,7 @@ class GraphBuilder:
         assert mode == "thread_local"
         assert self._stream.captured is None
         self._stream.captured, self._stream.broken = [], False
+        self._stream.capturing_thread = threading.get_ident()
         return self
 
     def end_building(self) -> GraphBuilder:

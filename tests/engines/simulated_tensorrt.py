@@ -169,6 +169,9 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes | bytearray) -> Any:
         self.module.gpu.counts["deserialize"] += 1
+        self.module.gpu.require_context()
+        # It may synchronise the device.
+        self.module.gpu.forbid_in_capture(any_thread=True)
         self.logger.log(Severity.INFO, "Loaded engine size: 0 MiB")
         try:
             content = bytes(serialized_engine)
@@ -269,7 +272,11 @@ class ICudaEngine:
 
     def create_execution_context(self, runtime_config: Any) -> Any:
         assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.plan.get("no_context"):
+        gpu: SimulatedGpu = self.module.gpu
+        gpu.counts["create context"] += 1
+        gpu.require_context()
+        gpu.forbid_in_capture(any_thread=True)
+        if self.plan.get("context_bytes", 0) > gpu.free_bytes - gpu.pooled_bytes:
             self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (no memory for the context)")
             return None
         return self.module.IExecutionContext(self, runtime_config)
@@ -335,6 +342,7 @@ class IExecutionContext:
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert stream_handle in self._gpu.streams
+        self._gpu.require_context()
         self._profile, self._settled = profile_index, False
         return True
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +415,83 @@ def test_capture_that_was_asked_for_and_fails_is_an_error(on_gpu: Open, cpu: Onn
         ends.append(each.buffers["state"].read())
     np.testing.assert_array_equal(ends[0], ends[1])
     assert (gpu.counts["capture"], gpu.counts["graph launch"]) == (2, 3)
+
+
+def on_another_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+@pytest.mark.parametrize("launches_before", [0, 1, 2, 3])
+def test_session_runs_on_another_thread(on_gpu: Open, cpu: OnnxRuntimeEngine, launches_before: int) -> None:
+    """As in a server: opened on one thread, launched on others, before and after its graph is captured."""
+    gpu, engine = on_gpu()
+    ends = []
+    for each in (engine, cpu):
+        session = each.session(dims(2), CARRY, "finite")
+        session.watched(wait=True)
+        fill(session, 0)
+        for _ in range(launches_before):
+            session.launch()
+
+        def go_on(session: Session = session) -> Any:
+            for _ in range(4):
+                session.buffers["noise"].push()
+                session.launch()
+            return session.buffers["state"].read(), session.watched(wait=True)
+
+        ends.append(on_another_thread(go_on))
+    np.testing.assert_array_equal(ends[0][0], ends[1][0])
+    np.testing.assert_array_equal(ends[0][1], ends[1][1])
+    # A launch on the capturing thread precedes the capture.
+    assert (gpu.counts["capture"], gpu.counts["run"]) == (1, launches_before + 4)
+
+
+def test_thread_without_a_current_device_is_found_out(on_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpu, engine = on_gpu()
+    fill(session := engine.session(dims(1), CARRY), 0)
+    monkeypatch.setattr(CudaDevice, "enter", lambda device, what: None)
+    with pytest.raises(EngineError, match="CUDA_ERROR_INVALID_CONTEXT"):
+        on_another_thread(session.launch)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_nothing_is_loaded_during_a_capture(
+    on_gpu: Open, monkeypatch: pytest.MonkeyPatch, exclusive: bool
+) -> None:
+    """Loading may synchronise the device, which breaks captures in every thread."""
+    if not exclusive:
+        monkeypatch.setattr("sd2rt.engines.tensorrt.allocation.EXCLUSIVE", contextlib.nullcontext())
+    _gpu, engine = on_gpu()
+    fill(session := engine.session(dims(1), CARRY), 0)
+    session.launch()
+    capturing, loaded = threading.Event(), threading.Event()
+    enqueue = TensorRtContext.enqueue
+
+    def slow(context: TensorRtContext, stream: int) -> None:
+        enqueue(context, stream)
+        capturing.set()
+        loaded.wait(0.3)
+
+    monkeypatch.setattr(TensorRtContext, "enqueue", slow)
+    failures: list[Exception] = []
+
+    def load() -> None:
+        capturing.wait()
+        try:
+            engine.session(dims(2), CARRY)
+        except EngineError as error:
+            failures.append(error)
+        loaded.set()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session.launch()
+    thread.join()
+    broken = [item for item in caught if "CUDA graph capture failed" in str(item.message)]
+    assert (len(broken), len(failures)) == ((0, 0) if exclusive else (1, 1))
 
 
 def test_mistake_in_a_capture_is_not_the_devices(on_gpu: Open, monkeypatch: pytest.MonkeyPatch) -> None:

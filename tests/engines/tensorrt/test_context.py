@@ -13,10 +13,25 @@ from .engine_bench import DIMS, Bench, decode
 
 def test_context_that_does_not_fit_the_device(bench: Bench) -> None:
     with (
-        bench.open(bench.build(plan={"no_context": True})) as engine,
+        bench.open(bench.build(plan={"context_bytes": 2 * bench.gpu.total_bytes})) as engine,
         pytest.raises(EngineError, match=r"decoder at .* cannot be prepared: out of memory"),
     ):
         engine.session(DIMS)
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_contexts_get_what_the_pool_keeps(bench: Bench, share: float) -> None:
+    """The pool is trimmed once before a second attempt; a context that is still too large is an error."""
+    bench.device.allocate(bench.gpu.total_bytes // 2, "a freed size").free()
+    bench.device.synchronize()
+    entry = bench.build(plan={"context_bytes": int(bench.gpu.free_bytes * share)})
+    with bench.open(entry) as engine:
+        if share < 1:
+            assert np.isfinite(decode(engine)).all()
+        else:
+            with pytest.raises(EngineError, match="cannot be prepared: out of memory"):
+                engine.session(DIMS)
+    assert (bench.gpu.counts["trim"], bench.gpu.counts["create context"]) == (1, 2)
 
 
 def test_enqueue_that_fails_says_why(bench: Bench) -> None:
