@@ -12,7 +12,7 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Backend, Device
-from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
+from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 
 
 def open_backend(
@@ -76,11 +76,12 @@ def open_backend(
         )
         if backend is not None:
             return backend
-    return OnnxRuntimeBackend(
+    if device.kind == "cpu":
+        return OnnxRuntimeBackend(bundle, threads=threads, profiles=profiles)
+    return OnnxRuntimeCudaBackend(
         bundle,
         device,
         threads=threads,
         cuda_graph=bool(cuda_graph),
         allow_cpu_fallback=allow_cpu_fallback,
-        profiles=profiles,
     )

@@ -24,7 +24,6 @@ from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.bundle.shapes import shape_of
 from sd2rt.engines.errors import BuildError, CheckpointError
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
@@ -119,7 +118,7 @@ def compare_part(bundle: Bundle, checkpoint: Checkpoint, part: PartName) -> list
     """Compare a part with its PyTorch module on seeded inputs: one row for each output."""
     entry = bundle.manifest.parts[part]
     inputs = part_inputs(bundle, part)
-    with OnnxRuntimeEngine(entry, bundle.file(entry.onnxruntime), Device("cpu")) as engine:
+    with OnnxRuntimeEngine(entry, bundle.file(entry.onnxruntime)) as engine:
         session = engine.session({k: _DIMS[k] for k in _symbols(bundle, part)})
         for name, array in inputs.items():
             session.buffers[name].write(array)

@@ -10,7 +10,7 @@ import gc
 import importlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -46,7 +46,10 @@ OLDEST_CUDA_CORE = 1
 """The oldest major version of cuda-core with everything that is called here."""
 
 _NAME = re.compile(r"CUDA_ERROR_\w+")
-_NO_MEMORY = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"CUDA_ERROR_OUT_OF_MEMORY|out of memory|bad_alloc|OutOfMemory|Failed to allocate memory|_ALLOC_FAILED",
+    re.IGNORECASE,
+)
 EXCLUSIVE = threading.RLock()
 """Held during a capture, and by calls that may synchronise or allocate on the whole device, such as loading a model:
 in any thread of the process, such a call breaks a capture."""
@@ -244,25 +247,29 @@ class CudaDevice(Closing):
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
         """Capture what ``enqueue`` enqueues, without running it, as a graph for :meth:`replay`."""
-        with EXCLUSIVE:
-            return self._capture(enqueue)
+        with undisturbed():
+            builder = self._stream.create_graph_builder()
+            try:
+                # Lets other threads allocate during the capture.
+                builder.begin_building("thread_local")
+                enqueue()
+                return builder.end_building().complete()
+            finally:
+                # The capture may have been ended by the error that is being raised.
+                with contextlib.suppress(Exception):
+                    builder.close()
 
-    def _capture(self, enqueue: Callable[[], None]) -> Any:
-        builder = self._stream.create_graph_builder()
-        # If the garbage collector freed GPU memory now, that call would break the capture.
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
-            # Lets other threads allocate during the capture.
-            builder.begin_building("thread_local")
-            enqueue()
-            return builder.end_building().complete()
-        finally:
-            if was_enabled:
-                gc.enable()
-            # The capture may have been ended by the error that is being raised.
-            with contextlib.suppress(Exception):
-                builder.close()
+    def end_capture(self) -> bool:
+        """End a capture of the stream that another library's error has left open; false if there is none."""
+        driver = importlib.import_module("cuda.bindings.driver")
+        error, status = driver.cuStreamIsCapturing(self.stream)
+        if error or status == driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE:
+            return False
+        _, graph = driver.cuStreamEndCapture(self.stream)
+        # A broken capture has no graph.
+        if graph is not None and int(graph):
+            driver.cuGraphDestroy(graph)
+        return True
 
     def replay(self, graph: Any) -> None:
         """Enqueue a captured graph."""
@@ -309,6 +316,19 @@ class Guard:
     ) -> None:
         if isinstance(error, Exception) and is_cuda_error(error):
             raise self._device.translate(error, self._what) from error
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Exclude what would break a capture: loads in other threads, and garbage collection that frees GPU memory."""
+    with EXCLUSIVE:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def is_cuda_error(error: Exception) -> bool:

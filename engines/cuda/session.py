@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -56,9 +55,9 @@ class CudaSession:
     """Buffers and launches of an executable on a device's stream; see :class:`sd2rt.engines.interface.Session`.
 
     Small inputs are packed into one block, sent with one copy per launch; other inputs are copied when pushed. The
-    first launch is enqueued without a graph, the next one of the same thread is captured, and later ones replay the
-    graph from any thread: the executable's work, then the copy of each carried output to its input. After each launch
-    the watched output is copied to the host.
+    first launch is enqueued without a graph, the second is captured, and later ones replay the graph: the
+    executable's work, then the copy of each carried output to its input. After each launch the watched output is
+    copied to the host.
 
     Args:
         executable: owned by the session from now on.
@@ -87,8 +86,7 @@ class CudaSession:
     ) -> None:
         self._device, self._executable, self._label = device, executable, label
         self._cuda_graph: bool | None = cuda_graph
-        self._graph = None
-        self._warm_thread: int | None = None
+        self._graph, self._warm = None, False
         self._generation: int | None = None
         self._closed = False
         shapes = {tensor.name: shape_of(tensor, dims) for tensor in (*part.inputs, *part.outputs)}
@@ -145,15 +143,13 @@ class CudaSession:
             self._bind_workspace()
             if self._block is not None:
                 self._block.send()
-            thread = threading.get_ident()
-            if self._graph is None and self._warm_thread == thread and self._cuda_graph is not False:
+            if self._graph is None and self._warm and self._cuda_graph is not False:
                 self._capture()
             if self._graph is None:
                 # TensorRT needs one enqueue outside a capture after its shapes or memory change, as it may make
-                # calls that cannot be captured; ONNX Runtime needs one in each thread. A capture runs nothing, so
-                # this launch runs once either way.
+                # calls that cannot be captured. A capture runs nothing, so this launch runs once either way.
                 self._enqueue()
-                self._warm_thread = thread
+                self._warm = True
             else:
                 self._device.replay(self._graph)
             if self._watch is not None:
@@ -196,7 +192,7 @@ class CudaSession:
                     raise
                 reason = self._device.translate(error, self._label)
                 # A broken capture may leave the executable in a state that a launch without a graph resets.
-                self._warm_thread = None
+                self._warm = False
                 if self._device.lost:
                     raise reason from error
         message = f"{self._label}: CUDA graph capture failed"
@@ -215,7 +211,7 @@ class CudaSession:
             self._device.copy(target, source)
 
     def _forget_graph(self) -> None:
-        graph, self._graph, self._warm_thread = self._graph, None, None
+        graph, self._graph, self._warm = self._graph, None, False
         if graph is not None:
             graph.close()
 

@@ -13,7 +13,41 @@ from sd2rt.engines.onnxruntime.prepared import find_prepared
 
 
 class OnnxRuntimeBackend:
-    """Opens a bundle's ONNX graphs with ONNX Runtime, on a CPU or on an NVIDIA GPU."""
+    """Opens a bundle's ONNX graphs with ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None, profiles: Path | None = None) -> None:
+        self.precision: str = bundle.manifest.precision
+        self._bundle, self._threads, self._profiles = bundle, threads, profiles
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
+        entry = self._bundle.part(part)
+        return OnnxRuntimeEngine(
+            entry,
+            self._bundle.file(entry.onnxruntime),
+            threads=self._threads,
+            weights=weights,
+            prepared=find_prepared(entry) if weights is None else None,
+            profile=None if self._profiles is None else self._profiles / part,
+        )
+
+    def close(self) -> None:
+        return
+
+
+class OnnxRuntimeCudaBackend:
+    """Opens a bundle's ONNX graphs with ONNX Runtime on an NVIDIA GPU.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime, its CUDA provider, cuda-python, the driver or the GPU is missing.
+    """
 
     name = "onnxruntime"
 
@@ -25,13 +59,16 @@ class OnnxRuntimeBackend:
         threads: int | None,
         cuda_graph: bool,
         allow_cpu_fallback: bool = False,
-        profiles: Path | None = None,
     ) -> None:
+        from sd2rt.engines.cuda.device import CudaDevice
+        from sd2rt.engines.onnxruntime.opening import import_onnxruntime
+
         self.precision: str = bundle.manifest.precision
-        self._bundle, self._device = bundle, device
-        self._threads, self._cuda_graph = threads, cuda_graph
-        self._allow_cpu_fallback = allow_cpu_fallback
-        self._profiles = profiles if device.kind == "cpu" else None
+        self._bundle, self._threads = bundle, threads
+        self._cuda_graph, self._allow_cpu_fallback = cuda_graph, allow_cpu_fallback
+        # A missing CUDA provider is the more helpful error.
+        import_onnxruntime(device)
+        self._device = CudaDevice(device.index)
 
     @property
     def max_batch(self) -> int | None:
@@ -40,21 +77,20 @@ class OnnxRuntimeBackend:
     def open(
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
+        from sd2rt.engines.onnxruntime.cuda_engine import OnnxRuntimeCudaEngine
+
         entry = self._bundle.part(part)
-        may_use_prepared = self._device.kind == "cpu" and weights is None
         # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this opset.
-        graph = entry.onnxruntime if self._device.kind == "cpu" else entry.onnx
-        return OnnxRuntimeEngine(
+        return OnnxRuntimeCudaEngine(
             entry,
-            self._bundle.file(graph),
+            self._bundle.file(entry.onnx),
             self._device,
             threads=self._threads,
-            cuda_graph=self._cuda_graph,
+            # The other parts run once per image, where a graph gains nothing, and capturing one runs them thrice.
+            cuda_graph=self._cuda_graph and part == "denoiser",
             allow_cpu_fallback=self._allow_cpu_fallback,
             weights=weights,
-            prepared=find_prepared(entry) if may_use_prepared else None,
-            profile=None if self._profiles is None else self._profiles / part,
         )
 
     def close(self) -> None:
-        return
+        self._device.close()

@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER
 
-CPU = "CPUExecutionProvider"
 SHAPE_ARITHMETIC = frozenset({"Add", "Concat", "Div", "Mul", "Reshape", "Squeeze"})
 """Operators that compute shapes. Their inputs are in host memory, so ONNX Runtime prefers the CPU and copies nothing.
 All of them have CUDA kernels for tensors."""
@@ -28,24 +28,20 @@ def check_cpu_fallback(session: Any, label: str, *, allow_cpu_fallback: bool) ->
     Raises:
         EngineError: operators other than shape arithmetic run on the CPU.
     """
-    operators = Counter(
+    on_cpu = Counter(
         node.op_type
         for subgraph in session.get_provider_graph_assignment_info()
-        if subgraph.ep_name == CPU
+        if subgraph.ep_name == CPU_PROVIDER
         for node in subgraph.get_nodes()
+        if node.op_type not in SHAPE_ARITHMETIC | WITHOUT_CUDA_KERNEL
     )
-    unexpected = {
-        name: count
-        for name, count in sorted(operators.items())
-        if name not in SHAPE_ARITHMETIC | WITHOUT_CUDA_KERNEL
-    }
-    if not unexpected:
+    if not on_cpu:
         return
-    listed = ", ".join(f"{count} {name}" for name, count in unexpected.items())
+    listed = ", ".join(f"{count} {name}" for name, count in sorted(on_cpu.items()))
     message = f"{label}: ONNX Runtime runs operators on the CPU ({listed})"
     if not allow_cpu_fallback:
         raise EngineError(
-            f"{message}: install the tested version with pip install 'sd2rt[cuda]', or set allow_cpu_fallback to "
-            "run slowly"
+            f"{message}: install the tested version with pip install 'sd2rt[cuda]', or run slowly with "
+            "--allow-cpu-fallback (Python: allow_cpu_fallback=True)"
         )
     warnings.warn(f"{message}, with copies from and to the GPU at every launch", RuntimeWarning, stacklevel=4)

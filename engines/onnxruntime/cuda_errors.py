@@ -23,19 +23,29 @@ _REASON = re.compile(
 """The useful part of a message; the rest is the source location in ONNX Runtime."""
 
 
+def reason_of(error: Exception) -> str:
+    """The useful part of an error's message, in one line."""
+    text = str(error)
+    match = _REASON.search(text)
+    return match[0] if match else " ".join(text.split())[:200]
+
+
+def is_capture_error(error: Exception) -> bool:
+    """True if ONNX Runtime could not or would not capture a graph."""
+    return bool(_CAPTURE.search(str(error)))
+
+
 def cuda_error(what: str, device: Device, error: Exception) -> Sd2rtError:
     """Translate an ONNX Runtime error to one line that begins with ``what`` and names a remedy.
 
     The result is a MissingDependencyError if the CUDA provider did not start, an EngineError otherwise.
     """
-    text = str(error)
-    match = _REASON.search(text)
-    reason = match[0] if match else " ".join(text.split())[:200]
+    text, reason = str(error), reason_of(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return EngineError(
             f"{what}: out of memory ({reason}): ask for a smaller --size or batch, or free the GPU"
         )
-    if _CAPTURE.search(text):
+    if is_capture_error(error):
         return EngineError(f"{what}: CUDA graph capture failed ({reason}): leave cuda_graph out")
     if _NOT_STARTED.search(text):
         return no_cuda(device, reason)

@@ -25,7 +25,7 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
-from sd2rt.engines.onnxruntime.engine import cpu_options, import_onnxruntime
+from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER, import_onnxruntime, session_options
 from sd2rt.engines.onnxruntime.session_config import set_session_config
 
 GRAPH, WEIGHTS, FACTS = "model.onnx", "model.onnx.data", "prepared.json"
@@ -131,13 +131,13 @@ def _prepare(bundle: Bundle, name: PartName) -> Prepared:
 
 def _save(source: Path, folder: Path) -> None:
     ort = import_onnxruntime(Device("cpu"))
-    options = cpu_options(threads=None)
+    options = session_options(threads=None)
     options.optimized_model_filepath = str(folder / GRAPH)
     set_session_config(options, "session.optimized_model_external_initializers_file_name", WEIGHTS)
     set_session_config(options, "session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     set_session_config(options, "session.save_external_prepacked_constant_initializers", "1")
     try:
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        ort.InferenceSession(source, options, providers=[CPU_PROVIDER], enable_fallback=0)
     except Exception as error:
         raise BuildError(f"{source} cannot be saved to {folder}: {str(error).splitlines()[0]}") from error
 

@@ -18,7 +18,11 @@ SessionKey = Literal[
 ]
 """The session keys in use; a test looks for them in the installed ONNX Runtime."""
 
-RunKey = Literal["gpu_graph_id", "memory.enable_memory_arena_shrinkage"]
+RunKey = Literal[
+    "disable_synchronize_execution_providers",
+    "gpu_graph_id",
+    "memory.enable_memory_arena_shrinkage",
+]
 """The run keys in use."""
 
 

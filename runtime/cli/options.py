@@ -283,6 +283,13 @@ class DeviceOptions(OptionGroup):
         ),
     ] = None
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one per core.")] = None
+    allow_cpu_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--allow-cpu-fallback",
+            help="On a GPU, warn about operators that ONNX Runtime would run on the CPU, instead of refusing them.",
+        ),
+    ] = False
 
     def opening(self) -> dict[str, Any]:
         """Arguments of :meth:`sd2rt.Pipeline.open`."""
@@ -291,6 +298,7 @@ class DeviceOptions(OptionGroup):
             "backend": self.backend,
             "precision": self.precision,
             "threads": self.threads,
+            "allow_cpu_fallback": self.allow_cpu_fallback,
         }
 
 

@@ -14,6 +14,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
@@ -110,6 +111,10 @@ class SimulatedGpu:
         module: Any = ModuleType("cuda.bindings.driver")
         module.cuMemGetInfo = lambda: (0, self.free_bytes, self.total_bytes)
         module.cuMemPoolTrimTo = self.trim_pool
+        module.CUstreamCaptureStatus = CUstreamCaptureStatus
+        module.cuStreamIsCapturing = lambda stream: (0, self.streams[stream].capture_status)
+        module.cuStreamEndCapture = lambda stream: (0, self.streams[stream].end_capture())
+        module.cuGraphDestroy = lambda graph: (0,)
         return module
 
     @property
@@ -204,6 +209,14 @@ class SimulatedGpu:
         ctypes.memmove(address, content, len(content))
 
 
+class CUstreamCaptureStatus(IntEnum):
+    """Has the names of the driver's enumeration."""
+
+    CU_STREAM_CAPTURE_STATUS_NONE = 0
+    CU_STREAM_CAPTURE_STATUS_ACTIVE = 1
+    CU_STREAM_CAPTURE_STATUS_INVALIDATED = 2
+
+
 @dataclass
 class StreamOptions:
     nonblocking: bool = True
@@ -262,6 +275,26 @@ class Stream:
         self.enqueue(lambda number=event.recorded: event.reach(number))  # type: ignore[misc]
         return event
 
+    @property
+    def capture_status(self) -> CUstreamCaptureStatus:
+        if self.captured is None:
+            return CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        if self.broken:
+            return CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_INVALIDATED
+        return CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+
+    def begin_capture(self) -> None:
+        assert self.captured is None
+        self.captured, self.broken = [], False
+        self.capturing_thread = threading.get_ident()
+
+    def end_capture(self) -> int:
+        """End a capture whose graph is not wanted; returns the graph's handle, 0 if it was broken."""
+        assert self.captured is not None
+        assert self.capturing_thread == threading.get_ident()
+        self.captured = None
+        return 0 if self.broken else 0x7000
+
     def create_graph_builder(self) -> GraphBuilder:
         return GraphBuilder(self._gpu, self)
 
@@ -319,9 +352,7 @@ class GraphBuilder:
     def begin_building(self, mode: str | None = "relaxed") -> GraphBuilder:
         self._gpu.called("capture")
         assert mode == "thread_local"
-        assert self._stream.captured is None
-        self._stream.captured, self._stream.broken = [], False
-        self._stream.capturing_thread = threading.get_ident()
+        self._stream.begin_capture()
         return self
 
     def end_building(self) -> GraphBuilder:

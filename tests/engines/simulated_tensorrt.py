@@ -22,7 +22,6 @@ from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineEntry, Profi
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import File, Part, Tensor
 from sd2rt.engines.bundle.shapes import shape_of
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.tensorrt.engine_header import MASK_BITS, MASK_OFFSET
 
@@ -233,7 +232,7 @@ class ICudaEngine:
         self.outputs = [t.name for t in part.outputs]
         self.profiles: list[Sizes] = plan["profiles"]
         if plan["onnx"] not in _KERNELS:
-            _KERNELS[plan["onnx"]] = OnnxRuntimeEngine(part, Path(plan["onnx"]), Device("cpu"), threads=1)
+            _KERNELS[plan["onnx"]] = OnnxRuntimeEngine(part, Path(plan["onnx"]), threads=1)
         self.kernels: Any = _KERNELS[plan["onnx"]]._session
 
     @property

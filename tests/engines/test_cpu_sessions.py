@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Device, Engine, Session
+from sd2rt.engines.interface import Engine, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import OpenVinoGraph
@@ -35,7 +35,7 @@ def opener(request: pytest.FixtureRequest, small_bundle: Path) -> Open:
         if request.param == "openvino":
             graph = OpenVinoGraph(core, part, bundle.file(part.onnx), threads=1, precision=None)
             return OpenVinoEngine(graph)
-        return OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), Device("cpu"), threads=1)
+        return OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), threads=1)
 
     return opened
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
 from sd2rt.export.graphs.onnx_part import WHOLE_OPERATORS
@@ -54,7 +53,7 @@ def test_denoiser_sizes(base: Any, table: Any, b: int, r: int, tokens: int, h: i
         "shares": np.ones((b, 1), np.float32),
     }
     part = manifest.parts["denoiser"]
-    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime), Device("cpu")) as engine:
+    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime)) as engine:
         session = engine.session({"B": b, "R": r, "P": 1, "L": tokens, "h": h, "w": w})
         for name, array in feed.items():
             session.buffers[name].write(array)
@@ -79,7 +78,7 @@ def test_text_encoder_without_its_last_layers(base: Any, table: Any, skip: int) 
         states = model(ids, output_hidden_states=True).hidden_states
         expected = text_model.final_layer_norm(states[-1 - skip]).numpy()
         embeddings = text_model.embeddings.token_embedding(ids).numpy()
-    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime), Device("cpu")) as engine:
+    with OnnxRuntimeEngine(part, base.pipeline.bundle.file(part.onnxruntime)) as engine:
         session = engine.session({"B": 2})
         session.buffers["embeddings"].write(embeddings)
         session.buffers["skip"].write(np.array([skip]))

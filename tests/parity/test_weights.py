@@ -12,13 +12,12 @@ import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
 from sd2rt.engines.bundle.shapes import shape_of
-from sd2rt.engines.interface import Device, Session
+from sd2rt.engines.interface import Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.build import part_module
 from sd2rt.export.parity import PART_BOUNDS
 
-CPU = Device("cpu")
 SIZES = {"B": 1, "R": 2, "P": 1, "L": 77, "M": 3, "h": 8, "w": 16}
 
 
@@ -98,9 +97,9 @@ def test_all_weights_replaced(request: Any, table: Any, variant: str, name: Any)
     )
     for graph in dict.fromkeys((part.onnxruntime, part.onnx)):
         entry, path = part.model_copy(update={"onnxruntime": graph}), bundle.file(graph)
-        with OnnxRuntimeEngine(entry, path, CPU) as engine:
+        with OnnxRuntimeEngine(entry, path) as engine:
             original = outputs_of(engine.session(SIZES), part, inputs)
-        with OnnxRuntimeEngine(entry, path, CPU, weights=other) as engine:
+        with OnnxRuntimeEngine(entry, path, weights=other) as engine:
             ours = outputs_of(engine.session(SIZES), part, inputs)
         for output, tensor in expected.items():
             array = tensor.numpy().astype(np.float64)
@@ -165,7 +164,7 @@ def test_back_and_forth_is_equal_to_the_bit(base: Any) -> None:
     inputs = feed(part)
 
     def output_with(weights: Any) -> Any:
-        with OnnxRuntimeEngine(part, path, CPU, weights=weights) as engine:
+        with OnnxRuntimeEngine(part, path, weights=weights) as engine:
             return outputs_of(engine.session(SIZES), part, inputs)["state_out"]
 
     first, changed, again = output_with(None), output_with(other), output_with(None)

@@ -11,7 +11,6 @@ import pytest
 
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime.cli.main import main
 from sd2rt.runtime.prompts.tokenizer import Tokenizer
@@ -42,12 +41,12 @@ def kept() -> dict[object, Any]:
 def quick_opening(kept: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part and the tokenizer are loaded once in all tests: that is most of what a command takes."""
 
-    def load(part: Part, path: Path, device: Device, **options: Any) -> OnnxRuntimeEngine:
+    def load(part: Part, path: Path, **options: Any) -> OnnxRuntimeEngine:
         changed = options.get("weights") is not None or options.get("profile") is not None
-        if device.kind != "cpu" or sys.modules.get("onnxruntime", ...) is None or changed:
-            return OnnxRuntimeEngine(part, path, device, **options)
+        if sys.modules.get("onnxruntime", ...) is None or changed:
+            return OnnxRuntimeEngine(part, path, **options)
         if part not in kept:
-            kept[part] = KeptEngine(part, path, device, **options)
+            kept[part] = KeptEngine(part, path, **options)
         engine: KeptEngine = kept[part]
         return engine
 

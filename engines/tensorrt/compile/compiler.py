@@ -147,7 +147,7 @@ def _configure(
 ) -> tuple[str, ...]:
     """Set all options except the profiles; return the names of what was set."""
     options, settings = task.options, []
-    # TF32 would cost the float32 islands ten bits of their mantissa.
+    # TF32 would round the float32 islands to ten bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if targets and options.backend == "tensorrt-rtx":

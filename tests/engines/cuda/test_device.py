@@ -282,7 +282,11 @@ def test_the_simulation_offers_nothing_that_cuda_core_lacks() -> None:
         (simulated.Graph, graph.Graph, set()),
         (simulated.GraphBuilder, graph.GraphBuilder, set()),
         (simulated.LegacyPinnedMemoryResource, core.LegacyPinnedMemoryResource, set()),
-        (simulated.Stream, core.Stream, {"enqueue", "work", "drain"}),
+        (
+            simulated.Stream,
+            core.Stream,
+            {"enqueue", "work", "drain", "begin_capture", "end_capture", "capture_status"},
+        ),
         (simulated.StreamOptions, core.StreamOptions, set()),
     ]
     for fake, real, own in pairs:

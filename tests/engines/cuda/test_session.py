@@ -17,7 +17,7 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Device, Engine, Session
+from sd2rt.engines.interface import Engine, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.tensorrt.context import TensorRtContext
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
@@ -49,7 +49,7 @@ def bundle(small_bundle: Path) -> tuple[Path, Manifest]:
 @pytest.fixture(scope="module")
 def cpu(bundle: tuple[Path, Manifest]) -> Iterator[OnnxRuntimeEngine]:
     part = bundle[1].parts["denoiser"]
-    with OnnxRuntimeEngine(part, bundle[0] / part.onnxruntime, Device("cpu"), threads=1) as engine:
+    with OnnxRuntimeEngine(part, bundle[0] / part.onnxruntime, threads=1) as engine:
         yield engine
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.cpu_fallback import SHAPE_ARITHMETIC, WITHOUT_CUDA_KERNEL
-from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
 
+from .cuda_engines import open_on_cuda
 from .simulated_cuda import SimulatedCuda
 
 
@@ -22,14 +21,6 @@ from .simulated_cuda import SimulatedCuda
 def bundle(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(small_bundle / "no-cache"))
     return small_bundle
-
-
-def open_decoder(bundle: Path, *, allow_cpu_fallback: bool = False) -> OnnxRuntimeEngine:
-    opened = open_bundle(bundle)
-    part = opened.part("decoder")
-    return OnnxRuntimeEngine(
-        part, opened.file(part.onnx), Device("cuda"), threads=1, allow_cpu_fallback=allow_cpu_fallback
-    )
 
 
 @pytest.mark.parametrize(
@@ -40,19 +31,23 @@ def test_compute_on_the_cpu_is_an_error(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, operators: tuple[str, ...], listed: str
 ) -> None:
     SimulatedCuda(cpu_operators=operators).install(monkeypatch)
-    with pytest.raises(
-        EngineError, match=rf"^decoder on cuda:0: .* on the CPU \({listed}\): .*allow_cpu_fallback"
-    ) as caught:
-        open_decoder(bundle)
+    with (
+        pytest.raises(
+            EngineError, match=rf"^decoder on cuda:0: .* on the CPU \({listed}\): .*allow_cpu_fallback"
+        ) as caught,
+        open_on_cuda(bundle, "decoder"),
+    ):
+        pass
     assert caught.value.exit_code == 5
     assert "\n" not in str(caught.value)
 
 
 def test_it_may_be_allowed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SimulatedCuda(cpu_operators=("Conv",)).install(monkeypatch)
+    stack = ExitStack()
     with pytest.warns(RuntimeWarning, match=r"operators on the CPU \(28 Conv\)") as caught:
-        engine = open_decoder(bundle, allow_cpu_fallback=True)
-    with engine:
+        engine = stack.enter_context(open_on_cuda(bundle, "decoder", allow_cpu_fallback=True))
+    with stack:
         session = engine.session({"B": 1, "h": 8, "w": 8})
         session.launch()
         assert np.isfinite(session.buffers["image"].read()).all()
@@ -63,7 +58,23 @@ def test_shape_arithmetic_is_not_reported(bundle: Path, monkeypatch: pytest.Monk
     SimulatedCuda(cpu_operators=tuple(SHAPE_ARITHMETIC | WITHOUT_CUDA_KERNEL)).install(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        open_decoder(bundle).close()
+        with open_on_cuda(bundle, "decoder"):
+            pass
+
+
+def test_compute_on_the_cpu_is_never_captured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime refuses to; shape arithmetic gives the same shapes at every launch."""
+    SimulatedCuda(cpu_operators=tuple(WITHOUT_CUDA_KERNEL | {"Conv"})).install(monkeypatch)
+    with (
+        pytest.raises(
+            EngineError, match=r"CUDA graph capture failed \(This session cannot .*leave cuda_graph out$"
+        ),
+        open_on_cuda(bundle, "decoder", cuda_graph=True, allow_cpu_fallback=True),
+    ):
+        pass
+    SimulatedCuda(cpu_operators=tuple(SHAPE_ARITHMETIC)).install(monkeypatch)
+    with open_on_cuda(bundle, "decoder", cuda_graph=True):
+        pass
 
 
 def test_pipelines_pass_it_on(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

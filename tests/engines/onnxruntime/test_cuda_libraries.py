@@ -10,7 +10,7 @@ import pytest
 from sd2rt.engines.errors import MissingDependencyError
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.cuda_libraries import _REQUIRED
-from sd2rt.engines.onnxruntime.engine import import_onnxruntime
+from sd2rt.engines.onnxruntime.opening import import_onnxruntime
 
 from .simulated_cuda import SimulatedCuda
 

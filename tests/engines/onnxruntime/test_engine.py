@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sd2rt.engines.backends import open_backend
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
@@ -19,8 +20,6 @@ from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine, OnnxRuntimeSessi
 from ..step_inputs import CARRY
 from ..test_cpu_sessions import DIMS, fill
 
-CPU = Device("cpu")
-
 
 @pytest.fixture(scope="module")
 def bundle(small_bundle: Path) -> tuple[Path, Manifest]:
@@ -31,7 +30,7 @@ def bundle(small_bundle: Path) -> tuple[Path, Manifest]:
 def engine(bundle: tuple[Path, Manifest], name: PartName, **options: Any) -> OnnxRuntimeEngine:
     path, manifest = bundle
     part = manifest.parts[name]
-    return OnnxRuntimeEngine(part, path / part.onnxruntime, CPU, **{"threads": 1, **options})
+    return OnnxRuntimeEngine(part, path / part.onnxruntime, **{"threads": 1, **options})
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_model_that_is_not_the_manifests(bundle: tuple[Path, Manifest]) -> None:
     path, manifest = bundle
     denoiser, decoder = manifest.parts["denoiser"], manifest.parts["decoder"]
     with (
-        OnnxRuntimeEngine(denoiser, path / decoder.onnxruntime, CPU, threads=1) as wrong,
+        OnnxRuntimeEngine(denoiser, path / decoder.onnxruntime, threads=1) as wrong,
         pytest.raises(EngineError, match=r"denoiser at .* cannot be prepared"),
     ):
         wrong.session(DIMS)
@@ -128,7 +127,7 @@ def test_model_that_cannot_be_loaded(
     else:
         weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(EngineError) as caught:
-        OnnxRuntimeEngine(part, model, CPU, threads=1)
+        OnnxRuntimeEngine(part, model, threads=1)
     assert str(caught.value).startswith(f"{model} cannot be loaded on cpu: ")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 5
@@ -146,26 +145,20 @@ def test_closed_engine(bundle: tuple[Path, Manifest]) -> None:
     assert np.isfinite(session.buffers["hidden"].read()).all()
 
 
-def test_cuda_where_there_is_none(bundle: tuple[Path, Manifest]) -> None:
+def test_cuda_where_there_is_none(small_bundle: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    path, manifest = bundle
-    part = manifest.parts["decoder"]
     with pytest.raises(
         MissingDependencyError, match=r"cuda:1 was requested.*pip install 'sd2rt\[cuda\]'"
     ) as caught:
-        OnnxRuntimeEngine(part, path / part.onnxruntime, Device("cuda:1"))
+        open_backend(open_bundle(small_bundle), Device("cuda:1"), needed=())
     assert caught.value.exit_code == 6
 
 
-@pytest.mark.parametrize(("device", "extra"), [("cpu", "cpu"), ("cuda", "cuda")])
-def test_no_onnx_runtime(
-    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, device: str, extra: str
-) -> None:
+@pytest.mark.parametrize("extra", ["cpu", "cuda"])
+def test_no_onnx_runtime(small_bundle: Path, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    path, manifest = bundle
-    part = manifest.parts["decoder"]
     with pytest.raises(MissingDependencyError, match=rf"pip install 'sd2rt\[{extra}\]'"):
-        OnnxRuntimeEngine(part, path / part.onnxruntime, Device(device))
+        open_backend(open_bundle(small_bundle), Device(extra), needed=()).open("decoder")

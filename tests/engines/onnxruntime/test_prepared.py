@@ -49,7 +49,6 @@ def test_the_same_image_from_weights_that_are_mapped(bundle: Bundle) -> None:
 
 def test_replaced_weights_are_the_graphs_own(bundle: Bundle) -> None:
     """Those are put in before the graph is optimised, which it has been."""
-    from sd2rt.engines.interface import Device
     from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
     from sd2rt.engines.weights.initializers import Weights
 
@@ -57,7 +56,7 @@ def test_replaced_weights_are_the_graphs_own(bundle: Bundle) -> None:
     known = Weights.of(part, bundle.file(part.onnx))
     name = next(name for name in known if name.endswith("conv_in.weight"))
     prepare(bundle.path, parts=["decoder"])
-    backend = OnnxRuntimeBackend(bundle, Device("cpu"), threads=1, cuda_graph=False)
+    backend = OnnxRuntimeBackend(bundle, threads=1)
     pictures = []
     for weights in (None, {name: 2 * known.read(name)}):
         with backend.open("decoder", weights) as engine:

@@ -13,7 +13,7 @@ import pytest
 
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.errors import BundleError, EngineError
-from sd2rt.engines.interface import Array, Device, Session
+from sd2rt.engines.interface import Array, Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.openvino.backend import OpenVinoBackend
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
@@ -44,9 +44,7 @@ def of_onnx_runtime(
     bundle: Bundle, dims: Mapping[str, int], launches: int, weights: Mapping[str, Array] | None = None
 ) -> Array:
     part = bundle.part("denoiser")
-    with OnnxRuntimeEngine(
-        part, bundle.file(part.onnxruntime), Device("cpu"), threads=1, weights=weights
-    ) as engine:
+    with OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), threads=1, weights=weights) as engine:
         return state_after(engine.session(dims, CARRY), launches)
 
 
@@ -237,7 +235,7 @@ def test_bfloat16_keeps_timesteps(bundle: Bundle, compilations: Compilations, co
 
     part = bundle.part("denoiser")
     with (
-        OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), Device("cpu"), threads=1) as reference,
+        OnnxRuntimeEngine(part, bundle.file(part.onnxruntime), threads=1) as reference,
         OpenVinoBackend(bundle, threads=1, precision="bf16").open("denoiser") as engine,
     ):
         if compiled_for == "any":

@@ -13,7 +13,6 @@ import pytest
 
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.bench.chrome_trace import chrome_trace, nvtx_ranges
@@ -172,9 +171,9 @@ def test_nothing_is_recorded_unless_asked_for(small_bundle: Path, tmp_path: Path
     opened = open_bundle(small_bundle)
     part = opened.part("text_encoder")
     path = opened.file(part.onnxruntime)
-    with OnnxRuntimeEngine(part, path, Device("cpu"), threads=1) as engine:
+    with OnnxRuntimeEngine(part, path, threads=1) as engine:
         assert engine.end_profile() is None
-    with OnnxRuntimeEngine(part, path, Device("cpu"), threads=1, profile=tmp_path / "text") as engine:
+    with OnnxRuntimeEngine(part, path, threads=1, profile=tmp_path / "text") as engine:
         engine.session({"B": 1}).launch()
         written = engine.end_profile()
         assert written is not None

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime.pipeline import vae as vae_module
 from sd2rt.runtime.pipeline.vae import Vae
@@ -41,7 +40,7 @@ class Engines:
     def __call__(self, part: PartName) -> Any:
         if part not in self._open:
             entry = self.manifest.parts[part]
-            engine = OnnxRuntimeEngine(entry, self.bundle.file(entry.onnxruntime), Device("cpu"))
+            engine = OnnxRuntimeEngine(entry, self.bundle.file(entry.onnxruntime))
             self._open[part] = self._stack.enter_context(engine)
         return Watched(self, part, self._open[part])
 

@@ -1,0 +1,137 @@
+"""Open ONNX Runtime sessions: import, options common to all devices, and replaced weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.errors import MissingDependencyError, Sd2rtError
+from sd2rt.engines.interface import Array, Device
+from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
+from sd2rt.engines.onnxruntime.session_config import set_session_config
+from sd2rt.engines.weights.initializers import replaced_initializers
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU_PROVIDER = "CPUExecutionProvider"
+_FATAL = 4
+
+
+def import_onnxruntime(device: Device) -> Any:
+    """Import ONNX Runtime, and for a GPU load its CUDA libraries.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime or, for a GPU, its CUDA provider is not installed.
+    """
+    extra = "cpu" if device.kind == "cpu" else "cuda"
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingDependencyError(f"ONNX Runtime is not installed: pip install 'sd2rt[{extra}]'") from None
+    if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise MissingDependencyError(
+            f"{device} was requested, but this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
+            "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
+        )
+    if device.kind == "cuda":
+        load_cuda_libraries(ort)
+    return ort
+
+
+def session_options(threads: int | None) -> onnxruntime.SessionOptions:
+    """Session options common to all devices; ``threads`` None is one per core."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # Errors arrive as exceptions, and the warnings do not concern the user.
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = 0 if threads is None else threads
+    # No parallel branches are worth a second thread pool.
+    options.inter_op_num_threads = 1
+    # Spinning between operators gains nothing here and takes time from other processes.
+    set_session_config(options, "session.intra_op.allow_spinning", "0")
+    # Planning memory reuse takes a third of the opening time, and at SD2's size the allocator alone needs less
+    # memory than the plan.
+    options.enable_mem_reuse = False
+    if _share_arena():
+        set_session_config(options, "session.use_env_allocators", "1")
+        set_session_config(options, "session.use_device_allocator_for_initializers", "1")
+    return options
+
+
+@functools.cache
+def _share_arena() -> bool:
+    """Register one CPU arena for all sessions of the process; false if that fails.
+
+    The decoder then reuses the denoiser's memory: at Stable Diffusion's size each needs over a gigabyte, and they
+    never run at once.
+    """
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Grow by powers of two: regions of the exact size are hard to reuse and end up a tenth larger in total.
+    config = ort.OrtArenaCfg({"arena_extend_strategy": 0})
+    try:
+        ort.create_and_register_allocator(memory, config)
+    except Exception:
+        # Other code of this process has registered an allocator.
+        return False
+    return True
+
+
+def open_session(
+    part: Part,
+    path: Path,
+    label: str,
+    options: onnxruntime.SessionOptions,
+    providers: list[Any],
+    *,
+    weights: Mapping[str, Array] | None,
+    threads: int | None,
+    translate: Callable[[Exception], Sd2rtError],
+) -> onnxruntime.InferenceSession:
+    """Open a session of a part's graph.
+
+    Args:
+        label: the part and device in messages.
+        weights: replacements for the bundle's weights, by PyTorch name and in PyTorch's orientation.
+        translate: converts an error of ONNX Runtime.
+
+    Raises:
+        Sd2rtError: what ``translate`` returned.
+        EngineError: the part does not have one of the weights.
+        BundleError: the part's map of its weights cannot be read.
+    """
+    import onnxruntime as ort
+
+    # ONNX Runtime reads these arrays until the session is open.
+    held = _replace_weights(options, label, part, path, weights, threads) if weights else []
+    try:
+        # The built-in fallback would load everything on the CPU and print that to standard output.
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        raise translate(error) from error
+    finally:
+        del held
+
+
+def _replace_weights(
+    options: Any, label: str, part: Part, path: Path, values: Mapping[str, Array], threads: int | None
+) -> list[Any]:
+    """Replace weights of the session that ``options`` will open; the result must live until it is open.
+
+    External initialisers are replaced before the graph is optimised. ``add_initializer`` replaces them afterwards,
+    and would leave constants that were folded from the old weights.
+    """
+    import onnxruntime as ort
+
+    initializers = {
+        name: ort.OrtValue.ortvalue_from_numpy(array)
+        for name, array in replaced_initializers(label, part, path, values, threads)
+    }
+    options.add_external_initializers(list(initializers), list(initializers.values()))
+    return list(initializers.values())
