@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ THREADS = max(1, min(2, len(os.sched_getaffinity(0)) // _WORKERS))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A background job of a shell ignores the signal, and so would the commands that tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if INEXACT_TORCH in os.environ:
         from .inexact_torch import install
 

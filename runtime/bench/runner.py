@@ -51,6 +51,7 @@ class Settings:
     precision: ComputePrecision | None
     """None uses the bundle's precision."""
     threads: int | None
+    allow_cpu_fallback: bool
     first_image: bool
     profile: Path | None
 
@@ -132,6 +133,8 @@ class Bench:
         options = [f"--device={settings.device}", f"--backend={settings.backend}"]
         optional = {"--precision": settings.precision, "--threads": settings.threads}
         options += [f"{name}={value}" for name, value in optional.items() if value is not None]
+        if settings.allow_cpu_fallback:
+            options.append("--allow-cpu-fallback")
         return first_images(
             str(locate(settings.bundle)),
             self._workload,
@@ -180,6 +183,7 @@ class Bench:
             backend=settings.backend,
             precision=settings.precision,
             threads=settings.threads,
+            allow_cpu_fallback=settings.allow_cpu_fallback,
             max_batch=max(settings.batches),
         )
 
@@ -200,6 +204,7 @@ class Bench:
             "backend": pipeline.backend,
             "precision": pipeline.precision,
             "threads": settings.threads,
+            "allow_cpu_fallback": settings.allow_cpu_fallback,
             "steps": sampling_of(request, None).step_count,
             "guidance_scale": request.guidance_scale,
             "sampler": sampler_of(request, self._manifest).name,

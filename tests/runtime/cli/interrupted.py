@@ -7,9 +7,6 @@ import subprocess
 import sys
 
 _CODE = """
-import signal
-# A background process of a shell, from which this one may descend, ignores the signal.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session
 from sd2rt.runtime.cli.main import script
 launch = session.launch
