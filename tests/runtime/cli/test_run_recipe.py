@@ -24,6 +24,7 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
         "backend",
         "precision",
         "threads",
+        "allow_cpu_fallback",
         "tile",
     }
     own |= {"as_json", "quiet", "embedding", "allow_pickle", "lora"}
