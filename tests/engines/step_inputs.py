@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.interface import Session
+from sd2rt.engines.interface import Engine, Session
 
 CARRY = {"state_out": "state"}
 
@@ -31,3 +32,29 @@ def step_inputs(session: Session, seed: int = 0) -> dict[str, NDArray[Any]]:
         "cond": np.arange(1, 2 * count, 2)[:, None],
         "shares": np.ones((count, 1), np.float32),
     }
+
+
+def fill(session: Session, seed: int = 0) -> None:
+    """Write the inputs of a step."""
+    for name, value in step_inputs(session, seed).items():
+        session.buffers[name].write(value)
+
+
+def run_steps(
+    engine: Engine, dims: Mapping[str, int], steps: int, *, wait: bool = False
+) -> tuple[Any, list[Any]]:
+    """Run steps with new small inputs and noise each; return the final state and the watched outputs."""
+    session = engine.session(dims, CARRY, "finite")
+    assert session.watched(wait=True) == []
+    fill(session)
+    watched = []
+    for step in range(steps):
+        for name in ("timestep", "update", "noise"):
+            buffer = session.buffers[name]
+            # In place, while copies of earlier steps may still be in flight.
+            buffer.host[...] = step_inputs(session, step)[name]
+            buffer.push()
+        session.launch()
+        watched += session.watched(wait=wait)
+    watched += session.watched(wait=True)
+    return session.buffers["state"].read(), watched

@@ -24,7 +24,7 @@ from sd2rt.engines.tensorrt.engine import TensorRtEngine
 
 from ..simulated_gpu import Pace, SimulatedGpu
 from ..simulated_tensorrt import build, make_tensorrt
-from ..step_inputs import CARRY, step_inputs
+from ..step_inputs import CARRY, fill, run_steps
 
 SIZES = {
     "B": (1, 2, 8),
@@ -78,27 +78,8 @@ def on_gpu(bundle: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.Mo
         thing.close()
 
 
-def fill(session: Session, seed: int) -> None:
-    for name, value in step_inputs(session, seed).items():
-        session.buffers[name].write(value)
-
-
 def run(engine: Engine, batch: int, steps: int, *, wait: bool = False) -> tuple[Any, list[Any]]:
-    """Run steps with new small inputs and noise each; return the final state and the watched outputs."""
-    session = engine.session(dims(batch), CARRY, "finite")
-    assert session.watched(wait=True) == []
-    fill(session, 0)
-    watched = []
-    for step in range(steps):
-        for name in ("timestep", "update", "noise"):
-            buffer = session.buffers[name]
-            # In place, while copies of earlier steps may still be in flight.
-            buffer.host[...] = step_inputs(session, step)[name]
-            buffer.push()
-        session.launch()
-        watched += session.watched(wait=wait)
-    watched += session.watched(wait=True)
-    return session.buffers["state"].read(), watched
+    return run_steps(engine, dims(batch), steps, wait=wait)
 
 
 @pytest.mark.parametrize("small", [True, False])
