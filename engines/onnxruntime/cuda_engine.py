@@ -164,7 +164,8 @@ class OnnxRuntimeExecutable:
         self._session, self._part, self._device, self._cuda_graph = session, part, device, cuda_graph
         self._shapes = {tensor.name: shape_of(tensor, dims) for tensor in (*part.inputs, *part.outputs)}
         self._binding: Any = None
-        self._warm_threads: set[int] = set()
+        # ONNX Runtime's state of a thread ends with it, while a thread's number may be another's later.
+        self._warm = threading.local()
         self._options = self._run_options()
 
     def _run_options(self) -> onnxruntime.RunOptions:
@@ -192,14 +193,13 @@ class OnnxRuntimeExecutable:
         raise NotImplementedError
 
     def enqueue(self, stream: int) -> None:
-        thread = threading.get_ident()
-        if thread in self._warm_threads:
+        if hasattr(self._warm, "launched"):
             self._run()
             return
         # The capture breaks if another thread loads or allocates meanwhile, and the first launch does both.
         with undisturbed():
             self._run()
-        self._warm_threads.add(thread)
+        self._warm.launched = True
 
     def _run(self) -> None:
         try:
@@ -211,7 +211,7 @@ class OnnxRuntimeExecutable:
                 if self._device.end_capture() or is_capture_error(error):
                     reason = f"CUDA graph capture failed ({reason}): leave cuda_graph out"
                 self._options = self._run_options()
-                self._warm_threads.clear()
+                self._warm = threading.local()
             raise RuntimeError(reason) from error
 
     def capturable(self, stream: int) -> bool:

@@ -177,7 +177,7 @@ class InferenceSession:
         self._cuda, self._gpu = cuda, cuda.gpu
         self._captures = given["enable_cuda_graph"] == "1"
         self._stream = cuda.gpu.streams[int(given["user_compute_stream"])]
-        self._graphs: dict[tuple[int, int], list[Operation]] = {}
+        self._graphs_of_thread = threading.local()
         self._warm_bindings: set[int] = set()
         cuda.paths.append(Path(path))
         self._session = onnxruntime.InferenceSession(path, options, providers=[fallback])
@@ -212,21 +212,21 @@ class InferenceSession:
     def run_with_iobinding(self, binding: IOBinding, options: Any) -> None:
         if self._cuda.running:
             raise RuntimeError(self._cuda.running.pop(0))
-        graph_id = int(options.get_run_config_entry("gpu_graph_id"))
-        assert self._captures or graph_id == -1
+        graph_id = options.get_run_config_entry("gpu_graph_id")
+        assert self._captures or graph_id == "-1"
         assert self._stream.captured is None, (
             "the process ends: page-locked memory is freed in the caller's capture"
         )
-        key = (threading.get_ident(), graph_id)
-        if graph_id == -1:
+        graphs: dict[str, list[Operation]] = self._graphs_of_thread.__dict__
+        if graph_id == "-1":
             self._run(binding)
-        elif key in self._graphs:
-            self._replay(key)
+        elif graph_id in graphs:
+            self._replay(graphs[graph_id])
         else:
             self._run(binding)
             self._run(binding)
-            self._graphs[key] = self._capture(binding)
-            self._replay(key)
+            graphs[graph_id] = self._capture(binding)
+            self._replay(graphs[graph_id])
         if options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
             self._stream.sync()
 
@@ -245,9 +245,9 @@ class InferenceSession:
         assert operations is not None
         return operations
 
-    def _replay(self, key: tuple[int, int]) -> None:
+    def _replay(self, graph: list[Operation]) -> None:
         self._gpu.called("graph launch")
-        for operation in self._graphs[key]:
+        for operation in graph:
             self._stream.enqueue(operation)
 
     def _run(self, binding: IOBinding) -> None:

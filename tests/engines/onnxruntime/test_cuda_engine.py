@@ -14,13 +14,12 @@ import pytest
 
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import EngineError
-from sd2rt.engines.interface import Engine
 from sd2rt.engines.onnxruntime.cuda_engine import OnnxRuntimeCudaEngine, OnnxRuntimeExecutable
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime import Pipeline
 
 from ..simulated_gpu import Pace, SimulatedGpu
-from ..step_inputs import CARRY, step_inputs
+from ..step_inputs import CARRY, fill, run_steps
 from .cuda_engines import open_on_cuda
 from .simulated_cuda import CAPTURE_BROKEN, SimulatedCuda
 
@@ -55,31 +54,14 @@ def on_gpu(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         context.__exit__(None, None, None)
 
 
-def run(engine: Engine, steps: int) -> tuple[Any, list[Any]]:
-    session = engine.session(DIMS, CARRY, "finite")
-    session.watched(wait=True)
-    for name, value in step_inputs(session).items():
-        session.buffers[name].write(value)
-    watched = []
-    for step in range(steps):
-        for name in ("timestep", "update", "noise"):
-            buffer = session.buffers[name]
-            buffer.host[...] = step_inputs(session, step)[name]
-            buffer.push()
-        session.launch()
-        watched += session.watched(wait=False)
-    watched += session.watched(wait=True)
-    return session.buffers["state"].read(), watched
-
-
 @pytest.mark.parametrize("cuda_graph", [True, False])
 @pytest.mark.parametrize(("pace", "seed"), [("lazy", 0), ("eager", 0), ("random", 0), ("random", 1)])
 def test_steps_are_those_of_the_cpu(
     on_gpu: Callable[..., Opened], cpu: OnnxRuntimeEngine, pace: Pace, seed: int, cuda_graph: bool
 ) -> None:
     cuda, engine = on_gpu(pace, seed, cuda_graph=cuda_graph)
-    state, watched = run(engine, 9)
-    expected, seen = run(cpu, 9)
+    state, watched = run_steps(engine, DIMS, 9)
+    expected, seen = run_steps(cpu, DIMS, 9)
     np.testing.assert_array_equal(state, expected)
     np.testing.assert_array_equal(watched, seen)
     counts = [cuda.gpu.counts[name] for name in ("capture", "graph launch", "run")]
@@ -94,8 +76,7 @@ def test_a_step_waits_for_nothing_and_sends_its_small_inputs_in_one_copy(
     cuda, engine = on_gpu("eager", cuda_graph=cuda_graph)
     gpu = cuda.gpu
     session = engine.session(DIMS, CARRY, "finite")
-    for name, value in step_inputs(session).items():
-        session.buffers[name].write(value)
+    fill(session)
     for _ in range(3):
         session.launch()
     session.watched(wait=True)
@@ -116,8 +97,7 @@ def test_a_device_that_is_behind_is_not_waited_for(on_gpu: Callable[..., Opened]
     cuda, engine = on_gpu("lazy")
     gpu = cuda.gpu
     session = engine.session(DIMS, CARRY, "finite")
-    for name, value in step_inputs(session).items():
-        session.buffers[name].write(value)
+    fill(session)
     waits = gpu.waits
     for _ in range(4):
         session.buffers["timestep"].push()
@@ -151,8 +131,7 @@ def test_session_runs_on_another_thread(
     ends = []
     for each in (engine, cpu):
         session = each.session(DIMS, CARRY)
-        for name, value in step_inputs(session).items():
-            session.buffers[name].write(value)
+        fill(session)
         for _ in range(launches_before):
             session.launch()
         with ThreadPoolExecutor(1) as pool:
@@ -161,6 +140,19 @@ def test_session_runs_on_another_thread(
             ends.append(pool.submit(session.buffers["state"].read).result())
     np.testing.assert_array_equal(ends[0], ends[1])
     assert cuda.gpu.counts["capture"] == (2 if launches_before else 1)
+
+
+def test_every_new_thread_captures_undisturbed(on_gpu: Callable[..., Opened]) -> None:
+    """Threads that follow one another may have the same number."""
+    cuda, engine = on_gpu(cuda_graph=True)
+    fill(session := engine.session(DIMS, CARRY))
+    enabled: list[bool] = []
+    cuda.during_capture = lambda: enabled.append(gc.isenabled())
+    for _ in range(4):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(session.launch).result()
+            pool.submit(session.launch).result()
+    assert enabled == [False] * 4
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
@@ -226,7 +218,7 @@ def test_broken_capture_is_ended_and_tried_again(
     ) as caught:
         session.launch()
     assert caught.value.exit_code == 5
-    np.testing.assert_array_equal(run(engine, 4)[0], run(cpu, 4)[0])
+    np.testing.assert_array_equal(run_steps(engine, DIMS, 4)[0], run_steps(cpu, DIMS, 4)[0])
     assert cuda.gpu.counts["capture"] == (2 if left_open else 1)
 
 
