@@ -1,0 +1,1 @@
+"""Count faults over many random cases: kills, damage, swapped bundles, hostile files, interleavings, growth."""
