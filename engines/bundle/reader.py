@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd2rt.engines.bundle.cache import cache_dir, find_bundle
-from sd2rt.engines.bundle.files import atomic_write, sha256
+from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.bundle.external_data import check_locations, external_locations, is_graph
+from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.receipts import Receipts, stamp
 from sd2rt.engines.bundle.recovery import recover_abandoned
 from sd2rt.engines.bundle.schema import File, Part
 from sd2rt.engines.errors import BundleError
@@ -44,7 +44,7 @@ def open_bundle(
     trust_receipts: bool = True,
     progress: Callable[[File, int], None] = lambda file, read: None,
 ) -> Bundle:
-    """Open a bundle by path or name, and verify the sizes and hashes of its files.
+    """Open a bundle by path or name, verify the sizes and hashes of its files, and that its graphs read no others.
 
     A receipt in the cache directory spares hashing a file again if its size, times and inode have not changed;
     ``trust_receipts=False`` ignores receipts. ``progress`` is called with each file and the number of bytes read.
@@ -54,19 +54,24 @@ def open_bundle(
     """
     path = locate(bundle)
     manifest = read_manifest(path)
-    receipts = _Receipts(path, use=trust_receipts)
+    receipts = Receipts(path, use=trust_receipts)
     for file in manifest.files:
-        status = plain_file(path, file)
-        if receipts.vouch(file, status):
+        found = stamp(plain_file(path, file))
+        locations = receipts.locations(file, found)
+        if locations is not None:
             progress(file, file.size)
-            continue
-        digest = _hash(path, file, progress)
-        if digest != file.sha256:
-            raise BundleError(
-                f"{path / file.path} has sha256 {digest[:12]}…, its manifest says {file.sha256[:12]}…: "
-                "copy or build the bundle again"
-            )
-        receipts.add(file, status)
+        else:
+            digest = _hash(path, file, progress)
+            if digest != file.sha256:
+                raise BundleError(
+                    f"{path / file.path} has sha256 {digest[:12]}…, its manifest says {file.sha256[:12]}…: "
+                    "copy or build the bundle again"
+                )
+            locations = _locations(path, manifest, file)
+            receipts.add(file, found, locations)
+        for part in manifest.parts.values():
+            if locations and file in part.files:
+                check_locations(path, part, file.path, locations)
     receipts.save()
     return Bundle(path, manifest)
 
@@ -93,13 +98,29 @@ def locate(bundle: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _locations(bundle: Path, manifest: Manifest, file: File) -> tuple[str, ...]:
+    """The external data files that a verified file names; none if it is no graph."""
+    if not any(is_graph(file.path, part) for part in manifest.parts.values() if file in part.files):
+        return ()
+    try:
+        return external_locations(bundle / file.path)
+    except OSError as error:
+        raise _unreadable(bundle, file, error) from None
+    except ValueError as error:
+        raise BundleError(f"{bundle / file.path}: {error}: build the bundle again") from None
+
+
+def _unreadable(bundle: Path, file: File, error: OSError) -> BundleError:
+    return BundleError(
+        f"{bundle / file.path} cannot be read ({error.strerror}): copy or build the bundle again"
+    )
+
+
 def _hash(bundle: Path, file: File, progress: Callable[[File, int], None]) -> str:
     try:
         return sha256(bundle / file.path, lambda read: progress(file, read))
     except OSError as error:
-        raise BundleError(
-            f"{bundle / file.path} cannot be read ({error.strerror}): copy or build the bundle again"
-        ) from None
+        raise _unreadable(bundle, file, error) from None
 
 
 def plain_file(bundle: Path, file: File) -> os.stat_result:
@@ -129,43 +150,3 @@ def plain_file(bundle: Path, file: File) -> os.stat_result:
             f"{path} has {status.st_size} bytes, its manifest says {file.size}: copy or build the bundle again"
         )
     return status
-
-
-class _Receipts:
-    """Record of verified files, stored outside the bundle so that write access to the bundle cannot forge it."""
-
-    def __init__(self, bundle: Path, use: bool) -> None:
-        self._entries: dict[str, object] = {}
-        self._changed = False
-        name = hashlib.sha256(os.fsencode(bundle)).hexdigest()[:32]
-        try:
-            self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
-            entries = json.loads(self._path.read_bytes()) if use else {}
-            self._entries = entries if isinstance(entries, dict) else {}
-        except BundleError:
-            # No home directory for receipts: hash everything each time.
-            self._path = None
-        except (OSError, ValueError, RecursionError):
-            self._entries = {}
-
-    @staticmethod
-    def _entry(file: File, status: os.stat_result) -> list[object]:
-        return [file.sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-    def vouch(self, file: File, status: os.stat_result) -> bool:
-        return self._entries.get(file.path) == self._entry(file, status)
-
-    def add(self, file: File, status: os.stat_result) -> None:
-        self._entries[file.path] = self._entry(file, status)
-        self._changed = True
-
-    def save(self) -> None:
-        if not self._changed or self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._path) as temporary:
-                temporary.write_text(json.dumps(self._entries))
-        except OSError:
-            # Without a writable cache the next opening only takes longer.
-            return

@@ -98,8 +98,19 @@ class Weights(Mapping[str, Weight]):
 
     @classmethod
     def of(cls, part: Part, graph: Path) -> Weights:
-        """Open the weights of a part, given the path of its graph. Raises BundleError like the class."""
-        return cls(graph.with_name(Path(part.initializers).name))
+        """Open the weights of a part, given the path of its graph.
+
+        Raises:
+            BundleError: like the class, or the data file is not one of the part's.
+        """
+        weights = cls(graph.with_name(Path(part.initializers).name))
+        data = Path(part.initializers).with_name(weights._data.name).as_posix()
+        if data not in {file.path for file in part.files}:
+            raise BundleError(
+                f"{graph.with_name(Path(part.initializers).name)} reads {weights._data.name!r}, which the bundle's "
+                "manifest does not list: build the bundle again"
+            )
+        return weights
 
     def __getitem__(self, name: str) -> Weight:
         return self._weights[name]
