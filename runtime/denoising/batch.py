@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -16,20 +17,34 @@ from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 CARRY = {"state_out": "state"}
 """Denoiser output that becomes the input of the next call."""
 
+Use = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which the buffers belong to the calling thread; entering it fails once they belong to others."""
+
 
 class Batch:
     """Trajectories denoised together, and the session whose buffers hold them.
 
     A new batch is built whenever the set of trajectories or the text of one of them changes. It takes over the
     sampler states in ``last``; trajectories already in ``last`` must come first in ``active``.
+
+    Args:
+        use: entered by :meth:`latents` and :meth:`replace`, which may be called at any time.
     """
 
     def __init__(
-        self, denoiser: Engine, active: Sequence[Trajectory], last: Batch | None, checks: FiniteChecks
+        self,
+        denoiser: Engine,
+        active: Sequence[Trajectory],
+        last: Batch | None,
+        checks: FiniteChecks,
+        use: Use = nullcontext,
     ) -> None:
-        self.active, self.checks = tuple(active), checks
+        self.active, self.checks, self.use = tuple(active), checks, use
+        self.launches: int | None = 0
+        """Calls made so far; None once the next batch has taken over the states."""
         if last is None:
             return
+        last.launches = None
         self._rows = rows = BatchRows.from_samples([t.texts[t.done] for t in self.active])
         _, h, w = self.active[0].latents.shape
         dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
@@ -84,6 +99,8 @@ class Batch:
             # Samples that draw no noise at this step multiply the buffer by zero, so old noise in it is harmless.
             self._noise.push()
         self._session.launch()
+        assert self.launches is not None
+        self.launches += 1
         for trajectory in self.active:
             trajectory.done += 1
             outdated |= trajectory.texts_change[trajectory.done]
@@ -91,7 +108,8 @@ class Batch:
 
     def latents(self) -> Latents:
         """Return a copy of the latents, [B, C, h, w], in the order of ``active``."""
-        return self._state.pull()[:, 0].copy()
+        with self.use():
+            return self._state.pull()[:, 0].copy()
 
     def replace(self, latents: Latents) -> None:
         """Replace the latents of all trajectories, [B, C, h, w].
@@ -99,13 +117,15 @@ class Batch:
         Raises:
             RequestError: the shape differs.
         """
-        state = self._state.read()
-        if latents.shape != state[:, 0].shape:
-            raise RequestError(
-                f"the callback returned latents of shape {list(latents.shape)}, expected {list(state[:, 0].shape)}"
-            )
-        state[:, 0] = latents
-        self._state.write(state)
+        with self.use():
+            state = self._state.read()
+            if latents.shape != state[:, 0].shape:
+                raise RequestError(
+                    f"the callback returned latents of shape {list(latents.shape)}, expected "
+                    f"{list(state[:, 0].shape)}"
+                )
+            state[:, 0] = latents
+            self._state.write(state)
 
     def collect(self, everything: bool) -> None:
         """Wait for the device and copy latents to the trajectories that have finished, or to all of them."""

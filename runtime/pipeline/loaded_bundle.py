@@ -65,7 +65,8 @@ class LoadedBundle:
         Raises:
             RequestError: the pipeline is closed.
         """
-        return self._networks.engine(part)
+        with self._networks.leases.turn():
+            return self._networks.engine(part)
 
     def __enter__(self) -> Self:
         return self
@@ -76,20 +77,16 @@ class LoadedBundle:
         self.close()
 
     def decode(self, latents: Latents) -> NDArray[np.float32]:
-        """Decode latents [C, h, w], as a sampler returns them, to an image [3, H, W], nominally in [-1, 1]."""
-        return self._networks.vae.decode(latents)
+        """Decode latents [C, h, w], as a sampler returns them, to an image [3, H, W], nominally in [-1, 1].
 
-    def acquire(self) -> None:
-        """Acquire exclusive use of the pipeline, until :meth:`release`; waits for other threads.
+        Waits for a step or another call that is under way, not for a run's end.
 
         Raises:
-            RequestError: this thread has it already, or the pipeline is closed.
+            RequestError: the pipeline is closed.
+            EngineError: the device failed or ran out of memory.
         """
-        self._networks.acquire()
-
-    def release(self) -> None:
-        """Release exclusive use of the pipeline."""
-        self._networks.release()
+        with self._networks.leases.turn():
+            return self._networks.vae.decode(latents)
 
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
@@ -120,12 +117,12 @@ class LoadedBundle:
 
     def add_embedding(self, embedding: Embedding) -> None:
         """Add an embedding that is already read; raises RequestError if it does not fit the bundle."""
-        with self._networks.exclusive():
+        with self._networks.leases.exclusive():
             self._networks.text.add_embedding(embedding)
 
     def unload_embedding(self, token: str) -> None:
         """Remove a textual inversion by its token; raises RequestError if none of that name is loaded."""
-        with self._networks.exclusive():
+        with self._networks.leases.exclusive():
             self._networks.text.remove_embedding(token)
 
     @property
@@ -150,7 +147,7 @@ class LoadedBundle:
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
         lora = read_lora(source, scale=scale, name=name)
-        with self._networks.exclusive():
+        with self._networks.leases.exclusive():
             self._change_loras((*self._loras, lora))
         return lora
 
@@ -161,7 +158,7 @@ class LoadedBundle:
             RequestError: no LoRA of that name is loaded.
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
-        with self._networks.exclusive():
+        with self._networks.leases.exclusive():
             remaining = tuple(lora for lora in self._loras if name is not None and lora.name != name)
             if name is not None and len(remaining) == len(self._loras):
                 loaded = ", ".join(lora.name for lora in self._loras) or "none"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +19,7 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array, Device, Engine
+from sd2rt.runtime.pipeline.lease import CLOSED, Leases
 from sd2rt.runtime.pipeline.result_cache import ResultCache
 from sd2rt.runtime.pipeline.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
@@ -33,8 +32,6 @@ PartWeights = Mapping[PartName, Mapping[str, Array] | None]
 """Weights by part and PyTorch name; None for the bundle's own."""
 _NO_WEIGHTS: PartWeights = MappingProxyType({})
 
-_CLOSED = "this pipeline is closed: open it again"
-
 _EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 """Parts that every image needs, loaded at once; the others are loaded on first use."""
 
@@ -42,7 +39,7 @@ _EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 class Networks:
     """Loaded parts of a bundle.
 
-    One thread at a time may use them, between :meth:`acquire` and :meth:`release`.
+    They are used under a lease or in a turn of :attr:`leases`.
 
     Args:
         tile: the longest side of latents that encoder and decoder process at once.
@@ -70,8 +67,7 @@ class Networks:
         weights: PartWeights = _NO_WEIGHTS,
     ) -> None:
         self.bundle, self.device, self.tile = bundle, device, tile
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self.leases = Leases()
         self._backend = open_backend(
             bundle,
             device,
@@ -136,7 +132,7 @@ class Networks:
             EngineError: the part cannot be loaded on the device.
         """
         if self._engines is None:
-            raise RequestError(_CLOSED)
+            raise RequestError(CLOSED)
         if part not in self._engines:
             self._engines[part] = self._backend.open(part)
         return self._engines[part]
@@ -155,7 +151,7 @@ class Networks:
             EngineError: a part cannot be loaded on the device, or has no such weights.
         """
         if self._engines is None:
-            raise RequestError(_CLOSED)
+            raise RequestError(CLOSED)
         opened: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
@@ -194,43 +190,10 @@ class Networks:
         depth: NDArray[Any] = session.buffers["depth"].read()[0]
         return depth
 
-    def acquire(self) -> None:
-        """Acquire exclusive use of the networks, until :meth:`release`; waits for other threads.
-
-        Raises:
-            RequestError: this thread has it already, or the networks are closed.
-        """
-        if self._owner == threading.get_ident():
-            raise RequestError(
-                "this pipeline is in the middle of another run: take that run's result or close it first"
-            )
-        self._lock.acquire()
-        if self.closed:
-            self._lock.release()
-            raise RequestError(_CLOSED)
-        self._owner = threading.get_ident()
-
-    def release(self) -> None:
-        """Release exclusive use of the networks."""
-        self._owner = None
-        self._lock.release()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold exclusive use within a ``with`` block; raises like :meth:`acquire`."""
-        self.acquire()
-        try:
-            yield
-        finally:
-            self.release()
-
     def close(self) -> None:
         """Free the engines; waits for other threads that use them."""
-        if self._owner == threading.get_ident():
+        with self.leases.closing():
             self._free()
-        else:
-            with self._lock:
-                self._free()
 
     def _free(self) -> None:
         engines, self._engines = self._engines, None

@@ -178,7 +178,7 @@ class Pipeline(LoadedBundle):
                     state = {"latents": progress.latents()}
                     changes = callback_on_step_end(self, progress.step - 1, progress.timestep, state)
                     if changes is not None and "latents" in changes:
-                        progress.batch.replace(np.asarray(changes["latents"], np.float32))
+                        progress.replace(np.asarray(changes["latents"], np.float32))
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
         images = [image for output in outputs for image in output.images]
@@ -301,7 +301,7 @@ class Pipeline(LoadedBundle):
         from sd2rt.runtime.images.init_image import load_image
 
         loaded = load_image(image, max_pixels=max_image_pixels)
-        with self._networks.exclusive():
+        with self._networks.leases.turn():
             return self._networks.depth(loaded)
 
     @overload
@@ -377,4 +377,5 @@ class Pipeline(LoadedBundle):
             RequestError: the request cannot be honoured by this bundle.
         """
         (planned,) = self.plan([request])
-        return prepare(self._networks, planned, seed)
+        with self._networks.leases.turn():
+            return prepare(self._networks, planned, seed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.denoising.batch import Batch
+from sd2rt.runtime.denoising.batch import Batch, Use
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
@@ -66,15 +66,17 @@ class Output(Generic[Images]):
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """State of a run after a denoiser call; valid until the next step."""
+    """State of a run after a denoiser call. Its latents can be read and replaced until the next one."""
 
     batch: Batch
     done: int
     """Steps made so far, over all images of the run."""
     total: int
     """Steps of the whole run, over all images."""
+    _launches: int | None
+    """Launches of the batch when this was made: it is out of date once they differ."""
 
     @property
     def step(self) -> int:
@@ -93,39 +95,61 @@ class Progress:
         return float(first.timesteps[first.done - 1])
 
     def latents(self) -> Latents:
-        """Copy the latents of the images in the batch, [B, C, h, w]."""
-        return self.batch.latents()
+        """Copy the latents of the images in the batch, [B, C, h, w].
+
+        Raises:
+            RequestError: the run has made another step, or is closed.
+        """
+        with self.batch.use():
+            self._require_current()
+            return self.batch.latents()
+
+    def replace(self, latents: Latents) -> None:
+        """Replace the latents of the images in the batch, [B, C, h, w], for the next step.
+
+        Raises:
+            RequestError: the shape differs, the run has made another step, or it is closed.
+        """
+        with self.batch.use():
+            self._require_current()
+            self.batch.replace(latents)
+
+    def _require_current(self) -> None:
+        if self.batch.launches != self._launches:
+            raise RequestError("the run has made another step: use the latents of a step before the next one")
 
 
 class Run(Generic[Images]):
     """Generation of the images of one or several requests.
 
     Iterate over its steps (for progress, previews or stopping early), then take :meth:`result`. It has exclusive use
-    of the networks until its result is taken, it is closed, or its ``with`` block ends.
+    of the networks until its result is taken, it is closed, its ``with`` block ends, a step fails, or neither it nor
+    an iterator over its steps is referenced any more. Threads may share it: they take turns.
     """
 
     def __init__(self, networks: Networks, planned: Sequence[PlannedRequest[Images]], max_batch: int) -> None:
         self._networks = networks
-        self._open = False
         self.planned = list(planned)
-        networks.acquire()
-        self._open = True
+        self._lease = networks.leases.acquire()
         try:
             self.seeds = [
                 secrets.randbits(32) if each.request.seed is None else each.request.seed for each in planned
             ]
-            self.jobs = [
-                prepare(networks, each, seed) for each, seed in zip(self.planned, self.seeds, strict=True)
-            ]
+            with self._lease.use():
+                self.jobs = [
+                    prepare(networks, each, seed) for each, seed in zip(self.planned, self.seeds, strict=True)
+                ]
         except BaseException:
             self.close()
             raise
         trajectories = [t for group in self.jobs for job in group for t in job.trajectories]
         self.total = sum(t.length for t in trajectories)
-        self._steps = _steps(networks, trajectories, max_batch, self.total)
+        self._batch: Batch | None = None
+        self._steps = _steps(networks, trajectories, max_batch, self.total, self._lease.use)
 
     def __iter__(self) -> Iterator[Progress]:
-        return self._steps
+        """Iterate over the remaining steps; ends early if the run is closed."""
+        return _Steps(self)
 
     def __enter__(self) -> Self:
         return self
@@ -136,13 +160,32 @@ class Run(Generic[Images]):
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        # Its batches know the lease, and callers may keep them.
+        if hasattr(self, "_lease"):
+            self.close()
 
     def close(self) -> None:
-        """Release the networks and skip the remaining steps."""
-        if self._open:
-            self._open = False
-            self._networks.release()
+        """Release the networks and skip the remaining steps; another thread's step ends first.
+
+        Does not wait. Any thread may call it.
+        """
+        self._lease.end()
+
+    def _step(self) -> Progress | None:
+        """Make a step; None if there is none left or the run is closed."""
+        with self._networks.leases.turn():
+            if self._lease.ended:
+                return None
+            with self._lease.use():
+                try:
+                    progress = next(self._steps, None)
+                except BaseException:
+                    # The latents are incomplete: no result may be made of them.
+                    self.close()
+                    raise
+                if progress is not None:
+                    self._batch = progress.batch
+                return progress
 
     def result(self) -> list[Output[Images]]:
         """Make the remaining steps, decode, close, and return one output per request.
@@ -159,23 +202,25 @@ class Run(Generic[Images]):
         Raises:
             EngineError: the device failed.
         """
-        for _ in self._steps:
+        while self._step() is not None:
             pass
         return self._decode()
 
     def stop(self) -> list[Output[Images]]:
         """Skip the remaining steps, decode the current latents, and close; raises like :meth:`result`."""
-        self._steps.close()
+        with self._lease.use():
+            self._steps.close()
+            if self._batch is not None:
+                self._batch.collect(everything=True)
         return _unless_failed(self._decode())
 
     def _decode(self) -> list[Output[Images] | EngineError]:
-        if not self._open:
-            raise RequestError("this run is closed: start another")
         try:
-            return [
-                self._output(each.request, seed, group)
-                for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
-            ]
+            with self._lease.use():
+                return [
+                    self._output(each.request, seed, group)
+                    for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
+                ]
         finally:
             self.close()
 
@@ -223,13 +268,26 @@ def _unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[
     return outputs
 
 
+class _Steps(Iterator[Progress]):
+    """Iterator over the remaining steps of a run, which it keeps alive."""
+
+    def __init__(self, run: Run[Any]) -> None:
+        self._run = run
+
+    def __next__(self) -> Progress:
+        progress = self._run._step()
+        if progress is None:
+            raise StopIteration
+        return progress
+
+
 def _steps(
-    networks: Networks, trajectories: list[Trajectory], max_batch: int, total: int
+    networks: Networks, trajectories: list[Trajectory], max_batch: int, total: int, use: Use
 ) -> Generator[Progress]:
     # Not a method: the generator would keep its run alive, and a run that is dropped must release the networks.
     done = 0
     for group in batchable(trajectories):
-        with closing(run_steps(networks.engine("denoiser"), group, max_batch)) as batches:
+        with closing(run_steps(networks.engine("denoiser"), group, max_batch, use)) as batches:
             for batch in batches:
                 done += len(batch.active)
-                yield Progress(batch, done, total)
+                yield Progress(batch, done, total, batch.launches)

@@ -196,9 +196,9 @@ def test_a_yield_means_enqueued(on_gpu: Open) -> None:
     assert gpu.counts["run"] == 0
     assert gpu.waits == waits
     # Now the host is as far ahead as allowed: each further step waits for an earlier one.
-    next(steps)
+    batch = next(steps)
     assert 0 < gpu.counts["run"] <= 1
-    steps.close()
+    batch.collect(everything=True)
     assert gpu.counts["run"] == 5
 
 
@@ -251,14 +251,14 @@ def test_checks_of_a_broken_loop_do_not_reach_the_next_one(on_gpu: Open, cpu: Pi
     np.testing.assert_array_equal(ends[0], ends[1])
 
 
-def test_a_loop_that_is_closed_early_keeps_its_latents(on_gpu: Open, cpu: Pipeline) -> None:
+def test_latents_of_a_loop_that_is_left_early(on_gpu: Open, cpu: Pipeline) -> None:
     ends = []
     for pipe in (on_gpu("lazy")[1], cpu):
         sample = trajectory(pipe, 8, 1, sampler="euler-a")
         steps = run_steps(pipe.engine("denoiser"), [sample], 4)
         for _ in range(3):
-            next(steps)
-        steps.close()
+            batch = next(steps)
+        batch.collect(everything=True)
         ends.append(sample.latents)
     np.testing.assert_array_equal(ends[0], ends[1])
 

@@ -285,7 +285,7 @@ def test_an_image_that_fails_leaves_the_others(pipe: Pipeline) -> None:
             if progress.step == 2:
                 spoilt = progress.latents()
                 spoilt[0] = np.inf
-                progress.batch.replace(spoilt)
+                progress.replace(spoilt)
                 break
         failed, whole = run.outcomes()
     assert isinstance(failed, EngineError)
