@@ -13,20 +13,23 @@ from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, ModelKind, PartName, TaskName
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.regular_file import read_regular
 
 SCHEMA_VERSION: Literal[4] = 4
 MANIFEST = "bundle.json"
 
-_MAX_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 64 << 20
+"""A manifest has some 40 kilobytes, and a few more for each engine."""
 _MAX_SIZES_SHOWN = 4
 
 
 class Latents(Model):
     """Latent space of the autoencoder."""
 
-    channels: int = Field(ge=1)
-    vae_factor: int = Field(ge=1)
+    channels: int = Field(ge=1, le=1024)
+    vae_factor: int = Field(ge=1, le=64)
     scaling_factor: float = Field(gt=0)
 
 
@@ -34,10 +37,10 @@ class Embeddings(Model):
     """Token embedding table, looked up on the host, with facts of its text encoder."""
 
     file: File
-    tokens: int = Field(ge=1)
-    width: int = Field(ge=1)
+    tokens: int = Field(ge=1, le=1 << 24)
+    width: int = Field(ge=1, le=1 << 16)
     dtype: Literal["float32", "float16"]
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1024)
     """Number of layers of the text encoder; ``clip_skip`` can end it after any of them."""
 
 
@@ -45,7 +48,7 @@ class Tokenizer(Model):
     """Tokenizer file, sequence length and special token ids."""
 
     file: File
-    max_length: int = Field(ge=3)
+    max_length: int = Field(ge=3, le=1 << 16)
     bos: int = Field(ge=0)
     eos: int = Field(ge=0)
     pad: int = Field(ge=0)
@@ -67,10 +70,13 @@ class LowResolution(Model):
 _Positive = Annotated[float, Field(gt=0)]
 
 
+_Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
 class DepthInput(Model):
     """Preprocessing for the depth estimator: resize ignoring aspect ratio, scale to 0..1, normalise."""
 
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    size: tuple[_Side, _Side]
     """Width and height in pixels."""
     resample: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
@@ -248,8 +254,9 @@ def _read(path: Path) -> bytes:
         )
     if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path} is not a regular file: build the bundle again")
-    if status.st_size > _MAX_BYTES:
+    if status.st_size > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{path} has {status.st_size} bytes, the limit for a manifest is {_MAX_BYTES}: build the bundle again"
+            f"{path} has {status.st_size} bytes, the limit for a manifest is {MAX_MANIFEST_BYTES}: "
+            "build the bundle again"
         )
-    return path.read_bytes()
+    return read_regular(path, MAX_MANIFEST_BYTES)

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 STATE_SLOTS = 5
 """Latents in a sample's state: the one being denoised, plus K of the sampler's history."""
 
+MAX_TIMESTEPS = 100_000
+"""Limit of a noise schedule's timesteps, of which tables are made; SD2's have 1000."""
+
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Levels = Literal["spaced", "karras", "exponential", "beta", "lambdas", "ays"]
@@ -40,7 +43,7 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_train_timesteps: int = Field(ge=1)
+    num_train_timesteps: int = Field(ge=1, le=MAX_TIMESTEPS)
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear"]
@@ -63,7 +66,7 @@ class SamplerConfig(BaseModel):
     """Spacing of the integer timesteps."""
     levels: Levels = "spaced"
     """Choice of noise levels: those of the spaced timesteps, or a schedule of their own."""
-    steps_offset: int = Field(default=0, ge=0)
+    steps_offset: int = Field(default=0, ge=0, le=MAX_TIMESTEPS)
     """Timestep of the last step, with ``leading`` spacing."""
     set_alpha_to_one: bool = False
     """The last step ends without noise, rather than at the noise level of timestep 0."""
@@ -96,7 +99,7 @@ class SamplerConfig(BaseModel):
     tau_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     tau_end: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """sa-solver adds fresh noise in proportion to tau, at the timesteps from tau_start to tau_end."""
-    original_inference_steps: int = Field(default=1, ge=1)
+    original_inference_steps: int = Field(default=1, ge=1, le=MAX_TIMESTEPS)
     timestep_scaling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

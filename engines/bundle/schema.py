@@ -43,7 +43,10 @@ class File(Model):
     sha256: Sha256
 
 
-Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^([1-9][0-9]*\*)?[A-Za-z]\w*$")]
+Dimension = (
+    Annotated[int, Field(ge=1, le=1 << 40)]
+    | Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}\*)?[A-Za-z]\w*$")]
+)
 
 
 class Tensor(Model):
@@ -51,7 +54,7 @@ class Tensor(Model):
 
     name: str
     dtype: Literal["float32", "float16", "int64", "uint8", "bool"]
-    shape: tuple[Dimension, ...]
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
 
 class Part(Model):

@@ -14,12 +14,13 @@ from typing import Self, get_args
 
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
-from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
+from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.recovery import recover
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.regular_file import read_regular
 
 _PROGRESS = "progress.json"
 _BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
@@ -153,7 +154,7 @@ class BundleWriter:
 
     def _resume(self) -> None:
         try:
-            record = json.loads((self.folder / _PROGRESS).read_bytes())
+            record = json.loads(read_regular(self.folder / _PROGRESS, MAX_MANIFEST_BYTES))
             if record["key"] == self._key:
                 parts = {name: Part.model_validate(part) for name, part in record["parts"].items()}
                 self._parts = {name: part for name, part in parts.items() if self._is_whole(part)}

@@ -12,9 +12,12 @@ from typing import Any
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.keys import PEFT, Module, Network
+from sd2rt.engines.regular_file import read_regular
 
 _METADATA = "lora_adapter_metadata"
 _CONFIG = "adapter_config.json"
+# PEFT writes about a kilobyte, and a line for each layer with an alpha of its own.
+_MAX_CONFIG_BYTES = 4 << 20
 _PATTERN = re.compile(r"\^?([\w.]+)\$?")
 _NETWORKS: tuple[Network, ...] = ("unet", "text_encoder")
 
@@ -73,7 +76,7 @@ def read_alphas(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) ->
         return Alphas()
     beside = path.with_name(_CONFIG)
     try:
-        data = beside.read_bytes()
+        data = read_regular(beside, _MAX_CONFIG_BYTES)
     except OSError as error:
         raise RequestError(
             f"{path} is in PEFT's layout, whose alpha is in {beside}, which cannot be read ({error.strerror}): "

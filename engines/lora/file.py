@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.alphas import Alphas, read_alphas
 from sd2rt.engines.lora.keys import Module, Role, made_for_xl, parse_key, unsupported_kind
-from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors
+from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors, read_whole
 
 F32 = NDArray[np.float32]
 
@@ -129,11 +129,11 @@ def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise RequestError(f"{path} is a folder: use the LoRA's .safetensors file in it")
-        if path.stat().st_size > _MAX_BYTES:
-            raise RequestError(f"{path} has {path.stat().st_size} bytes: it is larger than any LoRA")
-        if path.suffix.lower() != ".safetensors":
+        if path.suffix.lower() != ".safetensors" and path.exists():
             raise RequestError(f"{path} is not a .safetensors file: LoRAs are read from that format only")
-        return path.read_bytes()
+        return read_whole(path, _MAX_BYTES)
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read ({error}): get the file again") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -11,6 +11,9 @@ from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.regular_file import read_regular
+
+_MAX_BYTES = 1 << 30
 
 
 class KernelCache:
@@ -34,7 +37,7 @@ class KernelCache:
         # another driver or version.
         with contextlib.suppress(BundleError, OSError):
             self._path = cache_dir() / "kernels" / f"{sha256}-{gpu}-{device.driver}.bin"
-            content = self._path.read_bytes()
+            content = read_regular(self._path, _MAX_BYTES)
             if self._cache.deserialize(content):
                 self._saved = content
 

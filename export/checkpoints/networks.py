@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
+
+_MAX_MODULES = 20_000
+"""Ten times those of the largest network, the UNet."""
 
 # A buffer that older releases of transformers saved, and newer ones create themselves.
 _HARMLESS = re.compile(r"(^|\.)position_ids$")
@@ -31,7 +36,7 @@ def skeleton(part: NetworkName, config: Mapping[str, Any]) -> nn.Module:
         CheckpointError: the configuration does not describe a network.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _limited_modules():
             if part == "text_encoder":
                 return cast(nn.Module, CLIPTextModel(CLIPTextConfig(**config)))
             if part == "depth_estimator":
@@ -46,6 +51,24 @@ def skeleton(part: NetworkName, config: Mapping[str, Any]) -> nn.Module:
             f"the configuration of {part} does not describe an SD2 network ({reason}): "
             "use the published checkpoint's configuration files"
         ) from None
+
+
+@contextmanager
+def _limited_modules() -> Iterator[None]:
+    """Stop the creation of a network with far more modules than SD2's: a file may claim any number of layers."""
+    count = 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MAX_MODULES:
+            raise ValueError(f"it has more than {_MAX_MODULES} modules")
+
+    hook = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def assemble(

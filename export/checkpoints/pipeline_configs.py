@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sd2rt.engines.bundle.model_kinds import KINDS, KindSpec
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.export.checkpoints.variants import VARIANTS
 
 NetworkName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
@@ -19,6 +20,9 @@ PARTS: tuple[NetworkName, ...] = ("text_encoder", "unet", "vae")
 ComponentName = Literal[NetworkName, "scheduler", "low_res_scheduler"]
 
 Config = dict[str, Any]
+
+MAX_JSON_BYTES = 4 << 20
+"""Configuration files have a few kilobytes; indices of sharded weights some hundred."""
 
 CONFIG_FILES: dict[ComponentName, str] = {
     "text_encoder": "text_encoder/config.json",
@@ -281,7 +285,7 @@ def read_json(path: Path) -> Config:
         CheckpointError: the file is missing, unreadable or not a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, MAX_JSON_BYTES).decode())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing, but every diffusers folder has it: copy the folder again"
@@ -291,6 +295,8 @@ def read_json(path: Path) -> Config:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} is not valid JSON ({reason}): copy the file again") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is JSON that is nested too deeply: copy the file again") from None
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds a JSON {type(content).__name__}, expected an object: copy the file again"

@@ -9,7 +9,11 @@ from transformers import CLIPTokenizer
 
 from sd2rt.engines.demo.files import TOKENIZER
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.regular_file import check_regular
 from sd2rt.export.checkpoints.pipeline_configs import Config
+
+_MAX_FILE_BYTES = 16 << 20
+"""The published tokenizer.json has 2 MB, vocabulary and merges a megabyte each."""
 
 
 def packaged_tokenizer_json() -> str:
@@ -23,6 +27,7 @@ def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:
     Raises:
         CheckpointError: it cannot be read, or has more tokens than the text encoder's table.
     """
+    _check_files(folder)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
@@ -42,3 +47,14 @@ def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:
     backend.enable_truncation(length)
     backend.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     return str(backend.to_str())
+
+
+def _check_files(folder: Path) -> None:
+    """Check the files before libraries open them, which wait at pipes and read devices without end."""
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir():
+                check_regular(path, _MAX_FILE_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): copy it again") from None

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from sd2rt.engines.bundle.files import sha256 as file_sha256
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.regular_file import open_regular
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -109,9 +110,9 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise CheckpointError if ``path`` is missing, unreadable, empty or a Git LFS pointer."""
+    """Raise CheckpointError if ``path`` is missing, unreadable, not a regular file, empty or a Git LFS pointer."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: copy the checkpoint again") from None

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.runtime.bench.summary import digits
 
 NAME = "bench"
+_MAX_BYTES = 16 << 20
+"""Results have some ten kilobytes; saved output adds lines of progress."""
 _COMPARED_SECTIONS = ("bundle", "settings", "machine")
 _VOLATILE = ("date", "load_average", "commit", "dirty")
 _MEASURED = ("opening", "first_image", "peak_rss_bytes", "device_bytes")
@@ -26,7 +29,7 @@ def read_result(path: Path) -> dict[str, Any]:
         RequestError: the file cannot be read, or is not a result of `sd2rt bench`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise RequestError(

@@ -11,6 +11,9 @@ from sd2rt.engines.bundle.cache import find_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
 from sd2rt.engines.errors import RequestError
 
+_MAX_CHARACTERS = 16 << 20
+_MAX_PROMPTS = 100_000
+
 
 def bundle_and_prompts(words: list[str], has_recipe: bool) -> tuple[str | None, list[str] | None]:
     """Split the arguments into a bundle, None if it is not named, and prompts, None for standard input.
@@ -38,13 +41,22 @@ def prompts_of_standard_input() -> list[str]:
     """Read the prompts, one a line; empty lines are skipped.
 
     Raises:
-        RequestError: standard input has no prompt, or is not text.
+        RequestError: standard input has no prompt, is longer than any list of prompts, or is not text.
     """
     try:
-        prompts = [line.rstrip("\r\n") for line in sys.stdin]
+        # Read up to a limit: a pipe need not end.
+        text = sys.stdin.read(_MAX_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise RequestError(f"standard input is not {error.encoding} text ({error.reason})") from None
-    prompts = [line for line in prompts if line.strip()]
+    if len(text) > _MAX_CHARACTERS:
+        raise RequestError(
+            f"standard input has more than {_MAX_CHARACTERS} characters: give fewer prompts at a time"
+        )
+    prompts = [line for line in text.split("\n") if line.strip()]
+    if len(prompts) > _MAX_PROMPTS:
+        raise RequestError(
+            f"standard input holds {len(prompts)} prompts, the limit is {_MAX_PROMPTS}: give fewer at a time"
+        )
     if not prompts:
         raise RequestError("standard input holds no prompt: write one a line")
     return prompts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import sys
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.regular_file import open_regular_or_pipe
+from sd2rt.runtime.images.limits import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +32,9 @@ _SUPPORTED = "a PNG, JPEG or WebP file"
 
 _HEADER_BYTES = 512
 """Enough to identify a file's format and to read the size of a PNG or WebP."""
+
+_MAX_GIF_BYTES = 16 << 20
+"""Enough to reach a second frame; a longer GIF is refused all the same."""
 
 _UNSUPPORTED: dict[str, tuple[bytes, ...]] = {
     "a BMP": (b"BM",),
@@ -122,7 +128,7 @@ def _stream(path: str) -> Iterator[tuple[str, BinaryIO]]:
                 raise ValueError("it is closed")
             yield name, sys.stdin.buffer
         else:
-            with open(path, "rb") as stream:
+            with open_regular_or_pipe(path) as stream:
                 yield name, stream
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
@@ -139,7 +145,11 @@ def _identified(stream: BinaryIO, name: str, max_pixels: int) -> ImageFile:
     if size is not None:
         check_size(name, size, max_pixels)
     # Read into memory: a pipe cannot be rewound, and standard input may not start at offset 0.
-    whole = io.BytesIO(start + stream.read())
+    try:
+        pixels = None if size is None else math.prod(size)
+        whole = io.BytesIO(read_file(start, stream, reader.format, pixels, max_pixels))
+    except ValueError as error:
+        raise RequestError(f"{name} is a damaged {reader.format} ({error}): use an intact one") from None
     # Not Image.open: it reports phone JPEGs with a second image as animated, and has its own pixel limit.
     with _decoding(name, reader.format):
         image = reader(whole)
@@ -188,7 +198,7 @@ def _unsupported_kind(start: bytes, rest: BinaryIO) -> str:
     if not start:
         return "empty"
     if start.startswith((b"GIF87a", b"GIF89a")):
-        return "an animated GIF" if _is_animated(io.BytesIO(start + rest.read())) else "a GIF"
+        return "an animated GIF" if _is_animated(io.BytesIO(start + rest.read(_MAX_GIF_BYTES))) else "a GIF"
     if start[4:8] == b"ftyp":
         start = start[4:]
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

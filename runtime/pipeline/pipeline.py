@@ -34,6 +34,8 @@ from sd2rt.runtime.request.resolve import require_task, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
 
 SMALLEST_TILE = 32
+MAX_THREADS = 1024
+"""More than the cores of any machine; ONNX Runtime starts as many as it is asked for."""
 DEFAULT_BATCH = 4
 """Images per denoiser call: on a CPU, more cost memory without a gain in speed."""
 
@@ -70,7 +72,7 @@ class Pipeline(LoadedBundle):
 
         Args:
             device: ``cpu``, ``cuda`` or ``cuda:N``.
-            threads: CPU threads per operator; None for one per core.
+            threads: CPU threads per operator, at most 1024; None for one per core.
             max_batch: the most images denoised in one call; further images wait. None for 4, or the engines' limit
                 if it is lower.
             cuda_graph: on a GPU, True captures and replays CUDA graphs and raises if that fails. None uses them with
@@ -89,12 +91,14 @@ class Pipeline(LoadedBundle):
             BundleError: the bundle is missing, damaged or unsafe.
             MissingDependencyError: no backend for the device is installed, or the GPU does not exist.
             EngineError: a part cannot be loaded on the device.
-            RequestError: the device is unknown, a number is below 1, or a LoRA does not fit.
+            RequestError: the device is unknown, a number is below 1 or too large, or a LoRA does not fit.
         """
         parsed_device = Device(device)
         for name, number in (("threads", threads), ("max_batch", max_batch)):
             if number is not None and number < 1:
                 raise RequestError(f"{name} is {number}: give at least 1")
+        if threads is not None and threads > MAX_THREADS:
+            raise RequestError(f"threads is {threads}: give at most {MAX_THREADS}")
         if tile < SMALLEST_TILE or tile % 8:
             raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
         opened = open_bundle(bundle)

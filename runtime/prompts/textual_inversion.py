@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 
@@ -90,11 +91,7 @@ def check_embedding(embedding: Embedding, manifest: Manifest) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RequestError(
-                f"{path} has {path.stat().st_size} bytes, more than the {_MAX_BYTES} allowed: it is not an embedding"
-            )
-        return path.read_bytes()
+        return read_regular(path, _MAX_BYTES)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -18,6 +18,7 @@ from sd2rt.engines.bundle.schema import Part, Tensor
 from sd2rt.engines.bundle.shapes import shape_of, symbols_of
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, MissingDependencyError
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.engines.tensorrt.compile.checks import (
     check_attention,
     check_engine,
@@ -33,6 +34,8 @@ from sd2rt.engines.tensorrt.trt_log import TrtLog, open_log
 from sd2rt.engines.weights.initializers import Weights
 
 Progress = Callable[[float], None]
+
+_MAX_TIMING_CACHE_BYTES = 256 << 20
 
 
 def compile_engine(task: BuildTask, progress: Progress = lambda fraction: None) -> Built:
@@ -243,7 +246,7 @@ def _timing_cache(config: Any, task: BuildTask) -> Any:
         return None
     content = b""
     with contextlib.suppress(OSError):
-        content = Path(task.timing_cache).read_bytes()
+        content = read_regular(task.timing_cache, _MAX_TIMING_CACHE_BYTES)
     cache = config.create_timing_cache(content)
     # A cache of another GPU or version is refused: start a new one.
     if not config.set_timing_cache(cache, False):

@@ -263,10 +263,10 @@ def test_file_without_permission(tmp_path: Path) -> None:
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, for root, who ignores permissions."""
 
-    def denied(path: str, mode: str) -> Any:
+    def denied(path: str, flags: int) -> Any:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr("os.open", denied)
     assert refusal("a.png") == f"a.png cannot be read (Permission denied): {SUPPORTED}"
 
 
