@@ -1,6 +1,6 @@
-"""Render docs/performance.md and the README's table of goals from the results.
+"""Render docs/performance.md, docs/reliability.md and the README's table of goals from the results.
 
-python -m benchmarks.render              write both
+python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
 python -m benchmarks.render --results FOLDER --output FOLDER      render performance.md from other results
 """
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
+from benchmarks.page import reliability
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -20,6 +21,7 @@ from benchmarks.recording import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
 END = "<!-- end of performance -->"
 
@@ -35,7 +37,11 @@ def main() -> None:
         if options.output is not None:
             files = {options.output / PAGE.name: page(results, options.output)}
         else:
-            files = {README: with_table(README.read_text(), results), PAGE: page(results, PAGE.parent)}
+            files = {
+                README: with_table(README.read_text(), results),
+                PAGE: page(results, PAGE.parent),
+                RELIABILITY: reliability.page(results, RELIABILITY.parent),
+            }
     except ValueError as error:
         sys.exit(f"benchmarks.render: {error}")
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]

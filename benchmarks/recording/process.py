@@ -145,7 +145,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(_POLL_SECONDS):
-            sizes = [_memory(pid) for pid in tree(self._pid)]
+            sizes = [memory(pid) for pid in tree(self._pid)]
             self.rss = max(self.rss, sum(rss for rss, _ in sizes))
             self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in sizes))
 
@@ -171,7 +171,7 @@ def tree(pid: int) -> Iterator[int]:
         yield from tree(int(child))
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory(pid: int) -> tuple[int, int]:
     """Resident and anonymous bytes; zeros for a process that has exited."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
