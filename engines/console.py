@@ -1,4 +1,4 @@
-"""Command-line support for all packages: explicitly set options, tables, and progress bars.
+"""Command-line support for all packages: explicitly set options, lines on standard error, tables, and progress bars.
 
 rich is imported only where something is drawn, so that ``--help`` does not load it.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from sd2rt.engines.printable import printable
 
 if TYPE_CHECKING:
     import typer
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
 _COLUMNS = {
     "bar": "BarColumn",
@@ -31,6 +34,25 @@ def given_options(context: typer.Context) -> set[str]:
     """Names of the parameters set on the command line, as opposed to defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def report(line: str) -> None:
+    """Print a line on standard error after ``sd2rt:``, for an error, warning or note."""
+    print_line(f"sd2rt: {line}")
+
+
+def print_line(line: str) -> None:
+    """Print a line on standard error, made printable.
+
+    Lost if standard error is full or has no reader: that must not end a run.
+    """
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def add_row(table: Table, *cells: object) -> None:
+    """Add a row of text to a table, made printable: most comes from a manifest or another file."""
+    table.add_row(*(printable(cell) for cell in cells))
 
 
 def table_console(width: int) -> Console:

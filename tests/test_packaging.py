@@ -36,7 +36,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def package_files() -> set[str]:
     """Every file of the packages in the checkout, as it is named where sd2rt is installed."""
-    own = {f"sd2rt/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
+    own = {f"sd2rt/{name}" for name in ("__init__.py", "__main__.py", "launch.py", "py.typed")}
     return own | {f"sd2rt/{name}" for name in tracked_files() if name.split("/")[0] in PACKAGES}
 
 

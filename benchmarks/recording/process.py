@@ -63,7 +63,7 @@ def environment(scratch: Path) -> dict[str, str]:
 
 def sd2rt(*arguments: str | Path) -> list[str]:
     """Command line that runs ``sd2rt`` in this interpreter, as the installed script does."""
-    code = "import sys; from sd2rt.runtime.cli.main import script; script()"
+    code = "import sys; from sd2rt.launch import script; script()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 

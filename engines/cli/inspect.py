@@ -10,8 +10,9 @@ from sd2rt.engines.bundle.model_kinds import TASKS, Defaults
 from sd2rt.engines.bundle.reader import locate
 from sd2rt.engines.bundle.shared_files import shared_bytes
 from sd2rt.engines.cli.options import BundleArgument, JsonOption
-from sd2rt.engines.console import table_console
+from sd2rt.engines.console import add_row, table_console
 from sd2rt.engines.cuda.gpu_info import sm_number
+from sd2rt.engines.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console = table_console(140)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in _facts(manifest, shared).items():
-        facts.add_row(name, value)
+        add_row(facts, name, value)
     parts = Table(
         "part",
         "precision",
@@ -49,7 +50,8 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             for side in (part.inputs, part.outputs)
         )
         size = sum(file.size for file in part.files) / 1e6
-        parts.add_row(
+        add_row(
+            parts,
             name,
             part.precision,
             f"{part.parameters:,}",
@@ -58,7 +60,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
             inputs,
             outputs,
         )
-    console.print(str(path), soft_wrap=True)
+    console.print(printable(path), soft_wrap=True)
     console.print(facts)
     console.print()
     console.print(parts)
@@ -74,7 +76,8 @@ def _engines(manifest: Manifest) -> Table:
     table = Table(*names, box=None, padding=(0, 2, 0, 0))
     for entry in manifest.engines:
         gpus = ", ".join(f"sm_{sm_number(item)}" for item in entry.compute_capabilities)
-        table.add_row(
+        add_row(
+            table,
             f"{entry.part} {entry.label}",
             f"{entry.backend} {entry.version}",
             f"{gpus} and later" if entry.hardware_compatible else gpus,

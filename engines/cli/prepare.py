@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.cli.options import BundleArgument
+from sd2rt.engines.console import print_line
 
 
 def prepare(
@@ -34,7 +34,7 @@ def prepare(
 
     def report(name: PartName) -> None:
         if not as_json:
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            print_line(f"{name} ...")
 
     for graph in prepared.prepare(bundle, parts=tuple(part or ()), progress=report):
         if as_json:

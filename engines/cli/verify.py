@@ -11,6 +11,7 @@ from sd2rt.engines.bundle.reader import locate, open_bundle, verify_engines
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.cli.options import BundleArgument, JsonOption
 from sd2rt.engines.console import progress_bar
+from sd2rt.engines.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,13 +35,13 @@ def verify(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         }
         print(json.dumps({**facts, "files": len(files), "ok": True}))
     else:
-        print(f"{opened.path}: {len(files)} files, {size / 1e6:.1f} MB, all match the manifest")
+        print(f"{printable(opened.path)}: {len(files)} files, {size / 1e6:.1f} MB, all match the manifest")
 
 
 def _advance(bar: Progress, manifest: Manifest) -> Callable[[File, int], None]:
     files = (*manifest.files, *manifest.engine_files)
     task = bar.add_task("", total=sum(file.size for file in files))
-    return lambda file, count: bar.update(task, advance=count, description=file.path)
+    return lambda file, count: bar.update(task, advance=count, description=printable(file.path))
 
 
 def _ignore(file: File, count: int) -> None:

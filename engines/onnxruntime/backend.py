@@ -9,15 +9,21 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.interface import Array, Device, Engine
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.onnxruntime.opening import require_cpu_address_space
 from sd2rt.engines.onnxruntime.prepared import find_prepared
 
 
 class OnnxRuntimeBackend:
-    """Opens a bundle's ONNX graphs with ONNX Runtime on the CPU."""
+    """Opens a bundle's ONNX graphs with ONNX Runtime on the CPU.
+
+    Raises:
+        EngineError: the address space is limited to less than ONNX Runtime needs.
+    """
 
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None, profiles: Path | None = None) -> None:
+        require_cpu_address_space(threads)
         self.precision: str = bundle.manifest.precision
         self._bundle, self._threads, self._profiles = bundle, threads, profiles
 

@@ -25,7 +25,12 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
-from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER, import_onnxruntime, session_options
+from sd2rt.engines.onnxruntime.opening import (
+    CPU_PROVIDER,
+    import_onnxruntime,
+    require_cpu_address_space,
+    session_options,
+)
 from sd2rt.engines.onnxruntime.session_config import set_session_config
 
 GRAPH, WEIGHTS, FACTS = "model.onnx", "model.onnx.data", "prepared.json"
@@ -75,7 +80,9 @@ def prepare(
         BuildError: the disk is full, or the cache cannot be written.
         RequestError: the bundle does not have one of the parts.
         MissingDependencyError: ONNX Runtime is not installed.
+        EngineError: the address space is limited to less than ONNX Runtime needs.
     """
+    require_cpu_address_space(None)
     import_onnxruntime(Device("cpu"))
     opened = open_bundle(bundle)
     if unknown := set(parts) - set(opened.manifest.parts):

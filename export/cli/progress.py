@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sd2rt.engines.console import progress_bar
+from sd2rt.engines.console import print_line, progress_bar
+from sd2rt.engines.printable import printable
 
 PART_LABELS = {
     "text_encoder": "text encoder",
@@ -48,9 +48,9 @@ def display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]]
 
             def line(part: str, fraction: float) -> None:
                 if fraction in (0.0, 1.0):
-                    print(f"{_label(part)}: {'done' if fraction else 'started'}", file=sys.stderr, flush=True)
+                    print_line(f"{_label(part)}: {'done' if fraction else 'started'}")
 
-            yield lambda message: print(message, file=sys.stderr, flush=True), line
+            yield print_line, line
             return
         tasks: dict[str, Any] = {}
 
@@ -59,4 +59,4 @@ def display(as_json: bool) -> Iterator[tuple[Say, Callable[[str, float], None]]]
                 tasks[part] = bar.add_task(_label(part), total=1.0)
             bar.update(tasks[part], completed=fraction)
 
-        yield lambda message: bar.console.print(message, highlight=False, markup=False), draw
+        yield lambda message: bar.console.print(printable(message), highlight=False, markup=False), draw

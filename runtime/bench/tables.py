@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from sd2rt.engines.console import table_console
+from sd2rt.engines.console import add_row, table_console
+from sd2rt.engines.printable import printable
 from sd2rt.runtime.bench.recording import STAGES
 
 _TOLERANCE = 0.02
@@ -27,10 +29,11 @@ def show(result: dict[str, Any]) -> None:
     """Print a result: bundle and settings, process figures, figures of each case, and stages of each case."""
     console = table_console(160)
     bundle, settings = result["bundle"], result["settings"]
-    console.print(f"{bundle['name']}, kind {bundle['kind']}, {bundle['precision']}: {bundle['task']}")
-    console.print(
+    _line(console, f"{bundle['name']}, kind {bundle['kind']}, {bundle['precision']}: {bundle['task']}")
+    _line(
+        console,
         f"{settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance_scale']}; "
-        f"{settings['backend']} in {settings['precision']} on {settings['device']}"
+        f"{settings['backend']} in {settings['precision']} on {settings['device']}",
     )
     console.print()
     console.print(_process(result))
@@ -45,20 +48,25 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     console = table_console(160)
     console.print()
     for line in comparison["differences"]:
-        console.print(f"different: {line}")
+        _line(console, f"different: {line}")
     for which in ("new", "old"):
         names = comparison[f"only_{which}"]
         if names:
-            console.print(f"only in the {which} result: {', '.join(names)}")
+            _line(console, f"only in the {which} result: {', '.join(names)}")
     load = comparison["load_average"]
-    console.print(f"load average before: {load['new']}, was {load['old']}")
+    _line(console, f"load average before: {load['new']}, was {load['old']}")
     table = _table("", "old", "new", "new/old", "")
     for name, figure in comparison["figures"].items():
         ratio = "" if figure["ratio"] is None else f"{figure['ratio']:.3f}"
         # The ranges overlap: the ratio is within noise.
         noise = "~" if figure["apart"] is False else ""
-        table.add_row(name, _number(figure["old"]), _number(figure["new"]), ratio, noise)
+        add_row(table, name, _number(figure["old"]), _number(figure["new"]), ratio, noise)
     console.print(table)
+
+
+def _line(console: Console, text: str) -> None:
+    """Print a line of text, some of which comes from a manifest or an earlier result."""
+    console.print(printable(text))
 
 
 def _table(*columns: str) -> Table:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sd2rt.engines.console import progress_bar
+from sd2rt.engines.console import progress_bar, report
 
 if TYPE_CHECKING:
     from sd2rt.runtime.bench.cases import Tell
@@ -31,7 +30,7 @@ def shown_warnings(quiet: bool) -> Iterator[None]:
         # Many images of one request cause the same warning.
         if line not in shown:
             shown.add(line)
-            print(f"sd2rt: warning: {line}", file=sys.stderr)
+            report(f"warning: {line}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if quiet else "always")

@@ -12,6 +12,7 @@ import typer
 
 from sd2rt.engines.bundle.cache import named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
+from sd2rt.engines.console import report
 from sd2rt.engines.errors import MissingDependencyError
 
 DEMO = "demo"
@@ -34,7 +35,7 @@ def bundle_or_demo(name: str | None, quiet: bool) -> str | Path:
                 "'sd2rt build demo', or name a bundle"
             )
         if not quiet:
-            print("sd2rt: building the demo bundle, once", file=sys.stderr)
+            report("building the demo bundle, once")
         code = _build_demo()
         if code != 0:
             # The build has printed its error already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -11,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from sd2rt.engines.errors import EngineError, Sd2rtError
+from sd2rt.engines.console import report
+from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.engines.option_groups import SectionedCommand, expand_groups
 
 GROUP = "sd2rt.commands"
@@ -40,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
         code = _stop_printing()
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         code = _report(error)
     if code == _INTERRUPTED:
-        print("sd2rt: interrupted", file=sys.stderr)
+        report("interrupted")
     return code
 
 
@@ -63,24 +66,45 @@ def _stop_printing() -> int:
 
 
 def _report(error: Exception) -> int:
-    code, text = 1, " ".join(str(error).split()) or "no message"
-    if isinstance(error, Sd2rtError):
-        # A message is one line, even if it quotes text of several.
-        code, text = error.exit_code, " ".join(str(error).splitlines())
-    elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        code, text = int(error.exit_code), f"{' '.join(error.format_message().split())} (see --help)"
-    elif isinstance(error, MemoryError):
-        code, text = (
-            EngineError.exit_code,
-            f"out of memory ({text}): make smaller images, or fewer at once",
-        )
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        code, text = EngineError.exit_code, "the disk of standard output is full: make room"
+    code, text = _described(error)
+    if code == EngineError.exit_code and isinstance(error, OSError) and error.errno == errno.ENOSPC:
         _stop_printing()
-    else:
-        text = f"a bug, {type(error).__name__}: {text}: please report it with the output of --debug"
-    print(f"sd2rt: {text}", file=sys.stderr)
+    # A message is one line, even if it quotes text of several.
+    report(" ".join(text.split()))
     return code
+
+
+def _described(error: Exception) -> tuple[int, str]:
+    """Exit code and message of an exception that ended a command."""
+    text = str(error) or "no message"
+    if isinstance(error, Sd2rtError):
+        return error.exit_code, text
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return int(error.exit_code), f"{error.format_message()} (see --help)"
+    if isinstance(error, MemoryError):
+        return EngineError.exit_code, f"out of memory ({text}): make smaller images, or fewer at once"
+    if isinstance(error, OSError):
+        return _described_os_error(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return (
+            EngineError.exit_code,
+            "no thread can be started: raise the limits of processes and memory (ulimit)",
+        )
+    return 1, f"a bug, {type(error).__name__}: {text}: please report it with the output of --debug"
+
+
+def _described_os_error(error: OSError) -> tuple[int, str]:
+    try:
+        os.getcwd()
+    except OSError:
+        return (
+            RequestError.exit_code,
+            "the working directory is gone or cannot be read: change to another folder",
+        )
+    if error.errno == errno.ENOSPC and error.filename is None:
+        return EngineError.exit_code, "the disk of standard output is full: make room"
+    place = "an operation" if error.filename is None else f"an operation on {error.filename}"
+    return EngineError.exit_code, f"{place} failed ({error.strerror or error}): --debug shows the operation"
 
 
 def _app(arguments: list[str]) -> typer.Typer:
@@ -119,22 +143,3 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
 ) -> None:
     return
-
-
-def script() -> None:
-    """Run the command line as the installed script ``sd2rt``."""
-    _open_closed_streams()
-    code = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        # Freeing engines and modules one by one would take 70 ms more.
-        os._exit(code)
-
-
-def _open_closed_streams() -> None:
-    """Open those of the three standard streams that are closed: the next file opened would take their number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from sd2rt.engines.console import given_options
+from sd2rt.engines.console import given_options, report
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
@@ -110,7 +109,7 @@ def run(
         notes += recipe.bundle_notes(manifest, upscaler_manifest, embeddings, loras)
     if not output.quiet:
         for note in notes:
-            print(f"sd2rt: note: {note}", file=sys.stderr)
+            report(f"note: {note}")
     opening = device.opening() | {"tile": TILE if settings.tile is None else settings.tile}
     failures: list[EngineError] = []
     with (

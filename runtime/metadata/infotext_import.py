@@ -9,6 +9,7 @@ from typing import Any
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.bundle.sizes import check_side, parse_size
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.infotext import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS, Parameters
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
 from sd2rt.runtime.request.request import Request
@@ -246,9 +247,3 @@ def _split_schedule(label: str) -> tuple[str, str | None]:
         if name.endswith(f" {schedule}"):
             return name.removesuffix(f" {schedule}"), schedule
     return name, None
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Shorten a value and replace unprintable characters, for messages."""
-    printable = "".join(character if character.isprintable() else "?" for character in text[:limit])
-    return printable if len(text) <= limit else f"{printable}…"

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sd2rt.engines.bundle.cache import named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.read import read_png_text
 from sd2rt.runtime.metadata.infotext import parse_parameters
-from sd2rt.runtime.metadata.infotext_import import A1111Settings, shown
+from sd2rt.runtime.metadata.infotext_import import A1111Settings
 from sd2rt.runtime.request.request import Request, make_request
 
 if TYPE_CHECKING:

@@ -199,6 +199,7 @@ class Networks:
         engines, self._engines = self._engines, None
         if engines is None:
             return
+        self.text.close()
         for engine in engines.values():
             engine.close()
         self._backend.close()

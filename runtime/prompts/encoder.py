@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.reader import Bundle
-from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.errors import BundleError, RequestError, engine_error
 from sd2rt.engines.interface import Array, Engine
 from sd2rt.runtime.prompts.a1111.chunks import make_chunks
 from sd2rt.runtime.prompts.a1111.emphasis import emphasize
@@ -90,6 +91,11 @@ class TextEncoder:
         """Clear the cache of encoded texts."""
         self._cache.clear()
 
+    def close(self) -> None:
+        """Release the embedding table, which is mapped into memory, and the cache of encoded texts."""
+        self._table = self._table[:0].copy()
+        self.clear_cache()
+
     def _update_tokenizer(self) -> None:
         self._tokenizer = self._tokenizer.with_names(
             {name: ids for name, (_, ids) in self._embeddings.items()}
@@ -164,6 +170,8 @@ def _open_table(bundle: Bundle) -> Array:
     try:
         table = np.load(path, mmap_mode="r")
     except (EOFError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise engine_error(f"{path} cannot be mapped into memory", MemoryError(error.strerror)) from None
         raise BundleError(f"{path} is not a NumPy array ({error}): build the bundle again") from None
     if table.shape != (config.tokens, config.width) or table.dtype != config.dtype:
         raise BundleError(

@@ -8,10 +8,11 @@ with Pipeline.open("bundle") as pipe:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # Not imported: the `sd2rt` command imports nothing before it can be interrupted.
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sd2rt.engines.errors import (
         BuildError,
         BundleError,
@@ -46,6 +47,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use, so that importing sd2rt loads neither NumPy nor pydantic.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     module = "sd2rt.engines.errors" if name.endswith("Error") else "sd2rt.runtime"
     return getattr(import_module(module), name)
 

@@ -1,3 +1,3 @@
-from sd2rt.runtime.cli.main import script
+from sd2rt.launch import script
 
 script()

@@ -3,7 +3,7 @@
     python command_server.py SOCKET              the server
     python command_server.py SOCKET ARGUMENT...  run a command with this process's folder, environment and streams
 
-A fork runs :func:`sd2rt.runtime.cli.main.script`, like the installed command. The server starts no threads before it
+A fork runs :func:`sd2rt.launch.script`, like the installed command. The server starts no threads before it
 forks.
 """
 
@@ -47,7 +47,7 @@ def serve(path: str) -> None:
 
 
 def run(command: dict[str, object], streams: list[int]) -> None:
-    from sd2rt.runtime.cli.main import script
+    from sd2rt.launch import script
 
     for target, stream in zip(_STREAMS, streams, strict=True):
         os.dup2(stream, target)

@@ -8,7 +8,7 @@ import sys
 
 _CODE = """
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession as session
-from sd2rt.runtime.cli.main import script
+from sd2rt.launch import script
 launch = session.launch
 def reported(self): launch(self); print('launched', flush=True)
 session.launch = reported; script()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,3 +306,17 @@ def test_repr_says_what_runs_where(small_bundle: Path) -> None:
         shown = f"Pipeline({str(small_bundle)!r}, backend='onnxruntime', device='cpu', precision='fp32'"
         assert repr(pipe) == f"{shown})"
     assert repr(pipe) == f"{shown}, closed)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_nothing_of_a_closed_pipeline_is_mapped(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(small_bundle, tmp_path / "bundle")
+
+    def mapped() -> list[str]:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{bundle}/" in line]
+
+    pipe = Pipeline.open(bundle, threads=1)
+    pipe("a", num_inference_steps=1)
+    assert any("embeddings.npy" in line for line in mapped())
+    pipe.close()
+    assert mapped() == []

@@ -291,7 +291,7 @@ def test_interrupted(bundle: Path) -> None:
         "64",
     ]
     words += ["--json", "--part", "text_encoder", "--part", "denoiser"]
-    code = "import sys; from sd2rt.runtime.cli.main import script; script()"
+    code = "import sys; from sd2rt.launch import script; script()"
     process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
