@@ -16,6 +16,11 @@ from safetensors import SafetensorError, safe_open
 from sd2rt.engines.bundle.files import sha256 as file_sha256
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.regular_file import open_regular
+from sd2rt.export.checkpoints.pickle_claims import CodeError, check_claims
+
+_MAX_NESTING = 8
+"""Dictionaries inside each other as state_dict; a dictionary may also contain itself."""
+_MAX_DIMENSIONS = 8
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -47,6 +52,7 @@ def open_safetensors(path: Path) -> WeightFile:
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged_safetensors(path, error) from None
+    _check_dimensions(path, shapes)
 
     def read(keys: Iterable[str]) -> dict[str, torch.Tensor]:
         try:
@@ -77,6 +83,7 @@ def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
     if not tensors:
         raise CheckpointError(f"{path} has no tensors, so it is not a checkpoint: get the file again")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    _check_dimensions(path, shapes)
     return WeightFile(path, shapes, {}, lambda keys: {key: tensors[key] for key in keys})
 
 
@@ -84,29 +91,47 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     # Only zip archives, PyTorch's format since 1.6, can be mapped; older files are read into memory.
     mapped = zipfile.is_zipfile(path)
     try:
+        check_claims(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except CodeError as error:
+        raise _more_than_weights(path, str(error)) from None
     except Exception as error:
         # The unpickler gets arbitrary bytes: any exception means that they are not plain weights.
         text = str(error) or type(error).__name__
         refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
         if refused is not None:
-            raise CheckpointError(
-                f"{path} contains more than weights ({refused[1]}), which could execute code, so it was not "
-                "loaded: use the .safetensors of the same checkpoint"
-            ) from None
+            raise _more_than_weights(path, refused[1]) from None
         reason = text.splitlines()[0][:80]
         raise CheckpointError(
             f"{path} is truncated or is not a PyTorch checkpoint ({reason}): get the file again"
         ) from None
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for _ in range(_MAX_NESTING):
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(
             f"{path} holds a {type(state).__name__}, expected named tensors: get the file again"
         )
     return state
+
+
+def _more_than_weights(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} contains more than weights ({found}), which could execute code, so it was not loaded: use the "
+        ".safetensors of the same checkpoint"
+    )
+
+
+def _check_dimensions(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse shapes of thousands of dimensions, which would slow down whatever compares or prints them."""
+    for key, shape in shapes.items():
+        if len(shape) > _MAX_DIMENSIONS:
+            raise CheckpointError(
+                f"{path}: {key[:80]} has {len(shape)} dimensions, no weight has more than {_MAX_DIMENSIONS}: get "
+                "the file again"
+            )
 
 
 def check_readable(path: Path) -> None:

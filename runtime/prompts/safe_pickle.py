@@ -25,6 +25,8 @@ _STORAGES = {
 }
 _MAX_BYTES = 64 << 20
 _MAX_INSTRUCTIONS = 10_000
+_MAX_INTEGER = 1 << 63
+_MAX_DIMENSIONS = 8
 
 
 class ForbiddenError(Exception):
@@ -102,6 +104,9 @@ def _check(code: bytes) -> None:
             memo = argument if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") else None
             if count > _MAX_INSTRUCTIONS or (isinstance(memo, int) and memo > _MAX_INSTRUCTIONS):
                 raise ForbiddenError(f"more than {_MAX_INSTRUCTIONS} instructions")
+            # Products of long integers take quadratic time.
+            if isinstance(argument, int) and abs(argument) > _MAX_INTEGER:
+                raise ValueError(f"an integer of {argument.bit_length()} bits")
     except ValueError as error:
         raise ValueError(f"its pickle is damaged: {error}") from None
 
@@ -111,10 +116,13 @@ class _Reader(pickle.Unpickler):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self._read = read
         self._storages: dict[str, bytes] = {}
+        self._storage_bytes = self._tensor_bytes = 0
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageKind(name)
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._rebuild_tensor
         function = _ALLOWED.get((module, name))
         if function is None:
             raise ForbiddenError(f"{module}.{name}")
@@ -126,8 +134,20 @@ class _Reader(pickle.Unpickler):
         if tag != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
             raise ForbiddenError(f"a persistent {tag!r}")
         if key not in self._storages:
+            # Entries of an archive may overlap: a small file can hold many large ones.
             self._storages[key] = self._read(key)
+            self._storage_bytes += len(self._storages[key])
+            if self._storage_bytes > _MAX_BYTES:
+                raise ValueError(f"its storages have more than {_MAX_BYTES} bytes")
         return _Storage(kind.name, self._storages[key])
+
+    def _rebuild_tensor(self, *arguments: Any) -> PickledTensor:
+        tensor = _rebuild_tensor(*arguments)
+        # A memo repeats a storage, or the arguments of this call, in two bytes.
+        self._tensor_bytes += tensor.array.nbytes
+        if self._tensor_bytes > _MAX_BYTES:
+            raise ValueError(f"its tensors have more than {_MAX_BYTES} bytes")
+        return tensor
 
 
 def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: object) -> PickledTensor:
@@ -135,7 +155,9 @@ def _rebuild_tensor(storage: object, offset: int, size: Any, stride: Any, *_: ob
     if not isinstance(storage, _Storage):
         raise ValueError("its tensor has no storage")
     shape, steps = tuple(size), tuple(stride)
-    if any(type(number) is not int or number < 0 for number in (offset, *shape, *steps)):
+    if len(shape) > _MAX_DIMENSIONS or any(
+        type(number) is not int or number < 0 for number in (offset, *shape, *steps)
+    ):
         raise ValueError("its tensor has an invalid shape")
     flat = np.frombuffer(storage.data, _STORAGES[storage.kind])
     count = math.prod(shape)
@@ -155,10 +177,19 @@ def _rebuild_parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
+def _ordered_dict() -> dict[Any, Any]:
+    """Replacement of ``OrderedDict``, as a plain dict keeps the order too; items are set after the call."""
+    return {}
+
+
+def _size(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    if type(shape) is not tuple:
+        raise ValueError("its tensor has an invalid shape")
+    return shape
+
+
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    # A plain dict keeps the order too.
-    ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _size,
 }

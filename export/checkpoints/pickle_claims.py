@@ -1,0 +1,301 @@
+"""Check the sizes that a pickled checkpoint claims, without PyTorch, before PyTorch allocates memory for them.
+
+PyTorch's weights-only unpickler runs no code, but it calls constructors of tensors and storages of any size, and
+loops as often as a file wants.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""First object in files from before PyTorch 1.6, which are several pickles and then the storages' bytes."""
+_LEGACY_PICKLES = 5
+
+# A checkpoint with moving averages and an optimiser's state has some 100 000 instructions and 3 MB of pickle.
+_MAX_INSTRUCTIONS = 1_000_000
+_MAX_PICKLE_BYTES = 64 << 20
+_MAX_DIMENSIONS = 8
+_MAX_SIDE = 1 << 40
+_TENSORS_TO_FILE = 8
+"""Limit of the bytes of all tensors, in those of the file: tensors may share a storage."""
+_SLACK_BYTES = 1 << 20
+
+_ITEM_BYTES = {
+    "Double": 8,
+    "Float": 4,
+    "Half": 2,
+    "BFloat16": 2,
+    "Long": 8,
+    "Int": 4,
+    "Short": 2,
+    "Char": 1,
+    "Byte": 1,
+    "Bool": 1,
+    "ComplexDouble": 16,
+    "ComplexFloat": 8,
+}
+_CONTAINERS = {"collections.OrderedDict": dict, "collections.Counter": dict, "builtins.set": set}
+_HARMLESS = {
+    "torch.Size",
+    "torch.device",
+    "_codecs.encode",
+    "builtins.complex",
+    "torch.serialization._get_layout",
+}
+
+
+class CodeError(Exception):
+    """A pickle refers to something other than tensors and containers; the message names it."""
+
+
+class _Named:
+    """A class or function that a pickle refers to; it is never imported."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _Placeholder:
+    """Result of a call whose value does not matter."""
+
+
+class _Storage:
+    def __init__(self, item_bytes: int, count: int) -> None:
+        self.item_bytes, self.count = item_bytes, count
+
+
+class _Tensor:
+    pass
+
+
+def check_claims(path: Path) -> None:
+    """Check a file of ``torch.save``, zip archive or older.
+
+    Raises:
+        CodeError: its pickle calls anything but what rebuilds tensors and containers.
+        ValueError: it claims larger storages or tensors than the file can hold, or too many of them.
+        Exception: anything else, if the file is damaged.
+    """
+    size = os.stat(path).st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_archive(archive, size)
+        return
+    with path.open("rb") as file:
+        if _Claims(file, size).load() != _MAGIC:
+            raise ValueError("no magic number")
+        for _ in range(_LEGACY_PICKLES - 1):
+            _Claims(file, size).load()
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    entries = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise ValueError("no data.pkl")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+        raise ValueError("compressed, which torch.save never does")
+    folder = pickles[0].removesuffix("data.pkl") + "data/"
+    storages = {
+        name.removeprefix(folder): info.file_size for name, info in entries.items() if name.startswith(folder)
+    }
+    with archive.open(pickles[0]) as file:
+        _Claims(cast(BinaryIO, file), size, storages).load()
+
+
+class _Limited:
+    """A file of which a pickle may read a limited number of bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, _MAX_PICKLE_BYTES
+
+    def read(self, count: int) -> bytes:
+        self._take(count)
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(self._left)
+        self._take(len(line))
+        return line
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left <= 0:
+            raise ValueError(f"a pickle of more than {_MAX_PICKLE_BYTES} bytes")
+
+
+# The unpickler in Python rather than in C: its instructions can be counted and replaced one by one. In C, a large
+# memo index allocates memory, and the hash of deeply nested tuples overflows the stack.
+_Unpickler: Any = pickle._Unpickler
+
+
+class _Claims(_Unpickler):  # type: ignore[misc]
+    """Follow a pickle's instructions without calling anything, and add up what it claims.
+
+    Args:
+        size: bytes of the file.
+        storages: sizes of the archive's storages by key; None for an older file.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, storages: Mapping[str, int] | None = None) -> None:
+        super().__init__(_Limited(file), encoding="utf-8")
+        self._size, self._storages = size, storages
+        self._known: dict[str, _Storage] = {}
+        self._instructions = self._storage_bytes = self._tensor_bytes = 0
+
+    def count_instructions(self, count: int = 1) -> None:
+        self._instructions += count
+        if self._instructions > _MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {_MAX_INSTRUCTIONS} instructions")
+
+    def find_class(self, module: str, name: str) -> _Named:
+        return _Named(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        # ("storage", storage class, key, device, number of elements), and in older files a view or None.
+        if not isinstance(pid, tuple) or len(pid) < 5:
+            raise ValueError("a persistent object that is not a storage")
+        tag, kind, key, _, count = pid[:5]
+        if tag != "storage" or not isinstance(kind, _Named) or not isinstance(key, str):
+            raise ValueError("a persistent object that is not a storage")
+        item_bytes = _ITEM_BYTES.get(kind.name.removeprefix("torch.").removesuffix("Storage"), 1)
+        if not _is_count(count):
+            raise ValueError(f"a storage of {count!r:.40} elements")
+        held = self._size if self._storages is None else self._storages[key]
+        if count * item_bytes > held:
+            raise ValueError(f"a storage of {count * item_bytes} bytes, of which the file holds {held}")
+        if key not in self._known:
+            self._storage_bytes += count * item_bytes
+            if self._storage_bytes > self._size:
+                raise ValueError("storages larger than the file")
+            self._known[key] = _Storage(item_bytes, count)
+        return _Storage(item_bytes, count)
+
+    def call(self, function: object, arguments: Any) -> object:
+        """Result of a call in a pickle: a container, or a placeholder."""
+        if not isinstance(function, _Named) or not isinstance(arguments, tuple):
+            raise CodeError(f"a call of {type(function).__name__}")
+        name = function.name
+        if name in _CONTAINERS and all(isinstance(items, dict | list | tuple | set) for items in arguments):
+            # A memo repeats the items in two bytes, but PyTorch copies them.
+            self.count_instructions(sum(len(items) for items in arguments))
+            return _CONTAINERS[name]()
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            return self._tensor(*arguments[:4])
+        # A parameter is a tensor that was rebuilt and counted before.
+        parameter = (
+            name.startswith("torch._utils._rebuild_parameter") or name == "torch.nn.parameter.Parameter"
+        )
+        if parameter and arguments and isinstance(arguments[0], _Tensor):
+            return arguments[0]
+        if name in _HARMLESS and all(_is_small(argument) for argument in arguments):
+            return arguments[0] if name == "torch.Size" and arguments else _Placeholder()
+        raise CodeError(name[:80])
+
+    def _tensor(self, storage: object, offset: object, shape: Any, strides: Any) -> _Tensor:
+        if not isinstance(storage, _Storage):
+            raise ValueError("a tensor without storage")
+        if len(shape) > _MAX_DIMENSIONS or len(strides) != len(shape):
+            raise ValueError(f"a tensor of {len(shape)} dimensions")
+        if not all(_is_count(number) for number in (offset, *shape, *strides)):
+            raise ValueError("a tensor of an invalid shape")
+        count = 1
+        for side in shape:
+            count *= side
+        self._tensor_bytes += count * storage.item_bytes
+        if self._tensor_bytes > _TENSORS_TO_FILE * self._size + _SLACK_BYTES:
+            raise ValueError(f"tensors of more than {_TENSORS_TO_FILE} times the bytes of the file")
+        return _Tensor()
+
+
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < _MAX_SIDE
+
+
+def _is_small(argument: object) -> bool:
+    if isinstance(argument, tuple):
+        return len(argument) <= _MAX_DIMENSIONS and all(type(item) in (int, float) for item in argument)
+    return isinstance(argument, int | float | str | _Placeholder | _Named)
+
+
+def _counted(handler: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(self: _Claims) -> None:
+        self.count_instructions()
+        handler(self)
+
+    return counted
+
+
+def _reduce(self: Any) -> None:
+    arguments = self.stack.pop()
+    self.stack[-1] = self.call(self.stack[-1], arguments)
+
+
+def _instantiate(self: Any) -> None:
+    items = self.pop_mark()
+    self.append(self.call(items[0] if items else None, tuple(items[1:])))
+
+
+def _build(self: Any) -> None:
+    # OrderedDict and parameters have state, which PyTorch restores by itself.
+    self.stack.pop()
+    if not isinstance(self.stack[-1], dict | _Tensor):
+        raise CodeError("the opcode BUILD")
+
+
+def _set_items(self: Any, items: list[Any]) -> None:
+    if not isinstance(self.stack[-1], dict):
+        raise CodeError(f"items of a {type(self.stack[-1]).__name__}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # The hash of nested tuples is computed recursively.
+        flat = all(isinstance(part, str | int) for part in key) if isinstance(key, tuple) else True
+        if not flat or not isinstance(key, str | int | float | bytes | tuple | None):
+            raise ValueError(f"a key that is a {type(key).__name__}")
+        self.stack[-1][key] = value
+
+
+def _set_item(self: Any) -> None:
+    value, key = self.stack.pop(), self.stack.pop()
+    _set_items(self, [key, value])
+
+
+def _refuse(name: str) -> Callable[[Any], None]:
+    def refuse(self: Any) -> None:
+        raise CodeError(f"the opcode {name}")
+
+    return refuse
+
+
+def _long(self: Any) -> None:
+    length = self.read(1)[0]
+    if length > 16:
+        raise ValueError(f"an integer of {length} bytes")
+    self.append(int.from_bytes(self.read(length), "little", signed=True))
+
+
+_REPLACED: dict[bytes, Callable[[Any], None]] = {
+    pickle.REDUCE: _reduce,
+    pickle.NEWOBJ: _reduce,
+    pickle.NEWOBJ_EX: _refuse("NEWOBJ_EX"),
+    pickle.OBJ: _instantiate,
+    pickle.INST: _refuse("INST"),
+    pickle.BUILD: _build,
+    pickle.SETITEM: _set_item,
+    pickle.SETITEMS: lambda self: _set_items(self, self.pop_mark()),
+    pickle.LONG1: _long,
+    pickle.LONG4: _refuse("LONG4"),
+    pickle.EXT1: _refuse("EXT1"),
+    pickle.EXT2: _refuse("EXT2"),
+    pickle.EXT4: _refuse("EXT4"),
+    pickle.ADDITEMS: _refuse("ADDITEMS"),
+    pickle.FROZENSET: _refuse("FROZENSET"),
+}
+_Claims.dispatch = {
+    code: _counted(_REPLACED.get(bytes([code]), handler)) for code, handler in _Unpickler.dispatch.items()
+}
