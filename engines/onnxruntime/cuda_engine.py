@@ -25,6 +25,7 @@ from sd2rt.engines.onnxruntime.opening import (
     session_options,
 )
 from sd2rt.engines.onnxruntime.session_config import set_run_config, set_session_config
+from sd2rt.engines.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -169,7 +170,7 @@ class OnnxRuntimeExecutable:
         self._options = self._run_options()
 
     def _run_options(self) -> onnxruntime.RunOptions:
-        import onnxruntime as ort
+        ort = import_without_telemetry("onnxruntime")
 
         options = ort.RunOptions()
         set_run_config(options, "disable_synchronize_execution_providers", "1")
@@ -178,7 +179,7 @@ class OnnxRuntimeExecutable:
         return options
 
     def bind(self, addresses: Mapping[str, int]) -> None:
-        import onnxruntime as ort
+        ort = import_without_telemetry("onnxruntime")
 
         self._binding = ort.IOBinding(self._session)
         for tensors, bind in (

@@ -18,6 +18,7 @@ from sd2rt.engines.onnxruntime.opening import (
     session_options,
 )
 from sd2rt.engines.onnxruntime.session_config import set_run_config
+from sd2rt.engines.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -118,7 +119,7 @@ class OnnxRuntimeSession(WaitedSession):
         carry: Mapping[str, str],
         watch: str | None,
     ) -> None:
-        import onnxruntime as ort
+        ort = import_without_telemetry("onnxruntime")
 
         self._session = session
         self._label = f"{Path(part.onnx).parent.name} at {dict(dims)} on cpu"
@@ -158,7 +159,7 @@ class OrtHostBuffer(HostBuffer):
     """Host arrays wrapped as OrtValues."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, copies: int) -> None:
-        import onnxruntime as ort
+        ort = import_without_telemetry("onnxruntime")
 
         super().__init__(shape, dtype, copies)
         self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]

@@ -13,6 +13,7 @@ from sd2rt.engines.errors import MissingDependencyError, Sd2rtError
 from sd2rt.engines.interface import Array, Device
 from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
 from sd2rt.engines.onnxruntime.session_config import set_session_config
+from sd2rt.engines.telemetry import import_without_telemetry
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def import_onnxruntime(device: Device) -> Any:
     """
     extra = "cpu" if device.kind == "cpu" else "cuda"
     try:
-        import onnxruntime as ort
+        ort = import_without_telemetry("onnxruntime")
     except ImportError:
         raise MissingDependencyError(f"ONNX Runtime is not installed: pip install 'sd2rt[{extra}]'") from None
     if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -52,7 +53,7 @@ def import_onnxruntime(device: Device) -> Any:
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     """Session options common to all devices; ``threads`` None is one per core."""
-    import onnxruntime as ort
+    ort = import_without_telemetry("onnxruntime")
 
     options = ort.SessionOptions()
     # Errors arrive as exceptions, and the warnings do not concern the user.
@@ -78,7 +79,7 @@ def _share_arena() -> bool:
     The decoder then reuses the denoiser's memory: at Stable Diffusion's size each needs over a gigabyte, and they
     never run at once.
     """
-    import onnxruntime as ort
+    ort = import_without_telemetry("onnxruntime")
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     # Grow by powers of two: regions of the exact size are hard to reuse and end up a tenth larger in total.
@@ -114,7 +115,7 @@ def open_session(
         EngineError: the part does not have one of the weights.
         BundleError: the part's map of its weights cannot be read.
     """
-    import onnxruntime as ort
+    ort = import_without_telemetry("onnxruntime")
 
     # ONNX Runtime reads these arrays until the session is open.
     held = _replace_weights(options, label, part, path, weights, threads) if weights else []
@@ -135,7 +136,7 @@ def _replace_weights(
     External initialisers are replaced before the graph is optimised. ``add_initializer`` replaces them afterwards,
     and would leave constants that were folded from the old weights.
     """
-    import onnxruntime as ort
+    ort = import_without_telemetry("onnxruntime")
 
     initializers = {
         name: ort.OrtValue.ortvalue_from_numpy(array)

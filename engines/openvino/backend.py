@@ -12,6 +12,7 @@ from sd2rt.engines.errors import MissingDependencyError, RequestError
 from sd2rt.engines.interface import Array, Engine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import OpenVinoGraph
+from sd2rt.engines.telemetry import import_without_telemetry
 
 
 class OpenVinoBackend:
@@ -35,7 +36,7 @@ class OpenVinoBackend:
         # number of threads. With less, native code aborts, or a compilation fails.
         require_address_space("OpenVINO", 1200, 65)
         try:
-            import openvino
+            openvino = import_without_telemetry("openvino")
         except ImportError:
             raise MissingDependencyError("OpenVINO is not installed: pip install 'sd2rt[openvino]'") from None
         # fp16 weights are converted to float32 at compilation.

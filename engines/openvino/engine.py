@@ -12,6 +12,7 @@ from sd2rt.engines.errors import EngineError, engine_error
 from sd2rt.engines.host_buffers import HostBuffer, WaitedSession, bound_array, session_buffers
 from sd2rt.engines.interface import NO_CARRY, Closing, Session, Sessions
 from sd2rt.engines.openvino.graph import CompiledGraph, OpenVinoGraph
+from sd2rt.engines.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     import openvino
@@ -116,8 +117,7 @@ class OpenVinoSession(WaitedSession):
     def __init__(
         self, engine: OpenVinoEngine, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None
     ) -> None:
-        import openvino
-
+        openvino = import_without_telemetry("openvino")
         part = engine.part
         self.label = f"{Path(part.onnx).parent.name} at {dict(dims)} on cpu"
         self.dims = dict(dims)
