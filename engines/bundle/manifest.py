@@ -209,15 +209,18 @@ class Manifest(Model):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
     """Read and validate ``folder/bundle.json``; reads no other file.
+
+    Args:
+        through: path of the open folder; ``folder`` then only names it in messages.
 
     Raises:
         BundleError: the bundle is missing, has another schema version, or has an invalid entry.
     """
     path = folder / MANIFEST
     try:
-        data: Any = json.loads(_read(path))
+        data: Any = json.loads(_read(path, (through or folder) / MANIFEST))
     except FileNotFoundError:
         problem = "has no bundle.json" if folder.is_dir() else "does not exist"
         raise BundleError(
@@ -246,8 +249,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {reason}: build the bundle again") from None
 
 
-def _read(path: Path) -> bytes:
-    status = path.lstat()
+def _read(path: Path, opened: Path) -> bytes:
+    status = opened.lstat()
     if stat.S_ISLNK(status.st_mode):
         raise BundleError(
             f"{path} is a symbolic link: bundles have regular files only, copy it with 'cp -rL'"
@@ -259,4 +262,4 @@ def _read(path: Path) -> bytes:
             f"{path} has {status.st_size} bytes, the limit for a manifest is {MAX_MANIFEST_BYTES}: "
             "build the bundle again"
         )
-    return read_regular(path, MAX_MANIFEST_BYTES)
+    return read_regular(opened, MAX_MANIFEST_BYTES)

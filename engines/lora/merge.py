@@ -131,7 +131,7 @@ def merged_weights(bundle: Bundle, loras: Sequence[Lora]) -> dict[PartName, Merg
     weights = {}
     for part in PARTS.values():
         entry = bundle.manifest.parts[part]
-        weights[part] = Weights.of(entry, bundle.file(entry.onnx))
+        weights[part] = Weights.in_bundle(bundle, entry)
     by_part = changes(loras, {part: originals.shapes() for part, originals in weights.items()})
     return {part: MergedWeights(weights[part].read, by_weight) for part, by_weight in by_part.items()}
 

@@ -35,14 +35,19 @@ class OnnxRuntimeBackend:
         self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
     ) -> Engine:
         entry = self._bundle.part(part)
-        return OnnxRuntimeEngine(
-            entry,
-            self._bundle.file(entry.onnxruntime),
-            threads=self._threads,
-            weights=weights,
-            prepared=find_prepared(entry) if weights is None else None,
-            profile=None if self._profiles is None else self._profiles / part,
-        )
+        prepared = find_prepared(entry) if weights is None else None
+
+        def opening(folder: Path) -> OnnxRuntimeEngine:
+            return OnnxRuntimeEngine(
+                entry,
+                folder / entry.onnxruntime,
+                threads=self._threads,
+                weights=weights,
+                prepared=prepared,
+                profile=None if self._profiles is None else self._profiles / part,
+            )
+
+        return self._bundle.load(entry.files, opening, OnnxRuntimeEngine.close)
 
     def close(self) -> None:
         return
@@ -86,17 +91,23 @@ class OnnxRuntimeCudaBackend:
         from sd2rt.engines.onnxruntime.cuda_engine import OnnxRuntimeCudaEngine
 
         entry = self._bundle.part(part)
-        # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this opset.
-        return OnnxRuntimeCudaEngine(
-            entry,
-            self._bundle.file(entry.onnx),
-            self._device,
-            threads=self._threads,
-            # The other parts run once per image, where a graph gains nothing, and capturing one runs them thrice.
-            cuda_graph=self._cuda_graph and part == "denoiser",
-            allow_cpu_fallback=self._allow_cpu_fallback,
-            weights=weights,
-        )
+
+        def opening(folder: Path) -> OnnxRuntimeCudaEngine:
+            # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this
+            # opset.
+            return OnnxRuntimeCudaEngine(
+                entry,
+                folder / entry.onnx,
+                self._device,
+                threads=self._threads,
+                # The other parts run once per image, where a graph gains nothing, and capturing one runs them
+                # thrice.
+                cuda_graph=self._cuda_graph and part == "denoiser",
+                allow_cpu_fallback=self._allow_cpu_fallback,
+                weights=weights,
+            )
+
+        return self._bundle.load(entry.files, opening, OnnxRuntimeCudaEngine.close)
 
     def close(self) -> None:
         self._device.close()

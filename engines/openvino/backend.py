@@ -58,6 +58,7 @@ class OpenVinoBackend:
             self._core,
             entry,
             self._bundle.file(entry.onnx),
+            bundle=self._bundle,
             threads=self._threads,
             precision=self._precision,
             weights=weights,

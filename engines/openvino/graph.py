@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision, Part
 from sd2rt.engines.errors import engine_error
 from sd2rt.engines.interface import Array
@@ -25,6 +26,8 @@ class OpenVinoGraph:
         core: OpenVINO's core; shared, and must outlive the graph.
         part: the manifest entry of the part.
         path: the ONNX file. Its weights are memory-mapped, and copied by each compilation.
+        bundle: the bundle of the file, whose verified files are read even if it was replaced since; None to read the
+            file wherever it is.
         threads: number of threads; None for one per core.
         precision: compute precision of matrix products; None for float32.
         weights: replacements of the bundle's weights, by PyTorch name, in PyTorch's orientation. They are kept for
@@ -41,12 +44,13 @@ class OpenVinoGraph:
         part: Part,
         path: Path,
         *,
+        bundle: Bundle | None = None,
         threads: int | None,
         precision: ComputePrecision | None,
         weights: Mapping[str, Array] | None = None,
     ) -> None:
         self.part, self.label = part, f"{Path(part.onnx).parent.name} on cpu"
-        self._core, self._path = core, path
+        self._core, self._path, self._bundle = core, path, bundle
         self._threads, self._precision, self._weights = threads, precision, weights
         self._model: openvino.Model | None = self._read()
 
@@ -83,19 +87,24 @@ class OpenVinoGraph:
         return CompiledGraph(compiled.create_infer_request(), inputs, outputs)
 
     def _read(self) -> openvino.Model:
+        if self._bundle is None:
+            return self._read_from(self._path)
+        return self._bundle.load(self.part.files, lambda folder: self._read_from(folder / self.part.onnx))
+
+    def _read_from(self, path: Path) -> openvino.Model:
         # Outside the try block, since it raises BundleError itself.
         replacements = (
             {}
             if self._weights is None
-            else dict(replaced_initializers(self.label, self.part, self._path, self._weights, self._threads))
+            else dict(replaced_initializers(self.label, self.part, path, self._weights, self._threads))
         )
         try:
-            model = self._core.read_model(self._path)
+            model = self._core.read_model(path)
             _replace_constants(model, replacements)
             if self._precision is not None:
                 _keep_sums_exact(model)
         except RuntimeError as error:
-            raise engine_error(f"{self._path} cannot be loaded by OpenVINO", error) from error
+            raise engine_error(f"{path} cannot be loaded by OpenVINO", error) from error
         return model
 
 

@@ -58,7 +58,7 @@ class TensorRtBackend:
             part,
             entry,
             engines,
-            self._bundle.path,
+            self._bundle,
             self._device,
             self._module,
             pixels=pixels,

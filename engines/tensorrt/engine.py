@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sd2rt.engines.bundle.engine_entry import EngineEntry, Profile
-from sd2rt.engines.bundle.reader import plain_file
+from sd2rt.engines.bundle.open_files import plain_file
 from sd2rt.engines.bundle.schema import Part, Tensor
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.session import CudaSession

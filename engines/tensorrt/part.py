@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError, EngineError
@@ -24,7 +26,7 @@ class TensorRtPart(Closing):
         name: the part's name.
         part: the part's manifest entry.
         entries: the engines that fit the backend and the GPU.
-        bundle: the folder of the bundle.
+        bundle: the bundle of the engines and of the graph whose weights they may be given.
         device: the device to run on; shared, must outlive the part.
         module: the backend; see :func:`sd2rt.engines.tensorrt.packages.load_module`.
         pixels: image pixels per latent row or column.
@@ -38,7 +40,7 @@ class TensorRtPart(Closing):
         name: PartName,
         part: Part,
         entries: Sequence[EngineEntry],
-        bundle: Path,
+        bundle: Bundle,
         device: CudaDevice,
         module: Any,
         *,
@@ -92,17 +94,17 @@ class TensorRtPart(Closing):
         if not fitting:
             backend, labels = self._entries[0].backend, ", ".join(entry.label for entry in self._entries)
             sizes = ", ".join(f"{symbol} {size}" for symbol, size in dims.items())
-            command = build_command(self._bundle, backend, self._name, dims, self._pixels)
+            command = build_command(self._bundle.path, backend, self._name, dims, self._pixels)
             raise BundleError(
-                f"{self._bundle} has no {self._name} engine for {sizes}, only for {labels}: run '{command}'"
+                f"{self._bundle.path} has no {self._name} engine for {sizes}, only for {labels}: run '{command}'"
             )
         return self._entries[min(fitting)[1]]
 
     def _open(self, entry: EngineEntry) -> TensorRtEngine:
-        folder, weights = self._bundle, self._weights
+        folder, weights = self._bundle.path, self._weights
         refit = weights is not None and entry.options.refit in ("all", "individual")
         if weights is not None and not refit:
-            folder, entry = rebuilt_engine(self._bundle, self._name, self.part, entry, weights)
+            folder, entry = self._rebuilt(entry, weights)
         engine = TensorRtEngine(
             self.part,
             entry,
@@ -112,11 +114,20 @@ class TensorRtPart(Closing):
             pixels=self._pixels,
             cuda_graph=self._cuda_graph,
         )
-        if weights is not None and refit:
-            engine.refit(self._bundle / self.part.onnx, weights)
-        elif entry.options.refit == "identical":
-            engine.refit(self._bundle / self.part.onnx, None)
+        if refit or entry.options.refit == "identical":
+            self._bundle.load(
+                self.part.files,
+                lambda opened: engine.refit(opened / self.part.onnx, weights),
+            )
         return engine
+
+    def _rebuilt(self, entry: EngineEntry, weights: Mapping[str, Array]) -> tuple[Path, EngineEntry]:
+        return self._bundle.load(
+            self.part.files,
+            lambda opened: rebuilt_engine(opened, self._name, self.part, entry, weights),
+            # Compiled from files that changed meanwhile, it must not stay in the cache.
+            lambda made: shutil.rmtree(made[0], ignore_errors=True),
+        )
 
     def close(self) -> None:
         """Free the engines and their sessions."""

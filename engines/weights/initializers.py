@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import Model, Part, RelativePath
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import Array
@@ -95,6 +96,8 @@ class Weights(Mapping[str, Weight]):
             raise BundleError(f"{path}: {where}: {first['msg']}: build the bundle again") from None
         self._weights = weight_map.weights
         self._data = path.parent / weight_map.file
+        # Where the bundle was replaced, the data file is opened by another path.
+        self._opened = self._data
 
     @classmethod
     def of(cls, part: Part, graph: Path) -> Weights:
@@ -110,6 +113,19 @@ class Weights(Mapping[str, Weight]):
                 f"{graph.with_name(Path(part.initializers).name)} reads {weights._data.name!r}, which the bundle's "
                 "manifest does not list: build the bundle again"
             )
+        return weights
+
+    @classmethod
+    def in_bundle(cls, bundle: Bundle, part: Part) -> Weights:
+        """Open the weights of a part of a bundle, and read them from its verified files even if it was replaced.
+
+        Raises:
+            BundleError: like :meth:`of`.
+        """
+        weights = bundle.load(part.files, lambda folder: cls.of(part, folder / part.onnx))
+        name = Path(part.initializers).with_name(weights._data.name).as_posix()
+        weights._data = bundle.file(name)
+        weights._opened = bundle.files.path(next(file for file in part.files if file.path == name))
         return weights
 
     def __getitem__(self, name: str) -> Weight:
@@ -137,7 +153,7 @@ class Weights(Mapping[str, Weight]):
         weight = self._weights[name]
         dtype = np.dtype(weight.dtype).newbyteorder("<")
         try:
-            flat = np.fromfile(self._data, dtype, math.prod(weight.shape), offset=weight.offset)
+            flat = np.fromfile(self._opened, dtype, math.prod(weight.shape), offset=weight.offset)
         except OSError as error:
             raise BundleError(
                 f"{self._data} cannot be read: {error.strerror}: build the bundle again"

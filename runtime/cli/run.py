@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from sd2rt.engines.console import given_options, report
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.errors import BundleError, EngineError, RequestError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.options import (
@@ -31,6 +31,8 @@ from sd2rt.runtime.cli.run_output import check_output, check_save_depth, save_im
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 
 if TYPE_CHECKING:
+    from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.request.request import Request
 
 
@@ -120,6 +122,9 @@ def run(
         else Pipeline.open(settings.upscaler, **opening) as upscaler,
         step_bar(hidden=output.quiet or output.as_json, images=len(planned)) as advance,
     ):
+        _require_unreplaced(pipeline, manifest)
+        if upscaler is not None and upscaler_manifest is not None:
+            _require_unreplaced(upscaler, upscaler_manifest)
         for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
             for embedding in embeddings:
                 target.add_embedding(embedding)
@@ -138,6 +143,16 @@ def run(
     if failures:
         others = f"{len(failures)} of {len(planned)} images failed, the first: " if len(planned) > 1 else ""
         raise EngineError(f"{others}{failures[0]}")
+
+
+def _require_unreplaced(pipeline: Pipeline, planned: Manifest) -> None:
+    """Check that the opened bundle is the one that requests were checked with.
+
+    Raises:
+        BundleError: another build has replaced it meanwhile.
+    """
+    if pipeline.manifest.build_key != planned.build_key:
+        raise BundleError(f"{pipeline.bundle.path} was replaced while it was opened: run the command again")
 
 
 def _requests(settings: RunSettings, count: int) -> list[Request[Any]]:

@@ -203,3 +203,4 @@ class Networks:
         for engine in engines.values():
             engine.close()
         self._backend.close()
+        self.bundle.close()

@@ -6,6 +6,7 @@ import errno
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -167,18 +168,23 @@ class TextEncoder:
 def _open_table(bundle: Bundle) -> Array:
     config = bundle.manifest.embeddings
     path = bundle.file(config.file.path)
-    try:
-        table = np.load(path, mmap_mode="r")
-    except (EOFError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise engine_error(f"{path} cannot be mapped into memory", MemoryError(error.strerror)) from None
-        raise BundleError(f"{path} is not a NumPy array ({error}): build the bundle again") from None
+
+    def opening(folder: Path) -> Array:
+        try:
+            return cast(Array, np.load(folder / config.file.path, mmap_mode="r"))
+        except (EOFError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                memory = MemoryError(error.strerror)
+                raise engine_error(f"{path} cannot be mapped into memory", memory) from None
+            raise BundleError(f"{path} is not a NumPy array ({error}): build the bundle again") from None
+
+    table = bundle.load((config.file,), opening)
     if table.shape != (config.tokens, config.width) or table.dtype != config.dtype:
         raise BundleError(
             f"{path} holds {table.dtype}{list(table.shape)}, but the manifest says "
             f"{config.dtype}{[config.tokens, config.width]}: build the bundle again"
         )
-    return cast(Array, table)
+    return table
 
 
 def _shortened(text: str) -> str:

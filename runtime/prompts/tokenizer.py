@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -39,11 +40,17 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         self.config = bundle.manifest.tokenizer
-        path = bundle.file(self.config.file.path)
-        try:
-            self._backend = Backend.from_file(str(path))
-        except Exception as error:
-            raise BundleError(f"{path} is not a tokenizer ({error}): build the bundle again") from error
+        file = self.config.file
+
+        def opening(folder: Path) -> Backend:
+            try:
+                return Backend.from_file(str(folder / file.path))
+            except Exception as error:
+                raise BundleError(
+                    f"{folder / file.path} is not a tokenizer ({error}): build the bundle again"
+                ) from error
+
+        self._backend = bundle.load((file,), opening)
         # Prompts are cut and padded in this class, which can report the text that was cut.
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sd2rt.engines.bundle.cache import cache_dir
-from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.bundle.open_files import digest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
@@ -32,11 +32,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files that are read to the end."""
     names: list[str] = []
 
-    def noted(path: Path, progress: Callable[[int], None]) -> str:
-        names.append("/".join(path.parts[-2:]))
-        return sha256(path, progress)
+    def noted(file: File, descriptor: int, progress: Callable[[File, int], None]) -> str:
+        names.append(file.path)
+        return digest(file, descriptor, progress)
 
-    monkeypatch.setattr("sd2rt.engines.bundle.reader.sha256", noted)
+    monkeypatch.setattr("sd2rt.engines.bundle.open_files.digest", noted)
     return names
 
 
@@ -175,10 +175,10 @@ def test_file_in_a_parts_place(paper: Path) -> None:
 
 
 def test_file_that_cannot_be_read(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path, progress: object) -> str:
-        raise OSError(5, "Input/output error", str(path))
+    def broken(file: File, descriptor: int, progress: object) -> str:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("sd2rt.engines.bundle.reader.sha256", broken)
+    monkeypatch.setattr("sd2rt.engines.bundle.open_files.digest", broken)
     assert "cannot be read (Input/output error)" in refusal(paper)
 
 
