@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sd2rt.engines.console import given_options, report
-from sd2rt.engines.errors import BundleError, EngineError, RequestError
+from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.options import (
@@ -29,11 +29,11 @@ from sd2rt.runtime.cli.run_arguments import (
 from sd2rt.runtime.cli.run_generation import check_upscaling, generate
 from sd2rt.runtime.cli.run_output import check_output, check_save_depth, save_image
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
+from sd2rt.runtime.cli.run_requests import ImageRequests
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.request.request import Request
 
 
 def run(
@@ -85,20 +85,24 @@ def run(
 
         recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
     # Everything is checked before a bundle is opened or built: a typing mistake should not cost a minute.
-    requests = _requests(settings, seeds.count)
-    notes = [] if recipe is None else recipe.request_notes(requests[0])
+    requests = ImageRequests(
+        settings.prompts or prompts_of_standard_input(),
+        seeds.count,
+        settings.fields,
+        secrets.randbits(32) if settings.seed is None else settings.seed,
+    )
+    notes = [] if recipe is None else recipe.request_notes(requests.first)
     check_output(output.output, len(requests))
     check_save_depth(output.save_depth, output.output)
     embeddings, loras = prompt.embeddings(), prompt.loras()
     path = bundle_or_demo(settings.bundle, output.quiet or output.as_json)
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
-    from sd2rt.runtime.request.planned import plan_requests
     from sd2rt.runtime.request.resolve import require_task
 
     # The manifest alone shows what a bundle cannot do: gigabytes are loaded only for requests that it can.
     manifest = read_manifest(locate(path))
-    planned = plan_requests(requests, manifest)
+    planned = requests.planned(manifest)
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     if output.save_depth is not None:
@@ -106,14 +110,14 @@ def run(
     upscaler_manifest = None
     if settings.upscaler is not None:
         upscaler_manifest = read_manifest(locate(settings.upscaler))
-        check_upscaling(upscaler_manifest, planned[0].request, settings.noise_level, embeddings)
+        check_upscaling(upscaler_manifest, planned.first, settings.noise_level, embeddings)
     if recipe is not None:
         notes += recipe.bundle_notes(manifest, upscaler_manifest, embeddings, loras)
     if not output.quiet:
         for note in notes:
             report(f"note: {note}")
     opening = device.opening() | {"tile": TILE if settings.tile is None else settings.tile}
-    failures: list[EngineError] = []
+    failures, first_failure = 0, ""
     with (
         shown_warnings(output.quiet),
         Pipeline.open(path, **opening, loras=loras) as pipeline,
@@ -132,7 +136,8 @@ def run(
             pipeline, upscaler, planned, settings.noise_level, advance, output.save_depth
         ):
             if isinstance(outcome, EngineError):
-                failures.append(outcome)
+                first_failure = first_failure or str(outcome)
+                failures += 1
                 continue
             image, facts = outcome
             saved = save_image(image, facts, output.output)
@@ -141,8 +146,8 @@ def run(
             elif not output.quiet:
                 print(saved, flush=True)
     if failures:
-        others = f"{len(failures)} of {len(planned)} images failed, the first: " if len(planned) > 1 else ""
-        raise EngineError(f"{others}{failures[0]}")
+        others = f"{failures} of {len(planned)} images failed, the first: " if len(planned) > 1 else ""
+        raise EngineError(f"{others}{first_failure}")
 
 
 def _require_unreplaced(pipeline: Pipeline, planned: Manifest) -> None:
@@ -153,23 +158,3 @@ def _require_unreplaced(pipeline: Pipeline, planned: Manifest) -> None:
     """
     if pipeline.manifest.build_key != planned.build_key:
         raise BundleError(f"{pipeline.bundle.path} was replaced while it was opened: run the command again")
-
-
-def _requests(settings: RunSettings, count: int) -> list[Request[Any]]:
-    """Make a request for each image: ``count`` for each prompt, with consecutive seeds.
-
-    Raises:
-        RequestError: an option is wrong for any bundle.
-    """
-    from sd2rt.runtime.request.call import split_call
-    from sd2rt.runtime.request.fields import CallOptions
-    from sd2rt.runtime.request.sampling import check_names
-
-    if count < 1:
-        raise RequestError(f"--count is {count}: give at least 1")
-    prompts = [prompt for prompt in settings.prompts or prompts_of_standard_input() for _ in range(count)]
-    seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    options = {**settings.fields, "num_images_per_prompt": 1, "seed": seed}
-    requests = split_call(prompts, cast(CallOptions, options))
-    check_names(requests[0])
-    return requests

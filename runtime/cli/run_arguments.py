@@ -52,7 +52,7 @@ def prompts_of_standard_input() -> list[str]:
         raise RequestError(
             f"standard input has more than {_MAX_CHARACTERS} characters: give fewer prompts at a time"
         )
-    prompts = [line for line in text.split("\n") if line.strip()]
+    prompts = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
     if len(prompts) > _MAX_PROMPTS:
         raise RequestError(
             f"standard input holds {len(prompts)} prompts, the limit is {_MAX_PROMPTS}: give fewer at a time"

@@ -14,6 +14,7 @@ from sd2rt.runtime.metadata.png import facts_of
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.runtime.cli.run_requests import PlannedImages
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.planned import PlannedRequest
@@ -29,7 +30,7 @@ ImageWithFacts = tuple[Any, dict[str, Any]]
 def generate(
     pipeline: Pipeline,
     upscaler: Pipeline | None,
-    planned: list[PlannedRequest],
+    planned: PlannedImages,
     noise_level: int | None,
     advance: Advance,
     save_depth: Path | None,
@@ -38,9 +39,10 @@ def generate(
 
     Each batch is yielded, and saved by the caller, before the next begins: an interruption loses no finished image.
     """
-    for start in range(0, len(planned), pipeline.max_batch):
-        batch, began = planned[start : start + pipeline.max_batch], time.perf_counter()
-        outcomes = iter(make(pipeline, batch, "", advance, save_depth if start == 0 else None))
+    for batch in planned.batches(pipeline.max_batch):
+        began = time.perf_counter()
+        outcomes = iter(make(pipeline, batch, "", advance, save_depth))
+        save_depth = None
         if upscaler is not None:
             outcomes = upscaled(upscaler, outcomes, noise_level, advance)
         for outcome in outcomes:
