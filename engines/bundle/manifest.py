@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 
 SCHEMA_VERSION: Literal[4] = 4
@@ -220,9 +222,9 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data: Any = json.loads(_read(path, (through or folder) / MANIFEST))
+        data: Any = parse_json(_read(path, (through or folder) / MANIFEST))
     except FileNotFoundError:
-        problem = "has no bundle.json" if folder.is_dir() else "does not exist"
+        problem = "has no bundle.json" if os.path.isdir(folder) else "does not exist"
         raise BundleError(
             f"{folder} {problem}: build a bundle with 'sd2rt build CHECKPOINT -o {folder}'"
         ) from None
@@ -230,7 +232,7 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         raise BundleError(f"{folder} is not a folder: use the folder or the name of a bundle") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BundleError(f"{path} is not JSON ({error}): build the bundle again") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

@@ -12,6 +12,7 @@ from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.json_text import parse_json
 
 Stamp = list[int]
 """Size, modification time, change time, inode and device of a file."""
@@ -42,12 +43,12 @@ class Receipts:
         name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
         try:
             self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
-            entries = json.loads(self._path.read_bytes()) if use else {}
+            entries = parse_json(self._path.read_bytes()) if use else {}
             self._entries = entries if isinstance(entries, dict) else {}
         except BundleError:
             # No home directory for receipts: hash everything each time.
             self._path = None
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             self._entries = {}
 
     def locations(self, file: File, found: Stamp) -> tuple[str, ...] | None:

@@ -12,9 +12,9 @@ from sd2rt.engines.bundle.file_lock import FileLock
 def recover(target: Path) -> None:
     """Restore a bundle that a killed build had moved aside but not replaced. No build may be running."""
     old = target.parent / f".{target.name}.old"
-    if not old.is_dir():
+    if not os.path.isdir(old):
         return
-    if target.exists():
+    if os.path.exists(target):
         shutil.rmtree(old, ignore_errors=True)
     else:
         old.rename(target)

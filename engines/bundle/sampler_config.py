@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STATE_SLOTS = 5
 """Latents in a sample's state: the one being denoised, plus K of the sampler's history."""
 
-MAX_TIMESTEPS = 100_000
+MAX_TIMESTEPS = 1_000_000
 """Limit of a noise schedule's timesteps, of which tables are made; SD2's have 1000."""
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -38,14 +38,20 @@ SamplerName = Literal[
 ]
 
 
+_Level = Annotated[float, Field(ge=1e-8, le=1e8)]
+"""A noise level other than 0. Samplers raise levels to the fourth power, and PyTorch computes with float32."""
+_Amount = Annotated[float, Field(ge=0, le=1e6)]
+_Count = Annotated[int, Field(ge=0, le=MAX_TIMESTEPS)]
+
+
 class NoiseConfig(BaseModel):
     """Forward diffusion process that a checkpoint was trained with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_train_timesteps: int = Field(ge=1, le=MAX_TIMESTEPS)
-    beta_start: float = Field(gt=0, lt=1)
-    beta_end: float = Field(gt=0, lt=1)
+    beta_start: float = Field(ge=1e-8, lt=1)
+    beta_end: float = Field(ge=1e-8, lt=1)
     beta_schedule: Literal["linear", "scaled_linear"]
     prediction_type: PredictionType
     rescale_betas_zero_snr: bool = False
@@ -81,26 +87,26 @@ class SamplerConfig(BaseModel):
     lower_order_final: bool = False
     """Lower the order of the last steps when there are few steps."""
     euler_at_final: bool = False
-    disable_corrector: tuple[int, ...] = ()
+    disable_corrector: Annotated[tuple[_Count, ...], Field(max_length=100_000)] = ()
     """Indices of steps, from 0, after which the corrector does not run."""
     skip_prk_steps: bool = True
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
     interpolation_type: Literal["linear", "log_linear"] = "linear"
-    sigma_min: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    sigma_max: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    sigma_min: _Level | None = None
+    sigma_max: _Level | None = None
     """Range of the karras, exponential and beta noise levels; None for that of the schedule."""
     lambda_min_clipped: float | None = Field(default=None, allow_inf_nan=False)
     """Skip timesteps with log(alpha / sigma) below this."""
-    s_churn: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    s_tmin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    s_tmax: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    s_noise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    tau: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    tau_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    tau_end: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    s_churn: _Amount = 0.0
+    s_tmin: _Amount = 0.0
+    s_tmax: _Amount | None = None
+    s_noise: _Amount = 1.0
+    tau: _Amount = 0.0
+    tau_start: _Amount = 0.0
+    tau_end: _Amount = 0.0
     """sa-solver adds fresh noise in proportion to tau, at the timesteps from tau_start to tau_end."""
     original_inference_steps: int = Field(default=1, ge=1, le=MAX_TIMESTEPS)
-    timestep_scaling: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    timestep_scaling: float = Field(default=1.0, ge=1e-6, le=1e6)
 
     @model_validator(mode="after")
     def _choices(self) -> SamplerConfig:

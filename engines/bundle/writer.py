@@ -20,6 +20,7 @@ from sd2rt.engines.bundle.recovery import recover
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 
 _PROGRESS = "progress.json"
@@ -108,7 +109,7 @@ class BundleWriter:
             share(self.folder, file)
         listed = {_PROGRESS, *(file.path for file in manifest.files)}
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            if path.is_dir():
+            if os.path.isdir(path):
                 if not any(path.iterdir()):
                     path.rmdir()
             elif path.relative_to(self.folder).as_posix() not in listed:
@@ -121,7 +122,7 @@ class BundleWriter:
         sync(self.folder)
         old = self._beside("old")
         try:
-            if self.target.exists():
+            if os.path.exists(self.target):
                 # A rename cannot replace a folder that is not empty. The old bundle is moved aside first, and
                 # `recover` restores it if the process dies between the two renames.
                 self.target.rename(old)
@@ -133,9 +134,9 @@ class BundleWriter:
         prune()
 
     def _check_target(self) -> None:
-        if not self.target.exists():
+        if not os.path.exists(self.target):
             return
-        if not self.target.is_dir():
+        if not os.path.isdir(self.target):
             raise BuildError(f"{self.target} is a file: use -o with a folder")
         names = {path.name for path in self.target.iterdir()}
         if not names:
@@ -154,11 +155,11 @@ class BundleWriter:
 
     def _resume(self) -> None:
         try:
-            record = json.loads(read_regular(self.folder / _PROGRESS, MAX_MANIFEST_BYTES))
+            record = parse_json(read_regular(self.folder / _PROGRESS, MAX_MANIFEST_BYTES))
             if record["key"] == self._key:
                 parts = {name: Part.model_validate(part) for name, part in record["parts"].items()}
                 self._parts = {name: part for name, part in parts.items() if self._is_whole(part)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # No record, or a damaged one: start from the beginning.
             self._parts = {}
         if not self._parts:
@@ -167,7 +168,7 @@ class BundleWriter:
         # Files outside the parts are written again. Remove them first: they may be shared with other bundles by now,
         # and writing into them would change those bundles.
         for path in self.folder.iterdir():
-            if not path.is_dir() and path.name != _PROGRESS:
+            if not os.path.isdir(path) and path.name != _PROGRESS:
                 path.unlink()
 
     def _is_whole(self, part: Part) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.lora.keys import PEFT, Module, Network
 from sd2rt.engines.regular_file import read_regular
 
@@ -88,8 +88,8 @@ def read_alphas(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) ->
 
 def _json(source: str, text: str | bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise RequestError(f"{source} is not a JSON object: get the LoRA again")
@@ -122,6 +122,7 @@ def _config(source: str, content: Mapping[str, Any]) -> _Config:
 
 
 def _number(source: str, name: str, value: Any) -> float:
+    # Integers have few enough digits for a float: see parse_json.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"{source}: {name} is {str(value)[:40]!r}, expected a number: get the LoRA again")
     return float(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,15 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.alphas import Alphas, read_alphas
 from sd2rt.engines.lora.keys import Module, Role, made_for_xl, parse_key, unsupported_kind
+from sd2rt.engines.path_argument import checked_path
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors, read_whole
 
 F32 = NDArray[np.float32]
 
 _MAX_BYTES = 4 << 30
 _MAX_KEYS_SHOWN = 3
+_MAX_SCALE = 1e6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +82,16 @@ def read_lora(path: str | os.PathLike[str], *, scale: float = 1.0, name: str | N
         RequestError: the file cannot be read, is not a plain LoRA of a UNet or text encoder, or has unknown keys or
             values that are not finite.
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise RequestError(f"the scale of {os.fspath(path)} is {scale!r}: use a finite number")
-    file = Path(path)
+    file = checked_path(path, "the LoRA")
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, int | float)
+        or not -_MAX_SCALE <= scale <= _MAX_SCALE
+    ):
+        value = shown(repr_of(scale))
+        raise RequestError(f"the scale of {file} is {value}: use a finite number, up to {_MAX_SCALE:g}")
+    if name is not None and not isinstance(name, str):
+        raise RequestError(f"the name of {file} is {shown(repr_of(name))}: use text")
     data = _read(file)
     try:
         tensors = read_safetensors(data, integers=True)
@@ -127,9 +136,9 @@ def _file_and_scale(word: str) -> tuple[str, float]:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise RequestError(f"{path} is a folder: use the LoRA's .safetensors file in it")
-        if path.suffix.lower() != ".safetensors" and path.exists():
+        if path.suffix.lower() != ".safetensors" and os.path.exists(path):
             raise RequestError(f"{path} is not a .safetensors file: LoRAs are read from that format only")
         return read_whole(path, _MAX_BYTES)
     except ValueError as error:

@@ -25,6 +25,7 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.onnxruntime.opening import (
     CPU_PROVIDER,
     import_onnxruntime,
@@ -54,7 +55,7 @@ def find_prepared(part: Part) -> Path | None:
     """Return the intact prepared graph of a part for this CPU and this ONNX Runtime, or None."""
     try:
         folder = _folder(part)
-        facts = json.loads((folder / FACTS).read_bytes())
+        facts = parse_json((folder / FACTS).read_bytes())
         intact = facts["files"] == _stamps(folder)
     except (OSError, ValueError, KeyError, TypeError, BundleError):
         return None
@@ -107,7 +108,7 @@ def remove(bundle: str | os.PathLike[str]) -> int:
     """
     opened = open_bundle(bundle)
     candidates = {_folder(part) for part in opened.manifest.parts.values()}
-    folders = [folder for folder in candidates if folder.is_dir()]
+    folders = [folder for folder in candidates if os.path.isdir(folder)]
     freed = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
     for folder in folders:
         shutil.rmtree(folder)
@@ -189,12 +190,12 @@ def _cpu() -> str:
 
 def _prune() -> None:
     root = _root()
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return
     for folder in root.iterdir():
         try:
-            facts = json.loads((folder / FACTS).read_bytes())
-            keep = facts["version"] == _version() and (Path(facts["bundle"]) / "bundle.json").exists()
+            facts = parse_json((folder / FACTS).read_bytes())
+            keep = facts["version"] == _version() and os.path.exists(Path(facts["bundle"]) / "bundle.json")
         except FileNotFoundError:
             # Another process may be writing it.
             keep = folder.name.startswith(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import open_regular
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -97,8 +97,8 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     """Parse the JSON header; returns it with the offset of the tensor data."""
     length = _header_length(data, len(data))
     try:
-        header = json.loads(data[8 : 8 + length].decode())
-    except (ValueError, RecursionError):
+        header = parse_json(data[8 : 8 + length].decode())
+    except ValueError:
         raise ValueError("its header is not JSON") from None
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def packaged_weights(file: str) -> Path:
         CheckpointError: the package lacks it.
     """
     path = WEIGHTS / file
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             f"the demo's weights are incomplete, {path} is missing: reinstall sd2rt, or name a checkpoint"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def open_folder(
     refuse_foreign_pipeline(origin, model_index, unet, text_encoder)
     required = (*components(unet), "tokenizer")
     for component in required:
-        if not (folder / component).is_dir():
+        if not os.path.isdir(folder / component):
             raise CheckpointError(
                 f"{origin} lacks the folder {component}/: a checkpoint of this kind has {', '.join(required)}"
             )
@@ -151,11 +152,11 @@ def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
     stem = WEIGHT_STEMS[part]
     for infix in ("", ".fp16"):
         whole = folder / part / f"{stem}{infix}.safetensors"
-        if whole.exists():
+        if os.path.exists(whole):
             return [whole]
         # diffusers and transformers put the variant's name in different places.
         for index in (f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"):
-            if (folder / part / index).exists():
+            if os.path.exists(folder / part / index):
                 return _shards(folder / part / index)
     pickled = [file.name for file in sorted((folder / part).glob("*.bin"))]
     if pickled:
@@ -204,4 +205,4 @@ def _by_name(where: str, name: str, remedy: str) -> list[Evidence]:
 
 def _config_or_empty(folder: Path, part: NetworkName) -> Config:
     path = folder / CONFIG_FILES[part]
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.exists(path) else {}

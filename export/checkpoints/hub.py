@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def is_complete(folder: Path) -> bool:
     except CheckpointError:
         return False
     files = (folder / "model_index.json", *(folder / CONFIG_FILES[name] for name in required), *paths)
-    return all(path.exists() for path in files)
+    return all(os.path.exists(path) for path in files)
 
 
 def _cached(repo_id: str) -> Path | None:

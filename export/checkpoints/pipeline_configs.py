@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from sd2rt.engines.bundle.model_kinds import KINDS, KindSpec
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 from sd2rt.export.checkpoints.variants import VARIANTS
 
@@ -122,7 +124,7 @@ class PipelineConfigs:
         feature_extractor, max_noise_level = None, None
         if "depth_estimator" in files:
             path = folder / FEATURE_EXTRACTOR_FILE
-            feature_extractor = read_json(path if path.exists() else _PUBLISHED_FEATURE_EXTRACTOR)
+            feature_extractor = read_json(path if os.path.exists(path) else _PUBLISHED_FEATURE_EXTRACTOR)
         if "low_res_scheduler" in files:
             files["vae"]["scaling_factor"] = _UPSCALER_SCALING_FACTOR
             max_noise_level = _max_noise_level(folder, unet)
@@ -263,7 +265,7 @@ def _pipeline_class(unet: Config) -> str:
 
 def _max_noise_level(folder: Path, unet: Config) -> int:
     path = folder / "model_index.json"
-    index = read_json(path) if path.exists() else {}
+    index = read_json(path) if os.path.exists(path) else {}
     level, embedded = index.get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL), unet["num_class_embeds"]
     if not isinstance(embedded, int):
         raise CheckpointError(
@@ -285,7 +287,7 @@ def read_json(path: Path) -> Config:
         CheckpointError: the file is missing, unreadable or not a JSON object.
     """
     try:
-        content = json.loads(read_regular(path, MAX_JSON_BYTES).decode())
+        content = parse_json(read_regular(path, MAX_JSON_BYTES).decode())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing, but every diffusers folder has it: copy the folder again"
@@ -295,8 +297,6 @@ def read_json(path: Path) -> Config:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} is not valid JSON ({reason}): copy the file again") from None
-    except RecursionError:
-        raise CheckpointError(f"{path} is JSON that is nested too deeply: copy the file again") from None
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds a JSON {type(content).__name__}, expected an object: copy the file again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,21 +107,21 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
 
 def refuse_foreign_folder(folder: Path) -> None:
     """Raise CheckpointError, which identifies the folder, unless it has the diffusers pipeline layout."""
-    if (folder / "bundle.json").exists():
+    if os.path.exists(folder / "bundle.json"):
         raise CheckpointError(
             f"{folder} is an sd2rt bundle, not a checkpoint: run it with 'sd2rt run', or give the checkpoint "
             "that it was built from"
         )
-    files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file())
+    files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if os.path.isfile(file))
     if any(file.suffix == ".onnx" for file in files):
         raise refusal(str(folder), "an ONNX export")
     if any(file.suffix in _ENGINE_SUFFIXES for file in files):
         raise refusal(str(folder), "a folder of TensorRT engines")
-    if (folder / "model_index.json").exists():
+    if os.path.exists(folder / "model_index.json"):
         return
-    if (folder / "adapter_config.json").exists() or any("lora" in file.name.lower() for file in files):
+    if os.path.exists(folder / "adapter_config.json") or any("lora" in file.name.lower() for file in files):
         raise refusal(str(folder), "a LoRA")
-    if (folder / "config.json").exists():
+    if os.path.exists(folder / "config.json"):
         config = read_json(folder / "config.json")
         architecture = config.get("_class_name") or " ".join(config.get("architectures") or ["model"])
         raise refusal(str(folder), f"a {architecture} alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def _check_files(folder: Path) -> None:
     path = folder
     try:
         for path in sorted(folder.iterdir()):
-            if not path.is_dir():
+            if not os.path.isdir(path):
                 check_regular(path, _MAX_FILE_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): copy it again") from None

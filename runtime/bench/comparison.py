@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 from sd2rt.runtime.bench.summary import digits
 
@@ -52,8 +53,8 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

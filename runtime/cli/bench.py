@@ -146,9 +146,9 @@ def _check_target(option: str, path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RequestError(f"{option} {path} is a folder: give a file")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise RequestError(f"{option} {path}: folder {path.parent} does not exist: make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise RequestError(f"{option} {path}: {path.parent} cannot be written to: choose another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def bundle_or_demo(name: str | None, quiet: bool) -> str | Path:
     if name is not None:
         return name
     demo = named_bundle(DEMO)
-    if not (demo / MANIFEST).is_file():
+    if not os.path.isfile(demo / MANIFEST):
         if find_spec("torch") is None:
             raise MissingDependencyError(
                 "no bundle was named, and the demo bundle is not built yet: pip install 'sd2rt[export]' and run "

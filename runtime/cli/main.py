@@ -15,6 +15,7 @@ import typer
 from sd2rt.engines.console import report
 from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.engines.option_groups import SectionedCommand, expand_groups
+from sd2rt.engines.path_argument import is_path
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
@@ -51,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if not all(map(is_path, arguments)):
+        raise RequestError(
+            "an argument holds a NUL or a lone surrogate, which no command line can: type it again"
+        )
     app = _app(arguments)
     # Without arguments, help is shown, but the exit code is that of wrong usage.
     result = app(arguments or ["--help"], prog_name="sd2rt", standalone_mode=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.json_text import parse_json
 
 if TYPE_CHECKING:
     from sd2rt.runtime.prompts.textual_inversion import Embedding
@@ -22,9 +22,10 @@ def sampler_options(pairs: list[str]) -> dict[str, Any] | None:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise RequestError(f"--sampler-option {pair!r} is not NAME=VALUE, such as solver_order=3")
+        text = _JSON.get(value.lower(), value)
         try:
             # Python's spelling of constants is accepted too.
-            options[name] = json.loads(_JSON.get(value.lower(), value))
+            options[name] = parse_json(text)
         except ValueError:
             options[name] = value
     return options or None

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.printable import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_TEMPORARY = "..123456.part"
+"""As long as :func:`sd2rt.engines.bundle.files.atomic_write` lengthens a name."""
+_LONGEST_NAME = f"{2**64}v{2**64}-1000000.png"
 
 
 def check_output(output: Path, total: int, option: str = "--output") -> None:
@@ -19,22 +25,36 @@ def check_output(output: Path, total: int, option: str = "--output") -> None:
     Raises:
         RequestError: they cannot.
     """
-    if output.suffix.lower() == ".png" and not output.is_dir():
+    if output.suffix.lower() == ".png" and not os.path.isdir(output):
         if total > 1:
             raise RequestError(f"{option} {output} is one file, and there are {total} images: name a folder")
         folder = output.parent
     else:
-        if output.suffix and not output.is_dir():
+        if output.suffix and not os.path.isdir(output):
             raise RequestError(
                 f"{option} {output} is neither a .png file nor a folder: images are saved as PNG"
             )
         folder = output
     # Missing folders are made later, inside the first that exists.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         raise RequestError(f"{option} {output}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RequestError(f"{option} {output}: {existing} cannot be written to: choose another folder")
+    _check_length(output if folder is not output else output / _LONGEST_NAME, existing, option)
+
+
+def _check_length(path: Path, existing: Path, option: str) -> None:
+    """Check that the names in a path, and of the temporary file beside it, are short enough for the file system."""
+    absolute = Path(os.path.abspath(path.with_name(path.name + _TEMPORARY)))
+    try:
+        longest, total = (os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    except OSError:
+        return
+    names = [len(os.fsencode(name)) for name in absolute.parts]
+    # The system counts the byte that ends a path.
+    if max(names) > longest or len(os.fsencode(absolute)) + 1 > total:
+        raise RequestError(f"{option} {shown(str(path))} is too long for its file system: use a shorter one")
 
 
 def check_save_depth(path: Path | None, output: Path) -> None:
@@ -45,7 +65,7 @@ def check_save_depth(path: Path | None, output: Path) -> None:
     """
     if path is None:
         return
-    if path.suffix.lower() != ".png" or path.is_dir():
+    if path.suffix.lower() != ".png" or os.path.isdir(path):
         raise RequestError(f"--save-depth {path} is not a .png file: depth maps are saved as PNG")
     if path.absolute() == output.absolute():
         raise RequestError(f"--save-depth and --output are both {path}: use different names")
@@ -62,7 +82,7 @@ def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
     from sd2rt.runtime.metadata.png import png_text
 
     text = png_text(facts)
-    named = output.suffix.lower() == ".png" and not output.is_dir()
+    named = output.suffix.lower() == ".png" and not os.path.isdir(output)
     name = _name(facts)
     path, number = output if named else output / f"{name}.png", 1
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
+from sd2rt.engines.json_text import parse_json
 
 SAMPLERS: dict[SamplerName, str] = {
     "ddim": "DDIM",
@@ -161,6 +162,6 @@ def _closing_quote(line: str, start: int) -> int:
 
 def _unquoted(text: str) -> str:
     try:
-        return str(json.loads(text))
+        return str(parse_json(text))
     except ValueError:
         return text

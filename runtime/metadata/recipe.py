@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sd2rt.engines.bundle.cache import named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
 from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.read import read_png_text
 from sd2rt.runtime.metadata.infotext import parse_parameters
@@ -214,7 +216,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises:
         RequestError: the file cannot be read, is not a PNG, or has no or invalid generation settings.
     """
-    name, text = read_png_text(os.fspath(path))
+    name, text = read_png_text(str(checked_path(path, "the image")))
     if CHUNK in text:
         return _from_sd2rt(name, text[CHUNK])
     if text.get(A1111_CHUNK, "").strip():
@@ -240,14 +242,12 @@ class _Chunk(_Generation):
 
 def _from_sd2rt(path: str, text: str) -> Recipe:
     try:
-        chunk = _Chunk.model_validate(json.loads(text))
+        chunk = _Chunk.model_validate(parse_json(text))
         recipe = _recipe(path, chunk)
         return recipe if chunk.upscaled is None else replace(recipe, upscaled=_recipe(path, chunk.upscaled))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
-    except RecursionError:
-        reason = "it is nested too deeply"
     except (RequestError, ValueError) as error:
         reason = str(error)
     raise RequestError(

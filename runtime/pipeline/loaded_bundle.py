@@ -16,6 +16,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, Engine
 from sd2rt.engines.lora.file import Lora, read_lora
 from sd2rt.engines.lora.merge import changed_parts, merged_weights
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
@@ -162,7 +163,7 @@ class LoadedBundle:
             remaining = tuple(lora for lora in self._loras if name is not None and lora.name != name)
             if name is not None and len(remaining) == len(self._loras):
                 loaded = ", ".join(lora.name for lora in self._loras) or "none"
-                raise RequestError(f"no LoRA is named {name!r}; loaded: {loaded}")
+                raise RequestError(f"no LoRA is named {shown(repr_of(name))}; loaded: {loaded}")
             self._change_loras(remaining)
 
     def _change_loras(self, loras: tuple[Lora, ...]) -> None:

@@ -16,14 +16,15 @@ from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import Device
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.pipeline.callback import latents_of
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
 from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.opening import check_opening
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Output, Run
 from sd2rt.runtime.request.call import split_call
@@ -33,9 +34,6 @@ from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import require_task, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
 
-SMALLEST_TILE = 32
-MAX_THREADS = 1024
-"""More than the cores of any machine; ONNX Runtime starts as many as it is asked for."""
 DEFAULT_BATCH = 4
 """Images per denoiser call: on a CPU, more cost memory without a gain in speed."""
 
@@ -91,16 +89,11 @@ class Pipeline(LoadedBundle):
             BundleError: the bundle is missing, damaged or unsafe.
             MissingDependencyError: no backend for the device is installed, or the GPU does not exist.
             EngineError: a part cannot be loaded on the device.
-            RequestError: the device is unknown, a number is below 1 or too large, or a LoRA does not fit.
+            RequestError: an argument is unknown or outside its range, or a LoRA does not fit.
         """
-        parsed_device = Device(device)
-        for name, number in (("threads", threads), ("max_batch", max_batch)):
-            if number is not None and number < 1:
-                raise RequestError(f"{name} is {number}: give at least 1")
-        if threads is not None and threads > MAX_THREADS:
-            raise RequestError(f"threads is {threads}: give at most {MAX_THREADS}")
-        if tile < SMALLEST_TILE or tile % 8:
-            raise RequestError(f"tile is {tile}: give a multiple of 8 of at least {SMALLEST_TILE}")
+        bundle, parsed_device = check_opening(
+            bundle, device, backend, precision, threads=threads, max_batch=max_batch, tile=tile
+        )
         opened = open_bundle(bundle)
         weights = merged_weights(opened, loras)
         networks = cls._networks_type(
@@ -181,8 +174,8 @@ class Pipeline(LoadedBundle):
                 if callback_on_step_end is not None:
                     state = {"latents": progress.latents()}
                     changes = callback_on_step_end(self, progress.step - 1, progress.timestep, state)
-                    if changes is not None and "latents" in changes:
-                        progress.replace(np.asarray(changes["latents"], np.float32))
+                    if (latents := latents_of(changes)) is not None:
+                        progress.replace(latents)
             outputs = run.result()
         seeds = [seed for output in outputs for seed in output.seeds]
         images = [image for output in outputs for image in output.images]

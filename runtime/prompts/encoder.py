@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import BundleError, RequestError, engine_error
 from sd2rt.engines.interface import Array, Engine
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.prompts.a1111.chunks import make_chunks
 from sd2rt.runtime.prompts.a1111.emphasis import emphasize
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding
@@ -75,9 +76,9 @@ class TextEncoder:
         Raises:
             RequestError: no textual inversion of that name is loaded.
         """
-        if token not in self._embeddings:
+        if not isinstance(token, str) or token not in self._embeddings:
             loaded = ", ".join(self._embeddings) or "none"
-            raise RequestError(f"no embedding is named {token!r}; loaded: {loaded}")
+            raise RequestError(f"no embedding is named {shown(repr_of(token))}; loaded: {loaded}")
         _, ids = self._embeddings.pop(token)
         for row in ids:
             del self._rows[row]

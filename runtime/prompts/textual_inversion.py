@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.path_argument import checked_path
+from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.engines.regular_file import read_regular
 from sd2rt.engines.weights.safetensors import read_safetensors
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 
 _MAX_BYTES = 64 << 20
 _PICKLES = (".pt", ".bin", ".pth", ".ckpt")
+_MAX_TOKEN = 1000
 _UNNAMED = ("emb_params", "*")
 """AUTOMATIC1111's generic keys for vectors; they are not names."""
 _OTHER_MODELS = {768: "Stable Diffusion 1", 1280: "Stable Diffusion XL"}
@@ -52,16 +55,28 @@ def load_embedding(
         name, vectors = _embedding("the state dict", source)
         digest, fallback = None, None
     else:
-        path = Path(source)
+        path = checked_path(source, "the embedding")
         data = _read(path)
         name, vectors = _embedding(str(path), _tensors(path, data, allow_pickle))
         digest, fallback = hashlib.sha256(data).hexdigest(), path.stem
     token = token if token is not None else name if name is not None else fallback
     if token is None:
         raise RequestError("the state dict does not name its embedding: give its name as token")
+    _check_token(token)
     if digest is None:
         digest = hashlib.sha256(vectors.tobytes()).hexdigest()
     return Embedding(token, vectors, digest)
+
+
+def _check_token(token: object) -> None:
+    """Check that prompts, which are valid UTF-8, can contain a token."""
+    if not isinstance(token, str):
+        raise RequestError(f"the token of the embedding is {shown(repr_of(token))}: use text")
+    if not token.strip() or len(token) > _MAX_TOKEN or not is_text(token):
+        raise RequestError(
+            f"{shown(repr(token))} cannot be the token of an embedding: use valid UTF-8 text of at most "
+            f"{_MAX_TOKEN} characters"
+        )
 
 
 def check_embedding(embedding: Embedding, manifest: Manifest) -> None:

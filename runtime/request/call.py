@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.request.fields import CallOptions, OutputType
 from sd2rt.runtime.request.request import Request, check_mask, make_request
 
@@ -29,6 +30,8 @@ def split_call(
     embeds, negative_embeds = fields.pop("prompt_embeds", None), fields.pop("negative_prompt_embeds", None)
     negative, latents = fields.pop("negative_prompt", None), fields.pop("latents", None)
     if prompt is not None and not isinstance(prompt, str):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
+            raise RequestError(f"prompt is {shown(repr_of(prompt))}: use text, or a list of texts")
         prompts: list[str | None] = list(prompt)
         if not prompts:
             raise RequestError("the list of prompts is empty: pass at least one")
@@ -41,7 +44,7 @@ def split_call(
     count = len(prompts)
     if negative is not None and not isinstance(negative, str | list | tuple):
         raise RequestError(
-            f"negative_prompt is {negative!r}: use a string, or a list with one for each prompt"
+            f"negative_prompt is {shown(repr_of(negative))}: use a string, or a list with one for each prompt"
         )
     negatives = [negative] * count if negative is None or isinstance(negative, str) else list(negative)
     if len(negatives) != count:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.printable import is_text, printable, repr_of
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, PromptSyntax
 from sd2rt.runtime.request.fields import Images, OutputType, RequestFields
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 _MAX_SHOWN = 80
+_SMALLEST_WHOLE, _LARGEST_WHOLE = -(2**63), 2**64 - 1
+_MAX_SCALE = 1e6
 
 
 def _array(value: Any) -> Any:
@@ -45,7 +48,7 @@ def _array(value: Any) -> Any:
 
 def _text(value: Any) -> Any:
     # Python decodes invalid UTF-8 in command-line arguments to lone surrogates, which cannot be tokenized.
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and not is_text(value):
         raise ValueError("the text is not valid UTF-8, type it again")
     return value
 
@@ -55,9 +58,13 @@ def _whole(value: Any) -> Any:
     if value is None or isinstance(value, bool | str | bytes):
         return value
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         return value
+    if not _SMALLEST_WHOLE <= number <= _LARGEST_WHOLE:
+        # PyTorch's range of seeds; no other field takes more.
+        raise ValueError("use a number from -2**63 to 2**64 - 1")
+    return number
 
 
 def _limit(info: ValidationInfo) -> int:
@@ -100,19 +107,31 @@ def _number(value: Any) -> Any:
         return float(value)
     except OverflowError:
         raise ValueError("use a number within the range of a float") from None
+    except (TypeError, ValueError):
+        # An array of several, or an object whose conversion fails.
+        raise ValueError("use a number") from None
 
 
 def _scales(value: Any) -> Any:
     """Validate one guidance scale or a sequence of them; a sequence of one becomes a single number."""
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or np.ndim(value) == 0:
         scale = _number(value)
-        if isinstance(scale, float | int) and not math.isfinite(scale):
-            raise ValueError("use a finite number")
+        if isinstance(scale, float | int):
+            _check_scale(scale)
         return scale
     scales = tuple(_number(scale) for scale in value)
     if not scales or not all(scale is not None and math.isfinite(scale) for scale in scales):
         raise ValueError("use one or more finite numbers")
+    for scale in scales:
+        _check_scale(scale)
     return scales[0] if len(scales) == 1 else scales
+
+
+def _check_scale(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError("use a finite number")
+    if abs(scale) > _MAX_SCALE:
+        raise ValueError(f"use numbers from {-_MAX_SCALE:g} to {_MAX_SCALE:g}")
 
 
 def _interval(value: Any) -> Any:
@@ -333,6 +352,6 @@ def _one_line(error: ValidationError) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if not where:
         return reason
-    value = " ".join(repr(first["input"]).split())
+    value = printable(" ".join(repr_of(first["input"]).split()))
     value = value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…"
     return f"{where} is {value}: {reason[0].lower()}{reason[1:]}"

@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from sd2rt.engines.errors import RequestError
 
+SMALLEST_LEVEL, LARGEST_LEVEL = 1e-8, 1e8
+"""Range of noise levels other than 0, as in a bundle's configuration: samplers raise them to the fourth power."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -70,6 +73,10 @@ def _check_descent(name: str, values: tuple[float, ...], shortest: int) -> None:
     for value in values:
         if not math.isfinite(value) or value < 0:
             raise RequestError(f"{name} holds {value}: use finite numbers of at least 0")
+        if value != 0 and not SMALLEST_LEVEL <= value <= LARGEST_LEVEL:
+            raise RequestError(
+                f"{name} holds {value}: use 0, or numbers from {SMALLEST_LEVEL:g} to {LARGEST_LEVEL:g}"
+            )
     for value, following in pairwise(values):
         if not value > following:
             raise RequestError(f"{name} goes from {value} to {following}: use strictly decreasing values")

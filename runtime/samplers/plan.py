@@ -41,6 +41,16 @@ class Plan:
     start_noise: tuple[float, float] | None = None
 
     @property
+    def finite(self) -> bool:
+        """True if all numbers are finite in float32, in which the denoiser computes."""
+        numbers = [
+            np.array([self.init_scale, *(self.start_noise or ())]),
+            *(np.append(step.weights, step.timestep) for step in self.steps),
+            *(step.update.ravel() for step in self.steps),
+        ]
+        return bool((np.abs(np.concatenate(numbers)) <= np.finfo(np.float32).max).all())
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """Noise level of the network's input at each call."""
         return tuple(step.level for step in self.steps)

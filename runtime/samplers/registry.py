@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
+import numpy as np
 from pydantic import ValidationError
 
 from sd2rt.engines.bundle.sampler_config import (
@@ -20,6 +21,7 @@ from sd2rt.engines.bundle.sampler_config import (
     default_sampler,
 )
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.samplers.methods.ddim import ddim
 from sd2rt.runtime.samplers.methods.ddpm import ddpm
 from sd2rt.runtime.samplers.methods.deis import deis
@@ -40,6 +42,7 @@ from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.plan import Plan
 
+_EXTREME = "use less extreme sigmas, sampler options or betas"
 Make = Callable[[NoiseSchedule, SamplerConfig, SamplingOptions], Plan]
 
 
@@ -112,12 +115,26 @@ def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOption
 
 @lru_cache(maxsize=256)
 def _plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
-    return SAMPLERS[config.name].make(_schedule(noise), config, options)
+    try:
+        # Warnings of NumPy do not say which option is at fault; numbers that are not finite are found in the plan.
+        with np.errstate(all="ignore"):
+            plan = SAMPLERS[config.name].make(_schedule(noise), config, options)
+    except ArithmeticError as error:
+        raise RequestError(f"{config.name} cannot compute its steps ({error}): {_EXTREME}") from None
+    if not plan.finite:
+        raise RequestError(f"{config.name} would take steps that are not finite: {_EXTREME}")
+    return plan
 
 
 @lru_cache(maxsize=8)
 def _schedule(noise: NoiseConfig) -> NoiseSchedule:
-    return NoiseSchedule(noise)
+    schedule = NoiseSchedule(noise)
+    if not (np.isfinite(schedule.log_sigmas).all() and np.isfinite(schedule.betas).all()):
+        raise RequestError(
+            f"the noise schedule of betas {noise.beta_start:g} to {noise.beta_end:g} has levels that are not "
+            "finite: use another bundle, or leave out rescale_betas_zero_snr"
+        )
+    return schedule
 
 
 def sampler_config(
@@ -170,7 +187,7 @@ def sampler_config(
         name = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise RequestError(
-            f"sampler option {name} is {first['input']!r}: {reason}" if name else reason
+            f"sampler option {name} is {shown(repr_of(first['input']))}: {reason}" if name else reason
         ) from None
 
 

@@ -710,3 +710,59 @@ def test_interrupt_during_a_build(small_checkpoint: Path, here: Path) -> None:
     assert names(here) == []
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
+
+
+@pytest.mark.parametrize("length", [243, 255, 256, 300, 5000])
+@pytest.mark.parametrize("output", ["{}.png", "images/{}.png", "{}", "{}/{}/x.png", "{}/images"])
+def test_names_that_are_too_long(refused: Refused, small_bundle: Path, length: int, output: str) -> None:
+    """Also the names of temporary files, which are longer: an image that is made can be saved."""
+    name = output.format("a" * length, "b" * length)
+    for option in ("--output", "--save-depth"):
+        if length > 255 or name.endswith("a.png"):
+            said = refused(2, "run", small_bundle, "a", *FAST, option, name)
+            assert said.startswith(option)
+
+
+@pytest.mark.parametrize("name", ["a" * 238 + ".png", "ü" * 119 + ".png", "a" * 255])
+def test_names_that_are_just_short_enough(sd2rt: Command, small_bundle: Path, name: str) -> None:
+    said = sd2rt("run", small_bundle, "a", *FAST, "-o", name)
+    assert said.code == 0, said.err
+    assert Path(said.out.strip()).is_file()
+
+
+def test_output_is_a_link_to_itself(refused: Refused, small_bundle: Path, here: Path) -> None:
+    (here / "loop").symlink_to("loop")
+    for output in ("loop", "loop/x.png", "loop/images"):
+        refused(2, "run", small_bundle, "a", *FAST, "-o", output)
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("verify",), ("run",), ("prepare",)])
+@pytest.mark.parametrize("name", ["a" * 300, "./" + "a" * 300, "./" + "a/" * 3000])
+def test_bundles_that_cannot_be_named(sd2rt: Command, words: tuple[str, ...], name: str) -> None:
+    said = sd2rt(*words, name, *(["a"] if words == ("run",) else []))
+    assert said.code == 3, said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--threads", "2147483648"), "threads is 2147483648: give at least 1, up to 1024"),
+        (("--seed", str(2**64)), "use a number from -2**63 to 2**64 - 1"),
+        (("--seed", "9" * 4000), "use a number from -2**63 to 2**64 - 1"),
+        (("--variation", f"{2**64}:0.5"), "use a number from -2**63 to 2**64 - 1"),
+        (("--guidance", "1e308"), "use numbers from -1e+06 to 1e+06"),
+        (("--sigmas", "1e308,1,0"), "sigmas holds 1e+308: use 0, or numbers from 1e-08 to 1e+08"),
+        (("--sigmas", "1,1e-320,0"), "sigmas holds 1e-320: use 0, or numbers from 1e-08 to 1e+08"),
+        (("--sampler", "euler", "--sampler-option", "sigma_max=1e308"), "less than or equal to 100000000"),
+        (("--sampler", "euler", "--sampler-option", "s_churn=" + "[" * 5000 + "]" * 5000), "s_churn"),
+        (("--sampler", "euler", "--sampler-option", "s_churn=" + "[" * 960 + "]" * 960), "s_churn"),
+        (("--lora", "x.safetensors:1e309"), "the scale of x.safetensors is inf"),
+        (("--lora", f"x.safetensors:1{'0' * 400}"), "the scale of x.safetensors is inf"),
+        (("--embedding", "\udcff=x.safetensors"), "x.safetensors"),
+    ],
+)
+def test_extreme_values(refused: Refused, small_bundle: Path, words: tuple[str, ...], said: str) -> None:
+    line = refused(2, "run", small_bundle, "a", *words)
+    assert said in line
+    assert len(line) < 1000

@@ -231,7 +231,7 @@ def test_quoted_values() -> None:
     }
 
 
-@given(prompt=st.text(), negative=st.text(), seed=st.integers(), model=st.text(min_size=1))
+@given(prompt=st.text(), negative=st.text(), seed=st.integers(-(2**63), 2**64 - 1), model=st.text(min_size=1))
 def test_any_text_is_read(prompt: str, negative: str, seed: int, model: str) -> None:
     """A file's text is untrusted: any content must be read without errors."""
     facts = FACTS | {"prompt": prompt, "negative_prompt": negative, "seed": seed, "bundle": model}
