@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
 from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, ModelKind, PartName, TaskName
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
@@ -123,6 +124,9 @@ class Manifest(Model):
     license: str
     engines: tuple[EngineEntry, ...] = ()
     """Compiled engines, which are optional: a bundle is complete with ONNX graphs alone."""
+    checksum: Sha256 | None = None
+    """Of the other entries in the file that the manifest was read from (:func:`read_manifest` compares it); None if
+    it was not read, or the file has none, as in earlier versions."""
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
@@ -194,7 +198,8 @@ class Manifest(Model):
         each backend's tolerance."""
         import hashlib
 
-        return hashlib.sha256(self.model_copy(update={"engines": ()}).to_json().encode()).hexdigest()
+        text = _to_text(self.model_copy(update={"engines": ()})._entries())
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:
         """One-line summary: the repr of a bundle includes this, and a full manifest has thousands of lines."""
@@ -207,8 +212,16 @@ class Manifest(Model):
     __str__ = __repr__
 
     def to_json(self) -> str:
-        """Serialise to the text of ``bundle.json``."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        """Serialise to the text of ``bundle.json``, with a checksum of all entries."""
+        data = self._entries()
+        return _to_text({**data, CHECKSUM: checksum(data)})
+
+    def _entries(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={CHECKSUM})
+
+
+def _to_text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
@@ -218,7 +231,7 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         through: path of the open folder; ``folder`` then only names it in messages.
 
     Raises:
-        BundleError: the bundle is missing, has another schema version, or has an invalid entry.
+        BundleError: the bundle is missing, has another schema version, has an invalid entry, or was changed.
     """
     path = folder / MANIFEST
     try:
@@ -241,7 +254,7 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         )
     try:
         # Strict JSON mode: a number in a string is as wrong as an unknown key.
-        return Manifest.model_validate_json(json.dumps(data), strict=True)
+        manifest = Manifest.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(item) for item in first["loc"]) or "the manifest"
@@ -249,6 +262,11 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         if first["type"] == "extra_forbidden":
             reason = "unknown key"
         raise BundleError(f"{path}: {where}: {reason}: build the bundle again") from None
+    if manifest.checksum is not None and manifest.checksum != checksum(data):
+        raise BundleError(
+            f"{path} was changed after it was written (its checksum does not match): copy or build the bundle again"
+        )
+    return manifest
 
 
 def _read(path: Path, opened: Path) -> bytes:

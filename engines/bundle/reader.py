@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from sd2rt.engines.bundle.cache import find_bundle
 from sd2rt.engines.bundle.external_data import check_locations, external_locations, is_graph
-from sd2rt.engines.bundle.files import sha256
-from sd2rt.engines.bundle.manifest import Manifest, read_manifest
+from sd2rt.engines.bundle.files import sha256, temporary_of
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.open_files import OpenFiles, Progress, plain_file
 from sd2rt.engines.bundle.private_copy import remove_abandoned
@@ -150,6 +150,29 @@ def verify_engines(bundle: Bundle, progress: Callable[[File, int], None] = lambd
                 f"{bundle.path / file.path} does not match its manifest: build it again with "
                 "'sd2rt build --engines-only'"
             )
+
+
+def verify_no_others(bundle: Bundle) -> None:
+    """Check that a bundle has only the files of its manifest, and those that a build of engines leaves when killed.
+
+    Raises:
+        BundleError: there is another file, or a folder cannot be read.
+    """
+    listed = {MANIFEST, *(file.path for file in (*bundle.manifest.files, *bundle.manifest.engine_files))}
+
+    def unreadable(error: OSError) -> None:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    for folder, folders, files in os.walk(bundle.path, onerror=unreadable):
+        # Links to folders are not followed, and are no part of a bundle either.
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in sorted((*files, *links)):
+            path = Path(folder, name).relative_to(bundle.path)
+            unfinished = temporary_of(name) == MANIFEST or (
+                len(path.parts) == 2 and name.startswith("tensorrt")
+            )
+            if path.as_posix() not in listed and not unfinished:
+                raise BundleError(f"{bundle.path / path} is not listed in the bundle's manifest: remove it")
 
 
 def locate(bundle: str | os.PathLike[str]) -> Path:

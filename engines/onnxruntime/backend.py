@@ -37,17 +37,21 @@ class OnnxRuntimeBackend:
         entry = self._bundle.part(part)
         prepared = find_prepared(entry) if weights is None else None
 
-        def opening(folder: Path) -> OnnxRuntimeEngine:
+        def opening(graph: Path) -> OnnxRuntimeEngine:
             return OnnxRuntimeEngine(
                 entry,
-                folder / entry.onnxruntime,
+                graph,
                 threads=self._threads,
                 weights=weights,
-                prepared=prepared,
+                prepared=prepared is not None,
                 profile=None if self._profiles is None else self._profiles / part,
             )
 
-        return self._bundle.load(entry.files, opening, OnnxRuntimeEngine.close)
+        if prepared is not None:
+            return prepared.load(opening, OnnxRuntimeEngine.close)
+        return self._bundle.load(
+            entry.files, lambda folder: opening(folder / entry.onnxruntime), OnnxRuntimeEngine.close
+        )
 
     def close(self) -> None:
         return

@@ -33,8 +33,7 @@ class OnnxRuntimeEngine(Closing):
         threads: threads per operator, None for one per core.
         weights: replacements for the bundle's weights, by PyTorch name and in PyTorch's orientation. ONNX Runtime
             copies them while it opens the model.
-        prepared: the prepared graph from :func:`sd2rt.engines.onnxruntime.prepared.find_prepared`; only without
-            ``weights``.
+        prepared: the file was prepared (:mod:`sd2rt.engines.onnxruntime.prepared`); only without ``weights``.
         profile: path prefix of an operator profile to record, to which ONNX Runtime adds a time stamp. Recording
             slows the operators down.
 
@@ -51,13 +50,12 @@ class OnnxRuntimeEngine(Closing):
         *,
         threads: int | None = None,
         weights: Mapping[str, Array] | None = None,
-        prepared: Path | None = None,
+        prepared: bool = False,
         profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime(Device("cpu"))
         options = session_options(threads)
-        if prepared is not None:
-            path = prepared
+        if prepared:
             # It was optimised before it was saved.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._profiled = profile is not None

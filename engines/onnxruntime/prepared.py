@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,23 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
-from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.onnxruntime.opening import (
     CPU_PROVIDER,
     import_onnxruntime,
     require_cpu_address_space,
     session_options,
 )
+from sd2rt.engines.onnxruntime.prepared_files import (
+    GRAPH,
+    WEIGHTS,
+    PreparedFiles,
+    open_prepared_files,
+    read_record,
+    write_record,
+)
 from sd2rt.engines.onnxruntime.session_config import set_session_config
 
-GRAPH, WEIGHTS, FACTS = "model.onnx", "model.onnx.data", "prepared.json"
-_FORMAT = 1
+_FORMAT = 2
 # Disk space per byte of weights: some are saved twice, as they are and in a kernel's layout.
 _SPACE_FACTOR = 1.6
 
@@ -51,15 +58,28 @@ class Prepared:
     """False if it existed already."""
 
 
-def find_prepared(part: Part) -> Path | None:
-    """Return the intact prepared graph of a part for this CPU and this ONNX Runtime, or None."""
+def open_prepared(part: Part, *, trust_receipts: bool = True) -> PreparedFiles | None:
+    """Open and verify the prepared graph of a part for this CPU and this ONNX Runtime; None if there is none.
+
+    Raises:
+        BundleError: a file is missing or damaged.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
     try:
         folder = _folder(part)
-        facts = parse_json((folder / FACTS).read_bytes())
-        intact = facts["files"] == _stamps(folder)
-    except (OSError, ValueError, KeyError, TypeError, BundleError):
+    except BundleError:
+        # There is no cache directory.
         return None
-    return folder / GRAPH if intact else None
+    return open_prepared_files(folder, trust_receipts=trust_receipts)
+
+
+def find_prepared(part: Part) -> PreparedFiles | None:
+    """Open the prepared graph of a part like :func:`open_prepared`; warns if it is damaged, and returns None."""
+    try:
+        return open_prepared(part)
+    except BundleError as error:
+        warnings.warn(f"the prepared graph is not used: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 def prepare(
@@ -118,10 +138,9 @@ def remove(bundle: str | os.PathLike[str]) -> int:
 def _prepare(bundle: Bundle, name: PartName) -> Prepared:
     part = bundle.part(name)
     folder = _folder(part)
-    existing = find_prepared(part)
-    if existing is None:
+    existing = _is_intact(part)
+    if not existing:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        source = bundle.file(part.onnxruntime)
         weights = sum(file.size for file in part.files if file.path.endswith(".data"))
         free = shutil.disk_usage(folder.parent).free
         if free < weights * _SPACE_FACTOR:
@@ -130,14 +149,23 @@ def _prepare(bundle: Bundle, name: PartName) -> Prepared:
                 f"{weights * _SPACE_FACTOR / 1e9:.1f} GB: make room"
             )
         with atomic_folder(folder) as unfinished:
-            _save(source, unfinished)
-            facts = {"bundle": str(bundle.path), "version": _version(), "files": _stamps(unfinished)}
-            (unfinished / FACTS).write_text(json.dumps(facts))
+            bundle.load(part.files, lambda opened: _save(opened / part.onnxruntime, unfinished))
+            write_record(unfinished, folder, bundle=bundle.path, version=_version())
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Prepared(name, folder, size, existing is None)
+    return Prepared(name, folder, size, not existing)
+
+
+def _is_intact(part: Part) -> bool:
+    try:
+        # Receipts cannot show what a failing disk has changed, and this command is the remedy.
+        return open_prepared(part, trust_receipts=False) is not None
+    except BundleError:
+        return False
 
 
 def _save(source: Path, folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
     ort = import_onnxruntime(Device("cpu"))
     options = session_options(threads=None)
     options.optimized_model_filepath = str(folder / GRAPH)
@@ -148,12 +176,6 @@ def _save(source: Path, folder: Path) -> None:
         ort.InferenceSession(source, options, providers=[CPU_PROVIDER], enable_fallback=0)
     except Exception as error:
         raise BuildError(f"{source} cannot be saved to {folder}: {str(error).splitlines()[0]}") from error
-
-
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Size, modification time and inode of each file: detects changes without reading gigabytes."""
-    statuses = {name: (folder / name).stat() for name in (GRAPH, WEIGHTS)}
-    return {name: [status.st_size, status.st_mtime_ns, status.st_ino] for name, status in statuses.items()}
 
 
 def _root() -> Path:
@@ -194,12 +216,12 @@ def _prune() -> None:
         return
     for folder in root.iterdir():
         try:
-            facts = parse_json((folder / FACTS).read_bytes())
-            keep = facts["version"] == _version() and os.path.exists(Path(facts["bundle"]) / "bundle.json")
+            record = read_record(folder)
+            keep = record.version == _version() and os.path.exists(Path(record.bundle) / "bundle.json")
         except FileNotFoundError:
             # Another process may be writing it.
             keep = folder.name.startswith(".")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, BundleError):
             keep = False
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

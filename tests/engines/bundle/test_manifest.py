@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.errors import BundleError
+
+from ..paper_bundle import make_bundle
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -20,6 +24,7 @@ def edit(bundle: Path, change: Edit) -> Path:
     path = bundle / MANIFEST
     data = json.loads(path.read_text())
     change(data)
+    data.pop("checksum", None)
     path.write_text(json.dumps(data))
     return path
 
@@ -350,3 +355,39 @@ def test_engines_are_an_addition(paper: Path) -> None:
 def test_engines_that_are_wrong(paper: Path, changes: dict[str, Any], said: str) -> None:
     edit(paper, lambda data: data.update(engines=[an_engine(data, **changes)]))
     assert said in refusal(paper)
+
+
+@given(st.data())
+def test_any_bit_of_the_manifest(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A changed bit leaves the same manifest or a refusal, never another value."""
+    target = tmp_path_factory.getbasetemp() / "flipped"
+    if not target.exists():
+        make_bundle(target)
+    content = bytearray((target / MANIFEST).read_bytes())
+    before = read_manifest(target)
+    position, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
+    content[position] ^= 1 << bit
+    (target.parent / "damaged").mkdir(exist_ok=True)
+    (target.parent / "damaged" / MANIFEST).write_bytes(content)
+    try:
+        after = read_manifest(target.parent / "damaged")
+    except BundleError:
+        return
+    assert after == before
+
+
+def test_value_that_was_changed(paper: Path) -> None:
+    text = (paper / MANIFEST).read_text()
+    (paper / MANIFEST).write_text(text.replace("0.18215", "0.28215"))
+    assert refusal(paper) == (
+        f"{paper / MANIFEST} was changed after it was written (its checksum does not match): "
+        "copy or build the bundle again"
+    )
+
+
+def test_manifest_of_an_earlier_version(paper: Path) -> None:
+    before = read_manifest(paper)
+    edit(paper, lambda data: None)
+    assert "checksum" not in (paper / MANIFEST).read_text()
+    assert read_manifest(paper) == before.model_copy(update={"checksum": None})
+    assert read_manifest(paper).identity == before.identity

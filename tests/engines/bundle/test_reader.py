@@ -12,7 +12,7 @@ import pytest
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.open_files import digest
-from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.reader import open_bundle, verify_no_others
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
 
@@ -224,6 +224,7 @@ def test_receipt_is_for_a_hash(paper: Path, hashed: list[str]) -> None:
     open_bundle(paper)
     data = json.loads((paper / "bundle.json").read_text())
     data["tokenizer"]["file"]["sha256"] = "0" * 64
+    del data["checksum"]
     (paper / "bundle.json").write_text(json.dumps(data))
     assert f"{paper / 'tokenizer.json'} has sha256" in refusal(paper)
 
@@ -317,3 +318,17 @@ def test_nothing_comes_back_during_a_build(paper: Path) -> None:
     finally:
         lock.release()
     assert open_bundle(paper).manifest.build_key == OLD
+
+
+@pytest.mark.parametrize("added", ["note.txt", "denoiser/model2.onnx", "denoiser/deep/x", ".hidden"])
+def test_files_beside_those_of_the_manifest(paper: Path, added: str) -> None:
+    bundle = open_bundle(paper)
+    verify_no_others(bundle)
+    (paper / ".bundle.json.0a1b2c.part").write_text("half")
+    (paper / "denoiser" / "tensorrt-64x64-1.unfinished").write_text("half")
+    verify_no_others(bundle)
+    (paper / added).parent.mkdir(exist_ok=True)
+    (paper / added).write_text("")
+    with pytest.raises(BundleError) as caught:
+        verify_no_others(bundle)
+    assert str(caught.value) == f"{paper / added} is not listed in the bundle's manifest: remove it"

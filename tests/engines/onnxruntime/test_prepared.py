@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
-from sd2rt.engines.errors import BuildError, RequestError
-from sd2rt.engines.onnxruntime.prepared import FACTS, GRAPH, WEIGHTS, find_prepared, prepare, remove
+from sd2rt.engines.errors import BuildError, BundleError, RequestError
+from sd2rt.engines.onnxruntime.prepared import find_prepared, open_prepared, prepare, remove
+from sd2rt.engines.onnxruntime.prepared_files import GRAPH, RECORD, WEIGHTS
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.cli.main import main
 
@@ -39,7 +41,9 @@ def test_the_same_image_from_weights_that_are_mapped(bundle: Bundle) -> None:
     assert [one.part for one in found]
     assert all(one.made for one in found)
     denoiser = next(one for one in found if one.part == "denoiser")
-    assert find_prepared(bundle.part("denoiser")) == denoiser.path / GRAPH
+    intact = find_prepared(bundle.part("denoiser"))
+    assert intact is not None
+    assert intact.load(lambda graph: graph.samefile(denoiser.path / GRAPH), lambda _: None)
     with Pipeline.open(bundle.path, threads=1) as pipeline:
         assert str(denoiser.path / WEIGHTS) in mapped()
         again = np.asarray(pipeline("a fox", seed=1, num_inference_steps=3, output_type="np").images)
@@ -67,28 +71,83 @@ def test_replaced_weights_are_the_graphs_own(bundle: Bundle) -> None:
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("damage", ["cut", "rewritten", "replaced", "missing", "facts"])
-def test_what_is_not_as_it_was_written_is_not_opened(bundle: Bundle, damage: str) -> None:
+def keeping(path: Path, content: bytes) -> None:
+    """Write a file, and keep its size and modification time."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize("name", [GRAPH, WEIGHTS, RECORD])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "zeroed", "swapped", "missing"])
+def test_what_is_not_as_it_was_written_is_not_opened(
+    bundle: Bundle, damage: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Size and modification time say nothing; verify finds it, and preparing again repairs it."""
     (found,) = prepare(bundle.path, parts=["decoder"])
-    weights = found.path / WEIGHTS
-    content = weights.read_bytes()
+    part = bundle.part("decoder")
+    path = found.path / name
+    content = {file.name: file.read_bytes() for file in found.path.iterdir()}
     if damage == "cut":
-        weights.write_bytes(content[:-1])
-    elif damage == "rewritten":
-        weights.write_bytes(bytes(len(content)))
-        os.utime(weights, ns=(0, 0))
-    elif damage == "replaced":
-        (found.path / "other").write_bytes(content)
-        shutil.copystat(weights, found.path / "other")
-        (found.path / "other").replace(weights)
-    elif damage == "missing":
-        weights.unlink()
+        path.write_bytes(content[name][:-1])
+    elif damage == "flipped":
+        keeping(path, flipped(content[name], len(content[name]) // 2))
+    elif damage == "zeroed":
+        keeping(path, bytes(len(content[name])))
+    elif damage == "swapped":
+        keeping(path, content[RECORD if name == GRAPH else GRAPH])
     else:
-        (found.path / FACTS).write_text("[]")
-    assert find_prepared(bundle.part("decoder")) is None
+        path.unlink()
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=f"the prepared graph is not used: {path}"):
+            assert find_prepared(part) is None
+    assert main(["verify", str(bundle.path)]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"sd2rt: {path} ")
+    assert error.endswith("run 'sd2rt prepare' again\n")
     (again,) = prepare(bundle.path, parts=["decoder"])
     assert again.made
-    assert (again.path / WEIGHTS).read_bytes() == content
+    assert (again.path / WEIGHTS).read_bytes() == content[WEIGHTS]
+    assert main(["verify", str(bundle.path)]) == 0
+    assert capsys.readouterr().out.endswith("; 1 prepared graphs are intact\n")
+
+
+def test_any_bit_of_the_record(bundle: Bundle) -> None:
+    (found,) = prepare(bundle.path, parts=["decoder"])
+    part, path = bundle.part("decoder"), found.path / RECORD
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(flipped(content, position))
+        with pytest.raises(BundleError, match="prepare"):
+            open_prepared(part)
+
+
+def test_a_copy_of_the_cache_is_hashed_once(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sd2rt.engines.bundle.open_files import digest
+    from sd2rt.engines.bundle.schema import File
+
+    hashed: list[str] = []
+
+    def noted(file: File, descriptor: int, progress: Any) -> str:
+        hashed.append(file.path)
+        return digest(file, descriptor, progress)
+
+    monkeypatch.setattr("sd2rt.engines.bundle.open_files.digest", noted)
+    prepare(bundle.path, parts=["decoder"])
+    hashed.clear()
+    assert find_prepared(bundle.part("decoder")) is not None
+    assert hashed == [], "preparing has hashed them"
+    shutil.copytree(tmp_path / "cache", tmp_path / "second")
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "second"))
+    for _ in range(2):
+        assert find_prepared(bundle.part("decoder")) is not None
+        assert sorted(hashed) == [GRAPH, WEIGHTS]
 
 
 def test_another_version_of_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def replace(bundle: Path, key: str, content: bytes) -> Path:
     path = bundle / str(data[key]["file"]["path"])
     path.write_bytes(content)
     data[key]["file"] = describe(bundle, path.name).model_dump()
+    del data["checksum"]
     (bundle / "bundle.json").write_text(json.dumps(data))
     return path
 
