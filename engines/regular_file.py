@@ -22,7 +22,7 @@ _WRITER_SECONDS = 5.0
 _POLL_MS = 20
 
 
-def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> io.BufferedReader:
     """Open a regular file of at most ``limit`` bytes for reading.
 
     Raises:

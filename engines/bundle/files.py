@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sd2rt.engines.bundle.schema import File
+from sd2rt.engines.regular_file import open_regular
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{6}\.part")
@@ -21,7 +22,7 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> s
     """SHA-256 of a file, in hexadecimal; calls ``progress`` with the number of bytes of each block."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while read := file.readinto(block):
             digest.update(block[:read])
             progress(read)

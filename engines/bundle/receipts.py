@@ -13,6 +13,10 @@ from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.regular_file import read_regular
+
+_MAX_BYTES = 16 << 20
+"""Limit of a folder's receipts, which have some hundred bytes for each file."""
 
 Stamp = list[int]
 """Size, modification time, change time, inode and device of a file."""
@@ -43,7 +47,7 @@ class Receipts:
         name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
         try:
             self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
-            entries = parse_json(self._path.read_bytes()) if use else {}
+            entries = parse_json(read_regular(self._path, _MAX_BYTES)) if use else {}
             self._entries = entries if isinstance(entries, dict) else {}
         except BundleError:
             # No home directory for receipts: hash everything each time.

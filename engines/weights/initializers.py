@@ -16,6 +16,10 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import Model, Part, RelativePath
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.engines.interface import Array
+from sd2rt.engines.regular_file import read_regular
+
+_MAX_BYTES = 64 << 20
+"""Limit of a map; the largest part's has 200 kB."""
 
 
 def _beside(path: str) -> str:
@@ -87,7 +91,7 @@ class Weights(Mapping[str, Weight]):
 
     def __init__(self, path: Path) -> None:
         try:
-            weight_map = WeightMap.model_validate_json(path.read_bytes(), strict=True)
+            weight_map = WeightMap.model_validate_json(read_regular(path, _MAX_BYTES), strict=True)
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}: build the bundle again") from None
         except ValidationError as error:
