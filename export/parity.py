@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.temporary import scratch_folder
 from sd2rt.engines.errors import BuildError, CheckpointError
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.export.build import part_module
@@ -232,14 +232,14 @@ _OPTIONS = {"image": "--image", "mask_image": "--mask", "strength": "--strength"
 
 def _run(bundle: Path, steps: int, guidance: float, pictures: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Generate an image as users do: with ``sd2rt run``, in a process without PyTorch."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.png"
+    with scratch_folder("parity") as folder:
+        path = folder / "image.png"
         command = [sys.executable, "-P", "-m", "sd2rt", "run", str(bundle), PROMPT, "--json"]
         command += ["--seed", "1", "--steps", str(steps), "--guidance", str(guidance), "--output", str(path)]
         for name, value in pictures.items():
             if isinstance(value, Image.Image):
-                value.save(Path(folder) / f"{name}.png")
-                command += [_OPTIONS[name], str(Path(folder) / f"{name}.png")]
+                value.save(folder / f"{name}.png")
+                command += [_OPTIONS[name], str(folder / f"{name}.png")]
             else:
                 command += [_OPTIONS[name], str(value)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -6,16 +6,29 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
+from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.schema import File
+from sd2rt.engines.bundle.temporary import temporary_file, temporary_folder, temporary_name, was_written
 from sd2rt.engines.regular_file import open_regular
 
 _CHUNK_BYTES = 1 << 20
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{6}\.part")
+_NO_LINKS = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EINVAL,
+}
+"""Errors of file systems that have no hard links."""
+_NUMPY_FULL = ("Not enough free space to write", "requested and")
 
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
@@ -49,55 +62,125 @@ def atomic_write(path: Path, *, durable: bool = False, keep_mode: bool = False) 
     """Yield a temporary path beside ``path``; the file written there replaces ``path`` if the block succeeds.
 
     Readers see the complete old or new file, never a partial one. After an error the old file remains and the
-    temporary one is removed. A killed process may leave the temporary file: see :func:`temporary_of`.
+    temporary one is removed; the next writer in the folder removes that of a killed process.
 
     Args:
         durable: flush to disk first, so that the file is complete even after a power cut.
         keep_mode: copy the permissions of the replaced file.
+
+    Raises:
+        OSError: the file cannot be written, or the block did not write it.
     """
-    temporary = _temporary(path)
-    try:
+    with temporary_file(path) as temporary:
         yield temporary
+        _check_written(temporary)
         if keep_mode:
             shutil.copymode(path, temporary)
         if durable:
             sync(temporary)
         temporary.replace(path)
-    except BaseException:
-        # Suppressed, so that the first error is the one reported.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
-def _temporary(path: Path) -> Path:
-    # Random rather than the process id: containers that share a cache may have equal ids.
-    return path.with_name(f".{path.name}.{os.urandom(3).hex()}.part")
+def write_new(paths: Iterable[Path], write: Callable[[Path], None]) -> Path:
+    """Write a file atomically under the first of ``paths``, all in one folder, that is free; replaces nothing.
+
+    Two processes never take the same name.
+
+    Args:
+        write: writes the file at a given path.
+
+    Returns:
+        The path that was taken.
+
+    Raises:
+        FileExistsError: none is free.
+        OSError: the file cannot be written.
+    """
+    paths = iter(paths)
+    first = next(paths)
+    with temporary_file(first) as temporary:
+        write(temporary)
+        _check_written(temporary)
+        for path in chain((first,), paths):
+            if _take_name(temporary, path):
+                return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(first))
 
 
-def temporary_of(name: str) -> str | None:
-    """Return the target name of a temporary file or folder of this module; None for other names."""
-    match = _TEMPORARY.fullmatch(name)
-    return None if match is None else match[1]
+def _check_written(temporary: Path) -> None:
+    if not was_written(temporary):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(temporary))
+
+
+def _take_name(temporary: Path, path: Path) -> bool:
+    """Give a file the name ``path`` too; returns False if that exists."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return True
+    # Renaming would replace. The lock keeps other processes of sd2rt away between the check and the renaming.
+    lock = FileLock(temporary_name(path, bytes(3)))
+    if not lock.acquire():
+        return False
+    try:
+        if os.path.lexists(path):
+            return False
+        temporary.rename(path)
+    finally:
+        lock.release()
+    return True
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path``, which replaces ``path`` if the block succeeds.
 
-    The old folder is removed first. If another process then creates ``path``, its folder is kept and the new one
-    discarded. After an error the temporary folder is removed; a killed process may leave it: see
-    :func:`temporary_of`.
+    The old folder is moved aside and removed. If another process creates ``path`` meanwhile, its folder is kept and
+    the new one discarded. After an error the temporary folder is removed; the next writer in the same parent folder
+    removes that of a killed process.
     """
-    unfinished = _temporary(path)
-    unfinished.mkdir(0o700)
-    try:
+    with temporary_folder(path) as unfinished:
         yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
+        aside = _set_aside(path)
         try:
             unfinished.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if there is one; a killed process leaves nothing half removed at ``path``.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    aside = _set_aside(path)
+    if os.path.lexists(aside):
+        shutil.rmtree(aside)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a folder, if there is one, to a name from which the next writer removes it; returns that."""
+    aside = temporary_name(path, os.urandom(3))
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            path.replace(aside)
+    return aside
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an error reports a full disk or an exceeded quota.
+
+    NumPy writes arrays in C, and reports both a short write and a failed reservation without an errno.
+    """
+    if error.errno is None:
+        return any(words in str(error) for words in _NUMPY_FULL)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

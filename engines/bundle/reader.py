@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sd2rt.engines.bundle.cache import find_bundle
 from sd2rt.engines.bundle.external_data import check_locations, external_locations, is_graph
-from sd2rt.engines.bundle.files import sha256, temporary_of
+from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.open_files import OpenFiles, Progress, plain_file
@@ -19,6 +19,7 @@ from sd2rt.engines.bundle.private_copy import remove_abandoned
 from sd2rt.engines.bundle.receipts import Receipts
 from sd2rt.engines.bundle.recovery import recover_abandoned
 from sd2rt.engines.bundle.schema import File, Part
+from sd2rt.engines.bundle.temporary import temporary_of
 from sd2rt.engines.errors import BundleError
 
 Loaded = TypeVar("Loaded")

@@ -21,8 +21,8 @@ def recover(target: Path) -> None:
 
 
 def recover_abandoned(target: Path) -> None:
-    """Call :func:`recover` unless a build is running; for readers."""
-    if os.path.lexists(target) or not os.path.isdir(target.parent / f".{target.name}.old"):
+    """Call :func:`recover` and remove the lock file of a killed build, unless a build is running; for readers."""
+    if not any(os.path.lexists(target.parent / f".{target.name}.{suffix}") for suffix in ("old", "lock")):
         return
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:

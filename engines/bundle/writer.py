@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,12 +12,13 @@ from types import TracebackType
 from typing import Self, get_args
 
 from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
+from sd2rt.engines.bundle.files import atomic_write, describe, is_disk_full, sync
 from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.recovery import recover
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shared_files import prune, share
+from sd2rt.engines.bundle.temporary import temporary_of
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
@@ -202,9 +202,7 @@ def os_errors_as_build_errors(target: Path) -> Iterator[None]:
 
 
 def _as_build_error(error: OSError, target: Path) -> BuildError:
-    # NumPy writes arrays in C, and reports a short write without an errno.
-    short_write = error.errno is None and "requested and" in str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or short_write:
+    if is_disk_full(error):
         return BuildError(
             f"the disk of {target.parent} is full: make room, or choose another disk with -o; "
             "finished parts are kept: the same command resumes from them"

@@ -7,6 +7,7 @@ disk as the bundle and fits only this CPU and this version of ONNX Runtime, so i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sd2rt.engines.bundle.cache import cache_dir
-from sd2rt.engines.bundle.files import atomic_folder
+from sd2rt.engines.bundle.files import atomic_folder, remove_folder
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.temporary import sweep
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.interface import Device
@@ -70,6 +72,7 @@ def open_prepared(part: Part, *, trust_receipts: bool = True) -> PreparedFiles |
     except BundleError:
         # There is no cache directory.
         return None
+    sweep(folder.parent)
     return open_prepared_files(folder, trust_receipts=trust_receipts)
 
 
@@ -131,7 +134,8 @@ def remove(bundle: str | os.PathLike[str]) -> int:
     folders = [folder for folder in candidates if os.path.isdir(folder)]
     freed = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_folder(folder)
+    sweep(_root())
     return freed
 
 
@@ -214,14 +218,16 @@ def _prune() -> None:
     root = _root()
     if not os.path.isdir(root):
         return
+    sweep(root)
     for folder in root.iterdir():
+        if folder.name.startswith("."):
+            # Another process is writing it.
+            continue
         try:
             record = read_record(folder)
             keep = record.version == _version() and os.path.exists(Path(record.bundle) / "bundle.json")
-        except FileNotFoundError:
-            # Another process may be writing it.
-            keep = folder.name.startswith(".")
         except (OSError, BundleError):
             keep = False
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_folder(folder)

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from pydantic import ValidationError
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.engine_entry import EngineEntry
-from sd2rt.engines.bundle.files import atomic_folder, describe
+from sd2rt.engines.bundle.files import atomic_folder, describe, remove_folder
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
@@ -31,7 +29,6 @@ from sd2rt.engines.weights.initializers import Weights
 
 _ENGINES_KEPT = 8
 """A LoRA at two sizes needs three engines; those of a full-size denoiser have 1.8 GB each."""
-_DAY = 24 * 3600
 _ENTRY, _ENGINE = "entry.json", "rebuilt.engine"
 _MAX_ENTRY_BYTES = 1 << 20
 
@@ -135,14 +132,11 @@ def _read_intact(folder: Path) -> EngineEntry | None:
 
 
 def _prune(folder: Path) -> None:
-    """Make room for one engine: remove the least recently used ones, and leftovers older than a day."""
+    """Make room for one engine: remove the least recently used ones."""
     with contextlib.suppress(OSError):
-        for leftover in folder.glob(".*.part"):
-            if leftover.stat().st_mtime < time.time() - _DAY:
-                shutil.rmtree(leftover, ignore_errors=True)
         engines = sorted(
             (path for path in folder.iterdir() if not path.name.startswith(".")),
             key=lambda path: path.stat().st_mtime,
         )
         for path in engines[: max(0, len(engines) - _ENGINES_KEPT + 1)]:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
+from sd2rt.engines.bundle.temporary import scratch_folder
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.bench.memory import peak_rss_bytes
 from sd2rt.runtime.bench.summary import digits, summary
@@ -54,8 +53,7 @@ def first_images(
         EngineError: a child was killed.
         typer.Exit: a child failed; it has printed the error.
     """
-    with tempfile.TemporaryDirectory(prefix="sd2rt-bench-") as name:
-        folder = Path(name)
+    with scratch_folder("bench") as folder:
         command = [
             # Without -P, modules in the working directory would shadow installed packages.
             *(sys.executable, "-P", "-m", "sd2rt", "run", "--quiet"),

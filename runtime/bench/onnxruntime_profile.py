@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple
 
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.temporary import scratch_folder
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime.bench.timed_engine import LAUNCH
 from sd2rt.runtime.bench.timed_pipeline import TimedNetworks, TimedPipeline
@@ -49,15 +50,16 @@ class ProfiledNetworks(TimedNetworks):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._folder = TemporaryDirectory(prefix="sd2rt-profile-")
+        self._scratch = ExitStack()
+        self._folder = self._scratch.enter_context(scratch_folder("profile"))
         try:
             super().__init__(*args, **options)
         except BaseException:
-            self._folder.cleanup()
+            self._scratch.close()
             raise
 
     def _profiles(self) -> Path:
-        return Path(self._folder.name)
+        return self._folder
 
     def operators(self, before: Sequence[Span], spans: Sequence[Span]) -> dict[PartName, Profile]:
         """Stop profiling and return the operators of the launches in ``spans``, by part.
@@ -75,7 +77,7 @@ class ProfiledNetworks(TimedNetworks):
 
     def close(self) -> None:
         super().close()
-        self._folder.cleanup()
+        self._scratch.close()
 
 
 class ProfiledPipeline(TimedPipeline):

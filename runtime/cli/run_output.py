@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,22 +79,20 @@ def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
     Raises:
         EngineError: the file cannot be written.
     """
-    from sd2rt.runtime.images.write import save_png
+    from sd2rt.runtime.images.write import save_new_png, save_png
     from sd2rt.runtime.metadata.png import png_text
 
     text = png_text(facts)
     named = output.suffix.lower() == ".png" and not os.path.isdir(output)
     name = _name(facts)
-    path, number = output if named else output / f"{name}.png", 1
+    path = output if named else output / f"{name}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                save_png(image, path, text, replace=named)
-                return path
-            except FileExistsError:
-                # Images of earlier runs are kept.
-                path, number = output / f"{name}-{number}.png", number + 1
+        if named:
+            save_png(image, path, text)
+            return path
+        # Images of earlier runs are kept.
+        return save_new_png(image, chain((path,), (output / f"{name}-{n}.png" for n in count(1))), text)
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
 from sd2rt.runtime.samplers.plan import Plan
@@ -28,7 +29,8 @@ def draw(plans: Mapping[str, Plan], path: Path) -> None:
         RequestError: the name is neither a PNG's nor an SVG's.
         EngineError: the file cannot be written.
     """
-    if path.suffix.lower() not in _SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
         raise RequestError(f"--plot {path} is neither a .png nor an .svg file: use one of these endings")
     try:
         from matplotlib.figure import Figure
@@ -54,7 +56,10 @@ def draw(plans: Mapping[str, Plan], path: Path) -> None:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        with atomic_write(path) as temporary:
+            figure.savefig(
+                temporary, format=suffix[1:], dpi=100, metadata={"Date": None} if suffix == ".svg" else None
+            )
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -85,7 +85,7 @@ def save_depth(depth: NDArray[np.float32], path: Path) -> None:
     wide = depth.astype(np.float64)
     low, high = wide.min(), wide.max()
     unit = (wide - low) / (high - low) if high > low else np.zeros_like(wide)
-    save_png(Image.fromarray((unit * 0xFFFF).round().astype(np.uint16)), path, {}, replace=True)
+    save_png(Image.fromarray((unit * 0xFFFF).round().astype(np.uint16)), path, {})
 
 
 def _gray(image: Image, name: str) -> NDArray[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.files import atomic_write
+from sd2rt.engines.bundle.files import atomic_write, write_new
 from sd2rt.engines.errors import EngineError
 
 if TYPE_CHECKING:
@@ -54,20 +55,20 @@ def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> No
     image.save(target, format="PNG", pnginfo=info)
 
 
-def save_png(image: Image, path: Path, text: dict[str, str], *, replace: bool) -> None:
-    """Write a PNG with text chunks atomically.
+def save_png(image: Image, path: Path, text: dict[str, str]) -> None:
+    """Write a PNG with text chunks atomically, replacing an existing file.
 
     Raises:
-        FileExistsError: the file exists and ``replace`` is false.
         OSError: writing failed.
     """
-    if not replace:
-        # Reserve the name before encoding, so that two processes cannot both find it free.
-        path.touch(exist_ok=False)
-    try:
-        with atomic_write(path) as temporary:
-            write_png(image, temporary, text)
-    except BaseException:
-        if not replace:
-            path.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        write_png(image, temporary, text)
+
+
+def save_new_png(image: Image, paths: Iterable[Path], text: dict[str, str]) -> Path:
+    """Write a PNG with text chunks atomically under the first of ``paths`` that is free, and return that.
+
+    Raises:
+        OSError: writing failed.
+    """
+    return write_new(paths, lambda temporary: write_png(image, temporary, text))

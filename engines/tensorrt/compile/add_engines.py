@@ -15,11 +15,12 @@ from typing import get_args
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineEntry
 from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.engines.bundle.files import atomic_write, describe, sync, temporary_of
+from sd2rt.engines.bundle.files import atomic_write, describe, sync
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import locate, open_bundle
 from sd2rt.engines.bundle.schema import File, Part
+from sd2rt.engines.bundle.temporary import temporary_of
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.cuda.gpu_info import GpuFacts, gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, BundleError, RequestError

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.files import atomic_folder, atomic_write, describe, sha256, temporary_of
+from sd2rt.engines.bundle.files import (
+    atomic_folder,
+    atomic_write,
+    describe,
+    is_disk_full,
+    sha256,
+    write_new,
+)
+from sd2rt.engines.bundle.temporary import temporary_of
 
 pytestmark = pytest.mark.usefixtures("lazy_disk")
 
@@ -169,3 +183,105 @@ def test_folder_that_cannot_be_taken_is_an_error(path: Path) -> None:
     with pytest.raises(NotADirectoryError), atomic_folder(path) as unfinished:
         (unfinished / "new").touch()
     assert names(path.parent) == [path.name]
+
+
+def test_folder_replaces_the_old_one_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while the old folder is removed leaves the whole new one."""
+    path.mkdir()
+    (path / "old").touch()
+    states = []
+    remove = shutil.rmtree
+
+    def watched(folder: Path, **options: Any) -> None:
+        states.append(names(path))
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    with atomic_folder(path) as unfinished:
+        (unfinished / "new").touch()
+    assert states
+    assert all(state == ["new"] for state in states)
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    return (folder / f"{number}.png" for number in itertools.count())
+
+
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system with hard links, and one without: vfat answers so."""
+    if request.param == "no links":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("links")
+def test_new_files_take_free_names(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_text("mine")
+    (tmp_path / "2.png").symlink_to("nowhere")
+    taken = [write_new(numbered(tmp_path), lambda path: void(path.write_text("new"))) for _ in range(3)]
+    assert [path.name for path in taken] == ["0.png", "3.png", "4.png"]
+    assert [path.read_text() for path in taken] == ["new"] * 3
+    assert (tmp_path / "1.png").read_text() == "mine"
+    assert names(tmp_path) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+
+
+@pytest.mark.usefixtures("links")
+def test_threads_take_different_names(tmp_path: Path) -> None:
+    def write(number: int) -> Path:
+        return write_new(numbered(tmp_path), lambda path: void(path.write_text(f"{number}")))
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(write, range(64)))
+    assert len(set(taken)) == 64
+    assert [path.read_text() for path in taken] == [f"{number}" for number in range(64)]
+    assert len(names(tmp_path)) == 64
+
+
+@pytest.mark.usefixtures("links")
+def test_no_free_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write_new([tmp_path / "a"], lambda path: void(path.write_text("new")))
+    assert (tmp_path / "a").read_text() == "mine"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.usefixtures("links")
+@pytest.mark.parametrize("error", [StopError(), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_new_file_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        assert not (tmp_path / "0.png").exists()
+        raise error
+
+    with pytest.raises(type(error)):
+        write_new(numbered(tmp_path), fail)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        # NumPy's, from np.save and ndarray.tofile.
+        OSError("Not enough free space to write 123 bytes after offset 128"),
+        OSError("1000 requested and 64 written"),
+    ],
+    ids=str,
+)
+def test_full_disk(error: OSError) -> None:
+    assert is_disk_full(error)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "requested and"), OSError("other"), OSError()], ids=str)
+def test_other_error(error: OSError) -> None:
+    assert not is_disk_full(error)
+
+
+def void(_: object) -> None:
+    return

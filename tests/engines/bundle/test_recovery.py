@@ -40,3 +40,25 @@ def test_reader_leaves_a_running_build_alone(paper: Path) -> None:
     assert aside.is_dir()
     assert not paper.exists()
     lock.release()
+
+
+@pytest.mark.parametrize(
+    "left", [{".bundle.old"}, {".bundle.lock"}, {".bundle.old", ".bundle.lock"}], ids=str
+)
+def test_reader_clears_what_a_killed_build_left(paper: Path, left: set[str]) -> None:
+    """It was killed after its bundle had its name: the next build keeps that, and begins nothing."""
+    if ".bundle.old" in left:
+        shutil.copytree(paper, paper.parent / ".bundle.old")
+    if ".bundle.lock" in left:
+        (paper.parent / ".bundle.lock").touch()
+    recover_abandoned(paper)
+    assert contents(paper.parent) == {"bundle"}
+
+
+def test_reader_leaves_the_lock_of_a_running_build(paper: Path) -> None:
+    lock = FileLock(paper.parent / ".bundle.lock")
+    assert lock.acquire()
+    shutil.copytree(paper, paper.parent / ".bundle.old")
+    recover_abandoned(paper)
+    assert contents(paper.parent) == {"bundle", ".bundle.lock", ".bundle.old"}
+    lock.release()

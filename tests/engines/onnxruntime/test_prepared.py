@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
+from sd2rt.engines.bundle.temporary import temporary_folder, temporary_name
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
 from sd2rt.engines.onnxruntime.prepared import find_prepared, open_prepared, prepare, remove
 from sd2rt.engines.onnxruntime.prepared_files import GRAPH, RECORD, WEIGHTS
@@ -163,14 +164,19 @@ def test_what_is_of_no_use_goes(bundle: Bundle, small_v_bundle: Path, tmp_path: 
     copy = tmp_path / "v"
     shutil.copytree(small_v_bundle, copy)
     (found,) = prepare(copy, parts=["denoiser"])
-    unfinished = found.path.with_name(f".{found.path.name}.abc")
-    unfinished.mkdir()
-    prepare(bundle.path, parts=["decoder"])
-    assert found.path.exists()
-    shutil.rmtree(copy)
-    prepare(bundle.path, parts=["decoder"])
-    assert not found.path.exists()
-    assert unfinished.exists(), "it may be another process's, at work"
+    dead = temporary_name(found.path, b"abc")
+    dead.mkdir()
+    with temporary_folder(found.path) as unfinished:
+        prepare(bundle.path, parts=["decoder"])
+        assert found.path.exists()
+        assert not dead.exists()
+        shutil.rmtree(copy)
+        prepare(bundle.path, parts=["decoder"])
+        assert not found.path.exists()
+        assert unfinished.exists(), "it is another process's, at work"
+    dead.mkdir()
+    find_prepared(bundle.part("decoder"))
+    assert not dead.exists()
 
 
 def test_remove(bundle: Bundle) -> None:
