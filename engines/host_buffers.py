@@ -9,8 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Part, shape_of
 from sd2rt.engines.interface import Array, Buffer, copy_whole
 
 BufferT = TypeVar("BufferT", bound="ArrayBuffer")

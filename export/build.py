@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sd2rt.engines.bundle.manifest import (
     read_manifest,
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
+from sd2rt.engines.bundle.part_interface import Dimensions, interface
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
@@ -34,7 +36,6 @@ from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.graph_cache import make_part
-from sd2rt.export.graphs.interface import Dimensions, interface
 from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.graphs.tiled_graph import tiled_part
@@ -107,7 +108,7 @@ def build(
             schema_version=SCHEMA_VERSION,
             sd2rt_version=version,
             build_key=key,
-            name=target.resolve().name,
+            name=os.path.basename(os.path.realpath(target)),
             family="stable-diffusion-2",
             variant=checkpoint.variant,
             tasks=kind.tasks,

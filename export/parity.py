@@ -20,8 +20,7 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import TASKS, UNTILED, InputName, PartName, TaskName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
-from sd2rt.engines.bundle.schema import Precision
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Precision, shape_of
 from sd2rt.engines.bundle.temporary import scratch_folder
 from sd2rt.engines.errors import BuildError, CheckpointError
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine

@@ -15,8 +15,7 @@ from pathlib import Path
 import onnx
 
 from benchmarks.cost_model.shapes import Graph, Shape
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Part, shape_of
 
 _UNCOUNTED = {
     "Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv",

@@ -18,11 +18,11 @@ from torch import nn
 
 from benchmarks.cost_model.shapes import Graph
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.part_interface import Dimensions, interface
+from sd2rt.engines.bundle.schema import shape_of
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName, PipelineConfigs
 from sd2rt.export.graphs.depth_module import DepthEstimator
-from sd2rt.export.graphs.interface import Dimensions, interface
 from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.shapes import shape_of, symbols_of
+from sd2rt.engines.bundle.schema import shape_of, symbols_of
 
 _TOKENS = 77
 

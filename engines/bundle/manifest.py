@@ -12,11 +12,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
 from sd2rt.engines.bundle.engine_entry import EngineEntry
-from sd2rt.engines.bundle.model_kinds import TASKS, Condition, Defaults, ModelKind, PartName, TaskName
+from sd2rt.engines.bundle.model_kinds import KINDS, TASKS, Condition, Defaults, ModelKind, PartName, TaskName
+from sd2rt.engines.bundle.part_interface import TEXT_LENGTH, Dimensions, check_interface
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE
-from sd2rt.engines.errors import BundleError
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 
@@ -33,7 +34,7 @@ class Latents(Model):
 
     channels: int = Field(ge=1, le=1024)
     vae_factor: int = Field(ge=1, le=64)
-    scaling_factor: float = Field(gt=0)
+    scaling_factor: float = Field(ge=1e-6, le=1e6)
 
 
 class Embeddings(Model):
@@ -52,9 +53,9 @@ class Tokenizer(Model):
 
     file: File
     max_length: int = Field(ge=3, le=1 << 16)
-    bos: int = Field(ge=0)
-    eos: int = Field(ge=0)
-    pad: int = Field(ge=0)
+    bos: int = Field(ge=0, le=1 << 24)
+    eos: int = Field(ge=0, le=1 << 24)
+    pad: int = Field(ge=0, le=1 << 24)
 
 
 class LowResolution(Model):
@@ -70,7 +71,8 @@ class LowResolution(Model):
         return self
 
 
-_Positive = Annotated[float, Field(gt=0)]
+_Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
+_Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
@@ -82,7 +84,7 @@ class DepthInput(Model):
     size: tuple[_Side, _Side]
     """Width and height in pixels."""
     resample: Literal["bilinear", "bicubic"]
-    mean: tuple[float, float, float]
+    mean: tuple[_Finite, _Finite, _Finite]
     std: tuple[_Positive, _Positive, _Positive]
 
 
@@ -111,7 +113,7 @@ class Manifest(Model):
     low_resolution: LowResolution | None
     depth_input: DepthInput | None
     precision: Precision
-    native_sizes: tuple[tuple[int, int], ...]
+    native_sizes: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
     """Width and height in pixels; the first is the default."""
     noise: NoiseConfig
     sampler: SamplerConfig
@@ -130,8 +132,6 @@ class Manifest(Model):
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
-        if not self.native_sizes:
-            raise ValueError("native_sizes is empty")
         needed: set[PartName] = {"text_encoder", "denoiser", "decoder"}
         condition_names = {condition.name for condition in self.conditions}
         if "masked_image" in condition_names or any(
@@ -148,16 +148,15 @@ class Manifest(Model):
             for option in ("strength", "noise_level"):
                 if (option in TASKS[name].optional) != (getattr(defaults, option) is not None):
                     raise ValueError(f"task {name} and its default {option} do not match")
+            if defaults.num_inference_steps > self.noise.num_train_timesteps:
+                raise ValueError(f"task {name} takes more steps by default than the schedule has timesteps")
             if set(TASKS[name].conditions) != condition_names:
                 raise ValueError(f"task {name} and the conditions {sorted(condition_names)} do not match")
-        channels = sum(condition.channels for condition in self.conditions)
-        extra = next((t.shape[1] for t in self.parts["denoiser"].inputs if t.name == "extra"), 0)
-        if extra != channels:
-            raise ValueError(f"conditions have {channels} channels, the denoiser's input extra {extra}")
         if ("depth" in condition_names) != (self.depth_input is not None):
             raise ValueError("depth_input and the condition depth need each other")
         if ("low_res" in condition_names) != (self.low_resolution is not None):
             raise ValueError("low_resolution and the condition low_res need each other")
+        self._check_sizes()
         if unknown_parts := {engine.part for engine in self.engines} - set(self.parts):
             raise ValueError(
                 f"engines are listed for parts that the bundle lacks: {', '.join(sorted(unknown_parts))}"
@@ -175,6 +174,52 @@ class Manifest(Model):
             if by_path.setdefault(file.path, file) != file:
                 raise ValueError(f"{file.path} is listed twice, with different contents")
         return self
+
+    def _check_sizes(self) -> None:
+        """Check that sizes, token ids and the parts' tensors belong together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        for width, height in self.native_sizes:
+            for name, side in (("width", width), ("height", height)):
+                try:
+                    check_side(name, side)
+                except RequestError as error:
+                    raise ValueError(f"native_sizes: {error}") from None
+        kind = KINDS[self.variant]
+        if self.conditions != kind.conditions:
+            raise ValueError(f"conditions are not those of the kind {self.variant}")
+        if self.latents.vae_factor != kind.vae_factor:
+            raise ValueError(f"vae_factor {self.latents.vae_factor} is not that of the kind {self.variant}")
+        if self.tokenizer.max_length != TEXT_LENGTH:
+            raise ValueError(f"max_length {self.tokenizer.max_length} is not {TEXT_LENGTH}")
+        for name in ("bos", "eos", "pad"):
+            number = getattr(self.tokenizer, name)
+            if number >= self.embeddings.tokens:
+                raise ValueError(
+                    f"the token {name} {number} is not one of the {self.embeddings.tokens} tokens"
+                )
+        level = self.tasks["upscaling"].noise_level if "upscaling" in self.tasks else None
+        if (
+            level is not None
+            and self.low_resolution is not None
+            and level > self.low_resolution.max_noise_level
+        ):
+            raise ValueError(f"the default noise level {level} is above max_noise_level")
+        precision = "fp16" if self.embeddings.dtype == "float16" else "fp32"
+        if self.parts["text_encoder"].precision != precision:
+            raise ValueError(f"embeddings are {self.embeddings.dtype}, the text encoder is not {precision}")
+        dimensions = Dimensions(
+            text_width=self.embeddings.width,
+            channels=self.latents.channels,
+            factor=self.latents.vae_factor,
+            extra=sum(condition.channels for condition in self.conditions),
+            class_label=kind.class_label,
+            depth_size=(1, 1) if self.depth_input is None else self.depth_input.size,
+        )
+        for part_name, part in self.parts.items():
+            check_interface(part_name, part, dimensions)
 
     def _listed(self) -> list[File]:
         files = [self.tokenizer.file, self.embeddings.file]

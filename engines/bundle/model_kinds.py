@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sd2rt.engines.bundle.sampler_config import PredictionType
+from sd2rt.engines.bundle.sampler_config import MAX_TIMESTEPS, PredictionType
 
 ModelKind = Literal["base", "v", "turbo", "inpainting", "depth", "upscaler"]
 PartName = Literal[
@@ -30,7 +30,7 @@ class Condition(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ConditionName
-    channels: int = Field(ge=1)
+    channels: int = Field(ge=1, le=1024)
 
 
 class Defaults(BaseModel):
@@ -38,11 +38,11 @@ class Defaults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    num_inference_steps: int = Field(ge=1)
-    guidance_scale: float
+    num_inference_steps: int = Field(ge=1, le=MAX_TIMESTEPS)
+    guidance_scale: float = Field(ge=-1e6, le=1e6)
     strength: float | None = Field(gt=0, le=1)
     """Amount of change to the input image, above 0, up to 1; None if the task starts from noise."""
-    noise_level: int | None = Field(ge=0)
+    noise_level: int | None = Field(ge=0, le=MAX_TIMESTEPS)
     """Noise level of the low-resolution image; None if the task has none."""
 
 

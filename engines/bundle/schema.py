@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ Precision = Literal["fp32", "fp16"]
 ComputePrecision = Literal["bf16"]
 """Compute precisions that a backend may use instead of the bundle's own."""
 
+_PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -39,7 +41,7 @@ class File(Model):
     """A file of the bundle; its path is relative to the bundle, its size in bytes."""
 
     path: RelativePath
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=1 << 53)
     sha256: Sha256
 
 
@@ -71,16 +73,48 @@ class Part(Model):
     onnx: RelativePath
     onnxruntime: RelativePath
     files: tuple[File, ...]
-    opset: int
+    opset: int = Field(ge=1, le=1000)
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     initializers: RelativePath
-    parameters: int = Field(ge=0)
+    parameters: int = Field(ge=0, le=1 << 53)
 
     @model_validator(mode="after")
     def _files_listed(self) -> Part:
         listed = {file.path for file in self.files}
-        for path in (self.onnx, self.onnxruntime, self.initializers):
+        for path, suffix in ((self.onnx, ".onnx"), (self.onnxruntime, ".onnx"), (self.initializers, ".json")):
             if path not in listed:
                 raise ValueError(f"{path} is not listed in the part's files")
+            if not path.endswith(suffix):
+                raise ValueError(f"{path} is not a {suffix} file")
         return self
+
+
+def shape_of(tensor: Tensor, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Evaluate a tensor's symbolic shape with the symbol sizes in ``dims``.
+
+    Raises:
+        ValueError: ``dims`` has no size for a symbol.
+    """
+    shape = []
+    for item in tensor.shape:
+        if isinstance(item, int):
+            shape.append(item)
+        else:
+            match = _PRODUCT.fullmatch(item)
+            if match is None or match[2] not in dims:
+                raise ValueError(
+                    f"{tensor.name} has the dimension {item!r}, but there are sizes for {sorted(dims)} only"
+                )
+            shape.append(int(match[1] or 1) * dims[match[2]])
+    return tuple(shape)
+
+
+def symbols_of(part: Part) -> tuple[str, ...]:
+    """Symbols in a part's shapes, in order of first use."""
+    symbols: dict[str, None] = {}
+    for tensor in (*part.inputs, *part.outputs):
+        for item in tensor.shape:
+            if isinstance(item, str) and (match := _PRODUCT.fullmatch(item)):
+                symbols[match[2]] = None
+    return tuple(symbols)

@@ -11,8 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Part, shape_of
 from sd2rt.engines.cuda.buffers import AHEAD, SMALL_BYTES, Block, CudaBuffer, SmallInput
 from sd2rt.engines.cuda.device import CudaDevice, is_cuda_error
 from sd2rt.engines.cuda.memory import Memory, Ring, Slot, aligned

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Part, shape_of
 from sd2rt.engines.cuda.device import EXCLUSIVE, CudaDevice, undisturbed
 from sd2rt.engines.cuda.session import CudaSession
 from sd2rt.engines.errors import EngineError

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Part, shape_of
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.tensorrt.allocation import allocate
 from sd2rt.engines.tensorrt.kernel_cache import KernelCache

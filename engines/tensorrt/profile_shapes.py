@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from sd2rt.engines.bundle.engine_entry import Profile
-from sd2rt.engines.bundle.schema import Tensor
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Tensor, shape_of
 
 ShapeRange = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Minimum shape, optimum shape that kernels are tuned for, and maximum shape."""

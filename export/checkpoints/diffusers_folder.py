@@ -109,7 +109,7 @@ def open_folder(
         *by_architecture(configs.unet.get("in_channels", 4), class_embedding(configs.unet)),
         *by_prediction(configs.scheduler.get("prediction_type", "epsilon"), "scheduler_config.json"),
         *_by_hub_id(name),
-        *_by_name("its name", name or folder.resolve().name, "rename it"),
+        *_by_name("its name", name or os.path.basename(os.path.realpath(folder)), "rename it"),
         *_by_name(
             "_name_or_path in model_index.json", str(model_index.get("_name_or_path")), "remove _name_or_path"
         ),
@@ -133,7 +133,7 @@ def open_folder(
     assert kind is not None
     releases = {row.release for row in rows}
     return OpenedCheckpoint(
-        name=name if name is not None else folder.resolve().name,
+        name=name if name is not None else os.path.basename(os.path.realpath(folder)),
         release=releases.pop() if len(releases) == 1 else None,
         kind=kind,
         configs=configs,

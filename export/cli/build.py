@@ -166,7 +166,11 @@ def _report(built: EngineBuild, as_json: bool) -> None:
 def _name(checkpoint: str, loras: list[str]) -> str:
     """Name a bundle in the cache after the last part of its checkpoint's path, and after its LoRAs."""
     path = Path(checkpoint)
-    name = path.stem if path.suffix in (".safetensors", ".ckpt", ".pt") else path.resolve().name
+    name = (
+        path.stem
+        if path.suffix in (".safetensors", ".ckpt", ".pt")
+        else os.path.basename(os.path.realpath(path))
+    )
     names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(lora)) for lora in loras))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-._") or "bundle"
 

@@ -29,12 +29,12 @@ from torch import nn
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.checkpoints.pipeline_configs import Config
-from sd2rt.export.graphs.interface import Interface
 from sd2rt.export.graphs.onnx_part import (
     INITIALIZERS,
     MODEL,

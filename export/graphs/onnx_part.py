@@ -17,12 +17,11 @@ from torch.export import Dim
 
 from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.schema import Part, Precision, Tensor
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.part_interface import Interface
+from sd2rt.engines.bundle.schema import Part, Precision, Tensor, shape_of
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
-from sd2rt.export.graphs.interface import Interface
 
 OPSET = 23
 """The first opset that has Attention; GroupNormalization (21), LayerNormalization (17) and Gelu (20) are older."""

@@ -20,9 +20,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sd2rt.engines.bundle.files import describe
+from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
-from sd2rt.export.graphs.interface import Interface
 
 _QUERY_BLOCKS = 8
 """Blocks into which a tile's queries are split, to bound the memory of attention scores: with seven times as many

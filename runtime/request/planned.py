@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
+from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import fill_defaults, task_of
@@ -37,10 +38,30 @@ def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> li
 
     Raises:
         RequestError: the bundle does not support a request.
+        BundleError: the bundle's own defaults cannot be sampled.
     """
     planned: list[PlannedRequest[Images]] = []
     for request in requests:
         task = task_of(request, manifest)
         resolved: Request[Any] = fill_defaults(request, task, manifest)
-        planned.append(PlannedRequest(resolved, task, plan_of(resolved, task, manifest), manifest.build_key))
+        try:
+            plan = plan_of(resolved, task, manifest)
+        except RequestError:
+            _check_defaults(task, manifest)
+            raise
+        planned.append(PlannedRequest(resolved, task, plan, manifest.build_key))
     return planned
+
+
+def _check_defaults(task: Task, manifest: Manifest) -> None:
+    """Check that a request without options can be planned: if not, the bundle is at fault, not the request.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    try:
+        plan_of(fill_defaults(Request(prompt=""), task, manifest), task, manifest)
+    except RequestError as error:
+        raise BundleError(
+            f"{manifest.name} cannot be sampled with its own defaults ({error}): build the bundle again"
+        ) from None

@@ -20,9 +20,10 @@ import numpy as np
 from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import SCHEMA_VERSION, Embeddings, Latents, Manifest, Source, Tokenizer
 from sd2rt.engines.bundle.model_kinds import KINDS, PartName
+from sd2rt.engines.bundle.part_interface import Dimensions, interface
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, default_sampler
-from sd2rt.engines.bundle.schema import Part, Tensor
+from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.writer import BundleWriter
 
 OnPart = Callable[[BundleWriter, PartName], None]
@@ -70,15 +71,15 @@ def open_key(target: Path) -> str:
 
 def describe_part(folder: Path, name: PartName) -> Part:
     files = (f"{name}/initializers.json", f"{name}/model.onnx")
-    tensor = Tensor(name="x", dtype="float32", shape=("B", 2, "8*h"))
+    tensors = interface(name, Dimensions(text_width=2, channels=4, factor=8), "float32")
     return Part(
         precision="fp32",
         onnx=files[1],
         onnxruntime=files[1],
         files=tuple(describe(folder, file) for file in files),
         opset=23,
-        inputs=(tensor,),
-        outputs=(tensor,),
+        inputs=tensors.inputs,
+        outputs=tensors.outputs,
         initializers=files[0],
         parameters=7,
     )

@@ -20,8 +20,7 @@ import numpy as np
 
 from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineEntry, Profile
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.schema import File, Part, Tensor
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import File, Part, Tensor, shape_of
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.tensorrt.engine_header import MASK_BITS, MASK_OFFSET
 

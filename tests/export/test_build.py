@@ -10,13 +10,13 @@ from torch import nn
 
 from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, ModelKind, PartName
+from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.errors import BuildError
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.pipeline_configs import Config
-from sd2rt.export.graphs.interface import Interface
 from sd2rt.export.graphs.onnx_part import OPSET
 
 ALL = list(KINDS["base"].parts)

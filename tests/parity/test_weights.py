@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import shape_of
 from sd2rt.engines.interface import Session
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.weights.initializers import Weights

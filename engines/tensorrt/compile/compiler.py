@@ -14,8 +14,7 @@ import numpy as np
 
 from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.files import atomic_write
-from sd2rt.engines.bundle.schema import Part, Tensor
-from sd2rt.engines.bundle.shapes import shape_of, symbols_of
+from sd2rt.engines.bundle.schema import Part, Tensor, shape_of, symbols_of
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand, sm_number
 from sd2rt.engines.errors import BuildError, MissingDependencyError
 from sd2rt.engines.regular_file import read_regular

@@ -10,8 +10,7 @@ from typing import Literal
 from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.bundle.shapes import symbols_of
+from sd2rt.engines.bundle.schema import Part, symbols_of
 from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
 

@@ -217,7 +217,7 @@ _IMAGE_TASK = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8
             lambda data: data["parts"]["denoiser"]["inputs"].append(
                 {"name": "extra", "dtype": "float32", "shape": ["B", 3, "h", "w"]}
             ),
-            "conditions have 0 channels, the denoiser's input extra 3",
+            "but this kind of model has missing",
         ),
         (
             lambda data: data.update(low_resolution={"noise": data["noise"], "max_noise_level": 1000}),

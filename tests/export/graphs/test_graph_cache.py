@@ -10,6 +10,7 @@ import pytest
 
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.export.build import build
@@ -19,7 +20,6 @@ from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
 from sd2rt.export.graphs import graph_cache
 from sd2rt.export.graphs.graph_cache import graph_file
-from sd2rt.export.graphs.interface import Interface
 from sd2rt.export.graphs.onnx_part import export_part
 from sd2rt.export.testing.random_weights import random_checkpoint
 

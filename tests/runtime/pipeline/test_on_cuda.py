@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import read_manifest
-from sd2rt.engines.bundle.shapes import symbols_of
+from sd2rt.engines.bundle.schema import symbols_of
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime import Pipeline, Request
 from sd2rt.runtime.denoising.guidance import plan_guidance

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
-from sd2rt.engines.bundle.shapes import symbols_of
+from sd2rt.engines.bundle.schema import symbols_of
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.tensorrt.compile.profiles import Rows, Shapes, parse_batches, plan_engines
 

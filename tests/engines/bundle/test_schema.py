@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd2rt.engines.bundle.schema import Tensor
-from sd2rt.engines.bundle.shapes import shape_of
+from sd2rt.engines.bundle.schema import Tensor, shape_of
 
 
 def tensor(*shape: int | str) -> Tensor:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
-from sd2rt.engines.bundle.schema import Tensor
+from sd2rt.engines.bundle.schema import Part, Tensor
+
+TEXT_LENGTH = 77
+"""Tokens of a text, or of each chunk of a long one."""
+_MAX_NORMS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
     slots, channels, width = STATE_SLOTS, dimensions.channels, dimensions.text_width
     image = (f"{dimensions.factor}*h", f"{dimensions.factor}*w")
     depth = (dimensions.depth_size[1], dimensions.depth_size[0])
-    f32, hidden = "float32", ("B", 77, width)
+    f32, hidden = "float32", ("B", TEXT_LENGTH, width)
     state = ("B", slots, channels, "h", "w")
     denoiser: list[tuple[str, str, tuple[int | str, ...]]] = [
         ("state", f32, state),
@@ -95,3 +100,43 @@ def interface(part: PartName, dimensions: Dimensions, fp: str) -> Interface:
         for side in tables[part]
     )
     return Interface(inputs, outputs)
+
+
+def check_interface(name: PartName, part: Part, dimensions: Dimensions) -> None:
+    """Check a part's tensors, which sessions and the code that fills them rely on.
+
+    The statistics of tiled parts have the sizes that the part itself states; ``dimensions`` has the others.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, out of order, or has another dtype or shape.
+    """
+    stats = next((tensor.shape for tensor in part.inputs if tensor.name == "stats"), ())
+    tokens = next((tensor.shape for tensor in part.outputs if tensor.name == "tokens"), ())
+    norms, groups = (*(size for size in stats if isinstance(size, int)), 0, 0)[:2]
+    width = next((size for size in tokens if isinstance(size, int)), 0)
+    expected = interface(
+        name,
+        replace(
+            dimensions,
+            norms={name: ("",) * min(norms, _MAX_NORMS)},
+            groups=groups or 1,
+            tokens_width=width or 1,
+        ),
+        "float16" if part.precision == "fp16" else "float32",
+    )
+    for side, found, wanted in (
+        ("input", part.inputs, expected.inputs),
+        ("output", part.outputs, expected.outputs),
+    ):
+        for index, (tensor, other) in enumerate(zip_longest(found, wanted)):
+            if tensor != other:
+                raise ValueError(
+                    f"{side} {index} of {name} is {_described(tensor)}, "
+                    f"but this kind of model has {_described(other)}"
+                )
+
+
+def _described(tensor: Tensor | None) -> str:
+    return (
+        "missing" if tensor is None else f"{tensor.name} {tensor.dtype}[{','.join(map(str, tensor.shape))}]"
+    )
