@@ -27,6 +27,7 @@ Progress = Callable[[File, int], None]
 _CHUNK_BYTES = 1 << 20
 # Coarsest tick of a file system's clock on Linux: two changes within one may leave the same times.
 _TICK_NS = 20_000_000
+_ATTEMPTS = 5
 
 
 class OpenFiles:
@@ -76,7 +77,8 @@ class OpenFiles:
         except OSError as error:
             raise self._unreadable(file, error) from None
         self._descriptors[file.path] = descriptor
-        if stamp(os.fstat(descriptor)) != stamp(status):
+        opened = os.fstat(descriptor)
+        if not os.path.samestat(opened, status) or opened.st_size != file.size:
             raise self._changed(file)
 
     def verify(self, file: File, receipts: Receipts, progress: Progress) -> tuple[str, ...] | None:
@@ -88,24 +90,30 @@ class OpenFiles:
         Raises:
             BundleError: the file differs from the manifest, or was changed meanwhile.
         """
-        found = self._stamps[file.path] = stamp(os.fstat(self._descriptors[file.path]))
+        found = stamp(os.fstat(self._descriptors[file.path]))
+        self._stamps[file.path] = found
         locations = receipts.locations(file, found)
         if locations is not None:
             progress(file, file.size)
             return locations
-        # A change within the tick of the last one would leave no trace.
-        recent = found[2] + _TICK_NS - time.time_ns()
-        if recent > 0:
-            time.sleep(min(recent, _TICK_NS) / 1e9)
-        digest = self._digest(file, progress)
-        if digest != file.sha256:
-            raise BundleError(
-                f"{self.folder / file.path} has sha256 {digest[:12]}…, its manifest says {file.sha256[:12]}…: "
-                f"{self.remedy}"
-            )
-        if stamp(os.fstat(self._descriptors[file.path])) != found:
-            raise self._changed(file)
-        return None
+        # A build that links to the file changes its times, but rarely more than once.
+        for _ in range(_ATTEMPTS):
+            # A change within the tick of the last one would leave no trace.
+            recent = found[2] + _TICK_NS - time.time_ns()
+            if recent > 0:
+                time.sleep(min(recent, _TICK_NS) / 1e9)
+            digest = self._digest(file, progress)
+            if digest != file.sha256:
+                raise BundleError(
+                    f"{self.folder / file.path} has sha256 {digest[:12]}…, its manifest says {file.sha256[:12]}…: "
+                    f"{self.remedy}"
+                )
+            progress = _ignore
+            self._stamps[file.path] = found
+            before, found = found, stamp(os.fstat(self._descriptors[file.path]))
+            if found == before:
+                return None
+        raise self._changed(file)
 
     def record(self, file: File, receipts: Receipts, locations: tuple[str, ...] = ()) -> None:
         """Write a receipt for a file that :meth:`verify` has hashed."""
@@ -209,7 +217,7 @@ class OpenFiles:
         found = stamp(os.fstat(self._descriptors[file.path]))
         if found == self._stamps[file.path]:
             return
-        if found[0] != file.size or self._digest(file, lambda file, read: None) != file.sha256:
+        if found[0] != file.size or self._digest(file, _ignore) != file.sha256:
             raise self._changed(file)
         self._stamps[file.path] = found
 
@@ -243,6 +251,10 @@ def digest(file: File, descriptor: int, progress: Progress) -> str:
         position += read
         progress(file, read)
     return sha256.hexdigest()
+
+
+def _ignore(file: File, read: int) -> None:
+    return
 
 
 def plain_file(

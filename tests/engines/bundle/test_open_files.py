@@ -13,7 +13,7 @@ import pytest
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
-from sd2rt.engines.bundle.open_files import OpenFiles
+from sd2rt.engines.bundle.open_files import OpenFiles, Progress, digest
 from sd2rt.engines.bundle.private_copy import private_folder, remove_abandoned
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.schema import File
@@ -213,6 +213,22 @@ def test_replaced_while_it_is_opened(paper: Path, monkeypatch: pytest.MonkeyPatc
     bundle = open_bundle(paper)
     assert bundle.manifest.build_key == key
     assert bundle.load(part_files(bundle), lambda folder: (folder / MODEL).read_bytes()) == content(key)
+
+
+def test_linked_while_it_is_hashed(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a build that shares the file: it is the same, and hashed again because its times have changed."""
+    calls: list[str] = []
+
+    def linking(file: File, descriptor: int, progress: Progress) -> str:
+        calls.append(file.path)
+        result = digest(file, descriptor, progress)
+        if calls.count(MODEL) == 1:
+            os.link(paper / MODEL, paper.parent / f"link{len(calls)}")
+        return result
+
+    monkeypatch.setattr("sd2rt.engines.bundle.open_files.digest", linking)
+    open_bundle(paper)
+    assert calls.count(MODEL) == 2
 
 
 def test_no_room_for_the_copy(paper: Path, cache: Path) -> None:
