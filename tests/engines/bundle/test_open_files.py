@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -243,6 +244,8 @@ def test_no_room_for_the_copy(paper: Path, cache: Path) -> None:
 
 
 def test_descriptors_are_closed(paper: Path) -> None:
+    # Exceptions of other tests may hold bundles in cycles.
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     bundle = open_bundle(paper)
     assert len(os.listdir("/proc/self/fd")) > before
