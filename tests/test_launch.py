@@ -21,7 +21,7 @@ class Stop:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
             import os
-            os.kill(os.getpid(), 2)
+            os.kill(os.getpid(), {signal})
 sys.meta_path.insert(0, Stop())
 """
 
@@ -41,15 +41,36 @@ def test_interrupt_while_a_module_is_imported(
     if name == "sd2rt.launch":
         # The first moment that Python can find an interrupt in our lines: the first import of the first function.
         name = "signal"
-    (tmp_path / "sitecustomize.py").write_text(SITE.format(name=name))
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(name=name, signal=2))
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     child = run(*COMMANDS[kind], "run", small_bundle, "a", *FAST, env=env, cwd=tmp_path)
     assert (child.returncode, child.stdout, child.stderr) == (130, "", "sd2rt: interrupted\n")
 
 
+@pytest.mark.parametrize("name", ["sd2rt.engines.errors", "sd2rt.runtime.cli.main", "numpy"])
+@pytest.mark.parametrize(
+    ("number", "line"), [(15, "terminated"), (1, "terminated: its terminal was closed")], ids=["term", "hup"]
+)
+def test_termination_while_a_module_is_imported(
+    name: str, number: int, line: str, small_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(name=name, signal=number))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    child = run(SD2RT, "run", small_bundle, "a", *FAST, env=env, cwd=tmp_path)
+    assert (child.returncode, child.stdout, child.stderr) == (128 + number, "", f"sd2rt: {line}\n")
+
+
+def test_hang_ups_stay_ignored(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + SITE.format(name="typer", signal=1)
+    )
+    child = run(SD2RT, "--version", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (child.returncode, child.stderr) == (0, "")
+
+
 def test_ignored_interrupts_stay_ignored(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" + SITE.format(name="typer")
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" + SITE.format(name="typer", signal=2)
     )
     child = run(SD2RT, "--version", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert (child.returncode, child.stderr) == (0, "")

@@ -14,6 +14,7 @@ import typer
 
 from sd2rt.engines.bundle.temporary import scratch_folder
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.termination import end_child
 from sd2rt.runtime.bench.memory import peak_rss_bytes
 from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.workload import Size, Workload
@@ -83,7 +84,7 @@ def run_child(command: list[str]) -> Child:
     try:
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        _stop(child)
+        end_child(child, grace_seconds=_GRACE_SECONDS)
         raise
     seconds = time.perf_counter() - start
     # wait4 has reaped the child: set returncode so that Popen does not wait for it again.
@@ -97,12 +98,3 @@ def run_child(command: list[str]) -> Child:
     # Before exec, a child shares its parent's memory, which counts towards the child's peak.
     peak = usage.ru_maxrss * 1024
     return Child(seconds, peak if peak > peak_rss_bytes() + _UNCERTAIN_BYTES else None)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Wait for an interrupted child to clean up, then kill it. A terminal sends it the interrupt too."""
-    try:
-        child.wait(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

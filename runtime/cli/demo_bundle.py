@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from sd2rt.engines.bundle.cache import named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
 from sd2rt.engines.console import report
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.termination import end_child
 
 DEMO = "demo"
 
@@ -54,10 +54,5 @@ def _build_demo() -> int:
     try:
         return child.wait()
     except KeyboardInterrupt:
-        try:
-            # A terminal interrupts both processes; the child needs a moment to clean up.
-            child.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
-            child.wait()
+        end_child(child, grace_seconds=None)
         raise

@@ -16,6 +16,7 @@ from sd2rt.engines.console import report
 from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.engines.option_groups import SectionedCommand, expand_groups
 from sd2rt.engines.path_argument import is_path
+from sd2rt.engines.termination import ending
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
@@ -46,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
         code = _report(error)
+    # Typer too returns this code for a KeyboardInterrupt, whichever signal raised it.
     if code == _INTERRUPTED:
-        report("interrupted")
+        code, line = ending()
+        report(line)
     return code
 
 

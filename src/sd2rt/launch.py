@@ -3,7 +3,8 @@
 import os
 import sys
 
-_INTERRUPTED = 130
+_LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "terminated: its terminal was closed"}
+"""Lines of the signals that end a command; its exit code is 128 and the signal."""
 
 
 def script() -> None:
@@ -12,8 +13,8 @@ def script() -> None:
         _interrupt_imports()
         code = _run()
     except KeyboardInterrupt:
-        _say("interrupted")
-        code = _INTERRUPTED
+        _say(_LINES["SIGINT"])
+        code = 130
     # Freeing engines and modules one by one would take 70 ms more.
     os._exit(code)
 
@@ -25,6 +26,7 @@ def _run() -> int:
     _print_any_name()
     from sd2rt.engines.address_space import require_address_space
     from sd2rt.engines.errors import Sd2rtError
+    from sd2rt.engines.termination import interrupt_at
 
     try:
         # Measured with 2 cores: Python, Typer, pydantic and NumPy take 170 MB of address space, of which NumPy's BLAS
@@ -35,8 +37,9 @@ def _run() -> int:
         return error.exit_code
     from sd2rt.runtime.cli.main import main
 
-    if signal.getsignal(signal.SIGINT) is _exit_interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, line in _LINES.items():
+        if signal.getsignal(signal.Signals[name]) is _exit_at:
+            interrupt_at(signal.Signals[name], line)
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -51,14 +54,18 @@ def _interrupt_imports() -> None:
     """Exit at an interrupt while modules are imported: some convert the exception of Python's own handler."""
     import signal
 
-    # Background jobs of a shell ignore the signal.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _exit_interrupted)
+    for name in _LINES:
+        number = signal.Signals[name]
+        # Background jobs of a shell ignore an interrupt, and those of nohup the end of the terminal.
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, _exit_at)
 
 
-def _exit_interrupted(signal_number: int, frame: object) -> None:
-    _say("interrupted")
-    os._exit(_INTERRUPTED)
+def _exit_at(number: int, frame: object) -> None:
+    import signal
+
+    _say(_LINES[signal.Signals(number).name])
+    os._exit(128 + number)
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""An sd2rt command that is interrupted (Ctrl-C) after some launches of an engine."""
+"""An sd2rt command that is interrupted (Ctrl-C) or ended by another signal after some launches of an engine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ session.launch = reported; script()
 """
 
 
-def interrupted_after(launches: int, *words: object) -> tuple[int, str]:
-    """Exit code and standard error of ``sd2rt`` with these words, interrupted after so many launches."""
+def interrupted_after(
+    launches: int, *words: object, number: signal.Signals = signal.SIGINT
+) -> tuple[int, str]:
+    """Exit code and standard error of ``sd2rt`` with these words, ended by a signal after so many launches."""
     with subprocess.Popen(
         [sys.executable, "-c", _CODE, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -26,6 +28,6 @@ def interrupted_after(launches: int, *words: object) -> tuple[int, str]:
         assert child.stdout is not None
         for _ in range(launches):
             assert child.stdout.readline() == "launched\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, err = child.communicate()
     return child.returncode, err
