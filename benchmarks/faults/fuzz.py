@@ -22,7 +22,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from benchmarks.faults.command_lines import command_line
-from benchmarks.faults.mutations import mutated, odd_value
+from benchmarks.faults.mutations import mutated_manifest, odd_value
 from benchmarks.faults.recorder import Outcome, Recorder
 from benchmarks.recording.bundle import build_demo
 
@@ -63,7 +63,7 @@ def _case(index: int, random: Random, bundle: Path, folder: Path) -> tuple[str, 
         outcome, detail = _in_a_process(words) if own else _within_limit(lambda: _in_this_process(words))
         return ("processes" if own else "command lines"), outcome, " ".join(map(repr, words))[:1000], detail
     if kind < 9:
-        content, changes = mutated(json.loads((bundle / "bundle.json").read_text()), random)
+        content, changes = mutated_manifest(json.loads((bundle / "bundle.json").read_text()), random)
         return "manifests", *_swap(changes, _within_limit(lambda: _manifest(content, bundle, folder)))
     arguments = {name: odd_value(random) for name in random.sample(_ARGUMENTS, random.choice((1, 1, 2)))}
     call = random.choice([*_CALLS])

@@ -122,6 +122,16 @@ def mutated(content: Any, random: Random) -> tuple[Any, str]:
     return content, "; ".join(changes)
 
 
+def mutated_manifest(content: dict[str, Any], random: Random) -> tuple[dict[str, Any], str]:
+    """Change one to three places of a manifest, nearly always with the checksum of the result."""
+    from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
+
+    changed, changes = mutated(content, random)
+    if CHECKSUM in changed and random.random() < 0.95:
+        changed[CHECKSUM] = checksum(changed)
+    return changed, changes
+
+
 def _mutate(content: Any, random: Random) -> str:
     places = [place for place in _places(content) if place]
     # Sections are long and short: a section first, then a place in it.

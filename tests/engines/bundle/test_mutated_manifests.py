@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from benchmarks.faults.mutations import mutated
+from benchmarks.faults.mutations import mutated_manifest
 from sd2rt.engines.bundle.manifest import MANIFEST, read_manifest
 from sd2rt.engines.errors import BundleError
 from sd2rt.runtime.pipeline.pipeline import Pipeline
@@ -55,7 +55,7 @@ def test_any_field(name: str, request: pytest.FixtureRequest, tmp_path: Path) ->
     draw_one_step(bundle)
     refused = drawn = 0
     for seed in range(60):
-        changed, changes = mutated(content, Random(seed))
+        changed, changes = mutated_manifest(content, Random(seed))
         (bundle / MANIFEST).write_text(json.dumps(changed))
         try:
             read_manifest(bundle)
