@@ -176,7 +176,7 @@ def _layers(path: Path, tensors: Mapping[str, F32], alphas: Alphas) -> dict[Modu
     if unknown:
         raise RequestError(
             f"{path} is not a recognised Stable Diffusion 2 LoRA: {len(unknown)} of its {len(tensors)} keys, such as "
-            f"{', '.join(unknown[:_MAX_KEYS_SHOWN])}, do not fit the layouts of kohya, diffusers or PEFT"
+            f"{', '.join(map(shown, unknown[:_MAX_KEYS_SHOWN]))}, do not fit the layouts of kohya, diffusers or PEFT"
         )
     if not modules:
         raise RequestError(f"{path} has no tensors: get the file again")

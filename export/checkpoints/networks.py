@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import shown
 from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 
@@ -46,7 +47,7 @@ def skeleton(part: NetworkName, config: Mapping[str, Any]) -> nn.Module:
             return cast(nn.Module, network.from_config(dict(config)))
     except Exception as error:
         # The constructors get arbitrary JSON: any exception means that it does not describe their network.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shown(str(error) or type(error).__name__, 200)
         raise CheckpointError(
             f"the configuration of {part} does not describe an SD2 network ({reason}): "
             "use the published checkpoint's configuration files"
@@ -164,4 +165,5 @@ def current_name(part: NetworkName, key: str) -> str:
 def some_keys(keys: Iterable[str]) -> str:
     """The first key and the number of others, for a message."""
     first, *others = keys
+    first = shown(first, 200)
     return f"{first} and {len(others)} more keys" if others else f"the key {first}"

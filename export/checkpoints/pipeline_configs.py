@@ -52,6 +52,7 @@ _TEXT_ENCODERS = {
     1280: "OpenCLIP ViT-bigG, SDXL's",
 }
 _SD2_TEXT_WIDTH = 1024
+_MAX_BLOCKS = 16
 SD2_TEXT_LAYERS = 23
 
 
@@ -146,6 +147,11 @@ class PipelineConfigs:
             raise CheckpointError(
                 f"{folder / CONFIG_FILES['vae']}: no list block_out_channels: take the file from the "
                 "published checkpoint"
+            )
+        if len(self.vae["block_out_channels"]) > _MAX_BLOCKS:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILES['vae']}: block_out_channels has {len(self.vae['block_out_channels'])} "
+                f"numbers, no VAE has more than {_MAX_BLOCKS}: take the file from the published checkpoint"
             )
         check_text_encoder(
             str(folder),

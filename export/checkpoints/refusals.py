@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import shown
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, check_text_encoder, read_json
 
@@ -101,7 +102,8 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
             if any(pattern.match(key) for key in shapes):
                 raise refusal(origin, _inferred(shapes) or name)
         raise refusal(
-            origin, _inferred(shapes) or f"unknown (its first key is {min(shapes, default='none')})"
+            origin,
+            _inferred(shapes) or f"unknown (its first key is {shown(min(shapes, default='none'), 200)})",
         )
 
 

@@ -15,9 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 from sd2rt.engines.bundle.files import sha256 as file_sha256
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import open_regular
 from sd2rt.export.checkpoints.pickle_claims import CodeError, check_claims
 
+_MAX_FILE_BYTES = 64 << 30
+"""Ten times the largest published checkpoint: a sparse file of terabytes takes no room on disk."""
 _MAX_NESTING = 8
 """Dictionaries inside each other as state_dict; a dictionary may also contain itself."""
 _MAX_DIMENSIONS = 8
@@ -50,7 +53,7 @@ def open_safetensors(path: Path) -> WeightFile:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise _damaged_safetensors(path, error) from None
     _check_dimensions(path, shapes)
 
@@ -58,7 +61,7 @@ def open_safetensors(path: Path) -> WeightFile:
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in keys}
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, MemoryError) as error:
             raise _damaged_safetensors(path, error) from None
 
     return WeightFile(path, shapes, metadata, read)
@@ -103,7 +106,7 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
         if refused is not None:
             raise _more_than_weights(path, refused[1]) from None
-        reason = text.splitlines()[0][:80]
+        reason = shown(text, 80)
         raise CheckpointError(
             f"{path} is truncated or is not a PyTorch checkpoint ({reason}): get the file again"
         ) from None
@@ -129,7 +132,7 @@ def _check_dimensions(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None
     for key, shape in shapes.items():
         if len(shape) > _MAX_DIMENSIONS:
             raise CheckpointError(
-                f"{path}: {key[:80]} has {len(shape)} dimensions, no weight has more than {_MAX_DIMENSIONS}: get "
+                f"{path}: {shown(key)} has {len(shape)} dimensions, no weight has more than {_MAX_DIMENSIONS}: get "
                 "the file again"
             )
 
@@ -137,7 +140,7 @@ def _check_dimensions(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None
 def check_readable(path: Path) -> None:
     """Raise CheckpointError if ``path`` is missing, unreadable, not a regular file, empty or a Git LFS pointer."""
     try:
-        with open_regular(path) as stream:
+        with open_regular(path, _MAX_FILE_BYTES) as stream:
             start = stream.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: copy the checkpoint again") from None
@@ -157,7 +160,7 @@ def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
     # The library wraps whatever PyTorch raises while it reads, even a KeyboardInterrupt.
     if "KeyboardInterrupt" in str(error) or isinstance(error.__context__, KeyboardInterrupt):
         raise KeyboardInterrupt from None
-    reason = str(error).splitlines()[0].removeprefix("Error while deserializing header: ")
+    reason = shown(str(error).removeprefix("Error while deserializing header: "), 200)
     return CheckpointError(f"{path} is truncated or is not a safetensors file ({reason}): get the file again")
 
 

@@ -20,6 +20,10 @@ _MAX_CHUNKS = 1 << 17
 _MAX_SCANS = 100
 """Encoders write about ten; each takes the time of decoding all pixels again."""
 
+_MAX_SEGMENTS = 10_000
+_MAX_GAP_BYTES = 1 << 16
+"""Segments of a JPEG before its first scan, and bytes that belong to none: Pillow skips these one by one."""
+
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # In compressed data FF is followed by 00, by a restart marker or by more fill bytes.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -49,8 +53,8 @@ def read_file(start: bytes, rest: BinaryIO, kind: str | None, pixels: int | None
         raise ValueError(f"it has more than {limit} bytes")
     if kind == "PNG" and _has_many_chunks(content):
         raise ValueError(f"it has more than {_MAX_CHUNKS} chunks")
-    if kind == "JPEG" and _has_many_scans(content):
-        raise ValueError(f"it has more than {_MAX_SCANS} scans")
+    if kind == "JPEG":
+        _check_jpeg(content)
     return content
 
 
@@ -75,23 +79,29 @@ def _jpeg_pixels(jpeg: bytes) -> int | None:
     return None
 
 
-def _has_many_scans(jpeg: bytes) -> bool:
-    """Count the scans of the first picture, which ends at its EOI marker."""
-    position, scans = 2, 0
-    while scans <= _MAX_SCANS and (segment := _segment(jpeg, position)) is not None:
-        marker, _, position = segment
-        if marker != 0xDA:
-            continue
-        scans += 1
+def _check_jpeg(jpeg: bytes) -> None:
+    """Check the segments before the first scan, which Pillow reads in Python, and count the scans.
+
+    The first picture ends at the EOI marker after its scans.
+    """
+    position, segments, scans = 2, 0, 0
+    while True:
         found = _MARKER_IN_SCAN.search(jpeg, position)
-        if found is None:
-            break
-        position = found.start()
-    return scans > _MAX_SCANS
+        gap = (len(jpeg) if found is None else found.start()) - position
+        if scans == 0 and (gap > _MAX_GAP_BYTES or segments > _MAX_SEGMENTS):
+            raise ValueError("it has too many segments, or bytes between them")
+        segment = None if found is None else _segment(jpeg, found.start())
+        if segment is None or (segment[0] == 0xD9 and scans):
+            return
+        segments, position = segments + 1, segment[2]
+        if segment[0] == 0xDA:
+            scans += 1
+            if scans > _MAX_SCANS:
+                raise ValueError(f"it has more than {_MAX_SCANS} scans")
 
 
 def _segment(jpeg: bytes, position: int) -> tuple[int, int, int] | None:
-    """Marker of the next segment, with the positions of its length and of its end; None at the picture's end.
+    """Marker of the next segment, with the positions of its length and of its end; None at the file's end.
 
     As in libjpeg, bytes before a marker are skipped.
     """
@@ -99,9 +109,9 @@ def _segment(jpeg: bytes, position: int) -> tuple[int, int, int] | None:
     if found is None:
         return None
     marker, position = jpeg[found.start() + 1], found.end()
-    if marker == 0xD9 or position + 2 > len(jpeg):
-        return None
-    if marker in (0x01, 0xD8):
+    if marker in (0x01, 0xD8, 0xD9):
         return marker, position, position
+    if position + 2 > len(jpeg):
+        return None
     (length,) = struct.unpack_from(">H", jpeg, position)
     return marker, position, position + max(length, 2)

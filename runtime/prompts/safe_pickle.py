@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.printable import shown
 from sd2rt.engines.weights.safetensors import widen_bfloat16
 
 _STORAGES = {
@@ -130,7 +131,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         # A persistent id is ("storage", storage class, key, device, number of elements).
-        tag, kind, key = pid[:3]
+        tag, kind, key, _, count = pid[:5]
         if tag != "storage" or not isinstance(kind, _StorageKind) or not isinstance(key, str):
             raise ForbiddenError(f"a persistent {tag!r}")
         if key not in self._storages:
@@ -139,6 +140,9 @@ class _Reader(pickle.Unpickler):
             self._storage_bytes += len(self._storages[key])
             if self._storage_bytes > _MAX_BYTES:
                 raise ValueError(f"its storages have more than {_MAX_BYTES} bytes")
+        held = len(self._storages[key])
+        if type(count) is not int or not 0 <= count * np.dtype(_STORAGES[kind.name]).itemsize <= held:
+            raise ValueError(f"its storage {shown(key)} has {held} bytes, too few for its elements")
         return _Storage(kind.name, self._storages[key])
 
     def _rebuild_tensor(self, *arguments: Any) -> PickledTensor:

@@ -17,7 +17,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.engines.regular_file import read_regular
-from sd2rt.engines.weights.safetensors import read_safetensors
+from sd2rt.engines.weights.safetensors import read_safetensors, read_whole
 from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 
 _MAX_BYTES = 64 << 20
@@ -106,7 +106,11 @@ def check_embedding(embedding: Embedding, manifest: Manifest) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.suffix.lower() == ".safetensors":
+            return read_whole(path, _MAX_BYTES)
         return read_regular(path, _MAX_BYTES)
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read ({error}): get the file again") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -100,3 +100,14 @@ def test_scans_outside_the_first_picture_are_not_counted() -> None:
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + 600) + b"\xff\xda\0" * 200
     content = content[:2] + thumbnail + content[2:] + b"\xff\xda\0\2" * 200
     assert read_file(b"", io.BytesIO(content), "JPEG", None, MAX_PIXELS) == content
+
+
+@pytest.mark.parametrize(
+    "filling", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0", b"\xff\xd9", b"\xff\x01", b"\xff\xe0\0\2"]
+)
+def test_jpeg_of_many_segments_or_bytes_between_them(filling: bytes, tmp_path: Path) -> None:
+    """Pillow takes a microsecond for each."""
+    path = tmp_path / "many.jpg"
+    content = encoded("JPEG")
+    path.write_bytes(content[:20] + filling * 200_000 + content[20:])
+    assert "it has too many segments, or bytes between them" in refusal(path)
