@@ -19,6 +19,7 @@ from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.printable import printable
 from sd2rt.engines.regular_file import read_regular
 
 SCHEMA_VERSION: Literal[4] = 4
@@ -302,7 +303,7 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         manifest = Manifest.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(item) for item in first["loc"]) or "the manifest"
+        where = printable(".".join(str(item) for item in first["loc"])) or "the manifest"
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             reason = "unknown key"
