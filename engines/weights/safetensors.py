@@ -21,6 +21,7 @@ _METADATA = "__metadata__"
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 8
+_MAX_DIGITS = 4300
 _MAX_CHARACTERS_SHOWN = 80
 
 
@@ -97,7 +98,8 @@ def _header(data: bytes) -> tuple[dict[str, Any], int]:
     """Parse the JSON header; returns it with the offset of the tensor data."""
     length = _header_length(data, len(data))
     try:
-        header = parse_json(data[8 : 8 + length].decode())
+        # Entries are checked one by one, with messages that name them.
+        header = parse_json(data[8 : 8 + length].decode(), max_digits=_MAX_DIGITS)
     except ValueError:
         raise ValueError("its header is not JSON") from None
     if not isinstance(header, dict):
