@@ -52,8 +52,17 @@ def scratch_folder(name: str) -> Iterator[Path]:
 
     Those of the same name that killed processes left are removed first.
     """
-    with temporary_folder(Path(tempfile.gettempdir()) / f"sd2rt-{name}") as folder:
+    with temporary_folder(_users_temporary_folder() / f"sd2rt-{name}") as folder:
         yield folder
+
+
+def _users_temporary_folder() -> Path:
+    """The folder that ``tempfile`` would choose, without the file that it writes there as a test."""
+    named = (tempfile.tempdir, *map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp")
+    for folder in named:
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder).absolute()
+    return Path(tempfile.gettempdir())
 
 
 def was_written(temporary: Path) -> bool:
@@ -90,11 +99,20 @@ def _held(
         yield path
     finally:
         if path is not None:
-            # Suppressed, so that the first error is the one reported.
-            with contextlib.suppress(OSError):
-                remove(path)
+            try:
+                _remove_quietly(path, remove)
+            except KeyboardInterrupt:
+                # Interrupted or terminated just here.
+                _remove_quietly(path, remove)
+                raise
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _remove_quietly(path: Path, remove: Callable[[Path], None]) -> None:
+    # The first error is the one reported.
+    with contextlib.suppress(OSError):
+        remove(path)
 
 
 def _create_file(path: Path) -> int:

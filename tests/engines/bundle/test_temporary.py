@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,10 +118,34 @@ def test_many_writers_and_sweepers_at_once(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+@pytest.mark.parametrize("chosen", ["tempdir", "TMPDIR"])
+def test_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    if chosen == "tempdir":
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / ".sd2rt-bench.abcdef.part").mkdir()
     with scratch_folder("bench") as folder:
         assert names(tmp_path) == [folder.name]
         assert folder.stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupt_during_the_removal(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts = iter([True])
+
+    def interrupted(real: Any) -> Any:
+        def remove(*arguments: Any, **options: Any) -> None:
+            if next(interrupts, False):
+                raise KeyboardInterrupt
+            real(*arguments, **options)
+
+        return remove
+
+    monkeypatch.setattr(Path, "unlink", interrupted(Path.unlink))
+    monkeypatch.setattr(shutil, "rmtree", interrupted(shutil.rmtree))
+    with pytest.raises(KeyboardInterrupt), KINDS[kind](tmp_path / "a"):
+        pass
     assert names(tmp_path) == []
