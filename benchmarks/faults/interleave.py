@@ -97,7 +97,7 @@ class Scene:
     pipe: Pipeline
     alone: Alone
     differences: list[str] = field(default_factory=list)
-    """What was wrong, in any thread."""
+    """Differences found in any thread."""
 
     def compare(self, what: str, actual: NDArray[Any], expected: NDArray[Any]) -> None:
         """Record a difference beyond rounding."""

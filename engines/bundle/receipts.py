@@ -23,7 +23,7 @@ Stamp = list[int]
 
 
 def stamp(status: os.stat_result) -> Stamp:
-    """What changes about a file when its contents do.
+    """Facts about a file that change when its contents do.
 
     The change time cannot be set by a program: it also shows a change that restored size and modification time. What
     no stamp shows is a change below the file system, such as a failing disk's.

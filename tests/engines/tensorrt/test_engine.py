@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.reader import plain_file
+from sd2rt.engines.bundle.open_files import plain_file
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BundleError, EngineError
 
