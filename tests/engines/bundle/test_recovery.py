@@ -43,9 +43,9 @@ def test_reader_leaves_a_running_build_alone(paper: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", [{".bundle.old"}, {".bundle.lock"}, {".bundle.old", ".bundle.lock"}], ids=str
+    "left", [(".bundle.old",), (".bundle.lock",), (".bundle.old", ".bundle.lock")], ids=str
 )
-def test_reader_clears_what_a_killed_build_left(paper: Path, left: set[str]) -> None:
+def test_reader_clears_what_a_killed_build_left(paper: Path, left: tuple[str, ...]) -> None:
     """It was killed after its bundle had its name: the next build keeps that, and begins nothing."""
     if ".bundle.old" in left:
         shutil.copytree(paper, paper.parent / ".bundle.old")
