@@ -48,9 +48,9 @@ class OnnxRuntimeBackend:
             )
 
         if prepared is not None:
-            return prepared.load(opening, OnnxRuntimeEngine.close)
+            return prepared.load(opening, lambda engine: engine.close())
         return self._bundle.load(
-            entry.files, lambda folder: opening(folder / entry.onnxruntime), OnnxRuntimeEngine.close
+            entry.files, lambda folder: opening(folder / entry.onnxruntime), lambda engine: engine.close()
         )
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class OnnxRuntimeCudaBackend:
                 weights=weights,
             )
 
-        return self._bundle.load(entry.files, opening, OnnxRuntimeCudaEngine.close)
+        return self._bundle.load(entry.files, opening, lambda engine: engine.close())
 
     def close(self) -> None:
         self._device.close()

@@ -53,6 +53,8 @@ def copy(small_bundle: Path, tmp_path: Path) -> Path:
 def test_any_text_of_a_manifest(sd2rt: Command, copy: Path) -> None:
     content = json.loads((copy / MANIFEST).read_text())
     content["engines"] = []
+    # It would hide every other check.
+    del content["checksum"]
     codes = set()
     # Files and tensors of parts are alike; all their other texts are changed.
     paths = [path for path in strings(content) if path[0] != "parts" or path[1] == "text_encoder"]
@@ -69,6 +71,7 @@ def test_any_text_of_a_manifest(sd2rt: Command, copy: Path) -> None:
 
 def test_any_key_of_a_manifest(sd2rt: Command, copy: Path) -> None:
     content = json.loads((copy / MANIFEST).read_text())
+    del content["checksum"]
     for path in (
         (),
         ("noise",),

@@ -18,7 +18,9 @@ BOS, EOS, PAD = 49406, 49407, 0
 def published_tokenizer() -> Tokenizer:
     assert json.loads(TOKENIZER.read_text())["model"]["vocab"]["cat</w>"] == 2368
     config = Config(
-        file=File(path="tokenizer.json", size=1, sha256="0" * 64), max_length=77, bos=BOS, eos=EOS, pad=PAD
+        file=File(path=TOKENIZER.name, size=1, sha256="0" * 64), max_length=77, bos=BOS, eos=EOS, pad=PAD
     )
-    bundle = SimpleNamespace(manifest=SimpleNamespace(tokenizer=config), file=lambda name: TOKENIZER)
+    bundle = SimpleNamespace(
+        manifest=SimpleNamespace(tokenizer=config), load=lambda files, opening: opening(TOKENIZER.parent)
+    )
     return Tokenizer(cast(Bundle, bundle))

@@ -35,10 +35,10 @@ OUTPUT = BuiltTensor("y", False, "float32", (-1, 2, 64))
 @pytest.fixture
 def task(paper_master: Path) -> BuildTask:
     part = read_manifest(paper_master).parts["denoiser"]
-    (tensor,) = part.inputs
+    x, y = (Tensor(name=name, dtype="float32", shape=("B", 2, "8*h")) for name in "xy")
     return BuildTask(
         name="denoiser",
-        part=part.model_copy(update={"outputs": (tensor.model_copy(update={"name": "y"}),)}),
+        part=part.model_copy(update={"inputs": (x,), "outputs": (y,)}),
         onnx="model.onnx",
         profiles=PROFILES,
         options=BuilderOptions(backend="tensorrt-rtx"),
