@@ -129,6 +129,8 @@ def sides(settings: Settings, variant: str, precision: Literal["fp16", "fp32"] =
 
 def linked_copy(bundle: Path, target: Path, edit: Any = None) -> Path:
     """Copy a bundle as hard links; the manifest is a real copy, changed by ``edit``."""
+    from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
+
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(bundle, target, copy_function=os.link)
     manifest = target / "bundle.json"
@@ -136,6 +138,7 @@ def linked_copy(bundle: Path, target: Path, edit: Any = None) -> Path:
     manifest.unlink()
     if edit is not None:
         edit(content)
+        content[CHECKSUM] = checksum(content)
     manifest.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     return target
 

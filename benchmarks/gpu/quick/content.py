@@ -48,6 +48,7 @@ def make_content(half: Path, full: Path, unet_config: Path, folder: Path, workdi
 
 def update_hashes(bundle: Path) -> None:
     """Put the drawn files' hashes into the manifest."""
+    from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
     from sd2rt.engines.bundle.files import sha256
 
     path = bundle / "bundle.json"
@@ -57,6 +58,7 @@ def update_hashes(bundle: Path) -> None:
     for file in (*listed, manifest["embeddings"]["file"]):
         file["sha256"] = hashes.get(file["path"], file["sha256"])
     manifest["engines"] = []
+    manifest[CHECKSUM] = checksum(manifest)
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 

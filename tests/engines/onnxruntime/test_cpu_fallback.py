@@ -18,8 +18,8 @@ from .simulated_cuda import SimulatedCuda
 
 
 @pytest.fixture
-def bundle(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SD2RT_CACHE_DIR", str(small_bundle / "no-cache"))
+def bundle(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
     return small_bundle
 
 

@@ -91,5 +91,5 @@ def test_ten_million_images(
 @pytest.mark.parametrize("threads", ["1025", "100000"])
 def test_threads(threads: str, refused: Refused, small_bundle: Path) -> None:
     assert refused(2, "run", small_bundle, "a", "--threads", threads).startswith(
-        f"threads is {threads}: give at most"
+        f"threads is {threads}: give at least 1, up to 1024"
     )
