@@ -128,8 +128,7 @@ class Manifest(Model):
     engines: tuple[EngineEntry, ...] = ()
     """Compiled engines, which are optional: a bundle is complete with ONNX graphs alone."""
     checksum: Sha256 | None = None
-    """Of the other entries in the file that the manifest was read from (:func:`read_manifest` compares it); None if
-    it was not read, or the file has none, as in earlier versions."""
+    """Of the other entries, in a file; :func:`read_manifest` compares and drops it. Earlier versions wrote none."""
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
@@ -312,7 +311,8 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         raise BundleError(
             f"{path} was changed after it was written (its checksum does not match): copy or build the bundle again"
         )
-    return manifest
+    # A manifest that was read equals the one that was written.
+    return manifest.model_copy(update={CHECKSUM: None})
 
 
 def _read(path: Path, opened: Path) -> bytes:
