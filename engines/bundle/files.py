@@ -33,12 +33,18 @@ _NUMPY_FULL = ("Not enough free space to write", "requested and")
 
 def sha256(path: Path, progress: Callable[[int], None] = lambda read: None) -> str:
     """SHA-256 of a file, in hexadecimal; calls ``progress`` with the number of bytes of each block."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_CHUNK_BYTES))
     with open_regular(path) as file:
-        while read := file.readinto(block):
-            digest.update(block[:read])
-            progress(read)
+        return sha256_of_open(file.fileno(), progress)
+
+
+def sha256_of_open(descriptor: int, progress: Callable[[int], None]) -> str:
+    """SHA-256 of an open file like :func:`sha256`; several threads may read the descriptor at once."""
+    digest, position = hashlib.sha256(), 0
+    block = memoryview(bytearray(_CHUNK_BYTES))
+    while read := os.preadv(descriptor, [block], position):
+        digest.update(block[:read])
+        position += read
+        progress(read)
     return digest.hexdigest()
 
 

@@ -7,7 +7,6 @@ descriptor keeps the verified file, even after it was replaced and deleted.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from sd2rt.engines.bundle.files import sha256_of_open
 from sd2rt.engines.bundle.private_copy import copy_to, private_folder
 from sd2rt.engines.bundle.receipts import Receipts, Stamp, stamp
 from sd2rt.engines.bundle.schema import File
@@ -24,7 +24,6 @@ from sd2rt.engines.errors import BundleError, Sd2rtError
 Loaded = TypeVar("Loaded")
 Progress = Callable[[File, int], None]
 
-_CHUNK_BYTES = 1 << 20
 # Coarsest tick of a file system's clock on Linux: two changes within one may leave the same times.
 _TICK_NS = 20_000_000
 _ATTEMPTS = 5
@@ -244,13 +243,7 @@ class OpenFiles:
 
 def digest(file: File, descriptor: int, progress: Progress) -> str:
     """SHA-256 of an open file, in hexadecimal; several threads may read the descriptor at once."""
-    sha256, position = hashlib.sha256(), 0
-    block = memoryview(bytearray(_CHUNK_BYTES))
-    while read := os.preadv(descriptor, [block], position):
-        sha256.update(block[:read])
-        position += read
-        progress(file, read)
-    return sha256.hexdigest()
+    return sha256_of_open(descriptor, lambda read: progress(file, read))
 
 
 def _ignore(file: File, read: int) -> None:

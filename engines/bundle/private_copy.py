@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from sd2rt.engines.bundle.cache import cache_dir
 from sd2rt.engines.bundle.schema import File
+from sd2rt.engines.bundle.temporary import sweep, temporary_folder
 from sd2rt.engines.errors import BundleError
 
 _CHUNK_BYTES = 1 << 20
@@ -26,24 +26,17 @@ def private_folder() -> Iterator[Path]:
         OSError: it cannot be created.
         BundleError: there is no cache directory.
     """
-    remove_abandoned()
-    folder, lock = _locked_folder()
-    try:
+    root = _root()
+    root.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(root / "bundle") as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
 
 
 def remove_abandoned() -> None:
     """Remove the private folders of processes that have died; ignores errors."""
-    with contextlib.suppress(OSError, BundleError):
-        for folder in _root().iterdir():
-            with contextlib.suppress(OSError):
-                lock = _lock(folder)
-                if lock is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.close(lock)
+    # There may be no cache directory.
+    with contextlib.suppress(BundleError):
+        sweep(_root())
 
 
 def copy_to(folder: Path, file: File, descriptor: int) -> str:
@@ -67,34 +60,3 @@ def copy_to(folder: Path, file: File, descriptor: int) -> str:
 
 def _root() -> Path:
     return cache_dir() / "replaced"
-
-
-def _locked_folder() -> tuple[Path, int]:
-    root = _root()
-    root.mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = root / os.urandom(8).hex()
-        folder.mkdir(0o700)
-        # Another process may take it for abandoned before it is locked.
-        with contextlib.suppress(FileNotFoundError):
-            lock = _lock(folder)
-            if lock is not None:
-                return folder, lock
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder until the descriptor is closed or the process dies; None if another process has it."""
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), folder.lstat()):
-            return descriptor
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None

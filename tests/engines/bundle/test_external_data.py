@@ -113,7 +113,7 @@ def test_encodings_that_only_a_parser_sees_through(tmp_path: Path) -> None:
 
 @given(st.data())
 def test_damaged_graphs_are_refused_or_keep_their_names(folder: Path, data: st.DataObject) -> None:
-    """What ONNX's parser accepts shows here all names that the parser sees."""
+    """All names that ONNX's parser sees in a graph that it accepts are found."""
     content = bytearray(model_with("t", 1, "graph", "model.data").SerializeToString())
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = folder / "model.onnx"
