@@ -50,6 +50,12 @@ def print_line(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
+def print_path(path: object, note: str = "") -> None:
+    """Print a path on standard output: exactly in a pipe or file, and made printable on a terminal, as `ls` does."""
+    line = f"{path}{note}"
+    print(printable(line) if sys.stdout.isatty() else line, flush=True)
+
+
 def add_row(table: Table, *cells: object) -> None:
     """Add a row of text to a table, made printable: most comes from a manifest or another file."""
     table.add_row(*(printable(cell) for cell in cells))

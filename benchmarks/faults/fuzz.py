@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -105,7 +105,7 @@ def _in_this_process(words: list[str]) -> Judged:
         for stream in streams:
             stream.flush()
     out, err = (stream.buffer.getvalue().decode() for stream in streams)
-    return judge(code, out, err)
+    return judge(code, out, err, words)
 
 
 def _in_a_process(words: list[str]) -> Judged:
@@ -117,11 +117,15 @@ def _in_a_process(words: list[str]) -> Judged:
         child = subprocess.run(command, check=False, **options)
     except subprocess.TimeoutExpired:
         return "hang", f"more than {_LIMIT_SECONDS} s"
-    return judge(child.returncode, *(text.decode(errors="replace") for text in (child.stdout, child.stderr)))
+    out, err = (text.decode(errors="replace") for text in (child.stdout, child.stderr))
+    return judge(child.returncode, out, err, words)
 
 
-def judge(code: object, out: str, err: str) -> Judged:
-    """Judge a command by its exit code, its lines, and the characters in them."""
+def judge(code: object, out: str, err: str, words: Sequence[str] = ()) -> Judged:
+    """Judge a command by its exit code, its lines, and the characters in them.
+
+    A path that the caller chose is printed exactly where standard output is no terminal: a script reads it.
+    """
     lines = [line for line in err.split("\n") if line]
     # Notes and warnings may come before an error, and a build prints its stages.
     errors = [
@@ -129,7 +133,8 @@ def judge(code: object, out: str, err: str) -> Judged:
         for line in lines
         if line.startswith("sd2rt: ") and not line[7:].startswith(("warning: ", "note: "))
     ]
-    unprintable = {c for c in out + err if not c.isprintable() and c != "\n"}
+    chosen = {c for word in words for c in word}
+    unprintable = {c for c in out + err if not c.isprintable() and c != "\n"} - (chosen - {*err})
     if code not in _CODES or "Traceback" in err or "a bug, " in err:
         return "exit 1", f"exit {code}: {err[-300:]}"
     if unprintable:

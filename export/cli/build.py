@@ -16,7 +16,7 @@ from sd2rt.engines.bundle.cache import find_bundle, named_bundle
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.cli.engine_options import EngineOptions, EngineRequest
 from sd2rt.engines.cli.options import JsonOption
-from sd2rt.engines.console import given_options
+from sd2rt.engines.console import given_options, print_path
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
@@ -132,7 +132,7 @@ def _say_built(result: BuildResult, built: EngineBuild | None, as_json: bool) ->
         size_bytes = sum(file.size for file in manifest.files)
         print(json.dumps({"event": "done", **facts, "bytes": size_bytes}))
     else:
-        print(result.path if result.fresh else f"{result.path} (already built)")
+        print_path(result.path, "" if result.fresh else " (already built)")
     if built is not None:
         _report(built, as_json)
 
@@ -160,7 +160,7 @@ def _report(built: EngineBuild, as_json: bool) -> None:
             print(json.dumps({"event": "engine", "path": str(built.path / entry.file.path), **facts}))
         else:
             note = f"{entry.file.size / 1e6:.1f} MB" if fresh else "already built"
-            print(f"{built.path / entry.file.path} ({note})")
+            print_path(built.path / entry.file.path, f" ({note})")
 
 
 def _name(checkpoint: str, loras: list[str]) -> str:

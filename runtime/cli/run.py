@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sd2rt.engines.console import given_options, report
+from sd2rt.engines.console import given_options, print_path, report
 from sd2rt.engines.errors import BundleError, EngineError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
@@ -144,7 +144,7 @@ def run(
             if output.as_json:
                 print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
             elif not output.quiet:
-                print(saved, flush=True)
+                print_path(saved)
     if failures:
         others = f"{failures} of {len(planned)} images failed, the first: " if len(planned) > 1 else ""
         raise EngineError(f"{others}{first_failure}")

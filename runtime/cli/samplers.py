@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
-from sd2rt.engines.console import table_console
+from sd2rt.engines.console import print_path, table_console
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli.parsing import sampler_options
 
@@ -76,7 +76,7 @@ def samplers(
 
         draw(plans, plot)
         if not as_json:
-            print(plot)
+            print_path(plot)
             return
     facts: list[dict[str, Any]] = [
         {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from sd2rt.engines.console import given_options, progress_bar, table_console
+from sd2rt.engines.console import given_options, print_path, progress_bar, table_console
 
 COLUMNS = (
     "spinner",
@@ -53,6 +54,20 @@ def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress_bar(*COLUMNS, hidden=True) as bar:
         assert bar is None
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m.png", "a\nb.png", "\u202ea.png", "\x9b", "a b.png"])
+def test_a_path_is_exact_in_a_pipe_and_printable_on_a_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_path(Path(name), " (already built)")
+        line = stream.getvalue()
+        if stream.isatty():
+            assert line[:-1].isprintable()
+        else:
+            assert line == f"{name} (already built)\n"
 
 
 def test_a_bar_is_on_standard_error_alone(

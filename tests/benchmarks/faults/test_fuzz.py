@@ -34,6 +34,12 @@ def test_judge(code: int, out: str, err: str, outcome: str) -> None:
     assert judge(code, out, err)[0] == outcome
 
 
+def test_judge_of_a_path_that_the_caller_chose() -> None:
+    assert judge(0, "\x9b.png\n", "", ["run", "-o", "\x9b.png"])[0] == "held"
+    assert judge(0, "\x9b.png\n", "", ["run", "-o", "a.png"])[0] == "wrong"
+    assert judge(2, "", "sd2rt: \x9b.png\n", ["run", "-o", "\x9b.png"])[0] == "wrong"
+
+
 def test_cases_are_those_of_their_seed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -59,5 +65,5 @@ def test_command_lines(
         except SystemExit as stop:
             code = stop.code
         streams = capsys.readouterr()
-        outcome, detail = judge(code, *streams)
+        outcome, detail = judge(code, *streams, words)
         assert outcome == "held", (seed, words, detail)
