@@ -1,4 +1,4 @@
-"""Render docs/performance.md, docs/reliability.md and the README's table of goals from the results.
+"""Render performance.md, reliability.md and scheduling.md in docs, and the README's table of goals, from the results.
 
 python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import reliability
+from benchmarks.page import reliability, scheduling
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -21,7 +21,7 @@ from benchmarks.recording import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
-RELIABILITY = ROOT / "docs" / "reliability.md"
+RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
 END = "<!-- end of performance -->"
 
@@ -41,8 +41,9 @@ def main() -> None:
                 README: with_table(README.read_text(), results),
                 PAGE: page(results, PAGE.parent),
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
+                SCHEDULING: scheduling.page(results, SCHEDULING.parent),
             }
-    except ValueError as error:
+    except (NotMeasuredError, ValueError) as error:
         sys.exit(f"benchmarks.render: {error}")
     stale = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
     if options.check:

@@ -87,7 +87,7 @@ def test_committed_pages_are_what_the_results_give() -> None:
 
 
 def test_links_of_the_page_lead_somewhere() -> None:
-    for page in (render.README, render.PAGE, render.RELIABILITY):
+    for page in (render.README, render.PAGE, render.RELIABILITY, render.SCHEDULING):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
