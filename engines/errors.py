@@ -5,7 +5,8 @@
     ├── BuildError               4   export or engine build failed
     ├── BundleError              3   a bundle is damaged, unsafe, or lacks what this machine needs
     ├── RequestError             2   a request is invalid or unsupported
-    ├── EngineError              5   a run failed: out of memory, not finite, a device error
+    ├── EngineError              5   a run failed: not finite, a device error
+    │   └── OutOfMemoryError     5   the device has too little memory for this call
     └── MissingDependencyError   6   no usable backend, or an extra that is not installed
 
 Messages are one line: the problem, the offending value, and the remedy.
@@ -52,6 +53,10 @@ class EngineError(Sd2rtError):
     exit_code = 5
 
 
+class OutOfMemoryError(EngineError):
+    """The device has too little memory for this call; a smaller one may succeed."""
+
+
 class MissingDependencyError(Sd2rtError):
     """A required backend or optional dependency is not installed."""
 
@@ -66,5 +71,5 @@ def engine_error(context: str, error: Exception) -> EngineError:
     reason = (reasons or lines or [type(error).__name__])[0]
     no_memory = ("Failed to allocate memory", "bad allocation", "bad_alloc")
     if isinstance(error, MemoryError) or any(words in str(error) for words in no_memory):
-        return EngineError(f"{context}: out of memory ({reason}): ask for a smaller --size or batch")
+        return OutOfMemoryError(f"{context}: out of memory ({reason}): ask for a smaller --size or batch")
     return EngineError(f"{context}: {reason}")

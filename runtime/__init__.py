@@ -13,14 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sd2rt.runtime.metadata.recipe import Recipe, read_recipe
+    from sd2rt.runtime.pipeline.async_pipeline import AsyncPipeline
+    from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
+    from sd2rt.runtime.pipeline.output import Output
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.pipeline.run import Output, Progress, Run
+    from sd2rt.runtime.pipeline.run import Progress, Run
     from sd2rt.runtime.request.request import Request
 
-__all__ = ["Output", "Pipeline", "Progress", "Recipe", "Request", "Run", "__version__", "read_recipe"]
+__all__ = [
+    "AsyncPipeline",
+    "AsyncProgress",
+    "AsyncRun",
+    "Output",
+    "Pipeline",
+    "Progress",
+    "Recipe",
+    "Request",
+    "Run",
+    "__version__",
+    "read_recipe",
+]
 
 _MODULES = {
-    "Output": "pipeline.run",
+    "AsyncPipeline": "pipeline.async_pipeline",
+    "AsyncProgress": "pipeline.async_run",
+    "AsyncRun": "pipeline.async_run",
+    "Output": "pipeline.output",
     "Pipeline": "pipeline.pipeline",
     "Progress": "pipeline.run",
     "Recipe": "metadata.recipe",

@@ -15,7 +15,7 @@ from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.runtime.bench.timed_engine import LAUNCH
 from sd2rt.runtime.bench.timed_pipeline import TimedNetworks, TimedPipeline
 from sd2rt.runtime.bench.timeline import Span
-from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.networks.networks import Networks
 
 _RUN = "model_run"
 _KERNEL = "_kernel_time"

@@ -12,9 +12,9 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.interface import Engine, Float32Array
 from sd2rt.runtime.bench.timed_engine import TimedEngine
 from sd2rt.runtime.bench.timeline import Timeline
-from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.networks.networks import Networks
+from sd2rt.runtime.networks.vae import Vae
 from sd2rt.runtime.pipeline.pipeline import Pipeline
-from sd2rt.runtime.pipeline.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
 
@@ -40,11 +40,11 @@ class TimedNetworks(Networks):
         return timed
 
     def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
-        return _TimedText(self.timeline, self.bundle, self.engine("text_encoder"), tokenizer)
+        return _TimedText(self.timeline, self.bundle, self.engine("text_encoder"), tokenizer, self.turns.turn)
 
     @cached_property
     def vae(self) -> Vae:
-        return _TimedVae(self.timeline, self.engine, self.bundle.manifest.latents, self.tile)
+        return _TimedVae(self.timeline, self.engine, self.bundle.manifest.latents, self.tile, self.turns.turn)
 
     def depth(self, image: Image) -> NDArray[np.float32]:
         with self.timeline.span(DEPTH):

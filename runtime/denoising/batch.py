@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
-from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Engine, Session
 from sd2rt.runtime.denoising.batch_rows import BatchRows
 from sd2rt.runtime.denoising.finite_checks import WATCHED, FiniteChecks
@@ -16,9 +15,6 @@ from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
 CARRY = {"state_out": "state"}
 """Denoiser output that becomes the input of the next call."""
-
-Use = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which the buffers belong to the calling thread; entering it fails once they belong to others."""
 
 
 class Batch:
@@ -28,24 +24,24 @@ class Batch:
     sampler states in ``last``; trajectories already in ``last`` must come first in ``active``.
 
     Args:
-        use: entered by :meth:`latents` and :meth:`replace`, which may be called at any time.
+        denoiser: None for the batch before the first, which is empty.
+        states: sampler states [slots, C, h, w] of trajectories that are not in ``last`` but have made steps.
     """
 
     def __init__(
         self,
-        denoiser: Engine,
+        denoiser: Engine | None,
         active: Sequence[Trajectory],
         last: Batch | None,
         checks: FiniteChecks,
-        use: Use = nullcontext,
+        states: Mapping[Trajectory, Latents | None] = MappingProxyType({}),
     ) -> None:
-        self.active, self.checks, self.use = tuple(active), checks, use
-        self.launches: int | None = 0
-        """Calls made so far; None once the next batch has taken over the states."""
-        if last is None:
+        self.active, self.checks = tuple(active), checks
+        self.rows_written: BatchRows | None = None
+        """Rows that the session's buffers hold, None if unknown."""
+        if denoiser is None or last is None:
             return
-        last.launches = None
-        self._rows = rows = BatchRows.from_samples([t.texts[t.done] for t in self.active])
+        rows = BatchRows.from_samples([t.texts[t.done] for t in self.active])
         _, h, w = self.active[0].latents.shape
         dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
         self._session: Session = denoiser.session(dims, CARRY, WATCHED)
@@ -56,7 +52,8 @@ class Batch:
         )
         # Engines return the same session for the same sizes: its buffers may already hold these values.
         same_session = bool(last.active) and last._session is self._session
-        rows.write(buffers, last._rows if same_session else None)
+        rows.write(buffers, last.rows_written if same_session else None)
+        self.rows_written = rows
         self._guidance.write(np.stack([t.guidance[t.done] for t in self.active]))
         if same_session and last.active == self.active:
             return
@@ -65,7 +62,9 @@ class Batch:
         if continuing:
             self._state.take(last._state, continuing)
         for index in range(len(continuing), len(self.active)):
-            self._state.host[index] = _initial_state(self.active[index])
+            trajectory = self.active[index]
+            state = states.get(trajectory)
+            self._state.host[index] = _initial_state(trajectory) if state is None else state
         self._state.push(slice(len(continuing), len(self.active)))
         for name in ("extra", "noise_level"):
             if name in buffers:
@@ -88,7 +87,7 @@ class Batch:
                 self._guidance.host[index] = trajectory.guidance[done]
                 guidance_changed = True
             if trajectory.draws_noise[done]:
-                self._noise.host[index] = trajectory.generator.randn(trajectory.latents.shape)
+                self._noise.host[index] = trajectory.noise()
                 noise_drawn = True
         self._timestep.push()
         self._weights.push()
@@ -99,8 +98,6 @@ class Batch:
             # Samples that draw no noise at this step multiply the buffer by zero, so old noise in it is harmless.
             self._noise.push()
         self._session.launch()
-        assert self.launches is not None
-        self.launches += 1
         for trajectory in self.active:
             trajectory.done += 1
             outdated |= trajectory.texts_change[trajectory.done]
@@ -108,24 +105,23 @@ class Batch:
 
     def latents(self) -> Latents:
         """Return a copy of the latents, [B, C, h, w], in the order of ``active``."""
-        with self.use():
-            return self._state.pull()[:, 0].copy()
+        return self._state.pull()[:, 0].copy()
+
+    def states(self) -> Latents:
+        """Read the sampler states, [B, slots, C, h, w], in the order of ``active``; do not keep the array."""
+        return self._state.pull()
 
     def replace(self, latents: Latents) -> None:
         """Replace the latents of all trajectories, [B, C, h, w].
 
         Raises:
-            RequestError: the shape differs.
+            ValueError: the shape differs.
         """
-        with self.use():
-            state = self._state.read()
-            if latents.shape != state[:, 0].shape:
-                raise RequestError(
-                    f"the callback returned latents of shape {list(latents.shape)}, expected "
-                    f"{list(state[:, 0].shape)}"
-                )
-            state[:, 0] = latents
-            self._state.write(state)
+        state = self._state.read()
+        if latents.shape != state[:, 0].shape:
+            raise ValueError(f"latents have shape {list(latents.shape)}, expected {list(state[:, 0].shape)}")
+        state[:, 0] = latents
+        self._state.write(state)
 
     def collect(self, everything: bool) -> None:
         """Wait for the device and copy latents to the trajectories that have finished, or to all of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Array, Session
@@ -18,7 +19,7 @@ class FiniteChecks:
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Session, Sequence[Trajectory], list[int]]] = deque()
-        self._flags: dict[Session, deque[Array]] = {}
+        self._flags: WeakKeyDictionary[Session, deque[Array]] = WeakKeyDictionary()
 
     def register(self, session: Session) -> None:
         """Prepare for launches of a session: discard flags left by an earlier loop that ended with an error."""

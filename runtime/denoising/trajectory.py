@@ -36,6 +36,7 @@ class Trajectory:
     noise_level: int | None = None  # the upscaler's class label
     done: int = 0  # calls made so far
     error: EngineError | None = None
+    _drawn: tuple[int, Latents] | None = field(default=None, init=False)
     timesteps: NDArray[np.float32] = field(init=False)  # [N]
     weights: NDArray[np.float32] = field(init=False)  # [N, K+1]
     updates: NDArray[np.float32] = field(init=False)  # [N, K+1, K+3]
@@ -77,6 +78,12 @@ class Trajectory:
                 f"image latents of shape {list(image.shape)} do not match noise of shape {list(noise.shape)}"
             )
         return image * np.float32(start[0]) + noise * np.float32(start[1])
+
+    def noise(self) -> Latents:
+        """Fresh noise [C, h, w] of the next call; drawn once, even if the call fails and is made again."""
+        if self._drawn is None or self._drawn[0] != self.done:
+            self._drawn = self.done, self.generator.randn(self.latents.shape)
+        return self._drawn[1]
 
     @property
     def length(self) -> int:

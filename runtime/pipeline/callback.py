@@ -11,11 +11,12 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import repr_of, shown
 
 
-def latents_of(changes: object) -> NDArray[np.float32] | None:
-    """Return the latents that a callback replaces, or None.
+def latents_of(changes: object, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return the latents that a callback replaces, of this shape, or None.
 
     Raises:
-        RequestError: it returned something other than None or a mapping, or latents that are not numbers.
+        RequestError: it returned something other than None or a mapping, or latents that are not numbers or of
+            another shape.
     """
     if changes is None:
         return None
@@ -28,8 +29,13 @@ def latents_of(changes: object) -> NDArray[np.float32] | None:
     try:
         # Numbers outside float32's range become infinite, and are found as such in the next step.
         with np.errstate(over="ignore"):
-            return np.asarray(changes["latents"], np.float32)
+            latents = np.asarray(changes["latents"], np.float32)
     except (TypeError, ValueError, OverflowError):
         raise RequestError(
             f"callback_on_step_end returned latents of type {type(changes['latents']).__name__}: return an array"
         ) from None
+    if latents.shape != shape:
+        raise RequestError(
+            f"callback_on_step_end returned latents of shape {list(latents.shape)}: return the shape {list(shape)}"
+        )
+    return latents

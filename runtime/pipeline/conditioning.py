@@ -23,7 +23,7 @@ from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
-    from sd2rt.runtime.pipeline.networks import Networks
+    from sd2rt.runtime.networks.networks import Networks
 
 
 @dataclass(frozen=True, slots=True)

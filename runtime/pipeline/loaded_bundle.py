@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,8 +19,12 @@ from sd2rt.engines.lora.file import Lora, read_lora
 from sd2rt.engines.lora.merge import changed_parts, merged_weights
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.denoising.trajectory import Latents
-from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.networks.networks import Networks
+from sd2rt.runtime.networks.preview import Preview
+from sd2rt.runtime.pipeline.gate import Gate
+from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
+from sd2rt.runtime.scheduling.settings import Settings
 
 
 class LoadedBundle:
@@ -33,9 +38,22 @@ class LoadedBundle:
     def __init__(self, networks: Networks, max_batch: int, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
         self.tile = networks.tile
-        self.max_batch = max_batch
         self._networks = networks
+        self._gate = Gate()
+        self.max_batch = max_batch
         self._loras = tuple(loras)
+
+    @property
+    def max_batch(self) -> int:
+        """The most images denoised in one call; set it while no run is in flight."""
+        return self._max_batch
+
+    @max_batch.setter
+    def max_batch(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        # On a CPU, images of different runs in one call save no time, and would differ by rounding.
+        shared = max_batch if self.device.kind == "cuda" else 1
+        self._loop = StepLoop(self._networks, Settings(max_batch=shared, group_batch=max_batch))
 
     @property
     def device(self) -> Device:
@@ -56,9 +74,26 @@ class LoadedBundle:
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
+    @property
+    def preview(self) -> Preview:
+        """Map for rough pictures of latents; takes eight small decodes at first use."""
+        return self._networks.preview
+
+    @property
+    def step_loop(self) -> StepLoop:
+        """Loop over the calls of all runs."""
+        return self._loop
+
+    def require_no_run_of(self, user: object) -> None:
+        """Raise RequestError if this thread or task is in the middle of a run."""
+        self._gate.require_no_run_of(user)
+
     def close(self) -> None:
         """Wait for runs in other threads, then free the engines; the pipeline cannot be used afterwards."""
-        self._networks.close()
+        with self._gate.closing(), self._networks.turns.turn():
+            # The sessions of the last call hold the engines.
+            self._loop.stepper.reset()
+            self._networks.close()
 
     def engine(self, part: PartName) -> Engine:
         """Get the engine of a part.
@@ -66,7 +101,7 @@ class LoadedBundle:
         Raises:
             RequestError: the pipeline is closed.
         """
-        with self._networks.leases.turn():
+        with self._networks.turns.turn():
             return self._networks.engine(part)
 
     def __enter__(self) -> Self:
@@ -86,8 +121,15 @@ class LoadedBundle:
             RequestError: the pipeline is closed.
             EngineError: the device failed or ran out of memory.
         """
-        with self._networks.leases.turn():
+        with self._networks.turns.turn():
             return self._networks.vae.decode(latents)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Wait for runs in flight, and hold up new ones and other uses while the networks are changed."""
+        with self._gate.change(), self._networks.turns.turn():
+            self._loop.stepper.reset()
+            yield
 
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
@@ -118,12 +160,12 @@ class LoadedBundle:
 
     def add_embedding(self, embedding: Embedding) -> None:
         """Add an embedding that is already read; raises RequestError if it does not fit the bundle."""
-        with self._networks.leases.exclusive():
+        with self._change():
             self._networks.text.add_embedding(embedding)
 
     def unload_embedding(self, token: str) -> None:
         """Remove a textual inversion by its token; raises RequestError if none of that name is loaded."""
-        with self._networks.leases.exclusive():
+        with self._change():
             self._networks.text.remove_embedding(token)
 
     @property
@@ -148,7 +190,7 @@ class LoadedBundle:
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
         lora = read_lora(source, scale=scale, name=name)
-        with self._networks.leases.exclusive():
+        with self._change():
             self._change_loras((*self._loras, lora))
         return lora
 
@@ -159,7 +201,7 @@ class LoadedBundle:
             RequestError: no LoRA of that name is loaded.
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
-        with self._networks.leases.exclusive():
+        with self._change():
             remaining = tuple(lora for lora in self._loras if name is not None and lora.name != name)
             if name is not None and len(remaining) == len(self._loras):
                 loaded = ", ".join(lora.name for lora in self._loras) or "none"

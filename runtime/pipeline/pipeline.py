@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Unpack, overload
@@ -19,20 +20,23 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.pipeline.callback import latents_of
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
-from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.pipeline.opening import check_opening
+from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.prepare import prepare
-from sd2rt.runtime.pipeline.run import Output, Run
+from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import require_task, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
+
+_LOG = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 4
 """Images per denoiser call: on a CPU, more cost memory without a gain in speed."""
@@ -109,6 +113,7 @@ class Pipeline(LoadedBundle):
         )
         if max_batch is None:
             max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
+        _LOG.info("opened %s: %s on %s, %s", opened.path, networks.backend, parsed_device, networks.precision)
         return cls(networks, max_batch, loras)
 
     def __repr__(self) -> str:
@@ -167,19 +172,16 @@ class Pipeline(LoadedBundle):
             RequestError: an option is unknown or cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
-        with self.stream(prompt, output_type=output_type, **options) as run:
-            if output_type != "pil" and len({self.size_of(r.request) for r in run.planned}) > 1:
-                raise RequestError("images of several sizes do not fit in one array: use output_type 'pil'")
+        with self.stream_call(prompt, output_type, options) as run:
             for progress in run:
                 if callback_on_step_end is not None:
-                    state = {"latents": progress.latents()}
+                    latents = progress.latents()
+                    state = {"latents": latents}
                     changes = callback_on_step_end(self, progress.step - 1, progress.timestep, state)
-                    if (latents := latents_of(changes)) is not None:
-                        progress.replace(latents)
+                    if (replacement := latents_of(changes, latents.shape)) is not None:
+                        progress.replace(replacement)
             outputs = run.result()
-        seeds = [seed for output in outputs for seed in output.seeds]
-        images = [image for output in outputs for image in output.images]
-        return Output(images if output_type == "pil" else np.stack(images), seeds)
+        return joined(outputs, output_type)
 
     @overload
     def stream(
@@ -218,6 +220,19 @@ class Pipeline(LoadedBundle):
         """Start the same call as a :class:`Run`: iterate over its steps, then take its result."""
         return self.stream_planned(self.plan(split_call(prompt, options, output_type)))
 
+    def stream_call(
+        self, prompt: str | Sequence[str] | None, output_type: OutputType, options: CallOptions
+    ) -> Run[Any]:
+        """Start a call whose images are returned as one output.
+
+        Raises:
+            RequestError: its images would be arrays of several sizes; or as :meth:`stream`.
+        """
+        planned = self.plan(split_call(prompt, options, output_type))
+        if output_type != "pil" and len({self.size_of(each.request) for each in planned}) > 1:
+            raise RequestError("images of several sizes do not fit in one array: use output_type 'pil'")
+        return self.stream_planned(planned)
+
     @overload
     def stream_requests(self, requests: Sequence[Request[Images]]) -> Run[Images]: ...
 
@@ -238,8 +253,10 @@ class Pipeline(LoadedBundle):
         """
         return plan_requests(requests, self.manifest)
 
-    def stream_planned(self, planned: Sequence[PlannedRequest[Images]]) -> Run[Images]:
-        """Make planned requests as one :class:`Run`; see :meth:`stream_requests`.
+    def stream_planned(
+        self, planned: Sequence[PlannedRequest[Images]], *, request_id: str | None = None
+    ) -> Run[Images]:
+        """Make planned requests as one :class:`Run`, named ``request_id`` in the log; see :meth:`stream_requests`.
 
         Raises:
             RequestError: they were planned for another bundle.
@@ -248,7 +265,7 @@ class Pipeline(LoadedBundle):
             raise RequestError(
                 f"requests were planned for another bundle than {self.bundle.path}: plan them again"
             )
-        return Run(self._networks, planned, self.max_batch)
+        return Run(self._loop, self._gate, planned, request_id)
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -298,8 +315,7 @@ class Pipeline(LoadedBundle):
         from sd2rt.runtime.images.init_image import load_image
 
         loaded = load_image(image, max_pixels=max_image_pixels)
-        with self._networks.leases.turn():
-            return self._networks.depth(loaded)
+        return self._networks.depth(loaded)
 
     @overload
     def upscale(
@@ -374,5 +390,11 @@ class Pipeline(LoadedBundle):
             RequestError: the request cannot be honoured by this bundle.
         """
         (planned,) = self.plan([request])
-        with self._networks.leases.turn():
-            return prepare(self._networks, planned, seed)
+        return prepare(self._networks, planned, seed)
+
+
+def joined(outputs: Sequence[Output[Any]], output_type: OutputType) -> Output[Any]:
+    """Put the images of several outputs, of one size unless they are PIL images, into one."""
+    seeds = [seed for output in outputs for seed in output.seeds]
+    images = [image for output in outputs for image in output.images]
+    return Output(images if output_type == "pil" else np.stack(images), seeds)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.trajectory import Trajectory
+from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.pipeline.conditioning import Conditioning
 from sd2rt.runtime.pipeline.image_job import ImageJob
-from sd2rt.runtime.pipeline.networks import Networks
 from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.planned import PlannedRequest

@@ -2,150 +2,143 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from base64 import b64encode
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from io import BytesIO
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import numpy as np
 
 from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.denoising.batch import Batch, Use
-from sd2rt.runtime.denoising.stepper import run_steps
-from sd2rt.runtime.denoising.trajectory import Latents, Trajectory, batchable
-from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit, write_png
+from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
+from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.image_job import ImageJob
-from sd2rt.runtime.pipeline.networks import Networks
+from sd2rt.runtime.pipeline.output import Output, unless_failed
 from sd2rt.runtime.pipeline.prepare import prepare
+from sd2rt.runtime.pipeline.run_state import RunState
+from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
-_SEEDS_SHOWN = 8
-"""Seeds in the ``repr`` of an output."""
+_LOG = logging.getLogger(__name__)
+_ENDED = "this run is closed: start another"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Output(Generic[Images]):
-    """Images of a call in the order of its prompts, with the seed that reproduces each.
+class Progress:
+    """State of a run after a denoiser call. Its latents can be read and replaced until the next one.
 
-    With a variation all images have the same seed, and image i has ``variation_seed + i``.
-
-    ``images`` is a list of PIL images, or an array: [n, H, W, 3] in [0, 1] for output type ``np``,
-    [n, C, h, w] for ``latent``.
+    A call may take some of the run's images, beside those of other runs, which are not shown.
     """
 
-    images: Images
-    seeds: list[int]
+    __slots__ = ("_active", "_calls", "_loop", "_run", "done", "step", "steps", "timestep", "total")
 
-    def __repr__(self) -> str:
-        count, shown = len(self.seeds), ", ".join(map(str, self.seeds[:_SEEDS_SHOWN]))
-        more = ", ..." if count > _SEEDS_SHOWN else ""
-        return f"Output({_described(self.images)}, seeds=[{shown}{more}])"
-
-    def _repr_html_(self) -> str | None:
-        """Show the images side by side with their seeds, in notebooks; None for latents."""
-        images: object = self.images
-        if isinstance(images, np.ndarray):
-            if images.ndim != 4 or images.shape[-1] != 3:
-                return None
-            images = [to_pil(unit) for unit in images]
-        assert isinstance(images, list)
-        return "".join(
-            f'<figure style="display: inline-block; margin: 4px"><img src="data:image/png;base64,{_base64(image)}">'
-            f"<figcaption>seed {seed}</figcaption></figure>"
-            for image, seed in zip(images, self.seeds, strict=True)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of a run after a denoiser call. Its latents can be read and replaced until the next one."""
-
-    batch: Batch
     done: int
     """Steps made so far, over all images of the run."""
     total: int
     """Steps of the whole run, over all images."""
-    _launches: int | None
-    """Launches of the batch when this was made: it is out of date once they differ."""
+    step: int
+    """Steps made for the run's first image in the call, counted from 1."""
+    steps: int
+    """Steps that this image takes in total."""
+    timestep: float
+    """Training timestep of this image in the call."""
+
+    def __init__(self, loop: StepLoop, run: RunState, total: int) -> None:
+        self._loop, self._run, self._calls, self._active = loop, run, run.calls, run.active
+        self.done, self.total = run.done, total
+        first = run.active[0]
+        self.step, self.steps = first.done, first.length
+        self.timestep = float(first.timesteps[first.done - 1])
 
     @property
-    def step(self) -> int:
-        """Steps made for the first image in the batch, counted from 1."""
-        return self.batch.active[0].done
-
-    @property
-    def steps(self) -> int:
-        """Steps that the first image in the batch takes in total."""
-        return self.batch.active[0].length
-
-    @property
-    def timestep(self) -> float:
-        """Training timestep of the first image's last call."""
-        first = self.batch.active[0]
-        return float(first.timesteps[first.done - 1])
+    def images(self) -> int:
+        """Number of the run's images, or tiles, in the call."""
+        return len(self._active)
 
     def latents(self) -> Latents:
-        """Copy the latents of the images in the batch, [B, C, h, w].
+        """Copy the latents of the run's images in the call, [B, C, h, w].
 
         Raises:
             RequestError: the run has made another step, or is closed.
         """
-        with self.batch.use():
+        with self._loop.turn():
             self._require_current()
-            return self.batch.latents()
+            return self._loop.stepper.latents(self._active)
 
     def replace(self, latents: Latents) -> None:
-        """Replace the latents of the images in the batch, [B, C, h, w], for the next step.
+        """Replace the latents of the run's images in the call, [B, C, h, w], for the next step.
 
         Raises:
             RequestError: the shape differs, the run has made another step, or it is closed.
         """
-        with self.batch.use():
+        with self._loop.turn():
             self._require_current()
-            self.batch.replace(latents)
+            expected = (len(self._active), *self._active[0].latents.shape)
+            if latents.shape != expected:
+                raise RequestError(f"got latents of shape {list(latents.shape)}, expected {list(expected)}")
+            self._loop.stepper.replace(self._active, latents)
 
     def _require_current(self) -> None:
-        if self.batch.launches != self._launches:
+        if self._run.ended:
+            raise RequestError(_ENDED)
+        if self._run.calls != self._calls:
             raise RequestError("the run has made another step: use the latents of a step before the next one")
 
 
 class Run(Generic[Images]):
     """Generation of the images of one or several requests.
 
-    Iterate over its steps (for progress, previews or stopping early), then take :meth:`result`. It has exclusive use
-    of the networks until its result is taken, it is closed, its ``with`` block ends, a step fails, or neither it nor
-    an iterator over its steps is referenced any more. Threads may share it: they take turns.
+    Iterate over its steps (for progress, previews or stopping early), then take :meth:`result`. Runs of several
+    threads take turns, or share denoiser calls. A run makes a step when it is asked for one, and ends when its result
+    is taken, it is closed, its ``with`` block ends, a step fails, or neither it nor an iterator over its steps is
+    referenced any more. Threads may share a run.
+
+    Args:
+        request_id: its name in the log; None for a random one.
     """
 
-    def __init__(self, networks: Networks, planned: Sequence[PlannedRequest[Images]], max_batch: int) -> None:
-        self._networks = networks
+    def __init__(
+        self,
+        loop: StepLoop,
+        gate: Gate,
+        planned: Sequence[PlannedRequest[Images]],
+        request_id: str | None = None,
+    ) -> None:
+        self._loop = loop
+        self.request_id = secrets.token_hex(4) if request_id is None else request_id
         self.planned = list(planned)
-        self._lease = networks.leases.acquire()
+        self._using = threading.RLock()
+        self._state = RunState(self.request_id, on_end=_Ending(loop, gate))
+        self._decodes = 0
+        gate.enter(self._state)
         try:
             self.seeds = [
                 secrets.randbits(32) if each.request.seed is None else each.request.seed for each in planned
             ]
-            with self._lease.use():
-                self.jobs = [
-                    prepare(networks, each, seed) for each, seed in zip(self.planned, self.seeds, strict=True)
-                ]
+            self.jobs = [
+                prepare(loop.networks, each, seed)
+                for each, seed in zip(self.planned, self.seeds, strict=True)
+            ]
+            trajectories = [t for group in self.jobs for job in group for t in job.trajectories]
+            self.total = sum(t.length for t in trajectories)
+            loop.submit(self._state, trajectories)
         except BaseException:
             self.close()
             raise
-        trajectories = [t for group in self.jobs for job in group for t in job.trajectories]
-        self.total = sum(t.length for t in trajectories)
-        self._batch: Batch | None = None
-        self._steps = _steps(networks, trajectories, max_batch, self.total, self._lease.use)
+        self._state.rest()
+        if _LOG.isEnabledFor(logging.INFO):
+            images = sum(map(len, self.jobs))
+            _LOG.info(
+                "request %s: %d images, %d steps, seeds %s", self.request_id, images, self.total, self.seeds
+            )
 
     def __iter__(self) -> Iterator[Progress]:
         """Iterate over the remaining steps; ends early if the run is closed."""
@@ -160,32 +153,70 @@ class Run(Generic[Images]):
         self.close()
 
     def __del__(self) -> None:
-        # Its batches know the lease, and callers may keep them.
-        if hasattr(self, "_lease"):
-            self.close()
+        # Missing if the bundle's requests were refused before.
+        if (state := getattr(self, "_state", None)) is not None:
+            state.end()
 
     def close(self) -> None:
-        """Release the networks and skip the remaining steps; another thread's step ends first.
+        """Skip the remaining steps: the run's images are in no further call.
 
         Does not wait. Any thread may call it.
         """
-        self._lease.end()
+        self._state.end()
+
+    @property
+    def finished(self) -> bool:
+        """True if no step is left."""
+        return self._state.finished
+
+    def progress(self) -> Progress:
+        """State after the last step."""
+        return Progress(self._loop, self._state, self.total)
+
+    def start(self, on_change: Callable[[RunState], None], user: object) -> None:
+        """Have all steps made by another thread.
+
+        Args:
+            on_change: called after each step, decode or failure, in that thread; must be quick.
+            user: the task that owns the run.
+        """
+        self._state.user, self._state.on_change = user, on_change
+        self._state.want(to_the_end=True)
+
+    def raise_failure(self) -> None:
+        """Raise the EngineError that ended the run, if one did; once."""
+        error, self._state.error = self._state.error, None
+        if error is not None:
+            self.close()
+            raise error
 
     def _step(self) -> Progress | None:
         """Make a step; None if there is none left or the run is closed."""
-        with self._networks.leases.turn():
-            if self._lease.ended:
+        state = self._state
+        with self._using:
+            calls = state.calls
+            if state.finished:
+                self._loop.settle()
                 return None
-            with self._lease.use():
-                try:
-                    progress = next(self._steps, None)
-                except BaseException:
-                    # The latents are incomplete: no result may be made of them.
-                    self.close()
-                    raise
-                if progress is not None:
-                    self._batch = progress.batch
-                return progress
+            self._drive(lambda: state.calls > calls, to_the_end=False)
+            return None if state.calls == calls else self.progress()
+
+    def _drive(self, until: Callable[[], bool], *, to_the_end: bool) -> None:
+        """Have the loop make calls until ``until`` is true; raises the error that ends the run."""
+        state = self._state
+        if state.ended:
+            return
+        state.user = threading.current_thread()
+        state.want(to_the_end=to_the_end)
+        try:
+            self._loop.drive(state, until)
+        except BaseException:
+            # A step may have been made in part.
+            self.close()
+            raise
+        finally:
+            state.rest()
+        self.raise_failure()
 
     def result(self) -> list[Output[Images]]:
         """Make the remaining steps, decode, close, and return one output per request.
@@ -194,7 +225,7 @@ class Run(Generic[Images]):
             EngineError: the device failed, or an image is not finite. The first error is raised, once all images are
                 done.
         """
-        return _unless_failed(self.outcomes())
+        return unless_failed(self.outcomes())
 
     def outcomes(self) -> list[Output[Images] | EngineError]:
         """Like :meth:`result`, but with an error as the outcome of a request if one of its images is not finite.
@@ -202,27 +233,64 @@ class Run(Generic[Images]):
         Raises:
             EngineError: the device failed.
         """
-        while self._step() is not None:
-            pass
-        return self._decode()
+        with self._using:
+            self._drive(lambda: self._state.finished, to_the_end=True)
+            return self._decode()
 
     def stop(self) -> list[Output[Images]]:
         """Skip the remaining steps, decode the current latents, and close; raises like :meth:`result`."""
-        with self._lease.use():
-            self._steps.close()
-            if self._batch is not None:
-                self._batch.collect(everything=True)
-        return _unless_failed(self._decode())
+        with self._using:
+            if not self._state.ended:
+                self._loop.collect(self._state)
+            return unless_failed(self._decode())
 
     def _decode(self) -> list[Output[Images] | EngineError]:
         try:
-            with self._lease.use():
-                return [
-                    self._output(each.request, seed, group)
-                    for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
-                ]
+            self.submit_decodes()
+            self._drive(lambda: self.decoded, to_the_end=True)
+            self.require_open()
         finally:
             self.close()
+        return self.outputs()
+
+    def submit_decodes(self) -> None:
+        """Have the images of a finished run decoded.
+
+        Raises:
+            RequestError: the run is closed.
+        """
+        self.require_open()
+        self._loop.settle()
+        jobs = [
+            job
+            for each, group in zip(self.planned, self.jobs, strict=True)
+            if each.request.output_type != "latent" and all(job.error is None for job in group)
+            for job in group
+        ]
+        self._decodes = len(jobs)
+        self._loop.decode(self._state, jobs)
+
+    @property
+    def decoded(self) -> bool:
+        """True if all decodes that were submitted are done."""
+        return len(self._state.decoded) == self._decodes
+
+    def require_open(self) -> None:
+        """Raise RequestError if the run is closed."""
+        if self._state.ended:
+            raise RequestError(_ENDED)
+
+    def outputs(self) -> list[Output[Images] | EngineError]:
+        """Convert the decoded images of each request to its output type."""
+        outputs = [
+            self._output(each.request, seed, group)
+            for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
+        ]
+        for output in outputs:
+            if isinstance(output, EngineError):
+                _LOG.warning("request %s: %s", self.request_id, output)
+        _LOG.info("request %s: finished", self.request_id)
+        return outputs
 
     def _output(
         self, request: Request[Images], seed: int, group: list[ImageJob]
@@ -233,39 +301,29 @@ class Run(Generic[Images]):
         seeds = [request.seeds_of(seed, index)[0] for index in range(len(group))]
         if request.output_type == "latent":
             return Output(np.stack([job.latents() for job in group]), seeds)
-        try:
-            units = [job.finish(to_unit(self._networks.vae.decode(job.latents()))) for job in group]
-        except NotFiniteError as error:
-            return error
+        units = []
+        for job in group:
+            decoded = self._state.decoded[job]
+            if isinstance(decoded, EngineError):
+                return decoded
+            try:
+                units.append(job.finish(to_unit(decoded)))
+            except NotFiniteError as error:
+                return error
         if request.output_type == "np":
             return Output(np.stack(units), seeds)
         return Output([to_pil(unit) for unit in units], seeds)
 
 
-def _described(images: object) -> str:
-    """Summarize images: their number and size."""
-    if isinstance(images, np.ndarray):
-        return f"{images.dtype.name}{list(images.shape)}"
-    assert isinstance(images, list)
-    sizes = {f"{image.width}x{image.height}" for image in images}
-    return (
-        f"{len(images)} image{'' if len(images) == 1 else 's'} of {' and '.join(sorted(sizes)) or 'no size'}"
-    )
+class _Ending:
+    """Ends a run's part in the loop and the gate; refers to neither run nor state."""
 
+    def __init__(self, loop: StepLoop, gate: Gate) -> None:
+        self._loop, self._gate = loop, gate
 
-def _base64(image: Image) -> str:
-    file = BytesIO()
-    write_png(image, file, {})
-    return b64encode(file.getvalue()).decode()
-
-
-def _unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[Images]]:
-    outputs: list[Output[Images]] = []
-    for outcome in outcomes:
-        if isinstance(outcome, EngineError):
-            raise outcome
-        outputs.append(outcome)
-    return outputs
+    def __call__(self, state: RunState) -> None:
+        self._loop.ended(state)
+        self._gate.leave(state)
 
 
 class _Steps(Iterator[Progress]):
@@ -279,15 +337,3 @@ class _Steps(Iterator[Progress]):
         if progress is None:
             raise StopIteration
         return progress
-
-
-def _steps(
-    networks: Networks, trajectories: list[Trajectory], max_batch: int, total: int, use: Use
-) -> Generator[Progress]:
-    # Not a method: the generator would keep its run alive, and a run that is dropped must release the networks.
-    done = 0
-    for group in batchable(trajectories):
-        with closing(run_steps(networks.engine("denoiser"), group, max_batch, use)) as batches:
-            for batch in batches:
-                done += len(batch.active)
-                yield Progress(batch, done, total, batch.launches)

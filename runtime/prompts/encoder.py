@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,18 +23,29 @@ from sd2rt.runtime.prompts.a1111.emphasis import emphasize
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding
 from sd2rt.runtime.prompts.tokenizer import Tokenizer, Tokens
 
+Turn = Callable[[], AbstractContextManager[None]]
+
 _CACHE_SIZE = 64
 _MAX_SHOWN = 400
 
 
 class TextEncoder:
-    """Tokenizer, token embedding table and text encoder engine, with an LRU cache of the last 64 texts or chunks."""
+    """Tokenizer, token embedding table and text encoder engine, with an LRU cache of the last 64 texts or chunks.
 
-    def __init__(self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer) -> None:
+    Threads may encode at the same time.
+
+    Args:
+        turn: makes a context in which the engine's buffers belong to the calling thread.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, tokenizer: Tokenizer, turn: Turn = nullcontext
+    ) -> None:
         self._manifest = bundle.manifest
         self._tokenizer = tokenizer
         self._table = _open_table(bundle)
-        self._engine = engine
+        self._engine, self._turn = engine, turn
+        self._cache_lock = threading.Lock()
         self._cache: OrderedDict[tuple[bytes, int], Array] = OrderedDict()
         self._embeddings: dict[str, tuple[Embedding, tuple[int, ...]]] = {}
         self._rows: dict[int, Array] = {}
@@ -91,7 +104,8 @@ class TextEncoder:
 
     def clear_cache(self) -> None:
         """Clear the cache of encoded texts."""
-        self._cache.clear()
+        with self._cache_lock:
+            self._cache.clear()
 
     def close(self) -> None:
         """Release the embedding table, which is mapped into memory, and the cache of encoded texts."""
@@ -144,12 +158,17 @@ class TextEncoder:
 
     def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
         key = ids.tobytes(), skip
-        hidden = self._cache.get(key)
-        if hidden is None:
-            hidden = self._cache[key] = self._encode(ids, skip)
+        with self._cache_lock:
+            hidden = self._cache.get(key)
+            if hidden is not None:
+                self._cache.move_to_end(key)
+                return hidden
+        with self._turn():
+            hidden = self._encode(ids, skip)
+        with self._cache_lock:
+            self._cache[key] = hidden
             if len(self._cache) > _CACHE_SIZE:
                 self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
         return hidden
 
     def _encode(self, ids: NDArray[np.int64], skip: int) -> Array:

@@ -19,17 +19,34 @@ if TYPE_CHECKING:
         CheckpointError,
         EngineError,
         MissingDependencyError,
+        OutOfMemoryError,
         RequestError,
         Sd2rtError,
     )
-    from sd2rt.runtime import Output, Pipeline, Progress, Recipe, Request, Run, __version__, read_recipe
+    from sd2rt.runtime import (
+        AsyncPipeline,
+        AsyncProgress,
+        AsyncRun,
+        Output,
+        Pipeline,
+        Progress,
+        Recipe,
+        Request,
+        Run,
+        __version__,
+        read_recipe,
+    )
 
 __all__ = [
+    "AsyncPipeline",
+    "AsyncProgress",
+    "AsyncRun",
     "BuildError",
     "BundleError",
     "CheckpointError",
     "EngineError",
     "MissingDependencyError",
+    "OutOfMemoryError",
     "Output",
     "Pipeline",
     "Progress",

@@ -127,7 +127,7 @@ def test_every_sampler_in_one_batch(wide: Pipeline, table: Any) -> None:
     largest = 0
     with wide.stream_requests(requests) as run:
         for progress in run:
-            largest = max(largest, len(progress.batch.active))
+            largest = max(largest, progress.images)
         together = run.result()
     assert largest == len(NAMES)
     worst = 0.0

@@ -58,7 +58,7 @@ def quick_opening(kept: dict[object, Any], monkeypatch: pytest.MonkeyPatch) -> N
         return found
 
     monkeypatch.setattr("sd2rt.engines.onnxruntime.backend.OnnxRuntimeEngine", load)
-    monkeypatch.setattr("sd2rt.runtime.pipeline.networks.Tokenizer", tokenizer)
+    monkeypatch.setattr("sd2rt.runtime.networks.networks.Tokenizer", tokenizer)
 
 
 class Said:

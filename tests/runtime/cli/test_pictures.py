@@ -172,8 +172,8 @@ def test_upscaled_images_are_saved_one_by_one(
 def test_one_picture_is_read_and_encoded_once(
     sd2rt: Command, small_depth_bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sd2rt.runtime.pipeline.networks import Networks
-    from sd2rt.runtime.pipeline.vae import Vae
+    from sd2rt.runtime.networks.networks import Networks
+    from sd2rt.runtime.networks.vae import Vae
 
     made: list[str] = []
 

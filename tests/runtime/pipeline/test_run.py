@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd2rt.runtime.pipeline.run import Output
+from sd2rt.runtime.pipeline.output import Output
 
 
 def colours(count: int) -> list[Image.Image]:

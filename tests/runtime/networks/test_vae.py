@@ -15,8 +15,8 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
-from sd2rt.runtime.pipeline import vae as vae_module
-from sd2rt.runtime.pipeline.vae import Vae
+from sd2rt.runtime.networks import vae as vae_module
+from sd2rt.runtime.networks.vae import Vae
 from sd2rt.runtime.tiling.tiling import Tiling
 
 Array = NDArray[np.float32]

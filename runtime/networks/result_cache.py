@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -11,9 +12,10 @@ _CAPACITY = 8
 
 
 class ResultCache:
-    """Cache of results by name and by identity of their source objects."""
+    """Cache of results by name and by identity of their source objects. Threads may share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, tuple[tuple[object, ...], Float32Array]] = OrderedDict()
 
     def get(
@@ -21,13 +23,16 @@ class ResultCache:
     ) -> Float32Array:
         """Return the cached result, read-only, or compute and cache it."""
         key = (name, *map(id, sources))
-        entry = self._entries.get(key)
-        if entry is None:
-            result = compute()
-            result.flags.writeable = False
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+                return entry[1]
+        result = compute()
+        result.flags.writeable = False
+        with self._lock:
             # The entry holds its sources: while they live, no other object can have the same id.
-            entry = self._entries[key] = (sources, result)
+            self._entries[key] = sources, result
             if len(self._entries) > _CAPACITY:
                 self._entries.popitem(last=False)
-        self._entries.move_to_end(key)
-        return entry[1]
+        return result

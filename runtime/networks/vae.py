@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast
 
 import numpy as np
@@ -56,10 +57,17 @@ class Vae:
         engine: returns the engine of a part; called for the encoder only when an image is encoded.
         latents: the manifest's entry.
         tile: the longest side, in latents, that the networks process at once.
+        turn: makes a context in which the engines' buffers belong to the calling thread.
     """
 
-    def __init__(self, engine: Callable[[PartName], Engine], latents: Latents, tile: int) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Callable[[PartName], Engine],
+        latents: Latents,
+        tile: int,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._engine, self._turn = engine, turn
         self._factor = latents.vae_factor
         self._tile = tile
 
@@ -70,12 +78,13 @@ class Vae:
             EngineError: the device failed or ran out of memory.
         """
         _, h, w = latents.shape
-        if max(h, w) > self._tile:
-            return self._run_tiled("tiled_decoder", latents, h, w)
-        session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
-        session.buffers["latents"].write(latents[None])
-        session.launch()
-        return cast(Float32Array, session.buffers["image"].read()[0])
+        with self._turn():
+            if max(h, w) > self._tile:
+                return self._run_tiled("tiled_decoder", latents, h, w)
+            session = self._engine("decoder").session({"B": 1, "h": h, "w": w})
+            session.buffers["latents"].write(latents[None])
+            session.launch()
+            return cast(Float32Array, session.buffers["image"].read()[0])
 
     def encode(self, image: Float32Array) -> Float32Array:
         """Encode an image [3, H, W] in [-1, 1] to the moments of its latents, [2C, h, w]: means, then log variances.
@@ -90,12 +99,13 @@ class Vae:
                 f"the image is {width}x{height}, but its sides must be multiples of {self._factor}"
             )
         h, w = height // self._factor, width // self._factor
-        if max(h, w) > self._tile:
-            return self._run_tiled("tiled_encoder", image, h, w)
-        session = self._engine("encoder").session({"B": 1, "h": h, "w": w})
-        session.buffers["image"].write(image[None])
-        session.launch()
-        return cast(Float32Array, session.buffers["moments"].read()[0])
+        with self._turn():
+            if max(h, w) > self._tile:
+                return self._run_tiled("tiled_encoder", image, h, w)
+            session = self._engine("encoder").session({"B": 1, "h": h, "w": w})
+            session.buffers["image"].write(image[None])
+            session.launch()
+            return cast(Float32Array, session.buffers["moments"].read()[0])
 
     def _run_tiled(self, part: TiledPart, array: Float32Array, h: int, w: int) -> Float32Array:
         overlap = max(self._tile // 4, _MIN_OVERLAP)

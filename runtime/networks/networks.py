@@ -19,14 +19,17 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array, Device, Engine
-from sd2rt.runtime.pipeline.lease import CLOSED, Leases
-from sd2rt.runtime.pipeline.result_cache import ResultCache
-from sd2rt.runtime.pipeline.vae import Vae
+from sd2rt.runtime.networks.preview import Preview
+from sd2rt.runtime.networks.result_cache import ResultCache
+from sd2rt.runtime.networks.turns import Turns
+from sd2rt.runtime.networks.vae import Vae
 from sd2rt.runtime.prompts.encoder import TextEncoder
 from sd2rt.runtime.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+CLOSED = "this pipeline is closed: open it again"
 
 PartWeights = Mapping[PartName, Mapping[str, Array] | None]
 """Weights by part and PyTorch name; None for the bundle's own."""
@@ -39,7 +42,7 @@ _EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
 class Networks:
     """Loaded parts of a bundle.
 
-    They are used under a lease or in a turn of :attr:`leases`.
+    One thread at a time may use their buffers, in a turn of :attr:`turns`.
 
     Args:
         tile: the longest side of latents that encoder and decoder process at once.
@@ -67,7 +70,7 @@ class Networks:
         weights: PartWeights = _NO_WEIGHTS,
     ) -> None:
         self.bundle, self.device, self.tile = bundle, device, tile
-        self.leases = Leases()
+        self.turns = Turns()
         self._backend = open_backend(
             bundle,
             device,
@@ -103,7 +106,7 @@ class Networks:
         return None
 
     def _text_encoder(self, tokenizer: Tokenizer) -> TextEncoder:
-        return TextEncoder(self.bundle, self.engine("text_encoder"), tokenizer)
+        return TextEncoder(self.bundle, self.engine("text_encoder"), tokenizer, self.turns.turn)
 
     @property
     def backend(self) -> str:
@@ -170,7 +173,12 @@ class Networks:
 
     @cached_property
     def vae(self) -> Vae:
-        return Vae(self.engine, self.bundle.manifest.latents, self.tile)
+        return Vae(self.engine, self.bundle.manifest.latents, self.tile, self.turns.turn)
+
+    @cached_property
+    def preview(self) -> Preview:
+        """Map for rough pictures of latents, fitted to the decoder at first use."""
+        return Preview.fit(self.vae.decode, self.bundle.manifest.latents.channels)
 
     def depth(self, image: Image) -> NDArray[np.float32]:
         """Estimate the depth of an RGB image: [H', W'], unscaled, larger values nearer.
@@ -184,18 +192,15 @@ class Networks:
         resized = image.resize(config.size, Resampling[config.resample.upper()])
         unit = np.asarray(resized, np.float32) * np.float32(1 / 255)  # [H', W', 3]
         normalized = (unit - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-        session = self.engine("depth_estimator").session({"B": 1})
-        session.buffers["image"].write(normalized.transpose(2, 0, 1)[None])
-        session.launch()
-        depth: NDArray[Any] = session.buffers["depth"].read()[0]
+        with self.turns.turn():
+            session = self.engine("depth_estimator").session({"B": 1})
+            session.buffers["image"].write(normalized.transpose(2, 0, 1)[None])
+            session.launch()
+            depth: NDArray[Any] = session.buffers["depth"].read()[0]
         return depth
 
     def close(self) -> None:
-        """Free the engines; waits for other threads that use them."""
-        with self.leases.closing():
-            self._free()
-
-    def _free(self) -> None:
+        """Free the engines; no run may be in flight."""
         engines, self._engines = self._engines, None
         if engines is None:
             return

@@ -1,0 +1,317 @@
+"""Runs of many threads and tasks on one pipeline: each picture is its own, and places are given up at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sd2rt.engines.errors import EngineError, OutOfMemoryError, RequestError
+from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession
+from sd2rt.runtime import AsyncPipeline, Pipeline
+from sd2rt.runtime.denoising.stepper import Stepper
+
+SAMPLERS = ("ddim", "euler-a", "dpmpp-2m", "unipc")
+REQUESTS: list[dict[str, Any]] = [
+    {
+        "prompt": f"a lighthouse {index}",
+        "seed": index,
+        "sampler": SAMPLERS[index % 4],
+        "num_inference_steps": 2 + index % 4,
+        "guidance_scale": (1.0, 4.0, 7.5)[index % 3],
+        "width": 64 * (1 + index % 2),
+        "num_images_per_prompt": 1 + index % 5 // 4,
+        "output_type": "np",
+    }
+    for index in range(20)
+]
+"""Requests of different prompts, samplers, steps, guidance, sizes and numbers of images."""
+
+
+@pytest.fixture(scope="module")
+def pipe(small_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.open(small_bundle, threads=1) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def alone(pipe: Pipeline) -> list[NDArray[np.float32]]:
+    return [pipe(**request).images for request in REQUESTS]
+
+
+def nothing_is_left(pipe: Pipeline) -> None:
+    loop = pipe.step_loop
+    with loop.turn():
+        loop._remove_ended()
+    assert loop.scheduler.images == 0
+    assert not loop._members
+    assert not loop._decodes
+    assert not loop.stepper._states
+    assert not pipe._gate._runs
+
+
+def in_threads(count: int, call: Any) -> None:
+    errors: list[BaseException] = []
+
+    def act(index: int) -> None:
+        try:
+            call(index)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=act, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not errors
+
+
+def test_twenty_threads(pipe: Pipeline, alone: list[NDArray[np.float32]]) -> None:
+    made: dict[int, NDArray[np.float32]] = {}
+    in_threads(20, lambda index: made.update({index: pipe(**REQUESTS[index]).images}))
+    for index, expected in enumerate(alone):
+        np.testing.assert_array_equal(made[index], expected)
+    nothing_is_left(pipe)
+
+
+def test_twenty_tasks(small_bundle: Path, alone: list[NDArray[np.float32]]) -> None:
+    async def all_of_them() -> list[Any]:
+        async with AsyncPipeline.open(small_bundle, threads=1) as pipe:
+            return await asyncio.gather(*(pipe(**request) for request in REQUESTS))
+
+    for output, expected in zip(asyncio.run(all_of_them()), alone, strict=True):
+        np.testing.assert_array_equal(output.images, expected)
+
+
+def test_progress_and_previews_of_a_task(small_bundle: Path, alone: list[NDArray[np.float32]]) -> None:
+    async def watched() -> tuple[list[Any], Any]:
+        async with (
+            AsyncPipeline.open(small_bundle, threads=1) as pipe,
+            pipe.stream(previews=True, **REQUESTS[3]) as run,
+        ):
+            seen = [progress async for progress in run]
+            return seen, await run.result()
+
+    seen, (output,) = asyncio.run(watched())
+    np.testing.assert_array_equal(output.images, alone[3])
+    assert [progress.done for progress in seen] == sorted({progress.done for progress in seen})
+    assert seen[-1].done == seen[-1].total == 5
+    assert seen[-1].step == seen[-1].steps == 5
+    (preview,) = seen[-1].previews()
+    assert preview.size == (16, 8)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cancelled_tasks_give_up_their_places(
+    small_bundle: Path, alone: list[NDArray[np.float32]], seed: int
+) -> None:
+    """Fifty tasks are cancelled at random moments, beside one that is not."""
+    source = random.Random(seed)
+
+    async def cancelled() -> None:
+        async with AsyncPipeline.open(small_bundle, threads=1) as pipe:
+            kept = asyncio.create_task(pipe(**REQUESTS[5]))
+            for _ in range(50):
+                task = asyncio.create_task(
+                    pipe(**{**source.choice(REQUESTS), "num_inference_steps": source.randint(1, 40)})
+                )
+                await asyncio.sleep(source.random() * 0.02)
+                # A short one may be finished.
+                if task.cancel():
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+            np.testing.assert_array_equal((await kept).images, alone[5])
+            np.testing.assert_array_equal((await pipe(**REQUESTS[6])).images, alone[6])
+            nothing_is_left(pipe.pipeline)
+
+    asyncio.run(cancelled())
+
+
+def test_a_closed_run_is_in_no_further_call(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call after the close is without it, and only the one under way may still have it."""
+    calls: list[int] = []
+    step = Stepper.step
+
+    def counted(self: Stepper, members: Any) -> Any:
+        calls.append(len(members))
+        return step(self, members)
+
+    monkeypatch.setattr(Stepper, "step", counted)
+    run = pipe.stream("a lighthouse", num_inference_steps=30, seed=1, sampler="ddim")
+    steps = iter(run)
+    next(steps)
+    run.close()
+    assert next(steps, None) is None
+    assert len(calls) == 1
+    pipe("another", num_inference_steps=2, seed=1, sampler="ddim")
+    assert len(calls) == 3
+    nothing_is_left(pipe)
+
+
+def test_an_idle_run_holds_back_nobody(pipe: Pipeline, alone: list[NDArray[np.float32]]) -> None:
+    idle = pipe.stream(**REQUESTS[2])
+    next(iter(idle))
+    in_threads(3, lambda index: np.testing.assert_array_equal(pipe(**REQUESTS[index]).images, alone[index]))
+    np.testing.assert_array_equal(idle.result()[0].images, alone[2])
+
+
+def test_a_callback_may_call(pipe: Pipeline, alone: list[NDArray[np.float32]]) -> None:
+    """In its own thread, or in one that it waits for."""
+
+    def nested(pipeline: Any, step: int, timestep: float, state: dict[str, Any]) -> None:
+        if step == 0:
+            np.testing.assert_array_equal(pipe(**REQUESTS[1]).images, alone[1])
+            in_threads(1, lambda _: np.testing.assert_array_equal(pipe(**REQUESTS[0]).images, alone[0]))
+
+    images = pipe(**REQUESTS[3], callback_on_step_end=nested).images
+    np.testing.assert_array_equal(images, alone[3])
+
+
+def test_changes_wait_for_runs_in_flight_and_new_runs_behind(small_bundle: Path) -> None:
+    order: list[str] = []
+    with Pipeline.open(small_bundle, threads=1) as pipe:
+        run = pipe.stream("a lighthouse", num_inference_steps=3)
+
+        def change() -> None:
+            pipe.unload_lora()
+            order.append("changed")
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        while not pipe._gate._changing:
+            time.sleep(0.001)
+
+        def call() -> None:
+            pipe("another", num_inference_steps=1)
+            order.append("called")
+
+        calling = threading.Thread(target=call)
+        # The run in flight is asked for steps meanwhile, so the new one has no reason to pass.
+        calling.start()
+        for _ in run:
+            assert not order
+        run.result()
+        order.append("finished")
+        changing.join(60)
+        calling.join(60)
+    assert order.index("changed") < order.index("called")
+
+
+def test_a_change_in_the_middle_of_an_own_run_is_refused(pipe: Pipeline) -> None:
+    with pipe.stream("a lighthouse", num_inference_steps=2) as run:
+        next(iter(run))
+        with pytest.raises(RequestError, match="in the middle of another run"):
+            pipe.unload_lora()
+
+
+def test_a_call_passes_a_change_that_waits_for_its_caller(small_bundle: Path) -> None:
+    """A callback's call, also in another thread, while another thread waits to change the networks."""
+    with Pipeline.open(small_bundle, threads=1) as pipe:
+        changing = threading.Thread(target=pipe.unload_lora)
+
+        def nested(pipeline: Any, step: int, timestep: float, state: dict[str, Any]) -> None:
+            if step == 0:
+                changing.start()
+                while not pipe._gate._changing:
+                    time.sleep(0.001)
+                pipe("one", num_inference_steps=1)
+                in_threads(1, lambda _: pipe("two", num_inference_steps=1))
+
+        pipe("a lighthouse", num_inference_steps=2, callback_on_step_end=nested)
+        changing.join(60)
+        assert not changing.is_alive()
+
+
+def test_out_of_memory_halves_the_batch(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images come out as they would alone, also those with fresh noise, which is not drawn twice."""
+    options: dict[str, Any] = {"num_inference_steps": 3, "sampler": "euler-a", "output_type": "latent"}
+    expected = [pipe("a lighthouse", seed=seed, **options).images[0] for seed in range(4)]
+    launch = OnnxRuntimeSession.launch
+
+    def limited(self: Any) -> None:
+        if "state" in self.buffers and self.buffers["state"].shape[0] > 1:
+            raise OutOfMemoryError("denoiser: out of memory")
+        launch(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OnnxRuntimeSession, "launch", limited)
+        images = pipe("a lighthouse", seed=0, num_images_per_prompt=4, **options).images
+    np.testing.assert_array_equal(images, expected)
+
+    def none_at_all(self: Any) -> None:
+        raise OutOfMemoryError("denoiser: out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OnnxRuntimeSession, "launch", none_at_all)
+        with pytest.raises(EngineError, match="out of memory"):
+            pipe("a lighthouse", seed=0, prompt_embeds=None, **options)
+    nothing_is_left(pipe)
+
+
+def test_a_failing_callback_ends_its_own_run_alone(pipe: Pipeline, alone: list[NDArray[np.float32]]) -> None:
+    def failing(pipeline: Any, step: int, timestep: float, state: dict[str, Any]) -> None:
+        raise ValueError("of the caller")
+
+    def call(index: int) -> None:
+        if index == 1:
+            with pytest.raises(ValueError, match="of the caller"):
+                pipe(**REQUESTS[1], callback_on_step_end=failing)
+        else:
+            np.testing.assert_array_equal(pipe(**REQUESTS[index]).images, alone[index])
+
+    in_threads(3, call)
+    nothing_is_left(pipe)
+
+
+def test_latents_of_a_callback_apply_before_the_next_step(pipe: Pipeline) -> None:
+    """Also while other runs take turns at the same buffers."""
+    options: dict[str, Any] = {
+        "num_inference_steps": 4,
+        "seed": 2,
+        "sampler": "dpmpp-2m",
+        "output_type": "np",
+    }
+
+    def halve(pipeline: Any, step: int, timestep: float, state: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": state["latents"] / 2}
+
+    expected = pipe("a lighthouse", callback_on_step_end=halve, **options).images
+    made: dict[int, Any] = {}
+    in_threads(
+        4,
+        lambda index: made.update(
+            {index: pipe("a lighthouse", callback_on_step_end=halve, **options).images}
+        ),
+    )
+    for images in made.values():
+        np.testing.assert_array_equal(images, expected)
+
+
+def test_closing_waits_for_other_threads(small_bundle: Path) -> None:
+    pipe = Pipeline.open(small_bundle, threads=1)
+    started = threading.Event()
+    made: list[Any] = []
+
+    def watch(pipeline: Any, step: int, timestep: float, state: dict[str, Any]) -> None:
+        started.set()
+
+    thread = threading.Thread(
+        target=lambda: made.append(pipe("a lighthouse", num_inference_steps=6, callback_on_step_end=watch))
+    )
+    thread.start()
+    started.wait(60)
+    pipe.close()
+    thread.join(60)
+    assert len(made) == 1
+    with pytest.raises(RequestError, match="closed"):
+        pipe("a lighthouse")
