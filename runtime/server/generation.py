@@ -1,0 +1,130 @@
+"""Requests for images, their events and facts about models, as they pass between front and worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+ImageRole = Literal["image", "mask_image", "depth_map"]
+PriorityName = Literal["interactive", "normal", "batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A request for ``count`` images of one prompt."""
+
+    request_id: str
+    model: str
+    """Name of a bundle that is served."""
+    fields: dict[str, Any]
+    """JSON values: keyword arguments of :class:`~sd2rt.runtime.request.request.Request` other than images, arrays
+    and ``num_images_per_prompt``."""
+    images: dict[ImageRole, bytes] = field(default_factory=dict)
+    """Encoded PNG, JPEG or WebP files. Only the worker decodes them."""
+    count: int = 1
+    output_format: OutputFormat = "png"
+    compression: int | None = None
+    """As in OpenAI's API, from 0 to 100: quality of JPEG and WebP (default 100), and nothing for PNG."""
+    partial_images: int = 0
+    """Decoded images on the way, 0 to 3, of a single image."""
+    previews: bool = False
+    """Send a small picture with each step: a PNG with one pixel a latent."""
+    priority: PriorityName = "normal"
+    key: str | None = None
+    """The caller, for fairness between callers; never logged."""
+    deadline_ms: int | None = None
+    """Time from the arrival within which the images should be finished."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Names that the operator gave, and scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request's first step is made."""
+
+    queue_ms: float
+    """Time from the request's arrival in the worker to its first step, without preparation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Steps were made. Steps are left out if the consumer is slower than they are."""
+
+    step: int
+    """Steps made so far, over all images of the request."""
+    steps: int
+    """Steps of the whole request."""
+    preview: bytes | None = None
+    """A PNG with one pixel a latent, if previews were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A decoded image on the way, in the request's format."""
+
+    index: int
+    """Counts partial images from 0."""
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """An encoded image."""
+
+    data: bytes
+    seed: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """All images of a request. It is the last event."""
+
+    images: list[GeneratedImage]
+    facts: dict[str, Any]
+    """``sampler``, ``steps``, ``width``, ``height``, ``task``, ``queue_ms``, ``warnings`` (a list of texts), and
+    ``stages``: seconds by stage (``prepare``, ``step``, ``decode``, ``finish``)."""
+
+
+Event: TypeAlias = Started | Stepped | Partial | Completed
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """Defaults of one of a model's tasks."""
+
+    steps: int
+    guidance_scale: float
+    strength: float | None = None
+    noise_level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A bundle that is served."""
+
+    id: str
+    kind: str
+    """``base``, ``v``, ``turbo``, ``inpainting``, ``depth`` or ``upscaler``."""
+    tasks: dict[str, TaskInfo]
+    width: int
+    """Default width in pixels; with an image to start from, the image's size is the default."""
+    height: int
+    precision: str
+    identity: str
+    """SHA-256 of the bundle's manifest."""
+    license: str
+    created: int
+    """Unix time at which the bundle was written."""
+    memory_bytes: int
+    """Memory that it needs when loaded: its weights, and an estimate for one image."""
+    size_multiple: int = 64
+    smallest_side: int = 64
+    largest_side: int = 4096
+    upscale_factor: int | None = None
+    """For upscalers: pixels of the result per pixel of the image, along a side. Sizes cannot be requested."""
+    loras: tuple[str, ...] = ()
+    """Names that a request may use."""
+    loaded: bool = False

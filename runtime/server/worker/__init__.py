@@ -1,0 +1,1 @@
+"""The worker process, which owns the engines, and the supervisor in the front process."""
