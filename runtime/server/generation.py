@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-ImageRole = Literal["image", "mask_image", "depth_map"]
+ImageRole = Literal["image", "mask", "depth_map"]
 PriorityName = Literal["interactive", "normal", "batch"]
 
 
