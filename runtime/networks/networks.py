@@ -48,6 +48,7 @@ class Networks:
         tile: the longest side of latents that encoder and decoder process at once.
         backend, precision: see :func:`sd2rt.engines.backends.open_backend`.
         weights: replacements for the bundle's weights, by part and PyTorch name.
+        turns: turns that several networks share; None for turns of their own.
 
     Raises:
         EngineError: a part cannot be loaded on the device.
@@ -68,9 +69,10 @@ class Networks:
         backend: BackendName = "auto",
         precision: ComputePrecision | None = None,
         weights: PartWeights = _NO_WEIGHTS,
+        turns: Turns | None = None,
     ) -> None:
         self.bundle, self.device, self.tile = bundle, device, tile
-        self.turns = Turns()
+        self.turns = Turns() if turns is None else turns
         self._backend = open_backend(
             bundle,
             device,

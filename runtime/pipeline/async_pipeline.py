@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from sd2rt.engines.lora.file import Lora
 from sd2rt.runtime.pipeline.async_run import AsyncRun
 from sd2rt.runtime.pipeline.device_thread import DeviceThread
-from sd2rt.runtime.pipeline.output import Output
-from sd2rt.runtime.pipeline.pipeline import Pipeline, joined
+from sd2rt.runtime.pipeline.output import Output, joined
+from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.prompts.textual_inversion import Embedding
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
+from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
 _STARTING = _FINISHING = 2
 """Threads that prepare, and that finish images: enough to keep up with one device."""
@@ -159,6 +161,20 @@ class AsyncPipeline:
         """
         return self._start(
             lambda: self.pipeline.stream(prompt, output_type=output_type, **options), previews=previews
+        )
+
+    def stream_planned(
+        self,
+        planned: Sequence[PlannedRequest[Images]],
+        *,
+        request_id: str | None = None,
+        terms: Terms = NO_TERMS,
+        previews: bool = False,
+    ) -> AsyncRun[Images]:
+        """Start planned requests as one :class:`AsyncRun`; see :meth:`Pipeline.stream_planned`."""
+        return self._start(
+            lambda: self.pipeline.stream_planned(planned, request_id=request_id, terms=terms),
+            previews=previews,
         )
 
     async def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]:

@@ -125,6 +125,11 @@ class AsyncRun(Generic[Images]):
         finally:
             self.close()
 
+    @property
+    def run(self) -> Run[Images] | None:
+        """The prepared run; None before."""
+        return self._run
+
     def close(self) -> None:
         """Skip the remaining steps: the run's images are in no further call. Does not wait."""
         self._closed = True

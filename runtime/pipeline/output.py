@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.images.write import to_pil, write_png
-from sd2rt.runtime.request.fields import Images
+from sd2rt.runtime.request.fields import Images, OutputType
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,6 +52,13 @@ class Output(Generic[Images]):
             f"<figcaption>seed {seed}</figcaption></figure>"
             for image, seed in zip(images, self.seeds, strict=True)
         )
+
+
+def joined(outputs: Sequence[Output[Any]], output_type: OutputType) -> Output[Any]:
+    """Put the images of several outputs, of one size unless they are PIL images, into one."""
+    seeds = [seed for output in outputs for seed in output.seeds]
+    images = [image for output in outputs for image in output.images]
+    return Output(images if output_type == "pil" else np.stack(images), seeds)
 
 
 def unless_failed(outcomes: list[Output[Images] | EngineError]) -> list[Output[Images]]:

@@ -21,12 +21,13 @@ from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.networks.networks import Networks
+from sd2rt.runtime.networks.turns import Turns
 from sd2rt.runtime.pipeline.callback import latents_of
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
 from sd2rt.runtime.pipeline.opening import check_opening
-from sd2rt.runtime.pipeline.output import Output
+from sd2rt.runtime.pipeline.output import Output, joined
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.request.call import split_call
@@ -35,6 +36,7 @@ from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import require_task, resolve, task_of
 from sd2rt.runtime.request.sampling import sampler_of
+from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,10 +47,7 @@ Callback = Callable[["Pipeline", int, float, dict[str, Any]], Mapping[str, Any] 
 
 
 class Pipeline(LoadedBundle):
-    """A loaded bundle that generates images; made by :meth:`open`, a context manager that owns the engines.
-
-    Calls from several threads wait for each other.
-    """
+    """A loaded bundle that generates images; made by :meth:`open`, a context manager that owns the engines."""
 
     _networks_type: ClassVar[type[Networks]] = Networks
 
@@ -66,6 +65,7 @@ class Pipeline(LoadedBundle):
         backend: BackendName = "auto",
         precision: ComputePrecision | None = None,
         loras: Sequence[Lora] = (),
+        turns: Turns | None = None,
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
 
@@ -88,6 +88,7 @@ class Pipeline(LoadedBundle):
             precision: ``bf16`` to compute in bfloat16, on CPUs with instructions for it; None for the bundle's own
                 precision.
             loras: LoRAs to load at once, without opening a part twice; see :meth:`load_lora`.
+            turns: turns at the device, shared by pipelines; None for its own.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
@@ -110,6 +111,7 @@ class Pipeline(LoadedBundle):
             backend=backend,
             precision=precision,
             weights=weights,
+            turns=turns,
         )
         if max_batch is None:
             max_batch = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
@@ -254,18 +256,21 @@ class Pipeline(LoadedBundle):
         return plan_requests(requests, self.manifest)
 
     def stream_planned(
-        self, planned: Sequence[PlannedRequest[Images]], *, request_id: str | None = None
+        self,
+        planned: Sequence[PlannedRequest[Images]],
+        *,
+        request_id: str | None = None,
+        terms: Terms = NO_TERMS,
     ) -> Run[Images]:
-        """Make planned requests as one :class:`Run`, named ``request_id`` in the log; see :meth:`stream_requests`.
+        """Make planned requests as one :class:`Run`, named ``request_id`` in the log.
 
         Raises:
-            RequestError: they were planned for another bundle.
+            RequestError: they were planned for another bundle; DeadlineUnreachableError by their terms.
         """
+        path = self.bundle.path
         if any(each.build_key != self.manifest.build_key for each in planned):
-            raise RequestError(
-                f"requests were planned for another bundle than {self.bundle.path}: plan them again"
-            )
-        return Run(self._loop, self._gate, planned, request_id)
+            raise RequestError(f"requests were planned for another bundle than {path}: plan them again")
+        return Run(self._loop, self._gate, planned, request_id, terms)
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -391,10 +396,3 @@ class Pipeline(LoadedBundle):
         """
         (planned,) = self.plan([request])
         return prepare(self._networks, planned, seed)
-
-
-def joined(outputs: Sequence[Output[Any]], output_type: OutputType) -> Output[Any]:
-    """Put the images of several outputs, of one size unless they are PIL images, into one."""
-    seeds = [seed for output in outputs for seed in output.seeds]
-    images = [image for output in outputs for image in output.images]
-    return Output(images if output_type == "pil" else np.stack(images), seeds)

@@ -23,6 +23,7 @@ from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
 if TYPE_CHECKING:
     pass
@@ -103,6 +104,7 @@ class Run(Generic[Images]):
 
     Args:
         request_id: its name in the log; None for a random one.
+        terms: its claims to the device.
     """
 
     def __init__(
@@ -111,12 +113,13 @@ class Run(Generic[Images]):
         gate: Gate,
         planned: Sequence[PlannedRequest[Images]],
         request_id: str | None = None,
+        terms: Terms = NO_TERMS,
     ) -> None:
         self._loop = loop
         self.request_id = secrets.token_hex(4) if request_id is None else request_id
         self.planned = list(planned)
         self._using = threading.RLock()
-        self._state = RunState(self.request_id, on_end=_Ending(loop, gate))
+        self._state = RunState(self.request_id, on_end=_Ending(loop, gate), terms=terms)
         self._decodes = 0
         gate.enter(self._state)
         try:
@@ -168,6 +171,11 @@ class Run(Generic[Images]):
     def finished(self) -> bool:
         """True if no step is left."""
         return self._state.finished
+
+    @property
+    def first_call(self) -> float | None:
+        """Time of :func:`time.monotonic` at which the first step began; None before."""
+        return self._state.first_call
 
     def progress(self) -> Progress:
         """State after the last step."""

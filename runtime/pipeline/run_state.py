@@ -11,7 +11,7 @@ from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Trajectory
 from sd2rt.runtime.pipeline.image_job import ImageJob
-from sd2rt.runtime.scheduling.work import Work
+from sd2rt.runtime.scheduling.work import NO_TERMS, Terms, Work
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +25,7 @@ class RunState:
     """Name in the log."""
     on_end: Callable[[RunState], None]
     """Called once when the run ends, possibly by a finalizer: may take no lock."""
+    terms: Terms = NO_TERMS
     user: object = field(default_factory=threading.current_thread)
     """Thread or task that used the run last."""
     on_change: Callable[[RunState], None] | None = None
@@ -36,6 +37,8 @@ class RunState:
     works: dict[Trajectory, Work] = field(default_factory=dict)
     to_the_end: bool = False
     """True if steps are made without being asked for one by one."""
+    first_call: float | None = None
+    """Time at which the run's first denoiser call began; None before."""
     calls: int = 0
     """Denoiser calls so far in which a trajectory of the run took part."""
     active: tuple[Trajectory, ...] = ()
@@ -68,8 +71,10 @@ class RunState:
         """Ask for nothing, until the next :meth:`want`."""
         self.idle_since = time.monotonic()
 
-    def advanced(self, active: tuple[Trajectory, ...]) -> None:
-        """Note a call with these of its trajectories."""
+    def advanced(self, active: tuple[Trajectory, ...], began: float) -> None:
+        """Note a call with these of its trajectories, that began at a time of :func:`time.monotonic`."""
+        if self.first_call is None:
+            self.first_call = began
         if not self.to_the_end:
             for work in tuple(self.works.values()):
                 work.ready = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from sd2rt.engines.errors import EngineError, OutOfMemoryError
@@ -35,6 +35,10 @@ class StepLoop:
         self.stepper = Stepper(lambda: networks.engine("denoiser"))
         self._members: dict[Work, tuple[Trajectory, RunState]] = {}
         self._decodes: dict[Decode, tuple[ImageJob, RunState]] = {}
+        self.calls: Counter[int] = Counter()
+        """Denoiser calls made, by number of images or tiles in them."""
+        self.step_seconds: dict[int, float] = {}
+        """Measured seconds of a call by that number, for the size of image that had the last such call."""
         self._ended: deque[RunState] = deque()
         """Runs that have ended since the last call; a finalizer may append."""
 
@@ -43,15 +47,28 @@ class StepLoop:
         self._ended.append(run)
 
     def submit(self, run: RunState, trajectories: Iterable[Trajectory]) -> None:
-        """Add a run's trajectories, which take steps once the run wants them."""
+        """Add a run's trajectories, which take steps once the run wants them.
+
+        Raises:
+            DeadlineUnreachableError: they would be finished after the run's deadline.
+        """
         with self._turns.turn():
             self._remove_ended()
             run.trajectories = tuple(trajectories)
-            now, works = time.monotonic(), []
+            now, works, terms = time.monotonic(), [], run.terms
             for group in batchable(run.trajectories):
                 lane = group[0].latents.shape, max(trajectory.group[1] for trajectory in group)
                 for trajectory in group:
-                    work = Work(lane=lane, group=run, arrival=now, ready=False, steps_left=trajectory.length)
+                    work = Work(
+                        lane=lane,
+                        group=run,
+                        arrival=now,
+                        priority=terms.priority,
+                        key=terms.key,
+                        deadline=terms.deadline,
+                        ready=False,
+                        steps_left=trajectory.length,
+                    )
                     works.append(work)
                     self._members[work] = trajectory, run
                     run.works[trajectory] = work
@@ -78,10 +95,17 @@ class StepLoop:
 
     def decode(self, run: RunState, jobs: Iterable[ImageJob]) -> None:
         """Have images of a run decoded, one between two steps of others, into ``run.decoded``."""
-        now = time.monotonic()
+        now, terms = time.monotonic(), run.terms
         with self._turns.turn():
             for job in jobs:
-                decode = Decode(lane=job.trajectories[0].group, group=run, arrival=now)
+                decode = Decode(
+                    lane=job.trajectories[0].group,
+                    group=run,
+                    arrival=now,
+                    priority=terms.priority,
+                    key=terms.key,
+                    deadline=terms.deadline,
+                )
                 self._decodes[decode] = job, run
                 self.scheduler.submit_decode(decode)
 
@@ -142,13 +166,15 @@ class StepLoop:
             raise
         now = time.monotonic()
         self.scheduler.done(call, now - start, now)
+        self.calls[len(members)] += 1
+        self.step_seconds[len(members)] = self.scheduler.curve(call.lane).seconds(len(members)) or 0.0
         active: dict[RunState, list[Trajectory]] = {}
         for trajectory, run in members:
             active.setdefault(run, []).append(trajectory)
             if trajectory.finished:
                 self._forget(trajectory, run)
         for run, own in active.items():
-            run.advanced(tuple(own))
+            run.advanced(tuple(own), start)
 
     def _decode(self, call: Call, job: ImageJob, run: RunState) -> None:
         start = time.monotonic()

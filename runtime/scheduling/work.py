@@ -15,6 +15,21 @@ class Priority(IntEnum):
     BATCH = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Claims of a run to the device, against those of others."""
+
+    priority: Priority = Priority.NORMAL
+    key: Hashable = None
+    """The caller. Callers get equal shares; all runs of None count as one caller's."""
+    deadline: float | None = None
+    """Time of :func:`time.monotonic` by which the images should be finished. A run that could not meet it is
+    refused."""
+
+
+NO_TERMS = Terms()
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Job:
     """Fields that steps and decodes have in common. Jobs are compared by identity. Times are in seconds."""

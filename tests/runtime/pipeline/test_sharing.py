@@ -18,6 +18,10 @@ from sd2rt.engines.errors import EngineError, OutOfMemoryError, RequestError
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession
 from sd2rt.runtime import AsyncPipeline, Pipeline
 from sd2rt.runtime.denoising.stepper import Stepper
+from sd2rt.runtime.networks.turns import Turns
+from sd2rt.runtime.request.call import split_call
+from sd2rt.runtime.scheduling.admission import DeadlineUnreachableError
+from sd2rt.runtime.scheduling.work import Priority, Terms
 
 SAMPLERS = ("ddim", "euler-a", "dpmpp-2m", "unipc")
 REQUESTS: list[dict[str, Any]] = [
@@ -315,3 +319,70 @@ def test_closing_waits_for_other_threads(small_bundle: Path) -> None:
     assert len(made) == 1
     with pytest.raises(RequestError, match="closed"):
         pipe("a lighthouse")
+
+
+def test_an_urgent_run_overtakes(pipe: Pipeline) -> None:
+    ended: list[str] = []
+
+    async def one(name: str, pipeline: AsyncPipeline, terms: Terms) -> None:
+        planned = pipeline.pipeline.plan(split_call(name, {"num_inference_steps": 40, "seed": 1}))
+        async with pipeline.stream_planned(planned, request_id=name, terms=terms) as run:
+            await run.result()
+        ended.append(name)
+
+    async def main() -> None:
+        async with AsyncPipeline(Pipeline.open(pipe.bundle.path, threads=1)) as pipeline:
+            slow = [
+                asyncio.create_task(one(f"batch {index}", pipeline, Terms(priority=Priority.BATCH)))
+                for index in range(4)
+            ]
+            await asyncio.sleep(0.05)
+            await one("urgent", pipeline, Terms(priority=Priority.INTERACTIVE))
+            await asyncio.gather(*slow)
+            nothing_is_left(pipeline.pipeline)
+
+    asyncio.run(main())
+    assert ended.index("urgent") < 3
+    assert len(ended) == 5
+
+
+def test_a_deadline_out_of_reach_is_refused(pipe: Pipeline) -> None:
+    # The first run measures a step.
+    pipe("a", num_inference_steps=3)
+    planned = pipe.plan(split_call("a", {"num_inference_steps": 900}))
+    with pytest.raises(DeadlineUnreachableError, match="after its deadline"):
+        pipe.stream_planned(planned, terms=Terms(deadline=time.monotonic() + 0.001))
+    nothing_is_left(pipe)
+    with pipe.stream_planned(planned, terms=Terms(deadline=time.monotonic() + 3600)) as run:
+        next(iter(run))
+        assert run.first_call is not None
+    nothing_is_left(pipe)
+
+
+def test_pipelines_that_share_turns_make_one_call_at_a_time(
+    pipe: Pipeline, alone: list[NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calling, most = 0, 0
+    launch = OnnxRuntimeSession.launch
+
+    def counted(self: OnnxRuntimeSession) -> None:
+        nonlocal calling, most
+        calling += 1
+        most = max(most, calling)
+        launch(self)
+        calling -= 1
+
+    turns = Turns()
+    with (
+        Pipeline.open(pipe.bundle.path, threads=1, turns=turns) as first,
+        Pipeline.open(pipe.bundle.path, threads=1, turns=turns) as second,
+    ):
+        monkeypatch.setattr(OnnxRuntimeSession, "launch", counted)
+        made: dict[int, NDArray[np.float32]] = {}
+
+        def one(index: int) -> None:
+            made[index] = (first, second)[index % 2](**REQUESTS[index]).images
+
+        in_threads(8, one)
+    assert most == 1
+    assert all(np.array_equal(made[index], alone[index]) for index in range(8))
