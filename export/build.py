@@ -20,6 +20,7 @@ from sd2rt.engines.bundle.manifest import (
     Embeddings,
     Latents,
     Manifest,
+    PreviewMatrix,
     Source,
     Tokenizer,
     read_manifest,
@@ -31,6 +32,8 @@ from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BundleWriter
 from sd2rt.engines.errors import BundleError, CheckpointError
+from sd2rt.engines.interface import Float32Array
+from sd2rt.engines.preview import fit_preview
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
@@ -104,6 +107,7 @@ def build(
         parts = {
             name: _part(writer, checkpoint, name, precision, dimensions, progress) for name in kind.parts
         }
+        progress("bundle", 0.0)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             sd2rt_version=version,
@@ -126,8 +130,8 @@ def build(
             source=Source(name=checkpoint.name, release=checkpoint.release, files=checkpoint.source),
             exporter=exporter,
             license=checkpoint.license,
+            preview=_preview(checkpoint),
         )
-        progress("bundle", 0.0)
         writer.finish(manifest)
         progress("bundle", 1.0)
     return BuildResult(target, manifest, fresh=True)
@@ -197,6 +201,19 @@ def _part(
         writer.keep_part(name, part)
     progress(name, 1.0)
     return part
+
+
+def _preview(checkpoint: Checkpoint) -> PreviewMatrix:
+    # In float32 for every precision: the module that was exported may be fp16, or the part may be kept from a build
+    # that was interrupted.
+    decoder = part_module(checkpoint, "decoder", "fp32")
+
+    def decode(latents: Float32Array) -> Float32Array:
+        with torch.inference_mode():
+            image: Float32Array = decoder(torch.from_numpy(latents)[None])[0].numpy()
+        return image
+
+    return fit_preview(decode, _latents(checkpoint).channels)
 
 
 def _dimensions(checkpoint: Checkpoint) -> Dimensions:

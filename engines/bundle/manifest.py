@@ -89,6 +89,20 @@ class DepthInput(Model):
     std: tuple[_Positive, _Positive, _Positive]
 
 
+_Coefficient = Annotated[float, Field(ge=-100, le=100)]
+
+
+class PreviewMatrix(Model):
+    """Affine map from the channels of a latent to a colour, for rough pictures without the decoder."""
+
+    matrix: Annotated[
+        tuple[tuple[_Coefficient, _Coefficient, _Coefficient], ...], Field(min_length=2, max_length=1025)
+    ]
+    """[C + 1, 3]: a row for each channel, then the offset. Colours are in [0, 1]."""
+    error: float = Field(ge=0, le=1)
+    """Root mean square of the difference from the decoded colours that it was fitted to."""
+
+
 class Source(Model):
     """Checkpoint that a bundle was built from."""
 
@@ -127,6 +141,8 @@ class Manifest(Model):
     license: str
     engines: tuple[EngineEntry, ...] = ()
     """Compiled engines, which are optional: a bundle is complete with ONNX graphs alone."""
+    preview: PreviewMatrix | None = None
+    """Fitted to the decoder when the bundle was built; None in bundles of earlier versions."""
     checksum: Sha256 | None = None
     """Of the other entries, in a file; :func:`read_manifest` compares and drops it. Earlier versions wrote none."""
 
@@ -220,6 +236,11 @@ class Manifest(Model):
         )
         for part_name, part in self.parts.items():
             check_interface(part_name, part, dimensions)
+        if self.preview is not None and len(self.preview.matrix) != self.latents.channels + 1:
+            raise ValueError(
+                f"the matrix of preview has {len(self.preview.matrix)} rows, for {self.latents.channels} channels "
+                f"it needs {self.latents.channels + 1}"
+            )
 
     def _listed(self) -> list[File]:
         files = [self.tokenizer.file, self.embeddings.file]
@@ -239,12 +260,13 @@ class Manifest(Model):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the manifest without its engines. Bundles with equal identities generate the same images, up to
-        each backend's tolerance."""
+        """SHA-256 of the manifest without its engines and preview. Bundles with equal identities generate the same
+        images, up to each backend's tolerance."""
         import hashlib
 
-        text = _to_text(self.model_copy(update={"engines": ()})._entries())
-        return hashlib.sha256(text.encode()).hexdigest()
+        entries = self.model_copy(update={"engines": ()})._entries()
+        del entries["preview"]
+        return hashlib.sha256(_to_text(entries).encode()).hexdigest()
 
     def __repr__(self) -> str:
         """One-line summary: the repr of a bundle includes this, and a full manifest has thousands of lines."""

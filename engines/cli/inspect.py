@@ -116,6 +116,12 @@ def _conditions(manifest: Manifest) -> dict[str, str]:
     return facts
 
 
+def _preview(manifest: Manifest) -> dict[str, str]:
+    if manifest.preview is None:
+        return {}
+    return {"previews": f"by a matrix, off by {manifest.preview.error:.2f} of 1 in the root mean square"}
+
+
 def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
     noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
     sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
@@ -133,6 +139,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         "sampler": f"{sampler.name}, {sampler.spacing} spacing, offset {sampler.steps_offset}",
         "latents": f"{latents.channels} channels, 1/{latents.vae_factor} of the pixels, "
         f"scale {latents.scaling_factor:g}",
+        **_preview(manifest),
         "tokens": f"{manifest.embeddings.tokens} x {manifest.embeddings.width} {manifest.embeddings.dtype}",
         "source": manifest.source.name,
         "made by": f"sd2rt {manifest.sd2rt_version}; "

@@ -19,6 +19,7 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array, Device, Engine
+from sd2rt.engines.preview import fit_preview
 from sd2rt.runtime.networks.preview import Preview
 from sd2rt.runtime.networks.result_cache import ResultCache
 from sd2rt.runtime.networks.turns import Turns
@@ -179,8 +180,11 @@ class Networks:
 
     @cached_property
     def preview(self) -> Preview:
-        """Map for rough pictures of latents, fitted to the decoder at first use."""
-        return Preview.fit(self.vae.decode, self.bundle.manifest.latents.channels)
+        """Map for rough pictures of latents: the manifest's, or in older bundles fitted at first use."""
+        manifest = self.bundle.manifest
+        if manifest.preview is not None:
+            return Preview(manifest.preview)
+        return Preview(fit_preview(self.vae.decode, manifest.latents.channels))
 
     def depth(self, image: Image) -> NDArray[np.float32]:
         """Estimate the depth of an RGB image: [H', W'], unscaled, larger values nearer.

@@ -76,7 +76,7 @@ class LoadedBundle:
 
     @property
     def preview(self) -> Preview:
-        """Map for rough pictures of latents; takes eight small decodes at first use."""
+        """Map for rough pictures of latents; older bundles take four small decodes at first use."""
         return self._networks.preview
 
     @property

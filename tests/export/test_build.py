@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from sd2rt.engines.errors import BuildError
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.pipeline_configs import Config
+from sd2rt.export.checkpoints.tiny_configs import SMALL
 from sd2rt.export.graphs.onnx_part import OPSET
+from sd2rt.export.testing.random_weights import random_checkpoint
 
 ALL = list(KINDS["base"].parts)
 
@@ -174,8 +177,6 @@ def test_other_options_want_force(exporter: Exporter, checkpoint: Checkpoint, ta
 def test_disk_that_is_too_small(
     exporter: Exporter, checkpoint: Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10**6))
     with pytest.raises(BuildError, match=r"needs about [0-9.]+ MB, .* has 1.0 MB free: make room"):
         build(checkpoint, target)
@@ -210,6 +211,25 @@ def test_bundle_says_what_it_can_do(
         assert shown["extra"] == ("B", row.in_channels - 4, "h", "w")
 
 
+def test_the_preview_is_fitted_to_the_decoder(
+    exporter: Exporter, checkpoint: Checkpoint, small_checkpoint: Path, target: Path, tmp_path: Path
+) -> None:
+    """Alike in every precision and build; other decoders have other previews, other builds other keys."""
+    first = build(checkpoint, target).manifest
+    assert first.preview is not None
+    assert len(first.preview.matrix) == 5
+    assert 0 < first.preview.error < 0.5
+    again = build(checkpoint, target, again=True).manifest
+    assert (again.preview, again.build_key) == (first.preview, first.build_key)
+    assert build(checkpoint, target, precision="fp16", replace=True).manifest.preview == first.preview
+    other = random_checkpoint(tmp_path / "other", configs=SMALL, seed=2)
+    shutil.copytree(small_checkpoint, tmp_path / "mixed")
+    shutil.rmtree(tmp_path / "mixed" / "vae")
+    shutil.copytree(other / "vae", tmp_path / "mixed" / "vae")
+    mixed = build(open_checkpoint(str(tmp_path / "mixed")), target, replace=True).manifest
+    assert mixed.preview != first.preview
+
+
 def test_loras_are_part_of_what_a_bundle_is_made_from(
     exporter: Exporter, checkpoint: Checkpoint, target: Path, tmp_path: Path
 ) -> None:
@@ -226,8 +246,10 @@ def test_loras_are_part_of_what_a_bundle_is_made_from(
     plain = build(checkpoint, target).manifest
     keys = {plain.build_key}
     for word in (str(path), f"{path}:0.5"):
+        # They change neither decoder nor preview.
         merged = build(with_loras(checkpoint, read_loras([word])), target, replace=True).manifest
         assert merged.source.files.items() > plain.source.files.items()
+        assert merged.preview == plain.preview
         keys.add(merged.build_key)
     assert len(keys) == 3
     assert with_loras(checkpoint, []) is checkpoint

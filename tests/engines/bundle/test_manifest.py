@@ -69,6 +69,52 @@ def test_identity_follows_every_entry(paper: Path) -> None:
     assert read_manifest(paper).identity != before
 
 
+_MATRIX = [[0.1, -0.2, 0.3]] * 4 + [[0.5, 0.4, 0.6]]
+
+
+def test_a_preview_is_an_addition(paper: Path) -> None:
+    """Bundles without it are read, and have the identity that they had before there were any."""
+    before = read_manifest(paper)
+    assert before.preview is None
+    edit(paper, lambda data: data.update(preview={"matrix": _MATRIX, "error": 0.1234}))
+    after = read_manifest(paper)
+    assert after.preview is not None
+    assert [list(row) for row in after.preview.matrix] == _MATRIX
+    assert after.preview.error == 0.1234
+    assert after.identity == before.identity
+    assert Manifest.model_validate_json(after.to_json(), strict=True).preview == after.preview
+    edit(paper, lambda data: data.pop("preview"))
+    assert read_manifest(paper) == before
+
+
+@pytest.mark.parametrize(
+    ("preview", "said"),
+    [
+        (
+            {"matrix": _MATRIX[1:], "error": 0.1},
+            "the matrix of preview has 4 rows, for 4 channels it needs 5",
+        ),
+        ({"matrix": [*_MATRIX, _MATRIX[0]], "error": 0.1}, "has 6 rows, for 4 channels it needs 5"),
+        ({"matrix": [], "error": 0.1}, "preview.matrix"),
+        ({"matrix": [[0.1, 0.2]] * 5, "error": 0.1}, "preview.matrix.0"),
+        ({"matrix": [[0.1, 0.2, 0.3, 0.4]] * 5, "error": 0.1}, "preview.matrix.0"),
+        ({"matrix": [[0.1, 0.2, 1e3]] * 5, "error": 0.1}, "preview.matrix.0.2"),
+        ({"matrix": [[0.1, "0.2", 0.3]] * 5, "error": 0.1}, "preview.matrix.0.1"),
+        ({"matrix": [[0.1, float("nan"), 0.3]] * 5, "error": 0.1}, ""),
+        ({"matrix": [[0.1, float("inf"), 0.3]] * 5, "error": 0.1}, ""),
+        ({"matrix": _MATRIX, "error": -0.1}, "preview.error"),
+        ({"matrix": _MATRIX, "error": 1.5}, "preview.error"),
+        ({"matrix": _MATRIX}, "preview.error"),
+        ({"error": 0.1}, "preview.matrix"),
+        ({"matrix": _MATRIX, "error": 0.1, "colour": "red"}, "preview.colour: unknown key"),
+        ([], "preview"),
+    ],
+)
+def test_a_preview_that_is_wrong(paper: Path, preview: object, said: str) -> None:
+    edit(paper, lambda data: data.update(preview=preview))
+    assert said in refusal(paper)
+
+
 def test_identity_does_not_follow_layout(paper: Path) -> None:
     before = read_manifest(paper).identity
     data = json.loads((paper / MANIFEST).read_text())
