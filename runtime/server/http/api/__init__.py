@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, the fields they take, and the answers they give."""

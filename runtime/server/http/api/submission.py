@@ -1,0 +1,189 @@
+"""Make a request to a worker from the checked fields of a client's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
+from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, parse_size
+from sd2rt.engines.printable import shown
+from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.generation import GenerationRequest, ImageRole, ModelInfo
+from sd2rt.runtime.server.http.api.image_fields import ImageFields
+from sd2rt.runtime.server.http.front import Front, new_id
+
+_EDITS: tuple[TaskName, ...] = ("image-to-image", "depth-to-image", "upscaling")
+
+
+def make_submission(
+    front: Front,
+    fields: ImageFields,
+    images: Mapping[ImageRole, bytes],
+    key: str | None,
+    *,
+    identity: str | None = None,
+) -> GenerationRequest:
+    """Choose the model and its task, and check what only the server's configuration limits.
+
+    Args:
+        key: of the caller, for fairness.
+        identity: of the request; None makes one.
+
+    Raises:
+        ServerError: ``model_not_found``, ``task_not_supported``, ``size_not_supported`` or ``invalid_value``.
+    """
+    front.require_ready()
+    config = front.config
+    model = _model(front.client.models, fields.model, images)
+    count = 1 if fields.n is None else fields.n
+    if count > config.max_images:
+        raise ServerError(
+            "invalid_value",
+            f"n is {count}, more than this server's {config.max_images}: ask again",
+            param="n",
+        )
+    if fields.stream and count > 1:
+        raise ServerError(
+            "invalid_value", f"stream is true and n is {count}: stream one image at a time", param="n"
+        )
+    steps = fields.num_inference_steps
+    if steps is not None and steps > config.max_steps:
+        raise ServerError(
+            "invalid_value",
+            f"num_inference_steps is {steps}, more than this server's {config.max_steps}: use fewer",
+            param="num_inference_steps",
+        )
+    values = fields.request_fields() | _size(fields.size, model, config.max_side)
+    if "mask" in images and "inpainting" in model.tasks:
+        # As in OpenAI's API, everything outside of the mask stays as it is.
+        values["paste"] = True
+    return GenerationRequest(
+        request_id=identity or new_id("img"),
+        model=model.id,
+        fields=values,
+        images=dict(images),
+        count=count,
+        output_format=fields.output_format or "png",
+        compression=fields.output_compression,
+        partial_images=(fields.partial_images or 0) if fields.stream else 0,
+        previews=bool(getattr(fields, "previews", None)),
+        priority=fields.priority or "normal",
+        key=key,
+        deadline_ms=fields.deadline_ms,
+        loras=_loras(fields, model),
+    )
+
+
+def _wanted(images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
+    """Tasks that take these images."""
+    if "mask" in images:
+        return ("inpainting",)
+    if "depth_map" in images:
+        return ("depth-to-image",)
+    return _EDITS if images else ("text-to-image",)
+
+
+def _model(models: Mapping[str, ModelInfo], name: str | None, images: Mapping[ImageRole, bytes]) -> ModelInfo:
+    wanted = _wanted(images)
+    if name:
+        model = find_model(models, name)
+        if not any(task in model.tasks for task in wanted):
+            kind = KINDS.get(model.kind)  # type: ignore[call-overload]
+            raise ServerError(
+                "task_not_supported",
+                f"{model.id} is of kind {model.kind}, which supports {' and '.join(model.tasks)}: "
+                f"{wanted[0]} needs a bundle of kind {_either(wanted[0])}" + _needs(kind),
+                param="model",
+            )
+        return model
+    for task in wanted:
+        for model in models.values():
+            if task in model.tasks:
+                return model
+    raise ServerError(
+        "task_not_supported",
+        f"no bundle here supports {wanted[0]}: the server needs one of kind {_either(wanted[0])}",
+        param="model",
+    )
+
+
+def find_model(models: Mapping[str, ModelInfo], name: str) -> ModelInfo:
+    """Return a model by its name.
+
+    Raises:
+        ServerError: ``model_not_found``.
+    """
+    if name not in models:
+        raise ServerError(
+            "model_not_found",
+            f"no model is named {shown(name)!r}: this server has {', '.join(models)}",
+            param="model",
+        )
+    return models[name]
+
+
+def _needs(kind: Any) -> str:
+    """Remind of the inputs that every task of a kind needs."""
+    if kind is None or "text-to-image" in kind.tasks:
+        return ""
+    return "; POST /v1/images/edits takes an image" + (" and a mask" if "inpainting" in kind.tasks else "")
+
+
+def _either(task: TaskName) -> str:
+    kinds = kinds_for(task)
+    return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+
+
+def _size(text: str | None, model: ModelInfo, largest: int) -> dict[str, int]:
+    if text is None or text == "auto":
+        return {}
+    try:
+        width, height = parse_size(text)
+    except ValueError:
+        raise ServerError(
+            "size_not_supported", f"size is {shown(text)!r}: use WIDTHxHEIGHT, such as 512x512", param="size"
+        ) from None
+    if model.upscale_factor is not None:
+        raise ServerError(
+            "size_not_supported",
+            f"{model.id} enlarges an image {model.upscale_factor} times: leave size out",
+            param="size",
+        )
+    low, high = max(SIZE_MULTIPLE, model.smallest_side), min(model.largest_side, largest)
+    multiple = model.size_multiple
+    if all(low <= side <= high and side % multiple == 0 for side in (width, height)):
+        return {"width": width, "height": height}
+    nearest = [
+        f"{first}x{second}"
+        for first in _near(width, low, high, multiple)
+        for second in _near(height, low, high, multiple)
+    ]
+    raise ServerError(
+        "size_not_supported",
+        f"size is {shown(text)}, sides must be multiples of {multiple} from {low} to {high}: "
+        f"use {' or '.join(nearest)}",
+        param="size",
+    )
+
+
+def _near(side: int, low: int, high: int, multiple: int) -> Iterator[int]:
+    """Yield the valid sides nearest to one: itself, or one below and one above."""
+    below = min(max(side // multiple * multiple, low), high)
+    yield below
+    if below < side and below + multiple <= high and below != side:
+        yield below + multiple
+
+
+def _loras(fields: ImageFields, model: ModelInfo) -> tuple[tuple[str, float], ...]:
+    chosen = tuple((lora.name, lora.scale) for lora in fields.loras or ())
+    names = [name for name, _ in chosen]
+    for name in names:
+        if name not in model.loras:
+            there = f"it has {', '.join(model.loras)}" if model.loras else "it has none"
+            raise ServerError(
+                "invalid_value", f"{model.id} has no LoRA named {shown(name)!r}: {there}", param="loras"
+            )
+        if names.count(name) > 1:
+            raise ServerError("invalid_value", f"{shown(name)} is given twice: add the scales", param="loras")
+    return chosen

@@ -1,0 +1,81 @@
+"""Answers to requests that are refused or have failed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from sd2rt.runtime.server.errors import ErrorCode, ServerError
+
+_LOG = logging.getLogger(__name__)
+_STATE = "sd2rt"
+_HTTP_CODES: dict[int, ErrorCode] = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+INTERNAL = ServerError(
+    "internal_error", "the server failed to answer: its log has the reason, by x-request-id"
+)
+
+
+def notes(scope: Scope) -> dict[str, object]:
+    """Return what is noted about a request for its log line and metrics: endpoint, model, code and more."""
+    found = scope.setdefault(_STATE, {})
+    assert isinstance(found, dict)
+    return found
+
+
+def error_headers(error: ServerError) -> dict[str, str]:
+    """Headers of an error: ``Retry-After`` in whole seconds of 1 to 120, and ``x-should-retry``."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if error.answer.retry is not None:
+        headers["x-should-retry"] = "true" if error.answer.retry else "false"
+    if error.code == "invalid_api_key":
+        headers["www-authenticate"] = "Bearer"
+    if error.code == "draining":
+        headers["connection"] = "close"
+    return headers
+
+
+def error_answer(error: ServerError) -> Response:
+    """Make the answer to an error."""
+    return JSONResponse({"error": error.body()}, error.answer.status, headers=error_headers(error))
+
+
+async def on_server_error(request: Request, error: Exception) -> Response:
+    """Answer a :class:`ServerError` of a route."""
+    assert isinstance(error, ServerError)
+    notes(request.scope)["code"] = error.code
+    return error_answer(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Answer an error of the framework's: an unknown path, a method that the path does not have."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    code = _HTTP_CODES.get(status, "invalid_value" if status < 500 else "internal_error")
+    messages = {
+        "not_found": "there is nothing at this path: GET /openapi.json lists what there is",
+        "method_not_allowed": f"this path does not take {request.method[:20]}: see the header 'allow'",
+    }
+    notes(request.scope)["code"] = code
+    answer = error_answer(ServerError(code, messages.get(code, error.detail)))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Answer an unexpected exception, and log it."""
+    _LOG.error("a bug: %s", type(error).__name__, exc_info=error)
+    notes(request.scope)["code"] = INTERNAL.code
+    return error_answer(INTERNAL)

@@ -1,0 +1,45 @@
+"""Keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.http.auth import Keyring
+
+
+@pytest.mark.parametrize("header", [None, "", " ", "Bearer", "Bearer x", "Basic abc"])
+def test_anything_passes_without_keys(header: str | None) -> None:
+    """Some front ends send an empty header where no key is set."""
+    assert Keyring([]).caller(header) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        " ",
+        "Bearer",
+        "Bearer ",
+        "Bearer alpha2",
+        "Bearer alph",
+        "alpha",
+        "Basic alpha",
+        "Bearer alpha beta",
+    ],
+)
+def test_wrong_keys(header: str | None) -> None:
+    with pytest.raises(ServerError) as error:
+        Keyring(["alpha", "beta"]).caller(header)
+    assert error.value.code == "invalid_api_key"
+    assert "alpha" not in error.value.message
+
+
+def test_each_key_is_a_caller() -> None:
+    keyring = Keyring(["alpha", "beta"])
+    callers = {
+        keyring.caller(f"{scheme} {key}") for scheme in ("Bearer", "bearer") for key in ("alpha", "beta")
+    }
+    assert len(callers) == 2
+    assert not any("alpha" in (caller or "") for caller in callers)
