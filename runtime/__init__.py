@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
     from sd2rt.runtime.pipeline.output import Output
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.pipeline.run import Progress, Run
+    from sd2rt.runtime.pipeline.progress import Progress
+    from sd2rt.runtime.pipeline.run import Run
     from sd2rt.runtime.request.request import Request
 
 __all__ = [
@@ -40,7 +41,7 @@ _MODULES = {
     "AsyncRun": "pipeline.async_run",
     "Output": "pipeline.output",
     "Pipeline": "pipeline.pipeline",
-    "Progress": "pipeline.run",
+    "Progress": "pipeline.progress",
     "Recipe": "metadata.recipe",
     "Request": "request.request",
     "Run": "pipeline.run",

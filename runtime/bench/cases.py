@@ -14,7 +14,7 @@ from sd2rt.runtime.bench.recording import STAGES, RecordedBatch, make_images
 from sd2rt.runtime.bench.summary import digits, summary
 from sd2rt.runtime.bench.timed_pipeline import TimedPipeline
 from sd2rt.runtime.bench.workload import Size, Workload
-from sd2rt.runtime.pipeline.run import Progress
+from sd2rt.runtime.pipeline.progress import Progress
 
 WARM_CALLS = 3
 """Denoiser calls of a warm-up: the first runs eagerly, the second captures a CUDA graph, if supported."""

@@ -13,7 +13,8 @@ from sd2rt.runtime.bench.timed_pipeline import DEPTH, ENCODER, TEXT, TOKENISE, T
 from sd2rt.runtime.bench.timeline import Span, Timeline
 from sd2rt.runtime.bench.workload import Size, Workload
 from sd2rt.runtime.images.write import write_png
-from sd2rt.runtime.pipeline.run import Progress, Run
+from sd2rt.runtime.pipeline.progress import Progress
+from sd2rt.runtime.pipeline.run import Run
 
 IMAGES, PREPARE, STEPS, STEP, SETTLE, DECODE, PNG = (
     "images", "prepare", "steps", "step", "settle", "decode", "png",

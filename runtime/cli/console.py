@@ -12,7 +12,7 @@ from sd2rt.engines.console import progress_bar, report
 
 if TYPE_CHECKING:
     from sd2rt.runtime.bench.cases import Tell
-    from sd2rt.runtime.pipeline.run import Progress
+    from sd2rt.runtime.pipeline.progress import Progress
 
 Advance = Callable[[str, "Progress", int], None]
 

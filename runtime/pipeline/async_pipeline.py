@@ -13,8 +13,10 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.file import Lora
-from sd2rt.runtime.pipeline.async_run import AsyncRun
+from sd2rt.engines.printable import repr_of, shown
+from sd2rt.runtime.pipeline.async_run import AsyncRun, Previews
 from sd2rt.runtime.pipeline.device_thread import DeviceThread
 from sd2rt.runtime.pipeline.output import Output, joined
 from sd2rt.runtime.pipeline.pipeline import Pipeline
@@ -121,7 +123,7 @@ class AsyncPipeline:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        previews: bool = False,
+        previews: Previews = False,
         output_type: Literal["pil"] = "pil",
         **options: Unpack[CallOptions],
     ) -> AsyncRun: ...
@@ -131,7 +133,7 @@ class AsyncPipeline:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        previews: bool = False,
+        previews: Previews = False,
         output_type: Literal["np", "latent"],
         **options: Unpack[CallOptions],
     ) -> AsyncRun[NDArray[np.float32]]: ...
@@ -141,7 +143,7 @@ class AsyncPipeline:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        previews: bool = False,
+        previews: Previews = False,
         output_type: OutputType,
         **options: Unpack[CallOptions],
     ) -> AsyncRun[Any]: ...
@@ -150,14 +152,19 @@ class AsyncPipeline:
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        previews: bool = False,
+        previews: Previews = False,
         output_type: OutputType = "pil",
         **options: Unpack[CallOptions],
     ) -> AsyncRun[Any]:
         """Start the same call as an :class:`AsyncRun`: iterate over its progress, then await its result.
 
         Args:
-            previews: copy the latents of every step for :meth:`AsyncProgress.previews`.
+            previews: True for rough pictures by :meth:`AsyncProgress.previews`, and decoded ones by
+                :meth:`AsyncProgress.decoded`; ``decoder`` to decode all progress that is taken, each of which delays
+                the run. Either copies the latents of every step.
+
+        Raises:
+            RequestError: ``previews`` is none of these.
         """
         return self._start(
             lambda: self.pipeline.stream(prompt, output_type=output_type, **options), previews=previews
@@ -169,7 +176,7 @@ class AsyncPipeline:
         *,
         request_id: str | None = None,
         terms: Terms = NO_TERMS,
-        previews: bool = False,
+        previews: Previews = False,
     ) -> AsyncRun[Images]:
         """Start planned requests as one :class:`AsyncRun`; see :meth:`Pipeline.stream_planned`."""
         return self._start(
@@ -182,9 +189,12 @@ class AsyncPipeline:
         async with self._start(lambda: self.pipeline.stream_requests(requests)) as run:
             return await run.result()
 
-    def _start(self, make: Callable[[], Run[Images]], *, previews: bool = False) -> AsyncRun[Images]:
-        preview = (lambda: self.pipeline.preview) if previews else None
-        return AsyncRun(make, self._device, self._starting, self._finishing, preview)
+    def _start(self, make: Callable[[], Run[Images]], *, previews: Previews = False) -> AsyncRun[Images]:
+        if not isinstance(previews, bool) and previews != "decoder":
+            raise RequestError(f"previews is {shown(repr_of(previews))}: give True, False or 'decoder'")
+        return AsyncRun(
+            make, self._device, self._starting, self._finishing, previews, lambda: self.pipeline.preview
+        )
 
     async def load_lora(
         self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.networks.preview import Preview
 from sd2rt.runtime.pipeline.device_thread import DeviceThread
 from sd2rt.runtime.pipeline.output import Output, unless_failed
 from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.pipeline.run_state import RunState
+from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.request.fields import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Previews = bool | Literal["decoder"]
+"""True for rough previews, ``decoder`` for decoded ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +44,32 @@ class AsyncProgress:
     total: int
     """Steps of the whole run, over all images."""
     latents: Latents | None
-    """Latents of the run's images in the call, [B, C, h, w]; None unless previews were asked for."""
+    """Latents of the run's images, or tiles, in the call, [B, C, h, w]; None unless previews were asked for."""
+    _snapshots: Sequence[Snapshot]
     _preview: Preview | None
+    _run: AsyncRun[Any]
+    _pictures: Sequence[Image] | None = None
 
     def previews(self) -> list[Image]:
-        """Rough pictures of the images in the call, one pixel a latent; empty unless previews were asked for."""
-        if self.latents is None or self._preview is None:
+        """Make a picture of each image in the call; see :meth:`Progress.previews`.
+
+        They are the decoder's if the run was started with ``previews="decoder"``; with ``previews=True`` they are
+        rough and have one pixel a latent; otherwise there are none.
+        """
+        if self._pictures is not None:
+            return list(self._pictures)
+        if self._preview is None:
             return []
-        return [self._preview.image(latents) for latents in self.latents]
+        return [snapshot.rough(self._preview) for snapshot in self._snapshots]
+
+    async def decoded(self) -> list[Image]:
+        """Decode the images in the call, as they were then, while the run goes on; none unless it has previews.
+
+        Raises:
+            RequestError: the run is closed; it is once its result is taken.
+            EngineError: the device failed or ran out of memory.
+        """
+        return await self._run._decoded(self._snapshots)
 
 
 class AsyncRun(Generic[Images]):
@@ -59,7 +83,8 @@ class AsyncRun(Generic[Images]):
         make: prepares the run, in a thread of ``starting``.
         starting: threads that may wait for a change of the networks.
         finishing: threads that never do.
-        preview: returns the map for previews; None if there shall be none.
+        previews: True for rough ones by ``preview``, ``decoder`` for decodes of all progress that is taken.
+        preview: returns the map for rough previews.
     """
 
     def __init__(
@@ -68,13 +93,15 @@ class AsyncRun(Generic[Images]):
         device: DeviceThread,
         starting: Executor,
         finishing: Executor,
-        preview: Callable[[], Preview] | None,
+        previews: Previews,
+        preview: Callable[[], Preview],
     ) -> None:
         self._make, self._device, self._starting, self._finishing = make, device, starting, finishing
-        self._make_preview = preview
+        self._previews, self._make_preview = previews, preview
         self._preview: Preview | None = None
         self._run: Run[Images] | None = None
         self._closed = False
+        self._calls = 0
         self._progress: AsyncProgress | None = None
         self._changed = asyncio.Event()
 
@@ -90,14 +117,22 @@ class AsyncRun(Generic[Images]):
         """
         run = await self._started()
         try:
+            settled = False
             while self._progress is None:
-                if run.finished:
+                if run.finished and settled:
                     raise StopAsyncIteration
-                await self._change()
+                if run.finished:
+                    # The last step may be under way still, its progress not passed on.
+                    await self._in(self._finishing, run.settle)
+                    settled = True
+                else:
+                    await self._change()
+            progress, self._progress = self._progress, None
+            if self._previews == "decoder":
+                progress = replace(progress, _pictures=await progress.decoded())
         except asyncio.CancelledError:
             self.close()
             raise
-        progress, self._progress = self._progress, None
         return progress
 
     async def result(self) -> list[Output[Images]]:
@@ -125,6 +160,17 @@ class AsyncRun(Generic[Images]):
         finally:
             self.close()
 
+    async def _decoded(self, snapshots: Sequence[Snapshot]) -> list[Image]:
+        if not snapshots:
+            return []
+        run = await self._started()
+        await self._in(self._finishing, partial(run.submit_previews, snapshots))
+        self._device.wake()
+        while (decoded := run.take_previews(snapshots)) is None:
+            await self._change()
+        pictures: list[Image] = await self._in(self._finishing, partial(_pictures, snapshots, decoded))
+        return pictures
+
     @property
     def run(self) -> Run[Images] | None:
         """The prepared run; None before."""
@@ -148,15 +194,13 @@ class AsyncRun(Generic[Images]):
     async def _started(self) -> Run[Images]:
         """Prepare the run and ask for all of its steps, if that has not been done."""
         if self._run is None:
-            if self._make_preview is not None:
+            if self._previews is True:
                 self._preview = await self._in(self._finishing, self._make_preview)
             run = await self._in(self._starting, self._make, discard=Run.close)
             if self._run is None:
                 self._run = run
                 events = asyncio.get_running_loop()
-                run.start(
-                    partial(self._note, events, self._make_preview is not None), user=asyncio.current_task()
-                )
+                run.start(partial(self._note, events), user=asyncio.current_task())
                 self._device.wake()
             if self._closed:
                 run.close()
@@ -177,19 +221,34 @@ class AsyncRun(Generic[Images]):
         self._changed.clear()
         run.raise_failure()
 
-    def _note(self, events: asyncio.AbstractEventLoop, with_latents: bool, state: RunState) -> None:
+    def _note(self, events: asyncio.AbstractEventLoop, state: RunState) -> None:
         """Pass on a change, in the thread that made the call."""
         run = self._run
         if run is None or events.is_closed():
             return
         progress = None
-        if state.error is None and not state.ended and not state.decoded and state.active:
-            now = run.progress()
-            latents = now.latents() if with_latents else None
-            progress = AsyncProgress(
-                now.step, now.steps, now.timestep, now.done, now.total, latents, self._preview
-            )
+        # Decodes are changes too, but no steps.
+        if state.error is None and state.calls != self._calls:
+            self._calls = state.calls
+            # The run may be closed at any time.
+            with suppress(RequestError):
+                progress = self._progress_of(run)
         events.call_soon_threadsafe(self._receive, progress)
+
+    def _progress_of(self, run: Run[Images]) -> AsyncProgress:
+        now, wanted = run.progress(), bool(self._previews)
+        latents, snapshots = (now.latents(), now.snapshots()) if wanted else (None, ())
+        return AsyncProgress(
+            now.step,
+            now.steps,
+            now.timestep,
+            now.done,
+            now.total,
+            latents,
+            snapshots,
+            self._preview,
+            self,
+        )
 
     def _receive(self, progress: AsyncProgress | None) -> None:
         if progress is not None:
@@ -208,6 +267,10 @@ class AsyncRun(Generic[Images]):
             if discard is not None:
                 future.add_done_callback(partial(_discard, discard))
             raise
+
+
+def _pictures(snapshots: Sequence[Snapshot], decoded: Sequence[Float32Array]) -> list[Image]:
+    return [snapshot.picture(image) for snapshot, image in zip(snapshots, decoded, strict=True)]
 
 
 def _discard(discard: Callable[[Any], None], future: Future[Any]) -> None:

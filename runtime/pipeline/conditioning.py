@@ -50,9 +50,10 @@ class Conditioning:
         """Change from the input image, above 0, up to 1; None if the image starts from noise alone."""
         self.width, self.height = size_of(manifest, request)
         """Size of the result, in pixels."""
-        factor = manifest.latents.vae_factor
+        self.factor = manifest.latents.vae_factor
+        """Pixels per latent, along a side."""
         # The denoiser needs sides that are multiples of 8; upscaled images of other sizes are padded.
-        h, w = (-(-side // factor // 8) * 8 for side in (self.height, self.width))
+        h, w = (-(-side // self.factor // 8) * 8 for side in (self.height, self.width))
         self.shape = (manifest.latents.channels, h, w)
         """Shape of the latents, [C, h, w]."""
         self._warn_if_resized()

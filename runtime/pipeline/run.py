@@ -7,91 +7,27 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self
+from typing import Any, Generic, Self
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError, RequestError
-from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.engines.errors import EngineError
+from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.output import Output, unless_failed
 from sd2rt.runtime.pipeline.prepare import prepare
+from sd2rt.runtime.pipeline.progress import Progress
 from sd2rt.runtime.pipeline.run_state import RunState
+from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
-if TYPE_CHECKING:
-    pass
-
-
 _LOG = logging.getLogger(__name__)
-_ENDED = "this run is closed: start another"
-
-
-class Progress:
-    """State of a run after a denoiser call. Its latents can be read and replaced until the next one.
-
-    A call may take some of the run's images, beside those of other runs, which are not shown.
-    """
-
-    __slots__ = ("_active", "_calls", "_loop", "_run", "done", "step", "steps", "timestep", "total")
-
-    done: int
-    """Steps made so far, over all images of the run."""
-    total: int
-    """Steps of the whole run, over all images."""
-    step: int
-    """Steps made for the run's first image in the call, counted from 1."""
-    steps: int
-    """Steps that this image takes in total."""
-    timestep: float
-    """Training timestep of this image in the call."""
-
-    def __init__(self, loop: StepLoop, run: RunState, total: int) -> None:
-        self._loop, self._run, self._calls, self._active = loop, run, run.calls, run.active
-        self.done, self.total = run.done, total
-        first = run.active[0]
-        self.step, self.steps = first.done, first.length
-        self.timestep = float(first.timesteps[first.done - 1])
-
-    @property
-    def images(self) -> int:
-        """Number of the run's images, or tiles, in the call."""
-        return len(self._active)
-
-    def latents(self) -> Latents:
-        """Copy the latents of the run's images in the call, [B, C, h, w].
-
-        Raises:
-            RequestError: the run has made another step, or is closed.
-        """
-        with self._loop.turn():
-            self._require_current()
-            return self._loop.stepper.latents(self._active)
-
-    def replace(self, latents: Latents) -> None:
-        """Replace the latents of the run's images in the call, [B, C, h, w], for the next step.
-
-        Raises:
-            RequestError: the shape differs, the run has made another step, or it is closed.
-        """
-        with self._loop.turn():
-            self._require_current()
-            expected = (len(self._active), *self._active[0].latents.shape)
-            if latents.shape != expected:
-                raise RequestError(f"got latents of shape {list(latents.shape)}, expected {list(expected)}")
-            self._loop.stepper.replace(self._active, latents)
-
-    def _require_current(self) -> None:
-        if self._run.ended:
-            raise RequestError(_ENDED)
-        if self._run.calls != self._calls:
-            raise RequestError("the run has made another step: use the latents of a step before the next one")
 
 
 class Run(Generic[Images]):
@@ -120,7 +56,7 @@ class Run(Generic[Images]):
         self.planned = list(planned)
         self._using = threading.RLock()
         self._state = RunState(self.request_id, on_end=_Ending(loop, gate), terms=terms)
-        self._decodes = 0
+        self._decodes: list[ImageJob] = []
         gate.enter(self._state)
         try:
             self.seeds = [
@@ -172,6 +108,10 @@ class Run(Generic[Images]):
         """True if no step is left."""
         return self._state.finished
 
+    def settle(self) -> None:
+        """Wait for a call that is under way, and if it was the last step of an image, for the device."""
+        self._loop.settle()
+
     @property
     def first_call(self) -> float | None:
         """Time of :func:`time.monotonic` at which the first step began; None before."""
@@ -179,7 +119,7 @@ class Run(Generic[Images]):
 
     def progress(self) -> Progress:
         """State after the last step."""
-        return Progress(self._loop, self._state, self.total)
+        return Progress(self._loop, self._state, self.jobs, self.total)
 
     def start(self, on_change: Callable[[RunState], None], user: object) -> None:
         """Have all steps made by another thread.
@@ -268,25 +208,41 @@ class Run(Generic[Images]):
             RequestError: the run is closed.
         """
         self.require_open()
-        self._loop.settle()
+        self.settle()
         jobs = [
             job
             for each, group in zip(self.planned, self.jobs, strict=True)
             if each.request.output_type != "latent" and all(job.error is None for job in group)
             for job in group
         ]
-        self._decodes = len(jobs)
+        self._decodes = jobs
         self._loop.decode(self._state, jobs)
 
     @property
     def decoded(self) -> bool:
-        """True if all decodes that were submitted are done."""
-        return len(self._state.decoded) == self._decodes
+        """True if all images are decoded."""
+        return all(job in self._state.decoded for job in self._decodes)
+
+    def submit_previews(self, snapshots: Sequence[Snapshot]) -> None:
+        """Have snapshots of the run's images decoded; see :meth:`take_previews`.
+
+        Raises:
+            RequestError: the run is closed.
+        """
+        self.require_open()
+        self._loop.decode(self._state, snapshots)
+
+    def take_previews(self, snapshots: Sequence[Snapshot]) -> list[Float32Array] | None:
+        """Take the decoded images [3, H, W] of snapshots; None if one is not decoded yet.
+
+        Raises:
+            EngineError: the device failed or ran out of memory.
+        """
+        return self._state.take_decoded(snapshots)
 
     def require_open(self) -> None:
         """Raise RequestError if the run is closed."""
-        if self._state.ended:
-            raise RequestError(_ENDED)
+        self._state.require_open()
 
     def outputs(self) -> list[Output[Images] | EngineError]:
         """Convert the decoded images of each request to its output type."""

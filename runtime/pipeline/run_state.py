@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Trajectory
 from sd2rt.runtime.pipeline.image_job import ImageJob
+from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms, Work
 
 
@@ -47,7 +48,8 @@ class RunState:
     """Steps made so far, over all trajectories."""
     error: Exception | None = None
     """The error that ended all trajectories of the run."""
-    decoded: dict[ImageJob, Float32Array | EngineError] = field(default_factory=dict)
+    decoded: dict[ImageJob | Snapshot, Float32Array | EngineError] = field(default_factory=dict)
+    """Results of decodes: the run's images, and previews until they are taken."""
 
     @property
     def finished(self) -> bool:
@@ -82,6 +84,26 @@ class RunState:
         self.done += len(active)
         self.calls += 1
         self.changed()
+
+    def take_decoded(self, snapshots: Sequence[Snapshot]) -> list[Float32Array] | None:
+        """Take the decoded images of snapshots; None if one is not decoded yet.
+
+        Raises:
+            EngineError: the error of the first that could not be decoded.
+        """
+        if not all(snapshot in self.decoded for snapshot in snapshots):
+            return None
+        images = []
+        for result in [self.decoded.pop(snapshot) for snapshot in snapshots]:
+            if isinstance(result, EngineError):
+                raise result
+            images.append(result)
+        return images
+
+    def require_open(self) -> None:
+        """Raise RequestError if the run has ended."""
+        if self.ended:
+            raise RequestError("this run is closed: start another")
 
     def changed(self) -> None:
         if self.on_change is not None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from sd2rt.engines.errors import EngineError, OutOfMemoryError
+from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.stepper import Stepper
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
 from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.run_state import RunState
+from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.scheduling.scheduler import Scheduler
 from sd2rt.runtime.scheduling.settings import Settings
 from sd2rt.runtime.scheduling.work import Call, Decode, Work
@@ -34,7 +36,7 @@ class StepLoop:
         self.scheduler = Scheduler(settings)
         self.stepper = Stepper(lambda: networks.engine("denoiser"))
         self._members: dict[Work, tuple[Trajectory, RunState]] = {}
-        self._decodes: dict[Decode, tuple[ImageJob, RunState]] = {}
+        self._decodes: dict[Decode, tuple[ImageJob | Snapshot, RunState]] = {}
         self.calls: Counter[int] = Counter()
         """Denoiser calls made, by number of images or tiles in them."""
         self.step_seconds: dict[int, float] = {}
@@ -93,8 +95,8 @@ class StepLoop:
             finally:
                 self._turns.give()
 
-    def decode(self, run: RunState, jobs: Iterable[ImageJob]) -> None:
-        """Have images of a run decoded, one between two steps of others, into ``run.decoded``."""
+    def decode(self, run: RunState, jobs: Iterable[ImageJob | Snapshot]) -> None:
+        """Have images of a run, or snapshots of them, decoded into ``run.decoded``: one between two steps."""
         now, terms = time.monotonic(), run.terms
         with self._turns.turn():
             for job in jobs:
@@ -108,6 +110,28 @@ class StepLoop:
                 )
                 self._decodes[decode] = job, run
                 self.scheduler.submit_decode(decode)
+
+    def decode_now(self, run: RunState, snapshots: Sequence[Snapshot]) -> list[Float32Array]:
+        """Decode snapshots of a run's images, [3, H, W] each, in the thread that waits for them.
+
+        Raises:
+            RequestError: the run has ended.
+            EngineError: the device failed or ran out of memory.
+        """
+        self.decode(run, snapshots)
+        resting, run.idle_since = run.idle_since is not None, None
+        try:
+            self.drive(run, lambda: all(snapshot in run.decoded for snapshot in snapshots))
+        finally:
+            if resting:
+                run.rest()
+        decoded = run.take_decoded(snapshots)
+        if decoded is None:
+            if run.error is not None:
+                raise run.error
+            run.require_open()
+        assert decoded is not None
+        return decoded
 
     def settle(self) -> None:
         """Wait for the device, if a trajectory of the last call has finished, and set its latents."""
@@ -176,7 +200,7 @@ class StepLoop:
         for run, own in active.items():
             run.advanced(tuple(own), start)
 
-    def _decode(self, call: Call, job: ImageJob, run: RunState) -> None:
+    def _decode(self, call: Call, job: ImageJob | Snapshot, run: RunState) -> None:
         start = time.monotonic()
         try:
             run.decoded[job] = self.networks.vae.decode(job.latents())
