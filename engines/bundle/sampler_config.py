@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -226,3 +226,27 @@ def default_sampler(name: SamplerName, **options: Any) -> SamplerConfig:
     Raises pydantic's ValidationError if the sampler does not support a value.
     """
     return SamplerConfig(name=name, **{"steps_offset": STEPS_OFFSET, **SAMPLER_OPTIONS[name], **options})
+
+
+SCHEDULES: dict[str, dict[str, Spacing | Levels]] = {
+    "leading": {"spacing": "leading"},
+    "trailing": {"spacing": "trailing"},
+    "linspace": {"spacing": "linspace"},
+    "karras": {"levels": "karras"},
+    "exponential": {"levels": "exponential"},
+    "beta": {"levels": "beta"},
+    "lambdas": {"levels": "lambdas"},
+    "ays": {"levels": "ays"},
+}
+"""Options that each schedule sets: the spacing of timesteps, or a rule for noise levels."""
+
+
+def schedules_of(sampler: SamplerName) -> list[str]:
+    """List the schedules that a sampler supports; empty if it chooses its own timesteps."""
+    valid_options = SAMPLER_OPTIONS[sampler]
+    levels = CHOICES.get(sampler, {}).get("levels", get_args(Levels))
+    return [
+        name
+        for name, changes in SCHEDULES.items()
+        if changes.keys() <= valid_options.keys() and changes.get("levels", "spaced") in levels
+    ]

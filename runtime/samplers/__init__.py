@@ -1,14 +1,13 @@
 """Samplers: pure functions from a noise schedule, a configuration and sampling options to a plan."""
 
+from sd2rt.engines.bundle.sampler_config import SCHEDULES, schedules_of
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.registry import (
     SAMPLERS,
-    SCHEDULES,
     Sampler,
     choices_of,
     make_plan,
     sampler_config,
-    schedules_of,
 )
 
 __all__ = [

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
-    Levels,
+    SCHEDULES,
     NoiseConfig,
     SamplerConfig,
     SamplerName,
-    Spacing,
     default_sampler,
+    schedules_of,
 )
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import repr_of, shown
@@ -90,18 +90,6 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "lcm": Sampler(lcm, "latent consistency model", "arXiv:2310.04378", "-", noise="yes"),
     "tcd": Sampler(tcd, "trajectory consistency model", "arXiv:2402.19159", "-", noise="with eta"),
 }
-
-SCHEDULES: dict[str, dict[str, Spacing | Levels]] = {
-    "leading": {"spacing": "leading"},
-    "trailing": {"spacing": "trailing"},
-    "linspace": {"spacing": "linspace"},
-    "karras": {"levels": "karras"},
-    "exponential": {"levels": "exponential"},
-    "beta": {"levels": "beta"},
-    "lambdas": {"levels": "lambdas"},
-    "ays": {"levels": "ays"},
-}
-"""Options that each schedule sets: the spacing of timesteps, or a rule for noise levels."""
 
 
 def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -225,17 +213,6 @@ def _sampler_name(name: str | None) -> SamplerName:
     if sampler is None:
         raise RequestError(f"no sampler is named {name!r}: choose one of {', '.join(SAMPLERS)}")
     return sampler
-
-
-def schedules_of(sampler: SamplerName) -> list[str]:
-    """List the schedules that a sampler supports; empty if it chooses its own timesteps."""
-    valid_options = SAMPLER_OPTIONS[sampler]
-    levels = CHOICES.get(sampler, {}).get("levels", get_args(Levels))
-    return [
-        name
-        for name, changes in SCHEDULES.items()
-        if changes.keys() <= valid_options.keys() and changes.get("levels", "spaced") in levels
-    ]
 
 
 def choices_of(sampler: SamplerName) -> dict[str, tuple[Any, ...]]:

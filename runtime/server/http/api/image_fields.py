@@ -60,7 +60,7 @@ class ImageFields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", title="ImageRequest")
 
-    prompt: Text = Field(min_length=1, max_length=MAX_PROMPT)
+    prompt: Text = Field(max_length=MAX_PROMPT)
     model: Text | None = Field(default=None, description="A served bundle; default: the first that can.")
     n: Annotated[int, Strict(), Field(ge=1, le=_MAX_COUNT), _FromFloat] | None = Field(
         default=None, description="Images."

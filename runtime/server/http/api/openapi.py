@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from sd2rt.engines.bundle.sampler_config import CHOICES, SAMPLER_OPTIONS
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, SCHEDULES, schedules_of
 from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
 from sd2rt.runtime.server.errors import ANSWERS
 from sd2rt.runtime.server.generation import ModelInfo
@@ -18,8 +18,6 @@ from sd2rt.runtime.server.http.api.openapi_answers import ANSWER_SCHEMAS
 from sd2rt.runtime.server.http.front import Front
 
 Schema = dict[str, Any]
-_SPACINGS = ("leading", "trailing", "linspace")
-_LEVELS = ("karras", "exponential", "beta", "lambdas", "ays")
 _EDIT_TASKS = ("image-to-image", "inpainting", "depth-to-image", "upscaling")
 _BODY_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 _PLAIN_ERRORS = (400, 401, 404, 429, 500, 503)
@@ -36,13 +34,12 @@ def make_document(front: Front) -> Schema:
     edit = _limited(fields["EditFields"], front, editing)
     job = _limited(fields["JobFields"], front, drawing)
     form = _form(edit)
-    # A job can be of either kind; its JSON is described for prompts alone, and its form for images.
     job_form = _form(_limited(fields["JobFields"], front, editing))
-    for name in ("image", "mask", "depth_map"):
-        job["properties"][name] = {"type": "null", "description": "An image in base64; see the form."}
-    for schema in (job, job_form):
-        schema["properties"]["stream"] = {"type": ["boolean", "null"], "enum": [False, None]}
-    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+    # No schema describes text that is a PNG: tools that make examples would only make bad ones.
+    job["description"] = "Its image, mask and depth_map are base64, if a model is chosen that takes them."
+    job["properties"]["stream"] = {"type": ["boolean", "null"], "enum": [False, None]}
+    job_form["properties"]["stream"] = {"type": "boolean", "enum": [False]}
+    streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -220,30 +217,29 @@ def _one_streamed_image() -> Schema:
 
 def _schedules() -> list[Schema]:
     """Conditions on the schedule, for samplers that do not have all."""
-    rules: list[Schema] = []
-    for sampler, options in SAMPLER_OPTIONS.items():
-        allowed: list[str | None] = [None]
-        if "spacing" in options:
-            allowed += _SPACINGS
-        if "levels" in options:
-            allowed += [
-                level for level in _LEVELS if level in CHOICES.get(sampler, {}).get("levels", _LEVELS)
-            ]
-        if len(allowed) <= len(_SPACINGS) + len(_LEVELS):
-            rules.append(
-                {
-                    "if": {"properties": {"sampler": {"const": sampler}}, "required": ["sampler"]},
-                    "then": {"properties": {"schedule": {"enum": allowed}}},
-                }
-            )
-    return rules
+    return [
+        {
+            "if": {"properties": {"sampler": {"const": sampler}}, "required": ["sampler"]},
+            "then": {"properties": {"schedule": {"enum": [None, *schedules_of(sampler)]}}},
+        }
+        for sampler in SAMPLER_OPTIONS
+        if len(schedules_of(sampler)) < len(SCHEDULES)
+    ]
 
 
 def _form(schema: Schema) -> Schema:
     """The same fields with files."""
     file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
-    properties = {**schema["properties"], "image": file}
+    # A form has no null: fields are left out.
+    properties = {name: _without_null(value) for name, value in schema["properties"].items()}
+    properties["image"] = file
     return {**schema, "properties": properties, "required": [*schema["required"], "image"]}
+
+
+def _without_null(schema: Schema) -> Schema:
+    members = schema.get("anyOf", [schema])
+    (only,) = [member for member in members if member.get("type") != "null"]
+    return {**{name: value for name, value in schema.items() if name not in ("anyOf", "default")}, **only}
 
 
 def _encoding() -> Schema:

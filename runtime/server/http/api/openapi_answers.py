@@ -99,6 +99,8 @@ ANSWER_SCHEMAS: dict[str, Any] = {
             "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
         }
     ),
+    # As tools read streams: each event by itself, with its data as text.
+    "ServerSentEvent": _object({}, {"event": _TEXT, "data": _TEXT}),
     "Status": _object({"status": _TEXT}),
     "Version": _object({"version": _TEXT}),
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
+from sd2rt.engines.bundle.sampler_config import schedules_of
 from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, parse_size
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
@@ -54,6 +55,7 @@ def make_submission(
             f"num_inference_steps is {steps}, more than this server's {config.max_steps}: use fewer",
             param="num_inference_steps",
         )
+    _check_schedule(fields)
     values = fields.request_fields() | _size(fields.size, model, config.max_side)
     if "mask" in images and "inpainting" in model.tasks:
         # As in OpenAI's API, everything outside of the mask stays as it is.
@@ -86,7 +88,7 @@ def _wanted(images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
 
 def _model(models: Mapping[str, ModelInfo], name: str | None, images: Mapping[ImageRole, bytes]) -> ModelInfo:
     wanted = _wanted(images)
-    if name:
+    if name is not None:
         model = find_model(models, name)
         if not any(task in model.tasks for task in wanted):
             kind = KINDS.get(model.kind)  # type: ignore[call-overload]
@@ -173,6 +175,20 @@ def _near(side: int, low: int, high: int, multiple: int) -> Iterator[int]:
     yield below
     if below < side and below + multiple <= high and below != side:
         yield below + multiple
+
+
+def _check_schedule(fields: ImageFields) -> None:
+    """Check that the named sampler has the named schedule; without a sampler, the worker knows the bundle's."""
+    if fields.sampler is None or fields.schedule is None:
+        return
+    there = schedules_of(fields.sampler)
+    if fields.schedule not in there:
+        remedy = f"choose one of {', '.join(there)}" if there else "leave it out"
+        raise ServerError(
+            "invalid_value",
+            f"{fields.sampler} has no schedule {fields.schedule}: {remedy}",
+            param="schedule",
+        )
 
 
 def _loras(fields: ImageFields, model: ModelInfo) -> tuple[tuple[str, float], ...]:

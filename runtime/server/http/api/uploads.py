@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import ImageRole
 
@@ -85,6 +86,12 @@ async def read_form(request: Request) -> Upload:
                 elif name in _ROLES:
                     raise ServerError(
                         "invalid_image", f"{name} is text, not a file: upload a PNG, JPEG or WebP", param=name
+                    )
+                elif name in upload.fields:
+                    raise ServerError(
+                        "invalid_value",
+                        f"{shown(name)} is given more than once: send it once",
+                        param=shown(name),
                     )
                 else:
                     upload.fields[name] = value
@@ -174,7 +181,7 @@ def _reason(error: ValueError) -> str:
 
 
 def texts_as_values(fields: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Convert a form's texts to JSON values; empty ones and ``null`` to None.
+    """Convert a form's texts to JSON values; those that are none are left for the checks of types.
 
     Args:
         fields: texts by name.
@@ -185,8 +192,6 @@ def texts_as_values(fields: Mapping[str, Any], kinds: Mapping[str, str]) -> dict
         kind = kinds.get(name, "string")
         if not isinstance(text, str) or kind == "string":
             values[name] = text
-        elif text.strip() in ("", "null"):
-            values[name] = None
         else:
             values[name] = _value(text.strip(), kind)
     return values

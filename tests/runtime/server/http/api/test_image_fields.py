@@ -48,7 +48,6 @@ def test_openai_fields_are_taken() -> None:
 @pytest.mark.parametrize(
     ("changed", "param"),
     [
-        ({"prompt": ""}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": 1}, "prompt"),
         ({"prompt": "\ud800"}, "prompt"),
