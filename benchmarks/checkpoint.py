@@ -12,8 +12,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.export.checkpoints import tiny_configs as random_configs
-from sd2rt.export.checkpoints.demo import DEMO_NAMES
 from sd2rt.export.checkpoints.pipeline_configs import PipelineConfigs
 from sd2rt.export.testing.folder_writer import write_demo
 from sd2rt.export.testing.random_weights import random_checkpoint

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,22 +21,25 @@ from sd2rt.engines.bundle.manifest import (
     PreviewMatrix,
     Source,
     Tokenizer,
-    read_manifest,
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
-from sd2rt.engines.bundle.part_interface import Dimensions, interface
-from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
-from sd2rt.engines.bundle.writer import BundleWriter
-from sd2rt.engines.errors import BundleError, CheckpointError
+from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
+from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.graphs.depth_module import DepthEstimator
-from sd2rt.export.graphs.graph_cache import make_part
+from sd2rt.export.graphs.graph_cache import (
+    installed_exporters,
+    make_part,
+    packaged_exporters,
+    packaged_file,
+)
 from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.graphs.tiled_graph import tiled_part
@@ -50,15 +51,6 @@ _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Progress = Callable[[str, float], None]
 """Progress callback: the name of the part being built, and the fraction of it that is done, 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """A finished bundle; ``fresh`` is false if an identical one already existed and was kept."""
-
-    path: Path
-    manifest: Manifest
-    fresh: bool
 
 
 def build(
@@ -91,21 +83,24 @@ def build(
     for width, height in native:
         check_side("width", width)
         check_side("height", height)
-    exporter = {name: importlib.metadata.version(name) for name in _EXPORTERS}
+    interfaces = part_interfaces(checkpoint, precision)
+    packaged = packaged_exporters(packaged_graphs(checkpoint, precision, interfaces).values())
+    exporter = {name: (packaged or {}).get(name) or importlib.metadata.version(name) for name in _EXPORTERS}
     version = importlib.metadata.version("sd2rt")
     # Read once: each call assembles a folder's tokenizer from its files.
     tokenizer = checkpoint.tokenizer_json()
-    key = _key(checkpoint, tokenizer, precision, native, exporter, version)
-    existing, damaged = _existing(target, key)
+    key = build_key(key_facts(checkpoint, tokenizer, precision, exporter), native, version)
+    existing, damaged = find_built(target, key)
     if existing is not None and not again:
         return BuildResult(target, existing, fresh=False)
-    space = _estimate(checkpoint, precision)
+    space = estimated_bytes(checkpoint, precision)
     # A damaged bundle of the same key is rebuilt without --replace: nothing can be lost.
     with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
         kind = KINDS[checkpoint.variant]
-        dimensions = _dimensions(checkpoint)
+        exporters = packaged or installed_exporters()
         parts = {
-            name: _part(writer, checkpoint, name, precision, dimensions, progress) for name in kind.parts
+            name: _part(writer, checkpoint, name, precision, interfaces[name], exporters, progress)
+            for name in kind.parts
         }
         progress("bundle", 0.0)
         manifest = Manifest(
@@ -155,7 +150,6 @@ _NETWORKS: dict[PartName, NetworkName] = {
     "tiled_encoder": "vae",
     "depth_estimator": "depth_estimator",
 }
-"""The checkpoint's network that each part is exported from."""
 
 
 def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) -> torch.nn.Module:
@@ -163,9 +157,38 @@ def part_module(checkpoint: Checkpoint, part: PartName, precision: Precision) ->
     return _MODULES[part](checkpoint, DTYPES[precision]).eval()
 
 
+def network_of(part: PartName) -> NetworkName:
+    """The checkpoint's network that ``part`` is exported from."""
+    return _NETWORKS[part]
+
+
 def part_precision(checkpoint: Checkpoint, part: PartName, precision: Precision) -> Precision:
     """The precision of ``part`` in a bundle of ``precision``: fp32 for parts that overflow in fp16."""
     return "fp32" if part in KINDS[checkpoint.variant].fp32_parts else precision
+
+
+def part_interfaces(checkpoint: Checkpoint, precision: Precision) -> dict[PartName, Interface]:
+    """Inputs and outputs of each part of a checkpoint's bundle."""
+    dimensions = _dimensions(checkpoint)
+    return {
+        name: interface(name, dimensions, _NUMPY[part_precision(checkpoint, name, precision)])
+        for name in KINDS[checkpoint.variant].parts
+    }
+
+
+def packaged_graphs(
+    checkpoint: Checkpoint, precision: Precision, interfaces: Mapping[PartName, Interface]
+) -> dict[PartName, str]:
+    """Archive name of each part's graphs in the package, which has those of the demo."""
+    return {
+        name: packaged_file(
+            name,
+            tensors,
+            part_precision(checkpoint, name, precision),
+            checkpoint.parts.config(_NETWORKS[name]),
+        )
+        for name, tensors in interfaces.items()
+    }
 
 
 def _part(
@@ -173,7 +196,8 @@ def _part(
     checkpoint: Checkpoint,
     name: PartName,
     precision: Precision,
-    dimensions: Dimensions,
+    tensors: Interface,
+    exporters: Mapping[str, str],
     progress: Progress,
 ) -> Part:
     part = writer.part(name)
@@ -181,12 +205,11 @@ def _part(
         progress(name, 0.0)
         writer.start_part(name)
         network_precision = part_precision(checkpoint, name, precision)
-        tensors = interface(name, dimensions, _NUMPY[network_precision])
         if name in UNTILED:
             half = writer.part(UNTILED[name])
             assert half is not None
             levels = len(checkpoint.parts.config("vae")["block_out_channels"])
-            part = tiled_part(half, writer.folder, tensors, dimensions.norms[name], levels)
+            part = tiled_part(half, writer.folder, tensors, _dimensions(checkpoint).norms[name], levels)
         else:
             module = part_module(checkpoint, name, network_precision)
             part = make_part(
@@ -196,6 +219,7 @@ def _part(
                 writer.folder,
                 network_precision,
                 checkpoint.parts.config(_NETWORKS[name]),
+                exporters,
                 lambda fraction: progress(name, fraction),
             )
         writer.keep_part(name, part)
@@ -297,16 +321,11 @@ def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision
     )
 
 
-def _key(
-    checkpoint: Checkpoint,
-    tokenizer: str,
-    precision: Precision,
-    native: tuple[tuple[int, int], ...],
-    exporter: dict[str, str],
-    version: str,
-) -> str:
-    """SHA-256 over everything that the bundle's contents depend on."""
-    facts = {
+def key_facts(
+    checkpoint: Checkpoint, tokenizer: str, precision: Precision, exporter: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that a bundle's contents depend on, but for its sizes and sd2rt's version, as JSON values."""
+    return {
         "source": checkpoint.source,
         "release": checkpoint.release,
         "license": checkpoint.license,
@@ -318,29 +337,13 @@ def _key(
         "low_resolution": checkpoint.low_resolution and checkpoint.low_resolution.model_dump(mode="json"),
         "depth_input": checkpoint.depth_input and checkpoint.depth_input.model_dump(mode="json"),
         "precision": precision,
-        "native": native,
         "opset": OPSET,
         "schema": SCHEMA_VERSION,
-        "exporter": exporter,
-        "sd2rt": version,
+        "exporter": dict(exporter),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _existing(target: Path, key: str) -> tuple[Manifest | None, bool]:
-    """The manifest at ``target`` if its bundle has this key and is intact; and whether it has this key at all."""
-    try:
-        if read_manifest(target).build_key != key:
-            return None, False
-    except BundleError:
-        return None, False
-    try:
-        return open_bundle(target).manifest, True
-    except BundleError:
-        return None, True
-
-
-def _estimate(checkpoint: Checkpoint, precision: Precision) -> int:
+def estimated_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
     """Estimated bundle size in bytes: its weights, and a tenth more for graphs and the tokenizer."""
     # Each network counts once: encoder and decoder are halves of the same VAE.
     networks = {

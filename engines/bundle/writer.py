@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.files import atomic_write, describe, is_disk_full, sync
-from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.recovery import recover
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.bundle.temporary import temporary_of
-from sd2rt.engines.errors import BuildError
+from sd2rt.engines.errors import BuildError, BundleError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 
 _PROGRESS = "progress.json"
 _BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
 """Top-level names in a bundle; a folder with any other name in it is never replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A finished bundle; ``fresh`` is false if an identical one already existed and was kept."""
+
+    path: Path
+    manifest: Manifest
+    fresh: bool
+
+
+def build_key(facts: Mapping[str, Any], native: Sequence[tuple[int, int]], version: str) -> str:
+    """SHA-256 over everything that a bundle's contents depend on.
+
+    Args:
+        facts: of the checkpoint, the precision and the exporters, as JSON values.
+        native: native sizes.
+        version: of sd2rt.
+    """
+    text = json.dumps({**facts, "native": native, "sd2rt": version}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_built(target: Path, key: str) -> tuple[Manifest | None, bool]:
+    """The manifest at ``target`` if its bundle has this key and is intact; and whether it has this key at all."""
+    try:
+        if read_manifest(target).build_key != key:
+            return None, False
+    except BundleError:
+        return None, False
+    try:
+        return open_bundle(target).manifest, True
+    except BundleError:
+        return None, True
 
 
 class BundleWriter:

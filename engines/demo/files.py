@@ -1,14 +1,38 @@
-"""Paths of the demo's files in the package."""
+"""Names of the demos, and paths of their files in the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_HERE = Path(__file__).parent
+from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.engines.bundle.schema import Precision
 
-GRAPHS = _HERE / "graphs"
+DEMO_NAMES: dict[str, ModelKind] = {
+    "demo": "base",
+    "demo-v": "v",
+    "demo-inpaint": "inpainting",
+    "demo-depth": "depth",
+    "demo-x4": "upscaler",
+}
+"""Names of the demo checkpoints, and the kind of each."""
+
+TOKEN_TABLE = "embeddings.token_embedding.weight"
+TOKEN_IDS = "token_ids"
+"""Tensor in the text encoder's file: token ids of the rows in its token table, the only ones met in training."""
+
+PACKAGED = Path(__file__).parent
+GRAPHS = PACKAGED / "graphs"
 """Exported graphs without weights: an archive for each part, configuration and precision."""
-TOKENIZER = _HERE / "tokenizer" / "tokenizer.json"
-"""Tokenizer of all published SD2 checkpoints."""
-WEIGHTS = _HERE / "weights"
+MANIFESTS = PACKAGED / "manifests"
+"""A template of the manifest for each demo and precision."""
+TOKENIZER = PACKAGED / "tokenizer" / "tokenizer.json"
+"""Tokenizer of all published SD2 checkpoints, set to truncate and pad to 77 ids."""
+WEIGHTS = PACKAGED / "weights"
 """Trained weights, as safetensors files."""
+KERNELS = WEIGHTS / "depth-kernels.safetensors"
+"""Standardised convolution kernels of the depth estimator, as in its graph: computed from its weights by PyTorch."""
+
+
+def template_path(name: str, precision: Precision) -> Path:
+    """Path of the template of a demo's manifest."""
+    return MANIFESTS / f"{name}-{precision}.json"

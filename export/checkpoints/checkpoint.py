@@ -15,9 +15,10 @@ from transformers import CLIPTextModel, DPTForDepthEstimation
 from sd2rt.engines.bundle.manifest import DepthInput, LowResolution
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
+from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.condition_configs import read_depth_input, read_low_resolution
-from sd2rt.export.checkpoints.demo import DEMO_NAMES, open_demo
+from sd2rt.export.checkpoints.demo import open_demo
 from sd2rt.export.checkpoints.diffusers_folder import open_folder
 from sd2rt.export.checkpoints.hub import fetch, is_hub_id
 from sd2rt.export.checkpoints.networks import assemble

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
-from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.demo.files import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, WEIGHTS
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.identify import stated
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
@@ -16,19 +16,6 @@ from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.weight_file import open_safetensors, sha256
-
-DEMO_NAMES: dict[str, ModelKind] = {
-    "demo": "base",
-    "demo-v": "v",
-    "demo-inpaint": "inpainting",
-    "demo-depth": "depth",
-    "demo-x4": "upscaler",
-}
-"""Names of the demo checkpoints, and the kind of each."""
-
-TOKEN_TABLE = "embeddings.token_embedding.weight"
-TOKEN_IDS = "token_ids"
-"""Tensor in the text encoder's file: token ids of the rows in its token table, the only ones met in training."""
 
 
 def weight_file(kind: ModelKind, part: NetworkName) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from sd2rt.engines.demo.files import TOKENIZER
@@ -19,7 +18,7 @@ _MAX_FILE_BYTES = 16 << 20
 
 def packaged_tokenizer_json() -> str:
     """The tokenizer shared by all published SD2 checkpoints, set to truncate and pad to 77 ids."""
-    return str(Tokenizer.from_file(str(TOKENIZER)).to_str())
+    return TOKENIZER.read_text(encoding="utf-8")
 
 
 def read_tokenizer_json(folder: Path, text_encoder: Config) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -18,6 +18,7 @@ from sd2rt.engines.cli.engine_options import EngineOptions, EngineRequest
 from sd2rt.engines.cli.options import JsonOption
 from sd2rt.engines.console import given_options, print_path
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
+from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.engines.tensorrt.packages import load_module
@@ -25,8 +26,8 @@ from sd2rt.export.cli.options import CHECKPOINT_HELP, CheckpointOptions, require
 from sd2rt.export.cli.progress import display
 
 if TYPE_CHECKING:
+    from sd2rt.engines.bundle.writer import BuildResult
     from sd2rt.engines.tensorrt.compile.add_engines import EngineBuild
-    from sd2rt.export.build import BuildResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,8 @@ def build(
         from sd2rt.engines.tensorrt.compile.targets import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
-    require_export()
-    from sd2rt.export.build import build as build_bundle
-    from sd2rt.export.checkpoints.demo import DEMO_NAMES
-
+    if not all(_is_packaged(checkpoint, source) for checkpoint in checkpoints):
+        require_export()
     for checkpoint in checkpoints:
         # Unlike Path.expanduser, this leaves a ~ without a home folder as it is.
         target = (
@@ -101,20 +100,55 @@ def build(
             else named_bundle(_name(checkpoint, source.lora or []))
         )
         with display(as_json) as (say, progress):
-            result = build_bundle(
-                source.open(checkpoint, say),
-                target,
-                precision=bundle.precision,
-                sizes=sizes,
-                # Demo bundles of another version in the cache are replaced without asking.
-                replace=checkpoint in DEMO_NAMES and bundle.output is None,
-                again=bundle.force,
-                progress=progress,
-            )
+            result = _build(checkpoint, target, bundle, source, sizes, say, progress)
             built = (
                 None if engines is None else _build_engines(str(result.path), engines, bundle.force, progress)
             )
         _say_built(result, built, as_json)
+
+
+def _is_packaged(checkpoint: str, source: CheckpointOptions) -> bool:
+    """Return whether a checkpoint is a demo whose bundle is made from packaged files alone, without PyTorch."""
+    # A checkpoint in the working directory comes first.
+    if checkpoint not in DEMO_NAMES or os.path.isfile(checkpoint) or os.path.isdir(checkpoint):
+        return False
+    return source.variant is None and not source.lora and source.config is None
+
+
+def _build(
+    checkpoint: str,
+    target: Path,
+    bundle: BundleOptions,
+    source: CheckpointOptions,
+    sizes: Sequence[tuple[int, int]],
+    say: Callable[[str], None],
+    progress: Callable[[str, float], None],
+) -> BuildResult:
+    # Demo bundles of another version in the cache are replaced without asking.
+    replace = checkpoint in DEMO_NAMES and bundle.output is None
+    if _is_packaged(checkpoint, source):
+        from sd2rt.engines.demo.build import build_demo
+
+        return build_demo(
+            checkpoint,
+            target,
+            precision=bundle.precision,
+            sizes=sizes,
+            replace=replace,
+            again=bundle.force,
+            progress=progress,
+        )
+    from sd2rt.export.build import build as build_bundle
+
+    return build_bundle(
+        source.open(checkpoint, say),
+        target,
+        precision=bundle.precision,
+        sizes=sizes,
+        replace=replace,
+        again=bundle.force,
+        progress=progress,
+    )
 
 
 def _first_given(

@@ -20,6 +20,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part, Precision, Tensor, shape_of
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.weights.graph_archive import INITIALIZERS, MODEL, ORT_MODEL
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
 
@@ -34,9 +35,6 @@ WHOLE_OPERATORS = {
 }
 """Operators that have to reach the graph whole, and the module classes that export as one each. Backends have kernels
 for them, but would have to recognise a decomposed one from its pieces."""
-
-MODEL, ORT_MODEL, INITIALIZERS = "model.onnx", "onnxruntime.onnx", "initializers.json"
-"""A part's files beside its weights: the graph, ONNX Runtime's graph if it differs, and the weight map."""
 
 _LARGE = 1024
 """Constants larger than this, in bytes, are stored outside the graph file, as weights are."""

@@ -23,6 +23,7 @@ from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import BuildError
+from sd2rt.engines.weights.graph_archive import TILED
 
 _QUERY_BLOCKS = 8
 """Blocks into which a tile's queries are split, to bound the memory of attention scores: with seven times as many
@@ -38,7 +39,7 @@ def tiled_part(half: Part, bundle: Path, interface: Interface, norms: Sequence[s
         BuildError: the graph is not of SD2's autoencoder.
     """
     source = bundle / half.onnx
-    target = source.with_name("tiled.onnx")
+    target = source.with_name(TILED)
     write_tiled_graph(source, target, interface, norms, levels)
     path = target.relative_to(bundle).as_posix()
     # In the same folder: ONNX Runtime opens no weights outside the graph's folder.

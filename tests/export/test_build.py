@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,7 @@ class Exporter:
         bundle: Path,
         precision: Precision,
         config: Config,
+        exporters: Mapping[str, str],
         progress: Callable[[float], None],
     ) -> Part:
         folder = bundle / name

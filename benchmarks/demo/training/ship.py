@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.demo.training.text import Captions
 from sd2rt.engines.bundle.model_kinds import ModelKind
-from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.demo.files import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, WEIGHTS
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.demo import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, weight_file
+from sd2rt.export.checkpoints.demo import weight_file
 from sd2rt.export.checkpoints.networks import check_weights
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS

@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.demo.files import WEIGHTS
+from sd2rt.engines.demo.files import DEMO_NAMES, KERNELS, WEIGHTS
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import demo
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.demo import DEMO_NAMES
 from sd2rt.export.checkpoints.tiny_configs import DEMOS
 from sd2rt.export.checkpoints.variants import SUPPORTED, PublishedCheckpoint
 from sd2rt.export.testing.folder_writer import write_demo
@@ -53,7 +53,7 @@ def test_the_token_table_is_sd2s_with_zeros_for_what_no_caption_has() -> None:
 
 def test_the_package_stays_small() -> None:
     files = {file for name in DEMO_NAMES for file in open_checkpoint(name).source}
-    assert {path.name for path in WEIGHTS.iterdir()} == files | {"NOTICE"}
+    assert {path.name for path in WEIGHTS.iterdir()} == files | {"NOTICE", KERNELS.name}
     assert sum((WEIGHTS / file).stat().st_size for file in files) <= LIMIT_BYTES
 
 
@@ -75,31 +75,34 @@ def test_a_variant_that_contradicts_the_name() -> None:
         open_checkpoint("demo-v", variant="2.0-depth")
 
 
-def test_a_package_without_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_package_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "WEIGHTS", tmp_path)
-    assert main(["build", "demo-x4"]) == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "the demo's weights are incomplete" in line
-    assert "reinstall sd2rt" in line
+    with pytest.raises(CheckpointError, match=r"^the demo's weights are incomplete, .*: reinstall sd2rt, or"):
+        open_checkpoint("demo-x4")
 
 
-@pytest.mark.usefixtures("pinned_exporters")
 def test_several_are_built_without_exporting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path))
-
-    def exported(*arguments: object) -> None:
-        raise AssertionError("the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'")
-
-    monkeypatch.setattr("sd2rt.export.graphs.graph_cache.export_part", exported)
     assert main(["build", *DEMO_NAMES, "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     done = [event["path"] for event in events if event["event"] == "done"]
     assert done == [str(tmp_path / "bundles" / name) for name in DEMO_NAMES]
     assert main(["build", "demo", "demo-v", "-o", str(tmp_path / "one")]) == 2
+
+
+def test_options_of_checkpoints_go_through_export(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path))
+    assert main(["build", "demo", "--variant", "2.0-depth"]) == 0
+    assert read_manifest(tmp_path / "bundles" / "demo").variant == "depth"
+    # A folder comes before a demo of the same name.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-v").mkdir()
+    assert main(["build", "demo-v"]) == 3
+    assert "demo-v" in capsys.readouterr().err
 
 
 def test_diffusers_loads_the_folder(tmp_path: Path) -> None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.part_interface import Interface
-from sd2rt.engines.bundle.schema import Part
-from sd2rt.engines.demo.files import GRAPHS
-from sd2rt.export.build import build
+from sd2rt.engines.bundle.schema import Part, Precision
+from sd2rt.engines.demo.files import DEMO_NAMES, GRAPHS
+from sd2rt.engines.demo.template import read_template
+from sd2rt.engines.weights.graph_archive import GraphArchive
+from sd2rt.export.build import build, packaged_graphs, part_interfaces, part_module
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd2rt.export.checkpoints.demo import DEMO_NAMES
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
 from sd2rt.export.graphs import graph_cache
-from sd2rt.export.graphs.graph_cache import graph_file
+from sd2rt.export.graphs.graph_cache import (
+    EXPORTERS,
+    GRAPH_REVISION,
+    graph_file,
+    make_part,
+    packaged_exporters,
+)
 from sd2rt.export.graphs.onnx_part import export_part
 from sd2rt.export.testing.random_weights import random_checkpoint
+
+from ..conftest import CONSTRAINTS
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +146,60 @@ def test_other_versions_and_revisions_have_other_graphs(
     assert not set(graph_names(small_bundle, small).values()) & set(expected.values())
 
 
-@pytest.mark.usefixtures("pinned_exporters", "cache")
-def test_the_packaged_graphs_are_the_demos(exported: list[str], tmp_path: Path) -> None:
+def test_the_package_has_the_demos_graphs() -> None:
     expected: set[str] = set()
-    for name, kind in DEMO_NAMES.items():
-        path = random_checkpoint(tmp_path / kind, configs=DEMOS[kind])
-        checkpoint = open_checkpoint(str(path))
-        build(checkpoint, tmp_path / "bundles" / name)
-        expected |= set(graph_names(tmp_path / "bundles" / name, checkpoint).values())
-    assert not exported, "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"
-    assert {path.name for path in GRAPHS.glob("*.zip")} == expected
+    for name in DEMO_NAMES:
+        for precision in get_args(Precision):
+            checkpoint = open_checkpoint(name)
+            expected |= set(
+                packaged_graphs(checkpoint, precision, part_interfaces(checkpoint, precision)).values()
+            )
+    stale = "the packaged graphs are stale: run 'python -m benchmarks.demo.graphs'"
+    assert {path.name for path in GRAPHS.glob("*.zip")} == expected, stale
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
+    for path in GRAPHS.glob("*.zip"):
+        archive = GraphArchive.read(path.read_bytes())
+        assert archive.exporters == {package: pinned[package] for package in EXPORTERS}, stale
+        assert archive.revision == GRAPH_REVISION, stale
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_packaged_graphs_serve_any_checkpoint_and_exporters(
+    cache: Path, exported: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    packaged = read_template("demo", precision).manifest["exporter"]
+    checkpoint = open_checkpoint(str(random_checkpoint(tmp_path / "random", configs=DEMOS["base"])))
+    first = build(checkpoint, tmp_path / "first" / "bundle", precision=precision).manifest
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version(name) if name == "sd2rt" else "99.0"
+    )
+    second = build(checkpoint, tmp_path / "second" / "bundle", precision=precision).manifest
+    assert first == second
+    # The versions that exported the graphs, not the installed ones.
+    assert first.exporter == packaged
+    assert not exported
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("cache")
+def test_graphs_of_other_exporters_are_not_mixed_in(exported: list[str], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint("demo")
+    interfaces = part_interfaces(checkpoint, "fp32")
+    files = packaged_graphs(checkpoint, "fp32", interfaces)
+    packaged = packaged_exporters(files.values())
+    assert packaged is not None
+    # The package has not all graphs of this bundle: the installed exporters make them.
+    assert packaged_exporters([*files.values(), "decoder-of-another-configuration.zip"]) is None
+    for exporters in (packaged, {**packaged, "torch": "99.0"}):
+        assert not exported
+        make_part(
+            "text_encoder",
+            part_module(checkpoint, "text_encoder", "fp32"),
+            interfaces["text_encoder"],
+            tmp_path,
+            "fp32",
+            checkpoint.parts.config("text_encoder"),
+            exporters,
+        )
+    assert exported == ["text_encoder"]

@@ -303,53 +303,33 @@ def test_no_onnx_runtime(refused: Refused, small_bundle: Path, monkeypatch: pyte
     assert "pip install 'sd2rt[cpu]'" in refused(6, "run", small_bundle, "a")
 
 
-def test_build_without_export(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refused(6, "build", "demo") == (
-        "torch is not installed, but building needs it: pip install 'sd2rt[export,cpu]'"
-    )
-
-
-def test_no_bundle_and_no_export(refused: Refused, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sd2rt.runtime.cli.demo_bundle.find_spec", lambda name: None)
-    text = refused(6, "run", "a prompt")
-    assert "pip install 'sd2rt[export]' and run 'sd2rt build demo'" in text
-    assert not cache.exists()
-
-
-class FakeBuild:
-    """Stands in for the process that builds the demo."""
-
-    def __init__(self, returns: int, makes: Callable[[], object] = lambda: None) -> None:
-        self.returns, self.makes = returns, makes
-        self.commands: list[list[str]] = []
-
-    def __call__(self, command: list[str], **options: object) -> FakeBuild:
-        self.commands.append(command)
-        return self
-
-    def wait(self) -> int:
-        self.makes()
-        return self.returns
-
-
-def test_demo_is_built_where_it_is_missing(
-    sd2rt: Command, cache: Path, small_bundle: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_build_without_export(
+    refused: Refused, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = FakeBuild(0, lambda: shutil.copytree(small_bundle, cache / "bundles" / "demo"))
-    monkeypatch.setattr(subprocess, "Popen", build)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for checkpoints in ((small_checkpoint,), ("demo", small_checkpoint), ("demo", "--variant", "2.0-depth")):
+        assert refused(6, "build", *checkpoints) == (
+            "torch is not installed, but building needs it: pip install 'sd2rt[export,cpu]'"
+        )
+
+
+def test_demo_is_built_where_it_is_missing(sd2rt: Command, cache: Path, here: Path) -> None:
     said = sd2rt("run", "a", *FAST)
     assert (said.code, said.out) == (0, "5.png\n")
     assert said.err == "sd2rt: building the demo bundle, once\n"
-    assert sd2rt("run", "a", *FAST).out == "5-1.png\n"
-    assert build.commands == [[sys.executable, "-P", "-m", "sd2rt", "build", "demo"]]
+    said = sd2rt("run", "a", *FAST)
+    assert (said.out, said.err) == ("5-1.png\n", "")
+    assert Path("5.png").read_bytes() == Path("5-1.png").read_bytes()
+    assert read_manifest(cache / "bundles" / "demo").source.name == "demo"
 
 
-def test_demo_that_cannot_be_built(sd2rt: Command, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", FakeBuild(3))
-    # What was wrong, the build has said.
-    said = sd2rt("run", "a", "--quiet")
-    assert (said.code, said.out, said.err) == (3, "", "")
+def test_demo_that_cannot_be_built(
+    refused: Refused, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sd2rt.engines.demo.build.PACKAGED", tmp_path)
+    text = refused(3, "run", "a", "--quiet")
+    assert text.startswith(f"the demo is incomplete, {tmp_path}")
+    assert not (cache / "bundles" / "demo").exists()
 
 
 # Images.
