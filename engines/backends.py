@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +13,10 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
-from sd2rt.engines.interface import Backend, Device
+from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeCudaBackend
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_backend(
@@ -85,3 +89,19 @@ def open_backend(
         cuda_graph=bool(cuda_graph),
         allow_cpu_fallback=allow_cpu_fallback,
     )
+
+
+def open_part(
+    backend: Backend,
+    device: Device,
+    part: PartName,
+    weights: Mapping[str, Array] | None = None,
+    like: Engine | None = None,
+) -> Engine:
+    """Open a part with a backend on its device, and log the seconds; see :meth:`Backend.open`."""
+    start = time.monotonic()
+    engine = backend.open(part, weights, like)
+    changed = "" if weights is None else ", with other weights"
+    seconds = time.monotonic() - start
+    _LOG.info("opened %s with %s on %s in %.2f s%s", part, backend.name, device, seconds, changed)
+    return engine

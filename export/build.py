@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,7 @@ from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, fi
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
+from sd2rt.engines.printable import printable
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
@@ -44,6 +47,8 @@ from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.graphs.tiled_graph import tiled_part
 from sd2rt.export.graphs.tiled_modules import TiledDecoder, TiledEncoder
+
+_LOG = logging.getLogger(__name__)
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
@@ -92,7 +97,10 @@ def build(
     key = build_key(key_facts(checkpoint, tokenizer, precision, exporter), native, version)
     existing, damaged = find_built(target, key)
     if existing is not None and not again:
+        _LOG.info("%s is intact: kept", target)
         return BuildResult(target, existing, fresh=False)
+    _LOG.info("building %s from %s in %s", target, printable(checkpoint.name), precision)
+    start = time.monotonic()
     space = estimated_bytes(checkpoint, precision)
     # A damaged bundle of the same key is rebuilt without --replace: nothing can be lost.
     with BundleWriter(target, key, needed_bytes=space, replace=replace or again or damaged) as writer:
@@ -129,6 +137,7 @@ def build(
         )
         writer.finish(manifest)
         progress("bundle", 1.0)
+    _LOG.info("built %s in %.1f s", target, time.monotonic() - start)
     return BuildResult(target, manifest, fresh=True)
 
 
@@ -201,7 +210,10 @@ def _part(
     progress: Progress,
 ) -> Part:
     part = writer.part(name)
-    if part is None:
+    if part is not None:
+        _LOG.info("%s: kept from an interrupted build", name)
+    else:
+        start = time.monotonic()
         progress(name, 0.0)
         writer.start_part(name)
         network_precision = part_precision(checkpoint, name, precision)
@@ -210,6 +222,7 @@ def _part(
             assert half is not None
             levels = len(checkpoint.parts.config("vae")["block_out_channels"])
             part = tiled_part(half, writer.folder, tensors, _dimensions(checkpoint).norms[name], levels)
+            _LOG.info("%s: derived from %s in %.1f s", name, UNTILED[name], time.monotonic() - start)
         else:
             module = part_module(checkpoint, name, network_precision)
             part = make_part(
@@ -237,7 +250,10 @@ def _preview(checkpoint: Checkpoint) -> PreviewMatrix:
             image: Float32Array = decoder(torch.from_numpy(latents)[None])[0].numpy()
         return image
 
-    return fit_preview(decode, _latents(checkpoint).channels)
+    start = time.monotonic()
+    fitted = fit_preview(decode, _latents(checkpoint).channels)
+    _LOG.info("preview: fitted in %.1f s, with an error of %.3f", time.monotonic() - start, fitted.error)
+    return fitted
 
 
 def _dimensions(checkpoint: Checkpoint) -> Dimensions:

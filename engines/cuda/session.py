@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import logging
 from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,7 +16,10 @@ from sd2rt.engines.cuda.buffers import AHEAD, SMALL_BYTES, Block, CudaBuffer, Sm
 from sd2rt.engines.cuda.device import CudaDevice, is_cuda_error
 from sd2rt.engines.cuda.memory import Memory, Ring, Slot, aligned
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.fallback_warning import warn_of_fallback
 from sd2rt.engines.interface import Array, Buffer
+
+_LOG = logging.getLogger(__name__)
 
 
 class Executable(Protocol):
@@ -200,8 +203,11 @@ class CudaSession:
         if self._cuda_graph:
             raise EngineError(f"{message}: leave cuda_graph out") from reason
         self._cuda_graph = False
-        warnings.warn(
-            f"{message}: running without a graph, which takes more host time per step", stacklevel=4
+        warn_of_fallback(
+            _LOG,
+            f"{message}: running without a graph, which takes more host time per step",
+            UserWarning,
+            stacklevel=4,
         )
 
     def _enqueue(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections import Counter
 from typing import Any
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.fallback_warning import warn_of_fallback
 from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER
+
+_LOG = logging.getLogger(__name__)
 
 SHAPE_ARITHMETIC = frozenset({"Add", "Concat", "Div", "Mul", "Reshape", "Squeeze"})
 """Operators that compute shapes. Their inputs are in host memory, so ONNX Runtime prefers the CPU and copies nothing.
@@ -44,4 +47,4 @@ def check_cpu_fallback(session: Any, label: str, *, allow_cpu_fallback: bool) ->
             f"{message}: install the tested version with pip install 'sd2rt[cuda]', or run slowly with "
             "--allow-cpu-fallback (Python: allow_cpu_fallback=True)"
         )
-    warnings.warn(f"{message}, with copies from and to the GPU at every launch", RuntimeWarning, stacklevel=4)
+    warn_of_fallback(_LOG, f"{message}, with copies from and to the GPU at every launch", stacklevel=4)

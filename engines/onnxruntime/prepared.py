@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
-import warnings
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.bundle.temporary import sweep
 from sd2rt.engines.bundle.writer import os_errors_as_build_errors
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
+from sd2rt.engines.fallback_warning import warn_of_fallback
 from sd2rt.engines.interface import Device
 from sd2rt.engines.onnxruntime.opening import (
     CPU_PROVIDER,
@@ -43,6 +45,8 @@ from sd2rt.engines.onnxruntime.prepared_files import (
     write_record,
 )
 from sd2rt.engines.onnxruntime.session_config import set_session_config
+
+_LOG = logging.getLogger(__name__)
 
 _FORMAT = 2
 # Disk space per byte of weights: some are saved twice, as they are and in a kernel's layout.
@@ -81,7 +85,7 @@ def find_prepared(part: Part) -> PreparedFiles | None:
     try:
         return open_prepared(part)
     except BundleError as error:
-        warnings.warn(f"the prepared graph is not used: {error}", RuntimeWarning, stacklevel=2)
+        warn_of_fallback(_LOG, f"the prepared graph is not used: {error}", stacklevel=2)
         return None
 
 
@@ -152,9 +156,13 @@ def _prepare(bundle: Bundle, name: PartName) -> Prepared:
                 f"{folder.parent} has {free / 1e9:.1f} GB free, and the graph of {name} takes up to "
                 f"{weights * _SPACE_FACTOR / 1e9:.1f} GB: make room"
             )
+        start = time.monotonic()
         with atomic_folder(folder) as unfinished:
             bundle.load(part.files, lambda opened: _save(opened / part.onnxruntime, unfinished))
             write_record(unfinished, folder, bundle=bundle.path, version=_version())
+        _LOG.info("%s: saved the prepared graph in %.1f s: %s", name, time.monotonic() - start, folder)
+    else:
+        _LOG.info("%s: kept the prepared graph: %s", name, folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
     return Prepared(name, folder, size, not existing)
 

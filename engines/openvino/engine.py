@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from sd2rt.engines.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
     import openvino
+
+_LOG = logging.getLogger(__name__)
 
 _MAX_IDLE_LAUNCHES = 200
 """Consecutive launches of other sizes, about several images, after which the first size's compilation is dropped."""
@@ -84,12 +88,14 @@ class OpenVinoEngine(Closing):
         if self._dynamic is not None:
             return self._dynamic
         assert self._graph is not None
+        start = time.monotonic()
         try:
             if self._fixed is None:
                 shapes = {tensor.name: session.buffers[tensor.name].shape for tensor in self.part.inputs}
                 compiled = self._graph.compiled(shapes)
                 if compiled is not None:
                     self._fixed = (session.dims, compiled)
+                    _LOG.info("compiled %s in %.2f s", session.label, time.monotonic() - start)
                     return compiled
             compiled = self._graph.compiled(None)
         except RuntimeError as error:
@@ -97,6 +103,7 @@ class OpenVinoEngine(Closing):
         assert compiled is not None
         # This compilation runs every size, so the graph is no longer needed.
         self._dynamic, self._graph = compiled, None
+        _LOG.info("compiled %s for any size in %.2f s", self._label, time.monotonic() - start)
         return compiled
 
     def _refuse_closed(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +12,14 @@ from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
+from sd2rt.engines.fallback_warning import warn_of_fallback
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine_header import HeaderReader
 from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
 from sd2rt.engines.tensorrt.part import TensorRtPart
+
+_LOG = logging.getLogger(__name__)
 
 _INSTALL = "pip install 'sd2rt[tensorrt]'"
 
@@ -116,7 +119,7 @@ def open_tensorrt(
     # Backends without engines in the bundle are not worth a warning.
     backends = {entry.backend for entry in bundle.manifest.engines}
     relevant = [str(error) for backend, error in zip(candidates, reasons, strict=True) if backend in backends]
-    warnings.warn(f"using ONNX Runtime: {'; '.join(relevant)}", RuntimeWarning, stacklevel=2)
+    warn_of_fallback(_LOG, f"using ONNX Runtime: {'; '.join(relevant)}", stacklevel=2)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.regular_file import read_regular
+
+_LOG = logging.getLogger(__name__)
 
 _MAX_BYTES = 1 << 30
 
@@ -40,6 +43,7 @@ class KernelCache:
             content = read_regular(self._path, _MAX_BYTES)
             if self._cache.deserialize(content):
                 self._saved = content
+                _LOG.debug("kernels loaded from %s", self._path)
 
     def use_in(self, config: Any) -> None:
         """Make contexts created with ``config`` load kernels from the cache and add new ones to it."""
@@ -64,3 +68,4 @@ class KernelCache:
             with atomic_write(self._path) as temporary:
                 temporary.write_bytes(content)
             self._saved = content
+            _LOG.debug("kernels saved to %s", self._path)

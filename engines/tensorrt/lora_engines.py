@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.engines.weights.initializers import Weights
+
+_LOG = logging.getLogger(__name__)
 
 _ENGINES_KEPT = 8
 """A LoRA at two sizes needs three engines; those of a full-size denoiser have 1.8 GB each."""
@@ -73,7 +77,9 @@ def rebuilt_engine(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = cache_dir() / "rebuilt" / key
     if (cached := _read_intact(folder)) is not None:
+        _LOG.info("%s %s with these weights is in the cache: %s", name, entry.label, folder)
         return folder, cached
+    start = time.monotonic()
     with os_errors_as_build_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _prune(folder.parent)
@@ -95,6 +101,9 @@ def rebuilt_engine(
                 f"compiling {name} {entry.label} with new weights, once", RuntimeWarning, stacklevel=2
             )
             built = compile_in_process(task)
+            _LOG.info(
+                "compiled %s %s with new weights in %.1f s", name, entry.label, time.monotonic() - start
+            )
             (unfinished / "weights.npz").unlink()
             report = Path(f"{task.target}.json").rename(unfinished / "rebuilt.json")
             compiled = entry.model_copy(

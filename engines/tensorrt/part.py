@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
+
+_LOG = logging.getLogger(__name__)
 
 
 class TensorRtPart(Closing):
@@ -101,6 +105,7 @@ class TensorRtPart(Closing):
         return self._entries[min(fitting)[1]]
 
     def _open(self, entry: EngineEntry) -> TensorRtEngine:
+        start, label = time.monotonic(), entry.label
         folder, weights = self._bundle.path, self._weights
         refit = weights is not None and entry.options.refit in ("all", "individual")
         if weights is not None and not refit:
@@ -119,6 +124,7 @@ class TensorRtPart(Closing):
                 self.part.files,
                 lambda opened: engine.refit(opened / self.part.onnx, weights),
             )
+        _LOG.info("loaded the engine %s of %s in %.2f s", label, self._name, time.monotonic() - start)
         return engine
 
     def _rebuilt(self, entry: EngineEntry, weights: Mapping[str, Array]) -> tuple[Path, EngineEntry]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from sd2rt.export.checkpoints.pipeline_configs import (
     read_json,
 )
 from sd2rt.export.checkpoints.variants import VARIANTS
+
+_LOG = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -59,6 +63,7 @@ def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
         raise CheckpointError(f"{repo_id} is {not_supported([row], 'by its Hub id')}")
     cached = _cached(repo_id)
     if cached is not None:
+        _LOG.info("%s is in the local Hugging Face cache: %s", repo_id, cached)
         return cached
     if row is not None and row.mirror not in (None, repo_id):
         raise CheckpointError(
@@ -72,10 +77,11 @@ def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:
         )
     if progress is not None:
         progress(f"downloading {repo_id} from the Hugging Face Hub")
-    folder = None
+    folder, start = None, time.monotonic()
     for weights in _WEIGHT_FILES:
         folder = _download(repo_id, [*_CONFIG_FILES, *weights])
         if is_complete(folder):
+            _LOG.info("downloaded %s in %.1f s", repo_id, time.monotonic() - start)
             return folder
     # open_folder() reports which files are missing.
     assert folder is not None

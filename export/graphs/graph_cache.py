@@ -16,6 +16,8 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from sd2rt.engines.interface import Array
 from sd2rt.engines.weights.graph_archive import GraphArchive
 from sd2rt.export.checkpoints.pipeline_configs import Config
 from sd2rt.export.graphs.onnx_part import described_part, export_part, weights_of
+
+_LOG = logging.getLogger(__name__)
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 """Packages whose versions determine an exported graph."""
@@ -69,6 +73,7 @@ def make_part(
     Raises:
         BuildError: see :func:`~sd2rt.export.graphs.onnx_part.export_part`.
     """
+    start = time.monotonic()
     weights = {key: tensor.detach().numpy() for key, tensor in weights_of(name, module).items()}
     file, caches = graph_file(name, interface, precision, config), _cache_folders()
     graphs = _read(GRAPHS / packaged_file(name, interface, precision, config))
@@ -77,8 +82,12 @@ def make_part(
     for archive in (graphs, *(_read(folder / file) for folder in caches)):
         if archive is not None and _fits(archive, weights):
             archive.write(bundle / name, weights)
+            seconds = time.monotonic() - start
+            origin = "the package" if archive is graphs else "the cache"
+            _LOG.info("%s: wrote the weights for a graph of %s in %.1f s", name, origin, seconds)
             return described_part(name, module, interface, bundle, precision)
     part = export_part(name, module, interface, bundle, precision, progress)
+    _LOG.info("%s: exported in %.1f s", name, time.monotonic() - start)
     # If the graph cannot be stored, the next build exports it again.
     with contextlib.suppress(OSError):
         for folder in caches:

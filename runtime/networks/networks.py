@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.backends import open_backend
+from sd2rt.engines.backends import open_backend, open_part
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
@@ -87,9 +87,7 @@ class Networks:
         )
         # Parts load in parallel: most of the time is ONNX Runtime's optimiser, which uses one core and no GIL.
         with ThreadPoolExecutor(len(_EAGER_PARTS)) as pool:
-            futures = {
-                part: pool.submit(self._backend.open, part, weights.get(part)) for part in _EAGER_PARTS
-            }
+            futures = {part: pool.submit(self._open, part, weights.get(part)) for part in _EAGER_PARTS}
             tokenizer = Tokenizer(bundle)
         try:
             self._engines: dict[PartName, Engine] | None = {
@@ -103,6 +101,11 @@ class Networks:
             raise
         self.results = ResultCache()
         self.text = self._text_encoder(tokenizer)
+
+    def _open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
+        return open_part(self._backend, self.device, part, weights, like)
 
     def _profiles(self) -> Path | None:
         """Folder for operator profiles; None if none are recorded."""
@@ -140,7 +143,7 @@ class Networks:
         if self._engines is None:
             raise RequestError(CLOSED)
         if part not in self._engines:
-            self._engines[part] = self._backend.open(part)
+            self._engines[part] = self._open(part)
         return self._engines[part]
 
     def replace_weights(self, weights: PartWeights) -> None:
@@ -161,7 +164,7 @@ class Networks:
         opened: dict[PartName, Engine] = {}
         try:
             for part, values in weights.items():
-                opened[part] = self._backend.open(part, values, self._engines.get(part))
+                opened[part] = self._open(part, values, self._engines.get(part))
         except BaseException:
             for engine in opened.values():
                 engine.close()

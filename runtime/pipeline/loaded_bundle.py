@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,7 +19,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, Engine
 from sd2rt.engines.lora.file import Lora, read_lora
 from sd2rt.engines.lora.merge import changed_parts, merged_weights
-from sd2rt.engines.printable import repr_of, shown
+from sd2rt.engines.printable import printable, repr_of, shown
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.networks.preview import Preview
@@ -25,6 +27,8 @@ from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
 from sd2rt.runtime.scheduling.settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 class LoadedBundle:
@@ -94,6 +98,7 @@ class LoadedBundle:
             # The sessions of the last call hold the engines.
             self._loop.stepper.reset()
             self._networks.close()
+        _LOG.info("closed %s", self.bundle.path)
 
     def engine(self, part: PartName) -> Engine:
         """Get the engine of a part.
@@ -162,11 +167,13 @@ class LoadedBundle:
         """Add an embedding that is already read; raises RequestError if it does not fit the bundle."""
         with self._change():
             self._networks.text.add_embedding(embedding)
+        _LOG.info("added the embedding %s", printable(embedding.token))
 
     def unload_embedding(self, token: str) -> None:
         """Remove a textual inversion by its token; raises RequestError if none of that name is loaded."""
         with self._change():
             self._networks.text.remove_embedding(token)
+        _LOG.info("removed the embedding %s", printable(token))
 
     @property
     def loras(self) -> tuple[Lora, ...]:
@@ -209,6 +216,9 @@ class LoadedBundle:
             self._change_loras(remaining)
 
     def _change_loras(self, loras: tuple[Lora, ...]) -> None:
+        start = time.monotonic()
         merged = merged_weights(self.bundle, loras)
         self._networks.replace_weights(changed_parts(self._loras, loras, merged))
         self._loras = loras
+        active = ", ".join(f"{printable(lora.name)} at {lora.scale:g}" for lora in loras) or "none"
+        _LOG.info("active LoRAs: %s; changed in %.2f s", active, time.monotonic() - start)

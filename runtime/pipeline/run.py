@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
@@ -51,7 +52,7 @@ class Run(Generic[Images]):
         request_id: str | None = None,
         terms: Terms = NO_TERMS,
     ) -> None:
-        self._loop = loop
+        self._loop, self._begun = loop, time.monotonic()
         self.request_id = secrets.token_hex(4) if request_id is None else request_id
         self.planned = list(planned)
         self._using = threading.RLock()
@@ -76,7 +77,12 @@ class Run(Generic[Images]):
         if _LOG.isEnabledFor(logging.INFO):
             images = sum(map(len, self.jobs))
             _LOG.info(
-                "request %s: %d images, %d steps, seeds %s", self.request_id, images, self.total, self.seeds
+                "request %s: %d images, %d steps, seeds %s; prepared in %.2f s",
+                self.request_id,
+                images,
+                self.total,
+                self.seeds,
+                time.monotonic() - self._begun,
             )
 
     def __iter__(self) -> Iterator[Progress]:
@@ -253,7 +259,7 @@ class Run(Generic[Images]):
         for output in outputs:
             if isinstance(output, EngineError):
                 _LOG.warning("request %s: %s", self.request_id, output)
-        _LOG.info("request %s: finished", self.request_id)
+        _LOG.info("request %s: finished after %.2f s", self.request_id, time.monotonic() - self._begun)
         return outputs
 
     def _output(

@@ -175,7 +175,13 @@ class StepLoop:
             self.scheduler.failed(call)
             if len(members) > 1:
                 limit = self.scheduler.halve(call.lane, len(members))
-                _LOG.warning("out of memory with %d images in a call: %d from now on", len(members), limit)
+                named = ", ".join(dict.fromkeys(run.request_id for _, run in members))
+                _LOG.warning(
+                    "request %s: out of memory with %d images in a call: %d from now on",
+                    named,
+                    len(members),
+                    limit,
+                )
             else:
                 self._fail(members, error)
             return
@@ -190,6 +196,9 @@ class StepLoop:
             raise
         now = time.monotonic()
         self.scheduler.done(call, now - start, now)
+        if _LOG.isEnabledFor(logging.DEBUG):
+            named = ", ".join(dict.fromkeys(run.request_id for _, run in members))
+            _LOG.debug("request %s: a step of %d images in %.3f s", named, len(members), now - start)
         self.calls[len(members)] += 1
         self.step_seconds[len(members)] = self.scheduler.curve(call.lane).seconds(len(members)) or 0.0
         active: dict[RunState, list[Trajectory]] = {}
@@ -216,6 +225,8 @@ class StepLoop:
             raise
         now = time.monotonic()
         self.scheduler.done(call, now - start, now)
+        what = "a preview" if isinstance(job, Snapshot) else "an image"
+        _LOG.debug("request %s: decoded %s in %.3f s", run.request_id, what, now - start)
         run.changed()
 
     def _fail(self, members: Iterable[tuple[Trajectory, RunState]], error: Exception) -> None:

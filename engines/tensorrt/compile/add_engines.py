@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,8 @@ from sd2rt.engines.tensorrt.compile.targets import targets_of
 from sd2rt.engines.tensorrt.compile.worker_process import compile_in_process
 from sd2rt.engines.tensorrt.compile.worker_protocol import BuildTask, Built
 from sd2rt.engines.tensorrt.packages import load_module, this_platform
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 """Called with the name of the engine being built and the fraction completed, 0 to 1."""
@@ -101,6 +105,7 @@ def build_engines(
             key = _key(manifest.parts[plan.part], plan, options, version, gpu)
             existing = next((entry for entry in manifest.engines if entry.key == key), None)
             if existing is not None and not again and _is_intact(path, existing):
+                _LOG.info("kept the engine %s of %s", existing.label, plan.part)
                 kept.append(existing)
                 continue
             with os_errors_as_build_errors(path):
@@ -194,7 +199,7 @@ def _build(
         target=str(target),
         timing_cache=_timing_cache(options, gpu),
     )
-    label = f"{plan.part} {plan.label}"
+    label, start = f"{plan.part} {plan.label}", time.monotonic()
     progress(label, 0.0)
     try:
         built = compile_in_process(task, lambda fraction: progress(label, fraction))
@@ -203,6 +208,7 @@ def _build(
         for leftover in folder.glob(f"{target.name}*"):
             leftover.unlink(missing_ok=True)
     progress(label, 1.0)
+    _LOG.info("compiled the engine %s of %s in %.1f s", plan.label, plan.part, time.monotonic() - start)
     return entry
 
 
