@@ -32,12 +32,13 @@ class Turns:
         Args:
             until: asked by the thread that has the turn, when it calls :meth:`wake` or :meth:`give`; must be quick.
         """
-        if self._owner == threading.get_ident():
+        thread = threading.get_ident()
+        if self._owner == thread:
             self._depth += 1
             return True
         with self._mutex:
             if self._owner is None:
-                self._owner, self._depth = threading.get_ident(), 1
+                self._owner, self._depth = thread, 1
                 return True
             waiter = _Waiter(until)
             self._waiters.append(waiter)
@@ -72,7 +73,7 @@ class Turns:
     @property
     def wanted(self) -> bool:
         """True if a thread waits for a turn of its own, not for what any thread's turn may bring."""
-        return any(waiter.until is None for waiter in tuple(self._waiters))
+        return bool(self._waiters) and any(waiter.until is None for waiter in tuple(self._waiters))
 
     def wake(self) -> None:
         """Let threads go on whose wish is fulfilled."""

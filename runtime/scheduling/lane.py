@@ -96,14 +96,14 @@ class Lane:
             self._waiting.refund(work)
         self._end(work)
 
-    def advance(self, works: Sequence[Work]) -> list[Work]:
-        """Count a step of each work that has not left; return those that are finished."""
+    def advance(self, works: Sequence[Work], steps: int = 1) -> list[Work]:
+        """Count steps of each work that has not left; return those that are finished."""
         finished = []
         for work in works:
             if work not in self:
                 continue
-            work.steps_left -= 1
-            if work.steps_left == 0:
+            work.steps_left -= steps
+            if work.steps_left <= 0:
                 self._end(work)
                 self.finished += 1
                 finished.append(work)

@@ -167,16 +167,28 @@ class Scheduler:
             seconds: its measured cost; None if it was not measured, which counts as the estimate.
         """
         self._take(call)
+        if call.decode is None:
+            return self.repeated(call, 1, seconds)
         lane = self._lane(call.lane)
-        curve, batch = (lane.curve, len(call.works)) if call.decode is None else (lane.decoding, 1)
         if seconds is not None:
-            curve.measure(batch, seconds)
-        self._charge(call.lane, curve.seconds(batch) if seconds is None else seconds)
-        if call.decode is not None:
-            lane.decoded += 1
-            self._end_decode(call.decode)
-            return []
-        finished = lane.advance(call.works)
+            lane.decoding.measure(1, seconds)
+        self._charge(call.lane, lane.decoding.seconds(1) if seconds is None else seconds)
+        lane.decoded += 1
+        self._end_decode(call.decode)
+        return []
+
+    def repeated(self, call: Call, count: int, seconds: float | None) -> list[Work]:
+        """Account for further calls of the same works, which a driver may make while there are no other jobs.
+
+        Args:
+            count: calls since :meth:`done`, or since the last :meth:`repeated`.
+            seconds: mean of their measured costs; None as in :meth:`done`.
+        """
+        lane, batch = self._lane(call.lane), len(call.works)
+        if seconds is not None:
+            lane.curve.measure(batch, seconds)
+        self._charge(call.lane, lane.curve.seconds(batch) if seconds is None else seconds, count)
+        finished = lane.advance(call.works, count)
         for work in finished:
             self._after_end(work)
         return finished
@@ -196,8 +208,8 @@ class Scheduler:
         self._decodes.end(decode)
         self._admitted.remove(decode)
 
-    def _charge(self, key: Hashable, seconds: float | None) -> None:
-        """Charge a lane; the costs of all lanes are relative to the active one whose steps take longest."""
+    def _charge(self, key: Hashable, seconds: float | None, count: int = 1) -> None:
+        """Charge a lane for calls; the costs of all lanes are relative to the active one whose steps take longest."""
         steps = [
             lane.curve.seconds(lane.batch) or 0.0
             for other, lane in self._lanes.items()
@@ -205,7 +217,7 @@ class Scheduler:
         ]
         longest = max(steps, default=0.0)
         share = 1.0 if seconds is None or not longest else seconds / longest
-        self._ring.charge(key, share / self.settings.quantum_steps)
+        self._ring.charge(key, count * share / self.settings.quantum_steps)
 
     def wait_estimate(
         self,

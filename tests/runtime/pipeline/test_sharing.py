@@ -21,6 +21,7 @@ from sd2rt.runtime.denoising.stepper import Stepper
 from sd2rt.runtime.networks.turns import Turns
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.scheduling.admission import DeadlineUnreachableError
+from sd2rt.runtime.scheduling.scheduler import Scheduler
 from sd2rt.runtime.scheduling.work import Priority, Terms
 
 SAMPLERS = ("ddim", "euler-a", "dpmpp-2m", "unipc")
@@ -386,3 +387,35 @@ def test_pipelines_that_share_turns_make_one_call_at_a_time(
         in_threads(8, one)
     assert most == 1
     assert all(np.array_equal(made[index], alone[index]) for index in range(8))
+
+
+def test_a_lone_run_does_not_ask_the_scheduler(
+    pipe: Pipeline, alone: list[NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It repeats its call until something changes; then everybody is served, with unchanged pictures."""
+    asked: list[int] = []
+    real = Scheduler.next_call
+
+    def next_call(self: Scheduler, now: float) -> Any:
+        asked.append(1)
+        return real(self, now)
+
+    monkeypatch.setattr(Scheduler, "next_call", next_call)
+    with pipe.stream("a lighthouse 3", num_inference_steps=12, seed=3, output_type="np") as run:
+        steps = iter(run)
+        for _ in range(6):
+            next(steps)
+        assert len(asked) == 1
+        np.testing.assert_array_equal(pipe(**REQUESTS[0]).images, alone[0])
+        together = len(asked)
+        [changed] = run.result()
+        assert len(asked) > together
+    np.testing.assert_array_equal(
+        changed.images,
+        pipe("a lighthouse 3", num_inference_steps=12, seed=3, output_type="np").images,
+    )
+    nothing_is_left(pipe)
+    asked.clear()
+    with pipe.stream("a", num_inference_steps=12) as left:
+        next(iter(left))
+    nothing_is_left(pipe)

@@ -385,3 +385,48 @@ def test_continuous_batching_meets_objectives_that_static_batches_miss() -> None
         scheduler.calibrate(0, H200)
         ends = end_times(simulate(scheduler, submissions, curve_cost(H200)))
         assert sum(ends[each] <= objective[each] for each in objective) / len(objective) >= goal
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_repeated_calls_count_like_calls(count: int) -> None:
+    """A lone caller's driver may repeat a call; everything after that is as if each had been asked for."""
+    both = []
+    for repeats in (False, True):
+        scheduler = Scheduler(Settings(max_batch=1, group_batch=2))
+        group = object()
+        works = [work(20, lane="x", group=group) for _ in range(2)]
+        scheduler.submit(works, 0.0)
+        call = scheduler.next_call(0.0)
+        assert call is not None
+        scheduler.done(call, 0.5, 0.5)
+        if repeats:
+            assert scheduler.repeated(call, count, 0.5) == []
+        else:
+            for _ in range(count):
+                call = scheduler.next_call(1.0)
+                assert call is not None
+                scheduler.done(call, 0.5, 1.0)
+        other = work(3, lane="y", arrival=2.0)
+        scheduler.submit([other], 2.0)
+        estimate = scheduler.finish_estimate([work(5, lane="x", arrival=2.0)], 2.0)
+        lanes = []
+        for _ in range(12):
+            call = scheduler.next_call(3.0)
+            if call is None:
+                break
+            lanes.append((call.lane, len(call.works)))
+            scheduler.done(call, 0.5, 3.0)
+        both.append(([each.steps_left for each in works], [*estimate.values()], lanes))
+    assert both[0] == both[1]
+
+
+def test_repeated_calls_can_finish_works() -> None:
+    scheduler = Scheduler(Settings(max_batch=1))
+    [only] = works = [work(4, lane="x")]
+    scheduler.submit(works, 0.0)
+    call = scheduler.next_call(0.0)
+    assert call is not None
+    scheduler.done(call, None, 0.0)
+    assert scheduler.repeated(call, 3, None) == [only]
+    assert scheduler.images == 0
+    assert scheduler.next_call(1.0) is None
