@@ -88,3 +88,31 @@ def test_a_wheel_works_in_and_outside_of_the_checkout(installed: Path, tmp_path:
     assert child.returncode == 0, child.stderr
     graphs = len(list((ROOT / "engines" / "demo" / "graphs").iterdir()))
     assert child.stdout.splitlines() == [str(installed / "sd2rt" / "__init__.py"), f"Pipeline {graphs}"]
+
+
+def test_a_wheel_draws_without_export(installed: Path, tmp_path: Path) -> None:
+    """The packaged data is whole: the demo is built and run with what the extra `cpu` installs."""
+    code = (
+        "import sys\n"
+        "for package in ('torch', 'diffusers', 'transformers', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors'):\n"
+        "    sys.modules[package] = None\n"
+        "from sd2rt.runtime.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    paths = [installed, Path(numpy.__file__).parents[1]]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "SD2RT_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    words = ("run", "a red circle", "--steps", "1", "--seed", "3", "--quiet")
+    child = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    assert (tmp_path / "3.png").is_file()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tokenizers import Tokenizer
 
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import KINDS
-from sd2rt.engines.demo.files import DEMO_NAMES, KERNELS, WEIGHTS
+from sd2rt.engines.demo.files import DEMO_NAMES, KERNELS, TOKENIZER, WEIGHTS
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints import demo
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
@@ -114,3 +115,8 @@ def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
             assert theirs.keys() == ours.keys()
             assert all(torch.equal(theirs[key], ours[key]) for key in ours)
     assert pipeline.tokenizer("a red circle").input_ids[0] == 49406
+
+
+def test_the_tokenizer_is_stored_as_the_library_writes_it() -> None:
+    """A bundle has this file as it is, whether the library read it in between or not."""
+    assert Tokenizer.from_file(str(TOKENIZER)).to_str() == TOKENIZER.read_text(encoding="utf-8")
