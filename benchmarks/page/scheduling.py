@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.page import markdown
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import spread, yes
+from benchmarks.recording import report
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "scheduling.md.in"
 _SCHEDULED = "continuous"
@@ -23,6 +24,7 @@ def page(results: Results, folder: Path) -> str:
     """
     result = results.newest("scheduling", lambda value: bool(value["complete"]))
     value = result.value
+    demo = results.newest("scheduling-demo", lambda value: bool(value["complete"]))
     refusals = [
         f"{case['refused']['median']:.1%} at {case['rate']:g}"
         for case in value["policies"][f"{_SCHEDULED}, deadlines"]
@@ -40,6 +42,10 @@ def page(results: Results, folder: Path) -> str:
         plot=_plot(result, folder),
         linear_batch=f"{max(case['largest batch']['max'] for case in value['linear']):g}",
         linear=_by_rate(value["linear"], ("one caller", "a caller each")),
+        demo=_demo(demo.value),
+        demo_seeds=demo.value["seeds"],
+        demo_requests=demo.value["requests"],
+        demo_origin=markdown.origin(demo, folder),
         priorities=_priorities(value),
         fairness=markdown.table(
             ("", "median", "longest"),
@@ -97,6 +103,22 @@ def _plot(result: Result, folder: Path) -> str:
         return ""
     picture = markdown.link(result, folder, result.value["plot"])
     return f"![objectives met, and latency over own time, by rate and policy]({picture})"
+
+
+def _demo(value: dict[str, Any]) -> str:
+    rows = []
+    for case in value["cases"]:
+        first_come = case["policies"]["first come, first served"]
+        for name, served in case["policies"].items():
+            ratios = [
+                each["latency"] / other["latency"] for each, other in zip(served, first_come, strict=True)
+            ]
+            cells = (
+                report.summary(ratios),
+                *(report.summary(each[key] for each in served) for key in ("met", "slowdown")),
+            )
+            rows.append([f"{case['rate']:g}", name, *map(spread, cells)])
+    return markdown.table(("rate", "policy", "mean latency", "met", "latency over own time"), rows)
 
 
 def _by_rate(cases: list[dict[str, Any]], names: tuple[str, ...]) -> str:

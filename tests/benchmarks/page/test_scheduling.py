@@ -32,7 +32,26 @@ def result() -> dict[str, Any]:
     }
 
 
+DEMO = {
+    "benchmark": "scheduling-demo",
+    "machine": MACHINE,
+    "requests": 5,
+    "seeds": 1,
+    "complete": True,
+    "cases": [
+        {
+            "rate": 0.5,
+            "policies": {
+                "first come, first served": [{"latency": 2.0, "slowdown": 3.0, "met": 0.25}],
+                "continuous": [{"latency": 1.0, "slowdown": 1.5, "met": 0.75}],
+            },
+        }
+    ],
+}
+
+
 def page_of(folder: Path, result: dict[str, Any]) -> str:
+    (folder / "scheduling-demo.json").write_text(json.dumps(DEMO))
     (folder / "scheduling.json").write_text(json.dumps(result))
     return scheduling.page(Results(folder), folder)
 
@@ -43,6 +62,7 @@ def test_a_page_of_a_result(tmp_path: Path, result: dict[str, Any]) -> None:
     assert "c(1, 8) = 0.167, 0.425 s" in page
     assert "On a linear curve (batch 1)" in page
     assert "](scheduling.png)" in page
+    assert "| 0.5 | continuous | 0.500 | 0.750 | 1.50 |" in page
     assert "$" not in page
     assert [row[0] for row in rows(result)][:2] == ["serial", "static"]
 
