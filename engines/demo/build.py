@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Array
 from sd2rt.engines.weights.graph_archive import GraphArchive
 from sd2rt.engines.weights.safetensors import read_safetensors
+
+_LOG = logging.getLogger(__name__)
 
 _TOKENIZER = TOKENIZER.relative_to(PACKAGED).as_posix()
 _FILE_NAMES = {"position_embedding.weight": "embeddings.position_embedding.weight"}
@@ -65,7 +69,10 @@ def build_demo(
     key = build_key(template.key_facts, native, version)
     existing, damaged = find_built(target, key)
     if existing is not None and not again:
+        _LOG.info("%s is intact: kept", target)
         return BuildResult(target, existing, fresh=False)
+    _LOG.info("building %s from the packaged %s in %s", target, name, precision)
+    start = time.monotonic()
     package = _Package(template.packaged)
     # A damaged bundle of the same key is rebuilt without asking: nothing can be lost.
     may_replace = replace or again or damaged
@@ -87,6 +94,7 @@ def build_demo(
         progress("bundle", 0.0)
         writer.finish(manifest)
         progress("bundle", 1.0)
+    _LOG.info("built %s in %.1f s", target, time.monotonic() - start)
     return BuildResult(target, manifest, fresh=True)
 
 
@@ -134,7 +142,9 @@ def _part(
     progress: Callable[[str, float], None],
 ) -> Part:
     part = writer.part(name)
-    if part is None:
+    if part is not None:
+        _LOG.info("%s: kept from an interrupted build", name)
+    else:
         progress(name, 0.0)
         writer.start_part(name)
         sources, entry = template.parts[name], template.manifest["parts"][name]
