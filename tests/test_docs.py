@@ -59,6 +59,17 @@ def test_the_layers_are_those_that_are_enforced() -> None:
         assert f"| `{container.removeprefix('sd2rt.')}` | {' > '.join(layers)} |" in PAGE
 
 
+def test_every_public_name_is_in_the_reference_with_an_example() -> None:
+    import sd2rt
+
+    page = (ROOT / "docs" / "reference.md").read_text().replace("\\_", "_")
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(sd2rt.__all__)
+    for name, text in sections.items():
+        assert "```python" in text, name
+        assert name == "__version__" or f"::: sd2rt.{name}\n" in text, name
+
+
 def pages() -> list[str]:
     return [name for name in tracked_files() if name.endswith(".md")]
 

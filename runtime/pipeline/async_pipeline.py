@@ -18,6 +18,7 @@ from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.pipeline.async_run import AsyncRun, Previews
 from sd2rt.runtime.pipeline.device_thread import DeviceThread
+from sd2rt.runtime.pipeline.opening import OpeningOptions
 from sd2rt.runtime.pipeline.output import Output, joined
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
@@ -50,7 +51,7 @@ class AsyncPipeline:
         self._changing = ThreadPoolExecutor(1, "sd2rt-change")
 
     @classmethod
-    def open(cls, bundle: str | os.PathLike[str], **options: Any) -> Opening:
+    def open(cls, bundle: str | os.PathLike[str], **options: Unpack[OpeningOptions]) -> Opening:
         """Open a bundle like :meth:`Pipeline.open`, in a thread.
 
         Use ``async with AsyncPipeline.open(...) as pipe``, or ``pipe = await AsyncPipeline.open(...)`` and
@@ -184,7 +185,13 @@ class AsyncPipeline:
             previews=previews,
         )
 
-    async def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]:
+    @overload
+    async def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
+
+    @overload
+    async def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]: ...
+
+    async def generate(self, requests: Sequence[Request[Any]]) -> list[Output[Any]]:
         """Generate the images of several requests, with the same results as one by one; see :meth:`__call__`."""
         async with self._start(lambda: self.pipeline.stream_requests(requests)) as run:
             return await run.result()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any, TypedDict, get_args
 
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device
+from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import repr_of, shown
+from sd2rt.runtime.networks.turns import Turns
 
 SMALLEST_TILE = 32
 MAX_THREADS = 1024
@@ -20,6 +23,21 @@ _MAX_BATCH = 100_000
 _LARGEST_TILE = 1 << 20
 _PRECISIONS = get_args(ComputePrecision)
 _BACKENDS = tuple(name for item in get_args(BackendName) for name in get_args(item) or (item,))
+
+
+class OpeningOptions(TypedDict, total=False):
+    """Keyword arguments of :meth:`sd2rt.Pipeline.open`, for type checkers."""
+
+    device: str
+    threads: int | None
+    max_batch: int | None
+    cuda_graph: bool | None
+    allow_cpu_fallback: bool
+    tile: int
+    backend: BackendName
+    precision: ComputePrecision | None
+    loras: Sequence[Lora]
+    turns: Turns | None
 
 
 def check_opening(
