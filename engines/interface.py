@@ -113,7 +113,7 @@ MAX_SESSIONS = 16
 
 
 class Sessions(Generic[SessionT]):
-    """LRU cache of an engine's sessions, keyed by sizes, carry and watched output; holds 16.
+    """LRU cache of an engine's sessions, keyed by sizes, carry and watched output; holds 16 beside those kept.
 
     Args:
         on_evict: called with each session that leaves the cache.
@@ -121,6 +121,7 @@ class Sessions(Generic[SessionT]):
 
     def __init__(self, on_evict: Callable[[SessionT], None] = lambda session: None) -> None:
         self._sessions: OrderedDict[tuple[object, ...], SessionT] = OrderedDict()
+        self._kept: dict[tuple[object, ...], SessionT] = {}
         self._on_evict = on_evict
 
     def get(
@@ -132,6 +133,8 @@ class Sessions(Generic[SessionT]):
     ) -> SessionT:
         """Return the session for these arguments, created by ``make`` if it is not cached."""
         key = (tuple(sorted(dims.items())), tuple(sorted(carry.items())), watch)
+        if (kept := self._kept.get(key)) is not None:
+            return kept
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = make(dims, carry, watch)
@@ -140,8 +143,15 @@ class Sessions(Generic[SessionT]):
         self._sessions.move_to_end(key)
         return session
 
+    def keep(self) -> None:
+        """Keep the sessions that the cache holds until it is cleared."""
+        self._kept |= self._sessions
+        self._sessions.clear()
+
     def clear(self) -> None:
         """Evict all sessions."""
+        self._sessions.update(self._kept)
+        self._kept.clear()
         while self._sessions:
             self._on_evict(self._sessions.popitem(last=False)[1])
 
@@ -173,6 +183,12 @@ class Engine(Protocol):
 
         ``watch`` names a small output that :meth:`Session.watched` returns for every launch.
         """
+
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the engine runs these sizes."""
+
+    def keep_sessions(self) -> None:
+        """Keep the sessions that exist for as long as the engine is open, whatever others are created."""
 
     def close(self) -> None: ...
 

@@ -165,12 +165,10 @@ class CudaBuffer(_CudaBuffer):
             return
         runs = list(_runs(rows, in_place=source is self))
         with self._device.errors(self._label):
-            written = {row for _, to_row, count in runs for row in range(to_row, to_row + count)}
-            read = {row for from_row, _, count in runs for row in range(from_row, from_row + count)}
-            if source is self and written & read:
+            if source is self and (shifts := _shifts(runs)) is None:
                 self._shuffle(runs)
                 return
-            for from_row, to_row, count in runs:
+            for from_row, to_row, count in runs if source is not self else shifts or ():
                 self._device.copy(self._entries(to_row, count), source._entries(from_row, count))
 
     def _entries(self, first: int, count: int) -> Any:
@@ -196,6 +194,29 @@ class CudaBuffer(_CudaBuffer):
         if self._ring is not None:
             self._ring.free()
             self._ring = None
+
+
+def _shifts(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]] | None:
+    """Split runs within one buffer so that none overlaps its own target, if they may be copied one after another.
+
+    Entries that move up because others before them have left are copied without scratch memory: the device would
+    allocate it in the middle of a loop. Returns None if a run would overwrite what a later one reads.
+    """
+    pieces: list[tuple[int, int, int]] = []
+    for from_row, to_row, count in runs:
+        distance = from_row - to_row
+        if distance < 0 and -distance < count:
+            return None
+        size = min(count, abs(distance))
+        pieces += (
+            (from_row + first, to_row + first, min(size, count - first)) for first in range(0, count, size)
+        )
+    written: set[int] = set()
+    for from_row, to_row, count in pieces:
+        if not written.isdisjoint(range(from_row, from_row + count)):
+            return None
+        written.update(range(to_row, to_row + count))
+    return pieces
 
 
 def _runs(rows: Sequence[tuple[int, int]], *, in_place: bool) -> Iterator[tuple[int, int, int]]:

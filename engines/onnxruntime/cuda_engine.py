@@ -117,6 +117,14 @@ class OnnxRuntimeCudaEngine(Closing):
             raise EngineError(f"{self._label} is closed: open it again")
         return self._sessions.get(self._create_session, dims, carry, watch)
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the engine runs these sizes: any."""
+        return True
+
+    def keep_sessions(self) -> None:
+        """See :class:`sd2rt.engines.interface.Engine`."""
+        self._sessions.keep()
+
     def _create_session(
         self, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None
     ) -> CudaSession:

@@ -89,6 +89,14 @@ class OnnxRuntimeEngine(Closing):
         create = functools.partial(OnnxRuntimeSession, self._session, self.part)
         return self._sessions.get(create, dims, carry, watch)
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the engine runs these sizes: any."""
+        return True
+
+    def keep_sessions(self) -> None:
+        """See :class:`sd2rt.engines.interface.Engine`."""
+        self._sessions.keep()
+
     def end_profile(self) -> Path | None:
         """Stop recording and write the profile, in Chrome's trace format; None if nothing was recorded."""
         if self._session is None or not self._profiled:

@@ -64,6 +64,15 @@ class OpenVinoEngine(Closing):
             self._compiled(session)
             return session
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the engine runs these sizes: any."""
+        return True
+
+    def keep_sessions(self) -> None:
+        """See :class:`sd2rt.engines.interface.Engine`."""
+        with self._lock:
+            self._sessions.keep()
+
     def infer(self, session: OpenVinoSession) -> None:
         """Run the engine once on a session's buffers.
 

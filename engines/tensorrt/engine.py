@@ -160,6 +160,14 @@ class TensorRtEngine(Closing):
             raise EngineError(f"{self._label} is closed: open it again")
         return self._sessions.get(self._create_session, dims, carry, watch)
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the engine was built for these sizes."""
+        return any(profile.takes(dims) for profile in self.entry.profiles)
+
+    def keep_sessions(self) -> None:
+        """See :class:`sd2rt.engines.interface.Engine`."""
+        self._sessions.keep()
+
     def _create_session(
         self, dims: Mapping[str, int], carry: Mapping[str, str], watch: str | None
     ) -> CudaSession:

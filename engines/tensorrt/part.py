@@ -75,6 +75,15 @@ class TensorRtPart(Closing):
             engine = self._engines[entry.key] = self._open(entry)
         return engine.session(dims, carry, watch)
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        """Return whether the part has an engine that was built for these sizes."""
+        return any(profile.takes(dims) for entry in self._entries for profile in entry.profiles)
+
+    def keep_sessions(self) -> None:
+        """See :class:`sd2rt.engines.interface.Engine`."""
+        for engine in (self._engines or {}).values():
+            engine.keep_sessions()
+
     def load_as(self, other: TensorRtPart) -> None:
         """Load the same engines as another part has loaded.
 

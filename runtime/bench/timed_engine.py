@@ -36,6 +36,12 @@ class TimedEngine(Closing):
             timed = self._sessions[id(inner)] = TimedSession(inner, self._name, outputs, self._timeline)
         return timed
 
+    def takes(self, dims: Mapping[str, int]) -> bool:
+        return self.inner.takes(dims)
+
+    def keep_sessions(self) -> None:
+        self.inner.keep_sessions()
+
     def close(self) -> None:
         self.inner.close()
 
