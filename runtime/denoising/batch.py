@@ -8,8 +8,9 @@ from types import MappingProxyType
 import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
-from sd2rt.engines.interface import Engine, Session
+from sd2rt.engines.interface import Array, Engine, Session
 from sd2rt.runtime.denoising.batch_rows import BatchRows
+from sd2rt.runtime.denoising.buckets import Buckets
 from sd2rt.runtime.denoising.finite_checks import WATCHED, FiniteChecks
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
@@ -23,9 +24,13 @@ class Batch:
     A new batch is built whenever the set of trajectories or the text of one of them changes. It takes over the
     sampler states in ``last``; trajectories already in ``last`` must come first in ``active``.
 
+    With buckets, samples of padding follow the trajectories: their states, weights and updates are zero, they draw no
+    noise, and nobody reads them.
+
     Args:
         denoiser: None for the batch before the first, which is empty.
         states: sampler states [slots, C, h, w] of trajectories that are not in ``last`` but have made steps.
+        buckets: sizes that the call is padded to; None for the exact ones.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Batch:
         last: Batch | None,
         checks: FiniteChecks,
         states: Mapping[Trajectory, Latents | None] = MappingProxyType({}),
+        buckets: Buckets | None = None,
     ) -> None:
         self.active, self.checks = tuple(active), checks
         self.rows_written: BatchRows | None = None
@@ -44,6 +50,9 @@ class Batch:
         rows = BatchRows.from_samples([t.texts[t.done] for t in self.active])
         _, h, w = self.active[0].latents.shape
         dims = {"B": len(self.active), **rows.dims, "h": h, "w": w}
+        if buckets is not None:
+            dims = buckets.padded(dims)
+            rows = rows.padded(dims)
         self._session: Session = denoiser.session(dims, CARRY, WATCHED)
         checks.register(self._session)
         self._buffers = buffers = self._session.buffers
@@ -54,7 +63,7 @@ class Batch:
         same_session = bool(last.active) and last._session is self._session
         rows.write(buffers, last.rows_written if same_session else None)
         self.rows_written = rows
-        self._guidance.write(np.stack([t.guidance[t.done] for t in self.active]))
+        self._write("guidance", [t.guidance[t.done] for t in self.active])
         if same_session and last.active == self.active:
             return
         last_index = {trajectory: index for index, trajectory in enumerate(last.active)}
@@ -65,11 +74,22 @@ class Batch:
             trajectory = self.active[index]
             state = states.get(trajectory)
             self._state.host[index] = _initial_state(trajectory) if state is None else state
-        self._state.push(slice(len(continuing), len(self.active)))
+        self._state.host[len(self.active) :] = 0
+        self._state.push(slice(len(continuing), dims["B"]))
         for name in ("extra", "noise_level"):
             if name in buffers:
-                buffers[name].write(np.stack([getattr(t, name) for t in self.active]))
+                self._write(name, [getattr(t, name) for t in self.active])
         self._noise.write(np.zeros(self._noise.shape, np.float32))
+        # Padding: the session may have had more trajectories before.
+        for small in (self._timestep, self._weights, self._update):
+            small.host[len(self.active) :] = 0
+
+    def _write(self, name: str, values: Sequence[Array]) -> None:
+        """Write a value for each trajectory, and zeros for padding."""
+        buffer = self._buffers[name]
+        buffer.host[: len(values)] = values
+        buffer.host[len(values) :] = 0
+        buffer.push()
 
     def step(self) -> bool:
         """Launch one call and advance every trajectory by one step.
@@ -105,11 +125,11 @@ class Batch:
 
     def latents(self) -> Latents:
         """Return a copy of the latents, [B, C, h, w], in the order of ``active``."""
-        return self._state.pull()[:, 0].copy()
+        return self._state.pull()[: len(self.active), 0].copy()
 
     def states(self) -> Latents:
         """Read the sampler states, [B, slots, C, h, w], in the order of ``active``; do not keep the array."""
-        return self._state.pull()
+        return self._state.pull()[: len(self.active)]
 
     def replace(self, latents: Latents) -> None:
         """Replace the latents of all trajectories, [B, C, h, w].
@@ -118,9 +138,10 @@ class Batch:
             ValueError: the shape differs.
         """
         state = self._state.read()
-        if latents.shape != state[:, 0].shape:
-            raise ValueError(f"latents have shape {list(latents.shape)}, expected {list(state[:, 0].shape)}")
-        state[:, 0] = latents
+        current = state[: len(self.active), 0]
+        if latents.shape != current.shape:
+            raise ValueError(f"latents have shape {list(latents.shape)}, expected {list(current.shape)}")
+        current[:] = latents
         self._state.write(state)
 
     def collect(self, everything: bool) -> None:

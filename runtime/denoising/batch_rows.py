@@ -24,7 +24,7 @@ class BatchRows:
     padded with one of its own rows at share 0, so that values that are not finite in other samples cannot reach it.
     """
 
-    texts: tuple[NDArray[Any], ...]  # R arrays [tokens, D]; each token count divides length
+    texts: tuple[NDArray[Any], ...]  # [tokens, D] of each row but padding; each token count divides length
     length: int  # L
     row: Indices  # [R]
     uncond: Indices  # [B]
@@ -58,16 +58,35 @@ class BatchRows:
         """Values of the denoiser's symbolic dimensions R, P and L."""
         return {"R": len(self.row), "P": self.cond.shape[1], "L": self.length}
 
+    def padded(self, dims: Mapping[str, int]) -> BatchRows:
+        """Pad to larger sizes B, R, P and L.
+
+        Samples of padding come last. They read the first row of padding, and rows of padding belong to them if there
+        are any: a sample and its padding then depend on no other sample. Rows of padding have no text of their own.
+        """
+        samples, count = len(self.uncond), len(self.row)
+        row = np.full(dims["R"], min(samples, dims["B"] - 1))
+        row[:count] = self.row
+        uncond = np.full(dims["B"], count)
+        uncond[:samples] = self.uncond
+        cond = np.repeat(uncond[:, None], dims["P"], 1)
+        cond[:samples, : self.cond.shape[1]] = self.cond
+        shares = np.zeros(cond.shape, np.float32)
+        shares[:samples, : self.shares.shape[1]] = self.shares
+        return BatchRows(self.texts, dims["L"], row, uncond, cond, shares)
+
     def write(self, buffers: Mapping[str, Buffer], last: BatchRows | None) -> None:
         """Write the rows into a session's buffers, skipping texts that are there already.
 
         ``last`` is the content of the buffers, None if unknown.
         """
         text = buffers["text"]
+        known = () if last is None else last.texts
         for index, array in enumerate(self.texts):
-            if last is None or last.texts[index] is not array:
+            if index >= len(known) or known[index] is not array:
                 # Repeating all tokens equally often does not change the result of attention.
                 text.host[index].reshape(-1, *array.shape)[:] = array
-        text.push()
+        # Whatever lies in rows of padding reaches no sample.
+        text.push(slice(0, len(self.texts)))
         for name in ("row", "uncond", "cond", "shares"):
             buffers[name].write(getattr(self, name))

@@ -31,7 +31,7 @@ class FiniteChecks:
         """Track a launch that has just advanced these trajectories. Returns True if one is known to have failed."""
         if not self._pending:
             arrived = session.watched(wait=False)
-            if arrived and all(arrived[0].tolist()):
+            if arrived and all(arrived[0][: len(trajectories)].tolist()):
                 # The fast path where launches are synchronous.
                 return False
             self._flags[session].extend(arrived)
@@ -56,7 +56,8 @@ class FiniteChecks:
             if not arrived:
                 break
             self._pending.popleft()
-            flags = arrived.popleft().tolist()
+            # Samples of padding come last.
+            flags = arrived.popleft()[: len(trajectories)].tolist()
             if all(flags):
                 continue
             for trajectory, step, finite in zip(trajectories, steps, flags, strict=True):

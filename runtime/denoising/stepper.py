@@ -9,6 +9,7 @@ import numpy as np
 
 from sd2rt.engines.interface import Engine
 from sd2rt.runtime.denoising.batch import Batch
+from sd2rt.runtime.denoising.buckets import Buckets
 from sd2rt.runtime.denoising.finite_checks import FiniteChecks
 from sd2rt.runtime.denoising.trajectory import Latents, Trajectory
 
@@ -24,10 +25,11 @@ class Stepper:
 
     Args:
         denoiser: returns the engine; called when a batch is built.
+        buckets: sizes that calls are padded to; None for exact sizes.
     """
 
-    def __init__(self, denoiser: Callable[[], Engine]) -> None:
-        self._denoiser = denoiser
+    def __init__(self, denoiser: Callable[[], Engine], buckets: Buckets | None = None) -> None:
+        self._denoiser, self._buckets = denoiser, buckets
         self._states: dict[Trajectory, Latents | None] = {}
         """States [slots, C, h, w] of members that are not in the batch; None for those that are, or have none yet."""
         self.reset()
@@ -126,7 +128,7 @@ class Stepper:
         there = {*last.active}
         active = [t for t in last.active if t in chosen] + [t for t in members if t not in there]
         try:
-            self._batch = Batch(self._denoiser(), active, last, self._checks, self._states)
+            self._batch = Batch(self._denoiser(), active, last, self._checks, self._states, self._buckets)
         except BaseException:
             last.rows_written = None
             raise
@@ -134,7 +136,9 @@ class Stepper:
             self._states[trajectory] = None
 
 
-def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int) -> Generator[Batch]:
+def run_steps(
+    denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: int, buckets: Buckets | None = None
+) -> Generator[Batch]:
     """Run every trajectory to its end, at most ``max_batch`` per call, and yield the batch after each call.
 
     The trajectories must be able to share a batch (see :func:`batchable`); each has its own plan, prompts and
@@ -143,7 +147,8 @@ def run_steps(denoiser: Engine, trajectories: Iterable[Trajectory], max_batch: i
 
     The batch is yielded as soon as its step is enqueued. A caller that stops early collects its latents itself.
     """
-    stepper, waiting, running = Stepper(lambda: denoiser), deque(trajectories), list[Trajectory]()
+    stepper = Stepper(lambda: denoiser, buckets)
+    waiting, running = deque(trajectories), list[Trajectory]()
     while True:
         running = [trajectory for trajectory in running if not trajectory.finished]
         while waiting and len(running) < max_batch:

@@ -103,3 +103,34 @@ def test_shorter_texts_are_repeated_whole(lengths: tuple[int, ...], longest: int
     rows.write(session_buffers, None)
     for actual, array in zip(session_buffers["text"].read(), texts, strict=True):
         np.testing.assert_array_equal(actual, np.concatenate([array] * (longest // len(array))))
+
+
+def test_padding_depends_on_no_sample_and_no_sample_on_it() -> None:
+    samples = [TextConditioning((A, B), U, (0.5, 0.25)), TextConditioning((C,))]
+    exact = BatchRows.from_samples(samples)
+    rows = exact.padded({"B": 4, "R": 7, "P": 3, "L": 4})
+    assert rows.dims == {"R": 7, "P": 3, "L": 4}
+    for index in range(4):
+        own = set(np.flatnonzero(rows.row == min(index, 2)).tolist())
+        assert {*rows.cond[index].tolist(), rows.uncond[index]} <= own
+    assert rows.shares[2:].tolist() == [[0, 0, 0]] * 2
+    values = np.random.default_rng(0).standard_normal(7)
+    for index in range(2):
+        np.testing.assert_allclose(combined(rows, index, values), combined(exact, index, values), rtol=1e-6)
+    session_buffers = buffers(rows)
+    rows.write(session_buffers, None)
+    np.testing.assert_array_equal(session_buffers["text"].read()[:4], np.tile([U, A, B, C], (1, 2, 1)))
+
+
+def test_rows_of_padding_without_a_sample_of_padding() -> None:
+    rows = BatchRows.from_samples([TextConditioning((A,), U), TextConditioning((B,))])
+    padded = rows.padded({"B": 2, "R": 4, "P": 1, "L": 2})
+    assert padded.row.tolist() == [0, 0, 1, 1]
+    assert padded.uncond.tolist() == [0, 2]
+    assert padded.cond.tolist() == [[1], [2]]
+    session_buffers = buffers(padded)
+    padded.write(session_buffers, None)
+    # Fewer texts were known before than there are now.
+    further = BatchRows.from_samples([TextConditioning((A,), U), TextConditioning((B,), C)])
+    further.write(session_buffers, padded)
+    np.testing.assert_array_equal(session_buffers["text"].read(), [U, A, C, B])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sd2rt.runtime import Pipeline, Request
 from sd2rt.runtime.denoising.batch_rows import BatchRows
+from sd2rt.runtime.denoising.buckets import Buckets
 from sd2rt.runtime.denoising.guidance import plan_guidance
 from sd2rt.runtime.denoising.stepper import run_steps
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
@@ -255,3 +256,76 @@ def test_an_edited_text_keeps_its_session(pipe: Pipeline, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(buffer), "push", counted)
     finished(pipe, [trajectory(plan_of(pipe, "ddim", 6), (PLAIN, TextConditioning((SNOW,), NOTHING)), 1)])
     assert written == [slice(0, 1)]
+
+
+class Wide(Buckets):
+    """Twice as many samples as needed, rows and prompts to spare, and texts repeated twice."""
+
+    def padded(self, dims: Any) -> dict[str, int]:
+        wide = {"B": 2 * dims["B"], "R": 2 * dims["R"] + 1, "P": dims["P"] + 1, "L": 2 * dims["L"]}
+        return {**dims, **wide}
+
+
+ANY: Callable[[Any], bool] = lambda dims: True  # noqa: E731
+
+
+@pytest.mark.parametrize("buckets", [Buckets(8, ANY), Wide(8, ANY)], ids=["powers", "wide"])
+@pytest.mark.parametrize("max_batch", [1, 3, 7])
+def test_padding_changes_rounding_alone(pipe: Pipeline, buckets: Buckets, max_batch: int) -> None:
+    """Images that join and leave, in calls of all kinds of rows."""
+    alike = [make(pipe) for name, make in CASES.items() if name != "long"]
+    exact = [make(pipe) for name, make in CASES.items() if name != "long"]
+    for _ in run_steps(pipe.engine("denoiser"), alike, max_batch, buckets):
+        pass
+    for actual, expected, name in zip(alike, finished(pipe, exact, max_batch), CASES, strict=False):
+        assert actual.error is None
+        assert actual.done == actual.length
+        assert_close(actual.latents, expected, name)
+
+
+def test_padded_calls_have_few_sizes(pipe: Pipeline, launched_rows: list[int]) -> None:
+    trajectories = [make(pipe) for name, make in CASES.items() if name != "long"]
+    for _ in run_steps(pipe.engine("denoiser"), trajectories, 4, Buckets(4, ANY)):
+        pass
+    assert {*launched_rows} <= {1, 2, 4, 8, 16, 3, 6, 12}
+    launched_rows.clear()
+    trajectories = [make(pipe) for name, make in CASES.items() if name != "long"]
+    finished(pipe, trajectories, 4)
+    assert {5, 7} & {*launched_rows}
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_padding_is_neither_spoilt_nor_checked(pipe: Pipeline, bad: float) -> None:
+    """A sample that is not finite leaves, and its place becomes padding; then another joins there."""
+    plan = plan_of(pipe, "ddim", 6)
+    spoilt, other = trajectory(plan, (PLAIN,), 0), trajectory(plan, (PLAIN,), 1)
+    last = trajectory(plan_of(pipe, "ddim", 4, eta=1.0), (PLAIN,), 2)
+    buckets = Wide(4, ANY)
+    for batch in run_steps(pipe.engine("denoiser"), [spoilt, other, last], 2, buckets):
+        if spoilt.done == 2 and spoilt.error is None:
+            latents = batch.latents()
+            latents[0] = bad
+            batch.replace(latents)
+    assert "step 3 of 6" in str(spoilt.error)
+    for actual, expected in (
+        (other, trajectory(plan, (PLAIN,), 1)),
+        (last, trajectory(plan_of(pipe, "ddim", 4, eta=1.0), (PLAIN,), 2)),
+    ):
+        assert actual.error is None
+        (latents,) = finished(pipe, [expected])
+        assert_close(actual.latents, latents)
+
+
+def test_padding_draws_no_noise(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state stays zero, whatever was there before."""
+    plan = plan_of(pipe, "ddim", 3, eta=1.0)
+    sizes = {"B": 4, "R": 9, "P": 2, "L": 154, "h": 8, "w": 8}
+    session = pipe.engine("denoiser").session(sizes, {"state_out": "state"}, "finite")
+    for buffer in ("state", "noise", "weights", "update"):
+        session.buffers[buffer].write(np.ones(session.buffers[buffer].shape, np.float32))
+    samples = [trajectory(plan, (PLAIN,), seed) for seed in range(2)]
+    for _ in run_steps(pipe.engine("denoiser"), samples, 2, Wide(4, ANY)):
+        state = session.buffers["state"].read()
+        assert np.abs(state[:2]).max() > 0
+        np.testing.assert_array_equal(state[2:], 0)
+        np.testing.assert_array_equal(session.buffers["noise"].read()[2:], 0)
