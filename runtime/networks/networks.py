@@ -146,6 +146,11 @@ class Networks:
             self._engines[part] = self._open(part)
         return self._engines[part]
 
+    def keep_sessions(self) -> None:
+        """Keep the sessions that exist until the networks are closed, or a part's weights replaced."""
+        for engine in (self._engines or {}).values():
+            engine.keep_sessions()
+
     def replace_weights(self, weights: PartWeights) -> None:
         """Reopen parts with other weights; parts that are not named keep theirs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.pipeline.async_run import AsyncRun, Previews
@@ -22,6 +23,7 @@ from sd2rt.runtime.pipeline.opening import OpeningOptions
 from sd2rt.runtime.pipeline.output import Output, joined
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
+from sd2rt.runtime.pipeline.warm_up import Advance
 from sd2rt.runtime.prompts.textual_inversion import Embedding
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.planned import PlannedRequest
@@ -202,6 +204,42 @@ class AsyncPipeline:
         return AsyncRun(
             make, self._device, self._starting, self._finishing, previews, lambda: self.pipeline.preview
         )
+
+    async def warm_up(
+        self,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        prompts: int = 1,
+        chunks: int = 1,
+        image_inputs: bool = False,
+        progress: Advance | None = None,
+    ) -> None:
+        """Launch what requests will run, so that none waits for it; see :meth:`Pipeline.warm_up`.
+
+        Cancelling the task ends it after the launch under way. ``progress`` is called in the event loop.
+        """
+        events, cancelled = asyncio.get_running_loop(), threading.Event()
+
+        def advance(done: int, total: int) -> None:
+            if cancelled.is_set():
+                raise EngineError("the warm-up was cancelled")
+            if progress is not None:
+                events.call_soon_threadsafe(progress, done, total)
+
+        warm_up = partial(
+            self.pipeline.warm_up,
+            sizes,
+            prompts=prompts,
+            chunks=chunks,
+            image_inputs=image_inputs,
+            progress=advance,
+            within=self._device.run,
+        )
+        try:
+            await self._change(warm_up)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def load_lora(
         self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None

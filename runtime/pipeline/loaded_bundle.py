@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -20,11 +21,14 @@ from sd2rt.engines.interface import Device, Engine
 from sd2rt.engines.lora.file import Lora, read_lora
 from sd2rt.engines.lora.merge import changed_parts, merged_weights
 from sd2rt.engines.printable import printable, repr_of, shown
+from sd2rt.runtime.denoising.buckets import Buckets
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.networks.preview import Preview
+from sd2rt.runtime.pipeline.batch_size import BatchSize
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.step_loop import StepLoop
+from sd2rt.runtime.pipeline.warm_up import Advance, Traffic, WarmUp
 from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
 from sd2rt.runtime.scheduling.settings import Settings
 
@@ -35,29 +39,85 @@ class LoadedBundle:
     """Loaded networks with their textual inversions and LoRAs; a context manager that owns the engines.
 
     Args:
-        max_batch: the most images denoised in one call.
+        batch_size: the most images denoised in one call, and measured costs of such calls.
         loras: LoRAs already merged into the networks' weights.
     """
 
-    def __init__(self, networks: Networks, max_batch: int, loras: Sequence[Lora] = ()) -> None:
+    def __init__(self, networks: Networks, batch_size: BatchSize, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
         self.tile = networks.tile
         self._networks = networks
         self._gate = Gate()
-        self.max_batch = max_batch
         self._loras = tuple(loras)
+        self._buckets: Buckets | None = None
+        if networks.device.kind == "cuda":
+            self._buckets = Buckets(batch_size.group, lambda dims: networks.engine("denoiser").takes(dims))
+        self._traffic: Traffic | None = None
+        self._set_batch_size(batch_size)
 
     @property
     def max_batch(self) -> int:
         """The most images denoised in one call; set it while no run is in flight."""
-        return self._max_batch
+        return self._batch_size.group
 
     @max_batch.setter
     def max_batch(self, max_batch: int) -> None:
-        self._max_batch = max_batch
-        # On a CPU, images of different runs in one call save no time, and would differ by rounding.
-        shared = max_batch if self.device.kind == "cuda" else 1
-        self._loop = StepLoop(self._networks, Settings(max_batch=shared, group_batch=max_batch))
+        self._set_batch_size(BatchSize.choose(self._networks, max_batch))
+
+    def _set_batch_size(self, batch_size: BatchSize) -> None:
+        self._batch_size = batch_size
+        if self._buckets is not None:
+            self._buckets.limit = batch_size.group
+        settings = Settings(max_batch=batch_size.shared, group_batch=batch_size.group)
+        self._loop = StepLoop(self._networks, settings, self._buckets)
+        self._loop.calibrate(batch_size.lanes(self._networks, self._buckets))
+
+    @property
+    def batch_size(self) -> BatchSize:
+        """Images of one run, and of different runs, in a call, and measured costs."""
+        return self._batch_size
+
+    def warm_up(
+        self,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        prompts: int = 1,
+        chunks: int = 1,
+        image_inputs: bool = False,
+        progress: Advance | None = None,
+        within: Callable[[Callable[[], None]], None] = operator.call,
+    ) -> None:
+        """Launch what requests will run, so that none waits for it; runs in flight end first, and new ones wait.
+
+        On a GPU, denoiser calls are padded up to some sizes. All of them are allocated, captured as graphs, measured
+        and kept: later calls then neither capture nor allocate. Requests beyond the arguments still work, but the
+        first of their kind take longer. After a change of LoRAs, it is done again. With ONNX Runtime on a GPU it is
+        of use to the calling thread only. On a CPU, sizes are exact, and one call of each part is made.
+
+        Args:
+            sizes: width and height of images in pixels; None for the bundle's first native size.
+            prompts: the most prompts composed in one image with ``AND``.
+            chunks: the longest prompt, in chunks of 77 tokens.
+            image_inputs: True for requests with input images too.
+            progress: called after each launch with the number of launches made and of all; to interrupt, raise an
+                exception. What was launched by then is ready.
+            within: runs the function that it is given in the thread that will make the calls.
+
+        Raises:
+            RequestError: an argument is out of range, the pipeline is closed, or this thread is in the middle of a
+                run.
+            EngineError: the device failed or ran out of memory.
+        """
+        traffic = Traffic.of(self.manifest, sizes, prompts, chunks, image_inputs)
+        with self._gate.change():
+            within(lambda: self._warm_up(traffic, progress))
+
+    def _warm_up(self, traffic: Traffic, progress: Advance | None = None) -> None:
+        self._traffic = traffic
+        with self._networks.turns.turn():
+            self._loop.stepper.reset()
+            WarmUp(self._networks, self._buckets, traffic).run(progress)
+            self._loop.calibrate(self._batch_size.lanes(self._networks, self._buckets))
 
     @property
     def device(self) -> Device:
@@ -218,7 +278,12 @@ class LoadedBundle:
     def _change_loras(self, loras: tuple[Lora, ...]) -> None:
         start = time.monotonic()
         merged = merged_weights(self.bundle, loras)
-        self._networks.replace_weights(changed_parts(self._loras, loras, merged))
+        changed = changed_parts(self._loras, loras, merged)
+        self._networks.replace_weights(changed)
         self._loras = loras
         active = ", ".join(f"{printable(lora.name)} at {lora.scale:g}" for lora in loras) or "none"
         _LOG.info("active LoRAs: %s; changed in %.2f s", active, time.monotonic() - start)
+        if changed and self._buckets is not None:
+            self._buckets.forget()
+            if self._traffic is not None:
+                self._warm_up(self._traffic)

@@ -65,7 +65,9 @@ def check_opening(
             f"precision is {shown(repr_of(precision))}: use {' or '.join(_PRECISIONS)}, or None"
         )
     parsed = Device(device)
-    for name, value, most in (("threads", threads, MAX_THREADS), ("max_batch", max_batch, _MAX_BATCH)):
+    measured = isinstance(max_batch, str) and max_batch == "auto"
+    batch = None if measured else max_batch
+    for name, value, most in (("threads", threads, MAX_THREADS), ("max_batch", batch, _MAX_BATCH)):
         if value is not None and not 1 <= _whole(name, value) <= most:
             raise RequestError(f"{name} is {shown(repr_of(value))}: give at least 1, up to {most}")
     if not SMALLEST_TILE <= _whole("tile", tile) <= _LARGEST_TILE or tile % 8:

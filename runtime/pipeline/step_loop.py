@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sd2rt.engines.errors import EngineError, OutOfMemoryError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.batch import Batch
+from sd2rt.runtime.denoising.buckets import Buckets
 from sd2rt.runtime.denoising.stepper import Stepper
 from sd2rt.runtime.denoising.trajectory import Trajectory, batchable
 from sd2rt.runtime.networks.networks import Networks
@@ -22,6 +23,8 @@ from sd2rt.runtime.scheduling.settings import Settings
 from sd2rt.runtime.scheduling.work import Call, Decode, Work
 
 _LOG = logging.getLogger(__name__)
+Lane = tuple[tuple[int, ...], int]
+"""Shape of latents [C, h, w] and tokens of texts in calls that can be shared."""
 _STEP = "request %s: a step of %d images in %.3f s"
 
 
@@ -48,13 +51,16 @@ class StepLoop:
     A thread that waits for its run takes a turn and makes calls, also those of other runs, until its wish is
     fulfilled; threads whose wishes are fulfilled meanwhile go on. There is no thread of its own, so a single caller
     pays for no switch between threads.
+
+    Args:
+        buckets: sizes that denoiser calls are padded to; None for exact sizes.
     """
 
-    def __init__(self, networks: Networks, settings: Settings) -> None:
+    def __init__(self, networks: Networks, settings: Settings, buckets: Buckets | None = None) -> None:
         self.networks, self._turns = networks, networks.turns
         self.turn = networks.turns.turn
         self._scheduler = Scheduler(settings)
-        self.stepper = Stepper(lambda: networks.engine("denoiser"))
+        self.stepper = Stepper(lambda: networks.engine("denoiser"), buckets)
         self._members: dict[Work, tuple[Trajectory, RunState]] = {}
         self._decodes: dict[Decode, tuple[ImageJob | Snapshot, RunState]] = {}
         self.calls: Counter[int] = Counter()
@@ -70,6 +76,12 @@ class StepLoop:
         """The scheduler; use it within a turn."""
         self._end_lone()
         return self._scheduler
+
+    def calibrate(self, lanes: Mapping[Lane, Mapping[int, float]]) -> None:
+        """Start lanes with measured seconds of a call by images."""
+        with self._turns.turn():
+            for lane, seconds in lanes.items():
+                self.scheduler.calibrate(lane, seconds)
 
     def ended(self, run: RunState) -> None:
         """Give up the places of a run's trajectories before the next call; takes no lock."""

@@ -171,6 +171,11 @@ class TextEncoder:
                 self._cache.popitem(last=False)
         return hidden
 
+    def launch(self) -> None:
+        """Run the engine once, whatever is cached, to have its memory allocated."""
+        with self._turn():
+            self._encode(np.zeros(self._manifest.tokenizer.max_length, np.int64), 0)
+
     def _encode(self, ids: NDArray[np.int64], skip: int) -> Array:
         added = ids >= len(self._table)
         embeddings = self._table[np.where(added, 0, ids)]

@@ -15,7 +15,7 @@ from sd2rt.runtime.bench.workload import Workload
 from ...engines.simulated_gpu import SimulatedGpu
 from ...engines.simulated_tensorrt import make_tensorrt
 from ..conftest import Command
-from ..pipeline.test_on_cuda import compiled
+from ..pipeline.conftest import compiled
 
 pytestmark = pytest.mark.usefixtures("here")
 

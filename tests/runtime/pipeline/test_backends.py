@@ -16,7 +16,7 @@ from sd2rt.runtime import Pipeline
 
 from ...engines.simulated_gpu import SimulatedGpu
 from ...engines.simulated_tensorrt import make_tensorrt
-from .test_on_cuda import compiled
+from .conftest import compiled
 
 
 @pytest.fixture
