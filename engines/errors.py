@@ -6,7 +6,8 @@
     ├── BundleError              3   a bundle is damaged, unsafe, or lacks what this machine needs
     ├── RequestError             2   a request is invalid or unsupported
     ├── EngineError              5   a run failed: not finite, a device error
-    │   └── OutOfMemoryError     5   the device has too little memory for this call
+    │   ├── OutOfMemoryError     5   the device has too little memory for this call
+    │   └── NotFiniteError       5   one image's result is not finite; the device can go on
     └── MissingDependencyError   6   no usable backend, or an extra that is not installed
 
 Messages are one line: the problem, the offending value, and the remedy.
@@ -14,7 +15,7 @@ Messages are one line: the problem, the offending value, and the remedy.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class Sd2rtError(Exception):
@@ -55,6 +56,14 @@ class EngineError(Sd2rtError):
 
 class OutOfMemoryError(EngineError):
     """The device has too little memory for this call; a smaller one may succeed."""
+
+
+class NotFiniteError(EngineError):
+    """A result of one image is not finite. The device, and other images, can go on."""
+
+    def __init__(self, message: str, stage: Literal["step", "decode"]) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class MissingDependencyError(Sd2rtError):

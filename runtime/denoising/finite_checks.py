@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import NotFiniteError
 from sd2rt.engines.interface import Array, Session
 from sd2rt.runtime.denoising.trajectory import Trajectory
 
@@ -67,9 +67,10 @@ class FiniteChecks:
         return failed
 
 
-def _not_finite(trajectory: Trajectory, step: int) -> EngineError:
-    return EngineError(
+def _not_finite(trajectory: Trajectory, step: int) -> NotFiniteError:
+    return NotFiniteError(
         f"seed {trajectory.seed}: latents are not finite after step {step} of {trajectory.length} "
         f"(timestep {trajectory.timesteps[step - 1]:g}): the weights overflow in this precision, or guidance is "
-        "too strong; try an fp32 bundle or a lower guidance scale"
+        "too strong; try an fp32 bundle or a lower guidance scale",
+        "step",
     )

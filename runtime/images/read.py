@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
+
+class TooManyPixelsError(RequestError):
+    """An image has more pixels than are allowed. Its pixels were not decoded."""
+
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image | NDArray[Any]"
 """A path, ``-`` for standard input, a PIL image, or anything that NumPy can convert to an array."""
 
@@ -83,6 +88,18 @@ def read_image(source: ImageSource, role: str, max_pixels: int) -> tuple[str, Im
     return name, _upright(image, name)
 
 
+def decode_image(data: bytes, role: str, max_pixels: int) -> Image:
+    """Decode an image file that is in memory, upright and in its original mode.
+
+    Only the bytes are decoded: a path or an address in them is not an image. Limits are those of :func:`read_image`.
+
+    Raises:
+        TooManyPixelsError: it has more than ``max_pixels``.
+        RequestError: it has another format, is animated or damaged, or has no pixels.
+    """
+    return _upright(_identified(io.BytesIO(data), role, max_pixels), role)
+
+
 def read_png_text(path: str) -> tuple[str, dict[str, str]]:
     """Read the text chunks of a PNG. Returns the file's name for messages, and the texts by key.
 
@@ -106,13 +123,14 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
     """Check the size of an image, given as width and height.
 
     Raises:
-        RequestError: it has no pixels, or more than ``max_pixels``.
+        TooManyPixelsError: it has more than ``max_pixels``.
+        RequestError: it has no pixels.
     """
     width, height = size
     if width < 1 or height < 1:
         raise RequestError(f"{name} is {width}x{height} pixels: both sides must be at least 1")
     if width * height > max_pixels:
-        raise RequestError(
+        raise TooManyPixelsError(
             f"{name} is {width}x{height} pixels, more than the limit of {max_pixels}: use a smaller one"
         )
 

@@ -10,14 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.files import atomic_write, write_new
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import NotFiniteError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class NotFiniteError(EngineError):
-    """A decoded image has values that are not finite."""
 
 
 def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -28,7 +24,8 @@ def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if not np.isfinite(decoded).all():
         raise NotFiniteError(
-            "the decoder's output is not finite: it overflowed in this precision, use an fp32 bundle"
+            "the decoder's output is not finite: it overflowed in this precision, use an fp32 bundle",
+            "decode",
         )
     unit: NDArray[np.float32] = np.clip(decoded * np.float32(0.5) + np.float32(0.5), 0, 1)
     return unit.transpose(1, 2, 0)
@@ -41,8 +38,15 @@ def to_pil(unit: NDArray[np.float32]) -> Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
-def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> None:
+_PNG_LEVEL = 6
+"""zlib's own default."""
+
+
+def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str], level: int = _PNG_LEVEL) -> None:
     """Encode an image as PNG with text chunks, into a file or stream.
+
+    Args:
+        level: effort of compression, 0 to 9.
 
     Raises:
         OSError: writing failed.
@@ -52,7 +56,7 @@ def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str]) -> No
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    image.save(target, format="PNG", pnginfo=info)
+    image.save(target, format="PNG", pnginfo=info, compress_level=level)
 
 
 def save_png(image: Image, path: Path, text: dict[str, str]) -> None:

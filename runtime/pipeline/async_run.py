@@ -115,7 +115,7 @@ class AsyncRun(Generic[Images]):
             RequestError: a request cannot be honoured.
             EngineError: the device failed.
         """
-        run = await self._started()
+        run = await self.start()
         try:
             settled = False
             while self._progress is None:
@@ -146,7 +146,7 @@ class AsyncRun(Generic[Images]):
 
     async def outcomes(self) -> list[Output[Images] | EngineError]:
         """Like :meth:`result`, but with an error as the outcome of a request if one of its images is not finite."""
-        run = await self._started()
+        run = await self.start()
         try:
             while not run.finished:
                 await self._change()
@@ -163,18 +163,13 @@ class AsyncRun(Generic[Images]):
     async def _decoded(self, snapshots: Sequence[Snapshot]) -> list[Image]:
         if not snapshots:
             return []
-        run = await self._started()
+        run = await self.start()
         await self._in(self._finishing, partial(run.submit_previews, snapshots))
         self._device.wake()
         while (decoded := run.take_previews(snapshots)) is None:
             await self._change()
         pictures: list[Image] = await self._in(self._finishing, partial(_pictures, snapshots, decoded))
         return pictures
-
-    @property
-    def run(self) -> Run[Images] | None:
-        """The prepared run; None before."""
-        return self._run
 
     def close(self) -> None:
         """Skip the remaining steps: the run's images are in no further call. Does not wait."""
@@ -191,8 +186,13 @@ class AsyncRun(Generic[Images]):
     ) -> None:
         self.close()
 
-    async def _started(self) -> Run[Images]:
-        """Prepare the run and ask for all of its steps, if that has not been done."""
+    async def start(self) -> Run[Images]:
+        """Prepare the run and ask for all of its steps, if that has not been done.
+
+        Raises:
+            RequestError: a request cannot be honoured.
+            EngineError: the device failed while inputs were encoded, or a deadline is out of reach.
+        """
         if self._run is None:
             if self._previews is True:
                 self._preview = await self._in(self._finishing, self._make_preview)

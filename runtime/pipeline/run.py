@@ -12,9 +12,9 @@ from typing import Any, Generic, Self
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import EngineError, NotFiniteError
 from sd2rt.engines.interface import Float32Array
-from sd2rt.runtime.images.write import NotFiniteError, to_pil, to_unit
+from sd2rt.runtime.images.write import to_pil, to_unit
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.output import Output, unless_failed

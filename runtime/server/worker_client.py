@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from time import monotonic
 from typing import Literal
 
-from sd2rt.runtime.server.generation import Event, GenerationRequest, ModelInfo
+from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.generation import (
+    Completed,
+    Event,
+    GenerationRequest,
+    ModelInfo,
+)
+from sd2rt.runtime.server.worker.link import Link
+from sd2rt.runtime.server.worker.poison import Suspects
+from sd2rt.runtime.server.worker.supervisor import COMMAND
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 from sd2rt.runtime.server.worker_stats import WorkerStats
 
 WorkerState = Literal["starting", "ready", "down", "failed"]
 
+_RESTART_SECONDS = 5.0
+"""Retry-After while a worker restarts."""
+
 
 class WorkerClient:
-    """Workers of one server; use it from one event loop.
+    """Workers of one server, one for each device; use it from one event loop.
 
     Args:
         settings: bundles, devices and limits.
+        command: starts a worker.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, *, command: Sequence[str] = COMMAND) -> None:
         self.settings = settings
+        self._suspects = Suspects()
+        self._links = [Link(settings, device, command, self._suspects) for device in settings.devices]
+        self._draining = False
+        self._images = 0
+        self._cancelled = 0
+        self._nonfinite: Counter[str] = Counter()
+        self._out_of_memory = 0
 
     async def start(self) -> None:
         """Start the workers and wait until all are ready.
@@ -28,7 +52,13 @@ class WorkerClient:
         Raises:
             Sd2rtError: a bundle cannot be opened, does not fit in memory, or a device or package is missing.
         """
-        raise NotImplementedError
+        results = await asyncio.gather(
+            *(link.supervisor.start() for link in self._links), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.close(0)
+                raise result
 
     async def close(self, timeout: float | None = None) -> None:
         """Refuse new requests, wait for running and queued ones, and end the workers.
@@ -37,29 +67,148 @@ class WorkerClient:
             timeout: seconds after which unfinished requests are given up; None to wait for as long as they take, 0
                 not to wait.
         """
-        raise NotImplementedError
+        self.drain()
+        end = None if timeout is None else monotonic() + timeout
+        while any(link.jobs for link in self._links) and (end is None or monotonic() < end):
+            await asyncio.sleep(0.02)
+        for link in self._links:
+            link.fail_all(
+                ServerError("draining", "the server ended before the request was finished: send it again")
+            )
+        await asyncio.gather(*(link.supervisor.close() for link in self._links))
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; running and queued ones go on."""
+        self._draining = True
+
+    async def wait_failed(self) -> None:
+        """Wait until workers have died so often that no further one is started."""
+        waiting = [asyncio.create_task(link.supervisor.failed.wait()) for link in self._links]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
 
     @property
     def state(self) -> WorkerState:
-        """``ready`` if a worker takes requests; ``failed`` if workers died three times in a minute."""
-        raise NotImplementedError
+        """``ready`` if a worker takes requests; ``failed`` if one died three times in a minute."""
+        states = {link.supervisor.state for link in self._links}
+        if "failed" in states:
+            return "failed"
+        if "ready" in states:
+            return "ready"
+        return "starting" if "starting" in states else "down"
 
     @property
     def models(self) -> dict[str, ModelInfo]:
         """Served bundles by name; empty before the first worker is ready."""
-        raise NotImplementedError
+        models: dict[str, ModelInfo] = {}
+        for link in self._links:
+            for name, model in link.models.items():
+                known = models.get(name)
+                models[name] = model if known is None else replace(known, loaded=known.loaded or model.loaded)
+        return models
 
     @property
     def stats(self) -> WorkerStats:
         """Numbers for metrics; cheap."""
-        raise NotImplementedError
+        stats = WorkerStats(
+            images=self._images,
+            cancelled=self._cancelled,
+            nonfinite=dict(self._nonfinite),
+            out_of_memory=self._out_of_memory,
+        )
+        restarts: Counter[str] = Counter()
+        batches: Counter[int] = Counter()
+        for link in self._links:
+            stats.up[link.device] = link.supervisor.state == "ready"
+            restarts.update(link.supervisor.restarts)
+            batches.update(link.calls)
+            for job in link.jobs.values():
+                if job.started:
+                    stats.running += job.request.count
+                else:
+                    stats.waiting += job.request.count
+            for batch, seconds in link.step_seconds.items():
+                stats.step_seconds[batch] = max(seconds, stats.step_seconds.get(batch, 0.0))
+            if link.memory_bytes is not None:
+                stats.device_memory_bytes[link.device] = link.memory_bytes
+        stats.restarts, stats.batches = dict(restarts), dict(sorted(batches.items()))
+        stats.image_steps = sum(batch * calls for batch, calls in batches.items())
+        return stats
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+    @property
+    def pids(self) -> dict[str, int]:
+        """Processes of the workers that are alive, by device."""
+        return {link.device: link.supervisor.pid for link in self._links if link.supervisor.pid is not None}
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Generate the images of a request.
 
         Closing the generator, or cancelling the task that waits for it, gives up the request's place within a step.
+        Steps are left out where the consumer is slower than they are.
 
         Raises:
             ServerError: the request is refused or failed.
         """
-        raise NotImplementedError
+        link = self._admit(request)
+        job = link.add(request)
+        completed = False
+        try:
+            await link.submit(job)
+            while not completed:
+                event = await job.next_event()
+                completed = isinstance(event, Completed)
+                if isinstance(event, Completed):
+                    self._images += len(event.images)
+                yield event
+        except ServerError as error:
+            if error.code == "not_finite":
+                self._nonfinite[job.failed_stage or "step"] += request.count
+            self._out_of_memory += error.code == "out_of_memory"
+            completed = True
+            raise
+        finally:
+            if not completed:
+                self._cancelled += 1
+                link.cancel(job)
+
+    def _admit(self, request: GenerationRequest) -> Link:
+        """Choose the worker with the least estimated work.
+
+        Raises:
+            ServerError: none takes the request.
+        """
+        if self._draining:
+            raise ServerError("draining", "the server is shutting down: use another one")
+        match self.state:
+            case "starting":
+                raise ServerError(
+                    "starting", "the server is starting: try again", retry_after=_RESTART_SECONDS
+                )
+            case "down" | "failed":
+                raise ServerError(
+                    "worker_down", "the worker is restarting: try again", retry_after=_RESTART_SECONDS
+                )
+        if request.model not in (models := self.models):
+            raise ServerError(
+                "model_not_found",
+                f"no model is named {request.model[:60]!r}: use {', '.join(models)}",
+                param="model",
+            )
+        self._suspects.refuse(request)
+        most = self.settings.max_images
+        if not 1 <= request.count <= most:
+            raise ServerError("invalid_value", f"n is {request.count}: use 1 to {most}", param="n")
+        ready = [link for link in self._links if link.supervisor.state == "ready"]
+        free = [link for link in ready if link.images + request.count <= most]
+        if not free:
+            wait = min(link.seconds_until_free(request.count) for link in ready)
+            images = sum(link.images for link in ready)
+            raise ServerError(
+                "queue_full",
+                f"the queue is full: {images} of at most {most * len(ready)} images are unfinished: try again later",
+                retry_after=wait,
+            )
+        return min(free, key=lambda link: (link.seconds_left(), not link.has_loaded(request.model)))

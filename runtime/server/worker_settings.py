@@ -43,6 +43,8 @@ class WorkerSettings:
     """Store generation settings in image files."""
     start_seconds: float = 600.0
     """A worker that is not ready after so long is killed."""
+    silence_seconds: float = 120.0
+    """A worker that sends nothing for so long hangs, and is killed; others send numbers twice a second."""
     log_level: str = "WARNING"
     """Of the worker's log, which goes to standard error."""
 

@@ -12,7 +12,7 @@ class WorkerStats:
     up: dict[str, bool] = field(default_factory=dict)
     """By device: True if the worker is ready."""
     restarts: dict[str, int] = field(default_factory=dict)
-    """By reason: ``died``, ``garbage`` or ``start_timeout``."""
+    """By reason: ``died``, ``garbage``, ``silent`` or ``start_timeout``."""
     waiting: int = 0
     """Unfinished images whose first step is not made."""
     running: int = 0

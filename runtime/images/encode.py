@@ -1,0 +1,46 @@
+"""Images as the bytes of a PNG, JPEG or WebP file, with generation settings."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Literal
+
+from sd2rt.runtime.images.write import write_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FileFormat = Literal["png", "jpeg", "webp"]
+
+FAST_PNG_LEVEL = 1
+"""A 512x512 image takes 44 ms, and 83 ms at level 6."""
+_QUALITY = 100
+_EXIF, _USER_COMMENT = 0x8769, 0x9286
+_MAX_COMMENT = 30_000
+"""Characters of a comment: an EXIF block of a JPEG has at most 64 KiB."""
+
+
+def encode(
+    image: Image,
+    file_format: FileFormat,
+    text: dict[str, str],
+    *,
+    quality: int | None = None,
+    comment: str | None = None,
+) -> bytes:
+    """Encode an RGB image.
+
+    Args:
+        text: text chunks of a PNG.
+        quality: of JPEG and WebP, 0 to 100; None for 100. A PNG is lossless.
+        comment: for JPEG and WebP, EXIF's user comment, where AUTOMATIC1111 stores its generation parameters.
+    """
+    file = BytesIO()
+    if file_format == "png":
+        write_png(image, file, text, FAST_PNG_LEVEL)
+        return file.getvalue()
+    exif = image.getexif()
+    if comment is not None and len(comment) <= _MAX_COMMENT:
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    image.save(file, format=file_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
+    return file.getvalue()

@@ -1,0 +1,236 @@
+"""Generation of one request in the worker: plan, steps with their events, and encoded images."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from functools import partial
+from io import BytesIO
+from time import monotonic
+from typing import Any, TypeVar
+
+from sd2rt.engines.errors import EngineError
+from sd2rt.runtime.images.encode import encode
+from sd2rt.runtime.metadata.infotext import write_parameters
+from sd2rt.runtime.metadata.png import facts_of, png_text
+from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
+from sd2rt.runtime.pipeline.pipeline import Pipeline
+from sd2rt.runtime.request.planned import PlannedRequest
+from sd2rt.runtime.scheduling.work import Priority, Terms
+from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.generation import (
+    Completed,
+    Event,
+    GeneratedImage,
+    GenerationRequest,
+    Partial,
+    Started,
+    Stepped,
+)
+from sd2rt.runtime.server.worker.bundles import ServedBundles
+from sd2rt.runtime.server.worker.planning import PlannedGeneration, plan_generation
+from sd2rt.runtime.server.worker.turnstile import Turnstile
+from sd2rt.runtime.server.worker_settings import WorkerSettings
+
+_LOG = logging.getLogger(__name__)
+
+PRIORITIES = {
+    "interactive": Priority.INTERACTIVE,
+    "normal": Priority.NORMAL,
+    "batch": Priority.BATCH,
+}
+Emit = Callable[[Event], Awaitable[None]]
+_Value = TypeVar("_Value")
+
+
+class Generator:
+    """Generates requests of one worker, many at once; use it from one event loop.
+
+    Args:
+        bundles: what is served.
+        settings: limits.
+        preparing: a thread that decodes images and plans.
+        finishing: threads that encode images.
+    """
+
+    def __init__(
+        self, bundles: ServedBundles, settings: WorkerSettings, preparing: Executor, finishing: Executor
+    ) -> None:
+        self._bundles, self._settings = bundles, settings
+        self._preparing, self._finishing = preparing, finishing
+        # Each preparation waits for a turn at the device, so that the order is decided before.
+        self._turnstile = Turnstile(2)
+
+    async def generate(self, request: GenerationRequest, emit: Emit, began: Callable[[], None]) -> None:
+        """Generate a request's images, and send its events; the last is :class:`Completed`.
+
+        Args:
+            emit: sends an event.
+            began: called when work on the request begins.
+
+        Raises:
+            ServerError: the request cannot be honoured.
+            Sd2rtError: the same, or it failed.
+        """
+        arrived = monotonic()
+        deadline = None if request.deadline_ms is None else arrived + request.deadline_ms / 1000
+        try:
+            async with asyncio.timeout(None if request.deadline_ms is None else request.deadline_ms / 1000):
+                await self._generate(request, emit, began, arrived, deadline)
+        except TimeoutError:
+            raise ServerError(
+                "deadline_exceeded",
+                f"the deadline of {request.deadline_ms} ms has passed: allow more time, or use fewer steps",
+                param="deadline_ms",
+            ) from None
+
+    async def _generate(
+        self,
+        request: GenerationRequest,
+        emit: Emit,
+        began: Callable[[], None],
+        arrived: float,
+        deadline: float | None,
+    ) -> None:
+        priority = PRIORITIES.get(request.priority)
+        if priority is None:
+            raise ServerError(
+                "invalid_value",
+                f"priority is {request.priority!r}: use interactive, normal or batch",
+                param="priority",
+            )
+        if not 1 <= request.count <= self._settings.max_images:
+            raise ServerError(
+                "invalid_value", f"n is {request.count}: use 1 to {self._settings.max_images}", param="n"
+            )
+        async with AsyncExitStack() as stack:
+            pipeline = await stack.enter_async_context(self._bundles.use(request.model, request.loras))
+            async with self._turnstile.pass_through(priority):
+                began()
+                preparing = monotonic()
+                planned = await self._in(self._preparing, partial(self._plan, request))
+                run = await stack.enter_async_context(
+                    pipeline.stream_planned(
+                        planned.images,
+                        request_id=request.request_id,
+                        terms=Terms(priority=priority, key=request.key, deadline=deadline),
+                        previews=request.previews or request.partial_images > 0,
+                    )
+                )
+                steps = (await run.start()).total
+            prepared = monotonic()
+            first_call = await self._follow(request, run, emit, steps, arrived, prepared - preparing)
+            stepped = monotonic()
+            outcomes = await run.outcomes()
+            decoded = monotonic()
+            for outcome in outcomes:
+                if isinstance(outcome, EngineError):
+                    raise outcome
+            pictures = [outcome.images[0] for outcome in outcomes if not isinstance(outcome, EngineError)]
+            images = await asyncio.gather(
+                *(
+                    self._in(self._finishing, partial(self._finish, request, pipeline.pipeline, *pair))
+                    for pair in zip(planned.images, pictures, strict=True)
+                )
+            )
+            facts = facts_of(pipeline.pipeline, planned.images[0])
+        stages = {
+            "prepare": prepared - preparing,
+            "step": stepped - first_call,
+            "decode": decoded - stepped,
+            "finish": monotonic() - decoded,
+        }
+        await emit(
+            Completed(
+                images,
+                {
+                    **{
+                        name: facts[name]
+                        for name in ("task", "sampler", "schedule", "steps", "guidance_scale")
+                    },
+                    "width": planned.width,
+                    "height": planned.height,
+                    "queue_ms": _queue_ms(arrived, first_call, prepared - preparing),
+                    "warnings": list(planned.warnings),
+                    "stages": {name: round(max(seconds, 0.0), 6) for name, seconds in stages.items()},
+                },
+            )
+        )
+
+    def _plan(self, request: GenerationRequest) -> PlannedGeneration:
+        return plan_generation(
+            request,
+            self._bundles.manifests[request.model],
+            max_steps=self._settings.max_steps,
+            max_image_pixels=self._settings.max_image_pixels,
+        )
+
+    async def _follow(
+        self,
+        request: GenerationRequest,
+        run: AsyncRun[Any],
+        emit: Emit,
+        steps: int,
+        arrived: float,
+        prepare_seconds: float,
+    ) -> float:
+        """Send the events of a run's steps; return the time at which the first began."""
+        started = await run.start()
+        first_call: float | None = None
+        wanted = request.partial_images if request.count == 1 else 0
+        sent = 0
+        async for progress in run:
+            if first_call is None and started.first_call is not None:
+                first_call = started.first_call
+                await emit(Started(_queue_ms(arrived, first_call, prepare_seconds)))
+            preview = None
+            if request.previews and progress.latents is not None:
+                preview = await self._in(self._finishing, partial(_preview, progress))
+            await emit(Stepped(progress.done, steps, preview))
+            # Spread evenly; where steps are faster than decodes, there are fewer.
+            reached = progress.done * (wanted + 1) // steps
+            if sent < reached <= wanted:
+                picture = (await progress.decoded())[0]
+                data = await self._in(self._finishing, partial(_partial, request, picture))
+                await emit(Partial(sent, data))
+                sent += 1
+        return monotonic() if first_call is None else first_call
+
+    def _finish(
+        self, request: GenerationRequest, pipeline: Pipeline, planned: PlannedRequest[Any], image: Any
+    ) -> GeneratedImage:
+        text: dict[str, str] = {}
+        comment = None
+        if self._settings.metadata:
+            facts = facts_of(pipeline, planned)
+            if request.output_format == "png":
+                text = png_text(facts)
+            else:
+                comment = write_parameters(facts, facts["version"])
+        data = encode(image, request.output_format, text, quality=request.compression, comment=comment)
+        assert planned.request.seed is not None
+        return GeneratedImage(data, planned.request.seed, image.width, image.height)
+
+    @staticmethod
+    async def _in(executor: Executor, call: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+def _partial(request: GenerationRequest, picture: Any) -> bytes:
+    return encode(picture, request.output_format, {}, quality=request.compression)
+
+
+def _preview(progress: AsyncProgress) -> bytes | None:
+    pictures = progress.previews()
+    if not pictures:
+        return None
+    file = BytesIO()
+    pictures[0].save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _queue_ms(arrived: float, first_call: float, prepare_seconds: float) -> float:
+    return round(max(0.0, first_call - arrived - prepare_seconds) * 1000, 3)

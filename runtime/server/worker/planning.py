@@ -1,0 +1,146 @@
+"""Decode, validate and plan the images of a request. Runs in a thread, and touches no engine."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sd2rt.engines.bundle.manifest import Manifest
+from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.images.read import MAX_PIXELS, TooManyPixelsError, decode_image
+from sd2rt.runtime.pipeline.conditioning import size_of
+from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
+from sd2rt.runtime.request.request import Request, make_request
+from sd2rt.runtime.request.resolve import task_of
+from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.generation import GenerationRequest, ImageRole
+
+_FIELD_OF: dict[ImageRole, str] = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}
+FIELDS = frozenset(Request.model_fields) - {
+    *_FIELD_OF.values(),
+    "latents",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "num_images_per_prompt",
+    "max_image_pixels",
+    "output_type",
+}
+"""Fields of a request that may come from elsewhere. Images come as bytes: a path would be a file of this machine."""
+_MAX_PROMPT = 20_000
+"""Characters: every 75 tokens of AUTOMATIC1111's syntax are another call of the text encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGeneration:
+    """A request that can be generated."""
+
+    images: list[PlannedRequest[Any]]
+    """One request an image, with its own seed, as ``sd2rt run`` makes them."""
+    width: int
+    height: int
+    warnings: tuple[str, ...]
+
+
+def plan_generation(
+    request: GenerationRequest, manifest: Manifest, *, max_steps: int, max_image_pixels: int | None
+) -> PlannedGeneration:
+    """Decode the images of a request, and plan it for a bundle.
+
+    Raises:
+        ServerError: the request cannot be honoured.
+        RequestError: the same, with ``invalid_value`` as its code.
+    """
+    fields = dict(request.fields)
+    if unknown := sorted(fields.keys() - FIELDS):
+        raise ServerError(
+            "invalid_value", f"unknown request option {unknown[0][:60]!r}", param=unknown[0][:60]
+        )
+    _check_limits(request, fields, max_steps)
+    limit = MAX_PIXELS if max_image_pixels is None else max_image_pixels
+    images = {_FIELD_OF[role]: _decoded(role, data, limit) for role, data in request.images.items()}
+    seed = fields.pop("seed", None)
+    # As `sd2rt run`, so that the metadata of both are equal.
+    fields.setdefault("negative_prompt", "")
+    first = make_request(**fields, seed=secrets.randbits(32) if seed is None else seed)
+    try:
+        # Images are decoded: only the field's own rules are left, such as that a depth map is gray.
+        loaded = make_request(prompt="", max_image_pixels=limit, **images) if images else None
+    except RequestError as error:
+        raise ServerError("invalid_image", str(error), param=next(iter(images))) from None
+    if loaded is not None:
+        first = first.model_copy(update={name: getattr(loaded, name) for name in images})
+    try:
+        task_of(first, manifest)
+    except RequestError as error:
+        raise ServerError("task_not_supported", str(error)) from None
+    try:
+        width, height = size_of(manifest, first)
+    except RequestError as error:
+        raise ServerError("size_not_supported", str(error), param="size") from None
+    planned = plan_requests([first], manifest)[0]
+    if len(planned.plan.steps) > 2 * max_steps + 1:
+        raise ServerError(
+            "invalid_value", f"{len(planned.plan.steps)} denoiser calls are too many: use fewer steps"
+        )
+    return PlannedGeneration(
+        [_image_of(planned, index) for index in range(request.count)],
+        width,
+        height,
+        _warnings(first, manifest, width, height),
+    )
+
+
+def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps: int) -> None:
+    steps = fields.get("num_inference_steps")
+    lists = [
+        value
+        for value in map(fields.get, ("timesteps", "sigmas", "guidance_scale"))
+        if isinstance(value, list)
+    ]
+    if isinstance(steps, int) and steps > max_steps:
+        raise ServerError(
+            "invalid_value",
+            f"num_inference_steps is {steps}: use at most {max_steps}",
+            param="num_inference_steps",
+        )
+    if any(len(values) > max_steps for values in lists):
+        raise ServerError("invalid_value", f"a list has more than {max_steps} numbers: use fewer steps")
+    for name in ("prompt", "negative_prompt"):
+        text = fields.get(name)
+        if isinstance(text, str) and len(text) > _MAX_PROMPT:
+            raise ServerError(
+                "invalid_value", f"{name} has {len(text)} characters: use at most {_MAX_PROMPT}", param=name
+            )
+    for name in ("width", "height"):
+        side = fields.get(name)
+        if isinstance(side, int) and not isinstance(side, bool):
+            try:
+                check_side(name, side)
+            except RequestError as error:
+                raise ServerError("size_not_supported", str(error), param="size") from None
+
+
+def _decoded(role: ImageRole, data: bytes, limit: int) -> Any:
+    try:
+        return decode_image(data, f"the {role.replace('_', ' ')}", limit)
+    except TooManyPixelsError as error:
+        raise ServerError("too_many_pixels", str(error), param=role) from None
+    except RequestError as error:
+        raise ServerError("invalid_image", str(error), param=role) from None
+
+
+def _image_of(planned: PlannedRequest[Any], index: int) -> PlannedRequest[Any]:
+    request = planned.request
+    assert request.seed is not None
+    seed, variation_seed = request.seeds_of(request.seed, index)
+    seeds = {"seed": seed} if variation_seed is None else {"seed": seed, "variation_seed": variation_seed}
+    return replace(planned, request=request.model_copy(update=seeds))
+
+
+def _warnings(request: Request[Any], manifest: Manifest, width: int, height: int) -> tuple[str, ...]:
+    image = request.image
+    if image is None or manifest.low_resolution is not None or image.size == (width, height):
+        return ()
+    return (f"the image is {image.width}x{image.height} pixels: it was resized to {width}x{height}",)
