@@ -11,11 +11,8 @@ def warn_of_fallback(
 ) -> None:
     """Warn the caller, and write the same line to the log.
 
-    Without a handler for the log, there is only the warning: Python would print both.
-
     Args:
         stacklevel: like that of :func:`warnings.warn`, counted from the function that calls this one.
     """
     warnings.warn(message, category, stacklevel=stacklevel + 1)
-    if log.hasHandlers():
-        log.warning("%s", message)
+    log.warning("%s", message)

@@ -80,7 +80,7 @@ def test_loggers_have_their_modules_names() -> None:
             if node.func.attr == "addHandler" or not named:
                 calls.append(path)
     # It quiets PyTorch's loggers during an export.
-    assert [path for path in calls if path != "export/graphs/onnx_part.py"] == []
+    assert calls == ["engines/__init__.py", "export/graphs/onnx_part.py"]
 
 
 SERVICE = """
@@ -98,6 +98,20 @@ def test_nothing_is_printed_without_a_configuration(small_bundle: Path) -> None:
     command = [sys.executable, "-P", "-c", SERVICE, str(small_bundle)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_errors_are_printed_only_if_logging_is_configured(configured: bool) -> None:
+    """Python prints warnings and errors of loggers that have no handler at all."""
+    code = (
+        "import logging, sd2rt.runtime.pipeline.step_loop\n"
+        f"if {configured}: logging.basicConfig()\n"
+        "for package in ('engines', 'export', 'runtime'):\n"
+        "    logging.getLogger(f'sd2rt.{package}').error('failed')\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr.count("failed") == 3 * configured
 
 
 def test_lines_of_a_service(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,7 +42,7 @@ class Gate:
             RequestError: the pipeline is closed.
         """
         with self._condition:
-            while not self.closed and self._changing and not self._all_idle():
+            while not self.closed and self._changing and not (self._runs and self._all_idle()):
                 self._condition.wait(_POLL_SECONDS)
             if self.closed:
                 raise RequestError(CLOSED)

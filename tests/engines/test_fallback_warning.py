@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,3 @@ def test_the_caller_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "100% slower")
     ]
-
-
-def test_a_log_that_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python would print the line on standard error, beside the warning."""
-    log = logging.Logger("alone")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fall_back(log)
-    assert len(caught) == 1
-    assert capsys.readouterr().err == ""
