@@ -31,7 +31,7 @@ def worker_settings(config: ServerConfig) -> WorkerSettings:
         max_image_pixels=config.max_image_pixels,
         max_steps=config.max_steps,
         threads=config.threads,
-        max_batch=config.max_batch if isinstance(config.max_batch, int) else None,
+        max_batch=config.max_batch,
         allow_cpu_fallback=config.allow_cpu_fallback,
         tile=config.tile,
         backend=config.backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class WorkerSettings:
     memory_bytes: int | None = None
     """Memory of a device for bundles; None for the memory that is available at start."""
     threads: int | None = None
-    max_batch: int | None = None
+    max_batch: int | Literal["auto"] | None = None
     cuda_graph: bool | None = None
     allow_cpu_fallback: bool = False
     tile: int | None = None

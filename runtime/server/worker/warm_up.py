@@ -20,6 +20,11 @@ async def warm_up(pipeline: AsyncPipeline) -> None:
     Raises:
         EngineError: the device failed.
     """
+    if pipeline.pipeline.device.kind == "cuda":
+        manifest = pipeline.pipeline.manifest
+        image_inputs = any("image" in TASKS[name].required for name in manifest.tasks)
+        # Sizes of calls are captured and allocated now, not in the middle of traffic.
+        await pipeline.warm_up(image_inputs=image_inputs)
     planned = pipeline.pipeline.plan([_request(pipeline.pipeline.manifest)])
     async with pipeline.stream_planned(planned, request_id="warm-up") as run:
         await run.outcomes()
