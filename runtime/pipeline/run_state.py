@@ -12,6 +12,7 @@ from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Trajectory
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.snapshot import Snapshot
+from sd2rt.runtime.scheduling.lingering import Pace
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms, Work
 
 
@@ -38,6 +39,7 @@ class RunState:
     works: dict[Trajectory, Work] = field(default_factory=dict)
     to_the_end: bool = False
     """True if steps are made without being asked for one by one."""
+    pace: Pace = field(default_factory=Pace)
     first_call: float | None = None
     """Time at which the run's first denoiser call began; None before."""
     calls: int = 0
@@ -62,10 +64,17 @@ class RunState:
         since = self.idle_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def returns(self) -> bool:
+        """True if steps are left, and the next has not been asked for."""
+        ended = self.ended or self.error is not None
+        return not ended and bool(self.works) and not all(work.ready for work in tuple(self.works.values()))
+
     def want(self, *, to_the_end: bool = False) -> None:
         """Ask for the next step, or for all that are left."""
         self.idle_since = None
         self.to_the_end = to_the_end
+        self.pace.ask(time.monotonic())
         for work in tuple(self.works.values()):
             work.ready = True
 
@@ -83,6 +92,7 @@ class RunState:
         self.active = active
         self.done += len(active)
         self.calls += 1
+        self.pace.advanced = time.monotonic()
         self.changed()
 
     def take_decoded(self, snapshots: Sequence[Snapshot]) -> list[Float32Array] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.run_state import RunState
 from sd2rt.runtime.pipeline.snapshot import Snapshot
+from sd2rt.runtime.scheduling.lingering import patience
 from sd2rt.runtime.scheduling.scheduler import Scheduler
 from sd2rt.runtime.scheduling.settings import Settings
 from sd2rt.runtime.scheduling.work import Call, Decode, Work
@@ -70,6 +72,9 @@ class StepLoop:
         self._ended: deque[RunState] = deque()
         """Runs that have ended since the last call; a finalizer may append."""
         self._lone: _Lone | None = None
+        self._last: tuple[RunState, ...] = ()
+        """Runs of the last denoiser call."""
+        self._lingering = threading.Condition()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -122,17 +127,46 @@ class StepLoop:
         def fulfilled() -> bool:
             return run.ended or run.error is not None or until()
 
+        wait: float | None = None
         while not fulfilled():
+            if wait:
+                # Without the turn: whoever is waited for may make the call, and may use it before.
+                with self._lingering:
+                    self._lingering.wait_for(fulfilled, wait)
+                wait = 0.0
             if not self._turns.take(fulfilled):
                 continue
             try:
                 while not fulfilled():
+                    if wait is None and (wait := self._patience(run)):
+                        break
                     self._call()
-                    self._turns.wake()
+                    self._wake()
                     if self._turns.wanted:
                         break
             finally:
                 self._turns.give()
+
+    def _patience(self, run: RunState) -> float:
+        """Seconds to wait for runs of the last call, so that they share the next one with a run; mostly 0."""
+        others = [other for other in self._last if other is not run and other.returns]
+        if not others or run.to_the_end or not run.works:
+            return 0.0
+        lane = next(iter(run.works.values())).lane
+        return patience(
+            time.monotonic(),
+            run.pace,
+            sum(work.ready and work.lane == lane for work in self._members),
+            [(each.pace, sum(work.lane == lane for work in each.works.values())) for each in others],
+            self.scheduler.curve(lane),
+            self.scheduler.limit(lane),
+        )
+
+    def _wake(self) -> None:
+        """Let threads go on whose wish is fulfilled."""
+        self._turns.wake()
+        with self._lingering:
+            self._lingering.notify_all()
 
     def decode(self, run: RunState, jobs: Iterable[ImageJob | Snapshot]) -> None:
         """Have images of a run, or snapshots of them, decoded into ``run.decoded``: one between two steps."""
@@ -190,7 +224,7 @@ class StepLoop:
         while made:
             with self._turns.turn():
                 made = self._call()
-                self._turns.wake()
+                self._wake()
 
     def _call(self) -> bool:
         """Make the next denoiser call or decode. Returns False if no run wants one."""
@@ -234,6 +268,7 @@ class StepLoop:
             active.setdefault(run, []).append(trajectory)
             if trajectory.finished:
                 self._forget(trajectory, run)
+        self._last = tuple(active)
         for run, own in active.items():
             run.advanced(tuple(own), start)
         if len(active) == 1 and not self._decodes and self._members.keys() == {*call.works}:

@@ -59,6 +59,10 @@ class Scheduler:
         self._calibrated.add(lane)
         return known.limit
 
+    def limit(self, lane: Hashable) -> int:
+        """The most images of different runs in a call of a lane."""
+        return self._lane(lane).limit
+
     def curve(self, lane: Hashable) -> CostCurve:
         """Measured costs of a lane."""
         return self._lane(lane).curve

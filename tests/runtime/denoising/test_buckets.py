@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd2rt.runtime.denoising.buckets import Bucket, Buckets, batch_sizes, sizes_between
@@ -43,6 +43,7 @@ def test_what_a_bucket_takes(bucket: Bucket, taken: bool) -> None:
     assert bucket.takes(call(2, 4)) is taken
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS, st.integers(1, 3), st.sampled_from((77, 154, 50)), st.integers(1, 20))
 def test_a_call_without_a_measurement_is_padded_to_a_power_of_two(
     limit: int, samples: int, prompts: int, length: int, further: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from sd2rt.engines.onnxruntime.engine import OnnxRuntimeSession
 from sd2rt.runtime import AsyncPipeline, Pipeline
 from sd2rt.runtime.denoising.stepper import Stepper
 from sd2rt.runtime.networks.turns import Turns
+from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.scheduling.admission import DeadlineUnreachableError
 from sd2rt.runtime.scheduling.scheduler import Scheduler
+from sd2rt.runtime.scheduling.settings import Settings
 from sd2rt.runtime.scheduling.work import Priority, Terms
 
 SAMPLERS = ("ddim", "euler-a", "dpmpp-2m", "unipc")
@@ -419,3 +422,49 @@ def test_a_lone_run_does_not_ask_the_scheduler(
     with pipe.stream("a", num_inference_steps=12) as left:
         next(iter(left))
     nothing_is_left(pipe)
+
+
+def iterated(pipe: Pipeline, count: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Images in each call, in the order of calls, of threads that iterate over the steps of their runs."""
+    sizes: list[int] = []
+    step = Stepper.step
+
+    def counted(self: Stepper, members: Any) -> Any:
+        sizes.append(len(members))
+        return step(self, members)
+
+    def iterate(index: int) -> None:
+        with pipe.stream("a lighthouse", seed=index, num_inference_steps=12, sampler="ddim") as run:
+            for _ in run:
+                pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "step", counted)
+        in_threads(count, iterate)
+    return "".join(map(str, sizes))
+
+
+def test_threads_that_iterate_share_calls(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a thread takes to ask again: it is waited for. A run that has no step left is not."""
+    monkeypatch.setattr(
+        "sd2rt.runtime.pipeline.step_loop.patience",
+        lambda now, own, images, others, cost, limit: 60.0 if len(others) and limit > 1 else 0.0,
+    )
+    shared = Settings(max_batch=4, group_batch=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipe, "_loop", StepLoop(pipe._networks, shared))
+        assert re.fullmatch("1*2+1*", iterated(pipe, 2, monkeypatch))
+        # The control: on a CPU, runs take turns.
+    assert iterated(pipe, 2, monkeypatch) == "1" * 24
+    nothing_is_left(pipe)
+
+
+def test_a_lone_caller_waits_for_nobody(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*arguments: Any) -> float:
+        raise AssertionError("there is nobody to wait for")
+
+    monkeypatch.setattr("sd2rt.runtime.pipeline.step_loop.patience", asked)
+    shared = Settings(max_batch=4, group_batch=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipe, "_loop", StepLoop(pipe._networks, shared))
+        assert iterated(pipe, 1, monkeypatch) == "1" * 12
