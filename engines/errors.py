@@ -17,11 +17,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from sd2rt.engines.printable import printable
+
 
 class Sd2rtError(Exception):
     """Base class of all sd2rt errors; ``exit_code`` is the exit status of the command line."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        # Messages name paths and other foreign text.
+        return printable(super().__str__())
 
 
 class CheckpointError(Sd2rtError):
