@@ -17,8 +17,10 @@ PRINTING = (
     "engines/console.py",
     "src/sd2rt/launch.py",
     "runtime/server/http/logs.py",
+    "runtime/server/worker/__main__.py",
+    "runtime/server/worker/worker.py",
 )
-"""Modules outside of cli folders that write to the standard streams, for commands."""
+"""Modules outside of cli folders that write to the standard streams, or say how, for commands."""
 
 
 def modules() -> list[str]:
