@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.schema import ComputePrecision
@@ -30,7 +30,7 @@ class OpeningOptions(TypedDict, total=False):
 
     device: str
     threads: int | None
-    max_batch: int | None
+    max_batch: int | Literal["auto"] | None
     cuda_graph: bool | None
     allow_cpu_fallback: bool
     tile: int

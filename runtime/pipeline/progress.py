@@ -22,7 +22,7 @@ class Progress:
     A call may take some of the run's images, beside those of other runs, which are not shown.
     """
 
-    __slots__ = ("_active", "_calls", "_jobs", "_loop", "_run", "done", "step", "steps", "timestep", "total")
+    __slots__ = ("_active", "_calls", "_jobs", "_loop", "_run", "done", "step", "steps", "total")
 
     done: int
     """Steps made so far, over all images of the run."""
@@ -32,8 +32,6 @@ class Progress:
     """Steps made for the run's first image in the call, counted from 1."""
     steps: int
     """Steps that this image takes in total."""
-    timestep: float
-    """Training timestep of this image in the call."""
 
     def __init__(self, loop: StepLoop, run: RunState, jobs: Sequence[Sequence[ImageJob]], total: int) -> None:
         self._jobs = jobs
@@ -41,7 +39,11 @@ class Progress:
         self.done, self.total = run.done, total
         first = run.active[0]
         self.step, self.steps = first.done, first.length
-        self.timestep = float(first.timesteps[first.done - 1])
+
+    @property
+    def timestep(self) -> float:
+        """Training timestep of this image in the call."""
+        return float(self._active[0].timesteps[self.step - 1])
 
     @property
     def images(self) -> int:

@@ -39,7 +39,7 @@ class RunState:
     works: dict[Trajectory, Work] = field(default_factory=dict)
     to_the_end: bool = False
     """True if steps are made without being asked for one by one."""
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace | None = None
     first_call: float | None = None
     """Time at which the run's first denoiser call began; None before."""
     calls: int = 0
@@ -74,7 +74,8 @@ class RunState:
         """Ask for the next step, or for all that are left."""
         self.idle_since = None
         self.to_the_end = to_the_end
-        self.pace.ask(time.monotonic())
+        if self.pace is not None:
+            self.pace.ask(time.monotonic())
         for work in tuple(self.works.values()):
             work.ready = True
 
@@ -92,7 +93,8 @@ class RunState:
         self.active = active
         self.done += len(active)
         self.calls += 1
-        self.pace.advanced = time.monotonic()
+        if self.pace is not None:
+            self.pace.advanced = time.monotonic()
         self.changed()
 
     def take_decoded(self, snapshots: Sequence[Snapshot]) -> list[Float32Array] | None:

@@ -19,7 +19,7 @@ from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.run_state import RunState
 from sd2rt.runtime.pipeline.snapshot import Snapshot
-from sd2rt.runtime.scheduling.lingering import patience
+from sd2rt.runtime.scheduling.lingering import Pace, patience
 from sd2rt.runtime.scheduling.scheduler import Scheduler
 from sd2rt.runtime.scheduling.settings import Settings
 from sd2rt.runtime.scheduling.work import Call, Decode, Work
@@ -66,7 +66,7 @@ class StepLoop:
         self._members: dict[Work, tuple[Trajectory, RunState]] = {}
         self._decodes: dict[Decode, tuple[ImageJob | Snapshot, RunState]] = {}
         self.calls: Counter[int] = Counter()
-        """Denoiser calls made, by number of images or tiles in them."""
+        """Denoiser calls made, by images or tiles in them; those of a lone run are added when it ends."""
         self.step_seconds: dict[int, float] = {}
         """Measured seconds of a call by that number, for the size of image that had the last such call."""
         self._ended: deque[RunState] = deque()
@@ -74,7 +74,8 @@ class StepLoop:
         self._lone: _Lone | None = None
         self._last: tuple[RunState, ...] = ()
         """Runs of the last denoiser call."""
-        self._lingering = threading.Condition()
+        self._lingering = None if settings.max_batch == 1 else threading.Condition()
+        """Condition of threads that wait for others to share their call; None if calls are never shared."""
 
     @property
     def scheduler(self) -> Scheduler:
@@ -100,6 +101,7 @@ class StepLoop:
         """
         with self._turns.turn():
             self._remove_ended()
+            run.pace = None if self._lingering is None else Pace()
             run.trajectories = tuple(trajectories)
             now, works, terms = time.monotonic(), [], run.terms
             for group in batchable(run.trajectories):
@@ -127,12 +129,13 @@ class StepLoop:
         def fulfilled() -> bool:
             return run.ended or run.error is not None or until()
 
-        wait: float | None = None
+        lingering = self._lingering
+        wait = 0.0 if lingering is None else None
         while not fulfilled():
-            if wait:
+            if wait and lingering is not None:
                 # Without the turn: whoever is waited for may make the call, and may use it before.
-                with self._lingering:
-                    self._lingering.wait_for(fulfilled, wait)
+                with lingering:
+                    lingering.wait_for(fulfilled, wait)
                 wait = 0.0
             if not self._turns.take(fulfilled):
                 continue
@@ -150,14 +153,18 @@ class StepLoop:
     def _patience(self, run: RunState) -> float:
         """Seconds to wait for runs of the last call, so that they share the next one with a run; mostly 0."""
         others = [other for other in self._last if other is not run and other.returns]
-        if not others or run.to_the_end or not run.works:
+        if not others or run.pace is None or run.to_the_end or not run.works:
             return 0.0
         lane = next(iter(run.works.values())).lane
         return patience(
             time.monotonic(),
             run.pace,
             sum(work.ready and work.lane == lane for work in self._members),
-            [(each.pace, sum(work.lane == lane for work in each.works.values())) for each in others],
+            [
+                (each.pace, sum(work.lane == lane for work in each.works.values()))
+                for each in others
+                if each.pace is not None
+            ],
             self.scheduler.curve(lane),
             self.scheduler.limit(lane),
         )
@@ -165,8 +172,9 @@ class StepLoop:
     def _wake(self) -> None:
         """Let threads go on whose wish is fulfilled."""
         self._turns.wake()
-        with self._lingering:
-            self._lingering.notify_all()
+        if self._lingering is not None:
+            with self._lingering:
+                self._lingering.notify_all()
 
     def decode(self, run: RunState, jobs: Iterable[ImageJob | Snapshot]) -> None:
         """Have images of a run, or snapshots of them, decoded into ``run.decoded``: one between two steps."""
@@ -289,7 +297,6 @@ class StepLoop:
         lone.made += 1
         seconds = time.monotonic() - start
         lone.seconds += seconds
-        self.calls[len(lone.own)] += 1
         if _LOG.isEnabledFor(logging.DEBUG):
             _LOG.debug(_STEP, lone.run.request_id, len(lone.own), seconds)
         if any(trajectory.finished for trajectory in lone.own):
@@ -305,6 +312,7 @@ class StepLoop:
         lone, self._lone = self._lone, None
         if lone is not None and lone.made:
             self._scheduler.repeated(lone.call, lone.made, lone.seconds / lone.made)
+            self.calls[len(lone.call.works)] += lone.made
             self._note_cost(lone.call)
 
     def _note_cost(self, call: Call) -> None:
