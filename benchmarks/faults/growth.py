@@ -28,8 +28,6 @@ CASES = 1000
 """Images of each group but the last, which opens the pipeline for each of a tenth as many."""
 BLOCK = 25
 """Images of a case."""
-WARM_BLOCKS = 8
-"""Blocks that fill caches and the allocator's arenas before memory is compared."""
 BOUND_BYTES = 16 * 1024**2
 """Growth that is not a leak: arenas of threads. A leaked session or picture an image would be ten times as much."""
 
@@ -49,7 +47,10 @@ def run(recorder: Recorder, cases: int, seed: int) -> None:
 
 def _measure(recorder: Recorder, group: str, images: int, draw: Callable[[], None]) -> None:
     first: tuple[int, int, int] | None = None
-    for block in range(max(images // BLOCK, 1)):
+    blocks = max(images // BLOCK, 1)
+    # The first half fills caches and the allocator's arenas: sessions of many sizes are kept, up to a bound.
+    warm = max(blocks // 2, 1)
+    for block in range(blocks):
         for _ in range(BLOCK):
             draw()
         gc.collect()
@@ -57,7 +58,7 @@ def _measure(recorder: Recorder, group: str, images: int, draw: Callable[[], Non
         case = f"images {block * BLOCK} to {(block + 1) * BLOCK}"
         if first is None:
             recorder.record(group, "held", case, f"{memory / 1e6:.0f} MB")
-            first = state if block + 1 >= min(WARM_BLOCKS, images // BLOCK - 1) else None
+            first = state if block + 1 == warm else None
             continue
         if threads > first[0] or descriptors > first[1]:
             detail = f"threads {first[0]} to {threads}, descriptors {first[1]} to {descriptors}"
@@ -68,7 +69,7 @@ def _measure(recorder: Recorder, group: str, images: int, draw: Callable[[], Non
                 group,
                 "memory" if growth > BOUND_BYTES else "held",
                 case,
-                f"{growth / 1e6:+.1f} MB since block {WARM_BLOCKS}",
+                f"{growth / 1e6:+.1f} MB since block {warm}",
             )
 
 

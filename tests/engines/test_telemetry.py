@@ -101,7 +101,10 @@ def test_a_consent_to_openvino_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["onnxruntime", "huggingface_hub.constants"])
 def test_too_late_is_logged_once(package: str, tmp_path: Path) -> None:
-    late = f"sys.modules[{package!r}] = sys  # as if imported by the host\n"
+    late = (
+        "import logging; logging.basicConfig(format='%(message)s')\n"
+        f"sys.modules[{package!r}] = sys  # as if imported by the host\n"
+    )
     log = run(f"{late}for _ in range(3): import_without_telemetry({package!r})", tmp_path)
     assert log.count("\n") == 1
     assert package in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_judgement(reader: HostileReader, tmp_path: Path, monkeypatch: pytest.Mo
     assert outcome(Case("pickles with code", "it ran", "image", marked)) == "wrong"
     monkeypatch.setattr(hostile, "LIMIT_BYTES", -1)
     assert outcome(Case("pictures", "intact", "image", right, may_be_read=True)) == "memory"
-    monkeypatch.setattr(hostile, "LIMIT_SECONDS", 0.0)
+    monkeypatch.setattr(hostile, "LIMIT_SECONDS", 0.1)
+    assert reader._child is not None
+    reader._child.send_signal(signal.SIGSTOP)
     assert outcome(Case("pictures", "intact", "image", right, may_be_read=True)) == "hang"
 
 
