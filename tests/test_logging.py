@@ -1,4 +1,4 @@
-"""What the library logs, and that it prints nothing."""
+"""Log lines of the library, and that it prints nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valid image sizes in pixels, and the size from which images are processed in tiles."""
+"""Valid image sizes in pixels, the sizes of their latents, and the size from which images are processed in tiles."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ def parse_size(text: str, *, square: bool = False) -> tuple[int, int]:
     if match is None or (match[2] is None and not square):
         raise ValueError("it is not a size")
     return int(match[1]), int(match[2] or match[1])
+
+
+def latent_sides(width: int, height: int, factor: int) -> tuple[int, int]:
+    """Height and width of the latents of an image, with ``factor`` pixels per latent along a side.
+
+    The denoiser needs sides that are multiples of 8; upscaled images of other sizes are padded.
+    """
+    return -(-height // factor // 8) * 8, -(-width // factor // 8) * 8
 
 
 def check_side(name: str, side: int) -> None:

@@ -20,7 +20,7 @@ from sd2rt.engines.bundle.model_kinds import KINDS, PartName
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
-from sd2rt.engines.demo.files import DEMO_NAMES, PACKAGED, TOKEN_IDS, TOKEN_TABLE, TOKENIZER
+from sd2rt.engines.demo.files import DEMO_NAMES, PACKAGED, TOKEN_IDS, TOKEN_TABLE, TOKENIZER, read_packaged
 from sd2rt.engines.demo.template import Template, read_template
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Array
@@ -112,14 +112,7 @@ class _Package:
             CheckpointError: it is missing or damaged.
         """
         path = PACKAGED / name
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"the demo is incomplete, {path} is missing: reinstall sd2rt, or name a checkpoint"
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}: reinstall sd2rt") from None
+        content = read_packaged(path)
         if hashlib.sha256(content).hexdigest() != self._hashes[name]:
             raise CheckpointError(
                 f"the demo is damaged, {path} has another SHA-256 than its manifest's template states: "

@@ -1,4 +1,4 @@
-"""Names of the demos, and paths of their files in the package."""
+"""Names of the demos, and their files in the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.schema import Precision
+from sd2rt.engines.errors import CheckpointError
 
 DEMO_NAMES: dict[str, ModelKind] = {
     "demo": "base",
@@ -36,3 +37,19 @@ KERNELS = WEIGHTS / "depth-kernels.safetensors"
 def template_path(name: str, precision: Precision) -> Path:
     """Path of the template of a demo's manifest."""
     return MANIFESTS / f"{name}-{precision}.json"
+
+
+def read_packaged(path: Path) -> bytes:
+    """Read a file of the package.
+
+    Raises:
+        CheckpointError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"the demo is incomplete, {path} is missing: reinstall sd2rt, or name a checkpoint"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}: reinstall sd2rt") from None

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import File, Model, Precision, RelativePath, Sha256
-from sd2rt.engines.demo.files import template_path
+from sd2rt.engines.demo.files import read_packaged, template_path
 from sd2rt.engines.errors import CheckpointError
 
 FROM_BUILD = ("name", "build_key", "sd2rt_version")
@@ -53,13 +53,7 @@ def read_template(name: str, precision: Precision) -> Template:
     """
     path = template_path(name, precision)
     try:
-        return Template.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"the demo is incomplete, {path} is missing: reinstall sd2rt, or name a checkpoint"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}: reinstall sd2rt") from None
+        return Template.model_validate_json(read_packaged(path))
     except ValidationError:
         raise CheckpointError(
             f"the demo is damaged, {path} is not a template of a manifest: reinstall sd2rt, or name a checkpoint"

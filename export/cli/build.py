@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -124,28 +125,20 @@ def _build(
     say: Callable[[str], None],
     progress: Callable[[str, float], None],
 ) -> BuildResult:
-    # Demo bundles of another version in the cache are replaced without asking.
-    replace = checkpoint in DEMO_NAMES and bundle.output is None
     if _is_packaged(checkpoint, source):
         from sd2rt.engines.demo.build import build_demo
 
-        return build_demo(
-            checkpoint,
-            target,
-            precision=bundle.precision,
-            sizes=sizes,
-            replace=replace,
-            again=bundle.force,
-            progress=progress,
-        )
-    from sd2rt.export.build import build as build_bundle
+        build = partial(build_demo, checkpoint)
+    else:
+        from sd2rt.export.build import build as build_bundle
 
-    return build_bundle(
-        source.open(checkpoint, say),
+        build = partial(build_bundle, source.open(checkpoint, say))
+    return build(
         target,
         precision=bundle.precision,
         sizes=sizes,
-        replace=replace,
+        # Demo bundles of another version in the cache are replaced without asking.
+        replace=checkpoint in DEMO_NAMES and bundle.output is None,
         again=bundle.force,
         progress=progress,
     )

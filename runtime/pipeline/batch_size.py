@@ -49,10 +49,9 @@ class BatchSize:
         """
         cuda = networks.device.kind == "cuda"
         default = min(DEFAULT_BATCH, networks.max_batch or DEFAULT_BATCH)
-        if asked is None:
-            return cls(default, default if cuda else 1)
         if asked != "auto":
-            return cls(asked, asked if cuda else 1)
+            group = default if asked is None else asked
+            return cls(group, group if cuda else 1)
         curve = measured_costs(networks, min(_LARGEST, networks.max_batch or _LARGEST))
         if not curve.measured:
             _LOG.warning("no engine runs the bundle's default size: batch size %d, not measured", default)
@@ -98,9 +97,7 @@ def measured_costs(networks: Networks, limit: int) -> CostCurve:
     h, w = latent_size(networks, *networks.bundle.manifest.native_sizes[0])
     least = float("inf")
     for batch in batch_sizes(limit):
-        choices = (
-            {"B": batch, "R": batch * each, "P": 1, "L": TEXT_LENGTH, "h": h, "w": w} for each in (2, 1)
-        )
+        choices = (Bucket(batch * each, batch, 1, TEXT_LENGTH, h, w).dims for each in (2, 1))
         dims = next((dims for dims in choices if denoiser.takes(dims)), None)
         if dims is None:
             continue

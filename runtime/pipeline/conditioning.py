@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sd2rt.engines.bundle.model_kinds import ConditionName
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_side, latent_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
@@ -52,9 +52,7 @@ class Conditioning:
         """Size of the result, in pixels."""
         self.factor = manifest.latents.vae_factor
         """Pixels per latent, along a side."""
-        # The denoiser needs sides that are multiples of 8; upscaled images of other sizes are padded.
-        h, w = (-(-side // self.factor // 8) * 8 for side in (self.height, self.width))
-        self.shape = (manifest.latents.channels, h, w)
+        self.shape = (manifest.latents.channels, *latent_sides(self.width, self.height, self.factor))
         """Shape of the latents, [C, h, w]."""
         self._warn_if_resized()
 

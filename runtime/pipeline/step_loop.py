@@ -267,8 +267,7 @@ class StepLoop:
         now = time.monotonic()
         self.scheduler.done(call, now - start, now)
         if _LOG.isEnabledFor(logging.DEBUG):
-            named = ", ".join(dict.fromkeys(run.request_id for _, run in members))
-            _LOG.debug(_STEP, named, len(members), now - start)
+            _LOG.debug(_STEP, _named(members), len(members), now - start)
         self.calls[len(members)] += 1
         self._note_cost(call)
         active: dict[RunState, list[Trajectory]] = {}
@@ -324,10 +323,9 @@ class StepLoop:
     ) -> None:
         if isinstance(error, OutOfMemoryError) and len(members) > 1:
             limit = self.scheduler.halve(call.lane, len(members))
-            named = ", ".join(dict.fromkeys(run.request_id for _, run in members))
             _LOG.warning(
                 "request %s: out of memory with %d images in a call: %d from now on",
-                named,
+                _named(members),
                 len(members),
                 limit,
             )
@@ -384,3 +382,8 @@ class StepLoop:
         del self._members[work]
         self.scheduler.leave(work)
         self.stepper.leave(trajectory)
+
+
+def _named(members: Iterable[tuple[Trajectory, RunState]]) -> str:
+    """Request ids of a call's runs, for the log."""
+    return ", ".join(dict.fromkeys(run.request_id for _, run in members))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side, latent_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.denoising.buckets import Bucket, Buckets, batch_sizes, sizes_between
@@ -147,7 +147,7 @@ class WarmUp:
             if _without_samples(bucket) == like
         }
         for samples in sizes_between(seconds):
-            bucket = Bucket(like.rows * samples, samples, like.prompts, like.length, like.h, like.w)
+            bucket = replace(like, rows=like.rows * samples, samples=samples)
             if self._networks.engine("denoiser").takes(bucket.dims):
                 yield bucket
 
@@ -171,7 +171,7 @@ class WarmUp:
         """Calls of the other parts."""
         networks, latents = self._networks, self._networks.bundle.manifest.latents
         for width, height in self._traffic.sizes:
-            h, w = (-(-side // latents.vae_factor // 8) * 8 for side in (height, width))
+            h, w = latent_sides(width, height, latents.vae_factor)
             zeros = np.zeros((latents.channels, h, w), np.float32)
             yield partial(networks.vae.decode, zeros)
             if self._traffic.image_inputs and "encoder" in networks.bundle.manifest.parts:
@@ -188,14 +188,14 @@ class WarmUp:
 def latent_size(networks: Networks, width: int, height: int) -> tuple[int, int]:
     """Height and width of the latents that a denoiser call has for images of this size in pixels."""
     manifest = networks.bundle.manifest
-    h, w = (-(-side // manifest.latents.vae_factor // 8) * 8 for side in (height, width))
+    h, w = latent_sides(width, height, manifest.latents.vae_factor)
     # The upscaler denoises in tiles.
     return (h, w) if manifest.low_resolution is None else (min(h, networks.tile), min(w, networks.tile))
 
 
 def _without_samples(bucket: Bucket) -> Bucket:
     """The bucket's sizes for one sample."""
-    return Bucket(bucket.rows // bucket.samples, 1, bucket.prompts, bucket.length, bucket.h, bucket.w)
+    return replace(bucket, rows=bucket.rows // bucket.samples, samples=1)
 
 
 def _size(manifest: Manifest, size: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Which works share a call: continuous batching, runs apart on linear curves, suspended works."""
+"""Works that share a call: continuous batching, runs apart on linear curves, suspended works."""
 
 from __future__ import annotations
 
