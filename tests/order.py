@@ -18,6 +18,8 @@ BUNDLES = {
     **{"small_bundle" if kind == "base" else f"small_{kind}_bundle": str(kind) for kind in KINDS},
     "demo_bundle": "demo",
     "half": "half",
+    # Servers of their own: one after the other, so that none slows another down.
+    "demo_folders": "demo-folders",
 }
 """Fixtures that build, and what tests that ask for them by a parameter call them."""
 

@@ -46,7 +46,7 @@ def serve(
     from sd2rt.runtime.server.http.config import load_config, named_files
     from sd2rt.runtime.server.http.front import Front
     from sd2rt.runtime.server.http.http_server import serve as serve_front
-    from sd2rt.runtime.server.http.logs import set_up_logs
+    from sd2rt.runtime.server.logs import chosen_format, set_up_logs
     from sd2rt.runtime.server.worker_client import WorkerClient
 
     options: dict[str, Any] = {"bundle": bundles or []}
@@ -55,5 +55,5 @@ def serve(
     options |= {name: named_files(options[name]) for name in _NAMED_FILES if name in options}
     config = load_config(options, file=config_file)
     config.check_exposure()
-    set_up_logs(config.log_format, config.log_level)
+    set_up_logs(chosen_format(config.log_format), config.log_level, "front")
     return serve_front(Front(config, WorkerClient(worker_settings(config))))

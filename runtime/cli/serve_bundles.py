@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-from sd2rt.engines.bundle.cache import find_bundle
+import typer
+
+from sd2rt.engines.bundle.cache import find_bundle, named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
+from sd2rt.engines.console import print_line, report
+from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.printable import printable
+from sd2rt.engines.termination import end_child
 from sd2rt.runtime.server.http.config import ServerConfig
+from sd2rt.runtime.server.logs import chosen_format
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 
 
@@ -29,6 +37,7 @@ def worker_settings(config: ServerConfig) -> WorkerSettings:
         lora_sets=config.lora_sets,
         max_images=config.max_queue,
         max_image_pixels=config.max_image_pixels,
+        max_side=config.max_side,
         max_steps=config.max_steps,
         threads=config.threads,
         max_batch=config.max_batch,
@@ -38,19 +47,52 @@ def worker_settings(config: ServerConfig) -> WorkerSettings:
         precision=config.precision,
         metadata=not config.no_metadata,
         log_level=config.log_level.upper(),
+        log_format=chosen_format(config.log_format),
     )
 
 
 def _folders(bundles: tuple[str, ...]) -> dict[str, str]:
-    """Return the folder of each bundle by the name that requests use: the last part of its path."""
+    """Return the folder of each bundle by the name that requests use: the last part of its path.
+
+    Demos that are not in the cache are built.
+    """
     folders: dict[str, str] = {}
+    demos = []
     for bundle in bundles:
         folder = Path(os.path.abspath(find_bundle(bundle)))
         if not os.path.isfile(folder / MANIFEST):
-            raise BundleError(f"there is no bundle {printable(bundle)}: build it with 'sd2rt build'")
+            if bundle not in DEMO_NAMES or folder != Path(os.path.abspath(named_bundle(bundle))):
+                raise BundleError(f"there is no bundle {printable(bundle)}: build it with 'sd2rt build'")
+            demos.append(bundle)
         if folder.name in folders:
             raise RequestError(
                 f"two bundles are named {printable(folder.name)}: rename one, since requests choose by name"
             )
         folders[folder.name] = str(folder)
+    if demos:
+        _build_demos(demos)
     return folders
+
+
+def _build_demos(names: list[str]) -> None:
+    """Build in a child process: NumPy would stay in this one.
+
+    Raises:
+        typer.Exit: the build failed, and has printed its error; with its exit code.
+    """
+    report(f"building {', '.join(names)}, once")
+    # Without -P the working directory would come before the installed packages.
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "sd2rt", "build", *names],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _, lines = child.communicate()
+    except KeyboardInterrupt:
+        end_child(child, grace_seconds=None)
+        raise
+    if child.returncode:
+        print_line(lines.decode(errors="replace").strip().rpartition("\n")[2])
+        raise typer.Exit(child.returncode)

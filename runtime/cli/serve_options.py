@@ -19,8 +19,8 @@ class ConfigOptions(OptionGroup):
     def given(self) -> dict[str, Any]:
         """Return the settings that were given."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        # A flag that was not given leaves the choice to the environment and the file.
-        return {name: value for name, value in values.items() if value not in (None, False, [])}
+        # A flag that was not given leaves the choice to the environment and the file; a port of 0 is a choice.
+        return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,10 @@ class LimitOptions(ConfigOptions):
     ] = None
     max_images: Annotated[int | None, typer.Option(help="Images of a request. Default: 10.")] = None
     max_steps: Annotated[int | None, typer.Option(help="Steps of a request. Default: 150.")] = None
-    max_side: Annotated[int | None, typer.Option(help="Pixels of an image's side. Default: 2048.")] = None
+    max_side: Annotated[
+        int | None,
+        typer.Option(help="Pixels of an image's side; twice as many for upscalers. Default: 1024."),
+    ] = None
     max_image_pixels: Annotated[int | None, typer.Option(help="Pixels of an uploaded image.")] = None
     max_body_mb: Annotated[int | None, typer.Option(help="MiB of a request's body. Default: 32.")] = None
     max_bodies_mb: Annotated[int | None, typer.Option(help="MiB of all bodies at once. Default: 256.")] = None

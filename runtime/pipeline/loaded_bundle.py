@@ -116,8 +116,8 @@ class LoadedBundle:
         self._traffic = traffic
         with self._networks.turns.turn():
             self._loop.stepper.reset()
-            WarmUp(self._networks, self._buckets, traffic).run(progress)
-            self._loop.calibrate(self._batch_size.lanes(self._networks, self._buckets))
+        WarmUp(self._networks, self._buckets, traffic).run(progress)
+        self._loop.calibrate(self._batch_size.lanes(self._networks, self._buckets))
 
     @property
     def device(self) -> Device:

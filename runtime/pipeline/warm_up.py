@@ -69,7 +69,7 @@ class Traffic:
 
 
 class WarmUp:
-    """Launches of one warm-up. No run may be in flight, and the calling thread has the turn.
+    """Launches of one warm-up. No run may be in flight.
 
     Args:
         buckets: filled with the buckets that are ready; None on CPUs, where sizes are exact, and one call of one
@@ -109,8 +109,10 @@ class WarmUp:
             self._networks.keep_sessions()
 
     def _make(self, call: Callable[[], object], calls: int = 1) -> None:
-        for _ in range(calls):
-            call()
+        # Other bundles may share the device's turns.
+        with self._networks.turns.turn():
+            for _ in range(calls):
+                call()
         self._done += 1
         if self._advance is not None:
             self._advance(self._done, max(self._done, self._total))

@@ -7,6 +7,9 @@ from typing import Any, Literal, TypeAlias
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 ImageRole = Literal["image", "mask", "depth_map"]
+MAX_PROMPT = 32_000
+"""Characters of a prompt, as in OpenAI's API: every 75 tokens of AUTOMATIC1111's syntax are another call of the text
+encoder."""
 PriorityName = Literal["interactive", "normal", "batch"]
 
 
@@ -30,6 +33,8 @@ class GenerationRequest:
     """Decoded images on the way, 0 to 3, of a single image."""
     previews: bool = False
     """Send a small picture with each step: a PNG with one pixel a latent."""
+    every_step: bool = True
+    """Send an event for each step; otherwise only now and then, which leaves the device more of the processor."""
     priority: PriorityName = "normal"
     key: str | None = None
     """The caller, for fairness between callers; never logged."""
@@ -125,6 +130,8 @@ class ModelInfo:
     largest_side: int = 4096
     upscale_factor: int | None = None
     """For upscalers: pixels of the result per pixel of the image, along a side. Sizes cannot be requested."""
+    text_layers: int = 1
+    """Layers of the text encoder: ``clip_skip`` is less."""
     loras: tuple[str, ...] = ()
     """Names that a request may use."""
     loaded: bool = False

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from sd2rt.runtime.server.logs import LogFormat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
@@ -28,6 +30,8 @@ class WorkerSettings:
     """Unfinished images that are admitted on each device."""
     max_image_pixels: int | None = None
     """Limit of an input image's pixels; None for the limit of ``sd2rt run``."""
+    max_side: int = 4096
+    """Pixels of a result's side; twice as many for upscalers. A bundle's default size is always allowed."""
     max_steps: int = 1000
     """Steps of a request, at most."""
     memory_bytes: int | None = None
@@ -47,6 +51,7 @@ class WorkerSettings:
     """A worker that sends nothing for so long hangs, and is killed; others send numbers twice a second."""
     log_level: str = "WARNING"
     """Of the worker's log, which goes to standard error."""
+    log_format: LogFormat = "text"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

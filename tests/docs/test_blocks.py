@@ -15,6 +15,7 @@ RUN = ("sh", "python")
 NOT_RUN = {
     "README.md": [
         "the test environment already has sd2rt",
+        "serves until stopped; docs/serving.md has lines that a test runs against a server",
         "exporting fp16 takes a minute",
         "the same command in docs/engines.md is run",
         "no GPU",
@@ -32,6 +33,10 @@ NOT_RUN = {
         "the test environment already has PyTorch",
         "creates an environment and runs the test suite, which includes this test; .ci/run runs both",
     ],
+    "docs/serving.md": [
+        "serves until stopped; tests/runtime/server/http/test_page.py runs these lines against a server",
+    ]
+    * 3,
     "docs/examples/README.md": [
         "the test environment already has these packages",
         "serves until stopped; a test calls the endpoint without a port",

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.http.api import health_routes, job_routes, openai_routes
 from sd2rt.runtime.server.http.api.job_store import JobStore
-from sd2rt.runtime.server.http.error_answers import on_bug, on_http_error, on_server_error
+from sd2rt.runtime.server.http.error_answers import on_http_error, on_server_error
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.middleware import AroundRequests
 
@@ -66,7 +66,6 @@ def make_app(front: Front) -> Starlette:
         exception_handlers={
             ServerError: on_server_error,
             HTTPException: on_http_error,
-            Exception: on_bug,
         },
         lifespan=lifespan,
     )

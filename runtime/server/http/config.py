@@ -22,6 +22,7 @@ _MAX_FILE_BYTES = 1 << 20
 _LONGEST_KEY = 4096
 _MIB = 1 << 20
 
+DeviceName = Annotated[str, Field(pattern=r"^(cpu|cuda(:(0|[1-9][0-9]{0,2}))?)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 NamedFiles = dict[str, str]
@@ -40,7 +41,7 @@ class ServerConfig(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
 
-    device: tuple[str, ...] = ("cpu",)
+    device: tuple[DeviceName, ...] = ("cpu",)
     backend: BackendName = "auto"
     precision: ComputePrecision | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -59,7 +60,7 @@ class ServerConfig(BaseModel):
     max_queue: Count = 64
     max_images: int = Field(default=10, ge=1, le=10)
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 150
-    max_side: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] = 2048
+    max_side: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] = 1024
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = 32
     max_bodies_mb: Annotated[int, Field(ge=1, le=65_536)] = 256
     max_image_pixels: Count | None = None
@@ -236,6 +237,9 @@ def _repeated(values: tuple[str, ...]) -> str:
     return next(value for value in values if values.count(value) > 1)
 
 
+_HINTS = {"device": "use cpu, cuda or cuda:N"}
+
+
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
@@ -243,6 +247,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
         return reason
     name = str(first["loc"][0])
     origin = f" {origins[name]}" if origins.get(name) else ""
+    reason = _HINTS.get(name, reason)
     if first["type"] == "extra_forbidden":
         return f"unknown setting {shown(name)}{origin}: choose from {', '.join(ServerConfig.model_fields)}"
     # A value could be a key.

@@ -74,8 +74,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     return answer
 
 
-async def on_bug(request: Request, error: Exception) -> Response:
-    """Answer an unexpected exception, and log it."""
+def bug_answer(scope: Scope, error: Exception) -> Response:
+    """Log an unexpected exception, and make the answer to its request."""
     _LOG.error("a bug: %s", type(error).__name__, exc_info=error)
-    notes(request.scope)["code"] = INTERNAL.code
+    notes(scope)["code"] = INTERNAL.code
     return error_answer(INTERNAL)

@@ -19,7 +19,7 @@ from sd2rt.runtime.server.http.metrics import Metrics, WorkerFacts
 from sd2rt.runtime.server.worker_client import WorkerClient
 
 _LOG = logging.getLogger(__name__)
-_RETRY_STARTING, _RETRY_DOWN, _RETRY_DRAINING = 2.0, 2.0, 10.0
+_RETRY_STARTING, _RETRY_DOWN, _RETRY_DRAINING, _RETRY_LATE = 2.0, 2.0, 10.0, 1.0
 
 
 class Front:
@@ -42,6 +42,8 @@ class Front:
         self.rates = RateLimit(config.rate_limit)
         self.metrics_port: int | None = None
         """Port that serves metrics without a key, and nothing else; None for the main one, with a key."""
+        self.document: bytes | None = None
+        """The API's document in OpenAPI, which takes a moment to make; None before it was asked for."""
         self.draining = False
         self.started = asyncio.Event()
         self.failure: BaseException | None = None
@@ -157,9 +159,16 @@ class Front:
                             self.metrics.stage_seconds.labels(stage).observe(seconds)
                     yield event
         except ServerError as error:
+            if error.code == "deadline_exceeded" and gauge is self.metrics.waiting:
+                error = ServerError(
+                    "deadline_unreachable",
+                    f"{error.message} (its first step was not made)",
+                    param=error.param,
+                    retry_after=_RETRY_LATE,
+                )
             if error.answer.status in (400, 404, 413, 429, 503):
                 self.metrics.rejected.labels(error.code).inc()
-            raise
+            raise error
         except (GeneratorExit, asyncio.CancelledError):
             if not completed:
                 self.metrics.cancelled.labels("shutdown" if self.draining else reason).inc()

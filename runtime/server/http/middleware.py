@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.http.api.health_routes import PROBES
-from sd2rt.runtime.server.http.error_answers import error_answer, notes
+from sd2rt.runtime.server.http.error_answers import bug_answer, error_answer, notes
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.limits import BoundedBody
-from sd2rt.runtime.server.http.logs import request_id
 from sd2rt.runtime.server.http.streaming import ClientLeftError
+from sd2rt.runtime.server.logs import request_id
 
 _LOG = logging.getLogger(__name__)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -56,7 +57,7 @@ class AroundRequests:
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = identity
                 answer["x-content-type-options"] = "nosniff"
-                if self._front.draining:
+                if self._front.draining or ("transfer-encoding" in headers and "content-length" in headers):
                     answer["connection"] = "close"
             await send(message)
 
@@ -72,6 +73,18 @@ class AroundRequests:
             await self._answer(scope, headers, body, with_id)
         except ClientLeftError:
             notes(scope)["code"] = "cancelled"
+        except Exception as error:
+            # Here, and not by the framework's handler outside, so that this answer has an id too.
+            answer = bug_answer(scope, error)
+            if status == 0:
+                await answer(scope, receive, with_id)
+        except asyncio.CancelledError:
+            # The shutdown timeout is over. Swallowed: nothing else in this task waits for the request.
+            notes(scope)["code"] = "draining"
+            if status == 0:
+                await error_answer(ServerError("draining", "the server was shut down: ask again"))(
+                    scope, receive, with_id
+                )
         finally:
             body.release()
             self._count(scope, status, time.monotonic() - began)
@@ -93,6 +106,13 @@ class AroundRequests:
             ServerError: the request is refused.
         """
         path, front = scope["path"], self._front
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ServerError("invalid_value", "this is neither HTTP/1.1 nor HTTP/1.0: use one of them")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy in front may read the other one, and see another request behind the body.
+            raise ServerError(
+                "invalid_value", "the body has a length and chunks: send one of the two headers"
+            )
         if front.metrics_port is not None:
             at_metrics = (scope.get("server") or (None, None))[1] == front.metrics_port
             if (path == "/metrics") != at_metrics and not (at_metrics and path in PROBES):

@@ -92,6 +92,10 @@ class ServedBundles:
         """Pipelines that are loaded."""
         return [each.opening.result().pipeline for each in self._open]
 
+    def others(self, pipeline: Pipeline) -> list[Pipeline]:
+        """The other pipelines, which share the device with this one."""
+        return [each for each in self.pipelines if each is not pipeline]
+
     def created(self, model: str) -> int:
         """Unix time at which a bundle was written."""
         return int((locate(self._settings.bundles[model]) / "bundle.json").stat().st_mtime)

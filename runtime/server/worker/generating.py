@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from time import monotonic
@@ -31,6 +32,7 @@ from sd2rt.runtime.server.generation import (
     Stepped,
 )
 from sd2rt.runtime.server.worker.bundles import ServedBundles
+from sd2rt.runtime.server.worker.deadlines import own_deadline, require_reachable, seconds_of
 from sd2rt.runtime.server.worker.planning import PlannedGeneration, plan_generation
 from sd2rt.runtime.server.worker.turnstile import Turnstile
 from sd2rt.runtime.server.worker_settings import WorkerSettings
@@ -42,6 +44,8 @@ PRIORITIES = {
     "normal": Priority.NORMAL,
     "batch": Priority.BATCH,
 }
+_REPORT_SECONDS = 0.1
+"""Between events of steps, for a request that does not want every one: the front estimates waits from them."""
 Emit = Callable[[Event], Awaitable[None]]
 _Value = TypeVar("_Value")
 
@@ -108,15 +112,21 @@ class Generator:
             )
         async with AsyncExitStack() as stack:
             pipeline = await stack.enter_async_context(self._bundles.use(request.model, request.loras))
+            terms = Terms(priority=priority, key=request.key, deadline=deadline)
+            planned = None if request.images else await self._reachable(request, pipeline.pipeline, terms)
             async with self._turnstile.pass_through(priority):
                 began()
                 preparing = monotonic()
-                planned = await self._in(self._preparing, partial(self._plan, request))
+                if planned is None:
+                    planned = await self._in(self._preparing, partial(self._plan, request))
+                if deadline is not None and (others := self._bundles.others(pipeline.pipeline)):
+                    waiting = await self._in(self._preparing, partial(seconds_of, others))
+                    terms = replace(terms, deadline=own_deadline(deadline, waiting))
                 run = await stack.enter_async_context(
                     pipeline.stream_planned(
                         planned.images,
                         request_id=request.request_id,
-                        terms=Terms(priority=priority, key=request.key, deadline=deadline),
+                        terms=terms,
                         previews=request.previews or request.partial_images > 0,
                     )
                 )
@@ -160,12 +170,24 @@ class Generator:
             )
         )
 
+    async def _reachable(
+        self, request: GenerationRequest, pipeline: Pipeline, terms: Terms
+    ) -> PlannedGeneration | None:
+        """Plan a request with a deadline while it waits, and refuse it if that is out of reach; None without one."""
+        if terms.deadline is None:
+            return None
+        planned = await self._in(self._preparing, partial(self._plan, request))
+        others = self._bundles.others(pipeline)
+        await self._in(self._preparing, partial(require_reachable, pipeline, others, planned, terms))
+        return planned
+
     def _plan(self, request: GenerationRequest) -> PlannedGeneration:
         return plan_generation(
             request,
             self._bundles.manifests[request.model],
             max_steps=self._settings.max_steps,
             max_image_pixels=self._settings.max_image_pixels,
+            max_side=self._settings.max_side,
         )
 
     async def _follow(
@@ -181,7 +203,7 @@ class Generator:
         started = await run.start()
         first_call: float | None = None
         wanted = request.partial_images if request.count == 1 else 0
-        sent = 0
+        sent, report_at = 0, 0.0
         async for progress in run:
             if first_call is None and started.first_call is not None:
                 first_call = started.first_call
@@ -189,7 +211,10 @@ class Generator:
             preview = None
             if request.previews and progress.latents is not None:
                 preview = await self._in(self._finishing, partial(_preview, progress))
-            await emit(Stepped(progress.done, steps, preview))
+            now = monotonic()
+            if request.every_step or request.previews or now >= report_at:
+                await emit(Stepped(progress.done, steps, preview))
+                report_at = now + _REPORT_SECONDS
             # Spread evenly; where steps are faster than decodes, there are fewer.
             reached = progress.done * (wanted + 1) // steps
             if sent < reached <= wanted:

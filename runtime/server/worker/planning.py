@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sd2rt.engines.bundle.manifest import Manifest
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.read import MAX_PIXELS, TooManyPixelsError, decode_image
 from sd2rt.runtime.pipeline.conditioning import size_of
@@ -15,7 +15,7 @@ from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import task_of
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.generation import GenerationRequest, ImageRole
+from sd2rt.runtime.server.generation import MAX_PROMPT, GenerationRequest, ImageRole
 
 _FIELD_OF: dict[ImageRole, str] = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}
 FIELDS = frozenset(Request.model_fields) - {
@@ -28,8 +28,6 @@ FIELDS = frozenset(Request.model_fields) - {
     "output_type",
 }
 """Fields of a request that may come from elsewhere. Images come as bytes: a path would be a file of this machine."""
-_MAX_PROMPT = 20_000
-"""Characters: every 75 tokens of AUTOMATIC1111's syntax are another call of the text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,19 @@ class PlannedGeneration:
 
 
 def plan_generation(
-    request: GenerationRequest, manifest: Manifest, *, max_steps: int, max_image_pixels: int | None
+    request: GenerationRequest,
+    manifest: Manifest,
+    *,
+    max_steps: int,
+    max_image_pixels: int | None,
+    max_side: int = LARGEST_SIDE,
 ) -> PlannedGeneration:
     """Decode the images of a request, and plan it for a bundle.
+
+    Args:
+        max_steps: of the sampler.
+        max_image_pixels: of an input image; None for the limit of ``sd2rt run``.
+        max_side: of the result, in pixels.
 
     Raises:
         ServerError: the request cannot be honoured.
@@ -79,6 +87,7 @@ def plan_generation(
         width, height = size_of(manifest, first)
     except RequestError as error:
         raise ServerError("size_not_supported", str(error), param="size") from None
+    _check_result(manifest, width, height, max_side)
     planned = plan_requests([first], manifest)[0]
     if len(planned.plan.steps) > 2 * max_steps + 1:
         raise ServerError(
@@ -109,9 +118,9 @@ def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps:
         raise ServerError("invalid_value", f"a list has more than {max_steps} numbers: use fewer steps")
     for name in ("prompt", "negative_prompt"):
         text = fields.get(name)
-        if isinstance(text, str) and len(text) > _MAX_PROMPT:
+        if isinstance(text, str) and len(text) > MAX_PROMPT:
             raise ServerError(
-                "invalid_value", f"{name} has {len(text)} characters: use at most {_MAX_PROMPT}", param=name
+                "invalid_value", f"{name} has {len(text)} characters: use at most {MAX_PROMPT}", param=name
             )
     for name in ("width", "height"):
         side = fields.get(name)
@@ -120,6 +129,21 @@ def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps:
                 check_side(name, side)
             except RequestError as error:
                 raise ServerError("size_not_supported", str(error), param="size") from None
+
+
+def _check_result(manifest: Manifest, width: int, height: int, max_side: int) -> None:
+    """Check the size of a result, which a large image to start from decides if there is no size."""
+    if (width, height) == manifest.native_sizes[0]:
+        return
+    upscales = manifest.low_resolution is not None
+    limit = 2 * max_side if upscales else max_side
+    if max(width, height) > limit:
+        remedy = "send a smaller image" if upscales else "use a smaller size"
+        raise ServerError(
+            "size_not_supported",
+            f"the result would be {width}x{height} pixels: a side can be at most {limit}: {remedy}",
+            param="size",
+        )
 
 
 def _decoded(role: ImageRole, data: bytes, limit: int) -> Any:

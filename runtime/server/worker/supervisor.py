@@ -85,7 +85,8 @@ class Supervisor:
             self._connection.post({"close": True})
         if self._task is None:
             return
-        await asyncio.wait((self._task,), timeout=_END_SECONDS)
+        if self._connection is not None:
+            await asyncio.wait((self._task,), timeout=_END_SECONDS)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task

@@ -17,6 +17,8 @@ from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, 
 from sd2rt.engines.interface import Device
 from sd2rt.runtime.scheduling.admission import AdmissionError
 from sd2rt.runtime.server.generation import Event, GenerationRequest, ModelInfo, TaskInfo
+from sd2rt.runtime.server.logs import request_id as logged_id
+from sd2rt.runtime.server.logs import set_up_logs
 from sd2rt.runtime.server.worker.bundles import ServedBundles
 from sd2rt.runtime.server.worker.failures import server_error
 from sd2rt.runtime.server.worker.generating import Generator
@@ -104,8 +106,9 @@ class Worker:
             memory_bytes=bundles.needed[name],
             size_multiple=SIZE_MULTIPLE,
             smallest_side=SIZE_MULTIPLE,
-            largest_side=LARGEST_SIDE,
+            largest_side=min(LARGEST_SIDE, self._settings.max_side),
             upscale_factor=None if manifest.low_resolution is None else manifest.latents.vae_factor,
+            text_layers=manifest.embeddings.layers,
             loras=tuple(self._settings.loras),
             loaded=name in bundles.loaded,
         )
@@ -128,6 +131,7 @@ class Worker:
             header, attachments = event_frame(event)
             await self._connection.send({"id": number, **header}, attachments)
 
+        logged_id.set(request.request_id)
         try:
             await generator.generate(
                 request, emit, lambda: self._connection.post({"id": number, "event": "began"})
@@ -218,6 +222,6 @@ async def serve(connection: Connection) -> int:
         return 0
     settings: dict[str, Any] = frame.header["configure"]
     parsed = WorkerSettings.from_json(settings)
-    logging.getLogger("sd2rt").setLevel(parsed.log_level)
+    set_up_logs(parsed.log_format, parsed.log_level, f"worker {os.getpid()}")
     await Worker(connection, parsed, frame.header["device"]).run()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 
 from starlette.requests import Request
@@ -65,4 +66,8 @@ async def metrics(request: Request) -> Response:
 async def openapi(request: Request) -> Response:
     """Show the document of the API."""
     front: Front = request.app.state.front
-    return JSONResponse(make_document(front))
+    if not front.started.is_set():
+        return JSONResponse(make_document(front))
+    if front.document is None:
+        front.document = json.dumps(make_document(front)).encode()
+    return Response(front.document, media_type="application/json")

@@ -13,11 +13,9 @@ from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.generation import OutputFormat, PriorityName
+from sd2rt.runtime.server.generation import MAX_PROMPT, OutputFormat, PriorityName
 from sd2rt.runtime.server.http.api.uploads import Upload, texts_as_values
 
-MAX_PROMPT = 32_000
-"""Characters of a prompt, as in OpenAI's API."""
 _MAX_SCALE = 1e6
 _MAX_COUNT = 10
 _MAX_LORAS = 16
@@ -147,12 +145,17 @@ def parse_fields(kind: type[Fields], upload: Upload) -> tuple[Fields, list[str]]
     Raises:
         ServerError: ``invalid_value``, with the field as ``param``.
     """
+    known = set(kind.model_fields)
+    for name in known & upload.repeated:
+        if kind.model_fields[name].annotation is Any:
+            # It has no effect, however often.
+            continue
+        raise ServerError("invalid_value", f"{name} is given more than once: send it once", param=name)
     values = texts_as_values(upload.fields, json_kinds(kind)) if upload.from_form else upload.fields
     try:
         fields = kind.model_validate(values)
     except ValidationError as error:
         raise _refusal(error) from None
-    known = set(kind.model_fields)
     ignored = [shown(name) for name in values if name not in known]
     return fields, sorted(ignored)[:100]
 

@@ -50,7 +50,9 @@ async def jobs(request: Request) -> Response:
         raise ServerError(
             "invalid_value", "stream is true, but a job is watched at /v1/jobs/ID/events", param="stream"
         )
-    submission = make_submission(front, fields, upload.images, fairness_key(request), identity=new_id("job"))
+    submission = make_submission(
+        front, fields, upload.images, fairness_key(request), identity=new_id("job"), watched=True
+    )
     noted = notes(request.scope)
     noted["model"], noted["generation"] = submission.model, submission.request_id
     job = await store.create(submission, ignored, caller=caller, key=key, body=body, seconds=_REFUSAL_SECONDS)

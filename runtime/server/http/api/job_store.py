@@ -196,13 +196,14 @@ class JobStore:
         for job in [job for job in self._jobs.values() if job.ended is not None and job.ended < oldest]:
             self._forget(job)
         while sum(job.size for job in self._jobs.values()) > self._front.config.job_bytes:
-            if not self._drop_oldest():
+            # The newest stays, however large: its client has had no time to fetch it.
+            if not self._drop_oldest(but=1):
                 return
 
-    def _drop_oldest(self) -> bool:
-        """Forget the job that ended first; False if none has ended."""
+    def _drop_oldest(self, but: int = 0) -> bool:
+        """Forget the job that ended first, if more than ``but`` have ended; return whether one was forgotten."""
         ended = [job for job in self._jobs.values() if job.ended is not None]
-        if not ended:
+        if len(ended) <= but:
             return False
         self._forget(min(ended, key=lambda job: job.ended or 0.0))
         return True

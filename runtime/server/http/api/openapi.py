@@ -6,39 +6,19 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
-
-from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, SCHEDULES, schedules_of
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
 from sd2rt.runtime.server.errors import ANSWERS
-from sd2rt.runtime.server.generation import ModelInfo
-from sd2rt.runtime.server.http.api.image_fields import EditFields, ImageFields, JobFields
 from sd2rt.runtime.server.http.api.openapi_answers import ANSWER_SCHEMAS
+from sd2rt.runtime.server.http.api.openapi_bodies import ENCODING, IMAGE_TYPES, make_bodies
 from sd2rt.runtime.server.http.front import Front
 
 Schema = dict[str, Any]
-_EDIT_TASKS = ("image-to-image", "inpainting", "depth-to-image", "upscaling")
 _BODY_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
 _PLAIN_ERRORS = (400, 401, 404, 429, 500, 503)
-_IMAGE_TYPES = "image/png, image/jpeg, image/webp"
 
 
 def make_document(front: Front) -> Schema:
     """Make the document. Before the models are loaded, it has none of their names."""
-    models = list(front.client.models.values())
-    drawing = [info for info in models if "text-to-image" in info.tasks]
-    editing = [info for info in models if set(_EDIT_TASKS) & info.tasks.keys()]
-    fields = _field_schemas()
-    draw = _limited(fields["ImageFields"], front, drawing)
-    edit = _limited(fields["EditFields"], front, editing)
-    job = _limited(fields["JobFields"], front, drawing)
-    form = _form(edit)
-    job_form = _form(_limited(fields["JobFields"], front, editing))
-    # No schema describes text that is a PNG: tools that make examples would only make bad ones.
-    job["description"] = "Its image, mask and depth_map are base64, if a model is chosen that takes them."
-    job["properties"]["stream"] = {"type": ["boolean", "null"], "enum": [False, None]}
-    job_form["properties"]["stream"] = {"type": "boolean", "enum": [False]}
+    bodies = make_bodies(front)
     streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}}}
     return {
         "openapi": "3.1.0",
@@ -55,7 +35,7 @@ def make_document(front: Front) -> Schema:
                     "Generate images from a prompt",
                     {200: {**_json("ImagesResponse"), **streamed}},
                     _BODY_ERRORS,
-                    body={"application/json": {"schema": draw}},
+                    body={"application/json": {"schema": bodies.generation}},
                 )
             },
             "/v1/images/edits": {
@@ -64,7 +44,7 @@ def make_document(front: Front) -> Schema:
                     "Generate images from an image",
                     {200: {**_json("ImagesResponse"), **streamed}},
                     _BODY_ERRORS,
-                    body={"multipart/form-data": {"schema": form, "encoding": _encoding()}},
+                    body={"multipart/form-data": {"schema": bodies.edit, "encoding": ENCODING}},
                 )
             },
             "/v1/jobs": {
@@ -75,8 +55,8 @@ def make_document(front: Front) -> Schema:
                         {200: _json("Job"), 202: _json("Job")},
                         (*_BODY_ERRORS, 409),
                         body={
-                            "application/json": {"schema": job},
-                            "multipart/form-data": {"schema": job_form, "encoding": _encoding()},
+                            "application/json": {"schema": bodies.job},
+                            "multipart/form-data": {"schema": bodies.job_form, "encoding": ENCODING},
                         },
                         links={
                             202: {
@@ -117,7 +97,7 @@ def make_document(front: Front) -> Schema:
                 "get": _operation(
                     "getJobImage",
                     "Fetch an image of a job",
-                    {200: {name: {} for name in _IMAGE_TYPES.split(", ")}},
+                    {200: {name: {} for name in IMAGE_TYPES.split(", ")}},
                     _PLAIN_ERRORS,
                 ),
             },
@@ -145,109 +125,10 @@ def make_document(front: Front) -> Schema:
             "/version": {"get": _operation("version", "Version", {200: _json("Version")}, (401, 429, 500))},
         },
         "components": {
-            "schemas": {**ANSWER_SCHEMAS, "LoraFields": fields["LoraFields"]},
+            "schemas": {**ANSWER_SCHEMAS, **bodies.components},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
-
-
-def _field_schemas() -> dict[str, Schema]:
-    kinds: Sequence[type[BaseModel]] = (ImageFields, EditFields, JobFields)
-    references, whole = models_json_schema(
-        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
-    )
-    names = {kind: references[kind, "validation"]["$ref"].rpartition("/")[2] for kind in kinds}
-    definitions = whole["$defs"]
-    schemas = {kind.__name__: definitions[names[kind]] for kind in kinds}
-    return {**schemas, "LoraFields": definitions["LoraFields"]}
-
-
-def _limited(schema: Schema, front: Front, models: Sequence[ModelInfo]) -> Schema:
-    """Add this server's limits, models and LoRAs, and what fields allow together."""
-    config = front.config
-    properties = dict(schema["properties"])
-    properties["num_inference_steps"] = _optional(
-        {"type": "integer", "minimum": 1, "maximum": config.max_steps}
-    )
-    properties["n"] = _optional({"type": "integer", "minimum": 1, "maximum": config.max_images})
-    properties["size"] = _optional({"type": "string", "enum": ["auto", *_sizes(config.max_side)]})
-    if models:
-        properties["model"] = _optional({"type": "string", "enum": [info.id for info in models]})
-    loras = sorted(set.intersection(*(set(info.loras) for info in models))) if models else []
-    if loras:
-        lora = {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "enum": loras},
-                "scale": {"type": "number", "minimum": -1e6, "maximum": 1e6},
-            },
-            "required": ["name"],
-            "additionalProperties": False,
-        }
-        properties["loras"] = _optional({"type": "array", "items": lora, "maxItems": 1})
-    else:
-        properties["loras"] = _optional({"type": "array", "maxItems": 0})
-    return {
-        **{name: value for name, value in schema.items() if name != "properties"},
-        "properties": properties,
-        "additionalProperties": True,
-        "allOf": [_one_streamed_image(), *_schedules()],
-    }
-
-
-def _sizes(largest: int) -> list[str]:
-    """Square sizes, and the others up to 1024 pixels; the server takes any two sides."""
-    sides = range(SIZE_MULTIPLE, largest + 1, SIZE_MULTIPLE)
-    return [
-        f"{width}x{height}"
-        for width in sides
-        for height in sides
-        if width == height or max(width, height) <= 1024
-    ]
-
-
-def _one_streamed_image() -> Schema:
-    return {
-        "not": {
-            "properties": {"stream": {"const": True}, "n": {"type": "integer", "minimum": 2}},
-            "required": ["stream", "n"],
-        }
-    }
-
-
-def _schedules() -> list[Schema]:
-    """Conditions on the schedule, for samplers that do not have all."""
-    return [
-        {
-            "if": {"properties": {"sampler": {"const": sampler}}, "required": ["sampler"]},
-            "then": {"properties": {"schedule": {"enum": [None, *schedules_of(sampler)]}}},
-        }
-        for sampler in SAMPLER_OPTIONS
-        if len(schedules_of(sampler)) < len(SCHEDULES)
-    ]
-
-
-def _form(schema: Schema) -> Schema:
-    """The same fields with files."""
-    file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
-    # A form has no null: fields are left out.
-    properties = {name: _without_null(value) for name, value in schema["properties"].items()}
-    properties["image"] = file
-    return {**schema, "properties": properties, "required": [*schema["required"], "image"]}
-
-
-def _without_null(schema: Schema) -> Schema:
-    members = schema.get("anyOf", [schema])
-    (only,) = [member for member in members if member.get("type") != "null"]
-    return {**{name: value for name, value in schema.items() if name not in ("anyOf", "default")}, **only}
-
-
-def _encoding() -> Schema:
-    return {"image": {"contentType": _IMAGE_TYPES}}
-
-
-def _optional(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _path_parameter(name: str) -> Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
@@ -24,19 +24,21 @@ def make_submission(
     key: str | None,
     *,
     identity: str | None = None,
+    watched: bool = False,
 ) -> GenerationRequest:
     """Choose the model and its task, and check what only the server's configuration limits.
 
     Args:
         key: of the caller, for fairness.
         identity: of the request; None makes one.
+        watched: send an event for each step, as for streams.
 
     Raises:
         ServerError: ``model_not_found``, ``task_not_supported``, ``size_not_supported`` or ``invalid_value``.
     """
     front.require_ready()
     config = front.config
-    model = _model(front.client.models, fields.model, images)
+    model = _model(front.client.models, fields.model, _wanted(fields, images))
     count = 1 if fields.n is None else fields.n
     if count > config.max_images:
         raise ServerError(
@@ -57,6 +59,11 @@ def make_submission(
         )
     _check_schedule(fields)
     values = fields.request_fields() | _size(fields.size, model, config.max_side)
+    if steps is None and fields.preset is None:
+        # A bundle's default may be more than the operator allows.
+        most = max(task.steps for task in model.tasks.values())
+        if most > config.max_steps:
+            values["num_inference_steps"] = config.max_steps
     if "mask" in images and "inpainting" in model.tasks:
         # As in OpenAI's API, everything outside of the mask stays as it is.
         values["paste"] = True
@@ -70,6 +77,8 @@ def make_submission(
         compression=fields.output_compression,
         partial_images=(fields.partial_images or 0) if fields.stream else 0,
         previews=bool(getattr(fields, "previews", None)),
+        # Others have nobody who watches.
+        every_step=bool(fields.stream) or watched,
         priority=fields.priority or "normal",
         key=key,
         deadline_ms=fields.deadline_ms,
@@ -77,8 +86,10 @@ def make_submission(
     )
 
 
-def _wanted(images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
-    """Tasks that take these images."""
+def _wanted(fields: ImageFields, images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
+    """Tasks that take these images, the default first."""
+    if images and getattr(fields, "noise_level", None) is not None:
+        return ("upscaling",)
     if "mask" in images:
         return ("inpainting",)
     if "depth_map" in images:
@@ -86,8 +97,7 @@ def _wanted(images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
     return _EDITS if images else ("text-to-image",)
 
 
-def _model(models: Mapping[str, ModelInfo], name: str | None, images: Mapping[ImageRole, bytes]) -> ModelInfo:
-    wanted = _wanted(images)
+def _model(models: Mapping[str, ModelInfo], name: str | None, wanted: Sequence[TaskName]) -> ModelInfo:
     if name is not None:
         model = find_model(models, name)
         if not any(task in model.tasks for task in wanted):

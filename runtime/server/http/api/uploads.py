@@ -15,7 +15,6 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from sd2rt.engines.json_text import parse_json
-from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import ImageRole
 
@@ -40,6 +39,8 @@ class Upload:
     images: dict[ImageRole, bytes] = field(default_factory=dict)
     from_form: bool = False
     """True if fields are texts, since forms have no types."""
+    repeated: set[str] = field(default_factory=set)
+    """Fields that a form has more than once."""
 
 
 async def read_json(request: Request) -> Upload:
@@ -87,13 +88,8 @@ async def read_form(request: Request) -> Upload:
                     raise ServerError(
                         "invalid_image", f"{name} is text, not a file: upload a PNG, JPEG or WebP", param=name
                     )
-                elif name in upload.fields:
-                    raise ServerError(
-                        "invalid_value",
-                        f"{shown(name)} is given more than once: send it once",
-                        param=shown(name),
-                    )
                 else:
+                    upload.repeated |= {name} & upload.fields.keys()
                     upload.fields[name] = value
     except HTTPException as error:
         raise ServerError("invalid_value", f"the form cannot be read: {error.detail}") from None

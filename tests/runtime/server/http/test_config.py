@@ -45,6 +45,8 @@ def test_several_values_in_the_environment() -> None:
         ({"bundle": [""]}, "no bundle"),
         ({"max_batch": 65}, "max_batch is 65"),
         ({"max_batch": "many"}, "max_batch is 'many'"),
+        ({"device": ["tpu"]}, "device is 'tpu'"),
+        ({"device": ["cpu", "cpu"]}, "device names cpu twice"),
         ({"max_side": 100}, "max_side is 100"),
         ({"log_format": "xml"}, "log_format is 'xml'"),
         ({"port": 9, "metrics_port": 9}, "both 9"),

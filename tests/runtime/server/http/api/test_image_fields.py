@@ -97,6 +97,11 @@ def test_fields_of_forms() -> None:
     assert fields.loras is not None
     assert fields.loras[0].scale == 1
     assert ignored == ["x"]
+    repeated = Upload(dict(texts), from_form=True, repeated={"x"})
+    assert parse_fields(EditFields, repeated)[1] == ["x"]
+    repeated.repeated.add("n")
+    with pytest.raises(ServerError, match="n is given more than once"):
+        parse_fields(EditFields, repeated)
     with pytest.raises(ServerError, match="n is 'two'"):
         parse_fields(EditFields, Upload({"prompt": "a", "n": "two"}, from_form=True))
 

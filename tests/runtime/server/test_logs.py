@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sd2rt.runtime.server.http.logs import LOGGERS, request_id, set_up_logs
+from sd2rt.runtime.server.logs import LOGGERS, request_id, set_up_logs
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _loggers() -> Iterator[None]:
 
 def test_json_lines() -> None:
     stream = io.StringIO()
-    set_up_logs("auto", "info", stream)
+    set_up_logs("json", "info", "front", stream)
     token = request_id.set("r1")
     logging.getLogger("sd2rt.runtime.server").info("two\nlines", extra={"fields": {"path": "/\x1b"}})
     request_id.reset(token)
@@ -38,13 +38,14 @@ def test_json_lines() -> None:
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert first["message"] == "two\nlines"
     assert (first["request_id"], first["level"], first["path"]) == ("r1", "info", "/\x1b")
+    assert first["process"] == "front"
     assert "why" in second["exception"]
     assert "request_id" not in second
 
 
 def test_text_lines_are_printable() -> None:
     stream = io.StringIO()
-    set_up_logs("text", "warning", stream)
+    set_up_logs("text", "warning", "worker 1", stream)
     logging.getLogger("sd2rt.x").warning("a\x1b[31m", extra={"fields": {"path": "/\u202e", "model": None}})
     logging.getLogger("sd2rt.x").info("hidden")
     (line,) = stream.getvalue().splitlines()
@@ -58,5 +59,5 @@ def test_a_full_standard_error_ends_nothing() -> None:
         def write(self, text: str) -> int:
             raise OSError(28, "no space")
 
-    set_up_logs("json", "info", Full())
+    set_up_logs("json", "info", "front", Full())
     logging.getLogger("sd2rt.x").error("lost")

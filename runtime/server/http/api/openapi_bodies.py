@@ -1,0 +1,185 @@
+"""Schemas of the API's request bodies, with this server's models and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, SCHEDULES, SamplerName, schedules_of
+from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
+from sd2rt.runtime.request.presets import PRESETS
+from sd2rt.runtime.server.generation import ModelInfo
+from sd2rt.runtime.server.http.api.image_fields import EditFields, ImageFields, JobFields
+from sd2rt.runtime.server.http.front import Front
+
+Schema = dict[str, Any]
+IMAGE_TYPES = "image/png, image/jpeg, image/webp"
+ENCODING = {"image": {"contentType": IMAGE_TYPES}}
+_FROM_AN_IMAGE = ("image-to-image", "depth-to-image", "upscaling")
+_OF_KINDS = ("strength", "noise_level", "paste_blur")
+"""Fields that only some kinds of model take."""
+_DEPENDENT = (*_OF_KINDS, "n", "num_inference_steps", "schedule")
+"""Fields whose values depend on others, or on the model."""
+_FORM_WORDS = (
+    "Also: mask, a PNG of the image's size whose transparent areas are edited, by an inpainting model; depth_map, by "
+    "a depth model; strength, above 0 to 1; num_inference_steps, enough for the strength; noise_level, by upscalers, "
+    "which takes no size; paste_blur, 0 to 256; n, 1 if it is streamed; schedule, one that the sampler has. Other "
+    "fields are ignored."
+)
+_JSON_WORDS = (
+    "Also: image, mask and depth_map in base64, with the fields of the form. Other fields are ignored."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """The schemas, and those that they refer to."""
+
+    generation: Schema
+    edit: Schema
+    job: Schema
+    job_form: Schema
+    components: dict[str, Schema]
+
+
+def make_bodies(front: Front) -> Bodies:
+    """Make the schemas.
+
+    Tools make requests of them, so they are exact: what they allow is taken. JSON has conditions between fields. A
+    form has none, since its files are no JSON, and leaves dependent fields to its description.
+    """
+    models = list(front.client.models.values())
+    drawing = [info for info in models if "text-to-image" in info.tasks]
+    editing = [info for info in models if set(_FROM_AN_IMAGE) & info.tasks.keys()]
+    fields, components = _field_schemas()
+    no_stream = {"type": ["boolean", "null"], "enum": [False, None]}
+    job = _json_body(fields[JobFields], front, drawing, {"stream": no_stream})
+    job["description"] = _JSON_WORDS
+    return Bodies(
+        generation=_json_body(fields[ImageFields], front, drawing, {}),
+        edit=_form(fields[EditFields], front, editing, {}),
+        job=job,
+        job_form=_form(fields[JobFields], front, editing, {"stream": no_stream}),
+        components=components,
+    )
+
+
+def _field_schemas() -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
+    kinds: Sequence[type[BaseModel]] = (ImageFields, EditFields, JobFields)
+    references, whole = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    )
+    definitions = whole["$defs"]
+    names = {kind: references[kind, "validation"]["$ref"].rpartition("/")[2] for kind in kinds}
+    others = {name: schema for name, schema in definitions.items() if name not in names.values()}
+    return {kind: definitions[name] for kind, name in names.items()}, others
+
+
+def _json_body(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Schema) -> Schema:
+    properties = _limited(schema["properties"], front, models) | changed
+    return {
+        **schema,
+        "properties": {name: value for name, value in properties.items() if name not in _OF_KINDS},
+        "additionalProperties": True,
+        "allOf": [_one_streamed_image(), *_schedules()],
+    }
+
+
+def _form(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Schema) -> Schema:
+    properties = _limited(schema["properties"], front, models) | changed
+    # A form has no null: fields are left out.
+    kept = {name: _without_null(value) for name, value in properties.items() if name not in _DEPENDENT}
+    if any(info.upscale_factor is not None for info in models):
+        del kept["size"]
+    kept["image"] = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
+    return {
+        **schema,
+        "description": _FORM_WORDS,
+        "properties": kept,
+        "additionalProperties": True,
+        "required": [*schema["required"], "image"],
+    }
+
+
+def _limited(properties: Schema, front: Front, models: Sequence[ModelInfo]) -> Schema:
+    """Add this server's limits, and the names of models and LoRAs."""
+    config = front.config
+    limited = {
+        "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": config.max_steps},
+        "n": {"type": "integer", "minimum": 1, "maximum": config.max_images},
+        "size": {"type": "string", "enum": ["auto", *_sizes(config.max_side)]},
+        "loras": _loras(models),
+    }
+    if models:
+        limited["model"] = {"type": "string", "enum": [info.id for info in models]}
+        layers = min(info.text_layers for info in models)
+        limited["clip_skip"] = {"type": "integer", "minimum": 0, "maximum": layers - 1}
+    return properties | {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in limited.items()}
+
+
+def _loras(models: Sequence[ModelInfo]) -> Schema:
+    """One of the LoRAs that all models have: more of them at once are allowed, but take an engine for each set."""
+    names = sorted(set.intersection(*(set(info.loras) for info in models))) if models else []
+    if not names:
+        return {"type": "array", "maxItems": 0}
+    lora = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "enum": names},
+            "scale": {"type": "number", "minimum": -1e6, "maximum": 1e6},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    return {"type": "array", "items": lora, "maxItems": 1}
+
+
+def _sizes(largest: int) -> list[str]:
+    """Square sizes, and the others up to 1024 pixels; the server takes any two sides."""
+    sides = range(SIZE_MULTIPLE, largest + 1, SIZE_MULTIPLE)
+    return [
+        f"{width}x{height}"
+        for width in sides
+        for height in sides
+        if width == height or max(width, height) <= 1024
+    ]
+
+
+def _one_streamed_image() -> Schema:
+    return {
+        "not": {
+            "properties": {"stream": {"const": True}, "n": {"type": "integer", "minimum": 2}},
+            "required": ["stream", "n"],
+        }
+    }
+
+
+def _schedules() -> list[Schema]:
+    """Conditions on the schedule, for samplers that do not have all, and for presets that name such a sampler."""
+    rules = [_schedule_rule("sampler", sampler, sampler) for sampler in SAMPLER_OPTIONS]
+    rules += [_schedule_rule("preset", name, preset.sampler) for name, preset in PRESETS.items()]
+    return [rule for rule in rules if rule is not None]
+
+
+def _schedule_rule(field: str, value: str, sampler: str) -> Schema | None:
+    there = schedules_of(cast(SamplerName, sampler))
+    if len(there) == len(SCHEDULES):
+        return None
+    return {
+        "if": {"properties": {field: {"const": value}}, "required": [field]},
+        "then": {"properties": {"schedule": {"enum": [None, *there]}}},
+    }
+
+
+def _without_null(schema: Schema) -> Schema:
+    schema = {name: value for name, value in schema.items() if name != "default"}
+    if isinstance(schema.get("type"), list):
+        (only,) = [kind for kind in schema["type"] if kind != "null"]
+        return {**schema, "type": only, "enum": [value for value in schema["enum"] if value is not None]}
+    members = schema.pop("anyOf", [{}])
+    (only,) = [member for member in members if member.get("type") != "null"]
+    return {**schema, **only}
