@@ -163,12 +163,14 @@ def busy_seconds() -> float:
 def tree(pid: int) -> Iterator[int]:
     """Yield a process and its living descendants."""
     yield pid
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return
-    for child in children.split():
-        yield from tree(int(child))
+    # A child belongs to the thread that started it.
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = children.read_text().split()
+        except OSError:
+            continue
+        for child in found:
+            yield from tree(int(child))
 
 
 def memory(pid: int) -> tuple[int, int]:
