@@ -1,4 +1,4 @@
-"""Render performance.md, reliability.md and scheduling.md in docs, and the README's table of goals, from the results.
+"""Render four pages in docs (performance, reliability, scheduling, serving) and the README's goals, from the results.
 
 python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import reliability, scheduling
+from benchmarks.page import reliability, scheduling, serving
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
+SERVING = ROOT / "docs" / "serving.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
 END = "<!-- end of performance -->"
 
@@ -42,6 +43,7 @@ def main() -> None:
                 PAGE: page(results, PAGE.parent),
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
                 SCHEDULING: scheduling.page(results, SCHEDULING.parent),
+                SERVING: serving.page(results, SERVING.parent),
             }
     except (NotMeasuredError, ValueError) as error:
         sys.exit(f"benchmarks.render: {error}")

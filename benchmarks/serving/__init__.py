@@ -1,0 +1,1 @@
+"""The server, measured as a process by clients."""
