@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -259,8 +260,11 @@ class AsyncRun(Generic[Images]):
     async def _in(
         executor: Executor, call: Callable[[], Any], discard: Callable[[Any], None] | None = None
     ) -> Any:
-        """Call in a thread; if the task is cancelled meanwhile, ``discard`` gets the result."""
-        future = executor.submit(call)
+        """Call in a thread, which sees the task's context variables.
+
+        If the task is cancelled meanwhile, ``discard`` gets the result.
+        """
+        future = executor.submit(copy_context().run, call)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -201,6 +201,10 @@ class LoadedBundle:
         """Loaded textual inversions, whose names prompts can use."""
         return self._networks.text.embeddings
 
+    def count_tokens(self, prompt: str) -> int:
+        """Return the number of a prompt's tokens, without start and end; 75 fit into the text encoder."""
+        return self._networks.text.count_tokens(prompt)
+
     def load_embedding(
         self,
         source: str | os.PathLike[str] | Mapping[str, Any],

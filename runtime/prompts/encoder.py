@@ -61,6 +61,10 @@ class TextEncoder:
         """Loaded textual inversions, in the order in which they were added."""
         return tuple(embedding for embedding, _ in self._embeddings.values())
 
+    def count_tokens(self, text: str) -> int:
+        """Return the number of a text's tokens, without start and end, whether they fit or not."""
+        return self._tokenizer.count(text)
+
     def add_embedding(self, embedding: Embedding) -> None:
         """Add a textual inversion: prompts then use its vectors for its token.
 

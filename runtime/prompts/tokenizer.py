@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Tokens:
 
 
 class Tokenizer:
-    """A bundle's tokenizer; immutable, :meth:`with_names` makes one with additional names.
+    """A bundle's tokenizer; immutable, :meth:`with_names` makes one with additional names. Threads may share it.
 
     Raises:
         BundleError: tokenizer.json cannot be read.
@@ -51,6 +52,8 @@ class Tokenizer:
                 ) from error
 
         self._backend = bundle.load((file,), opening)
+        # The backend has a switch for special tokens, which holds for all threads.
+        self._switching = threading.Lock()
         # Prompts are cut and padded in this class, which can report the text that was cut.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -90,7 +93,8 @@ class Tokenizer:
         in any case, like diffusers' tokens of textual inversions.
         """
         config = self.config
-        encoding = self._backend_with_names.encode(prompt, add_special_tokens=False)
+        with self._switching:
+            encoding = self._backend_with_names.encode(prompt, add_special_tokens=False)
         capacity = config.max_length - 2
         ids: list[int] = []
         cut = ""
@@ -103,6 +107,10 @@ class Tokenizer:
         ids = ids[:capacity]
         row[: len(ids) + 2] = [config.bos, *ids, config.eos]
         return Tokens(row, cut)
+
+    def count(self, text: str) -> int:
+        """Return the number of a text's tokens, without start and end, whether they fit or not."""
+        return len(self._spell(text))
 
     def words(self, text: str) -> list[Sequence[int]]:
         """Tokenize a text as OpenCLIP's own tokenizer does, with all ids of one name as one item.
@@ -127,11 +135,12 @@ class Tokenizer:
 
     def _spell(self, text: str) -> list[int]:
         backend = self._backend
-        backend.encode_special_tokens = True
-        try:
-            return backend.encode(text, add_special_tokens=False).ids
-        finally:
-            backend.encode_special_tokens = False
+        with self._switching:
+            backend.encode_special_tokens = True
+            try:
+                return backend.encode(text, add_special_tokens=False).ids
+            finally:
+                backend.encode_special_tokens = False
 
 
 def _token_id(backend: Backend, token: str) -> int:

@@ -89,8 +89,8 @@ class Completed:
 
     images: list[GeneratedImage]
     facts: dict[str, Any]
-    """``sampler``, ``steps``, ``width``, ``height``, ``task``, ``queue_ms``, ``warnings`` (a list of texts), and
-    ``stages``: seconds by stage (``prepare``, ``step``, ``decode``, ``finish``)."""
+    """``sampler``, ``steps``, ``width``, ``height``, ``task``, ``queue_ms``, ``prompt_tokens``, ``warnings`` (list of
+    texts), and ``stages``: seconds by stage (``prepare``, ``step``, ``decode``, ``finish``)."""
 
 
 Event: TypeAlias = Started | Stepped | Partial | Completed

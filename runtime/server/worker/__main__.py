@@ -36,8 +36,10 @@ def main() -> int:
 async def _serve(end: socket.socket) -> int:
     connection = await Connection.open(end)
     # Imported while the connection is open already: whoever waits at its other end sees an error here.
+    from sd2rt.runtime.server.worker import request_warnings
     from sd2rt.runtime.server.worker.worker import serve
 
+    request_warnings.install()
     code = await serve(connection)
     # Nothing is left to wait for; threads may be in the middle of a call.
     logging.shutdown()

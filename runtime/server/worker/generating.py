@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -34,6 +35,7 @@ from sd2rt.runtime.server.generation import (
 from sd2rt.runtime.server.worker.bundles import ServedBundles
 from sd2rt.runtime.server.worker.deadlines import own_deadline, require_reachable, seconds_of
 from sd2rt.runtime.server.worker.planning import PlannedGeneration, plan_generation
+from sd2rt.runtime.server.worker.request_warnings import collect
 from sd2rt.runtime.server.worker.turnstile import Turnstile
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 
@@ -110,6 +112,7 @@ class Generator:
             raise ServerError(
                 "invalid_value", f"n is {request.count}: use 1 to {self._settings.max_images}", param="n"
             )
+        warnings = collect()
         async with AsyncExitStack() as stack:
             pipeline = await stack.enter_async_context(self._bundles.use(request.model, request.loras))
             terms = Terms(priority=priority, key=request.key, deadline=deadline)
@@ -147,6 +150,7 @@ class Generator:
                 )
             )
             facts = facts_of(pipeline.pipeline, planned.images[0])
+            tokens = pipeline.pipeline.count_tokens(planned.images[0].request.prompt or "")
         stages = {
             "prepare": prepared - preparing,
             "step": stepped - first_call,
@@ -164,7 +168,8 @@ class Generator:
                     "width": planned.width,
                     "height": planned.height,
                     "queue_ms": _queue_ms(arrived, first_call, prepared - preparing),
-                    "warnings": list(planned.warnings),
+                    "prompt_tokens": tokens,
+                    "warnings": warnings,
                     "stages": {name: round(max(seconds, 0.0), 6) for name, seconds in stages.items()},
                 },
             )
@@ -241,7 +246,8 @@ class Generator:
 
     @staticmethod
     async def _in(executor: Executor, call: Callable[[], _Value]) -> _Value:
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        # In the task's context, for the warnings.
+        return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, call)
 
 
 def _partial(request: GenerationRequest, picture: Any) -> bytes:

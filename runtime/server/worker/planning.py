@@ -38,7 +38,6 @@ class PlannedGeneration:
     """One request an image, with its own seed, as ``sd2rt run`` makes them."""
     width: int
     height: int
-    warnings: tuple[str, ...]
 
 
 def plan_generation(
@@ -97,7 +96,6 @@ def plan_generation(
         [_image_of(planned, index) for index in range(request.count)],
         width,
         height,
-        _warnings(first, manifest, width, height),
     )
 
 
@@ -161,10 +159,3 @@ def _image_of(planned: PlannedRequest[Any], index: int) -> PlannedRequest[Any]:
     seed, variation_seed = request.seeds_of(request.seed, index)
     seeds = {"seed": seed} if variation_seed is None else {"seed": seed, "variation_seed": variation_seed}
     return replace(planned, request=request.model_copy(update=seeds))
-
-
-def _warnings(request: Request[Any], manifest: Manifest, width: int, height: int) -> tuple[str, ...]:
-    image = request.image
-    if image is None or manifest.low_resolution is not None or image.size == (width, height):
-        return ()
-    return (f"the image is {image.width}x{image.height} pixels: it was resized to {width}x{height}",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,22 @@ def test_the_end_that_does_not_fit_is_reported(tokenizer: Tokenizer) -> None:
     long = tokenizer("cat " * 25_000)
     assert long.cut == ("cat " * 25_000)[75 * 4 :]
     assert long.ids.shape == (77,)
+
+
+def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
+    """One syntax reads special tokens in texts, the other does not."""
+    text = "a fox! <|endoftext|> and a wolf! <|startoftext|>"
+    special, spelled = tokenizer(text).ids.tolist(), tokenizer.words(text)
+
+    def reads(plain: bool) -> bool:
+        return all(
+            tokenizer(text).ids.tolist() == special if plain else tokenizer.words(text) == spelled
+            for _ in range(2000)
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(reads, (True, False, True, False)))
+
+
+def test_count(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.count(text) for text in ("", "a fox", "fox " * 100)] == [0, 2, 100]

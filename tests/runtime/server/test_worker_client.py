@@ -277,3 +277,30 @@ def test_the_front_imports_no_engine() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     for name in ("numpy", "PIL", "pydantic", "onnxruntime", "tokenizers"):
         assert f"'{name}'" not in done.stdout
+
+
+def test_warnings_are_those_of_their_request(
+    small: Serving, small_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each time again, with others beside it, and not in the log: they quote prompts."""
+    file = io.BytesIO()
+    Image.new("RGB", (100, 130)).save(file, "PNG")
+    long = " ".join(["fox"] * 74 + ["secretly", "asleep", "tonight"])
+    resized = asked(
+        fields={"width": None, "height": None, "strength": 1.0}, images={"image": file.getvalue()}
+    )
+    requests = [asked(), asked(fields={"prompt": long}), resized] * 2
+
+    async def all_at_once() -> list[Completed]:
+        return await asyncio.gather(*(completed(small.client, request) for request in requests))
+
+    results = small(all_at_once)
+    for plain, cut, image in (results[:3], results[3:]):
+        assert plain.facts["warnings"] == []
+        [warning] = cut.facts["warnings"]
+        assert "longer than 77 tokens" in warning
+        assert "asleep tonight" in warning
+        [warning] = image.facts["warnings"]
+        assert "100x130: resized to 64x128" in warning
+        assert (plain.facts["prompt_tokens"], cut.facts["prompt_tokens"]) == (3, 77)
+    assert "asleep" not in capfd.readouterr().err

@@ -198,6 +198,8 @@ def _value(text: str, kind: str) -> Any:
         return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
     if kind in ("integer", "number") and _NUMBER.fullmatch(text):
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if kind == "array" and not text:
+        return []
     try:
         return parse_json(text) if kind == "array" else text
     except ValueError:

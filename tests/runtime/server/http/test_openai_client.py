@@ -69,6 +69,9 @@ def test_an_image(client: openai.OpenAI, pipeline: Pipeline) -> None:
     assert extra["ignored"] == ["colour"]
     assert answer.safety_identifier == "someone"
     assert answer.usage is not None
+    # One a word.
+    assert answer.usage.input_tokens == answer.usage.total_tokens == len(CIRCLE.split())
+    assert answer.usage.input_tokens_details.image_tokens == answer.usage.output_tokens == 0
 
 
 @pytest.mark.parametrize(("kind", "signature"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")])

@@ -181,5 +181,6 @@ def test_texts_of_forms() -> None:
         "s": "12",
         "unknown": "1",
     }
+    assert texts_as_values({"a": " "}, kinds) == {"a": []}
     bad = {"i": "0x1", "n": "nan", "b": "yes", "a": "[", "i2": "1_0", "i3": "", "i4": "null"}
     assert texts_as_values(bad, {**kinds, "i2": "integer", "i3": "integer", "i4": "integer"}) == bad
