@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -63,7 +63,7 @@ def _parameters(group: type[OptionGroup]) -> list[inspect.Parameter]:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=_in_panel(hints[field.name], group.panel),
         )
         for field in fields(group)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ class SectionedCommand(TyperCommand):
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = _help_record(parameter, ctx)
             if record is not None:
                 panel = getattr(parameter, "rich_help_panel", None)
                 default = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -99,3 +99,35 @@ class SectionedCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def format_usage(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write the arguments as they are declared, then the options."""
+        parameters: list[Any] = list(self.get_params(ctx))
+        arguments = [
+            parameter.metavar or parameter.human_readable_name.upper()
+            for parameter in parameters
+            if parameter.param_type_name == "argument"
+        ]
+        formatter.write_usage(ctx.command_path, " ".join([*arguments, "[OPTIONS]"]))
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write the examples of the epilog, a line each, which are not wrapped."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def _help_record(parameter: Any, ctx: typer.Context) -> tuple[str, str] | None:
+    """Return an option's names and help, with names for people of other programs after the help."""
+    long = [name for name in parameter.opts if name.startswith("--")]
+    if parameter.param_type_name == "argument" or len(long) < 2:
+        record: tuple[str, str] | None = parameter.get_help_record(ctx)
+        return record
+    shown = copy.copy(parameter)
+    shown.opts = [name for name in parameter.opts if name not in long[1:]]
+    record = shown.get_help_record(ctx)
+    if record is None:
+        return None
+    names, text = record
+    return names, f"{text}  [also {', '.join(long[1:])}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -24,7 +25,7 @@ from sd2rt.engines.bundle.manifest import (
     Source,
     Tokenizer,
 )
-from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName
+from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, with_defaults
 from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
@@ -64,6 +65,8 @@ def build(
     *,
     precision: Precision = "fp32",
     sizes: Sequence[tuple[int, int]] = (),
+    steps: int | None = None,
+    guidance: float | None = None,
     replace: bool = False,
     again: bool = False,
     progress: Progress = lambda part, fraction: None,
@@ -75,6 +78,8 @@ def build(
             fp16 (``fp32_parts`` in the table of kinds) are float32 in either case.
         sizes: native sizes to record, (width, height) in pixels, the default first; empty for the
             checkpoint's native size.
+        steps: default steps to record for all tasks; None for the checkpoint's.
+        guidance: default guidance scale to record.
         replace: overwrite a different bundle at ``target``; an identical, intact one is kept.
         again: rebuild even an identical, intact bundle.
         progress: called with each part's name and the fraction of it that is done.
@@ -84,6 +89,7 @@ def build(
         CheckpointError: a weight is missing or damaged.
     """
     target = target.absolute()
+    checkpoint = dataclasses.replace(checkpoint, tasks=with_defaults(checkpoint.tasks, steps, guidance))
     native = tuple(sizes) or ((checkpoint.native_size, checkpoint.native_size),)
     for width, height in native:
         check_side("width", width)
@@ -118,7 +124,7 @@ def build(
             name=os.path.basename(os.path.realpath(target)),
             family="stable-diffusion-2",
             variant=checkpoint.variant,
-            tasks=kind.tasks,
+            tasks=checkpoint.tasks,
             conditions=kind.conditions,
             low_resolution=checkpoint.low_resolution,
             depth_input=checkpoint.depth_input,
@@ -347,6 +353,7 @@ def key_facts(
         "license": checkpoint.license,
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "variant": checkpoint.variant,
+        "tasks": {name: defaults.model_dump(mode="json") for name, defaults in checkpoint.tasks.items()},
         "noise": checkpoint.noise.model_dump(mode="json"),
         "sampler": checkpoint.sampler.model_dump(mode="json"),
         "configs": [checkpoint.parts.config(_NETWORKS[part]) for part in KINDS[checkpoint.variant].parts],

@@ -12,7 +12,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sd2rt.runtime.images.write import to_pil
     from sd2rt.runtime.metadata.recipe import Recipe, read_recipe
+    from sd2rt.runtime.networks.preview import Preview
     from sd2rt.runtime.pipeline.async_pipeline import AsyncPipeline
     from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
     from sd2rt.runtime.pipeline.output import Output
@@ -27,12 +29,14 @@ __all__ = [
     "AsyncRun",
     "Output",
     "Pipeline",
+    "Preview",
     "Progress",
     "Recipe",
     "Request",
     "Run",
     "__version__",
     "read_recipe",
+    "to_pil",
 ]
 
 _MODULES = {
@@ -41,11 +45,13 @@ _MODULES = {
     "AsyncRun": "pipeline.async_run",
     "Output": "pipeline.output",
     "Pipeline": "pipeline.pipeline",
+    "Preview": "networks.preview",
     "Progress": "pipeline.progress",
     "Recipe": "metadata.recipe",
     "Request": "request.request",
     "Run": "pipeline.run",
     "read_recipe": "metadata.recipe",
+    "to_pil": "images.write",
 }
 
 

@@ -67,7 +67,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SD2RT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("SD2RT_DEBUG", raising=False)
+        for name in ("DEBUG", "DEVICE", "BACKEND", "PRECISION", "THREADS"):
+            patch.delenv(f"SD2RT_{name}", raising=False)
         yield
 
 

@@ -1,16 +1,29 @@
-"""The cache directory, which holds named bundles and receipts of verified files."""
+"""The cache directory, with named bundles and receipts of verified files; bundles by name, Hub id and identity."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import sys
 from pathlib import Path
 
+from sd2rt.engines.bundle.files import atomic_write
+from sd2rt.engines.bundle.model_kinds import DEMO_NAMES
 from sd2rt.engines.errors import BundleError
+from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.near_matches import did_you_mean
+from sd2rt.engines.regular_file import read_regular
 
 CACHE_VARIABLE = "SD2RT_CACHE_DIR"
+MANIFEST = "bundle.json"
+MAX_MANIFEST_BYTES = 64 << 20
+"""A manifest has some 40 kilobytes, and a few more for each engine."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID = re.compile(rf"({_NAME.pattern})/({_NAME.pattern})")
+_IDENTITY = re.compile(r"[0-9a-f]{64}")
+_MOST_NAMED = 20
 
 
 def cache_dir() -> Path:
@@ -46,10 +59,121 @@ def named_bundle(name: str) -> Path:
     return cache_dir() / "bundles" / name
 
 
+def cached_bundles() -> list[str]:
+    """Names of the bundles in the cache, sorted."""
+    try:
+        folder = cache_dir() / "bundles"
+        names = os.listdir(folder)
+    except (OSError, BundleError):
+        return []
+    return sorted(n for n in names if _NAME.fullmatch(n) and os.path.isfile(folder / n / MANIFEST))
+
+
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
-    """Resolve a path or a name: a path if it exists or cannot be a name, otherwise a name in the cache."""
+    """Resolve a path, a name or a Hub id to a folder, which may not exist.
+
+    A path comes first. A name is one in the cache; so is the id of a checkpoint on the Hub that was built there.
+    """
     # os.path, since pathlib raises for ~ of an unknown user, names that are too long, and loops of links.
     path = os.path.expanduser(bundle)
-    if isinstance(bundle, str) and _NAME.fullmatch(bundle) and not os.path.exists(path):
-        return named_bundle(bundle)
+    if isinstance(bundle, str) and not os.path.exists(path):
+        if _NAME.fullmatch(bundle):
+            return named_bundle(bundle)
+        if (hub_id := _HUB_ID.fullmatch(bundle)) is not None:
+            built = named_bundle(hub_id[2])
+            if _source_name(built) == bundle:
+                return built
     return Path(path)
+
+
+def _source_name(bundle: Path) -> object:
+    """Name of the checkpoint that a bundle was built from; None if that cannot be read."""
+    try:
+        manifest = parse_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
+        return manifest["source"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def require_bundle(bundle: str | os.PathLike[str]) -> None:
+    """Check that a bundle that was named, by a name or a Hub id, is there.
+
+    Raises:
+        BundleError: it is not; the message has the command that builds it, or near matches and what there is.
+    """
+    if not isinstance(bundle, str) or os.path.lexists(find_bundle(bundle)):
+        return
+    if _HUB_ID.fullmatch(bundle):
+        name = bundle.rpartition("/")[2]
+        raise BundleError(
+            f"{bundle} is neither a folder nor a Hub id that was built: build it with 'sd2rt build {bundle}', "
+            f"then use it by this id or as {name}"
+        )
+    if not _NAME.fullmatch(bundle):
+        return
+    advice = f"build it with 'sd2rt build {bundle}'" if bundle in DEMO_NAMES else advice_on(bundle)
+    raise BundleError(f"{find_bundle(bundle)} does not exist: {advice}")
+
+
+def advice_on(bundle: str) -> str:
+    """Say which bundles have a similar name, and which there are."""
+    built = cached_bundles()
+    names = [*built, *(demo for demo in DEMO_NAMES if demo not in built)]
+    meant = did_you_mean(bundle, names)
+    listed = ", ".join(name if name in built else f"{name} (not built)" for name in names[:_MOST_NAMED])
+    more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{meant}there are {listed}{more}; 'sd2rt build CHECKPOINT' builds another"
+
+
+def remember_bundle(identity: str, folder: Path) -> None:
+    """Record the folder of a bundle, to find it by its identity; ignores errors."""
+    with contextlib.suppress(OSError, BundleError):
+        entry = _index_entry(identity)
+        text = json.dumps({"path": str(folder)})
+        if not entry.is_file() or entry.read_text(encoding="utf-8") != text:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(entry) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+
+def remembered_bundle(identity: str) -> Path | None:
+    """Folder of the bundle with an identity, as it was last opened or built; None if that is unknown or gone."""
+    try:
+        return _remembered(_index_entry(identity)) if _IDENTITY.fullmatch(identity) else None
+    except BundleError:
+        return None
+
+
+def remembered_places() -> list[Path]:
+    """Folders of all bundles that the index of identities has and that are still there, sorted."""
+    return sorted({path for entry in _index() if (path := _remembered(entry)) is not None})
+
+
+def prune_identities() -> int:
+    """Remove bundles that are gone from the index of identities, and return their number."""
+    removed = 0
+    for entry in _index():
+        if _remembered(entry) is None:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+                removed += 1
+    return removed
+
+
+def _index() -> list[Path]:
+    try:
+        return sorted(_index_entry("").parent.glob("*.json"))
+    except (OSError, BundleError):
+        return []
+
+
+def _remembered(entry: Path) -> Path | None:
+    try:
+        path = parse_json(read_regular(entry, 1 << 16))["path"]
+        return Path(path) if os.path.isfile(os.path.join(path, MANIFEST)) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _index_entry(identity: str) -> Path:
+    return cache_dir() / "identities" / f"{identity}.json"

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from sd2rt.engines.bundle.cache import MANIFEST as MANIFEST
+from sd2rt.engines.bundle.cache import MAX_MANIFEST_BYTES as MAX_MANIFEST_BYTES
 from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
 from sd2rt.engines.bundle.engine_entry import EngineEntry
 from sd2rt.engines.bundle.model_kinds import KINDS, TASKS, Condition, Defaults, ModelKind, PartName, TaskName
@@ -23,10 +25,6 @@ from sd2rt.engines.printable import printable
 from sd2rt.engines.regular_file import read_regular
 
 SCHEMA_VERSION: Literal[4] = 4
-MANIFEST = "bundle.json"
-
-MAX_MANIFEST_BYTES = 64 << 20
-"""A manifest has some 40 kilobytes, and a few more for each engine."""
 _MAX_SIZES_SHOWN = 4
 
 
@@ -101,6 +99,10 @@ class PreviewMatrix(Model):
     """[C + 1, 3]: a row for each channel, then the offset. Colours are in [0, 1]."""
     error: float = Field(ge=0, le=1)
     """Root mean square of the difference from the decoded colours that it was fitted to."""
+
+
+MERGED_LORA = "LoRA "
+"""Prefix of the entries of a source's files that are LoRAs, merged into the weights."""
 
 
 class Source(Model):
@@ -257,6 +259,12 @@ class Manifest(Model):
     def engine_files(self) -> tuple[File, ...]:
         """Engine files and their reports, which are hashed every time an engine is opened."""
         return tuple(file for engine in self.engines for file in (engine.file, engine.report))
+
+    @property
+    def merged_loras(self) -> dict[str, str]:
+        """LoRAs that were merged into the weights by the build, by name and scale, with the hashes of their files."""
+        names = (name for name in self.source.files if name.startswith(MERGED_LORA))
+        return {name.removeprefix(MERGED_LORA): self.source.files[name] for name in names}
 
     @property
     def identity(self) -> str:

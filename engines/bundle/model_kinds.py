@@ -6,6 +6,8 @@ support a task.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +26,10 @@ ConditionName = Literal["mask", "masked_image", "depth", "low_res"]
 InputName = Literal["image", "mask_image", "depth_map", "noise_level", "strength", "paste"]
 
 
+MAX_SCALE = 1e6
+"""Largest guidance scale, and its negative the least."""
+
+
 class Condition(BaseModel):
     """Channels appended, unscaled, to the denoiser's latent input at every step."""
 
@@ -39,7 +45,7 @@ class Defaults(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     num_inference_steps: int = Field(ge=1, le=MAX_TIMESTEPS)
-    guidance_scale: float = Field(ge=-1e6, le=1e6)
+    guidance_scale: float = Field(ge=-MAX_SCALE, le=MAX_SCALE)
     strength: float | None = Field(gt=0, le=1)
     """Amount of change to the input image, above 0, up to 1; None if the task starts from noise."""
     noise_level: int | None = Field(ge=0, le=MAX_TIMESTEPS)
@@ -163,6 +169,35 @@ KINDS: dict[ModelKind, KindSpec] = {
 }
 
 
+def with_defaults(
+    tasks: Mapping[TaskName, Defaults], steps: int | None = None, guidance: float | None = None
+) -> dict[TaskName, Defaults]:
+    """Set the steps and the guidance scale of all tasks; None leaves them as they are.
+
+    A task that starts from an image takes enough steps for its strength to leave one.
+    """
+    changed: dict[TaskName, Defaults] = {}
+    for name, defaults in tasks.items():
+        values = defaults.model_dump()
+        if steps is not None:
+            least = 1 if defaults.strength is None else math.ceil(1 / defaults.strength)
+            values["num_inference_steps"] = max(steps, least)
+        if guidance is not None:
+            values["guidance_scale"] = guidance
+        changed[name] = Defaults.model_validate(values)
+    return changed
+
+
 def kinds_for(task: TaskName) -> tuple[ModelKind, ...]:
     """Kinds of bundle that support a task."""
     return tuple(name for name, kind in KINDS.items() if task in kind.tasks)
+
+
+DEMO_NAMES: dict[str, ModelKind] = {
+    "demo": "base",
+    "demo-v": "v",
+    "demo-inpaint": "inpainting",
+    "demo-depth": "depth",
+    "demo-x4": "upscaler",
+}
+"""Names of the demo checkpoints, and the kind of each."""

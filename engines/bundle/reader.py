@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.bundle.cache import find_bundle, require_bundle
 from sd2rt.engines.bundle.external_data import check_locations, external_locations, is_graph
 from sd2rt.engines.bundle.files import sha256
 from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
@@ -180,6 +180,9 @@ def locate(bundle: str | os.PathLike[str]) -> Path:
     """Resolve a path or name to the bundle's folder; recovers a bundle that a killed build had moved aside.
 
     A build that replaces a bundle leaves its name without one for a moment: waits for that.
+
+    Raises:
+        BundleError: there is no bundle of this name.
     """
     path = Path(os.path.realpath(find_bundle(bundle)))
     end = time.monotonic() + _REPLACING_S
@@ -188,6 +191,7 @@ def locate(bundle: str | os.PathLike[str]) -> Path:
         if os.path.lexists(path) or end < time.monotonic():
             break
         time.sleep(0.002)
+    require_bundle(bundle)
     return path
 
 

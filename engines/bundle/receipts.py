@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,9 @@ from sd2rt.engines.regular_file import read_regular
 
 _MAX_BYTES = 16 << 20
 """Limit of a folder's receipts, which have some hundred bytes for each file."""
+
+FOLDER = "/"
+"""Entry with the path of the folder, which is no path of a file in it."""
 
 Stamp = list[int]
 """Size, modification time, change time, inode and device of a file."""
@@ -43,7 +47,7 @@ class Receipts:
 
     def __init__(self, folder: Path, *, use: bool) -> None:
         self._entries: dict[str, object] = {}
-        self._changed = False
+        self._changed, self._folder = False, folder
         name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
         try:
             self._path: Path | None = cache_dir() / "receipts" / f"{name}.json"
@@ -77,7 +81,30 @@ class Receipts:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self._path) as temporary:
-                temporary.write_text(json.dumps(self._entries))
+                # Named, so that the receipts of a folder that is gone can be found.
+                temporary.write_text(json.dumps({**self._entries, FOLDER: os.fsdecode(self._folder)}))
         except OSError:
             # Without a writable cache the next opening only takes longer.
             return
+
+
+def prune_receipts() -> int:
+    """Remove the receipts of folders that are gone, and of earlier versions, which named none; returns their number.
+
+    Raises:
+        BundleError: there is no cache directory.
+    """
+    removed = 0
+    folder = cache_dir() / "receipts"
+    for path in folder.glob("*.json") if os.path.isdir(folder) else ():
+        try:
+            entries = parse_json(read_regular(path, _MAX_BYTES))
+            place = entries.get(FOLDER)
+            useful = isinstance(place, str) and os.path.isdir(place)
+        except (OSError, ValueError, AttributeError):
+            useful = False
+        if not useful:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
+from sd2rt.engines.bundle.cache import remember_bundle
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.files import atomic_write, describe, is_disk_full, sync
 from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, read_manifest
@@ -167,6 +168,7 @@ class BundleWriter:
         finally:
             recover(self.target)
         sync(self.target.parent)
+        remember_bundle(manifest.identity, self.target)
         # Objects that only the old bundle linked to.
         prune()
 

@@ -25,6 +25,8 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     shared = shared_bytes(path, manifest.files)
     if as_json:
         extra = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
+        if manifest.merged_loras:
+            extra["merged_loras"] = manifest.merged_loras
         print(json.dumps({**extra, **manifest.model_dump(mode="json")}))
         return
     from rich.table import Table
@@ -122,6 +124,13 @@ def _preview(manifest: Manifest) -> dict[str, str]:
     return {"previews": f"by a matrix, off by {manifest.preview.error:.2f} of 1 in the root mean square"}
 
 
+def _loras(manifest: Manifest) -> dict[str, str]:
+    merged = manifest.merged_loras
+    if not merged:
+        return {}
+    return {"LoRAs": ", ".join(f"{name} ({sha256[:12]})" for name, sha256 in merged.items()) + ", merged"}
+
+
 def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
     noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
     sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
@@ -142,6 +151,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         **_preview(manifest),
         "tokens": f"{manifest.embeddings.tokens} x {manifest.embeddings.width} {manifest.embeddings.dtype}",
         "source": manifest.source.name,
+        **_loras(manifest),
         "made by": f"sd2rt {manifest.sd2rt_version}; "
         + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
         "license": manifest.license,

@@ -17,6 +17,7 @@ from typing import Any
 from sd2rt.engines.cuda.gpu_info import device_memory
 from sd2rt.engines.cuda.memory import Arena, Memory, PinnedMemory
 from sd2rt.engines.errors import EngineError, MissingDependencyError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Closing
 
 STICKY = (
@@ -348,7 +349,7 @@ def shown(nbytes: int) -> str:
 
 
 def _cuda_core() -> Any:
-    install = "pip install 'sd2rt[tensorrt]' or 'sd2rt[rtx]'"
+    install = f"{install_hint('tensorrt')}, or the extra rtx"
     try:
         core = importlib.import_module("cuda.core")
     except ImportError as error:

@@ -15,15 +15,25 @@ from typing import Any
 import numpy as np
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import Manifest
-from sd2rt.engines.bundle.model_kinds import KINDS, PartName
+from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from sd2rt.engines.bundle.model_kinds import KINDS, PartName, with_defaults
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
-from sd2rt.engines.demo.files import DEMO_NAMES, PACKAGED, TOKEN_IDS, TOKEN_TABLE, TOKENIZER, read_packaged
+from sd2rt.engines.demo.files import (
+    DEMO_NAMES,
+    PACKAGED,
+    TOKEN_IDS,
+    TOKEN_TABLE,
+    TOKENIZER,
+    demo_tasks,
+    read_packaged,
+)
 from sd2rt.engines.demo.template import Template, read_template
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Array
+from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.regular_file import read_regular
 from sd2rt.engines.weights.graph_archive import GraphArchive
 from sd2rt.engines.weights.safetensors import read_safetensors
 
@@ -40,6 +50,8 @@ def build_demo(
     *,
     precision: Precision = "fp32",
     sizes: Sequence[tuple[int, int]] = (),
+    steps: int | None = None,
+    guidance: float | None = None,
     replace: bool = False,
     again: bool = False,
     progress: Callable[[str, float], None] = lambda part, fraction: None,
@@ -50,6 +62,8 @@ def build_demo(
         name: one of :data:`~sd2rt.engines.demo.files.DEMO_NAMES`.
         precision: dtype of the networks.
         sizes: native sizes to record, (width, height) in pixels, the default first; empty for the demo's.
+        steps: default steps to record for all tasks; None for the demo's.
+        guidance: default guidance scale to record.
         replace: overwrite a different bundle at ``target``; an identical, intact one is kept.
         again: rebuild even an identical, intact bundle.
         progress: called with each part's name and the fraction of it that is done.
@@ -66,7 +80,11 @@ def build_demo(
     template = read_template(name, precision)
     native = tuple(sizes) or tuple((width, height) for width, height in template.manifest["native_sizes"])
     version = importlib.metadata.version("sd2rt")
-    key = build_key(template.key_facts, native, version)
+    tasks = {
+        task: defaults.model_dump(mode="json")
+        for task, defaults in with_defaults(demo_tasks(DEMO_NAMES[name]), steps, guidance).items()
+    }
+    key = build_key({**template.key_facts, "tasks": tasks}, native, version)
     existing, damaged = find_built(target, key)
     if existing is not None and not again:
         _LOG.info("%s is intact: kept", target)
@@ -87,6 +105,7 @@ def build_demo(
             "native_sizes": native,
             "parts": {part: described.model_dump(mode="json") for part, described in parts.items()},
             "sd2rt_version": version,
+            "tasks": tasks,
             "tokenizer": _tokenizer(writer.folder, template, package),
             "embeddings": _embeddings(writer.folder, template, package),
         }
@@ -96,6 +115,30 @@ def build_demo(
         progress("bundle", 1.0)
     _LOG.info("built %s in %.1f s", target, time.monotonic() - start)
     return BuildResult(target, manifest, fresh=True)
+
+
+def outdated(name: str, bundle: Path) -> dict[str, Any] | None:
+    """Return the options to build a demo again if this version would build it differently, None if it would not.
+
+    None also for a bundle of another checkpoint, for one with compiled engines, which would be lost, and for a
+    manifest that cannot be read, which is left to its reader's error.
+    """
+    try:
+        manifest = parse_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
+        precision, sizes = manifest["precision"], manifest["native_sizes"]
+        template = read_template(name, precision)
+        of_the_demo = manifest["source"]["files"].keys() == template.manifest["source"]["files"].keys()
+        if manifest["engines"] or not of_the_demo:
+            return None
+        facts = {**template.key_facts, "tasks": manifest["tasks"]}
+        if manifest["build_key"] == build_key(facts, sizes, importlib.metadata.version("sd2rt")):
+            return None
+        chosen = (
+            [] if sizes == template.manifest["native_sizes"] else [(width, height) for width, height in sizes]
+        )
+        return {"precision": precision, "sizes": chosen}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError):
+        return None
 
 
 class _Package:

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.engines.bundle.model_kinds import DEMO_NAMES as DEMO_NAMES
+from sd2rt.engines.bundle.model_kinds import KINDS, Defaults, ModelKind, TaskName, with_defaults
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.errors import CheckpointError
-
-DEMO_NAMES: dict[str, ModelKind] = {
-    "demo": "base",
-    "demo-v": "v",
-    "demo-inpaint": "inpainting",
-    "demo-depth": "depth",
-    "demo-x4": "upscaler",
-}
-"""Names of the demo checkpoints, and the kind of each."""
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 TOKEN_IDS = "token_ids"
@@ -32,6 +24,15 @@ WEIGHTS = PACKAGED / "weights"
 """Trained weights, as safetensors files."""
 KERNELS = WEIGHTS / "depth-kernels.safetensors"
 """Standardised convolution kernels of the depth estimator, as in its graph: computed from its weights by PyTorch."""
+
+
+_STEPS, _GUIDANCE = 25, 4.0
+"""Defaults of the demos: more of either draws no more prompts correctly (docs/performance.md)."""
+
+
+def demo_tasks(kind: ModelKind) -> dict[TaskName, Defaults]:
+    """Tasks of the demo of a kind, with its own defaults."""
+    return with_defaults(KINDS[kind].tasks, _STEPS, _GUIDANCE)
 
 
 def template_path(name: str, precision: Precision) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.fallback_warning import warn_of_fallback
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def check_cpu_fallback(session: Any, label: str, *, allow_cpu_fallback: bool) ->
     message = f"{label}: ONNX Runtime runs operators on the CPU ({listed})"
     if not allow_cpu_fallback:
         raise EngineError(
-            f"{message}: install the tested version with pip install 'sd2rt[cuda]', or run slowly with "
+            f"{message}: install the tested version with {install_hint('cuda')}, or run slowly with "
             "--allow-cpu-fallback (Python: allow_cpu_fallback=True)"
         )
     warn_of_fallback(_LOG, f"{message}, with copies from and to the GPU at every launch", stacklevel=4)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.install_hint import install_hint
 
 CUDA_MAJOR, CUDNN_MAJOR = 13, 9
 OLDEST_ONNXRUNTIME = (1, 31)
@@ -51,12 +52,12 @@ def _check_build(ort: Any) -> None:
     if version < OLDEST_ONNXRUNTIME:
         raise MissingDependencyError(
             f"this ONNX Runtime ({ort.__version__}) is too old for CUDA, {'.'.join(map(str, OLDEST_ONNXRUNTIME))} or "
-            "later is needed: in a fresh environment, pip install 'sd2rt[cuda]'"
+            f"later is needed: in a fresh environment, {install_hint('cuda')}"
         )
     if str(ort.cuda_version).split(".")[0] != str(CUDA_MAJOR):
         raise MissingDependencyError(
             f"this ONNX Runtime ({ort.__version__}) was built for CUDA {ort.cuda_version or '?'}, expected "
-            f"CUDA {CUDA_MAJOR}: in a fresh environment, pip install 'sd2rt[cuda]'"
+            f"CUDA {CUDA_MAJOR}: in a fresh environment, {install_hint('cuda')}"
         )
 
 
@@ -71,5 +72,5 @@ def _load(packages: Path, name: str) -> None:
         else:
             return
     raise MissingDependencyError(
-        f"ONNX Runtime's CUDA provider needs {name} ({reason}): pip install 'sd2rt[cuda]'"
+        f"ONNX Runtime's CUDA provider needs {name} ({reason}): {install_hint('cuda')}"
     )

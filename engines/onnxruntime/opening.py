@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sd2rt.engines.address_space import require_address_space
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import MissingDependencyError, Sd2rtError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Device
 from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
 from sd2rt.engines.onnxruntime.session_config import set_session_config
@@ -40,11 +41,11 @@ def import_onnxruntime(device: Device) -> Any:
     try:
         ort = import_without_telemetry("onnxruntime")
     except ImportError:
-        raise MissingDependencyError(f"ONNX Runtime is not installed: pip install 'sd2rt[{extra}]'") from None
+        raise MissingDependencyError(f"ONNX Runtime is not installed: {install_hint(extra)}") from None
     if device.kind == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
         raise MissingDependencyError(
             f"{device} was requested, but this ONNX Runtime ({ort.__version__}) has no CUDA provider: "
-            "in a fresh environment, pip install 'sd2rt[cuda]' (onnxruntime and onnxruntime-gpu overwrite each other)"
+            f"in a fresh environment, {install_hint('cuda')} (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
     if device.kind == "cuda":
         load_cuda_libraries(ort)

@@ -119,7 +119,7 @@ def prepare(
         )
     names = [name for name in get_args(PartName) if name in (parts or opened.manifest.parts)]
     with os_errors_as_build_errors(_root()):
-        _prune()
+        prune_prepared()
         prepared = []
         for name in names:
             progress(name)
@@ -222,10 +222,16 @@ def _cpu() -> str:
     return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
 
 
-def _prune() -> None:
-    root = _root()
+def prune_prepared() -> int:
+    """Remove the prepared graphs of deleted bundles and of other versions of ONNX Runtime; returns their number.
+
+    Raises:
+        BundleError: there is no cache directory.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    root, removed = _root(), 0
     if not os.path.isdir(root):
-        return
+        return 0
     sweep(root)
     for folder in root.iterdir():
         if folder.name.startswith("."):
@@ -239,3 +245,5 @@ def _prune() -> None:
         if not keep:
             with contextlib.suppress(OSError):
                 remove_folder(folder)
+                removed += 1
+    return removed

@@ -9,6 +9,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import MissingDependencyError, RequestError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Engine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import OpenVinoGraph
@@ -38,7 +39,7 @@ class OpenVinoBackend:
         try:
             openvino = import_without_telemetry("openvino")
         except ImportError:
-            raise MissingDependencyError("OpenVINO is not installed: pip install 'sd2rt[openvino]'") from None
+            raise MissingDependencyError(f"OpenVINO is not installed: {install_hint('openvino')}") from None
         # fp16 weights are converted to float32 at compilation.
         self.precision: str = "fp32" if precision is None else precision
         self._bundle, self._threads, self._precision = bundle, threads, precision

@@ -13,6 +13,7 @@ from sd2rt.engines.cuda.device import CudaDevice
 from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.fallback_warning import warn_of_fallback
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine_header import HeaderReader
@@ -20,8 +21,6 @@ from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
 from sd2rt.engines.tensorrt.part import TensorRtPart
 
 _LOG = logging.getLogger(__name__)
-
-_INSTALL = "pip install 'sd2rt[tensorrt]'"
 
 
 class TensorRtBackend:
@@ -145,10 +144,11 @@ def _select_engines(
         if entry.backend == backend:
             reason = mismatch_of(entry, str(module.__version__), gpu.compute_capability)
             if reason is None and lean and not entry.version_compatible:
-                reason = f"it needs the full TensorRT: {_INSTALL}"
+                reason = f"it needs the full TensorRT: {install_hint('tensorrt')}"
             if reason is None and lean and entry.options.refit == "identical":
                 reason = (
-                    f"its weights come from the bundle, which only the full TensorRT can load: {_INSTALL}"
+                    "its weights come from the bundle, which only the full TensorRT can load: "
+                    f"{install_hint('tensorrt')}"
                 )
             if reason is None and headers is not None:
                 reason = headers.mismatch_of(bundle.path / entry.file.path)

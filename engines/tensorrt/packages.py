@@ -11,6 +11,7 @@ from typing import Any
 from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.install_hint import install_hint
 
 _MODULES: dict[tuple[EngineBackend, bool], tuple[str, str]] = {
     ("tensorrt", False): ("tensorrt", "tensorrt"),
@@ -42,9 +43,7 @@ def load_module(backend: EngineBackend, portable: bool = False) -> Any:
     except (ImportError, OSError) as error:
         # OSError: the package is installed, but a CUDA library it loads is missing.
         reason = str(error).strip().splitlines()[0]
-        raise MissingDependencyError(
-            f"{name} cannot be loaded ({reason}): pip install 'sd2rt[{extra}]'"
-        ) from None
+        raise MissingDependencyError(f"{name} cannot be loaded ({reason}): {install_hint(extra)}") from None
 
 
 def mismatch_of(entry: EngineEntry, version: str, compute_capability: str) -> str | None:

@@ -30,6 +30,16 @@ _EXPORTER = "exporter.json"
 _OTHER_DATA = "rest"
 """Name in an archive of the bytes of the data file that belong to no weight."""
 
+EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+"""Packages whose versions determine an exported graph."""
+
+GRAPH_REVISION = 2
+"""Increment it when a part's computation or the structure of its graph changes for the same configuration.
+
+Archives of other revisions are not read. Moving or rewording the modules needs no new revision. A test compares the
+structure of exported graphs with a record, and fails if a structure changed under the same revision.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class GraphArchive:

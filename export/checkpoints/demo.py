@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
-from sd2rt.engines.demo.files import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, WEIGHTS
+from sd2rt.engines.demo.files import DEMO_NAMES, TOKEN_IDS, TOKEN_TABLE, WEIGHTS, demo_tasks
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.export.checkpoints.identify import stated
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
@@ -100,4 +100,5 @@ def open_demo(name: str, variant: str | None) -> OpenedCheckpoint:
         source={file: sha256(packaged_weights(file)) for file in files},
         license="Apache-2.0",
         parts=DemoParts(kind, configs),
+        tasks=demo_tasks(kind),
     )

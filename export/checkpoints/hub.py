@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import huggingface_hub
 from huggingface_hub import errors, snapshot_download
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.arguments import is_hub_id as is_hub_id
 from sd2rt.export.checkpoints.diffusers_folder import WEIGHT_STEMS, weight_paths
 from sd2rt.export.checkpoints.identify import not_supported
 from sd2rt.export.checkpoints.pipeline_configs import (
@@ -24,8 +24,6 @@ from sd2rt.export.checkpoints.pipeline_configs import (
 from sd2rt.export.checkpoints.variants import VARIANTS
 
 _LOG = logging.getLogger(__name__)
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _CONFIG_FILES = (
     "model_index.json",
@@ -42,11 +40,6 @@ _WEIGHT_FILES = tuple(
     )
     for infix in ("", ".fp16")
 )
-
-
-def is_hub_id(name: str) -> bool:
-    """True if ``name`` has the form ``organisation/repository`` and does not look like a file."""
-    return _HUB_ID.fullmatch(name) is not None and Path(name).suffix not in (".safetensors", ".ckpt", ".gguf")
 
 
 def fetch(repo_id: str, progress: Callable[[str], None] | None = None) -> Path:

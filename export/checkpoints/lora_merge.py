@@ -7,26 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sd2rt.engines.bundle.manifest import MERGED_LORA
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import CheckpointError, RequestError
-from sd2rt.engines.lora.file import Lora, named_loras
+from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import PARTS, Change, changes
+from sd2rt.export.checkpoints.arguments import read_loras as read_loras
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import current_name, skeleton
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName
 from sd2rt.export.checkpoints.source import NetworkSource
-
-
-def read_loras(words: Sequence[str]) -> list[Lora]:
-    """Read LoRAs given as ``FILE[:SCALE]``, before a large checkpoint is opened.
-
-    Raises:
-        CheckpointError: a file cannot be read, or is not a LoRA of Stable Diffusion 2.
-    """
-    try:
-        return named_loras(words)
-    except RequestError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
@@ -52,7 +42,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
 
 
 def _source_name(lora: Lora) -> str:
-    return f"LoRA {lora.name} at {lora.scale:g}"
+    return f"{MERGED_LORA}{lora.name} at {lora.scale:g}"
 
 
 def _shapes(checkpoint: Checkpoint, network: NetworkName) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.engines.bundle.model_kinds import Defaults, ModelKind, TaskName
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 
 
@@ -38,3 +38,5 @@ class OpenedCheckpoint:
     source: dict[str, str]
     license: str
     parts: NetworkSource
+    tasks: dict[TaskName, Defaults] | None = None
+    """Tasks with the checkpoint's own defaults; None for those of its kind."""

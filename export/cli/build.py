@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from sd2rt.engines.bundle.cache import find_bundle, named_bundle
+from sd2rt.engines.bundle.model_kinds import MAX_SCALE
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.cli.engine_options import EngineOptions, EngineRequest
 from sd2rt.engines.cli.options import JsonOption
@@ -28,6 +29,7 @@ from sd2rt.export.cli.progress import display
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.writer import BuildResult
+    from sd2rt.engines.lora.file import Lora
     from sd2rt.engines.tensorrt.compile.add_engines import EngineBuild
 
 
@@ -49,6 +51,21 @@ class BundleOptions(OptionGroup):
         typer.Option(
             metavar="N|WxH",
             help="Native size to record and to compile engines for; the first is the default size; repeatable.",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Default sampler steps to record; default: the checkpoint's.",
+            show_default=False,
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Default guidance scale to record; 1 or less turns guidance off.", show_default=False
         ),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Build again, replacing an existing bundle.")] = False
@@ -83,7 +100,8 @@ def build(
             raise RequestError(
                 f"{name} is an option for checkpoints, but --engines-only takes a bundle: omit it"
             )
-        with display(as_json) as (_, progress):
+        with display(as_json) as (say, progress):
+            say(f"adding engines to {checkpoints[0]}")
             _report(_build_engines(checkpoints[0], engines, bundle.force, progress), as_json)
         return
     if engines is not None:
@@ -91,17 +109,29 @@ def build(
         from sd2rt.engines.tensorrt.compile.targets import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
+    if bundle.guidance is not None and not abs(bundle.guidance) <= MAX_SCALE:
+        raise RequestError(
+            f"--guidance is {bundle.guidance:g}: use a number from {-MAX_SCALE:g} to {MAX_SCALE:g}"
+        )
+    from sd2rt.export.checkpoints.arguments import require_checkpoint
+
+    # A typing mistake should not cost the seconds that PyTorch takes to load.
+    loras = source.loras()
+    for checkpoint in checkpoints:
+        require_checkpoint(checkpoint)
     if not all(_is_packaged(checkpoint, source) for checkpoint in checkpoints):
         require_export()
-    for checkpoint in checkpoints:
+    for number, checkpoint in enumerate(checkpoints, 1):
         # Unlike Path.expanduser, this leaves a ~ without a home folder as it is.
         target = (
             Path(os.path.expanduser(bundle.output))
             if bundle.output is not None
             else named_bundle(_name(checkpoint, source.lora or []))
         )
+        of_several = f" ({number} of {len(checkpoints)})" if len(checkpoints) > 1 else ""
         with display(as_json) as (say, progress):
-            result = _build(checkpoint, target, bundle, source, sizes, say, progress)
+            say(f"building {target.name} from {checkpoint}{of_several}")
+            result = _build(checkpoint, target, bundle, source, loras, sizes, say, progress)
             built = (
                 None if engines is None else _build_engines(str(result.path), engines, bundle.force, progress)
             )
@@ -121,6 +151,7 @@ def _build(
     target: Path,
     bundle: BundleOptions,
     source: CheckpointOptions,
+    loras: Sequence[Lora],
     sizes: Sequence[tuple[int, int]],
     say: Callable[[str], None],
     progress: Callable[[str, float], None],
@@ -132,11 +163,13 @@ def _build(
     else:
         from sd2rt.export.build import build as build_bundle
 
-        build = partial(build_bundle, source.open(checkpoint, say))
+        build = partial(build_bundle, source.open(checkpoint, say, loras))
     return build(
         target,
         precision=bundle.precision,
         sizes=sizes,
+        steps=bundle.steps,
+        guidance=bundle.guidance,
         # Demo bundles of another version in the cache are replaced without asking.
         replace=checkpoint in DEMO_NAMES and bundle.output is None,
         again=bundle.force,

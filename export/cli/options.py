@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.option_groups import OptionGroup
 
 if TYPE_CHECKING:
+    from sd2rt.engines.lora.file import Lora
     from sd2rt.export.checkpoints.checkpoint import Checkpoint
 
 CHECKPOINT_HELP = (
@@ -51,17 +53,26 @@ class CheckpointOptions(OptionGroup):
         ),
     ] = None
 
-    def open(self, checkpoint: str, say: Callable[[str], None]) -> Checkpoint:
-        """Open a checkpoint with these options and merge the LoRAs; ``say`` gets lines about progress.
+    def loras(self) -> list[Lora]:
+        """Read the LoRAs, without PyTorch: before it is loaded, and a large checkpoint is opened.
+
+        Raises:
+            CheckpointError: a file cannot be read, or is not a LoRA of Stable Diffusion 2.
+        """
+        from sd2rt.export.checkpoints.arguments import read_loras
+
+        return read_loras(self.lora or [])
+
+    def open(self, checkpoint: str, say: Callable[[str], None], loras: Sequence[Lora]) -> Checkpoint:
+        """Open a checkpoint with these options and merge LoRAs; ``say`` gets lines about progress.
 
         Raises:
             CheckpointError: the checkpoint or a LoRA cannot be read, or is not of Stable Diffusion 2.
             RequestError: an option is invalid.
         """
         from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-        from sd2rt.export.checkpoints.lora_merge import read_loras, with_loras
+        from sd2rt.export.checkpoints.lora_merge import with_loras
 
-        loras = read_loras(self.lora or [])
         opened = open_checkpoint(
             checkpoint, variant=self.variant, allow_pickle=self.allow_pickle, config=self.config, progress=say
         )
@@ -87,5 +98,5 @@ def require_export() -> None:
     ):
         if find_spec(package) is None:
             raise MissingDependencyError(
-                f"{package} is not installed, but building needs it: pip install 'sd2rt[export,cpu]'"
+                f"{package} is not installed, but building needs it: {install_hint('export', 'cpu')}"
             )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.bundle.reader import locate
 from sd2rt.engines.cli.options import BundleArgument, JsonOption
 from sd2rt.export.cli.options import CheckpointArgument, CheckpointOptions, require_export
 from sd2rt.export.cli.progress import display
@@ -21,6 +21,10 @@ def parity(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a bundle with PyTorch: every part, and whole images."""
+    from sd2rt.export.checkpoints.arguments import require_checkpoint
+
+    path, loras = locate(bundle), source.loras()
+    require_checkpoint(checkpoint)
     require_export()
     import transformers
 
@@ -29,8 +33,8 @@ def parity(
     from sd2rt.export.parity import compare
 
     with display(as_json) as (say, _):
-        opened = source.open(checkpoint, say)
-        report = compare(find_bundle(bundle), opened, steps=steps, say=say)
+        opened = source.open(checkpoint, say, loras)
+        report = compare(path, opened, steps=steps, say=say)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:

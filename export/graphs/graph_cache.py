@@ -31,21 +31,12 @@ from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.demo.files import GRAPHS
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.interface import Array
-from sd2rt.engines.weights.graph_archive import GraphArchive
+from sd2rt.engines.weights.graph_archive import EXPORTERS, GraphArchive
+from sd2rt.engines.weights.graph_archive import GRAPH_REVISION as GRAPH_REVISION
 from sd2rt.export.checkpoints.pipeline_configs import Config
 from sd2rt.export.graphs.onnx_part import described_part, export_part, weights_of
 
 _LOG = logging.getLogger(__name__)
-
-EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-"""Packages whose versions determine an exported graph."""
-
-GRAPH_REVISION = 2
-"""Increment it when a part's computation or the structure of its graph changes for the same configuration.
-
-Archives of other revisions are not read. Moving or rewording the modules needs no new revision. A test compares the
-structure of exported graphs with a record, and fails if a structure changed under the same revision.
-"""
 
 _PROVENANCE_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "transformers_version")
 """Configuration keys that record its origin, and do not affect the network."""

@@ -98,8 +98,9 @@ def bench(
     from sd2rt.runtime.bench.workload import PROMPT
 
     hidden = result_options.quiet or result_options.as_json
+    path = bundle_or_demo(bundle, hidden)
     settings = Settings(
-        bundle=str(bundle_or_demo(bundle, hidden)),
+        bundle=str(path),
         prompt=PROMPT if measurement.prompt is None else measurement.prompt,
         seed=measurement.seed,
         request=request,
@@ -107,7 +108,7 @@ def bench(
         batches=batches,
         repetitions=measurement.repetitions,
         warmup=measurement.warmup,
-        **device.opening(),
+        **device.opening(path),
         first_image=measurement.first_image,
         profile=result_options.profile,
     )

@@ -39,8 +39,10 @@ def shown_warnings(quiet: bool) -> Iterator[None]:
 
 
 @contextmanager
-def step_bar(hidden: bool, images: int) -> Iterator[Advance]:
+def step_bar(hidden: bool, images: int | None) -> Iterator[Advance]:
     """Show the progress of `sd2rt run`: steps done, steps a second, and the remaining time, a bar for each stage.
+
+    Without a number of images, as for a stream of prompts, the total grows with each batch.
 
     Yields a function to call after each step, with the stage, its progress and the number of images in its batch.
     """
@@ -67,11 +69,13 @@ def step_bar(hidden: bool, images: int) -> Iterator[Advance]:
                 finished[stage], spent[stage] = 0, 0.0
             now = time.perf_counter()
             spent[stage], last = spent[stage] + now - last, now
-            done = finished[stage] + progress.done
+            before = finished[stage]
+            done = before + progress.done
             if progress.done == progress.total:
                 finished[stage] = done
             each = progress.total // batch
-            bar.update(tasks[stage], completed=done, total=each * images, rate=done / spent[stage])
+            total = before + progress.total if images is None else each * images
+            bar.update(tasks[stage], completed=done, total=total, rate=done / spent[stage])
 
         yield advance
 

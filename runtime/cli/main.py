@@ -17,10 +17,14 @@ from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.engines.option_groups import SectionedCommand, expand_groups
 from sd2rt.engines.path_argument import is_path
 from sd2rt.engines.termination import ending
+from sd2rt.runtime.cli.shell.completion import VARIABLE, prepare_completion
+from sd2rt.runtime.cli.shell.examples import EXAMPLES
+from sd2rt.runtime.cli.shell.usage import with_dashes, wrong_usage
 
 GROUP = "sd2rt.commands"
 DEBUG_VARIABLE = "SD2RT_DEBUG"
 _USAGE = 2
+_WIDEST = 1000
 _INTERRUPTED = 130
 _NOBODY_READS = 141
 
@@ -29,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; see the table in :mod:`sd2rt.engines.errors`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments or bool(os.environ.get(DEBUG_VARIABLE))
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [with_dashes(argument) for argument in arguments if argument != "--debug"]
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -59,9 +63,10 @@ def _run(arguments: list[str]) -> int:
         raise RequestError(
             "an argument holds a NUL or a lone surrogate, which no command line can: type it again"
         )
-    app = _app(arguments)
+    completed = prepare_completion()
+    app = _app(completed or arguments)
     # Without arguments, help is shown, but the exit code is that of wrong usage.
-    result = app(arguments or ["--help"], prog_name="sd2rt", standalone_mode=False)
+    result = app(arguments or ["--help"], prog_name="sd2rt", standalone_mode=False, complete_var=VARIABLE)
     if not arguments:
         return _USAGE
     return result if isinstance(result, int) else 0
@@ -88,7 +93,7 @@ def _described(error: Exception) -> tuple[int, str]:
     if isinstance(error, Sd2rtError):
         return error.exit_code, text
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return int(error.exit_code), f"{error.format_message()} (see --help)"
+        return int(error.exit_code), wrong_usage(error)
     if isinstance(error, MemoryError):
         return EngineError.exit_code, f"out of memory ({text}): make smaller images, or fewer at once"
     if isinstance(error, OSError):
@@ -124,7 +129,11 @@ def _app(arguments: list[str]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            # The width of help is the terminal's.
+            "max_content_width": _WIDEST,
+        },
     )
     app.callback(help="Stable Diffusion 2 from engines, with no PyTorch in the process that makes images.")(
         _root
@@ -135,7 +144,9 @@ def _app(arguments: list[str]) -> typer.Typer:
 
 
 def _add(app: typer.Typer, point: EntryPoint) -> None:
-    app.command(point.name, cls=SectionedCommand, no_args_is_help=False)(expand_groups(point.load()))
+    examples = "\n".join(EXAMPLES.get(point.name, ()))
+    command = expand_groups(point.load())
+    app.command(point.name, cls=SectionedCommand, epilog=examples, no_args_is_help=False)(command)
 
 
 def _show_version(requested: bool) -> None:
@@ -146,7 +157,8 @@ def _show_version(requested: bool) -> None:
 
 def _root(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
 ) -> None:

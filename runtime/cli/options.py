@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from sd2rt.engines.bundle.engine_entry import BackendName
-from sd2rt.engines.bundle.schema import ComputePrecision
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
+from sd2rt.runtime.cli.shell import names
 
 if TYPE_CHECKING:
     from sd2rt.engines.lora.file import Lora
+    from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
     from sd2rt.runtime.prompts.textual_inversion import Embedding
 
 
@@ -24,7 +27,12 @@ class PromptOptions(OptionGroup):
 
     panel: ClassVar[str] = "Prompt"
 
-    negative: Annotated[str, typer.Option(help="Negative prompt: what the images should not show.")] = ""
+    negative: Annotated[
+        str,
+        typer.Option(
+            "--negative", "--negative-prompt", help="Negative prompt: what the images should not show."
+        ),
+    ] = ""
     prompt_syntax: Annotated[
         str,
         typer.Option(
@@ -47,6 +55,13 @@ class PromptOptions(OptionGroup):
         list[str] | None,
         typer.Option(metavar="FILE[:SCALE]", help="LoRA to apply, at scale 1 by default; repeatable."),
     ] = None
+    lora_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="a1111 syntax: load the LoRAs that prompts name, as in <lora:name:0.8>, from here.",
+        ),
+    ] = None
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request."""
@@ -64,15 +79,25 @@ class PromptOptions(OptionGroup):
         """
         return [parsing.embedding(text, self.allow_pickle) for text in self.embedding or ()]
 
-    def loras(self) -> list[Lora]:
-        """Read the LoRAs.
+    def lora_folder(self) -> LoraFolder | None:
+        """Return the folder of LoRAs that prompts may name.
+
+        Raises:
+            RequestError: it is not a folder.
+        """
+        from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
+
+        return None if self.lora_dir is None else LoraFolder(self.lora_dir)
+
+    def loras(self, named: Sequence[str] = ()) -> list[Lora]:
+        """Read the LoRAs of ``--lora``, and those that prompts name.
 
         Raises:
             RequestError: a file is missing or is not a LoRA.
         """
         from sd2rt.engines.lora.file import named_loras
 
-        return named_loras(self.lora or [])
+        return named_loras([*(self.lora or ()), *named])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +106,30 @@ class StepOptions(OptionGroup):
 
     panel: ClassVar[str] = "Sampling"
 
-    steps: Annotated[int | None, typer.Option(help="Sampler steps; default: the bundle's.")] = None
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", "--num-inference-steps", help="Sampler steps; default: the bundle's."),
+    ] = None
     guidance: Annotated[
         str | None,
         typer.Option(
+            "--guidance",
+            "--cfg",
+            "--cfg-scale",
+            "--guidance-scale",
             metavar="SCALE[,SCALE...]",
             help="Guidance scale; 1 or less turns guidance off; default: the bundle's. Several values are "
             "spread evenly over the steps: 9,3 falls from 9 to 3.",
         ),
     ] = None
     sampler: Annotated[
-        str | None, typer.Option(help="A name that `sd2rt samplers` lists; default: the checkpoint's.")
+        str | None,
+        typer.Option(
+            "--sampler",
+            "--sampler-name",
+            help="A name that `sd2rt samplers` lists, or AUTOMATIC1111's; default: the checkpoint's.",
+            autocompletion=names.samplers,
+        ),
     ] = None
 
     def fields(self) -> dict[str, Any]:
@@ -99,7 +137,7 @@ class StepOptions(OptionGroup):
         return {
             "num_inference_steps": self.steps,
             "guidance_scale": parsing.one_or_more("--guidance", self.guidance),
-            "sampler": self.sampler,
+            **parsing.sampler(self.sampler),
         }
 
 
@@ -115,7 +153,12 @@ class SamplingOptions(StepOptions):
     ] = None
     schedule: Annotated[
         str | None,
-        typer.Option(help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays."),
+        typer.Option(
+            "--schedule",
+            "--schedule-type",
+            help="leading, trailing, linspace, karras, exponential, beta, lambdas or ays.",
+            autocompletion=names.schedules,
+        ),
     ] = None
     sampler_option: Annotated[
         list[str] | None,
@@ -126,7 +169,9 @@ class SamplingOptions(StepOptions):
         str | None,
         typer.Option(metavar="LOW:HIGH", help="Guide only steps at noise levels (sigmas) in this interval."),
     ] = None
-    rescale: Annotated[float, typer.Option(help="Guidance rescale, 0 to 1.")] = 0.0
+    rescale: Annotated[
+        float, typer.Option("--rescale", "--guidance-rescale", help="Guidance rescale, 0 to 1.")
+    ] = 0.0
     zero_snr: Annotated[
         bool | None,
         typer.Option(
@@ -148,9 +193,10 @@ class SamplingOptions(StepOptions):
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request."""
+        schedule = {} if self.schedule is None else {"schedule": parsing.schedule(self.schedule)}
         return StepOptions.fields(self) | {
             "preset": self.preset,
-            "schedule": self.schedule,
+            **schedule,
             "sampler_options": parsing.sampler_options(self.sampler_option or []),
             "eta": self.eta,
             "guidance_interval": parsing.numbers("--guidance-interval", self.guidance_interval, between=":"),
@@ -171,16 +217,37 @@ class ImageOptions(OptionGroup):
         str | None,
         typer.Option(metavar="WxH", help="Size in pixels, multiples of 64; default: the bundle's."),
     ] = None
+    width: Annotated[
+        int | None, typer.Option("--width", "-W", help="Width in pixels, instead of --size.")
+    ] = None
+    height: Annotated[
+        int | None, typer.Option("--height", "-H", help="Height in pixels, instead of --size.")
+    ] = None
     image: Annotated[
-        str | None, typer.Option(help="A PNG, JPEG or WebP to start from; - reads standard input.")
+        str | None,
+        typer.Option(
+            "--image",
+            "--init-image",
+            "--init-img",
+            help="A PNG, JPEG or WebP to start from; - reads standard input.",
+        ),
     ] = None
     strength: Annotated[
         float | None,
-        typer.Option(help="How much to change the image: above 0, up to 1; default: the bundle's."),
+        typer.Option(
+            "--strength",
+            "--denoising-strength",
+            "--denoise",
+            help="How much to change the image: above 0, up to 1; default: the bundle's.",
+        ),
     ] = None
     mask: Annotated[
         str | None,
-        typer.Option(help="inpainting: an image of the same size; white or transparent areas are generated."),
+        typer.Option(
+            "--mask",
+            "--mask-image",
+            help="inpainting: an image of the same size; white or transparent areas are generated.",
+        ),
     ] = None
     paste: Annotated[
         bool, typer.Option("--paste", help="inpainting: put the image's own pixels back outside the mask.")
@@ -190,7 +257,11 @@ class ImageOptions(OptionGroup):
     ] = 4.0
     depth: Annotated[
         str | None,
-        typer.Option(help="depth: a gray depth map, brighter is nearer; default: estimated from --image."),
+        typer.Option(
+            "--depth",
+            "--depth-map",
+            help="depth: a gray depth map, brighter is nearer; default: estimated from --image.",
+        ),
     ] = None
     noise_level: Annotated[
         int | None,
@@ -199,7 +270,9 @@ class ImageOptions(OptionGroup):
     upscale: Annotated[
         str | None,
         typer.Option(
-            metavar="BUNDLE", help="Enlarge each result four times with this bundle of kind x4-upscaler."
+            metavar="BUNDLE",
+            help="Enlarge each result four times with this bundle of kind x4-upscaler.",
+            autocompletion=names.bundles,
         ),
     ] = None
     max_image_pixels: Annotated[
@@ -225,7 +298,10 @@ class ImageOptions(OptionGroup):
         if self.max_image_pixels is not None:
             fields["max_image_pixels"] = self.max_image_pixels
         if self.size is not None:
+            if self.width is not None or self.height is not None:
+                raise RequestError("--size is given with --width or --height: use either")
             fields["width"], fields["height"] = parsing.size(self.size)
+        fields |= {name: side for name in ("width", "height") if (side := getattr(self, name)) is not None}
         return fields
 
 
@@ -236,9 +312,13 @@ class SeedOptions(OptionGroup):
     panel: ClassVar[str] = "Seeds"
 
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the first image; image i uses seed + i. Default: random.")
+        int | None,
+        typer.Option(help="Seed of the first image; image i uses seed + i. Default, and -1: random."),
     ] = None
-    count: Annotated[int, typer.Option(help="Images per prompt.")] = 1
+    count: Annotated[
+        int,
+        typer.Option("--count", "--num-images", "--num-images-per-prompt", help="Images per prompt."),
+    ] = 1
     variation: Annotated[
         str | None,
         typer.Option(
@@ -268,21 +348,26 @@ class DeviceOptions(OptionGroup):
 
     panel: ClassVar[str] = "Device"
 
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
+    device: Annotated[str, typer.Option(envvar="SD2RT_DEVICE", help="cpu, cuda or cuda:N.")] = "cpu"
     backend: Annotated[
         BackendName,
         typer.Option(
-            help="Inference engine; auto takes the bundle's TensorRT engines if they fit the GPU, else ONNX Runtime."
+            envvar="SD2RT_BACKEND",
+            help="Inference engine; auto takes the bundle's TensorRT engines if they fit the GPU, else ONNX Runtime.",
         ),
     ] = "auto"
     precision: Annotated[
-        ComputePrecision | None,
+        Literal["bf16", "fp16", "fp32"] | None,
         typer.Option(
+            envvar="SD2RT_PRECISION",
             help="bf16: multiply in bfloat16 on CPUs that support it (OpenVINO); default: the bundle's precision.",
             show_default=False,
         ),
     ] = None
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one per core.")] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar="SD2RT_THREADS", min=1, help="CPU threads; default: one per core."),
+    ] = None
     allow_cpu_fallback: Annotated[
         bool,
         typer.Option(
@@ -291,12 +376,16 @@ class DeviceOptions(OptionGroup):
         ),
     ] = False
 
-    def opening(self) -> dict[str, Any]:
-        """Arguments of :meth:`sd2rt.Pipeline.open`."""
+    def opening(self, bundle: str | os.PathLike[str]) -> dict[str, Any]:
+        """Arguments of :meth:`sd2rt.Pipeline.open` for a bundle.
+
+        Raises:
+            RequestError: the precision is unknown, or is chosen when a bundle is built and is not this one's.
+        """
         return {
             "device": self.device,
             "backend": self.backend,
-            "precision": self.precision,
+            "precision": parsing.precision(self.precision, bundle),
             "threads": self.threads,
             "allow_cpu_fallback": self.allow_cpu_fallback,
         }
@@ -310,19 +399,3 @@ class TiledDeviceOptions(DeviceOptions):
         int | None,
         typer.Option(help="Longest side of latents that are encoded, decoded or upscaled in one piece."),
     ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class OutputOptions(OptionGroup):
-    """Files to write, and lines to print."""
-
-    panel: ClassVar[str] = "Output"
-
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png file, or a folder for files named by seed.")
-    ] = Path(".")
-    save_depth: Annotated[
-        Path | None, typer.Option(help="depth: also write the depth map, as a 16-bit gray PNG.")
-    ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each image.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False

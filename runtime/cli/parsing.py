@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.json_text import parse_json
@@ -64,6 +64,46 @@ def variation(text: str) -> tuple[int, float]:
         return int(seed), float(strength)
     except ValueError:
         raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
+
+
+def sampler(text: str | None) -> dict[str, str]:
+    """Parse a sampler's name, sd2rt's or another program's, to fields of a request."""
+    if text is None:
+        return {}
+    from sd2rt.runtime.metadata.typed_sampler import typed_sampler
+
+    name, schedule = typed_sampler(text)
+    return {"sampler": name} if schedule is None else {"sampler": name, "schedule": schedule}
+
+
+def schedule(text: str) -> str:
+    """Parse a schedule's name, sd2rt's or AUTOMATIC1111's."""
+    from sd2rt.runtime.metadata.typed_sampler import typed_schedule
+
+    return typed_schedule(text)
+
+
+def precision(
+    name: Literal["bf16", "fp16", "fp32"] | None, bundle: str | os.PathLike[str]
+) -> Literal["bf16"] | None:
+    """Return the precision to open a bundle with; the bundle's own is no change.
+
+    Raises:
+        RequestError: it is one that bundles are built in, and not this one's.
+    """
+    if name is None or name == "bf16":
+        return name
+    from sd2rt.engines.bundle.manifest import read_manifest
+    from sd2rt.engines.bundle.reader import locate
+
+    manifest = read_manifest(locate(bundle))
+    if manifest.precision == name:
+        return None
+    raise RequestError(
+        f"--precision {name} is chosen when a bundle is built, and {manifest.name} is {manifest.precision}: "
+        f"build one with 'sd2rt build {manifest.source.name} --precision {name} -o {manifest.name}-{name}', "
+        f"then run {manifest.name}-{name}"
+    )
 
 
 def embedding(text: str, allow_pickle: bool) -> Embedding:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sd2rt.engines.console import given_options, print_path, report
-from sd2rt.engines.errors import BundleError, EngineError
+from sd2rt.engines.console import given_options, report
+from sd2rt.engines.errors import BundleError, EngineError, RequestError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.options import (
     ImageOptions,
-    OutputOptions,
     PromptOptions,
     SamplingOptions,
     SeedOptions,
     TiledDeviceOptions,
 )
-from sd2rt.runtime.cli.run_arguments import (
-    bundle_and_prompts,
-    check_standard_input,
-    prompts_of_standard_input,
-)
+from sd2rt.runtime.cli.output_options import OutputOptions
+from sd2rt.runtime.cli.preview import preview_of
+from sd2rt.runtime.cli.rows.row import Row
+from sd2rt.runtime.cli.rows.series import RANDOM, Series
+from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
+from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, lookalike_notes
 from sd2rt.runtime.cli.run_generation import check_upscaling, generate
-from sd2rt.runtime.cli.run_output import check_output, check_save_depth, save_image
+from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
-from sd2rt.runtime.cli.run_requests import ImageRequests
+from sd2rt.runtime.cli.shell import names
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
@@ -49,8 +48,9 @@ def run(
         typer.Argument(
             metavar="[BUNDLE] PROMPT",
             help="A bundle (a folder, or a name in the cache; default: the demo) and a prompt; "
-            "- reads prompts from standard input, one a line.",
+            "- reads prompts from standard input, each line as it comes: text, or JSON with its own options.",
             show_default=False,
+            autocompletion=names.bundles,
         ),
     ] = None,
     recipe_of: Annotated[
@@ -79,75 +79,80 @@ def run(
         images.upscale,
         images.noise_level,
     )
+    folder = prompt.lora_folder()
     recipe = None
     if recipe_of is not None:
         from sd2rt.runtime.metadata.recipe import read_recipe
 
         recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
     # Everything is checked before a bundle is opened or built: a typing mistake should not cost a minute.
-    requests = ImageRequests(
-        settings.prompts or prompts_of_standard_input(),
-        seeds.count,
-        settings.fields,
-        secrets.randbits(32) if settings.seed is None else settings.seed,
-    )
+    series = Series(settings.fields, seeds.count, None if settings.seed == RANDOM else settings.seed, folder)
+    rows = rows_of_standard_input() if settings.prompts is None else iter([Row(0, settings.prompts[0])])
+    requests = series.first(next(rows))
     notes = [] if recipe is None else recipe.request_notes(requests.first)
-    check_output(output.output, len(requests))
+    notes += lookalike_notes(bundle, requests.first.prompt)
+    files = ImageFiles(output)
+    files.check(len(requests))
     check_save_depth(output.save_depth, output.output)
-    embeddings, loras = prompt.embeddings(), prompt.loras()
-    path = bundle_or_demo(settings.bundle, output.quiet or output.as_json)
+    show = preview_of(output.preview)
+    embeddings = prompt.embeddings()
+    named = series.named_loras or ()
+    loras = prompt.loras([*(() if recipe is None else recipe.named_loras(folder, prompt.lora)), *named])
+    quiet = output.quiet or output.as_json
+    path = bundle_or_demo(settings.bundle, quiet)
+    upscaler_path = None if settings.upscaler is None else bundle_or_demo(settings.upscaler, quiet)
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.resolve import require_task
 
-    # The manifest alone shows what a bundle cannot do: gigabytes are loaded only for requests that it can.
-    manifest = read_manifest(locate(path))
-    planned = requests.planned(manifest)
-    for embedding in embeddings:
-        check_embedding(embedding, manifest)
-    if output.save_depth is not None:
-        require_task("depth-to-image", manifest)
-    upscaler_manifest = None
-    if settings.upscaler is not None:
-        upscaler_manifest = read_manifest(locate(settings.upscaler))
-        check_upscaling(upscaler_manifest, planned.first, settings.noise_level, embeddings)
-    if recipe is not None:
-        notes += recipe.bundle_notes(manifest, upscaler_manifest, embeddings, loras)
-    if not output.quiet:
-        for note in notes:
-            report(f"note: {note}")
-    opening = device.opening() | {"tile": TILE if settings.tile is None else settings.tile}
-    failures, first_failure = 0, ""
-    with (
-        shown_warnings(output.quiet),
-        Pipeline.open(path, **opening, loras=loras) as pipeline,
-        nullcontext()
-        if settings.upscaler is None
-        else Pipeline.open(settings.upscaler, **opening) as upscaler,
-        step_bar(hidden=output.quiet or output.as_json, images=len(planned)) as advance,
-    ):
-        _require_unreplaced(pipeline, manifest)
-        if upscaler is not None and upscaler_manifest is not None:
-            _require_unreplaced(upscaler, upscaler_manifest)
-        for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
-            for embedding in embeddings:
-                target.add_embedding(embedding)
-        for outcome, timing in generate(
-            pipeline, upscaler, planned, settings.noise_level, advance, output.save_depth
+    with shown_warnings(output.quiet):
+        # The manifest alone shows what a bundle cannot do: gigabytes are loaded only for requests that it can.
+        manifest = read_manifest(locate(path))
+        first = requests.planned(manifest, loras)
+        for embedding in embeddings:
+            check_embedding(embedding, manifest)
+        if output.save_depth is not None:
+            require_task("depth-to-image", manifest)
+        upscaler_manifest = None
+        if upscaler_path is not None:
+            upscaler_manifest = read_manifest(locate(upscaler_path))
+            check_upscaling(upscaler_manifest, first.first, settings.noise_level, embeddings)
+        if recipe is not None:
+            notes += recipe.bundle_notes(manifest, upscaler_manifest, embeddings, loras)
+        if not output.quiet:
+            for note in notes:
+                report(f"note: {note}")
+        opening = device.opening(path) | {"tile": TILE if settings.tile is None else settings.tile}
+        failures = Failures()
+        with (
+            Pipeline.open(path, **opening, loras=loras) as pipeline,
+            nullcontext() if upscaler_path is None else Pipeline.open(upscaler_path, **opening) as upscaler,
+            step_bar(
+                hidden=quiet or output.preview == "kitty", images=None if prompts is None else len(first)
+            ) as advance,
         ):
-            if isinstance(outcome, EngineError):
-                first_failure = first_failure or str(outcome)
-                failures += 1
-                continue
-            image, facts = outcome
-            saved = save_image(image, facts, output.output)
-            if output.as_json:
-                print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
-            elif not output.quiet:
-                print_path(saved)
-    if failures:
-        others = f"{failures} of {len(planned)} images failed, the first: " if len(planned) > 1 else ""
-        raise EngineError(f"{others}{first_failure}")
+            place = placed(pipeline)
+            _require_unreplaced(pipeline, manifest)
+            if upscaler is not None and upscaler_manifest is not None:
+                _require_unreplaced(upscaler, upscaler_manifest)
+            for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
+                for embedding in embeddings:
+                    target.add_embedding(embedding)
+            save_depth = output.save_depth
+            for row in chain([first], series.planned(rows, manifest, loras)):
+                if isinstance(row, RequestError):
+                    failures.add_row(row)
+                    continue
+                drawn = generate(pipeline, upscaler, row, settings.noise_level, advance, save_depth, show)
+                save_depth = None
+                for outcome, timing in drawn:
+                    if isinstance(outcome, EngineError):
+                        failures.add(outcome)
+                        continue
+                    image, facts = outcome
+                    failures.made += 1
+                    files.save(image, facts | place, timing)
+    failures.check()
 
 
 def _require_unreplaced(pipeline: Pipeline, planned: Manifest) -> None:

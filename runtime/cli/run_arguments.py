@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import typer
 
-from sd2rt.engines.bundle.cache import find_bundle
+from sd2rt.engines.bundle.cache import cached_bundles, find_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
+from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import RequestError
-
-_MAX_CHARACTERS = 16 << 20
-_MAX_PROMPTS = 100_000
+from sd2rt.engines.near_matches import near_matches
+from sd2rt.engines.printable import shown
 
 
 def bundle_and_prompts(words: list[str], has_recipe: bool) -> tuple[str | None, list[str] | None]:
@@ -29,7 +28,7 @@ def bundle_and_prompts(words: list[str], has_recipe: bool) -> tuple[str | None, 
     if not words and not has_recipe:
         raise typer.BadParameter("no prompt given: add one, in quotes", param_hint="PROMPT")
     *bundles, prompt = words or [""]
-    if not bundles and words and os.path.isfile(find_bundle(prompt) / MANIFEST):
+    if not bundles and words and _names_bundle(prompt):
         if not has_recipe:
             raise RequestError(f"{prompt!r} is a bundle, and no prompt is given: add one after it")
         bundles, words = [prompt], []
@@ -37,29 +36,21 @@ def bundle_and_prompts(words: list[str], has_recipe: bool) -> tuple[str | None, 
     return bundle, [] if not words else None if prompt == "-" else [prompt]
 
 
-def prompts_of_standard_input() -> list[str]:
-    """Read the prompts, one a line; empty lines are skipped.
+def _names_bundle(word: str) -> bool:
+    """Return whether a single argument is a bundle, built or a demo that can be, rather than a prompt."""
+    return word in DEMO_NAMES or os.path.isfile(find_bundle(word) / MANIFEST)
 
-    Raises:
-        RequestError: standard input has no prompt, is longer than any list of prompts, or is not text.
-    """
-    try:
-        # Read up to a limit: a pipe need not end.
-        text = sys.stdin.read(_MAX_CHARACTERS + 1)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"standard input is not {error.encoding} text ({error.reason})") from None
-    if len(text) > _MAX_CHARACTERS:
-        raise RequestError(
-            f"standard input has more than {_MAX_CHARACTERS} characters: give fewer prompts at a time"
-        )
-    prompts = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    if len(prompts) > _MAX_PROMPTS:
-        raise RequestError(
-            f"standard input holds {len(prompts)} prompts, the limit is {_MAX_PROMPTS}: give fewer at a time"
-        )
-    if not prompts:
-        raise RequestError("standard input holds no prompt: write one a line")
-    return prompts
+
+def lookalike_notes(bundle: str | None, prompt: str | None) -> list[str]:
+    """Return a note if a prompt of one word, without a bundle before it, is almost the name of one."""
+    if bundle is not None or prompt is None or len(prompt.split()) != 1:
+        return []
+    near = near_matches(prompt, {*cached_bundles(), *DEMO_NAMES})
+    return (
+        [f"{shown(prompt)} is used as the prompt; did you mean the bundle {' or '.join(near)}?"]
+        if near
+        else []
+    )
 
 
 def check_standard_input(prompts: list[str] | None, files: dict[str, str | None]) -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.cli.console import Advance
+from sd2rt.runtime.cli.preview import Show
 from sd2rt.runtime.cli.run_output import write_depth
-from sd2rt.runtime.metadata.png import facts_of
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.cli.run_requests import PlannedImages
+    from sd2rt.runtime.pipeline.image_job import ImageJob
     from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.pipeline.progress import Progress
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
@@ -34,6 +36,7 @@ def generate(
     noise_level: int | None,
     advance: Advance,
     save_depth: Path | None,
+    show: Show | None = None,
 ) -> Iterator[tuple[ImageWithFacts | EngineError, dict[str, Any]]]:
     """Yield each image or its error, with the size of its batch and the seconds since the batch began.
 
@@ -41,7 +44,7 @@ def generate(
     """
     for batch in planned.batches(pipeline.max_batch):
         began = time.perf_counter()
-        outcomes = iter(make(pipeline, batch, "", advance, save_depth))
+        outcomes = iter(make(pipeline, batch, "", advance, save_depth, show))
         save_depth = None
         if upscaler is not None:
             outcomes = upscaled(upscaler, outcomes, noise_level, advance)
@@ -55,18 +58,37 @@ def make(
     stage: str,
     advance: Advance,
     save_depth: Path | None = None,
+    show: Show | None = None,
 ) -> list[ImageWithFacts | EngineError]:
-    """Make one image for each request, reporting progress as ``stage``; write the first one's depth map."""
+    """Make one image for each request, reporting progress as ``stage``; write the first one's depth map.
+
+    Args:
+        show: shows previews of the images.
+    """
     with pipeline.stream_planned(planned) as running:
         if save_depth is not None:
             write_depth(running.jobs[0][0].conditioning.raw_depth, save_depth)
         for progress in running:
             advance(stage, progress, len(planned))
+            if show is not None:
+                _show_previews(show, progress, running.jobs, planned)
         outcomes = running.outcomes()
     return [
-        outcome if isinstance(outcome, EngineError) else (outcome.images[0], facts_of(pipeline, request))
-        for request, outcome in zip(planned, outcomes, strict=True)
+        outcome if isinstance(outcome, EngineError) else (outcome.images[0], outcome.recipes[0])
+        for outcome in outcomes
     ]
+
+
+def _show_previews(
+    show: Show, progress: Progress, jobs: Sequence[Sequence[ImageJob]], planned: Sequence[PlannedRequest[Any]]
+) -> None:
+    snapshots, preview = progress.snapshots(), progress.rough
+    for (job, *_), each in zip(jobs, planned, strict=True):
+        for snapshot in snapshots:
+            if snapshot.job is job:
+                request = each.request
+                name = f"{request.seed}v{request.variation_seed}" if request.varied else f"{request.seed}"
+                show(name, snapshot.rough(preview))
 
 
 def upscaled(

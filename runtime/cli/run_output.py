@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
-from itertools import chain, count
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.console import print_path, report
+from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.engines.printable import shown
+from sd2rt.runtime.images.formats import SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from sd2rt.runtime.cli.output_options import OutputOptions
+    from sd2rt.runtime.metadata.save import ImageTarget
+    from sd2rt.runtime.pipeline.pipeline import Pipeline
 
 
 _TEMPORARY = "..123456.part"
@@ -21,19 +28,19 @@ _LONGEST_NAME = f"{2**64}v{2**64}-1000000.png"
 
 
 def check_output(output: Path, total: int, option: str = "--output") -> None:
-    """Check that ``total`` images can be saved to ``output``, a .png file or a folder, before any is made.
+    """Check that ``total`` images can be saved to ``output``, a file or a folder, before any is made.
 
     Raises:
         RequestError: they cannot.
     """
-    if output.suffix.lower() == ".png" and not os.path.isdir(output):
+    if output.suffix.lower() in SUFFIXES and not os.path.isdir(output):
         if total > 1:
             raise RequestError(f"{option} {output} is one file, and there are {total} images: name a folder")
         folder = output.parent
     else:
         if output.suffix and not os.path.isdir(output):
             raise RequestError(
-                f"{option} {output} is neither a .png file nor a folder: images are saved as PNG"
+                f"{option} {output} is neither a folder nor a .png, .jpg or .webp file: name one of these"
             )
         folder = output
     # Missing folders are made later, inside the first that exists.
@@ -73,28 +80,128 @@ def check_save_depth(path: Path | None, output: Path) -> None:
     check_output(path, 1, option="--save-depth")
 
 
-def save_image(image: Any, facts: dict[str, Any], output: Path) -> Path:
-    """Save an image to ``output``, a file or a folder, and return the path of the file.
+def target_of(options: OutputOptions) -> ImageTarget | None:
+    """Return the file or folder of the output options; None for standard output, as PNG by default.
+
+    Raises:
+        RequestError: they contradict each other.
+    """
+    from sd2rt.runtime.metadata.save import ImageTarget
+
+    if str(options.output) != "-":
+        check_output(options.output, 1)
+        metadata = not options.no_metadata
+        return ImageTarget.of(options.output, options.file_format, options.quality, metadata=metadata)
+    if options.as_json:
+        raise RequestError("--json and --output - both write to standard output: use one of them")
+    if sys.stdout.isatty():
+        raise RequestError(
+            "--output - writes the bytes of an image, and standard output is a terminal: redirect it"
+        )
+    return None
+
+
+class ImageFiles:
+    """Saves the images of a run, and prints their paths or settings.
+
+    Raises:
+        RequestError: the output options contradict each other.
+    """
+
+    def __init__(self, options: OutputOptions) -> None:
+        from sd2rt.runtime.metadata.save import ImageTarget
+
+        self._options = options
+        self._target = target_of(options)
+        self._encoding = self._target or ImageTarget.of(
+            ".", options.file_format, options.quality, metadata=not options.no_metadata
+        )
+        self._saved = 0
+
+    def check(self, total: int) -> None:
+        """Check that ``total`` images can be saved, before any is made; raises like :func:`check_output`."""
+        if self._target is not None:
+            check_output(self._options.output, total)
+        elif total > 1:
+            raise RequestError(f"--output - writes one image, and there are {total}: name a folder")
+
+    def save(self, image: Any, facts: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Save an image and print its path.
+
+        Raises:
+            EngineError: the file cannot be written.
+            RequestError: it is the second for one file.
+        """
+        if self._saved and (self._target is None or self._target.is_file):
+            raise RequestError(
+                f"--output {self._options.output} is one image, and there are more: name a folder"
+            )
+        self._saved += 1
+        if self._target is None:
+            sys.stdout.buffer.write(self._encoding.encoded(image, facts))
+            sys.stdout.buffer.flush()
+            return
+        saved = save_image(image, facts, self._target)
+        if self._options.as_json:
+            print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
+        elif not self._options.quiet:
+            print_path(saved)
+
+
+class Failures:
+    """Images and rows that failed, for the exit code and the last line."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self._images = self._rows = 0
+        self._first: Sd2rtError | None = None
+
+    def add(self, error: EngineError) -> None:
+        """Count an image that failed."""
+        self._images += 1
+        self._first = self._first or error
+
+    def add_row(self, error: RequestError) -> None:
+        """Count a row that cannot be drawn, and print why: others go on."""
+        self._rows += 1
+        self._first = self._first or error
+        report(f"warning: {error}")
+
+    def check(self) -> None:
+        """Raise an error like the first one if there was one."""
+        if self._first is None:
+            return
+        total = self.made + self._images
+        counts = [f"{self._images} of {total} images failed"] if self._images and total > 1 else []
+        if self._rows:
+            counts.append(f"{self._rows} line{'' if self._rows == 1 else 's'} could not be drawn")
+        text = f"{' and '.join(counts)}, the first: {self._first}" if counts else str(self._first)
+        raise EngineError(text) if self._images else RequestError(text)
+
+
+def placed(pipeline: Pipeline) -> dict[str, str]:
+    """Return what a picture records of the place of a bundle outside of the cache, which remembers it.
+
+    The home folder is written as ~, since pictures are shown to others.
+    """
+    from sd2rt.engines.bundle.cache import cache_dir, remember_bundle
+
+    path = pipeline.bundle.path
+    if path.parent == Path(os.path.realpath(cache_dir() / "bundles")):
+        return {}
+    remember_bundle(pipeline.manifest.identity, path)
+    home = os.path.expanduser("~")
+    inside = home not in ("~", "/") and path.is_relative_to(home)
+    return {"place": f"~/{path.relative_to(home)}" if inside else str(path)}
+
+
+def save_image(image: Any, facts: dict[str, Any], target: ImageTarget) -> Path:
+    """Save an image to a file or folder, and return the path of the file.
 
     Raises:
         EngineError: the file cannot be written.
     """
-    from sd2rt.runtime.images.write import save_new_png, save_png
-    from sd2rt.runtime.metadata.png import png_text
-
-    text = png_text(facts)
-    named = output.suffix.lower() == ".png" and not os.path.isdir(output)
-    name = _name(facts)
-    path = output if named else output / f"{name}.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if named:
-            save_png(image, path, text)
-            return path
-        # Images of earlier runs are kept.
-        return save_new_png(image, chain((path,), (output / f"{name}-{n}.png" for n in count(1))), text)
-    except OSError as error:
-        raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+    return target.save(image, facts)
 
 
 def write_depth(depth: NDArray[np.float32], path: Path) -> None:
@@ -110,13 +217,3 @@ def write_depth(depth: NDArray[np.float32], path: Path) -> None:
         save_depth(depth, path)
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _name(facts: dict[str, Any]) -> str:
-    """Name a file by the seed, and by the seed of a variation."""
-    settings = facts["request"]
-    return (
-        f"{facts['seed']}v{settings['variation_seed']}"
-        if "variation_strength" in settings
-        else f"{facts['seed']}"
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.engines.lora.file import Lora
+    from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
     from sd2rt.runtime.metadata.recipe import Recipe
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.request import Request
@@ -38,6 +39,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "zero_snr": ("rescale_betas_zero_snr",),
     "variation": ("variation_seed", "variation_strength"),
     "size": ("width", "height"),
+    "lora_dir": (),
 }
 """Request fields that an option overrides in a recipe, if they differ from the option's name."""
 
@@ -94,6 +96,13 @@ class AppliedRecipe:
             if settings.noise_level is None:
                 settings.noise_level = recipe.upscaled.fields.get("noise_level")
             settings.fields["noise_level"] = None
+
+    def named_loras(self, folder: LoraFolder | None, given: Sequence[str] | None) -> list[str]:
+        """Return the words for ``--lora`` of the recipe's LoRAs that a folder has; none if LoRAs were given."""
+        if folder is None or given:
+            return []
+        loras = [lora for lora in self._recipe.loras if lora.scale is not None]
+        return [f"{path}:{lora.scale!r}" for lora in loras if (path := folder.find(lora.name)) is not None]
 
     def request_notes(self, request: Request[Any]) -> list[str]:
         """Notes on settings that cannot be honoured, and on inputs that differ from the recipe's.

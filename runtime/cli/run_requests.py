@@ -10,6 +10,7 @@ from sd2rt.engines.errors import RequestError
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.engines.lora.file import Lora
     from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
 
@@ -46,7 +47,7 @@ class ImageRequests:
         """Number of images."""
         return len(self._prompts) * self._count
 
-    def planned(self, manifest: Manifest) -> PlannedImages:
+    def planned(self, manifest: Manifest, loras: Sequence[Lora] = ()) -> PlannedImages:
         """Plan the requests for a bundle.
 
         Raises:
@@ -54,7 +55,7 @@ class ImageRequests:
         """
         from sd2rt.runtime.request.planned import plan_requests
 
-        return PlannedImages(self, plan_requests([self.first], manifest)[0])
+        return PlannedImages(self, plan_requests([self.first], manifest, loras)[0])
 
     def varying_fields(self, index: int) -> dict[str, Any]:
         """Fields of image ``index`` that differ from the first image's."""

@@ -11,7 +11,7 @@ import typer
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
 from sd2rt.engines.console import print_path, table_console
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.cli.parsing import sampler_options
+from sd2rt.runtime.cli import parsing
 
 if TYPE_CHECKING:
     from sd2rt.runtime.samplers.plan import Plan
@@ -58,17 +58,19 @@ def samplers(
         schedules_of,
     )
 
-    chosen = [sampler_config(name).name for name in names] if names else list(SAMPLERS)
+    chosen = (
+        [sampler_config(parsing.sampler(name)["sampler"]).name for name in names] if names else list(SAMPLERS)
+    )
     if plot is None and (schedule is not None or sampler_option):
         raise RequestError("--schedule and --sampler-option need --plot: add it")
     if plot is not None:
         if prediction not in ("epsilon", "v_prediction"):
             raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
         noise = NoiseConfig.model_validate({**_SD2, "prediction_type": prediction})
-        options = sampler_options(sampler_option or [])
+        options = parsing.sampler_options(sampler_option or [])
         plans: dict[str, Plan] = {}
         for name in chosen:
-            config = sampler_config(name, schedule=schedule, options=options)
+            config = sampler_config(name, schedule=schedule and parsing.schedule(schedule), options=options)
             takes_eta = "eta" in SAMPLERS[name].noise
             sampling = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)
             plans[name] = make_plan(noise, config, sampling)

@@ -11,6 +11,7 @@ import numpy as np
 from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
 from sd2rt.engines.errors import EngineError, MissingDependencyError, RequestError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.runtime.samplers.plan import Plan
 
 _SUFFIXES = (".png", ".svg")
@@ -36,7 +37,7 @@ def draw(plans: Mapping[str, Plan], path: Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        raise MissingDependencyError("--plot needs matplotlib: pip install 'sd2rt[plot]'") from None
+        raise MissingDependencyError(f"--plot needs matplotlib: {install_hint('plot')}") from None
     figure = Figure(figsize=(11, 0.6 + _ROW_INCHES * len(plans)), layout="constrained")
     axes = figure.subplots(len(plans), 3, squeeze=False)
     for row, (name, plan) in zip(axes, plans.items(), strict=True):

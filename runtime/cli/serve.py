@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sd2rt.engines.errors import MissingDependencyError
+from sd2rt.engines.install_hint import install_hint
 from sd2rt.runtime.cli.serve_options import LimitOptions, ListenOptions, LogOptions, WorkOptions
 
 _EXTRA = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
@@ -41,7 +42,7 @@ def serve(
     SIGTERM ends the server once open requests have ended; a second one ends it at once.
     """
     if missing := [name for name in _EXTRA if find_spec(name) is None]:
-        raise MissingDependencyError(f"{missing[0]} is not installed: pip install 'sd2rt[server]'")
+        raise MissingDependencyError(f"{missing[0]} is not installed: {install_hint('server')}")
     from sd2rt.runtime.cli.serve_bundles import worker_settings
     from sd2rt.runtime.server.http.config import load_config, named_files
     from sd2rt.runtime.server.http.front import Front

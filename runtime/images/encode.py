@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from sd2rt.runtime.images.formats import FileFormat as FileFormat
 from sd2rt.runtime.images.write import write_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FileFormat = Literal["png", "jpeg", "webp"]
-
 FAST_PNG_LEVEL = 1
 """A 512x512 image takes 44 ms, and 83 ms at level 6."""
 _QUALITY = 100
-_EXIF, _USER_COMMENT = 0x8769, 0x9286
+_EXIF, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
 _MAX_COMMENT = 30_000
 """Characters of a comment: an EXIF block of a JPEG has at most 64 KiB."""
 
@@ -27,6 +26,7 @@ def encode(
     *,
     quality: int | None = None,
     comment: str | None = None,
+    description: str | None = None,
 ) -> bytes:
     """Encode an RGB image.
 
@@ -34,6 +34,7 @@ def encode(
         text: text chunks of a PNG.
         quality: of JPEG and WebP, 0 to 100; None for 100. A PNG is lossless.
         comment: for JPEG and WebP, EXIF's user comment, where AUTOMATIC1111 stores its generation parameters.
+        description: for JPEG and WebP, EXIF's image description: ASCII text. Left out if both are too long.
     """
     file = BytesIO()
     if file_format == "png":
@@ -42,5 +43,7 @@ def encode(
     exif = image.getexif()
     if comment is not None and len(comment) <= _MAX_COMMENT:
         exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
+    if description is not None and len(description) + 2 * len(comment or "") <= 2 * _MAX_COMMENT:
+        exif[_DESCRIPTION] = description
     image.save(file, format=file_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
     return file.getvalue()

@@ -101,22 +101,39 @@ def decode_image(data: bytes, role: str, max_pixels: int) -> Image:
 
 
 def read_png_text(path: str) -> tuple[str, dict[str, str]]:
-    """Read the text chunks of a PNG. Returns the file's name for messages, and the texts by key.
+    """Read the text chunks of a PNG, or the texts in the EXIF block of a JPEG or WebP.
+
+    Returns the file's name for messages, and the texts by key. The user comment of an EXIF block has the key
+    ``parameters``, and its image description the key ``sd2rt`` if it is a JSON object.
 
     Raises:
-        RequestError: the file cannot be read, is not a PNG, is animated or damaged, or has more than
-            ``MAX_PIXELS``.
+        RequestError: the file cannot be read, is not an image of these formats, is animated or damaged, or has more
+            than ``MAX_PIXELS``.
     """
     from PIL.PngImagePlugin import PngImageFile
 
     with _stream(path) as (name, stream):
         image = _identified(stream, name, MAX_PIXELS)
-    if not isinstance(image, PngImageFile):
-        raise RequestError(
-            f"{name} is a {image.format}, but only PNG files contain generation settings: use a PNG"
-        )
     with _decoding(name, image.format):
-        return name, {key: str(value) for key, value in image.text.items()}
+        if isinstance(image, PngImageFile):
+            return name, {key: str(value) for key, value in image.text.items()}
+        return name, _exif_text(image)
+
+
+def _exif_text(image: ImageFile) -> dict[str, str]:
+    exif = image.getexif()
+    comment, description = exif.get_ifd(0x8769).get(0x9286), exif.get(0x010E)
+    text = {}
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        body = comment[8:]
+        # EXIF's byte order is that of the block; AUTOMATIC1111 and sd2rt write the high byte first.
+        order = "utf-16-le" if body[1:2] == b"\0" else "utf-16-be"
+        text["parameters"] = body.decode(order, errors="replace")
+    elif isinstance(comment, bytes) and comment.startswith(b"ASCII\0\0\0"):
+        text["parameters"] = comment[8:].decode("ascii", errors="replace")
+    if isinstance(description, str) and description.startswith("{"):
+        text["sd2rt"] = description
+    return text
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.files import atomic_write, write_new
-from sd2rt.engines.errors import NotFiniteError
+from sd2rt.engines.errors import NotFiniteError, RequestError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,9 +32,16 @@ def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def to_pil(unit: NDArray[np.float32]) -> Image:
-    """Convert [H, W, 3] in [0, 1] to an 8-bit RGB image, rounding half to even as in diffusers."""
+    """Convert [H, W, 3] in [0, 1] to an 8-bit RGB image, rounding half to even as in diffusers.
+
+    Raises:
+        RequestError: the array has another shape, or is not of numbers.
+    """
     from PIL import Image
 
+    if not isinstance(unit, np.ndarray) or unit.ndim != 3 or unit.shape[-1] != 3 or unit.dtype.kind != "f":
+        kind = f"{unit.dtype} {list(unit.shape)}" if isinstance(unit, np.ndarray) else type(unit).__name__
+        raise RequestError(f"to_pil takes an array [H, W, 3] of floats in [0, 1], and got {kind}")
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sd2rt.engines.bundle.cache import named_bundle
-from sd2rt.engines.bundle.manifest import MANIFEST, Manifest
+from sd2rt.engines.bundle.cache import named_bundle, remembered_bundle
+from sd2rt.engines.bundle.manifest import MANIFEST, Manifest, read_manifest
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.path_argument import checked_path
@@ -71,6 +71,8 @@ class Recipe:
     bundle: str | None = None
     identity: str | None = None
     """Full identity of the bundle, or, from AUTOMATIC1111, the first ten digits of its checkpoint's hash."""
+    place: str | None = None
+    """Path of a bundle that was not in the cache, for messages."""
     tile: int | None = None
     """The pipeline's ``tile``, if it was not the default."""
     embeddings: dict[str, str] = field(default_factory=dict)
@@ -81,24 +83,39 @@ class Recipe:
     """Settings of the upscaling that followed, if any."""
 
     def bundle_path(self) -> Path:
-        """Return the path of the bundle in the cache.
+        """Return the path of the bundle: in the cache by its name, or by its identity where it was last.
 
         Raises:
-            RequestError: the file names no bundle, or one that is not in the cache.
+            RequestError: the file names no bundle, or one that is in neither place.
         """
         try:
             path = None if self.bundle is None else named_bundle(self.bundle)
         except BundleError:
             path = None
         # Not pathlib, which raises if the name is too long.
-        if path is None or not os.path.isfile(path / MANIFEST):
+        if path is not None and not os.path.isfile(path / MANIFEST):
+            path = None
+        if path is None or not self._made_with(path):
+            # A path in the file is only shown: the cache knows where bundles were.
+            elsewhere = None if self.identity is None else remembered_bundle(self.identity)
+            if elsewhere is not None and self._made_with(elsewhere):
+                return elsewhere
+        if path is None:
+            place = "" if self.place is None else f" in {shown(self.place)}"
             problem = (
                 "does not name its bundle"
                 if self.bundle is None
-                else f"was made with the bundle {shown(self.bundle)}, which is not in the cache"
+                else f"was made with the bundle {shown(self.bundle)}{place}, which is not in the cache"
             )
             raise RequestError(f"{self.path} {problem}: name a bundle before the prompt")
         return path
+
+    def _made_with(self, path: Path) -> bool:
+        """Return whether the bundle at a path has the recorded identity."""
+        try:
+            return read_manifest(path).identity == self.identity
+        except BundleError:
+            return False
 
     def bundle_notes(self, manifest: Manifest) -> list[str]:
         """Return notes on differences between this bundle and the recorded one."""
@@ -209,19 +226,21 @@ def digest(value: Image | np.ndarray[Any, Any]) -> str:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read the generation settings of a PNG, written by sd2rt or by AUTOMATIC1111.
+    """Read the generation settings of a PNG, JPEG or WebP, written by sd2rt or by AUTOMATIC1111.
 
     The metadata is untrusted: no path in it is ever opened.
 
     Raises:
-        RequestError: the file cannot be read, is not a PNG, or has no or invalid generation settings.
+        RequestError: the file cannot be read, is not an image, or has no or invalid generation settings.
     """
     name, text = read_png_text(str(checked_path(path, "the image")))
     if CHUNK in text:
         return _from_sd2rt(name, text[CHUNK])
     if text.get(A1111_CHUNK, "").strip():
         return _from_a1111(name, text[A1111_CHUNK])
-    raise RequestError(f"{name} contains no generation settings: use a PNG written by sd2rt or AUTOMATIC1111")
+    raise RequestError(
+        f"{name} contains no generation settings: use an image written by sd2rt or AUTOMATIC1111"
+    )
 
 
 class _Generation(BaseModel):
@@ -231,6 +250,7 @@ class _Generation(BaseModel):
     inputs: dict[str, str] = {}
     bundle: str | None = None
     identity: str | None = None
+    place: str | None = None
     tile: int | None = None
     embeddings: dict[str, str] = {}
     loras: list[LoraReference] = []
@@ -276,6 +296,7 @@ def _recipe(path: str, generation: _Generation) -> Recipe:
         inputs={name: value for name, value in generation.inputs.items() if name in INPUTS},
         bundle=generation.bundle,
         identity=generation.identity,
+        place=generation.place,
         tile=generation.tile,
         embeddings=generation.embeddings,
         loras=tuple(generation.loras[:_MAX_NOTES]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sd2rt.engines.bundle.manifest import PreviewMatrix
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ class Preview:
         """[C + 1, 3]: a row a channel, then the offset. Colours are in [0, 1]."""
         self.error = fitted.error
         """Root mean square of the difference from the decoded colours that it was fitted to."""
+
+    def __call__(self, latents: Float32Array) -> list[Image]:
+        """Make pictures of latents [B, C, h, w], as callbacks get them, or of one image's [C, h, w].
+
+        Raises:
+            RequestError: they have another shape.
+        """
+        channels = len(self.matrix) - 1
+        if np.ndim(latents) not in (3, 4) or latents.shape[-3] != channels:
+            raise RequestError(
+                f"got latents of shape {list(np.shape(latents))}: use [B, {channels}, h, w] or [{channels}, h, w]"
+            )
+        return [self.image(each) for each in (latents if latents.ndim == 4 else latents[None])]
 
     def image(self, latents: Float32Array) -> Image:
         """Make a picture [h, w] of latents [C, h, w], one pixel a latent."""

@@ -63,6 +63,10 @@ class AsyncProgress:
             return []
         return [snapshot.rough(self._preview) for snapshot in self._snapshots]
 
+    def preview(self) -> Image | None:
+        """Make a picture of the first image in the call; None if the run has no previews."""
+        return next(iter(self.previews()), None)
+
     async def decoded(self) -> list[Image]:
         """Decode the images in the call, as they were then, while the run goes on; none unless it has previews.
 

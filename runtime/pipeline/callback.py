@@ -1,14 +1,20 @@
-"""Result of a caller's function that is called after every step."""
+"""Functions that a call calls after every step: the caller's, and a bar of progress."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.console import progress_bar
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import repr_of, shown
+from sd2rt.runtime.pipeline.progress import Progress
+
+Watching = bool | Callable[[Progress], object]
+"""True to show a bar on standard error, or a function to call with the progress after every step."""
 
 
 def latents_of(changes: object, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
@@ -39,3 +45,23 @@ def latents_of(changes: object, shape: tuple[int, ...]) -> NDArray[np.float32] |
             f"callback_on_step_end returned latents of shape {list(latents.shape)}: return the shape {list(shape)}"
         )
     return latents
+
+
+@contextmanager
+def watched(progress: Watching) -> Iterator[Callable[[Progress], object]]:
+    """Yield a function to call after every step.
+
+    Raises:
+        RequestError: ``progress`` is neither a flag nor a function.
+    """
+    if not isinstance(progress, bool) and not callable(progress):
+        raise RequestError(f"progress is {shown(repr_of(progress))}: use True, False or a function")
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    with progress_bar("bar", "count", "elapsed", "remaining", hidden=not progress) as bar:
+        if bar is None:
+            yield lambda state: None
+            return
+        task = bar.add_task("", total=None)
+        yield lambda state: bar.update(task, completed=state.done, total=state.total)

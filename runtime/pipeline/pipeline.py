@@ -20,15 +20,16 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.runtime.images.read import MAX_PIXELS
+from sd2rt.runtime.metadata.png import Facts
 from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.networks.turns import Turns
 from sd2rt.runtime.pipeline.batch_size import BatchSize
-from sd2rt.runtime.pipeline.callback import latents_of
+from sd2rt.runtime.pipeline.callback import Watching, latents_of, watched
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
 from sd2rt.runtime.pipeline.opening import check_opening
-from sd2rt.runtime.pipeline.output import Output, joined
+from sd2rt.runtime.pipeline.output import Output, images_to_upscale, joined
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.request.call import split_call
@@ -133,6 +134,7 @@ class Pipeline(LoadedBundle):
         prompt: str | Sequence[str] | None = None,
         *,
         callback_on_step_end: Callback | None = None,
+        progress: Watching = False,
         output_type: Literal["pil"] = "pil",
         **options: Unpack[CallOptions],
     ) -> Output: ...
@@ -143,6 +145,7 @@ class Pipeline(LoadedBundle):
         prompt: str | Sequence[str] | None = None,
         *,
         callback_on_step_end: Callback | None = None,
+        progress: Watching = False,
         output_type: Literal["np", "latent"],
         **options: Unpack[CallOptions],
     ) -> Output[NDArray[np.float32]]: ...
@@ -153,6 +156,7 @@ class Pipeline(LoadedBundle):
         prompt: str | Sequence[str] | None = None,
         *,
         callback_on_step_end: Callback | None = None,
+        progress: Watching = False,
         output_type: OutputType,
         **options: Unpack[CallOptions],
     ) -> Output[Any]: ...
@@ -162,6 +166,7 @@ class Pipeline(LoadedBundle):
         prompt: str | Sequence[str] | None = None,
         *,
         callback_on_step_end: Callback | None = None,
+        progress: Watching = False,
         output_type: OutputType = "pil",
         **options: Unpack[CallOptions],
     ) -> Output[Any]:
@@ -172,18 +177,21 @@ class Pipeline(LoadedBundle):
         images than the pipeline's ``max_batch``, batches follow one another. Image i of the call uses ``seed + i``,
         or ``variation_seed + i`` if there is a variation.
 
+        ``progress=True`` shows a bar on standard error, if that is a terminal; a function is called with the
+        :class:`Progress` after every step, and an exception in it ends the call.
+
         Raises:
             RequestError: an option is unknown or cannot be honoured.
             EngineError: the device failed, or a result is not finite.
         """
-        with self.stream_call(prompt, output_type, options) as run:
-            for progress in run:
+        with watched(progress) as show, self.stream_call(prompt, output_type, options) as run:
+            for state in run:
                 if callback_on_step_end is not None:
-                    latents = progress.latents()
-                    state = {"latents": latents}
-                    changes = callback_on_step_end(self, progress.step - 1, progress.timestep, state)
+                    latents = state.latents()
+                    changes = callback_on_step_end(self, state.step - 1, state.timestep, {"latents": latents})
                     if (replacement := latents_of(changes, latents.shape)) is not None:
-                        progress.replace(replacement)
+                        state.replace(replacement)
+                show(state)
             outputs = run.result()
         return joined(outputs, output_type)
 
@@ -255,7 +263,7 @@ class Pipeline(LoadedBundle):
         Raises:
             RequestError: the bundle cannot do what a request asks for.
         """
-        return plan_requests(requests, self.manifest)
+        return plan_requests(requests, self.manifest, self.loras)
 
     def stream_planned(
         self,
@@ -272,7 +280,7 @@ class Pipeline(LoadedBundle):
         path = self.bundle.path
         if any(each.build_key != self.manifest.build_key for each in planned):
             raise RequestError(f"requests were planned for another bundle than {path}: plan them again")
-        return Run(self._loop, self._gate, planned, request_id, terms)
+        return Run(self._loop, self._gate, planned, request_id, terms, Facts(self))
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -376,16 +384,7 @@ class Pipeline(LoadedBundle):
         require_task("upscaling", self.manifest)
         if "image" in options:
             raise RequestError("image= repeats the images to upscale: leave it out")
-        source = images.images if isinstance(images, Output) else images
-        if isinstance(source, np.ndarray) and source.ndim == 4 and source.shape[-1] != 3:
-            raise RequestError(
-                f"cannot upscale an array of shape {list(source.shape)}: generate the images with output_type 'pil' "
-                "or 'np', not 'latent'"
-            )
-        several = isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4)
-        inputs = list(source) if several else [source]
-        if not inputs:
-            raise RequestError("no image to upscale: give at least one")
+        inputs = images_to_upscale(images)
         options["image"] = inputs
         prompts = [prompt] * len(inputs) if isinstance(prompt, str) else prompt
         return self(prompts, output_type=output_type, **options)

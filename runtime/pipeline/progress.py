@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.runtime.networks.preview import Preview
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.run_state import RunState
 from sd2rt.runtime.pipeline.snapshot import Snapshot, take_snapshots
@@ -50,6 +51,11 @@ class Progress:
         """Number of the run's images, or tiles, in the call."""
         return len(self._active)
 
+    @property
+    def rough(self) -> Preview:
+        """Map for rough pictures of latents."""
+        return self._loop.networks.preview
+
     def latents(self) -> Latents:
         """Copy the latents of the run's images in the call, [B, C, h, w].
 
@@ -88,9 +94,13 @@ class Progress:
         """
         snapshots = self.snapshots()
         if not decoder:
-            return [snapshot.rough(self._loop.networks.preview) for snapshot in snapshots]
+            return [snapshot.rough(self.rough) for snapshot in snapshots]
         decoded = self._loop.decode_now(self._run, snapshots)
         return [snapshot.picture(image) for snapshot, image in zip(snapshots, decoded, strict=True)]
+
+    def preview(self, *, decoder: bool = False) -> Image:
+        """Make a picture of the first of the run's images in the call; see :meth:`previews`."""
+        return self.previews(decoder=decoder)[0]
 
     def snapshots(self) -> list[Snapshot]:
         """Copy the latents of the run's images in the call, for later pictures; raises like :meth:`latents`."""

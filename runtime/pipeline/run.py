@@ -15,6 +15,7 @@ import numpy as np
 from sd2rt.engines.errors import EngineError, NotFiniteError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.images.write import to_pil, to_unit
+from sd2rt.runtime.metadata.png import png_text
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.output import Output, unless_failed
@@ -24,8 +25,7 @@ from sd2rt.runtime.pipeline.run_state import RunState
 from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.request.fields import Images
-from sd2rt.runtime.request.planned import PlannedRequest
-from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.planned import PlannedRequest, each_image
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Run(Generic[Images]):
     Args:
         request_id: its name in the log; None for a random one.
         terms: its claims to the device.
+        facts: returns the metadata of an image by its request.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Run(Generic[Images]):
         planned: Sequence[PlannedRequest[Images]],
         request_id: str | None = None,
         terms: Terms = NO_TERMS,
+        facts: Callable[[PlannedRequest[Any]], dict[str, Any]] | None = None,
     ) -> None:
-        self._loop, self._begun = loop, time.monotonic()
+        self._loop, self._begun, self._facts = loop, time.monotonic(), facts
         self.request_id = secrets.token_hex(4) if request_id is None else request_id
         self.planned = list(planned)
         self._using = threading.RLock()
@@ -253,7 +255,7 @@ class Run(Generic[Images]):
     def outputs(self) -> list[Output[Images] | EngineError]:
         """Convert the decoded images of each request to its output type."""
         outputs = [
-            self._output(each.request, seed, group)
+            self._output(each, seed, group)
             for each, seed, group in zip(self.planned, self.seeds, self.jobs, strict=True)
         ]
         for output in outputs:
@@ -263,14 +265,16 @@ class Run(Generic[Images]):
         return outputs
 
     def _output(
-        self, request: Request[Images], seed: int, group: list[ImageJob]
+        self, planned: PlannedRequest[Images], seed: int, group: list[ImageJob]
     ) -> Output[Any] | EngineError:
+        request = planned.request
         for job in group:
             if job.error is not None:
                 return job.error
         seeds = [request.seeds_of(seed, index)[0] for index in range(len(group))]
+        recipes = [] if self._facts is None else list(map(self._facts, each_image(planned, seed, len(group))))
         if request.output_type == "latent":
-            return Output(np.stack([job.latents() for job in group]), seeds)
+            return Output(np.stack([job.latents() for job in group]), seeds, recipes)
         units = []
         for job in group:
             decoded = self._state.decoded[job]
@@ -281,8 +285,11 @@ class Run(Generic[Images]):
             except NotFiniteError as error:
                 return error
         if request.output_type == "np":
-            return Output(np.stack(units), seeds)
-        return Output([to_pil(unit) for unit in units], seeds)
+            return Output(np.stack(units), seeds, recipes)
+        images = [to_pil(unit) for unit in units]
+        for image, recipe in zip(images, recipes, strict=bool(recipes)):
+            image.info.update(png_text(recipe))
+        return Output(images, seeds, recipes)
 
 
 class _Ending:

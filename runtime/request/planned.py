@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
 from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.lora.file import Lora
+from sd2rt.engines.printable import shown
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import fill_defaults, task_of
@@ -33,8 +37,13 @@ class PlannedRequest(Generic[Images]):
         return strength_of(self.request, self.task)
 
 
-def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> list[PlannedRequest[Images]]:
-    """Resolve and plan requests.
+def plan_requests(
+    requests: Sequence[Request[Images]], manifest: Manifest, loras: Sequence[Lora] = ()
+) -> list[PlannedRequest[Images]]:
+    """Resolve and plan requests; warns of settings that cannot do what they are for.
+
+    Args:
+        loras: LoRAs that are loaded beside the bundle.
 
     Raises:
         RequestError: the bundle does not support a request.
@@ -42,6 +51,7 @@ def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> li
     """
     planned: list[PlannedRequest[Images]] = []
     for request in requests:
+        _warn(request, manifest, loras)
         task = task_of(request, manifest)
         resolved: Request[Any] = fill_defaults(request, task, manifest)
         try:
@@ -51,6 +61,35 @@ def plan_requests(requests: Sequence[Request[Images]], manifest: Manifest) -> li
             raise
         planned.append(PlannedRequest(resolved, task, plan, manifest.build_key))
     return planned
+
+
+def _warn(request: Request[Any], manifest: Manifest, loras: Sequence[Lora]) -> None:
+    distilled = manifest.variant == "turbo" or manifest.merged_loras or loras
+    if request.preset is not None and not distilled:
+        warnings.warn(
+            f"the preset {request.preset} is for weights distilled to few steps, and {manifest.name} is of kind "
+            f"{manifest.variant} without a LoRA: leave the preset out, or load its LoRA",
+            stacklevel=4,
+        )
+    if request.prompt_syntax == "plain" and (tag := NAMED_NETWORK.search(request.prompt or "")) is not None:
+        warnings.warn(
+            f"the prompt contains {shown(tag[0])}, which plain syntax reads as words: load the LoRA with --lora or "
+            "load_lora(), or use a1111 syntax with --lora-dir",
+            stacklevel=4,
+        )
+
+
+def each_image(planned: PlannedRequest[Images], seed: int, count: int) -> Iterator[PlannedRequest[Images]]:
+    """Yield a planned request for each image of a request of several, whose first image has ``seed``."""
+    request = planned.request
+    for index in range(count):
+        image_seed, variation_seed = request.seeds_of(seed, index)
+        fields: dict[str, Any] = {"seed": image_seed, "num_images_per_prompt": 1}
+        if variation_seed is not None:
+            fields["variation_seed"] = variation_seed
+        if request.latents is not None:
+            fields["latents"] = request.latents[index : index + 1]
+        yield replace(planned, request=request.model_copy(update=fields))
 
 
 def _check_defaults(task: Task, manifest: Manifest) -> None:

@@ -287,7 +287,7 @@ class Request(BaseModel, Generic[Images]):
                 if tag is not None:
                     raise ValueError(
                         f"the prompt contains {tag[0][:_MAX_SHOWN]}, but prompts cannot load files: remove it, "
-                        "and load the LoRA with --lora FILE:SCALE or load_lora()"
+                        "and load the LoRA with --lora FILE:SCALE or load_lora(), or name its folder with --lora-dir"
                     )
         if self.varied and self.variation_seed is None:
             raise ValueError(

@@ -8,6 +8,7 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.samplers.plan import Plan
@@ -61,4 +62,7 @@ def check_names(request: Request) -> None:
     if request.sampler is not None:
         sampler_config(request.sampler, schedule=request.schedule, options=request.sampler_options)
     elif request.schedule is not None and request.schedule not in SCHEDULES:
-        raise RequestError(f"no schedule is named {request.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        near = did_you_mean(request.schedule, SCHEDULES)
+        raise RequestError(
+            f"no schedule is named {request.schedule!r}: {near}choose one of {', '.join(SCHEDULES)}"
+        )

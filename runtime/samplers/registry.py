@@ -21,6 +21,7 @@ from sd2rt.engines.bundle.sampler_config import (
     schedules_of,
 )
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.samplers.methods.ddim import ddim
 from sd2rt.runtime.samplers.methods.ddpm import ddpm
@@ -211,7 +212,8 @@ def _sampler_specific_options(*samplers: SamplerName) -> set[str]:
 def _sampler_name(name: str | None) -> SamplerName:
     sampler = next((candidate for candidate in SAMPLERS if candidate == name), None)
     if sampler is None:
-        raise RequestError(f"no sampler is named {name!r}: choose one of {', '.join(SAMPLERS)}")
+        near = did_you_mean(repr_of(name), SAMPLERS)
+        raise RequestError(f"no sampler is named {name!r}: {near}choose one of {', '.join(SAMPLERS)}")
     return sampler
 
 
@@ -227,7 +229,8 @@ def choices_of(sampler: SamplerName) -> dict[str, tuple[Any, ...]]:
 
 def _schedule_changes(sampler: SamplerName, schedule: str) -> dict[str, Any]:
     if schedule not in SCHEDULES:
-        raise RequestError(f"no schedule is named {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        near = did_you_mean(repr_of(schedule), SCHEDULES)
+        raise RequestError(f"no schedule is named {schedule!r}: {near}choose one of {', '.join(SCHEDULES)}")
     supported = schedules_of(sampler)
     if schedule not in supported:
         remedy = (

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
         AsyncRun,
         Output,
         Pipeline,
+        Preview,
         Progress,
         Recipe,
         Request,
         Run,
         __version__,
         read_recipe,
+        to_pil,
     )
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "OutOfMemoryError",
     "Output",
     "Pipeline",
+    "Preview",
     "Progress",
     "Recipe",
     "Request",
@@ -59,6 +62,7 @@ __all__ = [
     "Sd2rtError",
     "__version__",
     "read_recipe",
+    "to_pil",
 ]
 
 

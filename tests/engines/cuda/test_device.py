@@ -50,7 +50,7 @@ def test_what_a_device_says_of_itself(device: CudaDevice) -> None:
 def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     with pytest.raises(
-        MissingDependencyError, match=r"pip install 'sd2rt\[tensorrt\]' or 'sd2rt\[rtx\]'"
+        MissingDependencyError, match=r"pip install '\.\[tensorrt\]' in sd2rt's checkout, or the extra rtx"
     ) as caught:
         CudaDevice()
     assert caught.value.exit_code == 6
@@ -66,7 +66,7 @@ def test_another_cuda_core(monkeypatch: pytest.MonkeyPatch, version: str) -> Non
         return
     with pytest.raises(
         MissingDependencyError,
-        match=rf"^cuda-core {version} is too old, 1\.0 or later is .*: pip install 'sd2rt\[",
+        match=rf"^cuda-core {version} is too old, 1\.0 or later is .*: pip install '\.\[",
     ) as caught:
         CudaDevice()
     assert caught.value.exit_code == 6

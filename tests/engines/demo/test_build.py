@@ -134,7 +134,7 @@ def test_a_checkpoint_is_not_built_without_export(small_checkpoint: Path, tmp_pa
         built = run_without_export(tmp_path, "build", *words)
         assert built.returncode == 6
         assert built.stderr == (
-            "sd2rt: torch is not installed, but building needs it: pip install 'sd2rt[export,cpu]'\n"
+            "sd2rt: torch is not installed, but building needs it: pip install '.[export,cpu]' in sd2rt's checkout\n"
         )
     assert not (tmp_path / "bundles").exists()
 

@@ -37,7 +37,7 @@ def test_a_library_that_is_missing(
     cuda.install(monkeypatch)
     for _ in range(2):
         with pytest.raises(
-            MissingDependencyError, match=rf"needs {name} \(.*\): pip install 'sd2rt\[cuda\]'"
+            MissingDependencyError, match=rf"needs {name} \(.*\): pip install '\.\[cuda\]'"
         ) as caught:
             import_onnxruntime(Device("cuda"))
         assert "\n" not in str(caught.value)

@@ -151,7 +151,7 @@ def test_cuda_where_there_is_none(small_bundle: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(
-        MissingDependencyError, match=r"cuda:1 was requested.*pip install 'sd2rt\[cuda\]'"
+        MissingDependencyError, match=r"cuda:1 was requested.*pip install '\.\[cuda\]'"
     ) as caught:
         open_backend(open_bundle(small_bundle), Device("cuda:1"), needed=())
     assert caught.value.exit_code == 6
@@ -160,5 +160,5 @@ def test_cuda_where_there_is_none(small_bundle: Path) -> None:
 @pytest.mark.parametrize("extra", ["cpu", "cuda"])
 def test_no_onnx_runtime(small_bundle: Path, monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match=rf"pip install 'sd2rt\[{extra}\]'"):
+    with pytest.raises(MissingDependencyError, match=rf"pip install '\.\[{extra}\]'"):
         open_backend(open_bundle(small_bundle), Device(extra), needed=()).open("decoder")

@@ -41,7 +41,7 @@ def test_what_does_not_go_together(small_bundle: Path, options: dict[str, Any], 
 
 def test_not_installed(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'sd2rt\[openvino\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[openvino\]'"):
         Pipeline.open(small_bundle, backend="openvino")
 
 

@@ -29,6 +29,6 @@ def test_modules(
     assert load_module(backend, portable).__name__ == name
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        MissingDependencyError, match=rf"{name} cannot be loaded .*pip install 'sd2rt\[{extra}\]'"
+        MissingDependencyError, match=rf"{name} cannot be loaded .*pip install '\.\[{extra}\]'"
     ):
         load_module(backend, portable)

@@ -113,7 +113,7 @@ def test_a_missing_bundle(serve: Command, tmp_path: Path) -> None:
 def test_a_missing_extra(serve: Command, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     code, error = serve("demo")
-    assert one_line(error) == f"sd2rt: {module} is not installed: pip install 'sd2rt[server]'"
+    assert one_line(error) == f"sd2rt: {module} is not installed: pip install '.[server]' in sd2rt's checkout"
     assert code == 6
 
 

@@ -64,7 +64,7 @@ def test_engines_that_do_not_fit(bundle: Compile, entry: dict[str, Any], message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"refit": "identical"}, r"which only the full TensorRT can load: pip install 'sd2rt\[tensorrt\]'"),
+        ({"refit": "identical"}, r"which only the full TensorRT can load: pip install '\.\[tensorrt\]'"),
         ({"refit": "individual"}, None),
         ({}, None),
     ],

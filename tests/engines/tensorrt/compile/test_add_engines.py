@@ -199,7 +199,7 @@ def test_options_that_cannot_be(
 
 def test_tensorrt_is_not_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'sd2rt\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[tensorrt\]'"):
         build_engines(bundle, SIZE, BuilderOptions(backend="tensorrt"))
 
 

@@ -1,0 +1,1 @@
+"""Support for shells: names to complete, completion scripts, the layout of help."""

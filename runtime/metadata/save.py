@@ -1,0 +1,130 @@
+"""Save images with their generation settings: PNG, JPEG or WebP; a file that is named, or new files in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd2rt.engines.bundle.files import atomic_write, write_new
+from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.printable import repr_of, shown
+from sd2rt.runtime.images.encode import encode
+from sd2rt.runtime.images.formats import SUFFIXES, FileFormat, suffix_of
+from sd2rt.runtime.images.write import write_png
+from sd2rt.runtime.metadata.infotext import write_parameters
+from sd2rt.runtime.metadata.png import png_text
+from sd2rt.runtime.metadata.recipe import CHUNK
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+QUALITY = 90
+"""Of JPEG and WebP files that are saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTarget:
+    """A file or a folder for images, and the format to write."""
+
+    path: Path
+    is_file: bool
+    file_format: FileFormat = "png"
+    quality: int | None = None
+    metadata: bool = True
+    """Write the generation settings."""
+
+    @classmethod
+    def of(
+        cls,
+        path: str | os.PathLike[str],
+        file_format: FileFormat | None = None,
+        quality: int | None = None,
+        *,
+        metadata: bool = True,
+    ) -> ImageTarget:
+        """Choose file or folder, and the format, by a path.
+
+        Raises:
+            RequestError: the path has the suffix of another format or of none, or the quality does not apply.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if file_format is not None and file_format not in SUFFIXES.values():
+            raise RequestError(f"the format is {shown(repr_of(file_format))}: use png, jpeg or webp")
+        is_file = suffix in SUFFIXES and not os.path.isdir(path)
+        if suffix and not is_file and not os.path.isdir(path):
+            raise RequestError(
+                f"{shown(str(path))} is neither a folder nor a .png, .jpg or .webp file: use one of these"
+            )
+        if is_file and file_format not in (None, SUFFIXES[suffix]):
+            raise RequestError(
+                f"{shown(str(path))} ends in {suffix}, but the format is {file_format}: change one of them"
+            )
+        chosen = SUFFIXES[suffix] if is_file else file_format or "png"
+        if quality is not None and chosen == "png":
+            raise RequestError(
+                "quality is for jpeg and webp, and PNG is lossless: leave it out, or choose a format"
+            )
+        if quality is not None and not (isinstance(quality, int) and 0 <= quality <= 100):
+            raise RequestError(f"quality is {shown(repr_of(quality))}: use a number from 0 to 100")
+        return cls(path, is_file, chosen, quality, metadata)
+
+    def encoded(self, image: Image, facts: dict[str, Any]) -> bytes:
+        """Encode an image with its settings."""
+        file = BytesIO()
+        self._write(image, facts, file)
+        return file.getvalue()
+
+    def _write(self, image: Image, facts: dict[str, Any], file: Path | BytesIO) -> None:
+        text = png_text(facts) if self.metadata and facts else {}
+        if self.file_format == "png":
+            write_png(image, file, text)
+            return
+        quality = QUALITY if self.quality is None else self.quality
+        comment = write_parameters(facts, facts["version"]) if text else None
+        data = encode(
+            image, self.file_format, {}, quality=quality, comment=comment, description=text.get(CHUNK)
+        )
+        file.write(data) if isinstance(file, BytesIO) else file.write_bytes(data)
+
+    def save(self, image: Image, facts: dict[str, Any], name: str = "") -> Path:
+        """Save an image, and return the path of its file.
+
+        A file that was named is replaced; in a folder, files of earlier images are kept.
+
+        Args:
+            name: name in a folder, without suffix; by default the seed.
+
+        Raises:
+            EngineError: the file cannot be written.
+        """
+        name = name or ("" if self.is_file else name_of(facts))
+        path = self.path if self.is_file else self.path / f"{name}{suffix_of(self.file_format)}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.is_file:
+                with atomic_write(path) as temporary:
+                    self._write(image, facts, temporary)
+                return path
+            return write_new(self._names(name), lambda temporary: self._write(image, facts, temporary))
+        except OSError as error:
+            raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
+
+    def _names(self, name: str) -> Iterator[Path]:
+        suffix = suffix_of(self.file_format)
+        return chain((self.path / f"{name}{suffix}",), (self.path / f"{name}-{n}{suffix}" for n in count(1)))
+
+
+def name_of(facts: dict[str, Any]) -> str:
+    """Name a file by the seed, and by the seed of a variation."""
+    settings = facts["request"]
+    return (
+        f"{facts['seed']}v{settings['variation_seed']}"
+        if "variation_strength" in settings
+        else f"{facts['seed']}"
+    )
