@@ -35,6 +35,7 @@ MAX_PIXELS = 1 << 26
 
 _SUPPORTED = "a PNG, JPEG or WebP file"
 
+_EXIF, _USER_COMMENT = 0x8769, 0x9286
 _HEADER_BYTES = 512
 """Enough to identify a file's format and to read the size of a PNG or WebP."""
 
@@ -134,6 +135,25 @@ def _exif_text(image: ImageFile) -> dict[str, str]:
     if isinstance(description, str) and description.startswith("{"):
         text["sd2rt"] = description
     return text
+
+
+def read_text(data: bytes, role: str, max_pixels: int) -> dict[str, str]:
+    """Read the texts before the pixels of an image file that is in memory, without decoding its pixels.
+
+    A PNG's text chunks by key; of a JPEG or WebP EXIF's comment, as ``parameters``, where AUTOMATIC1111 has them.
+
+    Raises:
+        TooManyPixelsError: it has more than ``max_pixels``.
+        RequestError: it has another format, or is animated or damaged.
+    """
+    image = _identified(io.BytesIO(data), role, max_pixels)
+    with _decoding(role, image.format):
+        if image.format == "PNG":
+            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+        comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
+    if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\0"):
+        return {}
+    return {"parameters": comment[8:].decode("utf-16-be", "replace")}
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

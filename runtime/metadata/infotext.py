@@ -8,38 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.json_text import parse_json
-
-SAMPLERS: dict[SamplerName, str] = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "pndm": "PLMS",
-    "lms": "LMS",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2-a": "DPM2 a",
-    "dpmpp-2m": "DPM++ 2M",
-    "dpmpp-2m-sde": "DPM++ 2M SDE",
-    "dpmpp-sde": "DPM++ SDE",
-    "deis": "DEIS",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-"""Names of samplers in AUTOMATIC1111 or one of its forks."""
-
-UNNAMED_SAMPLERS: tuple[SamplerName, ...] = ("dpmpp-2s", "ipndm", "sa-solver", "tcd")
-"""Samplers unknown to AUTOMATIC1111, written with their sd2rt names. Its DPM++ 2S a adds noise, dpmpp-2s does not."""
-
-SCHEDULES: dict[str, str] = {
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "beta": "Beta",
-    "ays": "Align Your Steps",
-}
-"""Names of schedule types in AUTOMATIC1111. Timestep spacings are written to a separate field, ``Spacing``."""
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULES
 
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\s*([A-Za-z0-9][\w \-/]*?)\s*:[ \t]*")

@@ -6,38 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.bundle.sizes import check_side, parse_size
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
-from sd2rt.runtime.metadata.infotext import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS, Parameters
+from sd2rt.runtime.metadata.infotext import Parameters
+from sd2rt.runtime.metadata.sampler_names import find_sampler, split_schedule
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.samplers import schedules_of
-
-_SAMPLERS: dict[str, SamplerName] = {label.casefold(): name for name, label in SAMPLERS.items()}
-_SAMPLERS |= {name: name for name in (*SAMPLERS, *UNNAMED_SAMPLERS)}
-
-_SCHEDULES = {label.casefold(): name for name, label in SCHEDULES.items()} | {
-    # These use the timesteps of a spacing, exactly or nearly.
-    "uniform": "linspace",
-    "normal": "linspace",
-    "sgm uniform": "trailing",
-    "simple": "trailing",
-    "turbo": "trailing",
-    "ddim": "leading",
-}
-_SPACINGS = {"ddim": "leading", "pndm": "leading", "unipc": "leading", "lcm": None, "ddpm": None}
-"""Spacing that AUTOMATIC1111 uses if no schedule type is given; samplers not listed here use linspace."""
-
-_AUTOMATIC: dict[SamplerName, str] = {
-    "dpmpp-2m": "karras",
-    "dpmpp-sde": "karras",
-    "dpmpp-2m-sde": "exponential",
-    "dpm2": "karras",
-    "dpm2-a": "karras",
-}
-"""Schedule that newer versions of AUTOMATIC1111 use for the schedule type "Automatic"."""
 
 _BROWNIAN = ("dpmpp-sde", "dpmpp-2m-sde")
 
@@ -128,35 +103,25 @@ class A1111Settings:
         if label is None:
             self._note_ignored("Schedule type", schedule)
             return
-        name, combined = _split_schedule(label)
-        automatic = schedule is not None and schedule.casefold() == "automatic"
-        if schedule is None or automatic:
-            schedule = combined
-        if name.endswith(" heun") and name.removesuffix(" heun") in _SAMPLERS:
-            name = name.removesuffix(" heun")
-            self.fields["sampler_options"] = {"solver_type": "heun"}
-        sampler = _SAMPLERS.get(name)
-        if sampler is None:
+        found = find_sampler(label, schedule, spacing)
+        if found is None:
             self.notes.append(f"Sampler {shown(label)} is unknown: the bundle's default is used")
+            if schedule is None or schedule.casefold() == "automatic":
+                schedule = split_schedule(label)[1]
             self._note_ignored("Schedule type", schedule)
             return
-        self.fields["sampler"] = sampler
-        if sampler in _BROWNIAN:
+        self.fields["sampler"] = found.sampler
+        if found.options:
+            self.fields["sampler_options"] = found.options
+        if found.sampler in _BROWNIAN:
             self.notes.append(
                 f"Sampler {shown(label)} draws different noise between steps than AUTOMATIC1111"
             )
-        if spacing is not None:
-            chosen: str | None = spacing
-        elif schedule is None:
-            chosen = _AUTOMATIC.get(sampler) if automatic else None
-            chosen = _SPACINGS.get(sampler, "linspace") if chosen is None else chosen
-        else:
-            chosen = _SCHEDULES.get(schedule.casefold(), schedule)
-        if chosen in schedules_of(sampler):
-            self.fields["schedule"] = chosen
-        elif chosen is not None and (schedule is not None or spacing is not None):
+        if found.schedule is not None:
+            self.fields["schedule"] = found.schedule
+        elif found.missing is not None:
             self.notes.append(
-                f"Schedule type {shown(chosen)} is not available for {sampler}: its default is used"
+                f"Schedule type {shown(found.missing)} is not available for {found.sampler}: its default is used"
             )
 
     def _numbers(self, hires: bool) -> None:
@@ -238,12 +203,3 @@ def _strength(text: str) -> float | None:
     except ValueError:
         return None
     return scale if math.isfinite(scale) else None
-
-
-def _split_schedule(label: str) -> tuple[str, str | None]:
-    """Split off the schedule that old versions appended to the sampler's name, as in DPM++ 2M Karras."""
-    name = label.strip().casefold()
-    for schedule in ("karras", "exponential"):
-        if name.endswith(f" {schedule}"):
-            return name.removesuffix(f" {schedule}"), schedule
-    return name, None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from sd2rt.runtime.images.preparation import Enlargement, Preparation
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 ImageRole = Literal["image", "mask", "depth_map"]
 MAX_PROMPT = 32_000
@@ -42,6 +44,12 @@ class GenerationRequest:
     """Time from the arrival within which the images should be finished."""
     loras: tuple[tuple[str, float], ...] = ()
     """Names that the operator gave, and scales."""
+    preparation: Preparation | None = None
+    """Prepare the image as AUTOMATIC1111 does, and paste the result back."""
+    enlargement: Enlargement | None = None
+    """Size of an upscaler's result; None for its own."""
+    infotexts: bool = False
+    """Add the images' settings to the facts, as AUTOMATIC1111 writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,8 @@ class Completed:
     images: list[GeneratedImage]
     facts: dict[str, Any]
     """``sampler``, ``steps``, ``width``, ``height``, ``task``, ``queue_ms``, ``prompt_tokens``, ``warnings`` (list of
-    texts), and ``stages``: seconds by stage (``prepare``, ``step``, ``decode``, ``finish``)."""
+    texts), and ``stages``: seconds by stage (``prepare``, ``step``, ``decode``, ``finish``). Also ``infotexts``, one
+    an image, if the request asks for them."""
 
 
 Event: TypeAlias = Started | Stepped | Partial | Completed
@@ -134,4 +143,6 @@ class ModelInfo:
     """Layers of the text encoder: ``clip_skip`` is less."""
     loras: tuple[str, ...] = ()
     """Names that a request may use."""
+    embeddings: tuple[tuple[str, int, int], ...] = ()
+    """Token, number of vectors and their length of each textual inversion."""
     loaded: bool = False

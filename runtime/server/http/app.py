@@ -12,17 +12,25 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.http.api import health_routes, job_routes, openai_routes
+from sd2rt.runtime.server.http.api import health_routes, hf_routes, job_routes, openai_routes
 from sd2rt.runtime.server.http.api.job_store import JobStore
 from sd2rt.runtime.server.http.error_answers import on_http_error, on_server_error
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.middleware import AroundRequests
+from sd2rt.runtime.server.http.sdapi.options import OptionStore
+from sd2rt.runtime.server.http.sdapi.routes import SDAPI_ROUTES
+from sd2rt.runtime.server.http.sdapi.tasks import Tasks
 
 _ENDPOINTS = {
     "/v1/images/generations": "generations",
     "/v1/images/edits": "edits",
     "/v1/jobs": "jobs",
     "/v1/models": "models",
+    "/sdapi/v1/txt2img": "sdapi_txt2img",
+    "/sdapi/v1/img2img": "sdapi_img2img",
+    "/sdapi/v1/extra-": "sdapi_upscaling",
+    "/sdapi/": "sdapi",
+    "/hf/": "hf",
 }
 
 
@@ -54,6 +62,8 @@ def make_app(front: Front) -> Starlette:
             Route("/v1/jobs/{id}", job_routes.job, methods=["GET", "DELETE"]),
             Route("/v1/jobs/{id}/events", job_routes.events, methods=["GET"]),
             Route("/v1/jobs/{id}/image", job_routes.image, methods=["GET"]),
+            Route("/hf/{model}", hf_routes.generate, methods=["POST"]),
+            *SDAPI_ROUTES,
             Route("/livez", health_routes.livez, methods=["GET"]),
             Route("/readyz", health_routes.readyz, methods=["GET"]),
             Route("/healthz", health_routes.health, methods=["GET"]),
@@ -72,4 +82,6 @@ def make_app(front: Front) -> Starlette:
     app.router.redirect_slashes = False
     app.state.front = front
     app.state.jobs = JobStore(front)
+    app.state.sdapi_tasks = Tasks()
+    app.state.sdapi_options = OptionStore()
     return app

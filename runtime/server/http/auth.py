@@ -1,7 +1,9 @@
-"""API keys: bearer tokens, compared in constant time."""
+"""API keys: bearer tokens, or passwords for AUTOMATIC1111's clients, compared in constant time."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -23,10 +25,14 @@ class Keyring:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def caller(self, authorization: str | None) -> str | None:
+    def caller(self, authorization: str | None, *, basic: bool = False) -> str | None:
         """Return the caller's name, a short digest of its key, from an ``Authorization`` header.
 
         None if the server has no keys; the header may then hold anything, or be empty.
+
+        Args:
+            authorization: the header's value.
+            basic: take a key as the password of Basic authentication too, with any name.
 
         Raises:
             ServerError: ``invalid_api_key``.
@@ -34,7 +40,11 @@ class Keyring:
         if not self._digests:
             return None
         scheme, _, token = (authorization or "").strip().partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        if basic and scheme.lower() == "basic":
+            token = _password(token)
+        elif scheme.lower() != "bearer":
+            token = ""
+        if not token.strip():
             raise ServerError("invalid_api_key", "no API key: send the header 'Authorization: Bearer KEY'")
         given = _digest(token.strip())
         # Every key is compared, whichever matches.
@@ -42,6 +52,14 @@ class Keyring:
         if not any(matches):
             raise ServerError("invalid_api_key", "the API key is not one of this server's: check its value")
         return given.hex()[:12]
+
+
+def _password(token: str) -> str:
+    """Return the password of Basic authentication; empty if there is none."""
+    try:
+        return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""
 
 
 def _digest(key: str) -> bytes:

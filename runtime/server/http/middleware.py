@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.http.api.health_routes import PROBES
-from sd2rt.runtime.server.http.error_answers import bug_answer, error_answer, notes
+from sd2rt.runtime.server.http.error_answers import SDAPI, bug_answer, error_answer, notes
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.limits import BoundedBody
 from sd2rt.runtime.server.http.streaming import ClientLeftError
@@ -82,9 +82,8 @@ class AroundRequests:
             # The shutdown timeout is over. Swallowed: nothing else in this task waits for the request.
             notes(scope)["code"] = "draining"
             if status == 0:
-                await error_answer(ServerError("draining", "the server was shut down: ask again"))(
-                    scope, receive, with_id
-                )
+                shut_down = ServerError("draining", "the server was shut down: ask again")
+                await error_answer(shut_down, scope)(scope, receive, with_id)
         finally:
             body.release()
             self._count(scope, status, time.monotonic() - began)
@@ -95,7 +94,7 @@ class AroundRequests:
             self._check(scope, headers)
         except ServerError as error:
             notes(scope)["code"] = error.code
-            await error_answer(error)(scope, receive, send)
+            await error_answer(error, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -121,7 +120,7 @@ class AroundRequests:
                 return
         if path in PROBES:
             return
-        caller = front.keyring.caller(headers.get("authorization"))
+        caller = front.keyring.caller(headers.get("authorization"), basic=path.startswith(SDAPI))
         notes(scope)["caller"] = caller
         client = scope.get("client")
         front.rates.take(caller or (client[0] if client else ""))

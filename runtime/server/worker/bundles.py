@@ -83,6 +83,11 @@ class ServedBundles:
         return count if self._settings.keep is None else min(self._settings.keep, count)
 
     @property
+    def embeddings(self) -> tuple[tuple[str, int, int], ...]:
+        """Token, number of vectors and their length of each textual inversion."""
+        return tuple((each.token, *each.vectors.shape) for each in self._embeddings)
+
+    @property
     def loaded(self) -> set[str]:
         """Names of bundles that are loaded."""
         return {each.model for each in self._open if not each.loras}

@@ -145,12 +145,17 @@ class Generator:
             pictures = [outcome.images[0] for outcome in outcomes if not isinstance(outcome, EngineError)]
             images = await asyncio.gather(
                 *(
-                    self._in(self._finishing, partial(self._finish, request, pipeline.pipeline, *pair))
+                    self._in(
+                        self._finishing, partial(self._finish, request, planned, pipeline.pipeline, *pair)
+                    )
                     for pair in zip(planned.images, pictures, strict=True)
                 )
             )
             facts = facts_of(pipeline.pipeline, planned.images[0])
             tokens = pipeline.pipeline.count_tokens(planned.images[0].request.prompt or "")
+            infotexts = (
+                [_infotext(pipeline.pipeline, image) for image in planned.images] if request.infotexts else []
+            )
         stages = {
             "prepare": prepared - preparing,
             "step": stepped - first_call,
@@ -171,6 +176,7 @@ class Generator:
                     "prompt_tokens": tokens,
                     "warnings": warnings,
                     "stages": {name: round(max(seconds, 0.0), 6) for name, seconds in stages.items()},
+                    **({"infotexts": infotexts} if request.infotexts else {}),
                 },
             )
         )
@@ -230,8 +236,15 @@ class Generator:
         return monotonic() if first_call is None else first_call
 
     def _finish(
-        self, request: GenerationRequest, pipeline: Pipeline, planned: PlannedRequest[Any], image: Any
+        self,
+        request: GenerationRequest,
+        generation: PlannedGeneration,
+        pipeline: Pipeline,
+        planned: PlannedRequest[Any],
+        image: Any,
     ) -> GeneratedImage:
+        if generation.finish is not None:
+            image = generation.finish(image)
         text: dict[str, str] = {}
         comment = None
         if self._settings.metadata:
@@ -248,6 +261,11 @@ class Generator:
     async def _in(executor: Executor, call: Callable[[], _Value]) -> _Value:
         # In the task's context, for the warnings.
         return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, call)
+
+
+def _infotext(pipeline: Pipeline, planned: PlannedRequest[Any]) -> str:
+    facts = facts_of(pipeline, planned)
+    return write_parameters(facts, facts["version"])
 
 
 def _partial(request: GenerationRequest, picture: Any) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+from sd2rt.runtime.images.preparation import Enlargement, Preparation
 from sd2rt.runtime.server.generation import (
     Completed,
     Event,
@@ -40,10 +41,15 @@ def request_of(frame: Frame) -> GenerationRequest:
     def decode() -> GenerationRequest:
         fields = dict(frame.header["request"])
         names, loras = fields.pop("images"), fields.pop("loras")
+        preparation, enlargement = fields.pop("preparation"), fields.pop("enlargement")
+        if preparation is not None:
+            preparation = Preparation(**{**preparation, "mask_blur": tuple(preparation["mask_blur"])})
         return GenerationRequest(
             **fields,
             images=dict(zip(names, frame.attachments, strict=True)),
             loras=tuple((str(name), float(scale)) for name, scale in loras),
+            preparation=preparation,
+            enlargement=None if enlargement is None else Enlargement(**enlargement),
         )
 
     return _decoded(decode)
@@ -103,7 +109,10 @@ def model_of(fields: dict[str, Any]) -> ModelInfo:
 
     def decode() -> ModelInfo:
         tasks = {name: TaskInfo(**task) for name, task in fields["tasks"].items()}
-        return ModelInfo(**{**fields, "tasks": tasks, "loras": tuple(fields["loras"])})
+        embeddings = tuple((str(token), int(count), int(size)) for token, count, size in fields["embeddings"])
+        return ModelInfo(
+            **{**fields, "tasks": tasks, "loras": tuple(fields["loras"]), "embeddings": embeddings}
+        )
 
     return _decoded(decode)
 

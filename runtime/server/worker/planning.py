@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.images.init_image import fitting_size, load_image
+from sd2rt.runtime.images.painting import Painting, drawn_mask
+from sd2rt.runtime.images.preparation import Preparation
 from sd2rt.runtime.images.read import MAX_PIXELS, TooManyPixelsError, decode_image
+from sd2rt.runtime.images.resize_modes import enlarged
 from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import task_of
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import MAX_PROMPT, GenerationRequest, ImageRole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _FIELD_OF: dict[ImageRole, str] = {"image": "image", "mask": "mask_image", "depth_map": "depth_map"}
 FIELDS = frozenset(Request.model_fields) - {
@@ -38,6 +47,8 @@ class PlannedGeneration:
     """One request an image, with its own seed, as ``sd2rt run`` makes them."""
     width: int
     height: int
+    finish: Callable[[Image], Image] | None = None
+    """Makes the picture to send of a generated one, from any thread."""
 
 
 def plan_generation(
@@ -71,6 +82,11 @@ def plan_generation(
     # As `sd2rt run`, so that the metadata of both are equal.
     fields.setdefault("negative_prompt", "")
     first = make_request(**fields, seed=secrets.randbits(32) if seed is None else seed)
+    finish: Callable[[Image], Image] | None = None
+    if request.preparation is not None:
+        painting = _painting(images, first, request.preparation, limit)
+        images = {"image": painting.image} | ({"mask_image": painting.mask} if painting.mask else {})
+        finish = painting.finish
     try:
         # Images are decoded: only the field's own rules are left, such as that a depth map is gray.
         loaded = make_request(prompt="", max_image_pixels=limit, **images) if images else None
@@ -87,6 +103,15 @@ def plan_generation(
     except RequestError as error:
         raise ServerError("size_not_supported", str(error), param="size") from None
     _check_result(manifest, width, height, max_side)
+    if request.enlargement is not None and first.image is not None and manifest.low_resolution is not None:
+        original, factor = first.image.size, manifest.latents.vae_factor
+        if request.enlargement.scale(*original) > factor:
+            raise ServerError(
+                "size_not_supported",
+                f"{request.model} enlarges an image {factor} times, and more is asked for: ask for less",
+                param="upscaling_resize",
+            )
+        finish = partial(enlarged, original=original, wanted=request.enlargement)
     planned = plan_requests([first], manifest)[0]
     if len(planned.plan.steps) > 2 * max_steps + 1:
         raise ServerError(
@@ -96,7 +121,34 @@ def plan_generation(
         [_image_of(planned, index) for index in range(request.count)],
         width,
         height,
+        finish,
     )
+
+
+def _painting(images: dict[str, Any], request: Request[Any], settings: Preparation, limit: int) -> Painting:
+    """Prepare the image and its mask for the size of a request, by default that of the image.
+
+    Raises:
+        ServerError: there is no image, or the mask does not fit.
+    """
+    if "image" not in images:
+        raise ServerError("invalid_image", "there is no image to start from: send one", param="image")
+    try:
+        image = load_image(images["image"], max_pixels=limit)
+        mask = drawn_mask(images["mask_image"]) if "mask_image" in images else None
+        width, height = request.width, request.height
+        if width is None or height is None:
+            width, height = fitting_size(image)
+        if settings.only_masked and max(image.size) > LARGEST_SIDE:
+            raise RequestError(
+                f"the image is {image.width}x{image.height} pixels, and so is the result: use at most "
+                f"{LARGEST_SIDE} a side"
+            )
+        return Painting(image, mask, width, height, settings)
+    except RequestError as error:
+        raise ServerError(
+            "invalid_image", str(error), param="mask" if "mask_image" in images else "image"
+        ) from None
 
 
 def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps: int) -> None:

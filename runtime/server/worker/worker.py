@@ -110,6 +110,7 @@ class Worker:
             upscale_factor=None if manifest.low_resolution is None else manifest.latents.vae_factor,
             text_layers=manifest.embeddings.layers,
             loras=tuple(self._settings.loras),
+            embeddings=bundles.embeddings,
             loaded=name in bundles.loaded,
         )
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.metadata.infotext import SAMPLERS, UNNAMED_SAMPLERS, parse_parameters, write_parameters
+from sd2rt.runtime.metadata.infotext import parse_parameters, write_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS, UNNAMED_SAMPLERS
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.samplers import SAMPLERS as BUILT_SAMPLERS
 from sd2rt.runtime.samplers import schedules_of

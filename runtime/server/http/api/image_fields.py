@@ -18,11 +18,12 @@ from sd2rt.runtime.server.http.api.uploads import Upload, texts_as_values
 
 _MAX_SCALE = 1e6
 _MAX_COUNT = 10
-_MAX_LORAS = 16
+MAX_LORAS = 16
 ScheduleName = Literal[
     "leading", "trailing", "linspace", "karras", "exponential", "beta", "lambdas", "ays"
 ]  # fmt: skip
 Fields = TypeVar("Fields", bound="ImageFields")
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def _text(value: str) -> str:
@@ -38,7 +39,7 @@ def _whole(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_text)]
 # The validator of whole numbers comes last, so that the JSON schema keeps their ranges.
-_FromFloat = BeforeValidator(_whole)
+FromFloat = BeforeValidator(_whole)
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Truth = Annotated[bool, Strict()]
 Ignored = Annotated[Any, Field(description="Accepted without effect.")]
@@ -60,19 +61,19 @@ class ImageFields(BaseModel):
 
     prompt: Text = Field(max_length=MAX_PROMPT)
     model: Text | None = Field(default=None, description="A served bundle; default: the first that can.")
-    n: Annotated[int, Strict(), Field(ge=1, le=_MAX_COUNT), _FromFloat] | None = Field(
+    n: Annotated[int, Strict(), Field(ge=1, le=_MAX_COUNT), FromFloat] | None = Field(
         default=None, description="Images."
     )
     size: Text | None = Field(
         default=None, description="WIDTHxHEIGHT in pixels, multiples of 64; or auto, the default."
     )
     output_format: OutputFormat | None = None
-    output_compression: Annotated[int, Strict(), Field(ge=0, le=100), _FromFloat] | None = Field(
+    output_compression: Annotated[int, Strict(), Field(ge=0, le=100), FromFloat] | None = Field(
         default=None, description="Quality of JPEG and WebP, by default 100; PNG is lossless."
     )
     response_format: Literal["b64_json"] | None = None
     stream: Truth | None = None
-    partial_images: Annotated[int, Strict(), Field(ge=0, le=3), _FromFloat] | None = None
+    partial_images: Annotated[int, Strict(), Field(ge=0, le=3), FromFloat] | None = None
     user: Text | None = Field(default=None, max_length=512)
     safety_identifier: Text | None = Field(default=None, max_length=512)
     background: Literal["auto", "opaque"] | None = None
@@ -82,21 +83,21 @@ class ImageFields(BaseModel):
     complexity: Ignored = None
 
     negative_prompt: Text | None = Field(default=None, max_length=MAX_PROMPT)
-    num_inference_steps: Annotated[int, Strict(), Field(ge=1), _FromFloat] | None = None
+    num_inference_steps: Annotated[int, Strict(), Field(ge=1), FromFloat] | None = None
     guidance_scale: Annotated[Number, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)] | None = None
     guidance_rescale: Annotated[Number, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Strict(), Field(ge=0, le=2**63 - 1), _FromFloat] | None = Field(
+    seed: Annotated[int, Strict(), Field(ge=0, le=2**63 - 1), FromFloat] | None = Field(
         default=None, description="Of the first image; image i has seed + i."
     )
     sampler: SamplerName | None = None
     schedule: ScheduleName | None = None
     preset: PresetName | None = None
     prompt_syntax: PromptSyntax | None = None
-    clip_skip: Annotated[int, Strict(), Field(ge=0, le=100), _FromFloat] | None = None
+    clip_skip: Annotated[int, Strict(), Field(ge=0, le=100), FromFloat] | None = None
     rng: Annotated[str, Field(pattern=r"^(cpu|cuda(:[1-9][0-9]{0,3}(x(1024|1536|2048))?)?)$")] | None = None
     priority: PriorityName | None = None
-    deadline_ms: Annotated[int, Strict(), Field(ge=1, le=86_400_000), _FromFloat] | None = None
-    loras: list[LoraFields] | None = Field(default=None, max_length=_MAX_LORAS)
+    deadline_ms: Annotated[int, Strict(), Field(ge=1, le=86_400_000), FromFloat] | None = None
+    loras: list[LoraFields] | None = Field(default=None, max_length=MAX_LORAS)
 
     def request_fields(self) -> dict[str, Any]:
         """Return the keyword arguments of a request of the runtime's, without size and images."""
@@ -126,7 +127,7 @@ class EditFields(ImageFields):
     model_config = ConfigDict(title="EditRequest")
 
     strength: Annotated[Number, Field(gt=0, le=1)] | None = None
-    noise_level: Annotated[int, Strict(), Field(ge=0, le=1000), _FromFloat] | None = None
+    noise_level: Annotated[int, Strict(), Field(ge=0, le=1000), FromFloat] | None = None
     paste_blur: Annotated[Number, Field(ge=0, le=256)] | None = None
     input_fidelity: Ignored = None
 
@@ -158,6 +159,18 @@ def parse_fields(kind: type[Fields], upload: Upload) -> tuple[Fields, list[str]]
         raise _refusal(error) from None
     ignored = [shown(name) for name in values if name not in known]
     return fields, sorted(ignored)[:100]
+
+
+def parse_body(kind: type[Body], upload: Upload) -> Body:
+    """Check the fields of a body in JSON, and ignore others.
+
+    Raises:
+        ServerError: ``invalid_value``, with the field as ``param``.
+    """
+    try:
+        return kind.model_validate(upload.fields)
+    except ValidationError as error:
+        raise _refusal(error) from None
 
 
 def json_kinds(kind: type[BaseModel]) -> dict[str, str]:

@@ -2,58 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from sd2rt.runtime.server.errors import ANSWERS
 from sd2rt.runtime.server.http.api.openapi_answers import ANSWER_SCHEMAS
 from sd2rt.runtime.server.http.api.openapi_bodies import ENCODING, IMAGE_TYPES, make_bodies
+from sd2rt.runtime.server.http.api.openapi_hf import make_hf
+from sd2rt.runtime.server.http.api.openapi_operations import (
+    BODY_ERRORS,
+    PLAIN_ERRORS,
+    json_content,
+    operation,
+    path_parameter,
+)
 from sd2rt.runtime.server.http.front import Front
+from sd2rt.runtime.server.http.sdapi.openapi import make_sdapi
 
 Schema = dict[str, Any]
-_BODY_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
-_PLAIN_ERRORS = (400, 401, 404, 429, 500, 503)
 
 
 def make_document(front: Front) -> Schema:
     """Make the document. Before the models are loaded, it has none of their names."""
     bodies = make_bodies(front)
+    sdapi_paths, sdapi_schemas = make_sdapi(front)
+    hf_paths, hf_schemas = make_hf(front)
+    status = {200: json_content("Status"), 503: json_content("Status")}
     streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}}}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "sd2rt",
             "version": version("sd2rt"),
-            "description": "Images from Stable Diffusion 2: OpenAI's image API, and jobs.",
+            "description": "Images from Stable Diffusion 2: OpenAI's image API and jobs; AUTOMATIC1111's API, which "
+            "also takes Basic authentication with a key as the password; and Hugging Face's.",
         },
         "security": [{"key": []}] if front.keyring else [],
         "paths": {
             "/v1/images/generations": {
-                "post": _operation(
+                "post": operation(
                     "generateImages",
                     "Generate images from a prompt",
-                    {200: {**_json("ImagesResponse"), **streamed}},
-                    _BODY_ERRORS,
+                    {200: {**json_content("ImagesResponse"), **streamed}},
+                    BODY_ERRORS,
                     body={"application/json": {"schema": bodies.generation}},
                 )
             },
             "/v1/images/edits": {
-                "post": _operation(
+                "post": operation(
                     "editImages",
                     "Generate images from an image",
-                    {200: {**_json("ImagesResponse"), **streamed}},
-                    _BODY_ERRORS,
+                    {200: {**json_content("ImagesResponse"), **streamed}},
+                    BODY_ERRORS,
                     body={"multipart/form-data": {"schema": bodies.edit, "encoding": ENCODING}},
                 )
             },
             "/v1/jobs": {
                 "post": {
-                    **_operation(
+                    **operation(
                         "createJob",
                         "Generate images without waiting",
-                        {200: _json("Job"), 202: _json("Job")},
-                        (*_BODY_ERRORS, 409),
+                        {200: json_content("Job"), 202: json_content("Job")},
+                        (*BODY_ERRORS, 409),
                         body={
                             "application/json": {"schema": bodies.job},
                             "multipart/form-data": {"schema": bodies.job_form, "encoding": ENCODING},
@@ -76,17 +85,17 @@ def make_document(front: Front) -> Schema:
                 }
             },
             "/v1/jobs/{id}": {
-                "parameters": [_path_parameter("id")],
-                "get": _operation("getJob", "Describe a job", {200: _json("Job")}, _PLAIN_ERRORS),
-                "delete": _operation("deleteJob", "Cancel and forget a job", {204: {}}, _PLAIN_ERRORS),
+                "parameters": [path_parameter("id")],
+                "get": operation("getJob", "Describe a job", {200: json_content("Job")}, PLAIN_ERRORS),
+                "delete": operation("deleteJob", "Cancel and forget a job", {204: {}}, PLAIN_ERRORS),
             },
             "/v1/jobs/{id}/events": {
-                "parameters": [_path_parameter("id")],
-                "get": _operation("watchJob", "Stream a job's progress", {200: streamed}, _PLAIN_ERRORS),
+                "parameters": [path_parameter("id")],
+                "get": operation("watchJob", "Stream a job's progress", {200: streamed}, PLAIN_ERRORS),
             },
             "/v1/jobs/{id}/image": {
                 "parameters": [
-                    _path_parameter("id"),
+                    path_parameter("id"),
                     {
                         "name": "index",
                         "in": "query",
@@ -94,79 +103,37 @@ def make_document(front: Front) -> Schema:
                         "schema": {"type": "integer", "minimum": 0, "maximum": 99},
                     },
                 ],
-                "get": _operation(
+                "get": operation(
                     "getJobImage",
                     "Fetch an image of a job",
                     {200: {name: {} for name in IMAGE_TYPES.split(", ")}},
-                    _PLAIN_ERRORS,
+                    PLAIN_ERRORS,
                 ),
             },
             "/v1/models": {
-                "get": _operation("listModels", "List models", {200: _json("Models")}, _PLAIN_ERRORS)
+                "get": operation("listModels", "List models", {200: json_content("Models")}, PLAIN_ERRORS)
             },
             "/v1/models/{model}": {
-                "parameters": [_path_parameter("model")],
-                "get": _operation("getModel", "Describe a model", {200: _json("Model")}, _PLAIN_ERRORS),
+                "parameters": [path_parameter("model")],
+                "get": operation("getModel", "Describe a model", {200: json_content("Model")}, PLAIN_ERRORS),
             },
+            **sdapi_paths,
+            **hf_paths,
             **{
-                path: {"get": {**_operation(name, title, answers, ()), "security": []}}
-                for path, name, title, answers in (
-                    (
-                        "/livez",
-                        "livez",
-                        "Is the process alive?",
-                        {200: _json("Status"), 503: _json("Status")},
-                    ),
-                    ("/readyz", "readyz", "Is new work taken?", {200: _json("Status"), 503: _json("Status")}),
-                    ("/healthz", "healthz", "Status and load", {200: _json("Status"), 503: _json("Status")}),
-                    ("/health", "health", "Status and load", {200: _json("Status"), 503: _json("Status")}),
+                path: {"get": {**operation(name, title, status, ()), "security": []}}
+                for path, name, title in (
+                    ("/livez", "livez", "Is the process alive?"),
+                    ("/readyz", "readyz", "Is new work taken?"),
+                    ("/healthz", "healthz", "Status and load"),
+                    ("/health", "health", "Status and load"),
                 )
             },
-            "/version": {"get": _operation("version", "Version", {200: _json("Version")}, (401, 429, 500))},
+            "/version": {
+                "get": operation("version", "Version", {200: json_content("Version")}, (401, 429, 500))
+            },
         },
         "components": {
-            "schemas": {**ANSWER_SCHEMAS, **bodies.components},
+            "schemas": {**ANSWER_SCHEMAS, **bodies.components, **sdapi_schemas, **hf_schemas},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
-
-
-def _path_parameter(name: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-
-
-def _json(name: str) -> Schema:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-
-
-def _operation(
-    name: str,
-    title: str,
-    answers: dict[int, Schema],
-    errors: Sequence[int],
-    *,
-    body: Schema | None = None,
-    links: dict[int, Schema] | None = None,
-) -> Schema:
-    responses: Schema = {}
-    for status, content in answers.items():
-        responses[str(status)] = {"description": "As asked", "headers": _headers()}
-        if content:
-            responses[str(status)]["content"] = content
-        if links and status in links:
-            responses[str(status)]["links"] = links[status]
-    for status in sorted(errors):
-        codes = [code for code, answer in ANSWERS.items() if answer.status == status]
-        responses[str(status)] = {
-            "description": ", ".join(codes),
-            "headers": _headers(),
-            "content": _json("Error"),
-        }
-    operation: Schema = {"operationId": name, "summary": title, "responses": responses}
-    if body is not None:
-        operation["requestBody"] = {"required": True, "content": body}
-    return operation
-
-
-def _headers() -> Schema:
-    return {"x-request-id": {"required": True, "schema": {"type": "string", "minLength": 1}}}

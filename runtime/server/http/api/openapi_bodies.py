@@ -80,17 +80,17 @@ def _field_schemas() -> tuple[dict[type[BaseModel], Schema], dict[str, Schema]]:
 
 
 def _json_body(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Schema) -> Schema:
-    properties = _limited(schema["properties"], front, models) | changed
+    properties = limited(schema["properties"], front, models) | changed
     return {
         **schema,
         "properties": {name: value for name, value in properties.items() if name not in _OF_KINDS},
         "additionalProperties": True,
-        "allOf": [_one_streamed_image(), *_schedules()],
+        "allOf": [_one_streamed_image(), *schedule_rules()],
     }
 
 
 def _form(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Schema) -> Schema:
-    properties = _limited(schema["properties"], front, models) | changed
+    properties = limited(schema["properties"], front, models) | changed
     # A form has no null: fields are left out.
     kept = {name: _without_null(value) for name, value in properties.items() if name not in _DEPENDENT}
     if any(info.upscale_factor is not None for info in models):
@@ -105,8 +105,8 @@ def _form(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Sc
     }
 
 
-def _limited(properties: Schema, front: Front, models: Sequence[ModelInfo]) -> Schema:
-    """Add this server's limits, and the names of models and LoRAs."""
+def limited(properties: Schema, front: Front, models: Sequence[ModelInfo]) -> Schema:
+    """Return properties with this server's limits, and with the names of models and LoRAs."""
     config = front.config
     limited = {
         "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": config.max_steps},
@@ -158,8 +158,8 @@ def _one_streamed_image() -> Schema:
     }
 
 
-def _schedules() -> list[Schema]:
-    """Conditions on the schedule, for samplers that do not have all, and for presets that name such a sampler."""
+def schedule_rules() -> list[Schema]:
+    """Return conditions on the schedule: for samplers that do not have all, and presets that name such a sampler."""
     rules = [_schedule_rule("sampler", sampler, sampler) for sampler in SAMPLER_OPTIONS]
     rules += [_schedule_rule("preset", name, preset.sampler) for name, preset in PRESETS.items()]
     return [rule for rule in rules if rule is not None]

@@ -38,7 +38,7 @@ def make_submission(
     """
     front.require_ready()
     config = front.config
-    model = _model(front.client.models, fields.model, _wanted(fields, images))
+    model = _model(front.client.models, fields.model, wanted_tasks(fields, images))
     count = 1 if fields.n is None else fields.n
     if count > config.max_images:
         raise ServerError(
@@ -86,8 +86,8 @@ def make_submission(
     )
 
 
-def _wanted(fields: ImageFields, images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
-    """Tasks that take these images, the default first."""
+def wanted_tasks(fields: ImageFields, images: Mapping[ImageRole, bytes]) -> tuple[TaskName, ...]:
+    """Return the tasks that take these images, the default first."""
     if images and getattr(fields, "noise_level", None) is not None:
         return ("upscaling",)
     if "mask" in images:

@@ -49,7 +49,7 @@ async def read_json(request: Request) -> Upload:
     Raises:
         ServerError: ``unsupported_media_type``, ``invalid_json`` or ``invalid_value``.
     """
-    kind = _media_type(request)
+    kind = media_type(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise _unsupported(kind, "application/json")
     body = await request.body()
@@ -69,7 +69,7 @@ async def read_form(request: Request) -> Upload:
     Raises:
         ServerError: ``unsupported_media_type``, ``invalid_value`` or ``invalid_image``.
     """
-    kind = _media_type(request)
+    kind = media_type(request)
     if kind != "multipart/form-data":
         raise _unsupported(kind, "multipart/form-data")
     upload = Upload({}, from_form=True)
@@ -107,7 +107,7 @@ async def read_json_or_form(request: Request) -> Upload:
     Raises:
         ServerError: as :func:`read_json` and :func:`read_form`.
     """
-    if _media_type(request) == "multipart/form-data":
+    if media_type(request) == "multipart/form-data":
         return await read_form(request)
     upload = await read_json(request)
     for name, role in _ROLES.items():
@@ -159,7 +159,8 @@ def _add(upload: Upload, name: str, data: bytes) -> None:
     upload.images[role] = check_image(data, name)
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """Return a body's media type in lower case, without its parameters; empty if there is none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from sd2rt.runtime.server.errors import ServerError
@@ -34,6 +36,31 @@ def test_wrong_keys(header: str | None) -> None:
         Keyring(["alpha", "beta"]).caller(header)
     assert error.value.code == "invalid_api_key"
     assert "alpha" not in error.value.message
+
+
+def basic(text: str) -> str:
+    return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+
+def test_a_key_is_a_password_where_that_is_allowed() -> None:
+    """AUTOMATIC1111's clients know names and passwords only."""
+    keyring = Keyring(["alpha", "be:ta"])
+    assert keyring.caller(basic("someone:alpha"), basic=True) == keyring.caller("Bearer alpha")
+    assert keyring.caller(basic(":be:ta"), basic=True) == keyring.caller("Bearer be:ta", basic=True)
+    with pytest.raises(ServerError):
+        keyring.caller(basic("someone:alpha"))
+    for wrong in (
+        "Basic",
+        "Basic !",
+        "Basic /w==",
+        basic("alpha"),
+        basic("alpha:"),
+        basic("a:ta"),
+        "Bearer a:alpha",
+    ):
+        with pytest.raises(ServerError) as error:
+            keyring.caller(wrong, basic=True)
+        assert error.value.code == "invalid_api_key"
 
 
 def test_each_key_is_a_caller() -> None:

@@ -11,6 +11,7 @@ from benchmarks.serving.server_process import Server
 
 EXAMPLES = 50
 HOOKS = """
+import base64
 import io
 
 import schemathesis
@@ -24,6 +25,7 @@ def picture(format):
     return file.getvalue()
 
 
+schemathesis.openapi.format("base64-image", st.just(base64.b64encode(picture("png")).decode()))
 for format in ("png", "jpeg", "webp"):
     schemathesis.openapi.media_type(f"image/{format}", st.just(picture(format)))
 """

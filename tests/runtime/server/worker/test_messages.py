@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sd2rt.runtime.images.preparation import Enlargement, Preparation
 from sd2rt.runtime.server.generation import (
     Completed,
     Event,
@@ -33,6 +34,9 @@ REQUEST = GenerationRequest(
     key="caller",
     deadline_ms=1000,
     loras=(("style", 0.5), ("style", -1.0)),
+    preparation=Preparation(resize_mode="fill", mask_blur=(4.0, 2.5), only_masked=True, padding=32),
+    enlargement=Enlargement(width=100, height=50, crop=False),
+    infotexts=True,
 )
 EVENTS: list[Event] = [
     Started(1.5),
