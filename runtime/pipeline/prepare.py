@@ -18,7 +18,7 @@ from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.sampling import sampling_of
+from sd2rt.runtime.request.sampling import nominal_calls
 from sd2rt.runtime.rng.select import NormalGenerator, make_generator
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
 from sd2rt.runtime.tiling.tiling import Tiling
@@ -95,7 +95,7 @@ def _texts(
         syntax=request.prompt_syntax,
         clip_skip=request.clip_skip or 0,
         calls=calls,
-        steps=sampling_of(request, None).step_count,
+        nominal_calls=nominal_calls(request, networks.bundle.manifest),
     )
 
 

@@ -32,7 +32,7 @@ def schedule_texts(
     syntax: PromptSyntax,
     clip_skip: int,
     calls: int,
-    steps: int,
+    nominal_calls: int,
 ) -> tuple[TextConditioning, ...]:
     """Compute the text conditioning of each of ``calls`` denoiser calls; calls with the same texts share one object.
 
@@ -48,7 +48,7 @@ def schedule_texts(
     Args:
         prompt: a text, or its hidden states [L, D].
         negative: a text, or its hidden states; used only if needed.
-        steps: requested number of steps, to which step numbers in a prompt refer.
+        nominal_calls: requested number of steps, times evaluations per step, to which edits in a prompt refer.
 
     Raises:
         RequestError: the sequences' common length is too long, or the weights lead to values that are not finite.
@@ -61,7 +61,9 @@ def schedule_texts(
     elif edited:
         composed = compose(prompt)
         shares = tuple(share for _, share in composed)
-        encoded = {text: _encode_edits(encoder, text, clip_skip, calls, steps) for text, _ in composed}
+        encoded = {
+            text: _encode_edits(encoder, text, clip_skip, calls, nominal_calls) for text, _ in composed
+        }
         conds = _pad_to_longest([encoded[text] for text, _ in composed])
     else:
         conds = [(encoder(prompt, clip_skip),) * calls]
@@ -70,7 +72,7 @@ def schedule_texts(
         if not isinstance(negative, str):
             uncond: CallStates = (negative,) * calls
         elif edited:
-            uncond = _encode_edits(encoder, negative, clip_skip, calls, steps)
+            uncond = _encode_edits(encoder, negative, clip_skip, calls, nominal_calls)
         else:
             uncond = (encoder(negative),) * calls
         rows = [*conds, uncond]
@@ -96,12 +98,14 @@ def schedule_texts(
     return tuple(conditioning(states) for states in zip(*rows, strict=True))
 
 
-def _encode_edits(encoder: TextEncoder, prompt: str, clip_skip: int, calls: int, steps: int) -> CallStates:
+def _encode_edits(
+    encoder: TextEncoder, prompt: str, clip_skip: int, calls: int, nominal_calls: int
+) -> CallStates:
     edited = EditedPrompt(prompt)
     # AUTOMATIC1111 encodes these together, including texts that no call reaches: all affect the restored mean.
-    versions = edited.versions(calls, steps)
+    versions = edited.versions(nominal_calls)
     arrays = dict(zip(versions, encoder.weighted(versions, clip_skip), strict=True))
-    return tuple(arrays[text] for text in edited.texts(calls, steps))
+    return tuple(arrays[text] for text in edited.texts(calls, nominal_calls))
 
 
 def _pad_to_longest(rows: list[CallStates]) -> list[CallStates]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -14,11 +15,16 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import BundleError
+from sd2rt.runtime.prompts.a1111.cleaning import clean
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 _COMMA = ",</w>"
+_OPENCLIP_PATTERN = (
+    r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+"""OpenCLIP's division of a cleaned text. Its special tokens have other names than in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,11 @@ class Tokenizer:
                 ) from error
 
         self._backend = bundle.load((file,), opening)
-        # The backend has a switch for special tokens, which holds for all threads.
-        self._switching = threading.Lock()
         # Prompts are cut and padded in this class, which can report the text that was cut.
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend_with_names = self._backend
+        self._openclip = _openclip_backend(self._backend)
         self._ids_of_name: dict[int, tuple[int, ...]] = {}
         self._spellings: list[tuple[list[int], tuple[int, ...]]] = []
         self.comma: int | None = self._backend.token_to_id(_COMMA)
@@ -93,8 +98,7 @@ class Tokenizer:
         in any case, like diffusers' tokens of textual inversions.
         """
         config = self.config
-        with self._switching:
-            encoding = self._backend_with_names.encode(prompt, add_special_tokens=False)
+        encoding = self._backend_with_names.encode(prompt, add_special_tokens=False)
         capacity = config.max_length - 2
         ids: list[int] = []
         cut = ""
@@ -115,9 +119,8 @@ class Tokenizer:
     def words(self, text: str) -> list[Sequence[int]]:
         """Tokenize a text as OpenCLIP's own tokenizer does, with all ids of one name as one item.
 
-        Unlike in transformers, no text is parsed as a special token: ``!`` is an ordinary character. Names are
-        matched by their tokens, the longest first, as AUTOMATIC1111 matches embeddings. OpenCLIP's text cleaning
-        (ftfy, HTML entities) is not applied.
+        The text is cleaned first. Unlike in transformers, ``!`` is an ordinary character. Names are matched by their
+        tokens, the longest first, as AUTOMATIC1111 matches embeddings.
         """
         ids = self._spell(text)
         words: list[Sequence[int]] = []
@@ -134,13 +137,32 @@ class Tokenizer:
         return words
 
     def _spell(self, text: str) -> list[int]:
-        backend = self._backend
-        with self._switching:
-            backend.encode_special_tokens = True
-            try:
-                return backend.encode(text, add_special_tokens=False).ids
-            finally:
-                backend.encode_special_tokens = False
+        text = clean(text)
+        encoding = self._openclip.encode(text, add_special_tokens=False)
+        special_tokens = {"<start_of_text>": self.config.bos, "<end_of_text>": self.config.eos}
+        ids: list[int] = []
+        tokens = zip(encoding.word_ids, encoding.ids, encoding.offsets, strict=True)
+        for _, word in groupby(tokens, key=itemgetter(0)):
+            _, word_ids, offsets = zip(*word, strict=True)
+            special = special_tokens.get(text[offsets[0][0] : offsets[-1][1]])
+            ids += word_ids if special is None else (special,)
+        return ids
+
+
+def _openclip_backend(backend: Backend) -> Backend:
+    """Make OpenCLIP's tokenizer with the same vocabulary and merges."""
+    from tokenizers import Regex
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    other = Backend(backend.model)
+    other.pre_tokenizer = Sequence(
+        [
+            Split(Regex(_OPENCLIP_PATTERN), "removed", invert=True),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return other
 
 
 def _token_id(backend: Backend, token: str) -> int:

@@ -10,7 +10,7 @@ from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.samplers import SCHEDULES, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.samplers import SAMPLERS, SCHEDULES, SamplingOptions, make_plan, sampler_config
 from sd2rt.runtime.samplers.plan import Plan
 
 
@@ -33,6 +33,11 @@ def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
         eta=request.eta,
         strength=strength,
     )
+
+
+def nominal_calls(request: Request, manifest: Manifest) -> int:
+    """Return the calls of a resolved request's sampler for all steps, counted as evaluations for each."""
+    return sampling_of(request, None).step_count * SAMPLERS[sampler_of(request, manifest).name].evaluations
 
 
 def strength_of(request: Request[Any], task: Task) -> float | None:

@@ -24,11 +24,7 @@ def compose(prompt: str) -> list[tuple[str, float]]:
 def _split_share(part: str) -> tuple[str, float]:
     text, colon, tail = part.rpartition(":")
     number = _SHARE.fullmatch(tail) if colon else None
-    text = (text if number else part).rstrip()
-    if "\n" in text.lstrip():
-        # As in AUTOMATIC1111, a text of several lines has no share.
-        return part, 1.0
-    return text, float(number[1]) if number else 1.0
+    return (text if number else part).rstrip(), float(number[1]) if number else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +50,38 @@ Items = Sequence["str | Items | _Edit | _Alternation"]
 class EditedPrompt:
     """A prompt whose text can change from call to call of a sampler.
 
-    ``[a:b:when]`` is a first and b later; ``[b:when]`` is empty first. ``when`` is a fraction of the calls if it has
-    a decimal point (``0.4``), else a step. ``[a|b|...]`` alternates from call to call. Both can be nested, contain
-    weights, and be inside round brackets, also before a weight's colon. Other text is unchanged. A text with a ``|``
-    outside ``[a|b]``, or a backslash with nothing to escape, is unchanged as a whole. If brackets do not balance,
-    everything that can be parsed as an edit is one; AUTOMATIC1111 leaves some of these unchanged.
+    ``[a:b:when]`` is a first and b later; ``[b:when]`` is empty first. ``when`` is a fraction of all calls if it has
+    a decimal point (``0.4``), else a number of calls. ``[a|b|...]`` alternates from call to call. Both can be nested,
+    contain weights, and be inside round brackets, also before a weight's colon. Other text is unchanged. A text with
+    a ``|`` outside ``[a|b]``, or a backslash with nothing to escape, is unchanged as a whole. If brackets do not
+    balance, everything that can be parsed as an edit is one; AUTOMATIC1111 leaves some of these unchanged.
 
     AUTOMATIC1111 counts from 0 and switches after the call that ``when`` names. So the first text lasts one call
-    longer than its number, and the first option of ``[a|b]`` is used twice.
+    longer than its number, and the first option of ``[a|b]`` is used twice. It takes all calls to be the steps, or
+    twice the steps for samplers that evaluate the network twice, also if fewer are made, as in image-to-image.
     """
 
     def __init__(self, text: str) -> None:
         self._items: Items = _parse(text)
 
-    def texts(self, calls: int, steps: int) -> tuple[str, ...]:
+    def texts(self, calls: int, nominal_calls: int) -> tuple[str, ...]:
         """Compute the text of each call.
 
         Args:
-            calls: total number of denoiser calls; a fraction of them is rounded down.
-            steps: requested number of steps, to which step numbers refer; some samplers make two calls per step.
+            calls: number of denoiser calls that are made.
+            nominal_calls: number of calls that AUTOMATIC1111 counts: requested steps, times evaluations per step.
         """
-        return tuple(self._text_at(max(call, 1), calls, steps) for call in range(calls))
+        return tuple(self._text_at(min(max(call, 1), nominal_calls), nominal_calls) for call in range(calls))
 
-    def versions(self, calls: int, steps: int) -> tuple[str, ...]:
+    def versions(self, nominal_calls: int) -> tuple[str, ...]:
         """List the texts that AUTOMATIC1111 encodes together, in order, including duplicates."""
-        ends = {calls}
+        ends = {nominal_calls}
         for item in self._walk():
             if isinstance(item, _Alternation):
-                ends.update(range(1, calls + 1))
-            elif (end := _last_call_before(item.when, calls, steps)) >= 1:
+                ends.update(range(1, nominal_calls + 1))
+            elif (end := _last_call_before(item.when, nominal_calls)) >= 1:
                 ends.add(end)
-        return tuple(self._text_at(end, calls, steps) for end in sorted(ends))
+        return tuple(self._text_at(end, nominal_calls) for end in sorted(ends))
 
     def _walk(self) -> Iterator[_Edit | _Alternation]:
         stack = [self._items]
@@ -99,7 +96,7 @@ class EditedPrompt:
                 elif not isinstance(item, str):
                     stack.append(item)
 
-    def _text_at(self, number: int, calls: int, steps: int) -> str:
+    def _text_at(self, number: int, nominal_calls: int) -> str:
         """Build the text of a call, counted from 1."""
         pieces, stack = [], list(reversed(self._items))
         while stack:
@@ -108,20 +105,17 @@ class EditedPrompt:
                 pieces.append(item)
                 continue
             if isinstance(item, _Edit):
-                item = item.before if number <= _last_call_before(item.when, calls, steps) else item.after
+                item = item.before if number <= _last_call_before(item.when, nominal_calls) else item.after
             elif isinstance(item, _Alternation):
                 item = item.options[(number - 1) % len(item.options)]
             stack += reversed(item)
         return "".join(pieces)
 
 
-def _last_call_before(when: str, calls: int, steps: int) -> int:
+def _last_call_before(when: str, nominal_calls: int) -> int:
     """Compute the last call before an edit, counted from 1."""
-    number = float(when)
-    fraction = number if "." in when else number / steps
-    # With one call per step, use the step number itself: dividing and multiplying could round it down.
-    exact = fraction * calls if "." in when or calls != steps else number
-    return int(max(0.0, min(exact, float(calls))))
+    number = float(when) * (nominal_calls if "." in when else 1)
+    return int(max(0.0, min(number, float(nominal_calls))))
 
 
 def _parse(text: str) -> Items:

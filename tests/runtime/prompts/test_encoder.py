@@ -92,15 +92,14 @@ def encoder(pipe: Pipeline) -> Iterator[TextEncoder]:
 
 
 def encode(encoder: TextEncoder, prompt: str, syntax: Any, **options: Any) -> TextConditioning:
-    arguments = {"guided": False, "clip_skip": 0, "calls": 1, "steps": 1, **options}
+    arguments = {"guided": False, "clip_skip": 0, "calls": 1, "nominal_calls": 1, **options}
     [texts] = schedule_texts(encoder, prompt, "", syntax=syntax, **arguments)
     return texts
 
 
-# No special characters, no ! (id 0 in one syntax, a letter in the other), and no control characters, which
-# AUTOMATIC1111 strips from the end of a text.
+# No special characters, no ! (id 0 in one syntax, a letter in the other), and nothing that OpenCLIP cleans.
 _LETTERS = st.characters(
-    exclude_categories=["Cs", "Cc"], exclude_characters="()[]\\:|!", include_characters="\n\t"
+    min_codepoint=32, max_codepoint=126, exclude_characters="()[]\\:|!&", include_characters="\n\t"
 )
 
 

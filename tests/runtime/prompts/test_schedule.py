@@ -35,7 +35,7 @@ class Words:
 def schedule(
     prompt: Any, negative: Any = "", encoder: Words | None = None, **options: Any
 ) -> tuple[TextConditioning, ...]:
-    arguments = {"guided": True, "syntax": "a1111", "clip_skip": 0, "calls": 4, "steps": 4, **options}
+    arguments = {"guided": True, "syntax": "a1111", "clip_skip": 0, "calls": 4, "nominal_calls": 4, **options}
     return schedule_texts(cast(TextEncoder, encoder or Words()), prompt, negative, **arguments)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,19 +32,25 @@ A1111_TEXT = st.lists(st.sampled_from([*"[]():|\\ab 01.5-\n", "AND", "BREAK"]), 
         # Whole words only, in capitals, and inside brackets as well.
         ("SAND and BRAND", [("SAND and BRAND", 1)]),
         ("[a AND b:0.5]", [("[a", 1), (" b:0.5]", 1)]),
-        # A text of several lines has no share.
-        ("a\nb:0.5", [("a\nb:0.5", 1)]),
+        # Texts of several lines have shares too.
+        ("a\nb:0.5", [("a\nb", 0.5)]),
         ("a:0.5\n", [("a", 0.5)]),
+        ("\n a\n\nb\n:\n0.5\n", [("\n a\n\nb", 0.5)]),
+        (
+            "a fox\non grass AND a castle\nat night:0.7",
+            [("a fox\non grass", 1), (" a castle\nat night", 0.7)],
+        ),
+        ("a:2\nb AND c\n", [("a:2\nb", 1), (" c", 1)]),
     ],
 )
 def test_composition(prompt: str, expected: list[tuple[str, float]]) -> None:
     assert compose(prompt) == expected
 
 
-def runs(prompt: str, calls: int, steps: int | None = None) -> list[tuple[int, str]]:
+def runs(prompt: str, calls: int, nominal_calls: int | None = None) -> list[tuple[int, str]]:
     """Run lengths: how many successive calls have the same text."""
     actual: list[tuple[int, str]] = []
-    for text in EditedPrompt(prompt).texts(calls, calls if steps is None else steps):
+    for text in EditedPrompt(prompt).texts(calls, calls if nominal_calls is None else nominal_calls):
         if actual and actual[-1][1] == text:
             actual[-1] = actual[-1][0] + 1, text
         else:
@@ -114,33 +122,61 @@ def test_editing_over_ten_calls(prompt: str, expected: list[tuple[int, str]]) ->
     assert runs(prompt, 10) == expected
 
 
-def test_steps_of_two_calls() -> None:
-    """A fraction refers to calls; a step number refers to steps, however many calls each takes."""
-    assert runs("[a:b:0.25]", calls=20, steps=10) == [(6, "a"), (14, "b")]
-    assert runs("[a:b:4]", calls=20, steps=10) == [(9, "a"), (11, "b")]
-    # PNDM makes one call more than it has steps.
-    assert runs("[a:b:5]", calls=11, steps=10) == [(6, "a"), (5, "b")]
-    assert runs("[a:b:7]", calls=1, steps=10) == [(1, "b")]
+def a1111_schedule(entries: Sequence[tuple[float, str]], total: int, calls: int) -> list[str]:
+    """AUTOMATIC1111's own rule, for texts that follow each other: the first whose end is not passed.
+
+    Args:
+        entries: texts with the numbers at which they end; the last ends with the total.
+    """
+    schedule = [(min(total, int(end)), text) for end, text in entries if int(end) >= 1]
+    schedule.append((total, "last"))
+    return [next(text for end, text in schedule if call <= end) for call in range(calls)]
+
+
+@given(
+    steps=st.integers(1, 60),
+    evaluations=st.integers(1, 2),
+    strength=st.floats(0.05, 1),
+    when=st.floats(0, 1).map(lambda value: f"{value:.3f}") | st.integers(0, 130).map(str),
+)
+def test_edits_count_all_calls_of_a_sampler(steps: int, evaluations: int, strength: float, when: str) -> None:
+    """Both kinds of numbers count the calls of all steps, also where an image takes only the last steps."""
+    total = steps * evaluations
+    calls = max(1, int(strength * total))
+    end = float(when) * total if "." in when else float(when)
+    texts = EditedPrompt(f"[first:last:{when}]").texts(calls, total)
+    assert list(texts) == a1111_schedule([(end, "first")], total, calls)
+
+
+def test_calls_of_two_evaluations_and_of_late_starts() -> None:
+    """Heun with 20 steps makes 39 calls, which AUTOMATIC1111 counts as 40."""
+    assert runs("[a:b:10]", 39, 40) == [(11, "a"), (28, "b")]
+    assert runs("[a:b:0.25]", 39, 40) == [(11, "a"), (28, "b")]
+    assert runs("[a:b:0.5]", 8, 20) == [(8, "a")]
+    assert runs("[a:b:3]", 8, 20) == [(4, "a"), (4, "b")]
+    # PLMS makes one call more than it has steps.
+    assert runs("[a:b:5]", 11, 10) == [(6, "a"), (5, "b")]
+    assert runs("[a:b:1.0]", 12, 10) == [(12, "a")]
 
 
 def test_versions_are_all_that_is_encoded_together() -> None:
     """Their number and order matter, because their means are restored together."""
-    assert EditedPrompt("a").versions(10, 10) == ("a",)
-    assert EditedPrompt("[a:b:4]").versions(10, 10) == ("a", "b")
-    assert EditedPrompt("[a:b:0]").versions(10, 10) == ("b",)
-    assert EditedPrompt("[a|b]").versions(5, 5) == ("a", "b", "a", "b", "a")
+    assert EditedPrompt("a").versions(10) == ("a",)
+    assert EditedPrompt("[a:b:4]").versions(10) == ("a", "b")
+    assert EditedPrompt("[a:b:0]").versions(10) == ("b",)
+    assert EditedPrompt("[a|b]").versions(5) == ("a", "b", "a", "b", "a")
     # An edit inside a text that is not reached counts too.
-    assert EditedPrompt("[[a:b:2]:8]").versions(10, 10) == ("", "", "b")
+    assert EditedPrompt("[[a:b:2]:8]").versions(10) == ("", "", "b")
 
 
 @given(A1111_TEXT | st.text(max_size=40), st.integers(1, 12), st.integers(1, 12))
-def test_any_text_can_be_read(prompt: str, calls: int, steps: int) -> None:
+def test_any_text_can_be_read(prompt: str, calls: int, nominal: int) -> None:
     for text, share in compose(prompt):
         assert isinstance(share, float)
         edited = EditedPrompt(text)
-        texts = edited.texts(calls, steps)
+        texts = edited.texts(calls, nominal)
         assert len(texts) == calls
-        assert set(texts) <= set(edited.versions(calls, steps))
+        assert set(texts) <= set(edited.versions(nominal))
 
 
 @given(st.text(st.characters(exclude_characters="[]|\\"), max_size=40))
