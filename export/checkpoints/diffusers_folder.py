@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import shown
 from sd2rt.export.checkpoints.condition_configs import check_conditions
 from sd2rt.export.checkpoints.identify import (
     Evidence,
@@ -27,6 +28,7 @@ from sd2rt.export.checkpoints.pipeline_configs import (
     PipelineConfigs,
     class_embedding,
     components,
+    kind_of,
     read_json,
 )
 from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
@@ -101,11 +103,11 @@ def open_folder(
                 f"{origin} lacks the folder {component}/: a checkpoint of this kind has {', '.join(required)}"
             )
     configs = PipelineConfigs.read(folder)
-    read_scheduler(configs.scheduler, origin)
+    inputs = kind_of(configs.unet)
+    read_scheduler(configs.scheduler, origin, "base" if inputs is None else inputs.name)
     check_conditions(configs, origin)
 
     evidence = [
-        *_by_pipeline(str(model_index.get("_class_name"))),
         *by_architecture(configs.unet.get("in_channels", 4), class_embedding(configs.unet)),
         *by_prediction(configs.scheduler.get("prediction_type", "epsilon"), "scheduler_config.json"),
         *_by_hub_id(name),
@@ -164,6 +166,12 @@ def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
             f"{folder / part} has only pickled weights ({pickled[0]}), expected {stem}.safetensors: load "
             "the folder with diffusers and save it again, which writes safetensors"
         )
+    others = sorted(file.name for file in (folder / part).glob("*.safetensors"))
+    if others:
+        raise CheckpointError(
+            f"{folder / part} has {shown(', '.join(others), 200)}, but neither {stem}.safetensors nor "
+            f"{stem}.fp16.safetensors: rename the file that you want to build to {stem}.safetensors"
+        )
     raise CheckpointError(
         f"{folder / part / stem}.safetensors is missing, as are an fp16 and a sharded one: copy it again"
     )
@@ -180,11 +188,6 @@ def _shards(index: Path) -> list[Path]:
                 f"{index} names the shard {name!r}, which is outside its folder: do not use this checkpoint"
             )
     return [index.parent / name for name in names]
-
-
-def _by_pipeline(pipeline: str) -> list[Evidence]:
-    rows = tuple(row for row in VARIANTS if pipeline in row.pipeline_classes)
-    return [Evidence(f"its pipeline class {pipeline}", rows)]
 
 
 def _by_hub_id(name: str | None) -> list[Evidence]:

@@ -92,7 +92,7 @@ def assemble(
         The network in eval mode, without gradients. All its weights come from ``tensors``.
 
     Raises:
-        CheckpointError: keys are missing, unexpected, of another shape or not floating-point.
+        CheckpointError: keys are missing, unexpected, of another shape, not floating-point or not finite.
     """
     network = skeleton(part, config)
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -111,11 +111,30 @@ def assemble(
         name = current_name(part, key)
         if name in expected:
             state[name] = tensor.to(dtype, copy=True).reshape(expected[name])
+            if tensor.is_floating_point() and not torch.isfinite(state[name]).all():
+                raise _not_finite(part, key, tensor, dtype, origin)
     network.load_state_dict(state, assign=True, strict=True)
     if isinstance(network, CLIPTextModel):
         positions = network.embeddings.position_ids.shape[-1]
         network.embeddings.position_ids = torch.arange(positions).expand(1, -1)
     return network.requires_grad_(False).eval()
+
+
+def _not_finite(
+    part: NetworkName, key: str, tensor: torch.Tensor, dtype: torch.dtype, origin: str
+) -> CheckpointError:
+    name = shown(key, 200)
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        return CheckpointError(
+            f"{origin}: {part} key {name} has {bad} of {tensor.numel()} values that are not finite: the checkpoint is "
+            "damaged, or its training diverged; get another"
+        )
+    largest = float(tensor.abs().max())
+    return CheckpointError(
+        f"{origin}: {part} key {name} has a value of {largest:.3g}, too large for {str(dtype).removeprefix('torch.')}: "
+        "build it with --precision fp32"
+    )
 
 
 def check_weights(

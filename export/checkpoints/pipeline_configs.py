@@ -266,7 +266,7 @@ def check_text_encoder(origin: str, width: object, layers: object, attends: obje
 
 def _pipeline_class(unet: Config) -> str:
     rows = (row for row in VARIANTS if row.has_unet(unet.get("in_channels", 4), class_embedding(unet)))
-    return next(row.pipeline_classes[0] for row in rows)
+    return next(row.pipeline_class for row in rows)
 
 
 def _max_noise_level(folder: Path, unet: Config) -> int:

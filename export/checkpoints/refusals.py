@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.engines.printable import shown
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, check_text_encoder, read_json
 
@@ -64,6 +64,10 @@ _PIPELINES = (
     ("IF", "a DeepFloyd IF checkpoint"),
 )
 
+_SD_PIPELINES = ("StableDiffusion", "StableUnCLIP", "LatentConsistencyModel", "DiffusionPipeline")
+"""Beginnings of the classes that can have a Stable Diffusion 2 UNet, whatever their task."""
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _REMEDY = "give a Stable Diffusion 2.0 or 2.1 checkpoint (diffusers folder, or single .safetensors or .ckpt)"
 
@@ -115,11 +119,15 @@ def refuse_foreign_folder(folder: Path) -> None:
             "that it was built from"
         )
     files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if os.path.isfile(file))
+    pipeline = os.path.exists(folder / "model_index.json")
+    # Exports and engines may lie beside the weights that they were made of.
+    if pipeline and any(file.parent.name == "unet" and file.suffix in _WEIGHT_SUFFIXES for file in files):
+        return
     if any(file.suffix == ".onnx" for file in files):
         raise refusal(str(folder), "an ONNX export")
     if any(file.suffix in _ENGINE_SUFFIXES for file in files):
         raise refusal(str(folder), "a folder of TensorRT engines")
-    if os.path.exists(folder / "model_index.json"):
+    if pipeline:
         return
     if os.path.exists(folder / "adapter_config.json") or any("lora" in file.name.lower() for file in files):
         raise refusal(str(folder), "a LoRA")
@@ -141,11 +149,20 @@ def refuse_foreign_folder(folder: Path) -> None:
 def refuse_foreign_pipeline(
     origin: str, model_index: Mapping[str, Any], unet: Mapping[str, Any], text_encoder: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError for a pipeline class or a UNet of another known model."""
+    """Raise CheckpointError for a pipeline class or a UNet of another known model.
+
+    Classes of other tasks, such as image-to-image, are no obstacle: the UNet's inputs decide what it is.
+    """
     pipeline = str(model_index.get("_class_name"))
+    if unet.get("time_cond_proj_dim") is not None:
+        raise refusal(
+            origin, "a latent consistency model whose UNet embeds the guidance scale (time_cond_proj_dim)"
+        )
     for beginning, name in _PIPELINES:
         if pipeline.startswith(beginning):
             raise refusal(origin, f"{name} ({pipeline})")
+    if not pipeline.startswith(_SD_PIPELINES):
+        raise refusal(origin, f"a pipeline of another kind ({shown(repr_of(pipeline), 100)})")
     attends = unet.get("cross_attention_dim")
     # check_text_encoder refuses a text encoder of another width, and names both.
     if attends == _SD1_TEXT_WIDTH == text_encoder.get("hidden_size", attends):

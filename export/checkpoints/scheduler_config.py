@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig, SamplerConfig, SamplerName
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.export.checkpoints.scheduler_table import LEVEL_FLAGS, SCHEDULERS, Key, SchedulerClass
 
 _CLASSES = tuple(dict.fromkeys(entry.name for entry in SCHEDULERS.values()))
@@ -47,6 +48,9 @@ _NO_EFFECT = {
     "steps_offset",
 }
 
+# diffusers' pipelines of these kinds set clip_sample to False, whatever the file says or leaves out.
+_NEVER_CLIPS: frozenset[ModelKind] = frozenset({"base", "v", "turbo"})
+
 # Most of diffusers' pipelines, the reference for images, override steps_offset with this value. Pipelines of the
 # kinds below keep the file's value.
 _STEPS_OFFSET = 1
@@ -70,6 +74,8 @@ def read_scheduler(
         CheckpointError: the class, or the value of a key, is not supported.
     """
     name, effective = _effective(config, origin, _CLASSES)
+    if kind in _NEVER_CLIPS and "clip_sample" in effective:
+        effective["clip_sample"] = False
     sampler, entry = _sampler(name, effective)
     handled = {key.name for key in entry.keys} | {*_NOISE_KEYS, *LEVEL_FLAGS, *_NO_EFFECT}
     for key, value in effective.items():
@@ -181,7 +187,7 @@ def _refuse_unless(name: str, key: str, value: object, accepted: tuple[Any, ...]
     """Raise CheckpointError unless a key's value is accepted; () accepts all values."""
     if accepted and not _among(value, accepted):
         raise CheckpointError(
-            f"{origin}: {name} has {key} = {value!r}, which is not supported (expected "
+            f"{origin}: {name} has {key} = {shown(repr_of(value), 100)}, which is not supported (expected "
             f"{accepted[0]!r}): set {key} to {json.dumps(accepted[0])} in scheduler_config.json"
         )
 

@@ -35,8 +35,8 @@ class PublishedCheckpoint:
     """The UNet takes an image embedding, projected onto its time embedding."""
     by_name_only: bool = False
     """Weights and configuration do not distinguish it from another row; only a name does."""
-    pipeline_classes: tuple[str, ...] = ("StableDiffusionPipeline",)
-    """Pipeline classes in its model_index.json."""
+    pipeline_class: str = "StableDiffusionPipeline"
+    """Pipeline class in its model_index.json."""
     file_stems: tuple[str, ...] = ()
     """Names of its published single files, without suffix."""
     files: dict[str, int] = field(default_factory=dict)
@@ -138,7 +138,7 @@ VARIANTS: tuple[PublishedCheckpoint, ...] = (
         release="2.0",
         kind="depth",
         configs="stable-diffusion-2-depth",
-        pipeline_classes=("StableDiffusionDepth2ImgPipeline",),
+        pipeline_class="StableDiffusionDepth2ImgPipeline",
         file_stems=("512-depth-ema",),
         files={"ece79d931a1f3c27fb98a0c0bc6aa7d61168879cd52b4ad7b26e3106f9748ef1": 5707592867},
         hub_id="stabilityai/stable-diffusion-2-depth",
@@ -149,7 +149,7 @@ VARIANTS: tuple[PublishedCheckpoint, ...] = (
         release="2.0",
         kind="inpainting",
         configs="stable-diffusion-2-inpainting",
-        pipeline_classes=("StableDiffusionInpaintPipeline",),
+        pipeline_class="StableDiffusionInpaintPipeline",
         file_stems=("512-inpainting-ema",),
         files={
             "2a208a7ded5d42dcb0c0ec908b23c631002091e06afe7e76d16cd11079f8d4e3": 5214921607,
@@ -165,7 +165,7 @@ VARIANTS: tuple[PublishedCheckpoint, ...] = (
         release="2.0",
         kind="upscaler",
         configs="stable-diffusion-x4-upscaler",
-        pipeline_classes=("StableDiffusionUpscalePipeline",),
+        pipeline_class="StableDiffusionUpscalePipeline",
         file_stems=("x4-upscaler-ema",),
         files={"57c63b7ed94406ba07e93f38e82622ff61952bb3fc0dec684a4058fa880cddd0": 3531514018},
         hub_id="stabilityai/stable-diffusion-x4-upscaler",
@@ -176,7 +176,7 @@ VARIANTS: tuple[PublishedCheckpoint, ...] = (
         kind=None,
         native_size=768,
         image_embedding=True,
-        pipeline_classes=("StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"),
+        pipeline_class="StableUnCLIPPipeline",
         file_stems=("sd21-unclip-h", "sd21-unclip-l"),
         architectures=("stable-diffusion-v2-unclip-l", "stable-diffusion-v2-unclip-h"),
         hub_id="stabilityai/stable-diffusion-2-1-unclip",

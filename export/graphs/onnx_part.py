@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import Dim
 
@@ -90,7 +92,8 @@ def _export(
     model = _trace(name, module, interface)
     progress(0.7)
     transposed = _name_weights(model, _prefix(name))
-    _optimize(model)
+    with _distinct_values(model, set(weights_of(name, module)), transposed):
+        _optimize(model)
     _strip(model)
     _check_operators(name, model, module)
     weights = _weights(name, model, transposed, list(weights_of(name, module)))
@@ -183,6 +186,28 @@ def _name_weights(model: ir.Model, prefix: str) -> dict[str, str]:
             value.name = plain
             graph.initializers[plain] = value
     return transposed
+
+
+@contextmanager
+def _distinct_values(model: ir.Model, weights: Set[str], transposed: Mapping[str, str]) -> Iterator[None]:
+    """Give weights other values meanwhile: optimising merges initialisers of equal values, and drops neutral ones.
+
+    New networks have many such weights, whose graph has to be that of trained ones.
+    """
+    values = np.random.default_rng(0)
+    kept: dict[str, NDArray[Any]] = {}
+    for name, value in model.graph.initializers.items():
+        if name in weights and value.const_value is not None:
+            kept[name] = array = value.const_value.numpy()
+            if array.size <= _LARGE or array.min() == array.max():
+                drawn = values.uniform(1, 2, array.shape).astype(array.dtype)
+                value.const_value = ir.tensor(drawn, name=name)
+    yield
+    for name, value in model.graph.initializers.items():
+        if name in kept:
+            value.const_value = ir.tensor(kept[name], name=name)
+        elif (weight := transposed.get(name)) in kept:
+            value.const_value = ir.tensor(np.ascontiguousarray(kept[weight].T), name=name)
 
 
 def _optimize(model: ir.Model) -> None:

@@ -426,7 +426,7 @@ def test_a_depth_estimator_that_is_none(small_depth_checkpoint: Path, tmp_path: 
 def test_a_unet_of_another_kind_is_refused(kind: ModelKind, kind_folder: KindPath, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kind_folder(kind), tmp_path / "copy"))
     edit(folder / "unet" / "config.json", in_channels=4, num_class_embeds=None)
-    refused(folder, "its UNet's 4 input channels means|needs a VAE of 8 pixels per latent, but vae has 4")
+    refused(folder, "unet key conv_in.weight has shape|needs a VAE of 8 pixels per latent, but vae has 4")
     edit(folder / "unet" / "config.json", in_channels="many")
     refused(folder, "its UNet's many input channels")
 
@@ -462,8 +462,8 @@ def test_a_folder_without_a_configuration(folder_copy: Damage, file: str) -> Non
         ("scheduler/scheduler_config.json", {"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         (
             "scheduler/scheduler_config.json",
-            {"clip_sample": True, "_class_name": "DDIMScheduler"},
-            "clip_sample",
+            {"thresholding": True, "_class_name": "DDIMScheduler"},
+            "thresholding",
         ),
     ],
 )
@@ -484,7 +484,6 @@ def test_a_configuration_that_cannot_be_honoured(
         ("FluxPipeline", {}, "a Flux checkpoint"),
         ("StableDiffusionControlNetPipeline", {}, "a ControlNet pipeline"),
         ("OnnxStableDiffusionPipeline", {}, "an ONNX export"),
-        ("StableDiffusionDepth2ImgPipeline", {}, "its UNet's 4 input channels means 2.0-base"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "unet key conv_in.weight has shape"),
         ("StableDiffusionInpaintPipeline", {"in_channels": 7}, "not a Stable Diffusion 2 .*7 input channels"),
         (
@@ -492,8 +491,9 @@ def test_a_configuration_that_cannot_be_honoured(
             {"class_embed_type": "projection"},
             "2.1-unclip .*does not support yet",
         ),
-        ("StableDiffusionPipeline", {"in_channels": 9}, "9 input channels"),
-        ("SomeOtherPipeline", {}, "not a Stable Diffusion 2 checkpoint .*SomeOtherPipeline"),
+        ("StableDiffusionPipeline", {"in_channels": 9}, "unet key conv_in.weight has shape"),
+        ("SomeOtherPipeline", {}, "a pipeline of another kind .*SomeOtherPipeline.*not a Stable Diffusion 2"),
+        ("LatentConsistencyModelPipeline", {"time_cond_proj_dim": 256}, "a latent consistency model"),
     ],
 )
 def test_other_pipelines_are_named(
@@ -503,6 +503,62 @@ def test_other_pipelines_are_named(
     edit(folder / "model_index.json", _class_name=pipeline)
     edit(folder / "unet" / "config.json", **unet)
     refused(folder, match)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipelineLegacy",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionDepth2ImgPipeline",
+        "StableDiffusionPAGPipeline",
+        "LatentConsistencyModelPipeline",
+        "DiffusionPipeline",
+    ],
+)
+def test_the_inputs_of_the_unet_decide_not_the_class_of_the_pipeline(
+    folder_copy: Damage, pipeline: str
+) -> None:
+    folder = folder_copy()
+    edit(folder / "model_index.json", _class_name=pipeline)
+    assert open_checkpoint(str(folder)).variant == "base"
+
+
+def test_exports_and_engines_may_lie_beside_the_weights(folder_copy: Damage) -> None:
+    folder = folder_copy()
+    for name in ("unet/model.onnx", "vae/unet.engine", "model.plan"):
+        (folder / name).write_bytes(b"\0")
+    assert open_checkpoint(str(folder)).variant == "base"
+
+
+@pytest.mark.parametrize("infix", [".bf16", ".non_ema", ".ema-pruned"])
+def test_files_whose_names_are_not_looked_for_are_named(folder_copy: Damage, infix: str) -> None:
+    folder = folder_copy()
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name(f"diffusion_pytorch_model{infix}.safetensors"))
+    refused(folder, rf"unet has diffusion_pytorch_model\{infix}\.safetensors.*rename")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "match"),
+    [
+        (float("nan"), torch.float32, "1 of .* values that are not finite"),
+        (float("-inf"), torch.float16, "1 of .* values that are not finite"),
+        (70000.0, torch.float16, "a value of 7e\\+04, too large for float16: build it with --precision fp32"),
+    ],
+)
+def test_weights_that_are_not_finite(
+    folder_copy: Damage, value: float, dtype: torch.dtype, match: str
+) -> None:
+    folder = folder_copy()
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_out.weight"].view(-1)[3] = value
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        open_checkpoint(str(folder)).unet(dtype)
+    assert "conv_out.weight" in str(caught.value)
 
 
 CLIP_L = {"hidden_size": 768, "num_hidden_layers": 12}
@@ -580,7 +636,7 @@ def test_a_variant_does_not_overrule_the_folder(small_checkpoint: Path, small_v_
     refused(small_v_checkpoint, "--variant 2.0-base.*v_prediction", variant="2.0-base")
     refused(small_checkpoint, "2.0-base, 2.0-v, 2.1-base, 2.1-v", variant="xl")
     refused(
-        small_checkpoint, "--variant 2.0-depth means 2.0-depth, but its pipeline class", variant="2.0-depth"
+        small_checkpoint, "--variant 2.0-depth means 2.0-depth, but its UNet's 4 input", variant="2.0-depth"
     )
     refused(small_checkpoint, "--variant 2.1-unclip .*does not support yet", variant="2.1-unclip")
 

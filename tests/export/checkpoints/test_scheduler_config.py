@@ -350,7 +350,6 @@ HIDDEN_ENDS = [name for name in LEVELLED if name not in ("EulerDiscreteScheduler
 @pytest.mark.parametrize(
     ("config", "key", "value"),
     [
-        (DDIM, "clip_sample", True),
         (DDIM, "thresholding", True),
         (DDIM, "trained_betas", [0.1, 0.2]),
         (DDIM, "beta_schedule", "squaredcos_cap_v2"),
@@ -376,8 +375,6 @@ HIDDEN_ENDS = [name for name in LEVELLED if name not in ("EulerDiscreteScheduler
         (DPM, "final_sigmas_type", "other"),
         (file_of("DDPMScheduler"), "variance_type", "fixed_large_log"),
         (file_of("DDPMScheduler"), "variance_type", "learned_range"),
-        (file_of("DDPMScheduler"), "clip_sample", True),
-        (file_of("HeunDiscreteScheduler"), "clip_sample", True),
         (file_of("HeunDiscreteScheduler"), "beta_schedule", "exp"),
         (file_of("DPMSolverSinglestepScheduler"), "algorithm_type", "sde-dpmsolver"),
         (file_of("DPMSolverSinglestepScheduler"), "variance_type", "learned"),
@@ -430,10 +427,30 @@ def test_an_order_that_an_algorithm_does_not_have_is_refused() -> None:
         read_scheduler({**file, "solver_order": 3}, "it")
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler"])
+def test_clipping_is_for_pipelines_that_let_the_file_decide(name: str) -> None:
+    """diffusers' StableDiffusionPipeline sets clip_sample to False; its pipelines of other kinds clip by default."""
+    file = file_of(name)
+    expected = read_scheduler({**file, "clip_sample": False}, "it")
+    unsaid = {key: value for key, value in file.items() if key != "clip_sample"}
+    for kind in ("base", "v", "turbo"):
+        assert read_scheduler({**file, "clip_sample": True}, "it", kind) == expected
+        assert read_scheduler(unsaid, "it", kind) == expected
+    for kind in ("inpainting", "depth"):
+        with pytest.raises(CheckpointError, match="clip_sample = True"):
+            read_scheduler({**file, "clip_sample": True}, "it", kind)
+
+
+def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(CheckpointError, match="trained_betas") as caught:
+        read_scheduler({**DDIM, "trained_betas": [0.1] * 1000}, "it")
+    assert len(str(caught.value)) < 400
+
+
 def test_defaults_that_cannot_be_honoured_are_refused_too() -> None:
     # diffusers clips unless the file says otherwise.
     with pytest.raises(CheckpointError, match="clip_sample = True"):
-        read_scheduler({"_class_name": "DDIMScheduler", **COMMON}, "it")
+        read_scheduler({"_class_name": "DDIMScheduler", **COMMON}, "it", "inpainting")
     assert read_scheduler({"_class_name": "PNDMScheduler", **COMMON}, "it")[1].skip_prk_steps is False
 
 

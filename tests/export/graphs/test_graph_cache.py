@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
@@ -36,10 +37,19 @@ from ..conftest import CONSTRAINTS
 
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The small checkpoint's networks with other weights."""
-    return open_checkpoint(
-        str(random_checkpoint(tmp_path_factory.mktemp("other") / "other", configs=SMALL, seed=9))
-    )
+    """The small checkpoint's networks with other weights, many of them equal, as in networks that are not trained."""
+    folder = random_checkpoint(tmp_path_factory.mktemp("other") / "other", configs=SMALL, seed=9)
+    for path in folder.glob("*/*.safetensors"):
+        weights = load_file(path)
+        for number, (name, tensor) in enumerate(sorted(weights.items())):
+            if name.endswith(".bias"):
+                tensor.zero_()
+            elif tensor.ndim == 1:
+                tensor.fill_(1)
+            elif number % 7 == 0:
+                tensor.fill_(tensor.flatten()[0])
+        save_file(weights, path)
+    return open_checkpoint(str(folder))
 
 
 @pytest.fixture
