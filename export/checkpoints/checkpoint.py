@@ -112,7 +112,7 @@ def open_checkpoint(
             one of ``demo.DEMO_NAMES``. An existing path takes precedence.
         variant: a name from ``variants.SUPPORTED``, for a checkpoint that does not determine its variant; it
             must agree with what the checkpoint does determine.
-        allow_pickle: read a ``.ckpt`` with PyTorch's weights-only loader.
+        allow_pickle: read a ``.ckpt``, or ``.bin`` files of a folder, with PyTorch's weights-only loader.
         config: for a single file whose networks differ in size from the published ones: a folder of diffusers
             configuration files. Its scheduler's prediction type applies.
         progress: called with a message before each step that takes seconds.
@@ -132,12 +132,16 @@ def open_checkpoint(
             f"{name_or_path} is not a single file and has its own configuration: leave config out"
         )
     if os.path.isdir(path):
-        return _checkpoint(open_folder(path, variant=variant, progress=progress))
+        return _checkpoint(open_folder(path, variant=variant, allow_pickle=allow_pickle, progress=progress))
     if name_or_path in DEMO_NAMES:
         return _checkpoint(open_demo(name_or_path, variant))
     if is_hub_id(name_or_path):
-        folder = fetch(name_or_path, progress)
-        return _checkpoint(open_folder(folder, name=name_or_path, variant=variant, progress=progress))
+        folder = fetch(name_or_path, progress, allow_pickle)
+        return _checkpoint(
+            open_folder(
+                folder, name=name_or_path, variant=variant, allow_pickle=allow_pickle, progress=progress
+            )
+        )
     if os.path.exists(path):
         raise CheckpointError(
             f"{name_or_path} is neither a regular file nor a folder: copy the checkpoint to a file"

@@ -20,7 +20,7 @@ from sd2rt.export.checkpoints.identify import (
     narrow,
     stated,
 )
-from sd2rt.export.checkpoints.networks import check_weights
+from sd2rt.export.checkpoints.networks import check_weights, strays_note
 from sd2rt.export.checkpoints.pipeline_configs import (
     CONFIG_FILES,
     Config,
@@ -36,13 +36,19 @@ from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
 from sd2rt.export.checkpoints.variants import VARIANTS, PublishedCheckpoint
-from sd2rt.export.checkpoints.weight_file import WeightFile, open_safetensors, sha256
+from sd2rt.export.checkpoints.weight_file import WeightFile, open_pickle, open_safetensors, sha256
 
 WEIGHT_STEMS: dict[NetworkName, str] = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "depth_estimator": "model",
+}
+
+# transformers' name for pickles.
+PICKLE_STEMS: dict[NetworkName, str] = {
+    "text_encoder": "pytorch_model",
+    "depth_estimator": "pytorch_model",
 }
 
 
@@ -73,6 +79,7 @@ def open_folder(
     *,
     name: str | None = None,
     variant: str | None = None,
+    allow_pickle: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> OpenedCheckpoint:
     """Recognise a diffusers folder and check the names and shapes of all its weights.
@@ -85,7 +92,8 @@ def open_folder(
         folder: the folder with model_index.json.
         name: Hub id, if the folder was downloaded by one.
         variant: the value of ``--variant``; it must agree with the folder.
-        progress: called with a message before each file is hashed.
+        allow_pickle: read ``.bin`` files, with PyTorch's weights-only loader, where there are no safetensors.
+        progress: called with a message before each file is hashed, and with notes.
 
     Raises:
         CheckpointError: a file or value is missing, damaged or of another model.
@@ -118,10 +126,15 @@ def open_folder(
     ]
     stated_evidence = stated(variant)
     narrow(origin, [*evidence, *stated_evidence])
-    files = {part: [open_safetensors(path) for path in weight_paths(folder, part)] for part in configs.parts}
+    files = {
+        part: [_open(path, allow_pickle) for path in weight_paths(folder, part, allow_pickle)]
+        for part in configs.parts
+    }
     for part in configs.parts:
         shapes = {key: shape for file in files[part] for key, shape in file.shapes.items()}
         check_weights(part, configs.part(part), shapes, origin)
+        if progress is not None and (note := strays_note(part, shapes)) is not None:
+            progress(note)
 
     source = {
         file.path.relative_to(folder).as_posix(): sha256(file.path, progress)
@@ -145,35 +158,56 @@ def open_folder(
     )
 
 
-def weight_paths(folder: Path, part: NetworkName) -> list[Path]:
-    """Paths of the part's safetensors files, whole or sharded; full precision is preferred over fp16.
+def weight_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) -> list[Path]:
+    """Paths of the part's weight files, whole or sharded; full precision is preferred over fp16.
+
+    Args:
+        allow_pickle: take pickles if there are no safetensors.
 
     Raises:
-        CheckpointError: the folder has none; the message names pickled weights if it has those.
+        CheckpointError: the folder has none; the message names files that it has instead.
     """
     stem = WEIGHT_STEMS[part]
-    for infix in ("", ".fp16"):
-        whole = folder / part / f"{stem}{infix}.safetensors"
-        if os.path.exists(whole):
-            return [whole]
-        # diffusers and transformers put the variant's name in different places.
-        for index in (f"{stem}.safetensors.index{infix}.json", f"{stem}{infix}.safetensors.index.json"):
-            if os.path.exists(folder / part / index):
-                return _shards(folder / part / index)
-    pickled = [file.name for file in sorted((folder / part).glob("*.bin"))]
-    if pickled:
+    if (paths := _find(folder / part, stem, ".safetensors")) is not None:
+        return paths
+    pickle_stem = PICKLE_STEMS.get(part, stem)
+    pickles = _find(folder / part, pickle_stem, ".bin")
+    if pickles is not None and allow_pickle:
+        return pickles
+    if pickles is not None:
         raise CheckpointError(
-            f"{folder / part} has only pickled weights ({pickled[0]}), expected {stem}.safetensors: load "
-            "the folder with diffusers and save it again, which writes safetensors"
+            f"{folder / part} has only pickled weights ({pickles[0].name}), a format that can contain code: load the "
+            "folder with diffusers and save it again, which writes safetensors, or pass --allow-pickle to read them "
+            "with PyTorch's weights-only loader"
         )
-    others = sorted(file.name for file in (folder / part).glob("*.safetensors"))
+    others = sorted(
+        file.name for suffix in (".safetensors", ".bin") for file in (folder / part).glob(f"*{suffix}")
+    )
     if others:
         raise CheckpointError(
             f"{folder / part} has {shown(', '.join(others), 200)}, but neither {stem}.safetensors nor "
-            f"{stem}.fp16.safetensors: rename the file that you want to build to {stem}.safetensors"
+            f"{stem}.fp16.safetensors: rename the file that you want to build to one of these"
         )
     raise CheckpointError(
         f"{folder / part / stem}.safetensors is missing, as are an fp16 and a sharded one: copy it again"
+    )
+
+
+def _find(folder: Path, stem: str, suffix: str) -> list[Path] | None:
+    for infix in ("", ".fp16"):
+        whole = folder / f"{stem}{infix}{suffix}"
+        if os.path.exists(whole):
+            return [whole]
+        # diffusers and transformers put the variant's name in different places.
+        for index in (f"{stem}{suffix}.index{infix}.json", f"{stem}{infix}{suffix}.index.json"):
+            if os.path.exists(folder / index):
+                return _shards(folder / index)
+    return None
+
+
+def _open(path: Path, allow_pickle: bool) -> WeightFile:
+    return (
+        open_safetensors(path) if path.suffix == ".safetensors" else open_pickle(path, allowed=allow_pickle)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -22,8 +23,19 @@ from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 _MAX_MODULES = 20_000
 """Ten times those of the largest network, the UNet."""
 
-# A buffer that older releases of transformers saved, and newer ones create themselves.
-_HARMLESS = re.compile(r"(^|\.)position_ids$")
+_STRAY_KEYS: tuple[tuple[NetworkName | None, str, re.Pattern[str]], ...] = (
+    (None, "position ids", re.compile(r"(.*\.)?position_ids$")),
+    (None, "moving averages", re.compile(r"(.*\.)?(model_ema|ema_model|ema)\.")),
+    (None, "counters of moving averages", re.compile(r"(.*\.)?(num_updates|decay)$")),
+    ("vae", "training losses", re.compile(r"(loss|discriminator|lpips|perceptual_loss)\.")),
+    ("text_encoder", "the visual tower", re.compile(r"(visual|vision_model|visual_projection)\b")),
+    ("text_encoder", "projections", re.compile(r"text_projection(\.weight)?$")),
+    ("text_encoder", "logit scales", re.compile(r"logit_(scale|bias)$")),
+    ("text_encoder", "the attention mask", re.compile(r"attn_mask$")),
+)
+"""Keys that tools save beside a network's weights: its part or None for all, a name, and a pattern."""
+_USUAL = ("position ids", "counters of moving averages", "projections", "logit scales", "the attention mask")
+"""Kinds that published files have, too."""
 
 # AutoencoderKL's attention before diffusers 0.17: its projections were 1x1 convolutions with other names.
 _OLD_ATTENTION = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)$")
@@ -99,7 +111,7 @@ def assemble(
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _check(part, expected, shapes, origin)
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() and not _HARMLESS.search(key):
+        if not tensor.is_floating_point() and stray_kind(part, current_name(part, key)) is None:
             raise CheckpointError(
                 f"{origin}: {part} key {key} is {str(tensor.dtype).removeprefix('torch.')}, expected a "
                 "floating-point type: quantised checkpoints are not supported, use the fp32 or fp16 one"
@@ -127,13 +139,13 @@ def _not_finite(
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         return CheckpointError(
-            f"{origin}: {part} key {name} has {bad} of {tensor.numel()} values that are not finite: the checkpoint is "
-            "damaged, or its training diverged; get another"
+            f"{origin}: {part} key {name} has {bad} of {tensor.numel()} values that are not finite: the "
+            "checkpoint is damaged, or its training diverged; get another"
         )
-    largest = float(tensor.abs().max())
+    largest, kind = float(tensor.abs().max()), str(dtype).removeprefix("torch.")
     return CheckpointError(
-        f"{origin}: {part} key {name} has a value of {largest:.3g}, too large for {str(dtype).removeprefix('torch.')}: "
-        "build it with --precision fp32"
+        f"{origin}: {part} key {name} has a value of {largest:.3g}, too large for {kind}: build it with --precision "
+        "fp32"
     )
 
 
@@ -151,7 +163,8 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     origin: str,
 ) -> None:
-    present = {current_name(part, key): shape for key, shape in shapes.items() if not _HARMLESS.search(key)}
+    named = {current_name(part, key): shape for key, shape in shapes.items()}
+    present = {key: shape for key, shape in named.items() if key in expected or stray_kind(part, key) is None}
     missing = sorted(expected.keys() - present.keys())
     if missing:
         raise CheckpointError(
@@ -170,6 +183,25 @@ def _check(
                 f"{origin}: {part} key {key} has shape {list(shape)}, expected {list(expected[key])}: "
                 "weights and configuration are of different models"
             )
+
+
+def stray_kind(part: NetworkName, key: str) -> str | None:
+    """Kind of a key, without its network's prefix, that a network does not have and that may be left out; or None."""
+    return next(
+        (name for network, name, pattern in _STRAY_KEYS if network in (None, part) and pattern.match(key)),
+        None,
+    )
+
+
+def strays_note(part: NetworkName, keys: Iterable[str]) -> str | None:
+    """Note on the keys of ``part`` that are left out, or None if they are not worth one."""
+    counts = Counter(filter(None, (stray_kind(part, key) for key in keys)))
+    for name in _USUAL:
+        del counts[name]
+    if not counts:
+        return None
+    kinds = ", ".join(f"{name} ({count} {'key' if count == 1 else 'keys'})" for name, count in counts.items())
+    return f"{part}: left out {kinds}"
 
 
 def current_name(part: NetworkName, key: str) -> str:

@@ -46,13 +46,13 @@ _SINGLE_NETWORKS = tuple(
     )
 )
 
-_CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
+CROSS_ATTENTION = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 _SD1_TEXT_WIDTH = 768
 # Names in OpenCLIP or transformers.
 _TEXT_WIDTH = re.compile(
-    r"cond_stage_model\..*(ln_final\.weight|positional_embedding|position_embedding\.weight)$"
+    r"cond_stage_model\.(?!.*\bvisual\.).*(ln_final\.weight|positional_embedding|position_embedding\.weight)$"
 )
-_TEXT_LAYER = re.compile(r"cond_stage_model\..*\b(?:resblocks|layers)\.(\d+)\.")
+_TEXT_LAYER = re.compile(r"cond_stage_model\.(?!.*\bvisual\.).*\b(?:resblocks|layers)\.(\d+)\.")
 
 _PIPELINES = (
     ("StableDiffusionXL", "an SDXL checkpoint"),
@@ -92,7 +92,7 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
     for name, pattern in _FOREIGN:
         if any(pattern.match(key) for key in shapes):
             raise refusal(origin, name)
-    attends = next((shape[-1] for key, shape in shapes.items() if _CROSS_ATTENTION.match(key)), None)
+    attends = next((shape[-1] for key, shape in shapes.items() if CROSS_ATTENTION.match(key)), None)
     width = next((shape[-1] for key, shape in shapes.items() if _TEXT_WIDTH.match(key)), None)
     layers = 1 + max((int(match[1]) for key in shapes if (match := _TEXT_LAYER.match(key))), default=-1)
     if width is not None and attends is not None:

@@ -28,9 +28,9 @@ from sd2rt.export.checkpoints.identify import (
 from sd2rt.export.checkpoints.ldm.keys import EMA_PREFIX, ema_key, ldm_layout
 from sd2rt.export.checkpoints.ldm.midas_keys import UNUSED as UNUSED_DEPTH
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
-from sd2rt.export.checkpoints.networks import skeleton, some_keys
+from sd2rt.export.checkpoints.networks import skeleton, some_keys, stray_kind, strays_note
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
-from sd2rt.export.checkpoints.refusals import refuse_foreign_file, refuse_foreign_keys
+from sd2rt.export.checkpoints.refusals import CROSS_ATTENTION, refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
 from sd2rt.export.checkpoints.source import OpenedCheckpoint
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
@@ -43,6 +43,8 @@ from sd2rt.export.checkpoints.weight_file import (
     open_safetensors,
     sha256,
 )
+
+_SGM_TEXT_ENCODER = "conditioner.embedders.0.model."
 
 
 class SingleFileParts:
@@ -95,7 +97,7 @@ def open_single_file(
         variant: the value of ``--variant``.
         allow_pickle: read a pickle with PyTorch's weights-only loader.
         config: a folder of diffusers configuration files, for an architecture other than the published one.
-        progress: called with a message before the file is hashed.
+        progress: called with a message before the file is hashed, and with notes.
 
     Raises:
         CheckpointError: the file is of another model or incomplete, or its variant is ambiguous.
@@ -138,6 +140,10 @@ def open_single_file(
     _check_prediction(file, configs, str(path))
     for part in configs.parts:
         _check_part(part, shapes, configs, str(path))
+        beginning = PREFIXES[part]
+        note = strays_note(part, (key.removeprefix(beginning) for key in shapes if key.startswith(beginning)))
+        if progress is not None and note is not None:
+            progress(note)
 
     releases = {row.release for row in rows}
     kind, license = rows[0].kind, rows[0].license
@@ -175,7 +181,7 @@ def _split(
 
 def _stored_keys(file: WeightFile, custom_configs: PipelineConfigs | None) -> dict[str, str]:
     """The file's key for each key of the layout; a file without UNet weights may have their moving averages."""
-    stored = {key: key for key in file.shapes if not key.startswith(EMA_PREFIX)}
+    stored = {_ldm_name(key, file.shapes): key for key in file.shapes if not key.startswith(EMA_PREFIX)}
     if any(key.startswith(PREFIXES["unet"]) for key in stored):
         return stored
     # The variant is not known yet: try the keys of each. Keys that variants share map to the same averages.
@@ -190,6 +196,24 @@ def _stored_keys(file: WeightFile, custom_configs: PipelineConfigs | None) -> di
         averaged = {tensor.key: ema_key(tensor.key) for tensor in ldm_layout("unet", unet, configs)}
         stored |= {key: ema for key, ema in averaged.items() if ema in file.shapes}
     return stored
+
+
+def _ldm_name(key: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Key in the original layout; newer training code (sgm) saves the text encoder under another name.
+
+    SDXL's refiner uses that name too, with a wider text encoder, and so does SDXL for the first of its two.
+    """
+    if not key.startswith(_SGM_TEXT_ENCODER):
+        return key
+    width = next(iter(shapes.get(f"{_SGM_TEXT_ENCODER}ln_final.weight", ())), None)
+    attends = next((shape[-1] for name, shape in shapes.items() if CROSS_ATTENTION.match(name)), None)
+    if (
+        width is None
+        or width != attends
+        or any(name.startswith("conditioner.embedders.1.") for name in shapes)
+    ):
+        return key
+    return PREFIXES["text_encoder"] + key.removeprefix(_SGM_TEXT_ENCODER)
 
 
 def _check_prediction(file: WeightFile, configs: PipelineConfigs, origin: str) -> None:
@@ -245,11 +269,12 @@ def _unused(part: NetworkName, key: str, configs: PipelineConfigs) -> bool:
     """True for keys that SD2 files contain but never use, such as the text encoder's last layer."""
     if part == "depth_estimator":
         return UNUSED_DEPTH.fullmatch(key) is not None
-    if part != "text_encoder":
-        return False
     rest = key.removeprefix(PREFIXES[part])
-    last = f"transformer.resblocks.{configs.text_encoder['num_hidden_layers']}."
-    return rest.startswith(last) or rest in ("text_projection", "logit_scale", "attn_mask", "position_ids")
+    if part == "text_encoder" and rest.startswith(
+        f"transformer.resblocks.{configs.text_encoder['num_hidden_layers']}."
+    ):
+        return True
+    return stray_kind(part, rest) is not None
 
 
 def _in_channels(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:

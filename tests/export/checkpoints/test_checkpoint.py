@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -349,8 +350,60 @@ def test_damaged_weights(folder_copy: Damage, part: NetworkName) -> None:
     refused(folder, "git lfs pull")
     path.unlink()
     refused(folder, f"{path.name} is missing")
-    path.with_suffix(".bin").write_bytes(b"pickle")
+    stem = "pytorch_model" if path.stem == "model" else path.stem
+    path.with_name(f"{stem}.bin").write_bytes(b"pickle")
     refused(folder, "only pickled weights")
+
+
+def pickled(folder: Path) -> None:
+    """Save a folder's weights as early diffusers did."""
+    for path in folder.glob("*/*.safetensors"):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+
+
+@pytest.mark.parametrize("checkpoint", ["small_checkpoint", "small_depth_checkpoint"])
+def test_pickled_weights_of_a_folder(checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    original: Path = request.getfixturevalue(checkpoint)
+    folder = Path(shutil.copytree(original, tmp_path / "folder"))
+    pickled(folder)
+    refused(folder, "has only pickled weights .*pass --allow-pickle")
+    opened, expected = open_checkpoint(str(folder), allow_pickle=True), open_checkpoint(str(original))
+    assert opened.variant == expected.variant
+    assert all(name.endswith(".bin") for name in opened.source)
+    for part in PARTS:
+        found, wanted = getattr(opened, part)().state_dict(), getattr(expected, part)().state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_code_in_pickled_weights_of_a_folder_does_not_run(folder_copy: Damage, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder = folder_copy()
+    pickled(folder)
+    torch.save({"conv_in.weight": Code()}, folder / "unet" / "diffusion_pytorch_model.bin")
+    refused(folder, "contains more than weights", allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_keys_of_other_networks_are_left_out_with_a_note(folder_copy: Damage) -> None:
+    folder = folder_copy()
+    strays = {
+        "text_encoder": {"text_projection.weight": (4, 4), "logit_scale": (), "vision_model.x": (2,)},
+        "vae": {"loss.logvar": (), "loss.discriminator.main.0.weight": (4, 3)},
+    }
+    for part, keys in strays.items():
+        path = folder / WEIGHT_FILES[part]  # type: ignore[index]
+        save_file(load_file(path) | {key: torch.zeros(shape) for key, shape in keys.items()}, path)
+    notes: list[str] = []
+    checkpoint = open_checkpoint(str(folder), progress=notes.append)
+    checkpoint.vae(), checkpoint.text_encoder()
+    assert "vae: left out training losses (2 keys)" in notes
+    assert any("the visual tower (1 key)" in note for note in notes)
 
 
 @pytest.mark.parametrize("component", [*PARTS, "scheduler", "tokenizer"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,12 +15,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.export.checkpoints.arguments import is_hub_id
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-from sd2rt.export.checkpoints.hub import is_complete, is_hub_id
+from sd2rt.export.checkpoints.hub import is_complete
 from sd2rt.export.checkpoints.pipeline_configs import PARTS
 from sd2rt.export.checkpoints.tiny_configs import SMALL
 from sd2rt.export.checkpoints.variants import VARIANTS
@@ -214,6 +218,23 @@ def test_a_download_takes_all_that_its_kind_needs(
     assert (checkpoint.variant, checkpoint.source) == (kind, open_checkpoint(str(folder)).source)
 
 
+def test_pickles_are_taken_only_if_they_are_allowed_and_alone(
+    hub: Hub, cache: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(small_checkpoint, tmp_path / "folder"))
+    for path in folder.glob("*/*.safetensors"):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+    hub.files = _contents(folder)
+    refused(REPO, "has only pickled weights .*pass --allow-pickle")
+    assert not any(name.endswith(".bin") for name in hub.fetched)
+    assert open_checkpoint(REPO, allow_pickle=True).variant == "base"
+    assert hub.fetched == set(_contents(folder))
+    # From the cache.
+    assert open_checkpoint(REPO, allow_pickle=True).variant == "base"
+
+
 def test_offline_and_not_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused(
@@ -316,7 +337,8 @@ def test_a_download_completes_a_partial_cache(
 def test_a_repository_without_weights_says_what_it_lacks(
     hub: Hub, published: Callable[[], dict[str, bytes]]
 ) -> None:
-    hub.files = {name: content for name, content in published().items() if not name.endswith(".safetensors")}
+    weights = (".safetensors", ".bin")
+    hub.files = {name: content for name, content in published().items() if not name.endswith(weights)}
     refused(REPO, r"text_encoder/model\.safetensors is missing")
     hub.files = {"README.md": b"card"}
     refused("someone/else", "no model_index.json")

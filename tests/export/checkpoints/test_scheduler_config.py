@@ -433,10 +433,12 @@ def test_clipping_is_for_pipelines_that_let_the_file_decide(name: str) -> None:
     file = file_of(name)
     expected = read_scheduler({**file, "clip_sample": False}, "it")
     unsaid = {key: value for key, value in file.items() if key != "clip_sample"}
-    for kind in ("base", "v", "turbo"):
+    kinds: tuple[ModelKind, ...] = ("base", "v", "turbo")
+    for kind in kinds:
         assert read_scheduler({**file, "clip_sample": True}, "it", kind) == expected
         assert read_scheduler(unsaid, "it", kind) == expected
-    for kind in ("inpainting", "depth"):
+    clipping: tuple[ModelKind, ...] = ("inpainting", "depth")
+    for kind in clipping:
         with pytest.raises(CheckpointError, match="clip_sample = True"):
             read_scheduler({**file, "clip_sample": True}, "it", kind)
 

@@ -248,6 +248,52 @@ def test_what_training_leaves_in_a_file_is_ignored(
         assert equal(weights(tmp_path / name, config=small_configs, allow_pickle=True), small_weights)
 
 
+def test_keys_of_other_networks_are_left_out_with_a_note(
+    small_file: Path, small_configs: Path, small_weights: dict[NetworkName, Tensors], tmp_path: Path
+) -> None:
+    text, vae = PREFIXES["text_encoder"], PREFIXES["vae"]
+    strays = {
+        f"{text}visual.transformer.resblocks.31.ln_1.weight": (1280,),
+        f"{text}visual.positional_embedding": (257, 1280),
+        f"{text}text_projection": (32, 32),
+        f"{text}logit_scale": (),
+        f"{vae}loss.discriminator.main.0.weight": (4, 3, 4, 4),
+        f"{vae}loss.logvar": (),
+        f"{vae}model_ema.decoderconv_outbias": (3,),
+        "model_ema.decay": (),
+    }
+    path = edited(
+        small_file,
+        tmp_path / "strays.safetensors",
+        lambda tensors: tensors.update({key: torch.zeros(shape) for key, shape in strays.items()}),
+    )
+    notes: list[str] = []
+    assert equal(weights(path, config=small_configs, progress=notes.append), small_weights)
+    assert "vae: left out training losses (2 keys), moving averages (1 key)" in notes
+    [note] = [note for note in notes if note.startswith("text_encoder")]
+    assert "the visual tower (2 keys)" in note
+
+
+def test_names_of_newer_training_code(
+    small_file: Path, small_configs: Path, small_weights: dict[NetworkName, Tensors], tmp_path: Path
+) -> None:
+    """SD-Turbo's and other files name the text encoder as SDXL's do; its width tells them apart."""
+
+    def rename(tensors: Tensors) -> None:
+        for key in list(tensors):
+            if key.startswith("cond_stage_model."):
+                tensors[key.replace("cond_stage_model.", "conditioner.embedders.0.", 1)] = tensors.pop(key)
+
+    path = edited(small_file, tmp_path / "sgm.safetensors", rename)
+    assert equal(weights(path, config=small_configs), small_weights)
+
+    def widen(tensors: Tensors) -> None:
+        rename(tensors)
+        tensors["conditioner.embedders.0.model.ln_final.weight"] = torch.zeros(1280)
+
+    refused(edited(small_file, tmp_path / "refiner.safetensors", widen), "the SDXL refiner")
+
+
 def test_a_file_without_the_unused_layer_loads(small_file: Path, small_configs: Path, tmp_path: Path) -> None:
     def prune(tensors: Tensors) -> None:
         for key in [
@@ -326,8 +372,8 @@ def test_configs_name_the_prediction_type(small_file: Path, tmp_path: Path) -> N
     assert (checkpoint.variant, checkpoint.sampler.name) == ("v", "ddim")
 
     scheduler = tmp_path / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps({**SMALL_V.scheduler, "clip_sample": True}))
-    refused(small_file, "clip_sample", config=tmp_path)
+    scheduler.write_text(json.dumps({**SMALL_V.scheduler, "thresholding": True}))
+    refused(small_file, "thresholding", config=tmp_path)
     scheduler.unlink()
     refused(small_file, "scheduler_config.json is missing", config=tmp_path)
 
