@@ -12,6 +12,7 @@ from benchmarks.page.latest import NotMeasuredError, Result, Results
 from benchmarks.page.markdown import number, spread, yes
 from sd2rt.runtime.server.errors import ANSWERS
 from sd2rt.runtime.server.http.metrics import Metrics, WorkerFacts
+from sd2rt.runtime.server.http.page.routes import page_bytes
 from sd2rt.runtime.server.worker_stats import WorkerStats
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "serving.md.in"
@@ -20,7 +21,7 @@ _MIB = 1 << 20
 
 def page(results: Results, folder: Path) -> str:
     """Render docs/serving.md; its links are relative to ``folder``."""
-    texts = {"errors": _errors(), "metrics": _metrics()}
+    texts = {"errors": _errors(), "metrics": _metrics(), "page_weight": _page_weight()}
     try:
         result = results.newest("serving", lambda value: bool(value["complete"]))
         texts |= _measured(result, folder)
@@ -33,6 +34,11 @@ def page(results: Results, folder: Path) -> str:
             "capacity": "a number of images a second that is not measured yet",
         }
     return Template(TEMPLATE.read_text()).substitute(texts)
+
+
+def _page_weight() -> str:
+    """Kilobytes of the page's files."""
+    return f"{page_bytes() / 1000:.0f}"
 
 
 def _errors() -> str:

@@ -73,19 +73,25 @@ def depth_condition(depth: NDArray[np.float32], height: int, width: int) -> NDAr
 
 
 def save_depth(depth: NDArray[np.float32], path: Path) -> None:
-    """Write a depth map [H, W] atomically as a 16-bit gray PNG, scaled so that it spans 0 to 65535.
-
-    A constant map is written as zeros.
+    """Write a depth map [H, W] atomically as a PNG; see :func:`depth_image`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    from PIL import Image
+    save_png(depth_image(depth), path, {})
+
+
+def depth_image(depth: NDArray[np.float32]) -> Image:
+    """Convert a depth map [H, W] to a gray image of 16 bits, scaled so that it spans 0 to 65535.
+
+    A constant map becomes zeros.
+    """
+    from PIL.Image import fromarray
 
     wide = depth.astype(np.float64)
     low, high = wide.min(), wide.max()
     unit = (wide - low) / (high - low) if high > low else np.zeros_like(wide)
-    save_png(Image.fromarray((unit * 0xFFFF).round().astype(np.uint16)), path, {})
+    return fromarray((unit * 0xFFFF).round().astype(np.uint16))
 
 
 def _gray(image: Image, name: str) -> NDArray[Any]:

@@ -34,7 +34,7 @@ class GenerationRequest:
     partial_images: int = 0
     """Decoded images on the way, 0 to 3, of a single image."""
     previews: bool = False
-    """Send a small picture with each step: a PNG with one pixel a latent."""
+    """Send a small picture with each step, a PNG with one pixel a latent, and the depth map if there is one."""
     every_step: bool = True
     """Send an event for each step; otherwise only now and then, which leaves the device more of the processor."""
     priority: PriorityName = "normal"
@@ -58,6 +58,14 @@ class Started:
 
     queue_ms: float
     """Time from the request's arrival in the worker to its first step, without preparation."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthMap:
+    """The depth map of a depth-to-image request, if previews were asked for."""
+
+    data: bytes
+    """A gray PNG of 16 bits; larger values are nearer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ class Completed:
     an image, if the request asks for them."""
 
 
-Event: TypeAlias = Started | Stepped | Partial | Completed
+Event: TypeAlias = DepthMap | Started | Stepped | Partial | Completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,8 @@ class ModelInfo:
     largest_side: int = 4096
     upscale_factor: int | None = None
     """For upscalers: pixels of the result per pixel of the image, along a side. Sizes cannot be requested."""
+    sampler: str = ""
+    """Default sampler."""
     text_layers: int = 1
     """Layers of the text encoder: ``clip_skip`` is less."""
     loras: tuple[str, ...] = ()

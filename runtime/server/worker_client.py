@@ -138,6 +138,17 @@ class WorkerClient:
         stats.image_steps = sum(batch * calls for batch, calls in batches.items())
         return stats
 
+    def queue_position(self, request_id: str) -> int | None:
+        """Return the place of a request among those that wait for their first step on its device, by arrival.
+
+        The first has place 1. None if the request has made a step, or is not there.
+        """
+        for link in self._links:
+            waiting = [job.request.request_id for job in link.jobs.values() if not job.started]
+            if request_id in waiting:
+                return waiting.index(request_id) + 1
+        return None
+
     @property
     def pids(self) -> dict[str, int]:
         """Processes of the workers that are alive, by device."""

@@ -12,11 +12,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.http.api import health_routes, hf_routes, job_routes, openai_routes
+from sd2rt.runtime.server.http.api import (
+    health_routes,
+    hf_routes,
+    job_routes,
+    openai_routes,
+    option_routes,
+)
 from sd2rt.runtime.server.http.api.job_store import JobStore
 from sd2rt.runtime.server.http.error_answers import on_http_error, on_server_error
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.middleware import AroundRequests
+from sd2rt.runtime.server.http.page.routes import page_routes
 from sd2rt.runtime.server.http.sdapi.options import OptionStore
 from sd2rt.runtime.server.http.sdapi.routes import SDAPI_ROUTES
 from sd2rt.runtime.server.http.sdapi.tasks import Tasks
@@ -62,6 +69,9 @@ def make_app(front: Front) -> Starlette:
             Route("/v1/jobs/{id}", job_routes.job, methods=["GET", "DELETE"]),
             Route("/v1/jobs/{id}/events", job_routes.events, methods=["GET"]),
             Route("/v1/jobs/{id}/image", job_routes.image, methods=["GET"]),
+            Route("/v1/jobs/{id}/depth_map", job_routes.depth_map, methods=["GET"]),
+            Route("/v1/options", option_routes.options, methods=["GET"]),
+            *page_routes(),
             Route("/hf/{model}", hf_routes.generate, methods=["POST"]),
             *SDAPI_ROUTES,
             Route("/livez", health_routes.livez, methods=["GET"]),

@@ -49,6 +49,8 @@ class Front:
         self.failure: BaseException | None = None
         """The error that ends the server."""
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_queue_change: Callable[[], None] = lambda: None
+        """Called when a request has made its first step, or has ended."""
         self._open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -153,6 +155,7 @@ class Front:
                         gauge = self.metrics.running
                         gauge.inc()
                         self.metrics.queue_seconds.observe(event.queue_ms / 1000)
+                        self.on_queue_change()
                     elif isinstance(event, Completed):
                         completed = True
                         for stage, seconds in event.facts.get("stages", {}).items():
@@ -175,6 +178,7 @@ class Front:
             raise
         finally:
             gauge.dec()
+            self.on_queue_change()
             self._open -= 1
             if self._open == 0:
                 self._idle.set()

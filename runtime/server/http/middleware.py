@@ -17,6 +17,7 @@ from sd2rt.runtime.server.http.api.health_routes import PROBES
 from sd2rt.runtime.server.http.error_answers import SDAPI, bug_answer, error_answer, notes
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.http.limits import BoundedBody
+from sd2rt.runtime.server.http.page.routes import PAGE_PATHS
 from sd2rt.runtime.server.http.streaming import ClientLeftError
 from sd2rt.runtime.server.logs import request_id
 
@@ -118,7 +119,7 @@ class AroundRequests:
                 raise ServerError("not_found", "there is nothing at this path on this port")
             if at_metrics:
                 return
-        if path in PROBES:
+        if path in PROBES or path in PAGE_PATHS:
             return
         caller = front.keyring.caller(headers.get("authorization"), basic=path.startswith(SDAPI))
         notes(scope)["caller"] = caller

@@ -15,16 +15,19 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.runtime.images.depth_map import depth_image
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
 from sd2rt.runtime.metadata.png import facts_of, png_text
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
 from sd2rt.runtime.pipeline.pipeline import Pipeline
+from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.scheduling.work import Priority, Terms
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import (
     Completed,
+    DepthMap,
     Event,
     GeneratedImage,
     GenerationRequest,
@@ -133,9 +136,11 @@ class Generator:
                         previews=request.previews or request.partial_images > 0,
                     )
                 )
-                steps = (await run.start()).total
+                started = await run.start()
             prepared = monotonic()
-            first_call = await self._follow(request, run, emit, steps, arrived, prepared - preparing)
+            if request.previews and planned.images[0].task.name == "depth-to-image":
+                await emit(DepthMap(await self._in(self._finishing, partial(_depth_map, started))))
+            first_call = await self._follow(request, run, emit, arrived, prepared - preparing)
             stepped = monotonic()
             outcomes = await run.outcomes()
             decoded = monotonic()
@@ -206,12 +211,12 @@ class Generator:
         request: GenerationRequest,
         run: AsyncRun[Any],
         emit: Emit,
-        steps: int,
         arrived: float,
         prepare_seconds: float,
     ) -> float:
         """Send the events of a run's steps; return the time at which the first began."""
         started = await run.start()
+        steps = started.total
         first_call: float | None = None
         wanted = request.partial_images if request.count == 1 else 0
         sent, report_at = 0, 0.0
@@ -270,6 +275,10 @@ def _infotext(pipeline: Pipeline, planned: PlannedRequest[Any]) -> str:
 
 def _partial(request: GenerationRequest, picture: Any) -> bytes:
     return encode(picture, request.output_format, {}, quality=request.compression)
+
+
+def _depth_map(run: Run[Any]) -> bytes:
+    return encode(depth_image(run.jobs[0][0].conditioning.raw_depth), "png", {})
 
 
 def _preview(progress: AsyncProgress) -> bytes | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sd2rt.runtime.images.preparation import Enlargement, Preparation
 from sd2rt.runtime.server.generation import (
     Completed,
+    DepthMap,
     Event,
     GeneratedImage,
     GenerationRequest,
@@ -58,6 +59,8 @@ def request_of(frame: Frame) -> GenerationRequest:
 def event_frame(event: Event) -> Frame:
     """Encode an event; its images are the attachments."""
     match event:
+        case DepthMap(data):
+            return Frame({"event": "depth_map"}, (data,))
         case Started(queue_ms):
             return Frame({"event": "started", "queue_ms": queue_ms})
         case Stepped(step, steps, preview):
@@ -82,6 +85,9 @@ def event_of(frame: Frame) -> Event:
     def decode() -> Event:
         header, attachments = frame
         match header["event"]:
+            case "depth_map":
+                (data,) = attachments
+                return DepthMap(data)
             case "started":
                 return Started(header["queue_ms"])
             case "stepped":

@@ -108,6 +108,7 @@ class Worker:
             smallest_side=SIZE_MULTIPLE,
             largest_side=min(LARGEST_SIDE, self._settings.max_side),
             upscale_factor=None if manifest.low_resolution is None else manifest.latents.vae_factor,
+            sampler=manifest.sampler.name,
             text_layers=manifest.embeddings.layers,
             loras=tuple(self._settings.loras),
             embeddings=bundles.embeddings,

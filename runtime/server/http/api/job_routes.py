@@ -44,7 +44,7 @@ async def jobs(request: Request) -> Response:
     upload = await read_json_or_form(request)
     body = _canonical(upload.fields, upload.images)
     if key is not None and (job := store.repeated(caller, key, body)) is not None:
-        return JSONResponse(_described(job), 200, headers={"location": f"/v1/jobs/{job.id}"})
+        return JSONResponse(_described(job, front), 200, headers={"location": f"/v1/jobs/{job.id}"})
     fields, ignored = parse_fields(JobFields, upload)
     if fields.stream:
         raise ServerError(
@@ -56,7 +56,7 @@ async def jobs(request: Request) -> Response:
     noted = notes(request.scope)
     noted["model"], noted["generation"] = submission.model, submission.request_id
     job = await store.create(submission, ignored, caller=caller, key=key, body=body, seconds=_REFUSAL_SECONDS)
-    return JSONResponse(_described(job), 202, headers={"location": f"/v1/jobs/{job.id}"})
+    return JSONResponse(_described(job, front), 202, headers={"location": f"/v1/jobs/{job.id}"})
 
 
 async def job(request: Request) -> Response:
@@ -67,14 +67,16 @@ async def job(request: Request) -> Response:
         await store.delete(found)
         return Response(status_code=204)
     found.fetched = found.fetched or found.error is not None
-    return JSONResponse(_described(found))
+    return JSONResponse(_described(found, request.app.state.front))
 
 
 async def events(request: Request) -> Response:
     """Stream a job's progress until it has ended."""
     store: JobStore = request.app.state.jobs
     relay = Relay(store.watch(_job(request)))
-    return StreamingResponse(_events(relay), media_type="text/event-stream", headers=STREAM_HEADERS)
+    return StreamingResponse(
+        _events(relay, request.app.state.front), media_type="text/event-stream", headers=STREAM_HEADERS
+    )
 
 
 async def image(request: Request) -> Response:
@@ -96,12 +98,24 @@ async def image(request: Request) -> Response:
     return Response(chosen.data, media_type=f"image/{found.request.output_format}", headers=headers)
 
 
+async def depth_map(request: Request) -> Response:
+    """Send the depth map of a job from an image and its depth, as a gray PNG of 16 bits."""
+    found = _job(request)
+    if found.depth_map is None:
+        raise ServerError(
+            "not_found",
+            "the job has no depth map: depth models make one if the job has previews",
+            param="id",
+        )
+    return Response(found.depth_map, media_type="image/png", headers={"cache-control": "private, no-store"})
+
+
 def _job(request: Request) -> Job:
     store: JobStore = request.app.state.jobs
     return store.get(request.path_params["id"], caller_of(request))
 
 
-async def _events(relay: Relay[Job]) -> AsyncIterator[bytes]:
+async def _events(relay: Relay[Job], front: Front) -> AsyncIterator[bytes]:
     async with aclosing(relay):
         async for found in relay:
             if found is None:
@@ -109,24 +123,30 @@ async def _events(relay: Relay[Job]) -> AsyncIterator[bytes]:
             elif found.deleted:
                 yield server_event({"id": found.id}, "deleted")
             elif found.active:
-                yield server_event(_progress(found), "progress")
+                yield server_event(_progress(found, front), "progress")
             else:
-                yield server_event(_described(found), found.status)
+                yield server_event(_described(found, front), found.status)
 
 
-def _progress(found: Job) -> dict[str, Any]:
+def _progress(found: Job, front: Front) -> dict[str, Any]:
     progress: dict[str, Any] = {
         "id": found.id,
         "status": found.status,
         "step": found.step,
         "steps": found.steps,
+        "queue_position": front.client.queue_position(found.id),
+        "depth_map": _depth_map_path(found),
     }
     if found.preview is not None:
         progress["preview_b64"] = base64.b64encode(found.preview).decode("ascii")
     return progress
 
 
-def _described(found: Job) -> dict[str, Any]:
+def _depth_map_path(found: Job) -> str | None:
+    return None if found.depth_map is None else f"/v1/jobs/{found.id}/depth_map"
+
+
+def _described(found: Job, front: Front) -> dict[str, Any]:
     described: dict[str, Any] = {
         "id": found.id,
         "object": "image.job",
@@ -135,6 +155,8 @@ def _described(found: Job) -> dict[str, Any]:
         "model": found.request.model,
         "step": found.step,
         "steps": found.steps,
+        "queue_position": front.client.queue_position(found.id),
+        "depth_map": _depth_map_path(found),
         "error": None if found.error is None else found.error.body(),
         "images": [],
         "ignored": found.ignored,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.generation import Completed, GenerationRequest, Started, Stepped
+from sd2rt.runtime.server.generation import Completed, DepthMap, GenerationRequest, Started, Stepped
 from sd2rt.runtime.server.http.error_answers import INTERNAL
 from sd2rt.runtime.server.http.front import Front
 
@@ -35,6 +35,7 @@ class Job:
     step: int = 0
     steps: int | None = None
     preview: bytes | None = None
+    depth_map: bytes | None = None
     completed: Completed | None = None
     error: ServerError | None = None
     ended: float | None = None
@@ -48,7 +49,8 @@ class Job:
     @property
     def size(self) -> int:
         """Bytes of the job's images."""
-        return 0 if self.completed is None else sum(len(image.data) for image in self.completed.images)
+        images = [] if self.completed is None else self.completed.images
+        return sum(len(image.data) for image in images) + len(self.depth_map or b"")
 
     @property
     def active(self) -> bool:
@@ -72,6 +74,8 @@ class JobStore:
         self._jobs: dict[str, Job] = {}
         self._by_key: dict[tuple[str | None, str], tuple[str, str]] = {}
         """Digest of the body and identity of the job, by caller and ``Idempotency-Key``."""
+        self._queued: set[Job] = set()
+        front.on_queue_change = self._move_up
 
     def repeated(self, caller: str | None, key: str, body: bytes) -> Job | None:
         """Return the job that was made with an ``Idempotency-Key``, or None.
@@ -112,6 +116,7 @@ class JobStore:
             raise ServerError("queue_full", f"{_MOST_JOBS} jobs are unfinished: wait", retry_after=10)
         job = Job(request.request_id, caller, request, ignored)
         self._jobs[job.id] = job
+        self._queued.add(job)
         if key is not None:
             self._by_key[job.caller, key] = (_digest(body), job.id)
         job.task = asyncio.create_task(self._run(job))
@@ -160,13 +165,21 @@ class JobStore:
                 return
             await changed.wait()
 
+    def _move_up(self) -> None:
+        """Wake those who watch queued jobs: their places have changed."""
+        for job in self._queued:
+            job.change()
+
     async def _run(self, job: Job) -> None:
         outcome = "ok"
         try:
             async for event in self._front.events(job.request, reason="deleted"):
                 match event:
+                    case DepthMap():
+                        job.depth_map = event.data
                     case Started():
                         job.status = "running"
+                        self._queued.discard(job)
                     case Stepped():
                         job.step, job.steps, job.preview = event.step, event.steps, event.preview
                     case Completed():
@@ -184,6 +197,7 @@ class JobStore:
             _LOG.error("a bug: %s", type(error).__name__, exc_info=error)
             job.error, job.status, outcome = INTERNAL, "failed", INTERNAL.code
         finally:
+            self._queued.discard(job)
             job.ended = time.time()
             # The images that it began with are not needed again.
             job.request.images.clear()

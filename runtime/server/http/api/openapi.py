@@ -110,6 +110,17 @@ def make_document(front: Front) -> Schema:
                     PLAIN_ERRORS,
                 ),
             },
+            "/v1/jobs/{id}/depth_map": {
+                "parameters": [path_parameter("id")],
+                "get": operation(
+                    "getJobDepthMap", "Fetch the depth map of a job", {200: {"image/png": {}}}, PLAIN_ERRORS
+                ),
+            },
+            "/v1/options": {
+                "get": operation(
+                    "listOptions", "List samplers and limits", {200: json_content("Options")}, (401, 429, 500)
+                )
+            },
             "/v1/models": {
                 "get": operation("listModels", "List models", {200: json_content("Models")}, PLAIN_ERRORS)
             },

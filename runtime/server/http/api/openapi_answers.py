@@ -80,6 +80,8 @@ ANSWER_SCHEMAS: dict[str, Any] = {
             "model": _TEXT,
             "step": _COUNT,
             "steps": _MAYBE_WHOLE,
+            "queue_position": _MAYBE_WHOLE,
+            "depth_map": _MAYBE_TEXT,
             "error": {"anyOf": [_ERROR, {"type": "null"}]},
             "images": {
                 "type": "array",
@@ -97,6 +99,18 @@ ANSWER_SCHEMAS: dict[str, Any] = {
         {
             "object": {"const": "list"},
             "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+        }
+    ),
+    "Options": _object(
+        {
+            "object": {"const": "options"},
+            "samplers": {"type": "array", "items": _object({"name": _TEXT, "schedules": _TEXTS})},
+            "limits": _object(
+                dict.fromkeys(
+                    ("max_images", "max_steps", "max_side", "max_queue", "max_body_bytes", "max_prompt"),
+                    _WHOLE,
+                )
+            ),
         }
     ),
     # As tools read streams: each event by itself, with its data as text.

@@ -276,7 +276,7 @@ def test_edits_that_are_refused(client: openai.OpenAI) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     models = {model.id: model for model in client.models.list()}
-    assert list(models) == ["demo", "demo-inpaint", "demo-x4"]
+    assert list(models) == ["demo", "demo-inpaint", "demo-depth", "demo-x4"]
     assert client.models.retrieve("demo-x4").owned_by == "sd2rt"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nothing")

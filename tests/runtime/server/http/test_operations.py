@@ -20,8 +20,6 @@ from benchmarks.recording.process import memory
 from benchmarks.serving.server_process import Server
 from sd2rt.runtime import Pipeline
 
-from ....lora_files import ATTENTION, draw, write
-
 FIELDS: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 1}
 FRONT_BYTES = 80 << 20
 UNWANTED = {"front": ("libtorch", "numpy", "PIL", "onnxruntime", "openvino"), "worker": ("libtorch",)}
@@ -123,21 +121,9 @@ def test_deadlines(demo_server: Server) -> None:
     assert post(demo_server, deadline_ms=60_000, priority="interactive").status_code == 200
 
 
-def test_loras_by_name(demo_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_loras_by_name(demo_folders: dict[str, Path], demo_lora: Path) -> None:
     """A request chooses among the operator's, and its picture is that of the library with the same LoRA."""
-    from sd2rt.export.checkpoints.networks import skeleton
-    from sd2rt.export.checkpoints.tiny_configs import DEMOS
-
-    networks: dict[str, Any] = {
-        "unet": skeleton("unet", DEMOS["base"].unet),
-        "text_encoder": skeleton("text_encoder", DEMOS["base"].text_encoder),
-    }
-    shapes = {
-        network: {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        for network, module in networks.items()
-    }
-    file = write(tmp_path / "ink.safetensors", "kohya", draw(ATTENTION, shapes, seed=1))
-    with Server(demo_folders["demo"], "--lora", f"ink={file}") as server:
+    with Server(demo_folders["demo"], "--lora", f"ink={demo_lora}") as server:
         plain = post(server)
         inked = post(server, loras=[{"name": "ink", "scale": 0.5}])
         assert plain.status_code == inked.status_code == 200, inked.text
@@ -145,7 +131,7 @@ def test_loras_by_name(demo_folders: dict[str, Path], tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v1/models/demo").json()["sd2rt"]["loras"] == ["ink"]
     with Pipeline.open(demo_folders["demo"], device="cpu") as pipeline:
         assert picture(plain).tobytes() == pipeline(**FIELDS).images[0].tobytes()
-        pipeline.load_lora(file, 0.5)
+        pipeline.load_lora(demo_lora, 0.5)
         expected = pipeline(**FIELDS).images[0]
     assert picture(inked).tobytes() == expected.tobytes()
     assert picture(plain).tobytes() != expected.tobytes()

@@ -10,6 +10,7 @@ import pytest
 from sd2rt.runtime.images.preparation import Enlargement, Preparation
 from sd2rt.runtime.server.generation import (
     Completed,
+    DepthMap,
     Event,
     GeneratedImage,
     GenerationRequest,
@@ -40,6 +41,7 @@ REQUEST = GenerationRequest(
 )
 EVENTS: list[Event] = [
     Started(1.5),
+    DepthMap(b"depth"),
     Stepped(1, 20),
     Stepped(2, 20, b"preview"),
     Partial(0, b"partial"),
