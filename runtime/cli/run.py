@@ -88,7 +88,8 @@ def run(
     # Everything is checked before a bundle is opened or built: a typing mistake should not cost a minute.
     series = Series(settings.fields, seeds.count, None if settings.seed == RANDOM else settings.seed, folder)
     rows = rows_of_standard_input() if settings.prompts is None else iter([Row(0, settings.prompts[0])])
-    requests = series.first(next(rows))
+    with shown_warnings(output.quiet):
+        requests = series.first(next(rows))
     notes = [] if recipe is None else recipe.request_notes(requests.first)
     notes += lookalike_notes(bundle, requests.first.prompt)
     files = ImageFiles(output)

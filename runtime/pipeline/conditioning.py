@@ -15,6 +15,8 @@ from sd2rt.engines.bundle.sizes import check_side, latent_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
+from sd2rt.runtime.images.mask import extent_note, mask_values
+from sd2rt.runtime.images.resample import nearest
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.rng.select import NormalGenerator
@@ -55,6 +57,8 @@ class Conditioning:
         self.shape = (manifest.latents.channels, *latent_sides(self.width, self.height, self.factor))
         """Shape of the latents, [C, h, w]."""
         self._warn_if_resized()
+        if request.mask_image is not None and (note := extent_note(self.latent_mask)) is not None:
+            warnings.warn(note, stacklevel=2)
 
     def _warn_if_resized(self) -> None:
         image = self._request.image
@@ -127,15 +131,11 @@ class Conditioning:
     @cached_property
     def mask(self) -> Float32Array:
         """Inpainting mask [1, H, W]: 1 where the image is repainted, 0 where it is kept."""
-        from sd2rt.runtime.images.mask import mask_values
-
         return mask_values(self._request.mask_image, self.width, self.height)
 
     @cached_property
     def latent_mask(self) -> Float32Array:
         """Mask at the latents' size, [1, h, w]."""
-        from sd2rt.runtime.images.resample import nearest
-
         return nearest(self.mask, *self.shape[1:])
 
     @cached_property

@@ -12,6 +12,7 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.init_image import fitting_size, load_image
+from sd2rt.runtime.images.mask import transparent_repainted
 from sd2rt.runtime.images.painting import Painting, drawn_mask
 from sd2rt.runtime.images.preparation import Preparation
 from sd2rt.runtime.images.read import MAX_PIXELS, TooManyPixelsError, decode_image
@@ -198,7 +199,8 @@ def _check_result(manifest: Manifest, width: int, height: int, max_side: int) ->
 
 def _decoded(role: ImageRole, data: bytes, limit: int) -> Any:
     try:
-        return decode_image(data, f"the {role.replace('_', ' ')}", limit)
+        image = decode_image(data, f"the {role.replace('_', ' ')}", limit)
+        return transparent_repainted(image) if role == "mask" else image
     except TooManyPixelsError as error:
         raise ServerError("too_many_pixels", str(error), param=role) from None
     except RequestError as error:

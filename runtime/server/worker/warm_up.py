@@ -43,4 +43,5 @@ def _request(manifest: Manifest) -> Request[Any]:
             fields["strength"] = 1.0
         if "mask_image" in TASKS[name].required:
             fields["mask_image"] = Image.new("L", size, "white")
+            fields["mask_image"].paste("black", (0, 0, size[0], size[1] // 2))
     return make_request(**fields)
