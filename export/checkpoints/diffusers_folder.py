@@ -23,9 +23,11 @@ from sd2rt.export.checkpoints.identify import (
 from sd2rt.export.checkpoints.networks import check_weights, strays_note
 from sd2rt.export.checkpoints.pipeline_configs import (
     CONFIG_FILES,
+    MODEL_INDEX,
     Config,
     NetworkName,
     PipelineConfigs,
+    check_classes,
     class_embedding,
     components,
     kind_of,
@@ -99,11 +101,12 @@ def open_folder(
         CheckpointError: a file or value is missing, damaged or of another model.
     """
     refuse_foreign_folder(folder)
-    model_index = read_json(folder / "model_index.json")
+    model_index = read_json(folder / MODEL_INDEX)
     origin = name if name is not None else str(folder)
     # Identify another model's folder first, rather than report its parts as missing.
     unet, text_encoder = _config_or_empty(folder, "unet"), _config_or_empty(folder, "text_encoder")
     refuse_foreign_pipeline(origin, model_index, unet, text_encoder)
+    check_classes(origin, model_index, unet)
     required = (*components(unet), "tokenizer")
     for component in required:
         if not os.path.isdir(folder / component):

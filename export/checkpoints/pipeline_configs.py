@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sd2rt.engines.bundle.model_kinds import KINDS, KindSpec
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import read_regular
 from sd2rt.export.checkpoints.variants import VARIANTS
 
@@ -34,6 +35,16 @@ CONFIG_FILES: dict[ComponentName, str] = {
     "depth_estimator": "depth_estimator/config.json",
     "low_res_scheduler": "low_res_scheduler/scheduler_config.json",
 }
+MODEL_INDEX = "model_index.json"
+_SCHEDULERS: frozenset[ComponentName] = frozenset({"scheduler", "low_res_scheduler"})
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "depth_estimator": ("DPTForDepthEstimation",),
+}
+"""Classes of components that model_index.json may name."""
 FEATURE_EXTRACTOR_FILE = "feature_extractor/preprocessor_config.json"
 
 PACKAGED_CONFIGS = Path(__file__).parent.parent / "configs"
@@ -122,6 +133,9 @@ class PipelineConfigs:
         """
         unet = read_json(folder / CONFIG_FILES["unet"])
         files = {name: read_json(folder / CONFIG_FILES[name]) for name in components(unet) if name != "unet"}
+        index = _read_index(folder)
+        for name in files.keys() & _SCHEDULERS:
+            files[name] = _with_class_of(index.get(name), files[name], folder)
         feature_extractor, max_noise_level = None, None
         if "depth_estimator" in files:
             path = folder / FEATURE_EXTRACTOR_FILE
@@ -180,7 +194,7 @@ class PipelineConfigs:
 
     def write(self, folder: Path) -> None:
         """Write the files and model_index.json in diffusers' layout; create the folders."""
-        files = {"model_index.json": self._model_index()}
+        files = {MODEL_INDEX: self._model_index()}
         files |= {CONFIG_FILES[part]: self.part(part) for part in self.parts}
         files[CONFIG_FILES["scheduler"]] = self.scheduler
         if self.feature_extractor is not None:
@@ -270,9 +284,9 @@ def _pipeline_class(unet: Config) -> str:
 
 
 def _max_noise_level(folder: Path, unet: Config) -> int:
-    path = folder / "model_index.json"
-    index = read_json(path) if os.path.exists(path) else {}
-    level, embedded = index.get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL), unet["num_class_embeds"]
+    path = folder / MODEL_INDEX
+    level = _read_index(folder).get("max_noise_level", _UPSCALER_MAX_NOISE_LEVEL)
+    embedded = unet["num_class_embeds"]
     if not isinstance(embedded, int):
         raise CheckpointError(
             f"{folder / CONFIG_FILES['unet']}: num_class_embeds is {embedded!r}, expected a number of noise "
@@ -284,6 +298,49 @@ def _max_noise_level(folder: Path, unet: Config) -> int:
             f"to one of them, such as {min(_UPSCALER_MAX_NOISE_LEVEL, embedded - 1)}"
         )
     return level
+
+
+def check_classes(origin: str, index: Config, unet: Config) -> None:
+    """Check that model_index.json, whose classes diffusers loads, names those that sd2rt implements.
+
+    Schedulers are left to :func:`~sd2rt.export.checkpoints.scheduler_config.read_scheduler`.
+
+    Raises:
+        CheckpointError: it names another.
+    """
+    for name in (*components(unet), "tokenizer"):
+        expected = _CLASSES.get(name)
+        if expected is None or name not in index:
+            continue
+        named = index[name]
+        if not isinstance(named, list) or len(named) != 2 or named[1] not in expected:
+            raise CheckpointError(
+                f"{origin}: model_index.json has {name} = {shown(json.dumps(named), 80)}, expected "
+                f"{expected[0]}: it is of another model, or was edited"
+            )
+
+
+def _read_index(folder: Path) -> Config:
+    path = folder / MODEL_INDEX
+    return read_json(path) if os.path.exists(path) else {}
+
+
+def _with_class_of(named: object, config: Config, folder: Path) -> Config:
+    """Return a scheduler's configuration for the class that model_index.json names, which diffusers creates.
+
+    The file's own class counts only if the index has none. Keys that the file lists as defaults of the class that
+    wrote it are dropped, as in diffusers.
+    """
+    if named is None:
+        return config
+    if not isinstance(named, list) or len(named) != 2 or not all(isinstance(each, str) for each in named):
+        raise CheckpointError(
+            f"{folder / MODEL_INDEX} has the scheduler {shown(json.dumps(named), 80)}, expected a library and a "
+            "class: copy the file again"
+        )
+    defaults = config.get("_use_default_values")
+    dropped = defaults if isinstance(defaults, list) else []
+    return {key: value for key, value in config.items() if key not in dropped} | {"_class_name": named[1]}
 
 
 def read_json(path: Path) -> Config:

@@ -129,8 +129,8 @@ def _effective(
     if not isinstance(name, str) or name not in classes:
         problem = "ignores a checkpoint's noise schedule" if name == "IPNDMScheduler" else "is not supported"
         raise CheckpointError(
-            f"{origin}: scheduler class {name!r} {problem}: replace scheduler_config.json by one of the classes "
-            f"{', '.join(classes)}"
+            f"{origin}: scheduler class {name!r} {problem}: name one of the classes "
+            f"{', '.join(classes)} in scheduler_config.json, and in model_index.json if there is one"
         )
     defaults = _defaults(name)
     return name, defaults | {key: value for key, value in config.items() if key in defaults}

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.pipeline_configs import FEATURE_EXTRACTOR_FILE, PipelineConfigs
-from sd2rt.export.checkpoints.tiny_configs import SMALL_DEPTH, SMALL_UPSCALER, SMALLS
+from sd2rt.export.checkpoints.pipeline_configs import FEATURE_EXTRACTOR_FILE, PipelineConfigs, check_classes
+from sd2rt.export.checkpoints.scheduler_config import read_scheduler
+from sd2rt.export.checkpoints.scheduler_table import SCHEDULERS
+from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALL_DEPTH, SMALL_UPSCALER, SMALLS
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -96,3 +99,79 @@ def test_files_from_before_diffusers_0_9_understate_their_size(
     SMALLS["inpainting"].write(tmp_path)
     edit(tmp_path / "unet" / "config.json", sample_size=sample_size, _diffusers_version=version)
     assert PipelineConfigs.read(tmp_path).native_size == expected
+
+
+CLASSES = sorted({entry.name for entry in SCHEDULERS.values()})
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"timestep_spacing": "trailing", "use_karras_sigmas": True},
+    {"solver_order": 3, "lower_order_final": False, "skip_prk_steps": True},
+    {"rescale_betas_zero_snr": True, "set_alpha_to_one": False},
+]
+
+
+def folder_with_scheduler(folder: Path, named: object, config: dict[str, Any]) -> Path:
+    SMALL.write(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if named is None:
+        del index["scheduler"]
+    else:
+        index["scheduler"] = named
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("named", CLASSES)
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_the_index_names_the_schedulers_class(named: str, number: int, tmp_path: Path) -> None:
+    """As diffusers' pipelines create it, from a file of any class; both refuse or agree key by key."""
+    for writer in CLASSES:
+        config = {**SMALL.scheduler, "clip_sample": False, **SETTINGS[number], "_class_name": writer}
+        folder = folder_with_scheduler(tmp_path, ["diffusers", named], config)
+        created = getattr(diffusers, named).from_pretrained(folder, subfolder="scheduler")
+        expected: Any = dict(created.config)
+        try:
+            expected = read_scheduler(expected, "it")
+        except CheckpointError:
+            with pytest.raises(CheckpointError, match=named):
+                read_scheduler(PipelineConfigs.read(folder).scheduler, "it")
+        else:
+            assert read_scheduler(PipelineConfigs.read(folder).scheduler, "it") == expected, writer
+            assert SCHEDULERS[expected[1].name].name == named
+
+
+def test_without_an_index_the_file_names_the_class(tmp_path: Path) -> None:
+    config = {**SMALL.scheduler, "clip_sample": False, "_class_name": "EulerDiscreteScheduler"}
+    folder = folder_with_scheduler(tmp_path, None, config)
+    assert read_scheduler(PipelineConfigs.read(folder).scheduler, "it")[1].name == "euler"
+
+
+@pytest.mark.parametrize(
+    "named", [[None, None], "EulerDiscreteScheduler", ["diffusers"], {}, ["a", "b", "c"]]
+)
+def test_an_index_without_a_scheduler(named: object, tmp_path: Path) -> None:
+    folder = folder_with_scheduler(tmp_path, named, SMALL.scheduler)
+    with pytest.raises(
+        CheckpointError, match=r"model_index\.json has the scheduler .*, expected a library and a class"
+    ):
+        PipelineConfigs.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("component", "named"),
+    [
+        ("vae", ["diffusers", "AutoencoderTiny"]),
+        ("vae", [None, None]),
+        ("unet", ["diffusers", "UNetMotionModel"]),
+        ("text_encoder", ["transformers", "CLIPTextModelWithProjection"]),
+        ("tokenizer", ["transformers", "T5Tokenizer"]),
+        ("tokenizer", "CLIPTokenizer"),
+    ],
+)
+def test_other_classes_in_the_index(component: str, named: object, tmp_path: Path) -> None:
+    SMALL.write(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    check_classes("it", index, SMALL.unet)
+    with pytest.raises(CheckpointError, match=rf"^it: model_index.json has {component} = .*, expected "):
+        check_classes("it", {**index, component: named}, SMALL.unet)
