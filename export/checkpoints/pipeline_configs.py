@@ -14,6 +14,7 @@ from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import read_regular
+from sd2rt.engines.text_file import decode_text
 from sd2rt.export.checkpoints.variants import VARIANTS
 
 NetworkName = Literal["text_encoder", "unet", "vae", "depth_estimator"]
@@ -350,7 +351,7 @@ def read_json(path: Path) -> Config:
         CheckpointError: the file is missing, unreadable or not a JSON object.
     """
     try:
-        content = parse_json(read_regular(path, MAX_JSON_BYTES).decode())
+        content = parse_json(decode_text(read_regular(path, MAX_JSON_BYTES)))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing, but every diffusers folder has it: copy the folder again"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
+from sd2rt.engines.text_file import decode_text
 from sd2rt.runtime.bench.summary import digits
 
 NAME = "bench"
@@ -30,8 +31,8 @@ def read_result(path: Path) -> dict[str, Any]:
         RequestError: the file cannot be read, or is not a result of `sd2rt bench`.
     """
     try:
-        text = read_regular(path, _MAX_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(read_regular(path, _MAX_BYTES))
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise RequestError(
             f"--compare {path} cannot be read ({reason}): use a file written by -o or --json"

@@ -15,6 +15,7 @@ _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\s*([A-Za-z0-9][\w \-/]*?)\s*:[ \t]*")
 _MIN_SETTINGS = 3
 """A line with fewer ``key: value`` pairs is part of the prompt, which may contain colons too."""
+_USUAL = frozenset({"Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _quoted(value: Any) -> str:
 def parse_parameters(text: str) -> Parameters:
     """Parse a text into prompt, negative prompt and settings.
 
-    A text without a line of settings is all prompt.
+    A text without a line of settings is all prompt, and has no values: it can be a description, or another program's.
     """
     lines = text.strip().split("\n")
     # Old versions appended remarks after the settings.
@@ -85,7 +86,7 @@ def parse_parameters(text: str) -> Parameters:
         (number for number, line in enumerate(lines) if line.startswith("Steps: ")), default=len(lines) - 1
     )
     values = dict(_settings(lines[last]))
-    if len(values) < _MIN_SETTINGS:
+    if not _are_settings(values):
         last, values = len(lines), {}
     prompts: tuple[list[str], list[str]] = ([], [])
     negative = False
@@ -94,6 +95,14 @@ def parse_parameters(text: str) -> Parameters:
             negative, line = True, line.removeprefix(_NEGATIVE).strip()
         prompts[negative].append(line)
     return Parameters("\n".join(prompts[0]), "\n".join(prompts[1]), values)
+
+
+def _are_settings(values: dict[str, str]) -> bool:
+    """Return True for the pairs of a line of settings: prose can have colons and commas too."""
+    steps = values.get("Steps", "")
+    return len(values) >= _MIN_SETTINGS and (
+        steps.isdecimal() or len(_USUAL.intersection(values)) >= _MIN_SETTINGS
+    )
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:

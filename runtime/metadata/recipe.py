@@ -20,7 +20,8 @@ from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.read import read_png_text
-from sd2rt.runtime.metadata.infotext import parse_parameters
+from sd2rt.runtime.metadata.foreign_text import json_object, writer_of
+from sd2rt.runtime.metadata.infotext import Parameters, parse_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings
 from sd2rt.runtime.request.request import Request, make_request
 
@@ -236,10 +237,18 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     name, text = read_png_text(str(checked_path(path, "the image")))
     if CHUNK in text:
         return _from_sd2rt(name, text[CHUNK])
-    if text.get(A1111_CHUNK, "").strip():
-        return _from_a1111(name, text[A1111_CHUNK])
+    written = text.get(A1111_CHUNK, "")
+    parameters = parse_parameters(written)
+    if parameters.values and json_object(written) is None:
+        return _from_a1111(name, parameters)
+    program = writer_of(text)
+    problem = "contains no generation settings"
+    if program is not None:
+        problem = f"contains settings of {program}, which cannot be read"
+    elif written.strip():
+        problem = "contains a text without generation settings"
     raise RequestError(
-        f"{name} contains no generation settings: use an image written by sd2rt or AUTOMATIC1111"
+        f"{name} {problem}: use an image written by sd2rt or AUTOMATIC1111, or set the options"
     )
 
 
@@ -303,8 +312,8 @@ def _recipe(path: str, generation: _Generation) -> Recipe:
     )
 
 
-def _from_a1111(path: str, text: str) -> Recipe:
-    imported = A1111Settings(parse_parameters(text))
+def _from_a1111(path: str, parameters: Parameters) -> Recipe:
+    imported = A1111Settings(parameters)
     used = {"image": imported.from_image, "mask_image": imported.masked}
     return Recipe(
         path=path,

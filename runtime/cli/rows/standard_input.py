@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.text_file import text_stream
 from sd2rt.runtime.cli.rows.row import Row, parse_row
 
 _MAX_CHARACTERS = 1 << 20
@@ -24,13 +25,19 @@ def rows_of(stream: TextIO, name: str) -> Iterator[Row | RequestError]:
         try:
             text = stream.readline(_MAX_CHARACTERS + 1)
         except UnicodeDecodeError as error:
-            raise RequestError(f"{name} is not {error.encoding} text ({error.reason})") from None
+            raise RequestError(
+                f"{name} is not {error.encoding} text ({error.reason}): save it as UTF-8"
+            ) from None
         if not text:
             return
         line += 1
         if len(text) > _MAX_CHARACTERS:
             raise RequestError(
                 f"line {line} of {name} has more than {_MAX_CHARACTERS} characters: write one prompt a line"
+            )
+        if "\0" in text:
+            raise RequestError(
+                f"{name} is not text (line {line} has null characters, as UTF-16 does): save it as UTF-8"
             )
         text = text.rstrip("\r\n")
         if not text.strip():
@@ -48,7 +55,11 @@ def rows_of_standard_input() -> Iterator[Row | RequestError]:
         RequestError: it has none, or see :func:`rows_of`.
     """
     any_row = False
-    for row in rows_of(sys.stdin, "standard input"):
+    if sys.stdin is None:
+        raise RequestError("standard input is closed: give the prompt as an argument")
+    binary = getattr(sys.stdin, "buffer", None)
+    stream = sys.stdin if binary is None else text_stream(binary, sys.stdin.encoding)
+    for row in rows_of(stream, "standard input"):
         any_row = True
         yield row
     if not any_row:

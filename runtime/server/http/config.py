@@ -16,6 +16,7 @@ from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import printable, repr_of, shown
 from sd2rt.engines.regular_file import read_regular
+from sd2rt.engines.text_file import decode_text
 
 PREFIX = "SD2RT_"
 _MAX_FILE_BYTES = 1 << 20
@@ -214,18 +215,18 @@ def named_files(pairs: list[str]) -> dict[str, str]:
 
 def _of_file(path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_regular(path, _MAX_FILE_BYTES).decode())
+        return tomllib.loads(decode_text(read_regular(path, _MAX_FILE_BYTES)))
     except OSError as error:
         raise RequestError(f"--config {printable(path)} cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"--config {printable(path)} is not TOML: {printable(error)}") from None
 
 
 def _keys_of_file(path: str) -> list[str]:
     try:
-        text = read_regular(path, _MAX_FILE_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        text = decode_text(read_regular(path, _MAX_FILE_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it is {printable(error)}"
         raise RequestError(f"--api-key-file {printable(path)} cannot be read: {reason}") from None
     keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not keys:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
@@ -358,6 +361,60 @@ def test_files_that_tell_nothing(refused: Refused, photo: Path, tmp_path: Path) 
     data = write(tmp_path / "cut.png", sd2rt=chunk()).read_bytes()
     (tmp_path / "cut.png").write_bytes(data[:-30])
     assert "damaged PNG" in refused(2, "run", "--from", tmp_path / "cut.png")
+
+
+FOREIGN = {
+    "SwarmUI": {
+        "parameters": json.dumps(
+            {"sui_image_params": {"prompt": "a fox", "steps": 20, "seed": 7, "cfgscale": 7}}, indent=4
+        )
+    },
+    "Fooocus": {
+        "parameters": json.dumps(
+            {"base_model_hash": "0123", "prompt": "a fox", "steps": 30, "metadata_scheme": "f"}
+        ),
+        "fooocus_scheme": "fooocus",
+    },
+    "ComfyUI": {"prompt": json.dumps({"3": {"class_type": "KSampler"}}), "workflow": "{}"},
+    "InvokeAI": {"invokeai_metadata": json.dumps({"positive_prompt": "a fox"})},
+    "NovelAI": {"Comment": json.dumps({"prompt": "a fox", "uc": "blurry", "steps": 28})},
+}
+
+
+@pytest.mark.parametrize("program", FOREIGN)
+def test_recipes_of_other_programs(refused: Refused, tmp_path: Path, program: str) -> None:
+    path = write(tmp_path / "x.png", **FOREIGN[program])
+    said = refused(2, "run", "--from", path)
+    assert f"{path} contains settings of {program}, which cannot be read: use a PNG written by" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A painting of a fox",
+        "Title: Fox, Author: Anna, Year: 1885",
+        "a fox\nNegative prompt: blurry",
+        "a fox\nMood: dark, Model: Anna, Place: a studio",
+        "[1, 2, 3]",
+        '{"a": "Steps: 20, Sampler: Euler, Seed: 7, Size: 64x64"}',
+        '{"Steps": 20, "Sampler": "Euler", "Seed": 7}',
+        "\ufeff{}",
+        "Steps: first mix, then bake: 20 minutes, serve: warm",
+        "<x:xmpmeta xmlns:x='adobe:ns:meta/'><dc:title>fox</dc:title></x:xmpmeta>",
+    ],
+)
+def test_text_that_is_no_recipe_never_is_a_prompt(refused: Refused, tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "x.png", parameters=text)
+    assert f"{path} contains a text without generation settings: " in refused(2, "run", "--from", path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text(max_size=200).filter(lambda text: "Steps" not in text))
+def test_no_text_without_settings_is_read(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "x.png", parameters=text.encode(errors="ignore").decode())
+        with pytest.raises(RequestError, match=r"no generation settings|without generation settings"):
+            read_recipe(path)
 
 
 def test_texts_that_are_too_large(refused: Refused, tmp_path: Path) -> None:

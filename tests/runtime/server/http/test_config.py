@@ -134,3 +134,27 @@ def test_every_setting_is_an_option() -> None:
     )
     options = [field.name for group in groups for field in fields(group)]
     assert sorted([*options, "bundle"]) == sorted(ServerConfig.model_fields)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_as_editors_save_them(tmp_path: Path, encoding: str) -> None:
+    settings, keys = tmp_path / "server.toml", tmp_path / "keys"
+    settings.write_bytes("port = 8123\r\nhost = '127.0.0.1'\r\n".encode(encoding))
+    keys.write_bytes("# ours\r\nfirst-key\r\nsecond-key\r\n".encode(encoding))
+    config = load_config({"api_key_file": [str(keys)]}, {}, str(settings))
+    assert config.port == 8123
+    assert config.keys() == ["first-key", "second-key"]
+
+
+def test_files_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("# one\n# Schlüssel\n".encode("latin-1"))
+    for load in (
+        lambda: load_config({}, {}, str(path)),
+        lambda: load_config({"api_key_file": [str(path)]}, {}).keys(),
+    ):
+        with pytest.raises(
+            RequestError, match=r"not utf-8 text \(.* in line 2\): save it as UTF-8$"
+        ) as error:
+            load()
+        assert "\n" not in str(error.value)
