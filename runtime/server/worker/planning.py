@@ -88,6 +88,8 @@ def plan_generation(
         painting = _painting(images, first, request.preparation, limit)
         images = {"image": painting.image} | ({"mask_image": painting.mask} if painting.mask else {})
         finish = painting.finish
+    elif "mask_image" in images:
+        images["mask_image"] = transparent_repainted(images["mask_image"])
     try:
         # Images are decoded: only the field's own rules are left, such as that a depth map is gray.
         loaded = make_request(prompt="", max_image_pixels=limit, **images) if images else None
@@ -199,8 +201,7 @@ def _check_result(manifest: Manifest, width: int, height: int, max_side: int) ->
 
 def _decoded(role: ImageRole, data: bytes, limit: int) -> Any:
     try:
-        image = decode_image(data, f"the {role.replace('_', ' ')}", limit)
-        return transparent_repainted(image) if role == "mask" else image
+        return decode_image(data, f"the {role.replace('_', ' ')}", limit)
     except TooManyPixelsError as error:
         raise ServerError("too_many_pixels", str(error), param=role) from None
     except RequestError as error:
