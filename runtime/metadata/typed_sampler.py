@@ -6,7 +6,7 @@ import re
 
 from sd2rt.engines.bundle.sampler_config import SCHEDULES as OWN_SCHEDULES
 from sd2rt.engines.bundle.sampler_config import SamplerName
-from sd2rt.runtime.metadata.infotext import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS
 
 
 def _letters(name: str) -> str:
