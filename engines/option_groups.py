@@ -103,11 +103,7 @@ class SectionedCommand(TyperCommand):
     def format_usage(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write the arguments as they are declared, then the options."""
         parameters: list[Any] = list(self.get_params(ctx))
-        arguments = [
-            parameter.metavar or parameter.human_readable_name.upper()
-            for parameter in parameters
-            if parameter.param_type_name == "argument"
-        ]
+        arguments = [_written(each) for each in parameters if each.param_type_name == "argument"]
         formatter.write_usage(ctx.command_path, " ".join([*arguments, "[OPTIONS]"]))
 
     def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
@@ -118,11 +114,19 @@ class SectionedCommand(TyperCommand):
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
+def _written(argument: Any) -> str:
+    """Write an argument as in a usage line, in brackets if it may be left out."""
+    name: str = argument.metavar or argument.name.upper()
+    return name if argument.required or "[" in name else f"[{name}]"
+
+
 def _help_record(parameter: Any, ctx: typer.Context) -> tuple[str, str] | None:
     """Return an option's names and help, with names for people of other programs after the help."""
     long = [name for name in parameter.opts if name.startswith("--")]
-    if parameter.param_type_name == "argument" or len(long) < 2:
-        record: tuple[str, str] | None = parameter.get_help_record(ctx)
+    record: tuple[str, str] | None = parameter.get_help_record(ctx)
+    if record is not None and parameter.param_type_name == "argument":
+        return _written(parameter), record[1].removesuffix("  [required]")
+    if len(long) < 2:
         return record
     shown = copy.copy(parameter)
     shown.opts = [name for name in parameter.opts if name not in long[1:]]

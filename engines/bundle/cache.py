@@ -69,6 +69,12 @@ def cached_bundles() -> list[str]:
     return sorted(n for n in names if _NAME.fullmatch(n) and os.path.isfile(folder / n / MANIFEST))
 
 
+def complete_bundle(incomplete: str) -> list[str]:
+    """Bundles in the cache, and demos, by the beginning of their name, for shells to complete."""
+    names = dict.fromkeys([*cached_bundles(), *DEMO_NAMES])
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     """Resolve a path, a name or a Hub id to a folder, which may not exist.
 

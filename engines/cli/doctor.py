@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd2rt.engines.bundle.cache import cache_dir
+from sd2rt.engines.bundle.cache import cache_dir, complete_bundle
 from sd2rt.engines.cli.options import JsonOption
 from sd2rt.engines.console import add_row, table_console
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
@@ -45,7 +45,10 @@ def doctor(
     bundle: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BUNDLE]", help="A bundle whose engines count for the choice.", show_default=False
+            metavar="[BUNDLE]",
+            help="A bundle whose engines count for the choice.",
+            show_default=False,
+            autocompletion=complete_bundle,
         ),
     ] = None,
     device: Annotated[

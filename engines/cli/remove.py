@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sd2rt.engines.bundle import shared_files
-from sd2rt.engines.bundle.cache import cache_dir, named_bundle, require_bundle
+from sd2rt.engines.bundle.cache import cache_dir, complete_bundle, named_bundle, require_bundle
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.console import print_path
 from sd2rt.engines.errors import BuildError, BundleError, RequestError
@@ -18,7 +18,10 @@ from sd2rt.engines.errors import BuildError, BundleError, RequestError
 
 def remove(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Bundles, by their names in the cache.")
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Bundles, by their names in the cache.", autocompletion=complete_bundle
+        ),
     ],
 ) -> None:
     """Remove bundles from the cache, with what only they use."""

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
@@ -78,7 +79,9 @@ def bench(
     bundle: Annotated[
         str | None,
         typer.Argument(
-            help="A bundle: a folder, or a name in the cache; default: the demo.", show_default=False
+            help="A bundle: a folder, or a name in the cache; default: the demo.",
+            show_default=False,
+            autocompletion=complete_bundle,
         ),
     ] = None,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
+from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
@@ -272,7 +273,7 @@ class ImageOptions(OptionGroup):
         typer.Option(
             metavar="BUNDLE",
             help="Enlarge each result four times with this bundle of kind x4-upscaler.",
-            autocompletion=names.bundles,
+            autocompletion=complete_bundle,
         ),
     ] = None
     max_image_pixels: Annotated[

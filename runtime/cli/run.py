@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.console import given_options, report
 from sd2rt.engines.errors import BundleError, EngineError, RequestError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
@@ -28,7 +29,6 @@ from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_i
 from sd2rt.runtime.cli.run_generation import check_upscaling, generate
 from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
-from sd2rt.runtime.cli.shell import names
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
@@ -50,7 +50,7 @@ def run(
             help="A bundle (a folder, or a name in the cache; default: the demo) and a prompt; "
             "- reads prompts from standard input, each line as it comes: text, or JSON with its own options.",
             show_default=False,
-            autocompletion=names.bundles,
+            autocompletion=complete_bundle,
         ),
     ] = None,
     recipe_of: Annotated[

@@ -12,6 +12,7 @@ from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
 from sd2rt.engines.console import print_path, table_console
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli import parsing
+from sd2rt.runtime.cli.shell import names as names_to_complete
 
 if TYPE_CHECKING:
     from sd2rt.runtime.samplers.plan import Plan
@@ -28,7 +29,12 @@ _SD2 = {
 def samplers(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Samplers; default: all of them.", show_default=False),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Samplers; default: all of them.",
+            show_default=False,
+            autocompletion=names_to_complete.samplers,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.errors import MissingDependencyError
 from sd2rt.engines.install_hint import install_hint
 from sd2rt.runtime.cli.serve_options import LimitOptions, ListenOptions, LogOptions, WorkOptions
@@ -26,6 +27,7 @@ def serve(
             metavar="[BUNDLE]...",
             help="Bundles: folders, or names in the cache; default: the demo. Requests choose one by its name.",
             show_default=False,
+            autocompletion=complete_bundle,
         ),
     ] = None,
     config_file: Annotated[

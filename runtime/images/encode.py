@@ -36,11 +36,14 @@ def encode(
         comment: for JPEG and WebP, EXIF's user comment, where AUTOMATIC1111 stores its generation parameters.
         description: for JPEG and WebP, EXIF's image description: ASCII text. Left out if both are too long.
     """
+    from PIL.Image import Exif
+
     file = BytesIO()
     if file_format == "png":
         write_png(image, file, text, FAST_PNG_LEVEL)
         return file.getvalue()
-    exif = image.getexif()
+    # Not the image's own, which would keep these settings for its next file.
+    exif = Exif()
     if comment is not None and len(comment) <= _MAX_COMMENT:
         exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
     if description is not None and len(description) + 2 * len(comment or "") <= 2 * _MAX_COMMENT:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
 
+from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.console import print_path, progress_bar, report
 from sd2rt.engines.errors import EngineError, RequestError
@@ -30,7 +31,6 @@ from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of
 from sd2rt.runtime.cli.run_output import check_output
-from sd2rt.runtime.cli.shell import names
 from sd2rt.runtime.images.formats import FileFormat
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def batch(
             metavar="[BUNDLE] FILE",
             help="A bundle (default: the demo), and a file with a row a line, - for standard input: a prompt, or "
             'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}. Options apply to rows without them.',
-            autocompletion=names.bundles,
+            autocompletion=complete_bundle,
         ),
     ],
 ) -> None:

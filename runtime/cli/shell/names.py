@@ -1,14 +1,6 @@
-"""Names that shells complete: bundles, samplers, schedules."""
+"""Names that shells complete: samplers, schedules."""
 
 from __future__ import annotations
-
-
-def bundles(incomplete: str) -> list[str]:
-    """Bundles in the cache, and demos, by the beginning of their name."""
-    from sd2rt.engines.bundle.cache import cached_bundles
-    from sd2rt.engines.bundle.model_kinds import DEMO_NAMES
-
-    return _beginning(incomplete, dict.fromkeys([*cached_bundles(), *DEMO_NAMES]))
 
 
 def samplers(incomplete: str) -> list[str]:
