@@ -16,7 +16,8 @@ from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.console import bench_bar, shown_warnings
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
-from sd2rt.runtime.cli.options import DeviceOptions, StepOptions
+from sd2rt.runtime.cli.device_options import DeviceOptions
+from sd2rt.runtime.cli.options import StepOptions
 
 
 @dataclass(frozen=True, slots=True)

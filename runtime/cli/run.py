@@ -13,15 +13,14 @@ from sd2rt.engines.console import given_options, report
 from sd2rt.engines.errors import BundleError, EngineError, RequestError
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
+from sd2rt.runtime.cli.device_options import TiledDeviceOptions
 from sd2rt.runtime.cli.options import (
     ImageOptions,
     PromptOptions,
     SamplingOptions,
     SeedOptions,
-    TiledDeviceOptions,
 )
 from sd2rt.runtime.cli.output_options import OutputOptions
-from sd2rt.runtime.cli.preview import preview_of
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
@@ -29,6 +28,7 @@ from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_i
 from sd2rt.runtime.cli.run_generation import check_upscaling, generate
 from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
+from sd2rt.runtime.cli.shell.preview import preview_of
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.cli.console import Advance
-from sd2rt.runtime.cli.preview import Show
 from sd2rt.runtime.cli.run_output import write_depth
+from sd2rt.runtime.cli.shell.preview import Show
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest

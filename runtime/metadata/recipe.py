@@ -102,7 +102,7 @@ class Recipe:
             if elsewhere is not None and self._made_with(elsewhere):
                 return elsewhere
         if path is None:
-            place = "" if self.place is None else f" in {shown(self.place)}"
+            place = "" if self.place is None else f" in {shown(self.place, 500)}"
             problem = (
                 "does not name its bundle"
                 if self.bundle is None

@@ -20,12 +20,12 @@ from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli.console import shown_warnings
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
+from sd2rt.runtime.cli.device_options import TiledDeviceOptions
 from sd2rt.runtime.cli.options import (
     ImageOptions,
     PromptOptions,
     SamplingOptions,
     SeedOptions,
-    TiledDeviceOptions,
 )
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series

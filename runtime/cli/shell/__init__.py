@@ -1,1 +1,1 @@
-"""Support for shells: names to complete, completion scripts, the layout of help."""
+"""What people type and see: names to complete, completion scripts, help, advice on wrong usage, previews."""

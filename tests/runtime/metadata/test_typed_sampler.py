@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd2rt.runtime.metadata.infotext import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS
 from sd2rt.runtime.metadata.typed_sampler import typed_sampler, typed_schedule
 
 
