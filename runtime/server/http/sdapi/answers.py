@@ -47,6 +47,8 @@ def _info(
     used = facts.get("sampler")
     labels = {str(name): label for name, label in SAMPLERS.items()}
     warnings = list(dict.fromkeys(text for each in completed for text in each.facts.get("warnings", [])))
+    if task.failure is not None:
+        warnings.append(f"iteration {task.iteration + 1} of {task.iterations} failed: {task.failure}")
     if plan.options.model not in (None, model.id):
         warnings.append(f"the chosen checkpoint cannot do this: {model.id} was used")
     return {
@@ -74,7 +76,7 @@ def _info(
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": plan.request.fields.get("strength"),
-        "extra_generation_params": {},
+        "extra_generation_params": _masking(plan),
         "index_of_first_image": 0,
         "infotexts": [text for each in completed for text in each.facts.get("infotexts", [])],
         "styles": [],
@@ -84,6 +86,20 @@ def _info(
         "version": f"sd2rt {version('sd2rt')}",
         "interrupted": task.interrupted or task.skipped,
         "sd2rt": {"id": plan.request.request_id, "warnings": warnings, "finished": int(time.time())},
+    }
+
+
+def _masking(plan: Plan) -> dict[str, Any]:
+    """Describe the use of a mask, in AUTOMATIC1111's words."""
+    settings = plan.request.preparation
+    if settings is None or "mask" not in plan.request.images:
+        return {}
+    area = "Only masked" if settings.only_masked else "Whole picture"
+    return {
+        "Mask blur": settings.mask_blur[0],
+        "Inpaint area": area,
+        **({"Masked area padding": settings.padding} if settings.only_masked else {}),
+        **({"Mask mode": "Inpaint not masked"} if settings.invert_mask else {}),
     }
 
 

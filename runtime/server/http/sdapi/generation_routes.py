@@ -8,6 +8,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import Completed, GeneratedImage, GenerationRequest
 from sd2rt.runtime.server.http.api.image_fields import parse_body
 from sd2rt.runtime.server.http.api.openai_routes import caller_of, fairness_key
@@ -66,6 +67,13 @@ async def extra_single_image(request: Request) -> Response:
 async def extra_batch_images(request: Request) -> Response:
     """Enlarge several images."""
     body = parse_body(BatchUpscalingBody, await read_json(request))
+    front: Front = request.app.state.front
+    if (count := len(body.imageList)) > front.config.max_images:
+        raise ServerError(
+            "invalid_value",
+            f"imageList has {count} images, more than this server's {front.config.max_images}: ask again",
+            param="imageList",
+        )
     images = [decoded(image.data, "imageList") for image in body.imageList]
     return await _upscaled(request, body, images, several=True)
 

@@ -46,6 +46,8 @@ class Task:
     preview: bytes | None = None
     skipped: bool = False
     interrupted: bool = False
+    failure: str | None = None
+    """Reason for which an iteration after the first ended the task."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Ends the iteration."""
 
@@ -86,7 +88,7 @@ class Tasks:
         """Generate a task's images; return what was completed, by iteration.
 
         Raises:
-            ServerError: it is refused or has failed.
+            ServerError: it is refused, or its first iteration has failed; a later one ends the task.
         """
         if len(self._tasks) >= _MOST_TASKS:
             raise ServerError("queue_full", f"{_MOST_TASKS} tasks are unfinished: wait", retry_after=10)
@@ -97,7 +99,13 @@ class Tasks:
         try:
             for index in range(plan.iterations):
                 task.iteration, task.step, task.steps = index, 0, 0
-                found = await self._iteration(task, front, plan.iteration(index, first_seed))
+                try:
+                    found = await self._iteration(task, front, plan.iteration(index, first_seed))
+                except ServerError as error:
+                    if not completed:
+                        raise
+                    task.interrupted, task.failure = True, error.message
+                    break
                 if found is not None:
                     completed.append(found)
                     if first_seed is None:

@@ -129,11 +129,21 @@ def test_loras_by_name(demo_folders: dict[str, Path], demo_lora: Path) -> None:
         assert plain.status_code == inked.status_code == 200, inked.text
         assert post(server, loras=[{"name": "other"}]).status_code == 400
         assert httpx.get(f"{server.url}/v1/models/demo").json()["sd2rt"]["loras"] == ["ink"]
+        tagged = httpx.post(
+            f"{server.url}/sdapi/v1/txt2img",
+            json={"prompt": "a red circle<lora:ink:0.5>", "steps": 3, "seed": 1},
+            timeout=120,
+        )
+        assert tagged.status_code == 200, tagged.text
+        (listed,) = httpx.get(f"{server.url}/sdapi/v1/loras").json()
+        assert listed["name"] == listed["alias"] == "ink"
     with Pipeline.open(demo_folders["demo"], device="cpu") as pipeline:
         assert picture(plain).tobytes() == pipeline(**FIELDS).images[0].tobytes()
         pipeline.load_lora(demo_lora, 0.5)
         expected = pipeline(**FIELDS).images[0]
     assert picture(inked).tobytes() == expected.tobytes()
+    by_tag = Image.open(io.BytesIO(base64.b64decode(tagged.json()["images"][0])))
+    assert by_tag.tobytes() == expected.tobytes()
     assert picture(plain).tobytes() != expected.tobytes()
 
 

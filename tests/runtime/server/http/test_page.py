@@ -24,14 +24,15 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_first_pictures(demo_server: Server, tmp_path: Path) -> None:
-    (_, start), (_, curl), (_, client) = blocks()
+    (_, start), (_, curl), (_, client), (_, hf) = blocks()
     assert "sd2rt serve demo demo-inpaint demo-x4" in start
     assert len(client.strip().splitlines()) <= 5
     for command in (
         ["sh", "-ec", curl.replace(ADDRESS, demo_server.url)],
         [sys.executable, "-c", client.replace(ADDRESS, demo_server.url)],
+        [sys.executable, "-c", hf.replace(ADDRESS, demo_server.url)],
     ):
         assert demo_server.url in command[-1]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
-    for name in ("shapes.png", "triangle.png"):
+    for name in ("shapes.png", "triangle.png", "star.png", "square.png"):
         assert Image.open(tmp_path / name).size == (128, 128)

@@ -144,6 +144,8 @@ def test_inpainting(api: webuiapi.WebUIApi, demo_folders: dict[str, Path], only_
         **SETTINGS,
     )
     assert answer.info["sd_model_name"] == "demo-inpaint"
+    extra = answer.info["extra_generation_params"]
+    assert extra["Inpaint area"] == ("Only masked" if only_masked else "Whole picture")
     settings = Preparation(mask_blur=(3.0, 3.0), fill_masked=True, only_masked=only_masked, padding=12)
     painting = Painting(image, mask, 128, 128, settings)
     with Pipeline.open(demo_folders["demo-inpaint"], device="cpu") as pipeline:
