@@ -35,7 +35,6 @@ MAX_PIXELS = 1 << 26
 
 _SUPPORTED = "a PNG, JPEG or WebP file"
 
-_EXIF, _USER_COMMENT = 0x8769, 0x9286
 _HEADER_BYTES = 512
 """Enough to identify a file's format and to read the size of a PNG or WebP."""
 
@@ -140,7 +139,7 @@ def _exif_text(image: ImageFile) -> dict[str, str]:
 def read_text(data: bytes, role: str, max_pixels: int) -> dict[str, str]:
     """Read the texts before the pixels of an image file that is in memory, without decoding its pixels.
 
-    A PNG's text chunks by key; of a JPEG or WebP EXIF's comment, as ``parameters``, where AUTOMATIC1111 has them.
+    A PNG's text chunks by key; of a JPEG or WebP those of :func:`read_png_text`.
 
     Raises:
         TooManyPixelsError: it has more than ``max_pixels``.
@@ -150,10 +149,7 @@ def read_text(data: bytes, role: str, max_pixels: int) -> dict[str, str]:
     with _decoding(role, image.format):
         if image.format == "PNG":
             return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-        comment = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT, b"")
-    if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\0"):
-        return {}
-    return {"parameters": comment[8:].decode("utf-16-be", "replace")}
+        return _exif_text(image)
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

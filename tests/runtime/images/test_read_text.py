@@ -41,7 +41,7 @@ def test_no_texts(kind: str) -> None:
 
 def test_other_comments_are_no_texts() -> None:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0hello"
+    exif.get_ifd(0x8769)[0x9286] = b"JIS\0\0\0\0\0hello"
     assert read_text(bare("JPEG", exif=exif), "the image", MAX_PIXELS) == {}
 
 
