@@ -26,8 +26,10 @@ SamplerName = Literal[
     "dpm2",
     "dpm2-a",
     "dpmpp-2s",
+    "dpmpp-2s-a",
     "dpmpp-2m",
     "dpmpp-2m-sde",
+    "dpmpp-3m-sde",
     "dpmpp-sde",
     "deis",
     "unipc",
@@ -159,8 +161,10 @@ SAMPLER_OPTIONS: dict[SamplerName, dict[str, Any]] = {
         "final_sigmas_type": "zero",
         "lambda_min_clipped": None,
     },
+    "dpmpp-2s-a": _LEVELS,
     "dpmpp-2m": {**_MULTISTEP, "algorithm_type": "dpmsolver++"},
     "dpmpp-2m-sde": {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"},
+    "dpmpp-3m-sde": _LEVELS,
     "dpmpp-sde": {**_LEVELS, "s_noise": 1.0},
     "deis": {**_LEVELS, "solver_order": 2, "lower_order_final": True},
     "unipc": {
@@ -250,3 +254,59 @@ def schedules_of(sampler: SamplerName) -> list[str]:
         for name, changes in SCHEDULES.items()
         if changes.keys() <= valid_options.keys() and changes.get("levels", "spaced") in levels
     ]
+
+
+GridName = Literal["diffusers", "a1111"]
+"""Origin of noise levels and timesteps."""
+A1111Schedule = Literal[
+    "automatic",
+    "uniform",
+    "karras",
+    "exponential",
+    "polyexponential",
+    "sgm-uniform",
+    "kl-optimal",
+    "ays",
+    "simple",
+    "normal",
+    "ddim",
+    "beta",
+]
+"""Schedule types of AUTOMATIC1111, for the grid of that name."""
+
+A1111_SCHEDULES: dict[SamplerName, tuple[A1111Schedule, ...]] = {
+    **dict.fromkeys(
+        (
+            "dpmpp-2m",
+            "dpmpp-sde",
+            "dpmpp-2m-sde",
+            "dpmpp-2s-a",
+            "dpmpp-3m-sde",
+            "euler-a",
+            "euler",
+            "lms",
+            "heun",
+            "dpm2",
+            "dpm2-a",
+            "lcm",
+        ),
+        get_args(A1111Schedule),
+    ),
+    **dict.fromkeys(("ddim", "pndm", "unipc"), ("automatic",)),
+}
+"""Samplers of AUTOMATIC1111, with the schedule types of each. The last three have timesteps of their own."""
+
+
+def a1111_schedules_of(sampler: SamplerName) -> tuple[A1111Schedule, ...]:
+    """List the schedule types that AUTOMATIC1111 has for a sampler.
+
+    Raises:
+        ValueError: AUTOMATIC1111 has no such sampler.
+    """
+    schedules = A1111_SCHEDULES.get(sampler)
+    if schedules is None:
+        raise ValueError(
+            f"the grid a1111 has no sampler {sampler}: choose one of {', '.join(A1111_SCHEDULES)}, "
+            "or the grid diffusers"
+        )
+    return schedules

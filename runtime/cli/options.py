@@ -159,6 +159,14 @@ class SamplingOptions(StepOptions):
             autocompletion=names.schedules,
         ),
     ] = None
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="diffusers; or a1111 for AUTOMATIC1111's noise levels and timesteps, with its schedule types: "
+            "automatic, uniform, karras, exponential, polyexponential, sgm-uniform, kl-optimal, ays, simple, normal, "
+            "ddim or beta."
+        ),
+    ] = "diffusers"
     sampler_option: Annotated[
         list[str] | None,
         typer.Option("--sampler-option", metavar="NAME=VALUE", help="Such as solver_order=3; repeatable."),
@@ -192,9 +200,11 @@ class SamplingOptions(StepOptions):
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request."""
-        schedule = {} if self.schedule is None else {"schedule": parsing.schedule(self.schedule)}
+        schedule = {} if self.schedule is None else {"schedule": parsing.schedule(self.schedule, self.grid)}
         return StepOptions.fields(self) | {
+            **parsing.sampler(self.sampler, self.grid),
             "preset": self.preset,
+            "grid": self.grid,
             **schedule,
             "sampler_options": parsing.sampler_options(self.sampler_option or []),
             "eta": self.eta,

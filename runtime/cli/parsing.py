@@ -66,21 +66,21 @@ def variation(text: str) -> tuple[int, float]:
         raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
 
 
-def sampler(text: str | None) -> dict[str, str]:
+def sampler(text: str | None, grid: str = "diffusers") -> dict[str, str]:
     """Parse a sampler's name, sd2rt's or another program's, to fields of a request."""
     if text is None:
         return {}
     from sd2rt.runtime.metadata.typed_sampler import typed_sampler
 
-    name, schedule = typed_sampler(text)
+    name, schedule = typed_sampler(text, grid)
     return {"sampler": name} if schedule is None else {"sampler": name, "schedule": schedule}
 
 
-def schedule(text: str) -> str:
+def schedule(text: str, grid: str = "diffusers") -> str:
     """Parse a schedule's name, sd2rt's or AUTOMATIC1111's."""
     from sd2rt.runtime.metadata.typed_sampler import typed_schedule
 
-    return typed_schedule(text)
+    return typed_schedule(text, grid)
 
 
 def precision(

@@ -26,6 +26,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "sampler",
         "sampler_options",
         "schedule",
+        "grid",
         "num_inference_steps",
         "guidance_scale",
         "strength",
@@ -34,8 +35,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "sampler": ("sampler", "sampler_options"),
     "sampler_option": ("sampler_options",),
-    "timesteps": ("timesteps", "sigmas"),
-    "sigmas": ("timesteps", "sigmas"),
+    "timesteps": ("timesteps", "sigmas", "grid"),
+    "sigmas": ("timesteps", "sigmas", "grid"),
     "zero_snr": ("rescale_betas_zero_snr",),
     "variation": ("variation_seed", "variation_strength"),
     "size": ("width", "height"),
@@ -73,6 +74,9 @@ class AppliedRecipe:
     def __init__(self, recipe: Recipe, settings: RunSettings, options: set[str]) -> None:
         self._recipe = recipe
         replaced = {field for option in options for field in FIELDS.get(option, (option,))}
+        if "grid" in replaced and recipe.fields.get("grid") == "a1111":
+            # Its schedule types are not schedules of other grids.
+            replaced.add("schedule")
         fields = {name: value for name, value in recipe.fields.items() if name not in replaced}
         prompt, seed = fields.pop("prompt", ""), fields.pop("seed", None)
         settings.fields |= fields

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import lcm
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ from sd2rt.runtime.samplers.plan import Plan
 Latents = NDArray[np.float32]
 
 
+class NoisePath(Protocol):
+    """Noise of a Brownian path."""
+
+    def noise(self, level: float, following: float) -> Latents:
+        """Standard normals [C, h, w] of a step between two noise levels."""
+
+
 @dataclass(slots=True, eq=False)
 class Trajectory:
     """Input and result of one image in the step loop."""
@@ -29,6 +36,8 @@ class Trajectory:
     guidance: NDArray[np.float32]  # [N, 2]: scale and rescale of each call
     generator: NormalGenerator
     seed: int
+    path: NoisePath | None = None
+    """Source of the noise of steps with intervals; None if the plan has none."""
     image_latents: Latents | None = (
         None  # [C, h, w], times the scaling factor; for plans that start from an image
     )
@@ -82,8 +91,16 @@ class Trajectory:
     def noise(self) -> Latents:
         """Fresh noise [C, h, w] of the next call; drawn once, even if the call fails and is made again."""
         if self._drawn is None or self._drawn[0] != self.done:
-            self._drawn = self.done, self.generator.randn(self.latents.shape)
+            self._drawn = self.done, self._draw()
         return self._drawn[1]
+
+    def _draw(self) -> Latents:
+        interval = self.plan.steps[self.done].interval
+        if interval is None:
+            return self.generator.randn(self.latents.shape)
+        if self.path is None:
+            raise ValueError("the plan's noise is that of a Brownian path, but there is none: pass path")
+        return self.path.noise(*interval)
 
     @property
     def length(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd2rt.engines.json_text import parse_json
-from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULES
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULE_NAMES, SCHEDULES
 
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r"\s*([A-Za-z0-9][\w \-/]*?)\s*:[ \t]*")
@@ -35,22 +35,30 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
         lines.append(f"{_NEGATIVE} {facts['negative_prompt']}")
     schedule = facts["schedule"]
     request: dict[str, Any] = facts["request"]
+    grid = request.get("grid")
+    names = SCHEDULES
+    if grid == "a1111":
+        names = {"automatic": "Automatic"} | {own: label for label, own in SCHEDULE_NAMES.values()}
+    # AUTOMATIC1111 has this form as a sampler of its own.
+    options = request.get("sampler_options") or {}
+    heun = facts["sampler"] == "dpmpp-2m-sde" and options.get("solver_type") == "heun"
     scale, interval = facts["guidance_scale"], request.get("guidance_interval")
     # AUTOMATIC1111 reads a single number: write the scale of the first step.
     scales = list(scale) if isinstance(scale, list | tuple) else [scale]
     values: dict[str, Any] = {
         "Steps": facts["steps"],
-        "Sampler": SAMPLERS.get(facts["sampler"], facts["sampler"]),
-        "Schedule type": SCHEDULES.get(schedule or ""),
+        "Sampler": SAMPLERS.get(facts["sampler"], facts["sampler"]) + (" Heun" if heun else ""),
+        "Schedule type": names.get(schedule or ""),
         "CFG scale": scales[0],
         "Seed": facts["seed"],
         "Size": f"{facts['width']}x{facts['height']}",
-        "Spacing": None if schedule in SCHEDULES else schedule,
+        "Spacing": None if schedule in names else schedule,
         "Eta": facts["eta"] or None,
         "Denoising strength": facts.get("strength"),
         "CFG scales": "/".join(f"{scale:g}" for scale in scales) if len(scales) > 1 else None,
         "CFG interval": None if interval is None else _levels(*interval),
         "CFG rescale": facts["guidance_rescale"] or None,
+        "Grid": grid,
         "Prompt syntax": request.get("prompt_syntax"),
         # AUTOMATIC1111 counts from 1: its 1 skips no layer.
         "Clip skip": request["clip_skip"] + 1 if "clip_skip" in request else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,19 @@ from sd2rt.engines.bundle.sizes import check_side, parse_size
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.infotext import Parameters
-from sd2rt.runtime.metadata.sampler_names import find_sampler, split_schedule
+from sd2rt.runtime.metadata.sampler_names import NOT_REPRODUCED, find_sampler, split_schedule
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
 from sd2rt.runtime.request.request import Request
 
-_BROWNIAN = ("dpmpp-sde", "dpmpp-2m-sde")
+_SCHEDULE_TYPES_SINCE = (1, 9)
+"""Version of AUTOMATIC1111 that separated schedule types from samplers."""
+_TIMESTEPS_SINCE = (1, 6)
+"""Version from which DDIM, PLMS and UniPC visit the timesteps that the grid reproduces."""
+_LISTED = ("ddim", "pndm", "unipc")
+_VERSION = re.compile(r"v?(\d{1,3})\.(\d{1,3})")
+
+_DEFAULTS = {"Beta schedule alpha": 0.6, "Beta schedule beta": 0.6}
+"""Settings that are written even with their default, which is the only value that is supported."""
 
 _IGNORED_KEYS = (
     "Version",
@@ -67,7 +76,7 @@ class A1111Settings:
         )
         by_sd2rt = self._values.get("Version", "").startswith("sd2rt")
         self._prompts(by_sd2rt)
-        self._sampler()
+        self._sampler(by_sd2rt)
         self._numbers(hires)
         self._noise()
         self._clip_skip(by_sd2rt)
@@ -97,29 +106,39 @@ class A1111Settings:
             else:
                 self.loras.append((name, _strength(strength)))
 
-    def _sampler(self) -> None:
+    def _sampler(self, by_sd2rt: bool) -> None:
         label, schedule = self._take("Sampler"), self._take("Schedule type")
-        spacing = self._take("Spacing")
+        spacing, grid = self._take("Spacing"), self._take("Grid")
+        for name, value in _DEFAULTS.items():
+            if self._values.get(name) == f"{value:g}":
+                del self._values[name]
         if label is None:
             self._note_ignored("Schedule type", schedule)
             return
-        found = find_sampler(label, schedule, spacing)
+        match = _VERSION.match(self._values.get("Version", ""))
+        version = None if match is None else (int(match[1]), int(match[2]))
+        if schedule is None and version is not None and version >= _SCHEDULE_TYPES_SINCE:
+            schedule = "Automatic"
+        found = find_sampler(label, schedule, spacing, own_grid=by_sd2rt and grid != "a1111")
         if found is None:
-            self.notes.append(f"Sampler {shown(label)} is unknown: the bundle's default is used")
+            name, combined = split_schedule(label)
+            reason = NOT_REPRODUCED.get(name)
+            problem = "is unknown" if reason is None else f"is not supported ({reason})"
+            self.notes.append(f"Sampler {shown(label)} {problem}: the bundle's default is used")
             if schedule is None or schedule.casefold() == "automatic":
-                schedule = split_schedule(label)[1]
+                schedule = combined
             self._note_ignored("Schedule type", schedule)
             return
-        self.fields["sampler"] = found.sampler
-        if found.options:
-            self.fields["sampler_options"] = found.options
-        if found.sampler in _BROWNIAN:
+        self.fields |= found.fields
+        if found.grid == "diffusers" and not by_sd2rt:
             self.notes.append(
-                f"Sampler {shown(label)} draws different noise between steps than AUTOMATIC1111"
+                f"Sampler {shown(label)} is not AUTOMATIC1111's own: noise levels and timesteps may differ"
             )
-        if found.schedule is not None:
-            self.fields["schedule"] = found.schedule
-        elif found.missing is not None:
+        if found.sampler in _LISTED and version is not None and version < _TIMESTEPS_SINCE:
+            self.notes.append(
+                f"Sampler {shown(label)} of versions before 1.6 had other timesteps: those of later ones are used"
+            )
+        if found.missing is not None:
             self.notes.append(
                 f"Schedule type {shown(found.missing)} is not available for {found.sampler}: its default is used"
             )

@@ -61,6 +61,9 @@ class Facts:
         settings, inputs = settings_of(request)
         sampler = pipeline.sampler_of(request)
         schedule = sampler.spacing if sampler.levels == "spaced" else sampler.levels
+        known: str | None = schedule if schedule in schedules_of(sampler.name) else None
+        if request.grid == "a1111":
+            known = request.schedule or "automatic"
         width, height = pipeline.size_of(request)
         interval = request.guidance_interval
         optional = {
@@ -83,7 +86,7 @@ class Facts:
             "negative_prompt": request.negative_prompt,
             "steps": sampling_of(request, None).step_count,
             "sampler": sampler.name,
-            "schedule": schedule if schedule in schedules_of(sampler.name) else None,
+            "schedule": known,
             "eta": request.eta,
             "guidance_scale": request.guidance_scale,
             "guidance_rescale": request.guidance_rescale,

@@ -6,7 +6,12 @@ import re
 
 from sd2rt.engines.bundle.sampler_config import SCHEDULES as OWN_SCHEDULES
 from sd2rt.engines.bundle.sampler_config import SamplerName
-from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULES, UNNAMED_SAMPLERS
+from sd2rt.runtime.metadata.sampler_names import (
+    SAMPLERS,
+    SCHEDULE_NAMES,
+    SCHEDULES,
+    UNNAMED_SAMPLERS,
+)
 
 
 def _letters(name: str) -> str:
@@ -36,15 +41,18 @@ _SCHEDULES: dict[str, str] = {
     "uniform": "linspace",
     "normal": "linspace",
 }
+_A1111_SCHEDULES = {"automatic": "automatic"} | {
+    _letters(name): own for label, own in SCHEDULE_NAMES.values() for name in (label, own)
+}
 _NOISE = re.compile(r"^(?:sample|k)(?=euler|dpm|heun|lms)|(?:discrete|multistep)?scheduler$|discrete$")
 
 
-def typed_sampler(text: str) -> tuple[str, str | None]:
+def typed_sampler(text: str, grid: str = "diffusers") -> tuple[str, str | None]:
     """Return a sampler, and the schedule that its name ends with, as in DPM++ 2M Karras; unknown text as it is."""
     letters = _letters(text)
     if (sampler := _sampler(letters)) is not None:
         return sampler, None
-    for ending, schedule in _SCHEDULES.items():
+    for ending, schedule in _schedules(grid).items():
         if letters.endswith(ending) and (sampler := _sampler(letters.removesuffix(ending))) is not None:
             return sampler, schedule
     return text, None
@@ -54,6 +62,10 @@ def _sampler(letters: str) -> SamplerName | None:
     return _SAMPLERS.get(letters) or _SAMPLERS.get(_NOISE.sub("", letters))
 
 
-def typed_schedule(text: str) -> str:
-    """Return a schedule by its own or AUTOMATIC1111's name; unknown text as it is."""
-    return _SCHEDULES.get(_letters(text), text)
+def typed_schedule(text: str, grid: str = "diffusers") -> str:
+    """Return a grid's schedule by its own or AUTOMATIC1111's name; unknown text as it is."""
+    return _schedules(grid).get(_letters(text), text)
+
+
+def _schedules(grid: str) -> dict[str, str]:
+    return _A1111_SCHEDULES if grid == "a1111" else _SCHEDULES

@@ -106,8 +106,13 @@ class Conditioning:
         return Start(noise, image_latents, extra)
 
     def sample(self, moments: Float32Array, generator: NormalGenerator) -> Latents:
-        """Sample latents [C, h, w] from the encoder's moments [2C, h, w], times the scaling factor."""
+        """Sample latents [C, h, w] from the encoder's moments [2C, h, w], times the scaling factor.
+
+        With AUTOMATIC1111's grid they are the means: it does not draw the encoder's noise from the seed.
+        """
         mean, logvar = np.split(moments, 2)
+        if self._request.grid == "a1111":
+            return np.float32(self._manifest.latents.scaling_factor) * mean
         deviation = np.exp(np.float32(0.5) * logvar)
         draw: Float32Array = mean + deviation * generator.randn(mean.shape)
         return np.float32(self._manifest.latents.scaling_factor) * draw

@@ -19,8 +19,9 @@ from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.sampling import nominal_calls
+from sd2rt.runtime.rng.brownian_path import BrownianPath
 from sd2rt.runtime.rng.select import NormalGenerator, make_generator
-from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator
+from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator, TilePath
 from sd2rt.runtime.tiling.tiling import Tiling
 
 
@@ -52,6 +53,9 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
         if len(tiling.boxes) > 1:
             step_noise = ImageNoise(image_seed, conditioning.shape, request.rng)
             generators = [TileGenerator(step_noise, box) for box in tiling.boxes]
+        path = None
+        if plan.path is not None:
+            path = BrownianPath(request.rng, image_seed, conditioning.shape, *plan.path)
         trajectories = [
             Trajectory(
                 plan=plan,
@@ -60,6 +64,7 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
                 guidance=guidance.values,
                 generator=tile_generator,
                 seed=image_seed,
+                path=None if path is None else TilePath(path, box),
                 image_latents=None if start.image_latents is None else box.cut(start.image_latents),
                 extra=None if start.extra is None else box.cut(start.extra),
                 noise_level=request.noise_level,

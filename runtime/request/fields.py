@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from numpy.typing import NDArray
 
+from sd2rt.engines.bundle.sampler_config import GridName
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
 
@@ -58,6 +59,7 @@ class SharedFields(TypedDict, total=False):
     negative_prompt_embeds: NDArray[Any] | None
     sampler: str | None
     schedule: str | None
+    grid: GridName
     sampler_options: Mapping[str, Any] | None
     rescale_betas_zero_snr: bool | None
     eta: float

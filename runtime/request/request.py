@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from sd2rt.engines.bundle.sampler_config import GridName
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import is_text, printable, repr_of
@@ -179,7 +180,10 @@ class Request(BaseModel, Generic[Images]):
 
     Sampling: ``sampler``, ``schedule`` (a timestep spacing or a rule for noise levels) and ``sampler_options``
     (see :data:`~sd2rt.engines.bundle.sampler_config.SAMPLER_OPTIONS`) replace a diffusers scheduler object.
-    ``rescale_betas_zero_snr`` makes the last timestep pure noise. None uses the checkpoint's setting.
+    ``grid`` is ``diffusers``, or ``a1111``: then noise levels and timesteps are those of AUTOMATIC1111, ``schedule``
+    is one of its schedule types (:data:`~sd2rt.engines.bundle.sampler_config.A1111Schedule`; None is its
+    ``automatic``), and an image is encoded without drawing noise. ``rescale_betas_zero_snr`` makes the last timestep
+    pure noise. None uses the checkpoint's setting.
 
     Guidance: several values of ``guidance_scale`` are spread evenly over the denoiser calls and interpolated
     linearly. ``guidance_interval`` (low, high) applies guidance only to calls with low < noise level <= high,
@@ -228,6 +232,7 @@ class Request(BaseModel, Generic[Images]):
     negative_prompt_embeds: CheckedArray | None = None
     sampler: str | None = None
     schedule: str | None = None
+    grid: GridName = "diffusers"
     sampler_options: Options | None = None
     rescale_betas_zero_snr: bool | None = None
     eta: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
@@ -299,6 +304,9 @@ class Request(BaseModel, Generic[Images]):
             )
         if self.timesteps is not None and self.sigmas is not None:
             raise ValueError("timesteps and sigmas are both set: use only one of them")
+        for name in ("timesteps", "sigmas"):
+            if self.grid == "a1111" and getattr(self, name) is not None:
+                raise ValueError(f"{name} cannot be combined with the grid a1111: leave one of them out")
         check_mask(self.image, self.mask_image)
         if self.paste and self.output_type == "latent":
             raise ValueError(

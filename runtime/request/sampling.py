@@ -6,11 +6,19 @@ from typing import Any
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
-from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.engines.bundle.sampler_config import A1111Schedule, SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.samplers import SAMPLERS, SCHEDULES, SamplingOptions, make_plan, sampler_config
+from sd2rt.runtime.samplers import (
+    SAMPLERS,
+    SCHEDULES,
+    SamplingOptions,
+    a1111_config,
+    check_a1111_schedule,
+    make_plan,
+    sampler_config,
+)
 from sd2rt.runtime.samplers.plan import Plan
 
 
@@ -20,7 +28,18 @@ def sampler_of(request: Request, manifest: Manifest) -> SamplerConfig:
     Raises:
         RequestError: the sampler, schedule or an option is unknown.
     """
+    schedule = _a1111_schedule(request)
+    if schedule is not None:
+        name = manifest.sampler.name if request.sampler is None else request.sampler
+        return a1111_config(name, schedule, request.sampler_options)
     return sampler_config(request.sampler, manifest.sampler, request.schedule, request.sampler_options)
+
+
+def _a1111_schedule(request: Request) -> A1111Schedule | None:
+    """Schedule type of a request with AUTOMATIC1111's grid, or None for the usual grids."""
+    if request.grid != "a1111":
+        return None
+    return check_a1111_schedule(None, "automatic" if request.schedule is None else request.schedule)
 
 
 def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
@@ -32,6 +51,7 @@ def sampling_of(request: Request, strength: float | None) -> SamplingOptions:
         sigmas=request.sigmas,
         eta=request.eta,
         strength=strength,
+        a1111=_a1111_schedule(request),
     )
 
 
@@ -43,7 +63,9 @@ def nominal_calls(request: Request, manifest: Manifest) -> int:
 def strength_of(request: Request[Any], task: Task) -> float | None:
     """Return the strength of the late start, or None if sampling starts from pure noise."""
     strength = request.strength
-    return None if strength == 1 and task.noise_at_full_strength else strength
+    # AUTOMATIC1111 always starts from the image.
+    noise_alone = task.noise_at_full_strength and request.grid != "a1111"
+    return None if strength == 1 and noise_alone else strength
 
 
 def plan_of(request: Request, task: Task, manifest: Manifest) -> Plan:
@@ -64,7 +86,11 @@ def check_names(request: Request) -> None:
     Raises:
         RequestError: one is unknown; the message lists the valid names.
     """
-    if request.sampler is not None:
+    if request.grid == "a1111":
+        schedule = _a1111_schedule(request)
+        if request.sampler is not None and schedule is not None:
+            a1111_config(request.sampler, schedule, request.sampler_options)
+    elif request.sampler is not None:
         sampler_config(request.sampler, schedule=request.schedule, options=request.sampler_options)
     elif request.schedule is not None and request.schedule not in SCHEDULES:
         near = did_you_mean(request.schedule, SCHEDULES)

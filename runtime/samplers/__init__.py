@@ -5,6 +5,8 @@ from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.registry import (
     SAMPLERS,
     Sampler,
+    a1111_config,
+    check_a1111_schedule,
     choices_of,
     make_plan,
     sampler_config,
@@ -15,6 +17,8 @@ __all__ = [
     "SCHEDULES",
     "Sampler",
     "SamplingOptions",
+    "a1111_config",
+    "check_a1111_schedule",
     "choices_of",
     "make_plan",
     "sampler_config",

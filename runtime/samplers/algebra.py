@@ -46,7 +46,12 @@ def predict(
 
 
 def make_step(
-    timestep: float, level: float, *slots: Row, input_scale: float = 1.0, draws_noise: bool | None = None
+    timestep: float,
+    level: float,
+    *slots: Row,
+    input_scale: float = 1.0,
+    draws_noise: bool | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Step:
     """Make a step that calls the network on ``input_scale`` times S_0 and sets the state to ``slots``.
 
@@ -61,4 +66,4 @@ def make_step(
         draws_noise = bool(update[:, -1].any())
     weights.setflags(write=False)
     update.setflags(write=False)
-    return Step(float(timestep), weights, update, float(level), draws_noise)
+    return Step(float(timestep), weights, update, float(level), draws_noise, interval)

@@ -10,6 +10,9 @@ import numpy as np
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float64Array
+from sd2rt.runtime.samplers.a1111.level_lists import level_list
+from sd2rt.runtime.samplers.a1111.model_levels import ModelLevels
+from sd2rt.runtime.samplers.a1111.timestep_lists import uneven_walk
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.sigma_schedules import ays, beta, exponential, karras
@@ -36,10 +39,27 @@ class Grid:
     timesteps: list[float]
     levels: list[float]
     start: int
+    end_timestep: float | None = None
+    """Timestep of the last level, for methods that call the network there; None if they must not."""
+    scale: float = 1.0
+    """Scale of unit noise at the start of a variance-preserving trajectory."""
+    end_scale: float = 1.0
+    """Scale of a variance-preserving trajectory's result."""
+    path: tuple[float, float] | None = None
+    """Ends of the Brownian path that gives the noise of SDE samplers; None if they draw independent noise."""
+    conversions: list[tuple[float, float]] | None = None
+    """alpha and sigma of each step for converting a v-prediction, if they differ from those of its level."""
+    start_noise: tuple[float, float] | None = None
+    """Factors of image and noise at the start, if they differ from those of the first level."""
 
     @property
     def count(self) -> int:
         return len(self.timesteps)
+
+    def interval(self, index: int) -> tuple[float, float] | None:
+        """Levels between which the Brownian path gives a step's noise; None without a path, and to level 0."""
+        ends = self.levels[index], self.levels[index + 1]
+        return ends if self.path is not None and ends[1] > 0 else None
 
 
 def variance_exploding(
@@ -54,6 +74,8 @@ def variance_exploding(
         RequestError: eta is set, or an option is not supported.
     """
     refuse_eta(config, options)
+    if options.a1111 is not None:
+        return _a1111(noise, config, options)
     total = noise.config.num_train_timesteps
     start = start_index(total, options)
     if options.sigmas is not None:
@@ -105,6 +127,8 @@ def variance_preserving(
         RequestError: eta is set, or the strength leaves no timestep after lambda_min_clipped.
     """
     refuse_eta(config, options)
+    if options.a1111 is not None:
+        return _a1111(noise, config, options)
     total = noise.config.num_train_timesteps
     start = start_index(total, options)
     if options.sigmas is not None:
@@ -133,6 +157,27 @@ def variance_preserving(
     if repeat_last and final > 0:
         final = float(rule_levels[-1])
     return Grid(rule_timesteps.tolist(), [*rule_levels.tolist(), final], start)
+
+
+def _a1111(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Grid:
+    """Make AUTOMATIC1111's grid, which starts at the first step that is made."""
+    if config.name == "unipc":
+        uneven = uneven_walk(noise, options, config.solver_order)
+        return Grid(
+            uneven.timesteps, uneven.levels, 0, conversions=uneven.conversions, start_noise=uneven.entry
+        )
+    made = level_list(config.name, ModelLevels(noise), options)
+    timesteps = timesteps_of(noise, np.array(made.levels)).tolist()
+    first, last = made.levels[0], made.levels[-1]
+    return Grid(
+        timesteps[:-1],
+        made.levels,
+        0,
+        end_timestep=timesteps[-1] if last > 0 else None,
+        scale=first / sqrt(first**2 + 1),
+        end_scale=sqrt(last**2 + 1),
+        path=(made.lowest, made.highest),
+    )
 
 
 def _whole_timesteps(noise: NoiseSchedule, config: SamplerConfig, count: int) -> Float64Array:

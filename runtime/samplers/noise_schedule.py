@@ -29,9 +29,11 @@ class NoiseSchedule:
         self.config = config
         count = config.num_train_timesteps
         if config.beta_schedule == "linear":
-            self.betas = _linspace(config.beta_start, config.beta_end, count)
+            self.betas = float32_linspace(config.beta_start, config.beta_end, count)
         else:
-            self.betas = _linspace(math.sqrt(config.beta_start), math.sqrt(config.beta_end), count) ** 2
+            self.betas = (
+                float32_linspace(math.sqrt(config.beta_start), math.sqrt(config.beta_end), count) ** 2
+            )
         if config.rescale_betas_zero_snr:
             self.betas = _rescale_zero_snr(self.betas)
         self.alphas_cumprod = np.cumprod(np.float64(1) - self.betas, dtype=np.float64)
@@ -58,7 +60,7 @@ def _rescale_zero_snr(betas: NDArray[np.float32]) -> NDArray[np.float32]:
     return rescaled
 
 
-def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
+def float32_linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     """``torch.linspace`` in float32, bit for bit as on CPUs with AVX2 or AVX-512.
 
     PyTorch steps from the nearer end with fused multiply-adds. Float64 holds the product of two float32 numbers

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sd2rt.engines.bundle.sampler_config import A1111Schedule
 from sd2rt.engines.errors import RequestError
 
 SMALLEST_LEVEL, LARGEST_LEVEL = 1e-8, 1e8
@@ -23,6 +24,9 @@ class SamplingOptions:
     with noise added, and takes only that fraction of the steps, the last ones; at 1 it takes all of them, still from
     the image. See :func:`~sd2rt.runtime.samplers.timesteps.start_index`.
 
+    ``a1111`` is a schedule type of AUTOMATIC1111, whose grid then replaces that of the configuration; a strength
+    counts as it does there.
+
     Raises:
         RequestError: a value is invalid for every sampler. Each sampler checks what it does not support.
     """
@@ -32,6 +36,7 @@ class SamplingOptions:
     sigmas: tuple[float, ...] | None = None
     eta: float = 0.0
     strength: float | None = None
+    a1111: A1111Schedule | None = None
 
     def __post_init__(self) -> None:
         values = {
@@ -44,6 +49,10 @@ class SamplingOptions:
             raise RequestError("none of num_inference_steps, timesteps and sigmas is set: set one of them")
         if len(names) > 1:
             raise RequestError(f"{' and '.join(names)} cannot be combined: set one of them")
+        if self.a1111 is not None and self.num_inference_steps is None:
+            raise RequestError(
+                f"custom {names[0]} cannot be combined with the grid a1111: leave one of them out"
+            )
         steps = self.num_inference_steps
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
             raise RequestError(f"num_inference_steps is {steps!r}: use a whole number of at least 1")

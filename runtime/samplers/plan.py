@@ -25,6 +25,8 @@ class Step:
     """Noise level of the network's input: the noise-to-signal ratio sigma."""
     draws_noise: bool
     """True if the step draws noise, even with weight zero, so that later draws are the same."""
+    interval: tuple[float, float] | None = None
+    """Noise levels between which a Brownian path gives the step's noise; None for independent noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Plan:
     init_scale: float
     steps: tuple[Step, ...]
     start_noise: tuple[float, float] | None = None
+    path: tuple[float, float] | None = None
+    """Lowest and highest noise level of the Brownian path, for steps with intervals."""
 
     @property
     def finite(self) -> bool:

@@ -14,19 +14,26 @@ from sd2rt.engines.bundle.sampler_config import (
     CHOICES,
     SAMPLER_OPTIONS,
     SCHEDULES,
+    A1111Schedule,
     NoiseConfig,
     SamplerConfig,
     SamplerName,
+    a1111_schedules_of,
     default_sampler,
     schedules_of,
 )
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.engines.printable import repr_of, shown
+from sd2rt.runtime.samplers.a1111.facts import FACTS
+from sd2rt.runtime.samplers.a1111.lcm import lcm as a1111_lcm
+from sd2rt.runtime.samplers.a1111.plms import plms
 from sd2rt.runtime.samplers.methods.ddim import ddim
 from sd2rt.runtime.samplers.methods.ddpm import ddpm
 from sd2rt.runtime.samplers.methods.deis import deis
 from sd2rt.runtime.samplers.methods.dpm2 import dpm2, dpm2_ancestral
+from sd2rt.runtime.samplers.methods.dpm_2s_ancestral import dpm_2s_ancestral
+from sd2rt.runtime.samplers.methods.dpm_3m_sde import dpm_3m_sde
 from sd2rt.runtime.samplers.methods.dpm_multistep import dpm_multistep
 from sd2rt.runtime.samplers.methods.dpm_sde import dpm_sde
 from sd2rt.runtime.samplers.methods.dpm_singlestep import dpm_singlestep
@@ -79,10 +86,19 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "dpmpp-2s": Sampler(
         dpm_singlestep, "DPM-Solver++ single-step", "arXiv:2211.01095", "1-3", noise="with an SDE form"
     ),
+    "dpmpp-2s-a": Sampler(
+        dpm_2s_ancestral,
+        "DPM-Solver++ single-step, ancestral",
+        "k-diffusion",
+        "2",
+        evaluations=2,
+        noise="yes",
+    ),
     "dpmpp-2m": Sampler(dpm_multistep, "DPM-Solver++ multistep", "arXiv:2211.01095", "1-2"),
     "dpmpp-2m-sde": Sampler(
         dpm_multistep, "DPM-Solver++ multistep, SDE", "arXiv:2211.01095", "1-2", noise="yes"
     ),
+    "dpmpp-3m-sde": Sampler(dpm_3m_sde, "DPM-Solver++(3M), SDE", "k-diffusion", "2", noise="yes"),
     "dpmpp-sde": Sampler(dpm_sde, "DPM-Solver++ for the SDE", "k-diffusion", "2", evaluations=2, noise="yes"),
     "deis": Sampler(deis, "DEIS", "arXiv:2204.13902", "1-3"),
     "unipc": Sampler(unipc, "UniPC", "arXiv:2302.04867", "2-4"),
@@ -91,6 +107,9 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "lcm": Sampler(lcm, "latent consistency model", "arXiv:2310.04378", "-", noise="yes"),
     "tcd": Sampler(tcd, "trajectory consistency model", "arXiv:2402.19159", "-", noise="with eta"),
 }
+
+_A1111_METHODS: dict[SamplerName, Make] = {"pndm": plms, "lcm": a1111_lcm}
+"""Samplers of which AUTOMATIC1111 has another form; of the others it only has other grids."""
 
 
 def make_plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -107,12 +126,17 @@ def _plan(noise: NoiseConfig, config: SamplerConfig, options: SamplingOptions) -
     try:
         # Warnings of NumPy do not say which option is at fault; numbers that are not finite are found in the plan.
         with np.errstate(all="ignore"):
-            plan = SAMPLERS[config.name].make(_schedule(noise), config, options)
+            plan = _method(config.name, options)(_schedule(noise), config, options)
     except ArithmeticError as error:
         raise RequestError(f"{config.name} cannot compute its steps ({error}): {_EXTREME}") from None
     if not plan.finite:
         raise RequestError(f"{config.name} would take steps that are not finite: {_EXTREME}")
     return plan
+
+
+def _method(name: SamplerName, options: SamplingOptions) -> Make:
+    usual = SAMPLERS[name].make
+    return usual if options.a1111 is None else _A1111_METHODS.get(name, usual)
 
 
 @lru_cache(maxsize=8)
@@ -167,8 +191,56 @@ def sampler_config(
             listed = f"it has {', '.join(valid_options)}" if valid_options else "it has no options"
             raise RequestError(f"{sampler} has no option {option}: {listed}")
         changes[option] = _convert_option(sampler, option, value)
-    if not changes:
-        return config
+    return _changed(config, changes) if changes else config
+
+
+def a1111_config(
+    name: str, schedule: A1111Schedule, options: Mapping[str, Any] | None = None
+) -> SamplerConfig:
+    """Configure a sampler like AUTOMATIC1111's of that name; nothing carries over from the checkpoint.
+
+    Raises:
+        RequestError: AUTOMATIC1111 has no such sampler, or does not have the schedule type or an option for it.
+    """
+    sampler = _sampler_name(name)
+    check_a1111_schedule(sampler, schedule)
+    facts = FACTS[sampler]
+    changes = dict(facts.options)
+    if schedule == "kl-optimal" and "final_sigmas_type" in SAMPLER_OPTIONS[sampler]:
+        changes["final_sigmas_type"] = "sigma_min"
+    for option, value in (options or {}).items():
+        if option not in facts.free_options:
+            there = ", ".join(facts.free_options)
+            raise RequestError(
+                f"{sampler} with the grid a1111 has no option {option}: "
+                + (f"it has {there}" if there else "leave it out")
+            )
+        changes[option] = _convert_option(sampler, option, value)
+    return _changed(default_sampler(sampler), changes)
+
+
+def check_a1111_schedule(sampler: SamplerName | None, schedule: str) -> A1111Schedule:
+    """Check that AUTOMATIC1111 has a schedule type, and has it for a sampler if one is named.
+
+    Raises:
+        RequestError: it does not.
+    """
+    known = get_args(A1111Schedule)
+    if schedule not in known:
+        raise RequestError(f"the grid a1111 has no schedule {schedule!r}: choose one of {', '.join(known)}")
+    checked: A1111Schedule = next(each for each in known if each == schedule)
+    try:
+        supported = known if sampler is None else a1111_schedules_of(sampler)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if schedule not in supported:
+        raise RequestError(
+            f"{sampler} has no schedule types in the grid a1111, which lists its timesteps: leave the schedule out"
+        )
+    return checked
+
+
+def _changed(config: SamplerConfig, changes: dict[str, Any]) -> SamplerConfig:
     try:
         return SamplerConfig.model_validate(config.model_dump() | changes, strict=True)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.runtime.rng.brownian_path import BrownianPath
 from sd2rt.runtime.rng.select import make_generator
 from sd2rt.runtime.tiling.tiling import Box
 
@@ -48,3 +49,15 @@ class TileGenerator:
         assert crop.shape == shape
         self._draws += 1
         return crop
+
+
+class TilePath:
+    """Part of an image's Brownian path that belongs to one tile, or to the only one."""
+
+    def __init__(self, path: BrownianPath, box: Box) -> None:
+        self._path = path
+        self._box = box
+
+    def noise(self, level: float, following: float) -> NDArray[np.float32]:
+        """Crop the tile's noise of a step between two noise levels."""
+        return self._box.cut(self._path.noise(level, following))

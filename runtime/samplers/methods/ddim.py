@@ -3,6 +3,7 @@ from __future__ import annotations
 from math import sqrt
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.runtime.samplers.a1111.timestep_lists import walk
 from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
@@ -25,15 +26,19 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
     """
     refuse_sigmas(config, options)
     total = noise.config.num_train_timesteps
-    timesteps = table_indices(noise, config, options)
-    if options.num_inference_steps is None or config.levels != "spaced":
-        targets = [*timesteps[1:], -1]
+    if options.a1111 is not None:
+        visited = walk(config.name, noise, options)
+        timesteps, targets, entry = visited.timesteps, visited.targets, visited.entry
     else:
-        stride = total // options.num_inference_steps
-        targets = [timestep - stride for timestep in timesteps]
-
-    start = start_index(total, options)
-    timesteps, targets = timesteps[start:], targets[start:]
+        timesteps = table_indices(noise, config, options)
+        if options.num_inference_steps is None or config.levels != "spaced":
+            targets = [*timesteps[1:], -1]
+        else:
+            stride = total // options.num_inference_steps
+            targets = [timestep - stride for timestep in timesteps]
+        start = start_index(total, options)
+        timesteps, targets = timesteps[start:], targets[start:]
+        entry = timesteps[0]
 
     a = noise.alphas_cumprod.tolist()
     a_final = 1.0 if config.set_alpha_to_one else a[0]
@@ -48,6 +53,6 @@ def ddim(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         direction = sqrt(max(0.0, 1 - a_next - variance)) * eps
         x_next = sqrt(a_next) * x0 + direction + sqrt(variance) * NOISE
         steps.append(make_step(timestep, noise.sigmas[timestep], x_next, draws_noise=options.eta > 0))
-    a_start = a[timesteps[0]]
+    a_start = a[entry]
     start_noise = None if options.strength is None else (sqrt(a_start), sqrt(1 - a_start))
     return Plan(1.0, tuple(steps), start_noise)

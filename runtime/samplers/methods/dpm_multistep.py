@@ -42,6 +42,7 @@ def dpm_multistep(noise: NoiseSchedule, config: SamplerConfig, options: Sampling
     grid = variance_preserving(noise, config, options)
     signal, count = Signal(grid.levels), grid.count
     few = config.lower_order_final and count < _FEW_STEPS
+    sde = config.algorithm_type.startswith("sde")
     x, *history = S[:3]
     steps = []
     for i in range(grid.start, count):
@@ -55,15 +56,21 @@ def dpm_multistep(noise: NoiseSchedule, config: SamplerConfig, options: Sampling
             step_order = min(step_order, 2)
         if step_order > 1:
             x_next = x_next + _corrections(config, signal, i, predictions, step_order)
-        draws = config.algorithm_type.startswith("sde")
+        if i == count - 1:
+            x_next = grid.end_scale * x_next
         history_size = min(order - 1, i - grid.start + 1)
         steps.append(
             make_step(
-                grid.timesteps[i], grid.levels[i], x_next, *predictions[:history_size], draws_noise=draws
+                grid.timesteps[i],
+                grid.levels[i],
+                x_next,
+                *predictions[:history_size],
+                draws_noise=sde,
+                interval=grid.interval(i) if sde else None,
             )
         )
     start_noise = None if options.strength is None else signal.start(grid.start)
-    return Plan(1.0, tuple(steps), start_noise)
+    return Plan(grid.scale, tuple(steps), start_noise, grid.path if sde else None)
 
 
 def _corrections(config: SamplerConfig, signal: Signal, i: int, predictions: list[Row], order: int) -> Row:

@@ -6,6 +6,7 @@ from math import sqrt
 import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
+from sd2rt.runtime.samplers.a1111.level_lists import rounded_halves
 from sd2rt.runtime.samplers.algebra import NOISE, D, Row, S, make_step, predict
 from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
 from sd2rt.runtime.samplers.methods.euler import ancestral
@@ -40,21 +41,33 @@ def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOption
         if sigma_next == 0:
             steps.append(make_step(grid.timesteps[i], sigma, x0, input_scale=alpha))
             break
-        x_middle = _move(x, x0, sigma, middle, config.s_noise * NOISE)
+        x_middle = move_and_renoise(x, x0, sigma, middle, config.s_noise * NOISE)
+        first_half = whole = None
+        share = (sigma - middle) / (sigma - sigma_next)
+        step_noise = sqrt(share) * first_noise + sqrt(1 - share) * NOISE
+        if grid.path is not None:
+            # The path itself relates the noise of the whole step to that of its first half.
+            begin, half, end = rounded_halves(sigma, sigma_next)
+            first_half, whole, step_noise = (begin, half), (begin, end), NOISE
+        slots = (x_middle, x, NOISE)
         steps.append(
-            make_step(grid.timesteps[i], sigma, x_middle, x, NOISE, input_scale=alpha, draws_noise=True)
+            make_step(
+                grid.timesteps[i], sigma, *slots, input_scale=alpha, draws_noise=True, interval=first_half
+            )
         )
         alpha = 1 / sqrt(middle**2 + 1)
         x0, _ = predict(kind, alpha * x, D, alpha, alpha * middle)
-        share = (sigma - middle) / (sigma - sigma_next)
-        step_noise = sqrt(share) * first_noise + sqrt(1 - share) * NOISE
-        x_next = _move(step_start, x0, sigma, sigma_next, config.s_noise * step_noise)
-        steps.append(make_step(middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=True))
+        x_next = move_and_renoise(step_start, x0, sigma, sigma_next, config.s_noise * step_noise)
+        steps.append(
+            make_step(
+                middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=True, interval=whole
+            )
+        )
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
-    return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
+    return Plan(exploding_scale(grid, config), tuple(steps), start_noise, grid.path)
 
 
-def _move(x: Row, x0: Row, sigma: float, target: float, noise: Row) -> Row:
+def move_and_renoise(x: Row, x0: Row, sigma: float, target: float, noise: Row) -> Row:
     """Move x from level sigma towards x_0 to a level below the target, and add unit noise up to the target."""
     up, down = ancestral(sigma, target)
     moved: Row = down / sigma * x + (1 - down / sigma) * x0 + up * noise

@@ -28,13 +28,14 @@ def heun(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) 
         alpha = 1 / sqrt(sigma**2 + 1)
         _, eps = predict(kind, alpha * x, D, alpha, alpha * sigma)
         euler = x + (sigma_next - sigma) * eps
-        if i == grid.count - 1:
+        next_timestep = grid.end_timestep if i == grid.count - 1 else grid.timesteps[i + 1]
+        if next_timestep is None:
             steps.append(make_step(timestep, sigma, euler, input_scale=alpha))
             break
         steps.append(make_step(timestep, sigma, euler, x, eps, input_scale=alpha))
         alpha = 1 / sqrt(sigma_next**2 + 1)
         _, eps = predict(kind, alpha * x, D, alpha, alpha * sigma_next)
         x_next = step_start + (sigma_next - sigma) * (slope + eps) / 2
-        steps.append(make_step(grid.timesteps[i + 1], sigma_next, x_next, input_scale=alpha))
+        steps.append(make_step(next_timestep, sigma_next, x_next, input_scale=alpha))
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
     return Plan(exploding_scale(grid, config), tuple(steps), start_noise)

@@ -35,7 +35,11 @@ def unipc(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
     steps = []
     corrector_weight: float | None = None  # of the current prediction
     for i in range(grid.start, count):
-        x0, eps = predict(noise.config.prediction_type, x, D, signal.alpha[i], signal.sigma[i])
+        if grid.conversions is None:
+            x0, eps = predict(noise.config.prediction_type, x, D, signal.alpha[i], signal.sigma[i])
+        else:
+            _, eps = predict(noise.config.prediction_type, x, D, *grid.conversions[i])
+            x0 = (x - signal.sigma[i] * eps) / signal.alpha[i]
         predictions = [x0 if config.predict_x0 else eps, *history]
         sample = x
         if corrector_weight is not None and i - 1 not in config.disable_corrector:
@@ -52,8 +56,8 @@ def unipc(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions)
                 base = base + weight * value
         history_size = min(config.solver_order - 1, i - grid.start + 1)
         steps.append(make_step(grid.timesteps[i], grid.levels[i], x_next, base, *predictions[:history_size]))
-    start_noise = None if options.strength is None else signal.start(grid.start)
-    return Plan(1.0, tuple(steps), start_noise)
+    first = signal.start(grid.start) if grid.start_noise is None else grid.start_noise
+    return Plan(1.0, tuple(steps), None if options.strength is None else first)
 
 
 def _predictor(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd2rt.engines.bundle.sampler_config import A1111_SCHEDULES as A1111_SAMPLERS
 from sd2rt.engines.bundle.sampler_config import SamplerName
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.metadata.infotext import parse_parameters, write_parameters
@@ -115,13 +116,14 @@ def test_text_of_that_interface() -> None:
 @pytest.mark.parametrize(
     ("line", "fields"),
     [
-        ("Sampler: Euler, RNG: CPU", {"sampler": "euler", "schedule": "linspace", "rng": "cpu"}),
+        ("Sampler: Euler, RNG: CPU", {"sampler": "euler", "grid": "a1111", "rng": "cpu"}),
         ("Sampler: Euler, RNG: NV", {"rng": "cuda"}),
-        ("Sampler: DDIM, Eta DDIM: 0.5", {"sampler": "ddim", "schedule": "leading", "eta": 0.5}),
-        ("Sampler: PLMS, Seed: 0", {"sampler": "pndm", "schedule": "leading", "seed": 0}),
-        ("Sampler: Euler, Schedule type: SGM Uniform", {"sampler": "euler", "schedule": "trailing"}),
-        ("Sampler: Euler, Schedule type: Automatic", {"sampler": "euler", "schedule": "linspace"}),
-        ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", {"schedule": "exponential"}),
+        ("Sampler: DDIM, Eta DDIM: 0.5", {"sampler": "ddim", "grid": "a1111", "eta": 0.5}),
+        ("Sampler: PLMS, Seed: 0", {"sampler": "pndm", "grid": "a1111", "seed": 0}),
+        ("Sampler: Euler, Schedule type: SGM Uniform", {"sampler": "euler", "schedule": "sgm-uniform"}),
+        ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler", "schedule": "kl-optimal"}),
+        ("Sampler: DPM++ 2S a, Schedule type: Karras", {"sampler": "dpmpp-2s-a", "schedule": "karras"}),
+        ("Sampler: LCM, Schedule type: align_your_steps", {"sampler": "lcm", "schedule": "ays"}),
         (
             "Sampler: DPM++ 2M SDE Heun Karras",
             {"schedule": "karras", "sampler_options": {"solver_type": "heun"}},
@@ -149,11 +151,25 @@ def test_names_that_say_the_schedule_too(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("line", "notes"),
     [
-        ("Sampler: DPM adaptive", ["Sampler DPM adaptive is unknown: the bundle's default is used"]),
-        ("Sampler: DPM++ 2S a", ["Sampler DPM++ 2S a is unknown: the bundle's default is used"]),
         (
-            "Sampler: Euler, Schedule type: KL Optimal",
-            ["Schedule type KL Optimal is not available for euler: its default is used"],
+            "Sampler: DPM adaptive",
+            [
+                "Sampler DPM adaptive is not supported (it chooses its steps by the image): the bundle's default is "
+                "used"
+            ],
+        ),
+        ("Sampler: Heun++", ["Sampler Heun++ is unknown: the bundle's default is used"]),
+        (
+            "Sampler: Euler, Schedule type: Turbo",
+            ["Schedule type Turbo is not AUTOMATIC1111's own: its automatic one for Euler is used"],
+        ),
+        (
+            "Sampler: DEIS",
+            ["Sampler DEIS is not AUTOMATIC1111's own: noise levels and timesteps may differ"],
+        ),
+        (
+            "Sampler: Euler, Schedule type: Beta, Beta schedule alpha: 0.6, Beta schedule beta: 0.7",
+            ["Beta schedule beta: 0.7 is not supported and is ignored"],
         ),
         ("ENSD: 31337", ["ENSD: 31337 is not supported and is ignored"]),
         (
@@ -178,6 +194,43 @@ def test_what_cannot_be_honoured_is_said(line: str, notes: list[str]) -> None:
     found = imported(f"{line}, Model: x, Version: v1.10.1")
     assert found.notes == notes
     make_request(**found.fields)
+
+
+@pytest.mark.parametrize(
+    "sampler", ["Euler", "DPM++ 2M", "DPM++ 2M SDE", "DPM++ SDE", "DPM++ 3M SDE", "LCM", "DDIM"]
+)
+def test_automatic_is_left_to_the_grid(sampler: str) -> None:
+    for line in ("Schedule type: Automatic, Version: v1.10.1", "Seed: 1, Version: v1.9.0"):
+        found = imported(f"Sampler: {sampler}, CFG scale: 7, {line}")
+        assert found.fields["grid"] == "a1111"
+        assert "schedule" not in found.fields
+        assert found.notes == []
+
+
+def test_without_schedule_types_levels_were_uniform() -> None:
+    for line in ("Seed: 1, Version: v1.8.0", "Seed: 1, RNG: CPU"):
+        assert imported(f"Sampler: DPM++ 2M, {line}").fields["schedule"] == "uniform"
+    assert imported("Sampler: DPM++ 3M SDE Karras, Seed: 1, Version: v1.8.0").fields["schedule"] == "karras"
+    old = imported("Sampler: UniPC, Seed: 1, Version: v1.5.2")
+    assert "schedule" not in old.fields
+    assert old.notes == [
+        "Sampler UniPC of versions before 1.6 had other timesteps: those of later ones are used"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), [(name, each) for name, listed in A1111_SAMPLERS.items() for each in listed]
+)
+def test_what_is_written_of_that_grid_is_read(sampler: SamplerName, schedule: str) -> None:
+    request: dict[str, Any] = {"grid": "a1111"}
+    if sampler == "dpmpp-2m-sde":
+        request["sampler_options"] = {"solver_type": "heun"}
+    facts = FACTS | {"sampler": sampler, "schedule": schedule, "request": request}
+    found = A1111Settings(parse_parameters(write_parameters(facts, "1.0")))
+    expected = {"sampler": sampler, "grid": "a1111", **request}
+    assert expected.items() <= found.fields.items()
+    assert found.fields.get("schedule", "automatic") == schedule
+    assert found.notes == []
 
 
 def test_size_that_cannot_be_made() -> None:

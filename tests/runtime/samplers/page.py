@@ -30,8 +30,9 @@ from sd2rt.runtime.samplers import (
     schedules_of,
 )
 
-from .cases import NAMES, STEPS, compared, levels_of, noise_config
+from .cases import K_DIFFUSION, NAMES, STEPS, compared, levels_of, noise_config
 from .reference_schedulers import Draws, reference, trajectory_error
+from .test_k_diffusion import formula_error
 
 DOCS = Path("docs")
 _SHOWN_STEPS = 20
@@ -48,7 +49,7 @@ def main() -> None:
         sampler, (table, single, cases) = SAMPLERS[name], errors(name)
         rows.append(
             f"| [`{name}`](#{name}) | {sampler.title} | {sampler.order} | {sampler.evaluations} | {sampler.noise} "
-            f"| {table:.0e} | {single:.0e} |"
+            f"| {table:.0e} | {'-' if name in K_DIFFUSION else f'{single:.0e}'} |"
         )
         draw(
             {name: make_plan(noise_config(), config_of(name), SamplingOptions(_SHOWN_STEPS))},
@@ -66,6 +67,9 @@ def config_of(name: SamplerName, schedule: str | None = None) -> SamplerConfig:
 def errors(name: SamplerName) -> tuple[float, float, int]:
     """Largest errors of our plans and of diffusers in float32, against diffusers in float64, and the number of cases:
     both predictions, every schedule that diffusers has for the sampler, from noise and from an image."""
+    if name in K_DIFFUSION:
+        worst, cases = formula_error(name)
+        return worst, math.nan, cases
     worst = single = 0.0
     cases = 0
     # Samplers with spacings have their default among the schedules.
@@ -112,7 +116,14 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
     options = [option for option in options if not option.startswith(("`spacing`", "`levels`"))]
     schedules = ", ".join(f"`{schedule}`" for schedule in schedules_of(name)) or "its own timesteps"
     default = SAMPLER_OPTIONS[name].get("spacing", "linspace" if "levels" in SAMPLER_OPTIONS[name] else None)
-    scheduler = SCHEDULERS[name].name if name in SCHEDULERS else "IPNDMScheduler, with another noise schedule"
+    scheduler = "IPNDMScheduler, with another noise schedule"
+    if name in K_DIFFUSION:
+        scheduler = "none"
+    elif name in SCHEDULERS:
+        scheduler = SCHEDULERS[name].name
+    measured = f"against diffusers in float64: {table:.1e}; diffusers in float32: {single:.1e}"
+    if name in K_DIFFUSION:
+        measured = f"against the formulas in float64: {table:.1e}"
     return "\n".join(
         [
             f"## {name}",
@@ -124,8 +135,7 @@ def section(name: SamplerName, table: float, single: float, cases: int) -> str:
             f"{'' if sampler.evaluations == 1 else 's'} per step; fresh noise: {sampler.noise}",
             f"- Schedules: {schedules}" + (f"; `{default}` by default" if default else ""),
             f"- Options: {', '.join(options) or 'none'}",
-            f"- Largest error of {cases} trajectories against diffusers in float64: {table:.1e}; "
-            f"diffusers in float32: {single:.1e}",
+            f"- Largest error of {cases} trajectories {measured}",
             "",
             f"![{name}: noise levels, timesteps and weights of {_SHOWN_STEPS} steps](samplers/{name}.png)",
             "",
@@ -170,7 +180,8 @@ Errors are measured with the same random outputs and noises on both sides, for e
 {", ".join(map(str, STEPS))} steps, and every schedule that diffusers has for the sampler, from noise and from an
 image (strength {_STRENGTH}). The bound is 1e-5. `ays` is not compared, because no diffusers scheduler has it. The
 noise levels of `euler-a` and `ipndm` are compared with those of `EulerDiscreteScheduler` and
-`DPMSolverMultistepScheduler`, because their own classes have none.
+`DPMSolverMultistepScheduler`, because their own classes have none. Samplers that diffusers does not have (-) are
+compared with k-diffusion's formulas (`tests/runtime/samplers/test_k_diffusion.py`).
 
 A plot shows, for each call, the noise level, the network's timestep, and the weights of the next sample: the
 sample S_0, earlier values (S_1 to S_4), the network's output D, and fresh noise. With `--strength`, sampling

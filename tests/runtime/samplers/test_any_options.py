@@ -27,11 +27,11 @@ from sd2rt.runtime.samplers.plan import Plan
 
 from .cases import (
     BOUND,
+    COMPARED,
     CUT_OFF,
     DISTILLED,
     EXPLODING,
     LOOKED_UP,
-    NAMES,
     OPTION_VALUES,
     PREDICTIONS,
     PRESERVING,
@@ -88,7 +88,7 @@ def diffusers_is_broken(noise: Any, config: SamplerConfig, options: SamplingOpti
     return wraps or not np.isfinite(actual.samples).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPARED)
 @drawn
 @given(data=st.data())
 def test_any_options(name: SamplerName, data: st.DataObject) -> None:
@@ -165,7 +165,7 @@ def assert_the_last_step_is_documented(config: SamplerConfig, actual: Trajectory
         np.testing.assert_allclose(actual.samples[-1], actual.samples[-2], rtol=1e-9)
 
 
-custom = [name for name in NAMES if name not in ("ddim", "pndm")]
+custom = [name for name in COMPARED if name not in ("ddim", "pndm")]
 
 
 @pytest.mark.parametrize("name", custom)
@@ -180,7 +180,7 @@ def test_any_custom_timesteps(name: SamplerName, data: st.DataObject) -> None:
     assert_like_diffusers(noise, config_of(name, "linspace"), options)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LOOKED_UP])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in LOOKED_UP])
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(data=st.data())
 def test_any_custom_sigmas(name: SamplerName, data: st.DataObject) -> None:

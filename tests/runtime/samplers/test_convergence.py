@@ -79,6 +79,8 @@ SDE: list[Case] = [
     ("euler-a", {}, 1),
     ("dpm2-a", {}, 2),
     ("dpmpp-sde", {}, 2),
+    ("dpmpp-2s-a", {}, 2),
+    ("dpmpp-3m-sde", {}, 2),
     *(
         ("dpmpp-2m-sde", {"solver_order": 2, "solver_type": kind, "algorithm_type": algorithm, **OPEN_END}, 2)
         for kind in ("midpoint", "heun")

@@ -13,7 +13,7 @@ from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, make_plan
 from sd2rt.runtime.samplers.plan import Plan
 
-from .cases import NAMES, config_of, noise_config
+from .cases import COMPARED, config_of, noise_config
 from .reference_schedulers import SHAPE, Array, Draws, reference, relative_error
 
 
@@ -30,7 +30,7 @@ def trajectory(plan: Plan, noise: Array, image: Array | None) -> Trajectory:
 
 
 @pytest.mark.parametrize("strength", [None, 0.58])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPARED)
 def test_a_trajectory_starts_where_diffusers_does(name: SamplerName, strength: float | None) -> None:
     noise, config, options = noise_config(), config_of(name), SamplingOptions(10, strength=strength)
     plan, draws = make_plan(noise, config, options), Draws.seeded(20)

@@ -12,6 +12,7 @@ from sd2rt.runtime.samplers import SAMPLERS, SamplingOptions, make_plan
 
 from .cases import (
     BOUND,
+    COMPARED,
     CUT_OFF,
     DISTILLED,
     NAMES,
@@ -29,10 +30,10 @@ LATE = (None, 0.58)
 STRENGTHS = (1.0, 0.999, 0.58, 0.3, 0.02)
 """50 * 0.58 falls just below a whole number; 2 * 0.58 and 50 * 0.02 leave one step."""
 
-KINDS = [pair for pair in product(NAMES, PREDICTIONS) if pair != ("pndm", "sample")]
+KINDS = [pair for pair in product(COMPARED, PREDICTIONS) if pair != ("pndm", "sample")]
 """PNDM combines outputs before converting them, and diffusers' class lacks clean images: see test_failures."""
 
-EVERY_LEVELS = [(name, levels) for name in NAMES for levels in levels_of(name) if levels != "spaced"]
+EVERY_LEVELS = [(name, levels) for name in COMPARED for levels in levels_of(name) if levels != "spaced"]
 
 
 def counts_of(name: SamplerName) -> tuple[int, ...]:
@@ -106,7 +107,7 @@ def test_align_your_steps_are_the_published_levels() -> None:
         assert sorted({step.level for step in actual.steps}, reverse=True) == pytest.approx(published[:10])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPARED)
 def test_the_deviation_of_diffusers_own_float32_is_known(name: SamplerName) -> None:
     """It is reported next to our error, but not tested tightly, because it is diffusers' error."""
     actual = deviation(noise_config(), config_of(name), SamplingOptions(20))

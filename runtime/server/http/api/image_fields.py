@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
-from sd2rt.engines.bundle.sampler_config import SamplerName
+from sd2rt.engines.bundle.sampler_config import A1111Schedule, GridName, SamplerName
 from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
@@ -90,7 +90,10 @@ class ImageFields(BaseModel):
         default=None, description="Of the first image; image i has seed + i."
     )
     sampler: SamplerName | None = None
-    schedule: ScheduleName | None = None
+    schedule: ScheduleName | A1111Schedule | None = None
+    grid: GridName | None = Field(
+        default=None, description="Origin of noise levels and timesteps; default: diffusers."
+    )
     preset: PresetName | None = None
     prompt_syntax: PromptSyntax | None = None
     clip_skip: Annotated[int, Strict(), Field(ge=0, le=100), FromFloat] | None = None
@@ -110,6 +113,7 @@ class ImageFields(BaseModel):
             "seed",
             "sampler",
             "schedule",
+            "grid",
             "preset",
             "prompt_syntax",
             "clip_skip",

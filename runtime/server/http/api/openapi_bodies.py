@@ -9,7 +9,14 @@ from typing import Any, cast
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, SCHEDULES, SamplerName, schedules_of
+from sd2rt.engines.bundle.sampler_config import (
+    A1111_SCHEDULES,
+    SAMPLER_OPTIONS,
+    SCHEDULES,
+    A1111Schedule,
+    SamplerName,
+    schedules_of,
+)
 from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
 from sd2rt.runtime.request.presets import PRESETS
 from sd2rt.runtime.server.generation import ModelInfo
@@ -22,6 +29,7 @@ ENCODING = {"image": {"contentType": IMAGE_TYPES}}
 _FROM_AN_IMAGE = ("image-to-image", "depth-to-image", "upscaling")
 _OF_KINDS = ("strength", "noise_level", "paste_blur")
 """Fields that only some kinds of model take."""
+_USUAL_GRID: Schema = {"enum": [None, "diffusers"]}
 _DEPENDENT = (*_OF_KINDS, "n", "num_inference_steps", "schedule")
 """Fields whose values depend on others, or on the model."""
 _FORM_WORDS = (
@@ -162,7 +170,7 @@ def schedule_rules() -> list[Schema]:
     """Return conditions on the schedule: for samplers that do not have all, and presets that name such a sampler."""
     rules = [_schedule_rule("sampler", sampler, sampler) for sampler in SAMPLER_OPTIONS]
     rules += [_schedule_rule("preset", name, preset.sampler) for name, preset in PRESETS.items()]
-    return [rule for rule in rules if rule is not None]
+    return [rule for rule in rules if rule is not None] + _grid_rules()
 
 
 def _schedule_rule(field: str, value: str, sampler: str) -> Schema | None:
@@ -170,9 +178,33 @@ def _schedule_rule(field: str, value: str, sampler: str) -> Schema | None:
     if len(there) == len(SCHEDULES):
         return None
     return {
-        "if": {"properties": {field: {"const": value}}, "required": [field]},
+        "if": {"properties": {field: {"const": value}, "grid": _USUAL_GRID}, "required": [field]},
         "then": {"properties": {"schedule": {"enum": [None, *there]}}},
     }
+
+
+def _grid_rules() -> list[Schema]:
+    """Conditions on the schedule by the grid, and on the sampler."""
+    listed = [name for name, schedules in A1111_SCHEDULES.items() if len(schedules) == 1]
+    chosen: Schema = {"properties": {"grid": {"const": "a1111"}}, "required": ["grid"]}
+    return [
+        {
+            "if": {"properties": {"grid": _USUAL_GRID}},
+            "then": {"properties": {"schedule": {"enum": [None, *SCHEDULES]}}},
+            "else": {
+                "properties": {
+                    "schedule": {"enum": [None, *get_args(A1111Schedule)]},
+                    "sampler": {"enum": [None, *A1111_SCHEDULES]},
+                    # Presets name schedules of the other grid.
+                    "preset": {"const": None},
+                }
+            },
+        },
+        {
+            "if": {**chosen, "properties": {**chosen["properties"], "sampler": {"enum": listed}}},
+            "then": {"properties": {"schedule": {"enum": [None, "automatic"]}}},
+        },
+    ]
 
 
 def _without_null(schema: Schema) -> Schema:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import get_args, Any
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
-from sd2rt.engines.bundle.sampler_config import schedules_of
+from sd2rt.engines.bundle.sampler_config import A1111Schedule, a1111_schedules_of, schedules_of
 from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, parse_size
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
@@ -188,7 +188,10 @@ def _near(side: int, low: int, high: int, multiple: int) -> Iterator[int]:
 
 
 def _check_schedule(fields: ImageFields) -> None:
-    """Check that the named sampler has the named schedule; without a sampler, the worker knows the bundle's."""
+    """Check that grid and sampler have the named schedule; without a sampler, the worker knows the bundle's."""
+    if fields.grid == "a1111":
+        _check_a1111(fields)
+        return
     if fields.sampler is None or fields.schedule is None:
         return
     there = schedules_of(fields.sampler)
@@ -197,6 +200,23 @@ def _check_schedule(fields: ImageFields) -> None:
         raise ServerError(
             "invalid_value",
             f"{fields.sampler} has no schedule {fields.schedule}: {remedy}",
+            param="schedule",
+        )
+
+
+def _check_a1111(fields: ImageFields) -> None:
+    """Check that AUTOMATIC1111 has the named sampler, and the schedule type for it."""
+    there: tuple[str, ...] = get_args(A1111Schedule)
+    if fields.sampler is not None:
+        try:
+            there = a1111_schedules_of(fields.sampler)
+        except ValueError as error:
+            raise ServerError("invalid_value", str(error), param="sampler") from None
+    if fields.schedule is not None and fields.schedule not in there:
+        whose = "the grid a1111" if fields.sampler is None else f"{fields.sampler} in the grid a1111"
+        raise ServerError(
+            "invalid_value",
+            f"{whose} has no schedule {fields.schedule}: choose one of {', '.join(there)}",
             param="schedule",
         )
 

@@ -238,11 +238,12 @@ def _sampling(body: GenerationBody, sampler: FoundSampler | None) -> dict[str, A
     }
     if sampler is None:
         if body.scheduler and body.scheduler.casefold() != "automatic":
-            return {"schedule": find_schedule(body.scheduler)}
+            return {"grid": "a1111", "schedule": find_schedule(body.scheduler) or body.scheduler}
         return {}
     fields: dict[str, Any] = {}
     if sampler.schedule is not None:
         fields["schedule"] = sampler.schedule
+    fields["grid"] = sampler.grid
     # Samplers without such options ignore them in AUTOMATIC1111 too.
     known = {name: value for name, value in churn.items() if name in SAMPLER_OPTIONS[sampler.sampler]}
     if options := {**sampler.options, **known}:
