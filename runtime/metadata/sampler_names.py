@@ -43,7 +43,7 @@ SCHEDULES: dict[str, str] = {
     "beta": "Beta",
     "ays": "Align Your Steps",
 }
-"""Names of schedules of the grid diffusers in AUTOMATIC1111. Spacings are written to a separate field, ``Spacing``."""
+"""AUTOMATIC1111's names for schedules of the grid diffusers. Spacings are written to another field, ``Spacing``."""
 
 SCHEDULE_NAMES: dict[str, tuple[str, A1111Schedule]] = {
     "uniform": ("Uniform", "uniform"),
@@ -110,8 +110,8 @@ def find_sampler(
 
     Args:
         label: name of the sampler, as in ``DPM++ 2M`` or, from old versions, ``DPM++ 2M Karras``.
-        schedule: name or label of the schedule type; ``Automatic`` leaves it to the sampler. None, as in old versions,
-            is the schedule in the sampler's name, or Uniform.
+        schedule: name or label of the schedule type; ``Automatic`` leaves it to the sampler. None, as in old
+            versions, is the schedule in the sampler's name, or Uniform.
         spacing: own name of a spacing, which comes before the schedule.
         own_grid: use the grid of diffusers for all samplers.
     """

@@ -161,7 +161,7 @@ def test_names_that_say_the_schedule_too(sampler: str) -> None:
         ("Sampler: Heun++", ["Sampler Heun++ is unknown: the bundle's default is used"]),
         (
             "Sampler: Euler, Schedule type: Turbo",
-            ["Schedule type Turbo is not AUTOMATIC1111's own: its automatic one for Euler is used"],
+            ["Schedule type Turbo is not available for euler: its default is used"],
         ),
         (
             "Sampler: DEIS",

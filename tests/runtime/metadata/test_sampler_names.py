@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, schedules_of
+from sd2rt.engines.bundle.sampler_config import A1111_SCHEDULES, SAMPLER_OPTIONS
 from sd2rt.runtime.metadata.sampler_names import (
     SAMPLERS,
     SCHEDULE_NAMES,
@@ -29,25 +29,27 @@ def test_every_schedule_is_found_by_name_and_label() -> None:
         found = find_sampler("DPM++ 2M", name)
         assert found is not None
         assert found.schedule == own
-        assert own in schedules_of("dpmpp-2m")
+        assert own in A1111_SCHEDULES["dpmpp-2m"]
 
 
 @pytest.mark.parametrize(
     ("label", "schedule", "found"),
     [
-        ("Euler a", "automatic", FoundSampler("euler-a", "linspace")),
-        ("Euler a", None, FoundSampler("euler-a", "linspace")),
-        ("DPM++ 2M", "Automatic", FoundSampler("dpmpp-2m", "karras")),
+        ("Euler a", "automatic", FoundSampler("euler-a", None)),
+        ("Euler a", None, FoundSampler("euler-a", "uniform")),
+        ("DPM++ 2M", "Automatic", FoundSampler("dpmpp-2m", None)),
+        ("DEIS", "Karras", FoundSampler("deis", "karras", grid="diffusers")),
+        ("DEIS", "KL Optimal", FoundSampler("deis", None, "KL Optimal", grid="diffusers")),
         ("DPM++ 2M Karras", "automatic", FoundSampler("dpmpp-2m", "karras")),
         (
             "DPM++ 2M SDE Heun",
             "karras",
             FoundSampler("dpmpp-2m-sde", "karras", None, {"solver_type": "heun"}),
         ),
-        ("DDIM", "automatic", FoundSampler("ddim", "leading")),
-        ("DDIM", "karras", FoundSampler("ddim", None, "karras")),
+        ("DDIM", "automatic", FoundSampler("ddim", None)),
+        ("DDIM", "karras", FoundSampler("ddim", None)),
         ("LCM", "automatic", FoundSampler("lcm", None)),
-        ("Euler", "kl_optimal", FoundSampler("euler", None, "kl_optimal")),
+        ("Euler", "kl_optimal", FoundSampler("euler", "kl-optimal")),
         ("DPM adaptive", None, None),
     ],
 )

@@ -55,3 +55,10 @@ def test_unknown_names(text: str) -> None:
 )
 def test_schedules(text: str, schedule: str) -> None:
     assert typed_schedule(text) == schedule
+
+
+def test_names_of_schedule_types_of_the_grid_a1111() -> None:
+    assert typed_schedule("SGM Uniform", "a1111") == "sgm-uniform"
+    assert typed_schedule("align_your_steps", "a1111") == typed_schedule("AYS", "a1111") == "ays"
+    assert typed_sampler("DPM++ 2M KL Optimal", "a1111") == ("dpmpp-2m", "kl-optimal")
+    assert typed_sampler("DPM++ 3M SDE Exponential", "a1111") == ("dpmpp-3m-sde", "exponential")

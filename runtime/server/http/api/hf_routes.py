@@ -53,6 +53,7 @@ PARAMETERS = (
     "seed",
     "sampler",
     "schedule",
+    "grid",
     "preset",
     "prompt_syntax",
     "clip_skip",

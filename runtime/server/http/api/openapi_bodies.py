@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -186,7 +186,6 @@ def _schedule_rule(field: str, value: str, sampler: str) -> Schema | None:
 def _grid_rules() -> list[Schema]:
     """Conditions on the schedule by the grid, and on the sampler."""
     listed = [name for name, schedules in A1111_SCHEDULES.items() if len(schedules) == 1]
-    chosen: Schema = {"properties": {"grid": {"const": "a1111"}}, "required": ["grid"]}
     return [
         {
             "if": {"properties": {"grid": _USUAL_GRID}},
@@ -201,7 +200,10 @@ def _grid_rules() -> list[Schema]:
             },
         },
         {
-            "if": {**chosen, "properties": {**chosen["properties"], "sampler": {"enum": listed}}},
+            "if": {
+                "properties": {"grid": {"const": "a1111"}, "sampler": {"enum": listed}},
+                "required": ["grid", "sampler"],
+            },
             "then": {"properties": {"schedule": {"enum": [None, "automatic"]}}},
         },
     ]

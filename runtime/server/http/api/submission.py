@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args, Any
+from typing import Any, get_args
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
 from sd2rt.engines.bundle.sampler_config import A1111Schedule, a1111_schedules_of, schedules_of

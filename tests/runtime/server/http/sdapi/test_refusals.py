@@ -47,7 +47,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
         ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
         ({"override_settings": {"anything": 1}}, "anything"),
         ({"sampler_name": "DPM adaptive"}, "DPM adaptive"),
-        ({"sampler_name": "DDIM", "scheduler": "Karras"}, "karras"),
+        ({"sampler_name": "Euler", "scheduler": "Turbo"}, "Turbo"),
         ({"sampler_name": "Euler a", "eta": 0.5}, "eta"),
         ({"prompt": "<hypernet:a:1>"}, "hypernet"),
         ({"prompt": "<lora:a:0.5:0.7>"}, "lora"),

@@ -22,7 +22,7 @@ from ..pictures import base64_png, box_mask, drawing, equal, opened, png
 
 PROMPT = "a small red circle left of a large blue square"
 SETTINGS: dict[str, Any] = {"prompt": PROMPT, "steps": 6, "seed": 3, "width": 128, "height": 128}
-A1111: dict[str, Any] = {"prompt_syntax": "a1111", "sampler": "euler-a", "schedule": "linspace"}
+A1111: dict[str, Any] = {"prompt_syntax": "a1111", "sampler": "euler-a", "grid": "a1111"}
 """Meaning of the client's defaults, "Euler a" and "automatic", here."""
 
 
@@ -64,7 +64,7 @@ def test_the_same_pixels_by_every_route(
     # Without weights in the prompt, the syntax makes no difference.
     by_hf = httpx.post(
         f"{demo_server.url}/hf/demo",
-        json={"inputs": PROMPT, "parameters": {**plain, "sampler": "euler-a", "schedule": "linspace"}},
+        json={"inputs": PROMPT, "parameters": {**plain, "sampler": "euler-a", "grid": "a1111"}},
         timeout=60,
     )
     assert equal(opened(base64.b64encode(by_hf.content).decode()), expected)
