@@ -23,7 +23,7 @@ PAGES = (
     "benchmarks/README.md",
 )
 """Pages outside of docs/."""
-FILES = ("docs/**/*.png", "docs/examples/*.*", "benchmarks/results/*.*", "docs/site/*.css")
+FILES = ("docs/**/*.png", "docs/**/*.webp", "docs/examples/*.*", "benchmarks/results/*.*", "docs/site/*.css")
 _LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.serving.server_process import Server
+from sd2rt.runtime import Pipeline
+from sd2rt.runtime.images.depth_map import depth_image
 
 PROMPT = "a large green triangle on a gray background"
 
@@ -138,3 +141,56 @@ def test_bounded_by_size(demo_folders: dict[str, Path]) -> None:
         there = [client.get(f"/v1/jobs/{job}").status_code for job in identities]
         assert there[0] == 404
         assert there[-1] == 200
+
+
+def test_places_in_the_queue(client: httpx.Client) -> None:
+    """They count what waits on the device, in order of arrival, and end with the first step."""
+    jobs = [start(client, num_inference_steps=50, n=10).json()["id"] for _ in range(6)]
+    try:
+        states = [client.get(f"/v1/jobs/{job}").json() for job in jobs]
+        waiting = [state["queue_position"] for state in states if state["status"] == "queued"]
+        assert waiting == sorted(set(waiting))
+        assert all(place >= 1 for place in waiting)
+        assert all(state["queue_position"] is None for state in states if state["status"] == "running")
+    finally:
+        for job in jobs:
+            client.delete(f"/v1/jobs/{job}")
+
+
+def test_a_job_in_the_queue_moves_up(demo_folders: dict[str, Path]) -> None:
+    """Those who watch it see that, with nothing else happening to the job."""
+    with Server(demo_folders["demo"]) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        jobs = [start(client, num_inference_steps=50, n=6).json()["id"] for _ in range(8)]
+        places: list[int | None] = []
+        with client.stream("GET", f"/v1/jobs/{jobs[-1]}/events") as answer:
+            lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+            places.append(json.loads(next(lines).removeprefix("data: "))["queue_position"])
+            for job in jobs[:-1]:
+                assert httpx.delete(f"{server.url}/v1/jobs/{job}").status_code == 204
+            while places[-1] is not None:
+                places.append(json.loads(next(lines).removeprefix("data: "))["queue_position"])
+        client.delete(f"/v1/jobs/{jobs[-1]}")
+        numbers = [place for place in places if place is not None]
+        assert numbers == sorted(numbers, reverse=True)
+
+
+def test_the_depth_map(client: httpx.Client, demo_folders: dict[str, Path]) -> None:
+    """A depth model's job with previews has the estimator's map, and used as one it leads to the same picture."""
+    file = io.BytesIO()
+    Image.effect_mandelbrot((128, 128), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+    fields: dict[str, Any] = {"model": "demo-depth", "image": image, "seed": 1}
+    job = start(client, previews=True, **fields).json()["id"]
+    end = events(client, job)[-1][1]
+    assert end["depth_map"] == f"/v1/jobs/{job}/depth_map"
+    answer = client.get(end["depth_map"])
+    assert answer.headers["content-type"] == "image/png"
+    depth = Image.open(io.BytesIO(answer.content))
+    assert depth.mode.startswith("I")
+    assert depth.getextrema() == (0, 0xFFFF)
+    with Pipeline.open(demo_folders["demo-depth"], device="cpu") as pipeline:
+        expected = depth_image(pipeline.depth(Image.open(file)))
+    assert np.array_equal(np.asarray(depth), np.asarray(expected))
+    plain = start(client, **fields).json()["id"]
+    assert events(client, plain)[-1][1]["depth_map"] is None
+    assert client.get(f"/v1/jobs/{plain}/depth_map").status_code == 404
