@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -14,10 +14,14 @@ from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
+from sd2rt.runtime.cli.bench_server import ServerOptions, measure_server
 from sd2rt.runtime.cli.console import bench_bar, shown_warnings
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.device_options import DeviceOptions
 from sd2rt.runtime.cli.options import StepOptions
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.bench.serving.sweep import SweepSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,11 @@ class ResultOptions(OptionGroup):
 
 
 def bench(
+    context: typer.Context,
     measurement: MeasurementOptions,
     sampling: StepOptions,
     device: DeviceOptions,
+    server: ServerOptions,
     result_options: ResultOptions,
     bundle: Annotated[
         str | None,
@@ -86,10 +92,16 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Measure a bundle's speed and memory on this machine."""
-    batches, sizes, request = _batches(measurement.batch), _sizes(measurement.size), sampling.fields()
+    """Measure a bundle's speed and memory on this machine, or a running server under load (--serve)."""
     if measurement.prompt == "-":
         raise RequestError("--prompt - is for 'sd2rt run', which reads standard input: give a text")
+    from sd2rt.runtime.bench.workload import PROMPT
+
+    prompt = PROMPT if measurement.prompt is None else measurement.prompt
+    if (load := server.settings(context, prompt, measurement.seed)) is not None:
+        _measure_server(load, server.plot, result_options)
+        return
+    batches, sizes, request = _batches(measurement.batch), _sizes(measurement.size), sampling.fields()
     from sd2rt.runtime.bench.comparison import compare as compared
     from sd2rt.runtime.bench.comparison import read_result
     from sd2rt.runtime.bench.whole_file import write_whole
@@ -99,13 +111,12 @@ def bench(
     _check_target("--output", result_options.output)
     _check_target("--profile", result_options.profile)
     from sd2rt.runtime.bench.runner import Bench, Settings
-    from sd2rt.runtime.bench.workload import PROMPT
 
     hidden = result_options.quiet or result_options.as_json
     path = bundle_or_demo(bundle, hidden)
     settings = Settings(
         bundle=str(path),
-        prompt=PROMPT if measurement.prompt is None else measurement.prompt,
+        prompt=prompt,
         seed=measurement.seed,
         request=request,
         sizes=sizes,
@@ -128,6 +139,20 @@ def bench(
         show(result)
         if earlier is not None:
             show_comparison(result["comparison"])
+        print()
+    print(json.dumps(result))
+
+
+def _measure_server(load: SweepSettings, plot: Path | None, options: ResultOptions) -> None:
+    from sd2rt.runtime.bench.whole_file import write_whole
+
+    _check_target("--output", options.output)
+    _check_target("--plot", plot)
+    result, show = measure_server(load, plot, hidden=options.quiet or options.as_json)
+    if options.output is not None:
+        write_whole(options.output, json.dumps(result, indent=1) + "\n")
+    if not options.as_json:
+        show()
         print()
     print(json.dumps(result))
 
