@@ -33,7 +33,51 @@ def page(results: Results, folder: Path) -> str:
             "origin": "",
             "capacity": "a number of images a second that is not measured yet",
         }
+    texts["load"] = _load(results, folder)
     return Template(TEMPLATE.read_text()).substitute(texts)
+
+
+def _load(results: Results, folder: Path) -> str:
+    """Table of `sd2rt bench --serve`."""
+    try:
+        result = results.newest("bench-serve")
+    except NotMeasuredError as missing:
+        return f"Not measured yet: {missing}."
+    value = result.value
+    settings = value["settings"]
+    alone = ", ".join(f"{each['steps']} steps {number(each['seconds'])} s" for each in value["alone"])
+    header = (
+        "requests a second",
+        "times serial",
+        "sent",
+        "good",
+        "images a second",
+        "p50",
+        "p90",
+        "p99",
+        "refused",
+    )
+    rows = []
+    for case in value["cases"]:
+        latency = case["latency_seconds"]
+        refused = {status: count for status, count in case["statuses"].items() if status != "200"}
+        rows.append(
+            [
+                number(case["rate"]),
+                f"{case['load']:.2f}",
+                str(case["requests"]),
+                f"{case['good']:.1%}",
+                number(case["images_per_second"]),
+                *("" if latency is None else f"{number(latency[name])} s" for name in ("p50", "p90", "p99")),
+                ", ".join(f"{count} {status}" for status, count in refused.items()) or "none",
+            ]
+        )
+    return (
+        f"{settings['model']}, each request of {' or '.join(map(str, sorted(set(settings['steps']))))} steps; alone "
+        f"{alone}, so that {number(value['serial_rate'])} requests a second are made one by one. Good are those that "
+        f"take at most {settings['objective']:g} times what they take alone.\n\n"
+        f"{markdown.table(header, rows)}\n\n{markdown.origin(result, folder)}"
+    )
 
 
 def _page_weight() -> str:

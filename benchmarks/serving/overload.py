@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any
 from benchmarks.recording import report
 from benchmarks.serving.latency import PROMPT
 from benchmarks.serving.server_process import Client, Server, in_threads
+from sd2rt.runtime.bench.serving.load import poisson_arrivals
 
 GOODPUT, LIVEZ_SECONDS = 0.9, 0.1
 """Least share of the capacity, and largest 99th percentile of a probe's time."""
@@ -47,20 +47,20 @@ def overload(server: Server, steps: int, rate: float, seconds: float, seed: int)
     statuses: Counter[str] = Counter()
     livez: list[float] = []
     lock = threading.Lock()
-    pending = iter(_arrivals(rate, seconds, seed))
+    pending = iter(poisson_arrivals(rate, seconds, (steps,), seed, {"prompt": PROMPT}))
     made = 0
     began = time.monotonic()
 
-    def send(index: int) -> None:
+    def send(_: int) -> None:
         nonlocal made
         client = Client(server)
         while True:
             with lock:
-                at = next(pending, None)
-            if at is None or time.monotonic() - began > seconds:
+                arrival = next(pending, None)
+            if arrival is None or time.monotonic() - began > seconds:
                 break
-            time.sleep(max(0.0, began + at - time.monotonic()))
-            status, body = client.generate({"prompt": PROMPT, "num_inference_steps": steps, "seed": index})
+            time.sleep(max(0.0, began + arrival.at - time.monotonic()))
+            status, body = client.generate(arrival.fields)
             with lock:
                 statuses[str(status) if status == 200 else f"{status} {body['error']['code']}"] += 1
                 made += status == 200 and time.monotonic() - began <= seconds
@@ -83,13 +83,3 @@ def overload(server: Server, steps: int, rate: float, seconds: float, seed: int)
         "images_per_second": made / seconds,
         "livez_seconds": report.summary(livez) | {"p99": round(livez[(len(livez) - 1) * 99 // 100], 4)},
     }
-
-
-def _arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    draw = random.Random(seed)
-    arrivals: list[float] = []
-    at = draw.expovariate(rate)
-    while at < seconds:
-        arrivals.append(at)
-        at += draw.expovariate(rate)
-    return arrivals

@@ -84,3 +84,31 @@ def test_a_page_without_a_result(tmp_path: Path) -> None:
     page = serving.page(Results(tmp_path), tmp_path)
     assert "Not measured yet: no result of serving." in page
     assert "$" not in page
+
+
+def test_load_at_several_rates(tmp_path: Path) -> None:
+    latency = {"p50": 0.1, "p90": 0.2, "p99": 0.3, "mean": 0.12, "max": 0.4}
+    case = {
+        "rate": 2.0,
+        "load": 0.5,
+        "requests": 60,
+        "statuses": {"200": 58, "429 queue_full": 2},
+        "good": 0.95,
+        "images_per_second": 1.9,
+        "latency_seconds": latency,
+    }
+    value = {
+        "benchmark": "bench-serve",
+        "machine": MACHINE,
+        "settings": {"model": "demo", "steps": [4, 20, 20], "objective": 3.0},
+        "alone": [{"steps": 4, "seconds": 0.05}, {"steps": 20, "seconds": 0.25}],
+        "serial_rate": 4.0,
+        "cases": [
+            case,
+            {**case, "rate": 8.0, "load": 2.0, "statuses": {}, "good": 0.0, "latency_seconds": None},
+        ],
+    }
+    page = page_of(tmp_path, value)
+    assert "demo, each request of 4 or 20 steps; alone 4 steps 0.0500 s, 20 steps 0.250 s" in page
+    assert "| 2 | 0.50 | 60 | 95.0% | 1.90 | 0.100 s | 0.200 s | 0.300 s | 2 429 queue_full |" in page
+    assert "| 8 | 2.00 | 60 | 0.0% | 1.90 |  |  |  | none |" in page
