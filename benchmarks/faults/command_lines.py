@@ -21,6 +21,13 @@ COMMANDS = ("run",) * 12 + (
     "bench",
     "build",
     "parity",
+    "batch",
+    "batch",
+    "list",
+    "remove",
+    "cache",
+    "doctor",
+    "completion",
     "x",
 )
 
@@ -65,11 +72,18 @@ _GOOD: dict[str, tuple[str, ...]] = {
     "--rescale": ("0.7",),
     "--guidance-interval": ("0.3:5",),
     "--part": ("denoiser", "decoder"),
+    "--format": ("png", "jpeg", "webp"),
+    "--quality": ("1", "100", "101"),
+    "--preview": ("none", "kitty", "rough"),
+    "--precision": ("fp16", "fp32", "bf16"),
+    "--negative": ("dull", "<lora:empty:1>"),
 }
 _SLOW = {
     # Valid values of other sizes only take long.
     "--steps": ("1", "2", "1001", "0"),
     "--size": ("64x64", "65x64", "0x0", "64x64x64", "8192x64", "-64x64"),
+    "--width": ("64", "128", "0", "65", "a", "8192"),
+    "--height": ("64", "128", "0", "65", "a", "8192"),
     "--count": ("1", "2", "0", "-1"),
     "--tile": ("32", "31", "0", "40"),
     "--threads": ("1", "2", "0", "-1", "1025", "2147483648", "9" * 30),
@@ -78,7 +92,7 @@ _SLOW = {
     "--warmup": ("0", "-1", "a"),
 }
 _PATHS = {"--image", "--mask", "--depth", "--from", "--lora", "--embedding", "--output", "--save-depth", "--plot",
-          "--compare", "--upscale", "--config", "--profile", "--trace"}  # fmt: skip
+          "--compare", "--upscale", "--config", "--profile", "--trace", "--lora-dir", "--preview"}  # fmt: skip
 
 
 @functools.cache
@@ -101,13 +115,28 @@ def command_line(random: Random, bundle: Path, folder: Path) -> list[str]:
     words = [command]
     if command == "samplers":
         words += [random.choice(("euler", "lcm", _text(random))) for _ in range(random.randrange(3))]
+    elif command in ("list", "cache", "completion"):
+        words += [random.choice(("bash", "zsh", "fish", _text(random)))] * (command == "completion")
+    elif command == "remove":
+        # Never the bundle that other cases use.
+        words += [_text(random).replace("demo", "x") for _ in range(random.randrange(1, 3))]
+    elif command == "batch":
+        words += [str(bundle)] * (random.random() < 0.9)
+        words += [
+            random.choice(("rows.jsonl", "rows.jsonl", "-", *files)),
+            "-o",
+            random.choice(("out", *files)),
+        ]
+        words += ["--steps", "1", "--threads", "1", "--size", "64x64"]
     elif command == "build" or command == "parity":
         # Never a name that could be a repository of the Hub, or a demo that takes seconds to build.
         words.append(random.choice((*files, "./nowhere", "./" + "a" * 300, "/dev/null", "")))
     else:
         words.append(str(bundle) if random.random() < 0.8 else random.choice((*files, _text(random))))
     if command == "run":
-        words.append(random.choice(("a red square", "", "-", "(a:1.3) AND b", _text(random))))
+        words.append(
+            random.choice(("a red square", "", "-", "(a:1.3) AND b", "<lora:empty:1>", _text(random)))
+        )
     if command == "run" and random.random() < 0.95:
         words += ["--steps", "1", "--threads", "1", "--size", "64x64"]
     if command == "bench":
@@ -142,7 +171,7 @@ def _option(option: Any, random: Random, files: list[str]) -> list[str]:
         return [name, random.choice(_SLOW[long])]
     roll = random.random()
     if long in _PATHS and roll < 0.7:
-        value = random.choice(files)
+        value = random.choice((*files, "-") if long == "--output" else files)
         if long == "--lora" and roll < 0.2:
             value += ":" + str(random.choice(NUMBERS[:20] + NUMBERS[24:]))
         return [name, f"{_text(random)}={value}" if long == "--embedding" and roll < 0.3 else value]
@@ -168,12 +197,45 @@ def _text(random: Random) -> str:
     return "[" * (depth := random.choice((3, 70, 970, 2000))) + "]" * depth
 
 
+def _row(random: Random) -> str:
+    """A line for `sd2rt batch`: a prompt, JSON, or neither."""
+    key = random.choice(
+        ("seed", "steps", "size", "count", "sampler", "image", "guidance", "sigmas", "x", "prompt")
+    )
+    value = random.choice(
+        (
+            "1",
+            "-1",
+            "null",
+            '"64x64"',
+            '"DPM++ 2M Karras"',
+            "[1, 0]",
+            "{}",
+            "1e999",
+            "0",
+            '"-"',
+            '"picture.png"',
+        )
+    )
+    return random.choice(
+        (
+            "a fox",
+            "{",
+            '{"prompt": "a"}',
+            f'{{"prompt": "a", "{key}": {value}}}',
+            f'{{"{key}": {value}}}',
+            "[]",
+        )
+    )
+
+
 def _files(random: Random, bundle: Path, folder: Path) -> list[str]:
     """Make odd files and folders, and return their names with those of files that do not exist."""
     from PIL import Image
 
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "picture.png")
     (folder / "noise.png").write_bytes(random.randbytes(100))
+    (folder / "rows.jsonl").write_text("\n".join(_row(random) for _ in range(random.randrange(4))))
     (folder / "empty.safetensors").write_bytes(b"")
     header = random.choice((b"{}", b"[" * 3000, b'{"a":1' + b"0" * 500 + b"}", b'{"\\ud800":{}}', b"null"))
     (folder / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -115,12 +115,12 @@ def build(
         )
     from sd2rt.export.checkpoints.arguments import require_checkpoint
 
+    if not all(_is_packaged(checkpoint, source) for checkpoint in checkpoints):
+        require_export()
     # A typing mistake should not cost the seconds that PyTorch takes to load.
     loras = source.loras()
     for checkpoint in checkpoints:
         require_checkpoint(checkpoint)
-    if not all(_is_packaged(checkpoint, source) for checkpoint in checkpoints):
-        require_export()
     for number, checkpoint in enumerate(checkpoints, 1):
         # Unlike Path.expanduser, this leaves a ~ without a home folder as it is.
         target = (

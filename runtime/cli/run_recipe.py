@@ -40,7 +40,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "zero_snr": ("rescale_betas_zero_snr",),
     "variation": ("variation_seed", "variation_strength"),
     "size": ("width", "height"),
-    "lora_dir": (),
 }
 """Request fields that an option overrides in a recipe, if they differ from the option's name."""
 

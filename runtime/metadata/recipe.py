@@ -247,9 +247,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         problem = f"contains settings of {program}, which cannot be read"
     elif written.strip():
         problem = "contains a text without generation settings"
-    raise RequestError(
-        f"{name} {problem}: use an image written by sd2rt or AUTOMATIC1111, or set the options"
-    )
+    raise RequestError(f"{name} {problem}: use a PNG written by sd2rt or AUTOMATIC1111, or set the options")
 
 
 class _Generation(BaseModel):

@@ -117,8 +117,8 @@ def test_a_hub_id_that_is_built(sd2rt: Command, cache: Path, small_bundle: Path)
 def test_a_build_says_what_it_builds_and_checks_loras_first(tmp_path: Path) -> None:
     """Before PyTorch is imported."""
     code = (
-        "import sys\nsys.modules['torch'] = None\nfrom sd2rt.runtime.cli.main import main\n"
-        "sys.exit(main(sys.argv[1:]))"
+        "import sys\nfrom sd2rt.runtime.cli.main import main\ncode = main(sys.argv[1:])\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\nsys.exit(code)"
     )
 
     def said(*words: str) -> tuple[int, str]:
