@@ -185,6 +185,16 @@ class WorkerClient:
                 self._cancelled += 1
                 link.cancel(job)
 
+    def end_early(self, request_id: str) -> None:
+        """Ask for the picture of a request as far as it is, instead of its remaining steps.
+
+        Its events end with the picture. Only a single picture with previews ends early; others are finished.
+        """
+        for link in self._links:
+            for job in link.jobs.values():
+                if job.request.request_id == request_id:
+                    link.end_early(job)
+
     def _admit(self, request: GenerationRequest) -> Link:
         """Choose the worker with the least estimated work.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from contextvars import copy_context
@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.images.depth_map import depth_image
@@ -20,6 +20,7 @@ from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
 from sd2rt.runtime.metadata.png import facts_of, png_text
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
+from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
 from sd2rt.runtime.request.planned import PlannedRequest
@@ -41,6 +42,9 @@ from sd2rt.runtime.server.worker.planning import PlannedGeneration, plan_generat
 from sd2rt.runtime.server.worker.request_warnings import collect
 from sd2rt.runtime.server.worker.turnstile import Turnstile
 from sd2rt.runtime.server.worker_settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,12 +77,16 @@ class Generator:
         # Each preparation waits for a turn at the device, so that the order is decided before.
         self._turnstile = Turnstile(2)
 
-    async def generate(self, request: GenerationRequest, emit: Emit, began: Callable[[], None]) -> None:
+    async def generate(
+        self, request: GenerationRequest, emit: Emit, began: Callable[[], None], early: asyncio.Event
+    ) -> None:
         """Generate a request's images, and send its events; the last is :class:`Completed`.
 
         Args:
             emit: sends an event.
             began: called when work on the request begins.
+            early: set if the picture is wanted as far as it is, instead of its remaining steps. Only a single picture
+                with previews ends early.
 
         Raises:
             ServerError: the request cannot be honoured.
@@ -88,7 +96,7 @@ class Generator:
         deadline = None if request.deadline_ms is None else arrived + request.deadline_ms / 1000
         try:
             async with asyncio.timeout(None if request.deadline_ms is None else request.deadline_ms / 1000):
-                await self._generate(request, emit, began, arrived, deadline)
+                await self._generate(request, emit, began, early, arrived, deadline)
         except TimeoutError:
             raise ServerError(
                 "deadline_exceeded",
@@ -101,6 +109,7 @@ class Generator:
         request: GenerationRequest,
         emit: Emit,
         began: Callable[[], None],
+        early: asyncio.Event,
         arrived: float,
         deadline: float | None,
     ) -> None:
@@ -140,18 +149,19 @@ class Generator:
             prepared = monotonic()
             if request.previews and planned.images[0].task.name == "depth-to-image":
                 await emit(DepthMap(await self._in(self._finishing, partial(_depth_map, started))))
-            first_call = await self._follow(request, run, emit, arrived, prepared - preparing)
+            first_call, pictures = await self._follow(
+                request, planned, run, emit, early, arrived, prepared - preparing
+            )
             stepped = monotonic()
-            outcomes = await run.outcomes()
+            unfinished = bool(pictures)
+            if not unfinished:
+                pictures = _pictures(await run.outcomes())
             decoded = monotonic()
-            for outcome in outcomes:
-                if isinstance(outcome, EngineError):
-                    raise outcome
-            pictures = [outcome.images[0] for outcome in outcomes if not isinstance(outcome, EngineError)]
             images = await asyncio.gather(
                 *(
                     self._in(
-                        self._finishing, partial(self._finish, request, planned, pipeline.pipeline, *pair)
+                        self._finishing,
+                        partial(self._finish, request, planned, unfinished, pipeline.pipeline, *pair),
                     )
                     for pair in zip(planned.images, pictures, strict=True)
                 )
@@ -209,12 +219,14 @@ class Generator:
     async def _follow(
         self,
         request: GenerationRequest,
+        planned: PlannedGeneration,
         run: AsyncRun[Any],
         emit: Emit,
+        early: asyncio.Event,
         arrived: float,
         prepare_seconds: float,
-    ) -> float:
-        """Send the events of a run's steps; return the time at which the first began."""
+    ) -> tuple[float, list[Image]]:
+        """Send the events of a run's steps; return the time at which the first began, and pictures that end early."""
         started = await run.start()
         steps = started.total
         first_call: float | None = None
@@ -238,12 +250,18 @@ class Generator:
                 data = await self._in(self._finishing, partial(_partial, request, picture))
                 await emit(Partial(sent, data))
                 sent += 1
-        return monotonic() if first_call is None else first_call
+            if early.is_set() and request.count == 1 and progress.done < steps:
+                pictures = await progress.decoded()
+                # An upscaler's are tiles.
+                if [each.size for each in pictures] == [(planned.width, planned.height)]:
+                    return monotonic() if first_call is None else first_call, pictures
+        return monotonic() if first_call is None else first_call, []
 
     def _finish(
         self,
         request: GenerationRequest,
         generation: PlannedGeneration,
+        unfinished: bool,
         pipeline: Pipeline,
         planned: PlannedRequest[Any],
         image: Any,
@@ -252,7 +270,8 @@ class Generator:
             image = generation.finish(image)
         text: dict[str, str] = {}
         comment = None
-        if self._settings.metadata:
+        # Settings reproduce the finished picture, not one on the way.
+        if self._settings.metadata and not unfinished:
             facts = facts_of(pipeline, planned)
             if request.output_format == "png":
                 text = png_text(facts)
@@ -266,6 +285,20 @@ class Generator:
     async def _in(executor: Executor, call: Callable[[], _Value]) -> _Value:
         # In the task's context, for the warnings.
         return await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, call)
+
+
+def _pictures(outcomes: Sequence[Output[list[Image]] | EngineError]) -> list[Image]:
+    """Return the first picture of each outcome.
+
+    Raises:
+        EngineError: one has failed.
+    """
+    pictures = []
+    for outcome in outcomes:
+        if isinstance(outcome, EngineError):
+            raise outcome
+        pictures.append(outcome.images[0])
+    return pictures
 
 
 def _infotext(pipeline: Pipeline, planned: PlannedRequest[Any]) -> str:

@@ -115,6 +115,10 @@ class Link:
         if job.number in self.jobs:
             self.supervisor.post(Frame({"id": job.number, "cancel": True}))
 
+    def end_early(self, job: Job) -> None:
+        """Ask for the picture of a request as far as it is."""
+        self.supervisor.post(Frame({"id": job.number, "early": True}))
+
     def fail_all(self, error: ServerError) -> None:
         """End all requests with an error."""
         for job in tuple(self.jobs.values()):

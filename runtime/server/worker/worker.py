@@ -49,6 +49,8 @@ class Worker:
         self._preparing = ThreadPoolExecutor(1, "sd2rt-plan")
         self._finishing = ThreadPoolExecutor(2, "sd2rt-encode")
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._early: dict[int, asyncio.Event] = {}
+        """By request: set if its picture is wanted as far as it is."""
 
     async def run(self) -> None:
         """Load bundles, then serve until the front ends the connection or says so.
@@ -126,6 +128,11 @@ class Worker:
                 # It was given up before it was sent, or is finished.
                 self._connection.post({"id": number, "event": "ended"})
             return
+        if frame.header.get("early"):
+            if number in self._early:
+                self._early[number].set()
+            return
+        self._early[number] = asyncio.Event()
         self._tasks[number] = asyncio.create_task(self._serve(number, request_of(frame), generator))
 
     async def _serve(self, number: int, request: GenerationRequest, generator: Generator) -> None:
@@ -136,7 +143,10 @@ class Worker:
         logged_id.set(request.request_id)
         try:
             await generator.generate(
-                request, emit, lambda: self._connection.post({"id": number, "event": "began"})
+                request,
+                emit,
+                lambda: self._connection.post({"id": number, "event": "began"}),
+                self._early[number],
             )
         except asyncio.CancelledError:
             self._connection.post({"id": number, "event": "ended"})
@@ -146,7 +156,7 @@ class Worker:
         except Exception as error:
             await self._fail(number, request.request_id, error)
         finally:
-            del self._tasks[number]
+            del self._tasks[number], self._early[number]
 
     async def _fail(self, number: int, request_id: str, error: Exception) -> None:
         failure = server_error(error)

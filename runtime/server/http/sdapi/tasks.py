@@ -123,6 +123,10 @@ class Tasks:
         stopping = asyncio.ensure_future(task.stop.wait())
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and task.step > 0 and request.count == 1:
+                # As in AUTOMATIC1111, what is there so far is the picture.
+                front.client.end_early(request.request_id)
+                await asyncio.wait((work,))
             return work.result() if work.done() else None
         finally:
             for each in (work, stopping):

@@ -72,7 +72,9 @@ def test_other_types(kind: str | None) -> None:
     assert error.value.code == "unsupported_media_type"
 
 
-@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:IMAGE/WEBP;BASE64,"])
+@pytest.mark.parametrize(
+    "prefix", ["", "data:image/png;base64,", "DATA:IMAGE/WEBP;BASE64,", "data:image/jpg;base64,"]
+)
 def test_base64(prefix: str) -> None:
     body = json.dumps({"prompt": "a", "image": prefix + B64}).encode()
     upload = asyncio.run(read_json_or_form(request(body)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import webuiapi
 
 from benchmarks.serving.server_process import Server
 
@@ -79,7 +80,7 @@ def test_a_caller_ends_its_own(server: Server, accounts: Callable[[str], Account
     assert state["job"] == "txt2img"
     assert opened(progress["current_image"]).size == (32, 32)
     assert alpha.progress(skip_current_image=True)["current_image"] is None
-    second = beta.start()
+    second = beta.start(batch_size=2)
     server.wait_until(lambda: beta.jobs() == 1)
     # Nobody else's.
     beta.call("POST", "skip")
@@ -89,7 +90,10 @@ def test_a_caller_ends_its_own(server: Server, accounts: Callable[[str], Account
     server.wait_until(lambda: beta.jobs() == 1)
     alpha.call("POST", "interrupt")
     answer = first.result(60)
-    assert answer["images"] == []
+    # The picture as far as it was, without settings that would make another.
+    (picture,) = map(opened, answer["images"])
+    assert picture.size == (256, 256)
+    assert picture.info == {}
     assert json.loads(answer["info"])["interrupted"] is True
     assert alpha.jobs() == 0
     server.wait_until(beta.running)
@@ -97,7 +101,7 @@ def test_a_caller_ends_its_own(server: Server, accounts: Callable[[str], Account
     alpha.call("POST", "skip")
     assert beta.running()
     beta.call("POST", "interrupt")
-    assert third.result(60)["images"] == []
+    assert len(third.result(60)["images"]) == 1
 
 
 def test_skip_goes_on_with_the_next_iteration(server: Server, accounts: Callable[[str], Account]) -> None:
@@ -108,6 +112,17 @@ def test_skip_goes_on_with_the_next_iteration(server: Server, accounts: Callable
     alpha.call("POST", "skip")
     server.wait_until(lambda: alpha.jobs() == 1)
     assert not running.done()
+    alpha.call("POST", "interrupt")
+    answer = running.result(60)
+    # One that was skipped, and a second if it had begun.
+    assert 1 <= len(answer["images"]) <= 2
+    assert json.loads(answer["info"])["all_seeds"] == [1, 2][: len(answer["images"])]
+
+
+def test_several_pictures_at_once_are_given_up(server: Server, accounts: Callable[[str], Account]) -> None:
+    alpha = accounts("alpha")
+    running = alpha.start(batch_size=2)
+    server.wait_until(alpha.running)
     alpha.call("POST", "interrupt")
     assert running.result(60)["images"] == []
 
@@ -124,16 +139,18 @@ def test_finished_iterations_are_answered(server: Server, accounts: Callable[[st
 
 def test_tasks_by_their_names(server: Server, accounts: Callable[[str], Account]) -> None:
     alpha, beta = accounts("alpha"), accounts("beta")
-    one, two = alpha.start(force_task_id="one"), alpha.start(force_task_id="two")
-    server.wait_until(lambda: alpha.jobs(task_id="one") == alpha.jobs(task_id="two") == 1)
+    one = alpha.start(force_task_id="one")
+    server.wait_until(lambda: alpha.running(task_id="one"))
+    two = alpha.start(force_task_id="two", batch_size=2)
+    server.wait_until(lambda: alpha.jobs(task_id="two") == 1)
     assert alpha.jobs() == 2
     assert beta.jobs(task_id="one") == 0
     beta.call("POST", "interrupt", params={"task_id": "one"})
     alpha.call("POST", "interrupt", params={"task_id": "two"})
     assert two.result(60)["images"] == []
-    server.wait_until(lambda: alpha.running(task_id="one"))
+    assert alpha.running(task_id="one")
     alpha.call("POST", "interrupt", params={"task_id": "one"})
-    assert one.result(60)["images"] == []
+    assert len(one.result(60)["images"]) == 1
 
 
 def test_options_are_a_callers_own(accounts: Callable[[str], Account]) -> None:
@@ -154,6 +171,12 @@ def test_keys(server: Server) -> None:
         assert refused.json()["detail"]
     assert httpx.get(address, headers={"authorization": "Bearer beta"}).status_code == 200
     assert httpx.get(f"{server.url}/v1/models", auth=("anyone", "alpha")).status_code == 401
+
+
+def test_the_clients_own_way_to_send_a_key(server: Server) -> None:
+    api = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", username="anyone", password="alpha")
+    assert "Euler a" in api.util_get_sampler_names()
+    assert api.txt2img(prompt="a red circle", steps=1, width=64, height=64).image.size == (64, 64)
 
 
 def test_a_client_that_leaves_gives_up(server: Server, accounts: Callable[[str], Account]) -> None:
