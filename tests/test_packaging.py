@@ -66,6 +66,23 @@ def test_the_sdist_holds_the_tree(tmp_path: Path) -> None:
     assert {name for name in names if name.startswith("sd2rt/")} == package_files()
 
 
+def test_the_sdist_builds_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """An installer that takes the sdist gets the same files."""
+    with tarfile.open(built_sdist(tmp_path)) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (tree,) = (tmp_path / "source").iterdir()
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
+    child = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    with zipfile.ZipFile(tmp_path / child.stdout.splitlines()[-1]) as built, zipfile.ZipFile(wheel) as direct:
+        assert set(built.namelist()) == set(direct.namelist())
+        (metadata,) = (name for name in built.namelist() if name.endswith(".dist-info/METADATA"))
+        text = built.read(metadata).decode()
+    assert "Project-URL: Homepage, https://" in text
+    assert "License-Expression: Apache-2.0" in text
+
+
 def test_every_room_says_what_it_is_for_where_it_is_installed(installed: Path) -> None:
     for package in PACKAGES:
         for module in (installed / "sd2rt" / package).rglob("*.py"):

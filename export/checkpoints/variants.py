@@ -12,6 +12,7 @@ from sd2rt.engines.bundle.model_kinds import KINDS
 from sd2rt.engines.bundle.model_kinds import ModelKind as KindName
 from sd2rt.engines.bundle.sampler_config import PredictionType
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.near_matches import did_you_mean
 
 ClassEmbedding = Literal["table", "projection"]
 
@@ -206,5 +207,7 @@ def find_variant(name: str) -> PublishedCheckpoint:
     for row in VARIANTS:
         if row.name == name:
             return row
-    names = ", ".join(row.name for row in SUPPORTED)
-    raise CheckpointError(f"variant {name!r} is unknown: choose one of {names}")
+    names = [row.name for row in SUPPORTED]
+    raise CheckpointError(
+        f"variant {name!r} is unknown: {did_you_mean(name, names)}choose one of {', '.join(names)}"
+    )

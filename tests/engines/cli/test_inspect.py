@@ -1,0 +1,32 @@
+"""`sd2rt inspect` shows LoRAs that a build has merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.demo.build import build_demo
+from sd2rt.runtime.cli.main import main
+
+
+def test_merged_loras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = build_demo("demo", tmp_path / "bundle").manifest
+    assert manifest.merged_loras == {}
+    main(["inspect", str(tmp_path / "bundle")])
+    assert "LoRAs" not in capsys.readouterr().out
+    source = manifest.source.model_copy(
+        update={"files": {**manifest.source.files, "LoRA toy at 0.8": "a" * 64, "LoRA b:c at -1": "b" * 64}}
+    )
+    (tmp_path / "bundle" / "bundle.json").unlink()
+    (tmp_path / "bundle" / "bundle.json").write_text(manifest.model_copy(update={"source": source}).to_json())
+    expected = {"toy at 0.8": "a" * 64, "b:c at -1": "b" * 64}
+    assert read_manifest(tmp_path / "bundle").merged_loras == expected
+    main(["inspect", str(tmp_path / "bundle")])
+    # The table may be wrapped.
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "LoRAs b:c at -1 (bbbbbbbbbbbb), toy at 0.8 (aaaaaaaaaaaa), merged" in shown
+    main(["inspect", str(tmp_path / "bundle"), "--json"])
+    assert json.loads(capsys.readouterr().out)["merged_loras"] == expected
