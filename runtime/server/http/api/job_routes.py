@@ -99,14 +99,13 @@ async def image(request: Request) -> Response:
 
 
 async def depth_map(request: Request) -> Response:
-    """Send the depth map of a job from an image and its depth, as a gray PNG of 16 bits."""
+    """Send the depth map of a job, as a gray PNG of 16 bits: depth models make one if the job has previews.
+
+    204 if it has none: the job is there.
+    """
     found = _job(request)
     if found.depth_map is None:
-        raise ServerError(
-            "not_found",
-            "the job has no depth map: depth models make one if the job has previews",
-            param="id",
-        )
+        return Response(status_code=204)
     return Response(found.depth_map, media_type="image/png", headers={"cache-control": "private, no-store"})
 
 

@@ -113,7 +113,10 @@ def make_document(front: Front) -> Schema:
             "/v1/jobs/{id}/depth_map": {
                 "parameters": [path_parameter("id")],
                 "get": operation(
-                    "getJobDepthMap", "Fetch the depth map of a job", {200: {"image/png": {}}}, PLAIN_ERRORS
+                    "getJobDepthMap",
+                    "Fetch the depth map of a job, if it has one",
+                    {200: {"image/png": {}}, 204: {}},
+                    PLAIN_ERRORS,
                 ),
             },
             "/v1/options": {

@@ -193,4 +193,4 @@ def test_the_depth_map(client: httpx.Client, demo_folders: dict[str, Path]) -> N
     assert np.array_equal(np.asarray(depth), np.asarray(expected))
     plain = start(client, **fields).json()["id"]
     assert events(client, plain)[-1][1]["depth_map"] is None
-    assert client.get(f"/v1/jobs/{plain}/depth_map").status_code == 404
+    assert client.get(f"/v1/jobs/{plain}/depth_map").status_code == 204
