@@ -37,6 +37,7 @@ from sd2rt.engines.printable import printable
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
+from sd2rt.export.graphs.attention_scores import exceeds_half, largest_scores
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.graph_cache import (
     installed_exporters,
@@ -230,6 +231,7 @@ def _part(
             part = tiled_part(half, writer.folder, tensors, _dimensions(checkpoint).norms[name], levels)
             _LOG.info("%s: derived from %s in %.1f s", name, UNTILED[name], time.monotonic() - start)
         else:
+            scores = _scores_beyond_half(checkpoint, name, network_precision)
             module = part_module(checkpoint, name, network_precision)
             part = make_part(
                 name,
@@ -240,10 +242,25 @@ def _part(
                 checkpoint.parts.config(_NETWORKS[name]),
                 exporters,
                 lambda fraction: progress(name, fraction),
-            )
+                float32_scores=scores is not None,
+            ).model_copy(update={"largest_scores": scores})
         writer.keep_part(name, part)
     progress(name, 1.0)
     return part
+
+
+def _scores_beyond_half(checkpoint: Checkpoint, name: PartName, precision: Precision) -> float | None:
+    """Measure the largest attention scores of a float16 denoiser; None if float16 holds them with a margin.
+
+    They count as larger if the configuration asks for ``upcast_attention``.
+    """
+    if name != "denoiser" or precision != "fp16":
+        return None
+    start = time.monotonic()
+    scores = largest_scores(checkpoint.unet(torch.float32))
+    _LOG.info("denoiser: attention scores up to %.4g, in %.1f s", scores, time.monotonic() - start)
+    asked = checkpoint.parts.config("unet").get("upcast_attention") is True
+    return scores if asked or exceeds_half(scores) else None
 
 
 def _preview(checkpoint: Checkpoint) -> PreviewMatrix:

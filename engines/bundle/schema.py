@@ -67,6 +67,8 @@ class Part(Model):
     ``precision`` is the precision of the weights; it may be higher than the bundle's.
     ``initializers`` is the file that maps the PyTorch name of every weight to its initialiser, and to its bytes in
     the data file that the graphs share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
+    ``largest_scores`` is set if attention is computed in float32 in a float16 part: the largest of its scores that
+    were measured when it was built. Float16 ends at 65504.
     """
 
     precision: Precision
@@ -78,6 +80,7 @@ class Part(Model):
     outputs: tuple[Tensor, ...]
     initializers: RelativePath
     parameters: int = Field(ge=0, le=1 << 53)
+    largest_scores: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _files_listed(self) -> Part:

@@ -51,6 +51,8 @@ def make_part(
     config: Config,
     exporters: Mapping[str, str],
     progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    float32_scores: bool = False,
 ) -> Part:
     """Write ``bundle/<name>/model.onnx`` with its weights beside it; export only if no graph is at hand.
 
@@ -60,11 +62,15 @@ def make_part(
         exporters: versions of the exporters, from :func:`packaged_exporters` or :func:`installed_exporters`.
             A packaged graph of others is not used.
         progress: called with the fraction of the work that is done, from 0 to 1.
+        float32_scores: compute attention in float32, in a float16 network.
 
     Raises:
         BuildError: see :func:`~sd2rt.export.graphs.onnx_part.export_part`.
     """
     start = time.monotonic()
+    if float32_scores:
+        # Such graphs have names of their own.
+        config = {**config, "float32_scores": True}
     weights = {key: tensor.detach().numpy() for key, tensor in weights_of(name, module).items()}
     file, caches = graph_file(name, interface, precision, config), _cache_folders()
     graphs = _read(GRAPHS / packaged_file(name, interface, precision, config))
@@ -77,7 +83,7 @@ def make_part(
             origin = "the package" if archive is graphs else "the cache"
             _LOG.info("%s: wrote the weights for a graph of %s in %.1f s", name, origin, seconds)
             return described_part(name, module, interface, bundle, precision)
-    part = export_part(name, module, interface, bundle, precision, progress)
+    part = export_part(name, module, interface, bundle, precision, progress, float32_scores=float32_scores)
     _LOG.info("%s: exported in %.1f s", name, time.monotonic() - start)
     # If the graph cannot be stored, the next build exports it again.
     with contextlib.suppress(OSError):

@@ -24,6 +24,7 @@ from sd2rt.engines.bundle.schema import Part, Precision, Tensor, shape_of
 from sd2rt.engines.errors import BuildError
 from sd2rt.engines.weights.graph_archive import INITIALIZERS, MODEL, ORT_MODEL
 from sd2rt.engines.weights.initializers import Weight, WeightMap
+from sd2rt.export.graphs.attention_scores import compute_in_float32
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
 
 OPSET = 23
@@ -61,18 +62,21 @@ def export_part(
     bundle: Path,
     precision: Precision = "fp32",
     progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    float32_scores: bool = False,
 ) -> Part:
     """Write ``bundle/<name>/model.onnx`` with its weights beside it.
 
     Args:
         precision: the precision of the module's weights.
+        float32_scores: compute attention in float32, in a float16 network.
         progress: called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
         BuildError: the exporter failed, ran out of memory, dropped a weight, or decomposed an operator.
     """
     try:
-        return _export(name, module, interface, bundle, precision, progress)
+        return _export(name, module, interface, bundle, precision, progress, float32_scores)
     except (RuntimeError, MemoryError) as error:
         # PyTorch raises a plain RuntimeError when memory runs out.
         reason = " ".join(str(error).split())[:200] or "out of memory"
@@ -86,6 +90,7 @@ def _export(
     bundle: Path,
     precision: Precision,
     progress: Callable[[float], None],
+    float32_scores: bool,
 ) -> Part:
     folder = bundle / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +101,8 @@ def _export(
         _optimize(model)
     _strip(model)
     _check_operators(name, model, module)
+    if float32_scores:
+        compute_in_float32(model)
     weights = _weights(name, model, transposed, list(weights_of(name, module)))
     progress(0.8)
     weight_map = _save(

@@ -21,7 +21,8 @@ there are no dedicated kernels."""
 def needs_fused_attention(task: BuildTask) -> bool:
     """True if each attention operator of the part must become a dedicated kernel."""
     # No backend has dedicated attention kernels for float32.
-    return task.name in _FUSED_PARTS and task.part.precision == "fp16" and not task.options.allow_decomposed
+    half = task.part.precision == "fp16" and task.part.largest_scores is None
+    return task.name in _FUSED_PARTS and half and not task.options.allow_decomposed
 
 
 def check_attention(task: BuildTask, attentions: int, fused: int) -> None:
