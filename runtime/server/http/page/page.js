@@ -43,7 +43,6 @@ const TEXTS = {
 	done: ["Finished: {0}", "Fertig: {0}"], cancelled: ["Cancelled", "Abgebrochen"], gone: ["The server no longer has this job.", "Der Server hat diesen Auftrag nicht mehr."],
 	noMask: ["Paint the area that should change.", "Übermale den Bereich, der sich ändern soll."], noImage: ["Choose an image first.", "Wähle zuerst ein Bild."],
 	badImage: ["{0} is not an image that this browser can read.", "{0} ist kein Bild, das dieser Browser lesen kann."],
-	noTask: ["No model of this server takes images.", "Kein Modell dieses Servers nimmt Bilder."],
 	recipeRead: ["Recipe of {0} read.", "Rezept von {0} gelesen."], recipeNotes: ["Not taken over: {0}.", "Nicht übernommen: {0}."],
 	recipeImage: ["It was made from an image, which the file does not hold: add it.", "Es entstand aus einem Bild, das nicht in der Datei ist: füge es hinzu."],
 	asSource: ["Use as image", "Als Bild nehmen"], mask: ["Mask: white is repainted", "Maske: Weißes wird neu gemalt"], depthMap: ["Depth map", "Tiefenkarte"],
@@ -835,8 +834,7 @@ async function take(file, asSource) {
 	const found = asSource ? null : await readRecipe(file);
 	if (!found) {
 		const wanted = mode === "text" ? Object.keys(TASKS).slice(1).find(can) : mode;
-		if (!wanted) notify(t("noTask"));
-		else if (await setSource(file, file.name) && wanted !== mode) setMode(wanted);
+		if (wanted && await setSource(file, file.name) && wanted !== mode) setMode(wanted);
 		return;
 	}
 	const { recipe, notes } = found;
