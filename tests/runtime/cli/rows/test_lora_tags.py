@@ -91,7 +91,7 @@ def test_loras_of_prompts(
     assert said.code == 0, said.err
     assert [(lora["name"], lora["scale"]) for lora in json.loads(said.out)["loras"]] == [("toy", 0.8)]
     images = [np.asarray(Image.open(name)) for name in ("a.png", "b.png")]
-    np.testing.assert_array_equal(*images)
+    np.testing.assert_array_equal(images[0], images[1])
     # A recipe's LoRAs are found in the folder too.
     again = sd2rt("run", small_bundle, "--from", "b.png", *a1111[2:], "--threads", "1", "-o", "c.png")
     assert (again.code, again.err) == (0, "")
