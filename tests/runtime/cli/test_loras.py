@@ -102,7 +102,7 @@ def test_a_prompt_names_no_files(
     said = refused(2, "run", small_bundle, *words, "--prompt-syntax", "a1111")
     assert said == (
         f"the prompt contains {named}, but prompts cannot load files: remove it, "
-        "and load the LoRA with --lora FILE:SCALE or load_lora()"
+        "and load the LoRA with --lora FILE:SCALE or load_lora(), or name its folder with --lora-dir"
     )
     # Where prompts are read as diffusers reads them that is text, as it is there.
     assert sd2rt("run", small_bundle, *words, *FAST, "-q").code == 0
