@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sd2rt.engines.bundle.model_kinds import ModelKind
+from sd2rt.engines.weights.graph_archive import EXPORTERS
 from sd2rt.export.checkpoints.tiny_configs import SMALL, SMALLS
-from sd2rt.export.graphs.graph_cache import EXPORTERS
 from sd2rt.export.testing.random_weights import random_checkpoint
 
 from ..made_once import MadeOnce

@@ -16,14 +16,13 @@ from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part, Precision
 from sd2rt.engines.demo.files import DEMO_NAMES, GRAPHS
 from sd2rt.engines.demo.template import read_template
-from sd2rt.engines.weights.graph_archive import GraphArchive
+from sd2rt.engines.weights.graph_archive import EXPORTERS, GraphArchive
 from sd2rt.export.build import build, packaged_graphs, part_interfaces, part_module
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.checkpoints.tiny_configs import DEMOS, SMALL
 from sd2rt.export.graphs import graph_cache
 from sd2rt.export.graphs.graph_cache import (
-    EXPORTERS,
     GRAPH_REVISION,
     graph_file,
     make_part,

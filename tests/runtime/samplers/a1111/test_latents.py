@@ -20,7 +20,7 @@ from sd2rt.engines.bundle.sampler_config import (
     SamplerName,
 )
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.metadata.infotext import SAMPLERS
+from sd2rt.runtime.metadata.sampler_names import SAMPLERS
 from sd2rt.runtime.rng.brownian_path import BrownianPath
 from sd2rt.runtime.rng.torch_cpu import Generator
 from sd2rt.runtime.samplers import SamplingOptions, a1111_config, make_plan
