@@ -25,7 +25,7 @@ from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
 from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, lookalike_notes
-from sd2rt.runtime.cli.run_generation import check_upscaling, generate
+from sd2rt.runtime.cli.run_generation import check_upscaling, generate, without_effect
 from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 from sd2rt.runtime.cli.shell.preview import preview_of
@@ -153,6 +153,9 @@ def run(
                     image, facts = outcome
                     failures.made += 1
                     files.save(image, facts | place, timing)
+            if not output.quiet:
+                for note in without_effect(pipeline, first.first.prompt_syntax):
+                    report(f"note: {note}")
     failures.check()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.engines.printable import shown
 from sd2rt.runtime.cli.console import Advance
 from sd2rt.runtime.cli.run_output import write_depth
 from sd2rt.runtime.cli.shell.preview import Show
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.pipeline.image_job import ImageJob
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.pipeline.progress import Progress
+    from sd2rt.runtime.prompts.syntax import PromptSyntax
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
@@ -142,3 +144,13 @@ def check_upscaling(
     # The image itself does not matter here, only the other fields.
     shared = {name: getattr(request, name) for name in _SHARED_FIELDS}
     plan_requests([upscaling_request(Image.new("RGB", (8, 8)), noise_level, shared)], manifest)
+
+
+def without_effect(pipeline: Pipeline, syntax: PromptSyntax) -> Iterator[str]:
+    """Yield a note for each embedding that no prompt named, and each LoRA of scale 0."""
+    for embedding in pipeline.unused_embeddings:
+        name = embedding.token if syntax == "plain" else embedding.a1111_name
+        yield f"the embedding {shown(embedding.token)} had no effect: no prompt contains its name, {shown(name)}"
+    for lora in pipeline.loras:
+        if lora.scale == 0:
+            yield f"the LoRA {shown(lora.name)} had no effect: its scale is 0"

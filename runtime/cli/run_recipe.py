@@ -128,7 +128,9 @@ class AppliedRecipe:
         """Notes on bundles, embeddings and LoRAs that differ from the recipe's."""
         recipe = self._recipe
         notes = recipe.bundle_notes(manifest)
-        notes += recipe.embedding_notes({embedding.token: embedding.sha256 for embedding in embeddings})
+        notes += recipe.embedding_notes(
+            {name: each.sha256 for each in embeddings for name in (each.token, each.a1111_name)}
+        )
         notes += recipe.lora_notes(loras)
         if upscaler is not None and recipe.upscaled is not None:
             notes += recipe.upscaled.bundle_notes(upscaler)

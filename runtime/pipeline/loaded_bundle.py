@@ -201,6 +201,11 @@ class LoadedBundle:
         """Loaded textual inversions, whose names prompts can use."""
         return self._networks.text.embeddings
 
+    @property
+    def unused_embeddings(self) -> tuple[Embedding, ...]:
+        """Those that no prompt has named since they were loaded: they had no effect."""
+        return self._networks.text.unused_embeddings
+
     def count_tokens(self, prompt: str) -> int:
         """Return the number of a prompt's tokens, without start and end; 75 fit into the text encoder."""
         return self._networks.text.count_tokens(prompt)
@@ -217,7 +222,8 @@ class LoadedBundle:
         Args:
             source: a ``.safetensors``, ``.pt`` or ``.bin`` file, or a state dict, in diffusers' or AUTOMATIC1111's
                 layout.
-            token: its name in prompts; None for the name stored in the file, or the file's name if there is none.
+            token: its name in prompts; None for the name stored in the file, or the file's name if there is none. In
+                prompts of the syntax ``a1111``, None is the file's name in either case.
             allow_pickle: allow ``.pt`` and ``.bin``; only tensors are unpickled.
 
         Raises:

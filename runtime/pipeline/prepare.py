@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,10 @@ def _texts(
 ) -> tuple[TextConditioning, ...]:
     prompt = _embeds(networks, "prompt_embeds", request.prompt_embeds)
     negative = _embeds(networks, "negative_prompt_embeds", request.negative_prompt_embeds)
+    if not guided and (request.negative_prompt or negative is not None):
+        warnings.warn(
+            "the negative prompt has no effect without guidance, at a scale of 1 or less", stacklevel=2
+        )
     return schedule_texts(
         networks.text,
         request.prompt or "" if prompt is None else prompt,

@@ -50,6 +50,7 @@ class TextEncoder:
         self._embeddings: dict[str, tuple[Embedding, tuple[int, ...]]] = {}
         self._rows: dict[int, Array] = {}
         self._next_id = len(self._table)
+        self._used: set[int] = set()
 
     @property
     def width(self) -> int:
@@ -65,6 +66,11 @@ class TextEncoder:
         """Return the number of a text's tokens, without start and end, whether they fit or not."""
         return self._tokenizer.count(text)
 
+    @property
+    def unused_embeddings(self) -> tuple[Embedding, ...]:
+        """Those that no text has named since they were added."""
+        return tuple(embedding for embedding, ids in self._embeddings.values() if self._used.isdisjoint(ids))
+
     def add_embedding(self, embedding: Embedding) -> None:
         """Add a textual inversion: prompts then use its vectors for its token.
 
@@ -75,10 +81,13 @@ class TextEncoder:
         name = embedding.token
         if self._tokenizer.has_token(name):
             raise RequestError(f"{name!r} is a token of the vocabulary: give the embedding another name")
-        for other in self._embeddings:
-            if self._tokenizer.same_tokens(name, other):
+        for other in self.embeddings:
+            if self._tokenizer.same_tokens(name, other.token) or self._tokenizer.same_tokens(
+                embedding.a1111_name, other.a1111_name
+            ):
                 raise RequestError(
-                    f"an embedding named {other!r} is already loaded: give {name!r} another name, or unload that one"
+                    f"an embedding named {other.token!r} is already loaded: give {name!r} another name, or unload "
+                    "that one"
                 )
         # Ids are never reused, so cached states of a removed embedding cannot be mistaken for those of a new one.
         ids = tuple(range(self._next_id, self._next_id + len(embedding.vectors)))
@@ -118,7 +127,8 @@ class TextEncoder:
 
     def _update_tokenizer(self) -> None:
         self._tokenizer = self._tokenizer.with_names(
-            {name: ids for name, (_, ids) in self._embeddings.items()}
+            {name: ids for name, (_, ids) in self._embeddings.items()},
+            {embedding.a1111_name: ids for embedding, ids in self._embeddings.values()},
         )
 
     def __call__(self, prompt: str, clip_skip: int = 0) -> NDArray[Any]:
@@ -161,6 +171,8 @@ class TextEncoder:
         return self._tokenizer(prompt)
 
     def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
+        if self._embeddings:
+            self._used.update(ids[ids >= len(self._table)].tolist())
         key = ids.tobytes(), skip
         with self._cache_lock:
             hidden = self._cache.get(key)

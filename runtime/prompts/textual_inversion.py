@@ -36,6 +36,13 @@ class Embedding:
     vectors: NDArray[np.float32]  # [n, D]
     sha256: str
     """Digest of the file, or of the vectors' float32 bytes if they come from a state dict."""
+    file_name: str | None = None
+    """Name of the file without its suffix; None if the caller named the embedding."""
+
+    @property
+    def a1111_name(self) -> str:
+        """Name in prompts of the syntax ``a1111``: AUTOMATIC1111 ignores names that are stored in files."""
+        return self.token if self.file_name is None else self.file_name
 
 
 def load_embedding(
@@ -45,7 +52,8 @@ def load_embedding(
 
     Args:
         source: a ``.safetensors`` file; a ``.pt`` or ``.bin`` file, with ``allow_pickle``; or a state dict.
-        token: its name in prompts; None for the name stored in the file, or the file's name if there is none.
+        token: its name in prompts; None for the name stored in the file, or the file's name if there is none. In
+            the syntax ``a1111``, None is the file's name in either case.
 
     Raises:
         RequestError: it cannot be read, is a pickle without ``allow_pickle``, does not hold exactly one embedding,
@@ -59,13 +67,14 @@ def load_embedding(
         data = _read(path)
         name, vectors = _embedding(str(path), _tensors(path, data, allow_pickle))
         digest, fallback = hashlib.sha256(data).hexdigest(), path.stem
+    named = token is not None or fallback is None or not is_text(fallback)
     token = token if token is not None else name if name is not None else fallback
     if token is None:
         raise RequestError("the state dict does not name its embedding: give its name as token")
     _check_token(token)
     if digest is None:
         digest = hashlib.sha256(vectors.tobytes()).hexdigest()
-    return Embedding(token, vectors, digest)
+    return Embedding(token, vectors, digest, None if named else fallback)
 
 
 def _check_token(token: object) -> None:

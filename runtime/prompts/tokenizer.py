@@ -67,8 +67,14 @@ class Tokenizer:
         self._spellings: list[tuple[list[int], tuple[int, ...]]] = []
         self.comma: int | None = self._backend.token_to_id(_COMMA)
 
-    def with_names(self, names: Mapping[str, tuple[int, ...]]) -> Self:
-        """Make a tokenizer that replaces each of these names by ids beyond the vocabulary."""
+    def with_names(
+        self, names: Mapping[str, tuple[int, ...]], a1111_names: Mapping[str, tuple[int, ...]] | None = None
+    ) -> Self:
+        """Make a tokenizer that replaces each of these names by ids beyond the vocabulary.
+
+        Args:
+            a1111_names: names in :meth:`words`; None for the same.
+        """
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as Backend
 
@@ -78,9 +84,9 @@ class Tokenizer:
             other._backend_with_names = Backend.from_str(self._backend.to_str())
             other._backend_with_names.add_tokens([AddedToken(name) for name in names])
         other._ids_of_name = {_token_id(other._backend_with_names, name): ids for name, ids in names.items()}
-        spellings = [(self._spell(name), ids) for name, ids in names.items()]
-        # The longest first, because one name can begin with another.
-        other._spellings = sorted(spellings, key=lambda item: -len(item[0]))
+        spellings = [(self._spell(name), ids) for name, ids in (a1111_names or names).items()]
+        # The longest first, because one name can begin with another. A name can have no tokens: that of no prompt.
+        other._spellings = sorted((item for item in spellings if item[0]), key=lambda item: -len(item[0]))
         return other
 
     def has_token(self, name: str) -> bool:

@@ -218,3 +218,21 @@ def test_clip_skip_has_an_end(pipe: Pipeline) -> None:
         pipe("a cat", num_inference_steps=1, clip_skip=-1)
     with pytest.raises(RequestError, match=r"^prompt_syntax is 'comfy': input should be 'plain' or 'a1111'"):
         pipe("a cat", prompt_syntax=cast(Any, "comfy"))
+
+
+def test_names_of_files(encoder: TextEncoder) -> None:
+    """As in diffusers, plain prompts use the stored name; as in AUTOMATIC1111, a1111 prompts use the file's."""
+    ids = encoder._tokenizer("big cat").ids[1:3]
+    rows = np.asarray(encoder._table[ids], np.float32)
+    encoder.add_embedding(Embedding("<toy>", rows, "", "my-style_v2"))
+    encoder.add_embedding(Embedding("<other>", rows, "", "unnamed file"))
+    assert len(encoder.unused_embeddings) == 2
+    expected = encoder("a big cat here")
+    np.testing.assert_array_equal(encode(encoder, "a My-Style_v2 here", "a1111").conds[0], expected)
+    assert [embedding.token for embedding in encoder.unused_embeddings] == ["<other>"]
+    np.testing.assert_array_equal(encoder("a <toy> here"), expected)
+    # The other name is text in the other syntax.
+    for text, syntax in (("a <toy> here", "a1111"), ("a my-style_v2 here", "plain")):
+        assert not np.array_equal(encode(encoder, text, syntax).conds[0], expected)
+    encode(encoder, "an unnamed file", "a1111")
+    assert encoder.unused_embeddings == ()
