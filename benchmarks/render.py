@@ -1,4 +1,4 @@
-"""Render four pages in docs (performance, reliability, scheduling, serving) and the README's goals, from the results.
+"""Render pages in docs (performance, compatibility, reliability, scheduling, serving) and the README's goals.
 
 python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import reliability, scheduling, serving
+from benchmarks.page import compatibility, reliability, scheduling, serving
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -23,6 +23,7 @@ ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
 SERVING = ROOT / "docs" / "serving.md"
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
 END = "<!-- end of performance -->"
 
@@ -41,6 +42,7 @@ def main() -> None:
             files = {
                 README: with_table(README.read_text(), results),
                 PAGE: page(results, PAGE.parent),
+                COMPATIBILITY: compatibility.page(results, COMPATIBILITY.parent),
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
                 SCHEDULING: scheduling.page(results, SCHEDULING.parent),
                 SERVING: serving.page(results, SERVING.parent),

@@ -6,7 +6,8 @@ import inspect
 
 from sd2rt.engines.option_groups import expand_groups
 from sd2rt.runtime.cli.run import run
-from sd2rt.runtime.cli.run_recipe import FIELDS
+from sd2rt.runtime.cli.run_recipe import FIELDS, AppliedRecipe, RunSettings
+from sd2rt.runtime.metadata.recipe import Recipe
 from sd2rt.runtime.request.request import Request
 
 
@@ -33,3 +34,14 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
     for name in names - own:
         assert set(FIELDS.get(name, (name,))) & set(Request.model_fields), name
     assert set(FIELDS) <= names
+
+
+def test_another_grid_drops_the_schedule_type_of_the_recipes_grid() -> None:
+    fields = {"prompt": "a fox", "sampler": "euler", "grid": "a1111", "schedule": "sgm-uniform"}
+    for options in ({"grid"}, {"timesteps"}, {"sigmas"}):
+        settings = RunSettings("demo", [], {}, 1, None, None, None)
+        AppliedRecipe(Recipe("fox.png", dict(fields)), settings, options)
+        assert settings.fields == {"sampler": "euler"}
+    settings = RunSettings("demo", [], {}, 1, None, None, None)
+    AppliedRecipe(Recipe("fox.png", dict(fields)), settings, {"steps"})
+    assert settings.fields == {"sampler": "euler", "grid": "a1111", "schedule": "sgm-uniform"}
