@@ -1,1 +1,1 @@
-"""What people type and see: names to complete, completion scripts, help, advice on wrong usage, previews."""
+"""Names to complete, completion scripts, examples in help, advice on wrong usage, previews on a terminal."""
