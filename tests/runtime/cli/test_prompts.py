@@ -87,3 +87,17 @@ def test_what_is_refused(refused: Refused, small_bundle: Path) -> None:
 
 def test_an_embedding_is_read_before_the_bundle(refused: Refused) -> None:
     assert "none.pt cannot be read" in refused(2, "run", "./nowhere", "a", "--embedding", "none.pt")
+
+
+def test_what_has_no_effect_is_noted(sd2rt: Command, small_bundle: Path) -> None:
+    save_file({"<toy>": VECTORS}, "style.safetensors")
+    embedding = ("--embedding", "style.safetensors")
+    note = "note: the embedding <toy> had no effect: no prompt contains its name, "
+    assert f"{note}<toy>" in sd2rt("run", small_bundle, "a fox", *embedding, *FAST).err
+    assert (
+        f"{note}style"
+        in sd2rt("run", small_bundle, "a <toy>", *embedding, *FAST, "--prompt-syntax", "a1111").err
+    )
+    assert note not in sd2rt("run", small_bundle, "a fox", "--negative", "<toy>", *embedding, *FAST).err
+    unguided = sd2rt("run", small_bundle, "a fox", "--negative", "blurry", "--guidance", "1", *FAST).err
+    assert "the negative prompt has no effect without guidance" in unguided
