@@ -235,4 +235,4 @@ def test_names_of_files(encoder: TextEncoder) -> None:
     for text, syntax in (("a <toy> here", "a1111"), ("a my-style_v2 here", "plain")):
         assert not np.array_equal(encode(encoder, text, syntax).conds[0], expected)
     encode(encoder, "an unnamed file", "a1111")
-    assert encoder.unused_embeddings == ()
+    assert not encoder.unused_embeddings
