@@ -252,15 +252,21 @@ def _part(
 def _scores_beyond_half(checkpoint: Checkpoint, name: PartName, precision: Precision) -> float | None:
     """Measure the largest attention scores of a float16 denoiser; None if float16 holds them with a margin.
 
-    They count as larger if the configuration asks for ``upcast_attention``.
+    ``upcast_attention`` in its configuration does not decide: float32 would cost engines their fused attention, and
+    the measurement tells whether it is needed.
     """
     if name != "denoiser" or precision != "fp16":
         return None
     start = time.monotonic()
     scores = largest_scores(checkpoint.unet(torch.float32))
-    _LOG.info("denoiser: attention scores up to %.4g, in %.1f s", scores, time.monotonic() - start)
-    asked = checkpoint.parts.config("unet").get("upcast_attention") is True
-    return scores if asked or exceeds_half(scores) else None
+    exceeding = exceeds_half(scores)
+    _LOG.info(
+        "denoiser: attention scores up to %.4g, in %.1f s: float%d for attention",
+        scores,
+        time.monotonic() - start,
+        32 if exceeding else 16,
+    )
+    return scores if exceeding else None
 
 
 def _preview(checkpoint: Checkpoint) -> PreviewMatrix:
