@@ -42,6 +42,8 @@ class Exporter:
         config: Config,
         exporters: Mapping[str, str],
         progress: Callable[[float], None],
+        *,
+        float32_scores: bool = False,
     ) -> Part:
         folder = bundle / name
         folder.mkdir()
