@@ -16,7 +16,7 @@ from .wheels import ROOT, tracked_files
 PRINTING = (
     "engines/console.py",
     "src/sd2rt/launch.py",
-    "runtime/server/http/logs.py",
+    "runtime/server/logs.py",
     "runtime/server/worker/__main__.py",
     "runtime/server/worker/worker.py",
 )

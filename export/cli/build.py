@@ -100,6 +100,10 @@ def build(
             raise RequestError(
                 f"{name} is an option for checkpoints, but --engines-only takes a bundle: omit it"
             )
+        from sd2rt.engines.tensorrt.compile.targets import targets_of
+
+        targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
+        find_bundle(checkpoints[0])
         with display(as_json) as (say, progress):
             say(f"adding engines to {checkpoints[0]}")
             _report(_build_engines(checkpoints[0], engines, bundle.force, progress), as_json)

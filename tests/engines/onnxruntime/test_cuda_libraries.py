@@ -53,7 +53,7 @@ def test_a_library_that_is_missing(
 def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     SimulatedCuda(version=version).install(monkeypatch)
     with pytest.raises(
-        MissingDependencyError, match=rf"\({version}\) is too old for CUDA, 1\.31 or later .*sd2rt\[cuda\]"
+        MissingDependencyError, match=rf"\({version}\) is too old for CUDA, 1\.31 or later .*'\.\[cuda\]'"
     ):
         import_onnxruntime(Device("cuda"))
 

@@ -525,6 +525,9 @@ def test_a_configuration_that_cannot_be_honoured(
 ) -> None:
     folder = folder_copy()
     edit(folder / file, **changes)
+    if "_class_name" in changes:
+        # Which diffusers follows.
+        edit(folder / "model_index.json", scheduler=["diffusers", changes["_class_name"]])
     refused(folder, match)
 
 

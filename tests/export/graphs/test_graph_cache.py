@@ -62,9 +62,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of parts, recorded when they are exported."""
     parts: list[str] = []
 
-    def counted(name: PartName, *arguments: Any) -> Part:
+    def counted(name: PartName, *arguments: Any, **options: Any) -> Part:
         parts.append(name)
-        return export_part(name, *arguments)
+        return export_part(name, *arguments, **options)
 
     monkeypatch.setattr("sd2rt.export.graphs.graph_cache.export_part", counted)
     return parts

@@ -185,7 +185,8 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         (("--profile", "."), 2, "--profile . is a folder: give a file"),
         (("--device", "gpu"), 2, "'gpu' is not a device: use cpu, cuda or cuda:N"),
         (("--backend", "tensorrt"), 2, "tensorrt needs an NVIDIA GPU"),
-        (("--precision", "fp16"), 2, "Invalid value for '--precision'"),
+        (("--precision", "int8"), 2, "--precision"),
+        (("--precision", "fp16"), 2, "--precision fp16 is chosen when a bundle is built"),
         (("--precision", "bf16", "--backend", "onnxruntime"), 2, "--precision bf16 needs --backend openvino"),
     ],
 )

@@ -152,7 +152,7 @@ def test_texts_of_automatic1111(sd2rt: Command, small_bundle: Path, tmp_path: Pa
         ("run", "{}", "a", "--lora", HOSTILE),
         ("run", "{}", "a", "--lora", f"{HOSTILE}.safetensors"),
         ("run", "{}", "a", "--embedding", f"{HOSTILE}={HOSTILE}"),
-        ("run", "{}", "a", "-o", f"{HOSTILE}.jpg"),
+        ("run", "{}", "a", "-o", f"{HOSTILE}.gif"),
         ("prepare", "{}", "--part", HOSTILE),
         ("samplers", HOSTILE),
         ("bench", "{}", "--compare", HOSTILE),

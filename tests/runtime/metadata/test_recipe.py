@@ -262,8 +262,8 @@ def test_text_of_automatic1111(sd2rt: Command, small_bundle: Path, tmp_path: Pat
     said = sd2rt("run", "--from", path, small_bundle, "--threads", "1", "--json")
     assert said.code == 0
     assert said.err.splitlines() == [
-        "sd2rt: note: Sampler DPM adaptive is not supported (it chooses its steps by the image): the bundle's default "
-        "is used",
+        "sd2rt: note: Sampler DPM adaptive is not supported (it chooses its steps by the image): the bundle's "
+        "default is used",
         "sd2rt: note: Hires upscale: 2 is not supported and is ignored",
         f"sd2rt: note: {path} was made with the model other (4bdfc29cda), but small was built from other files",
     ]

@@ -141,7 +141,7 @@ def test_another_backend_is_said(bundle: Compile) -> None:
 
 
 def test_a_backend_that_is_not_installed(bundle: Compile) -> None:
-    with pytest.raises(MissingDependencyError, match=r"tensorrt_rtx cannot be loaded .*sd2rt\[rtx\]"):
+    with pytest.raises(MissingDependencyError, match=r"tensorrt_rtx cannot be loaded .*'\.\[rtx\]'"):
         Pipeline.open(bundle(), device="cuda", backend="tensorrt-rtx")
 
 

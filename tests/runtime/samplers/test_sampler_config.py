@@ -80,5 +80,7 @@ def test_a_sampler_without_a_base_has_its_defaults() -> None:
 def test_a_schedule_overrides_and_an_unknown_name_is_refused() -> None:
     assert sampler_config("euler", config_of("pndm"), "trailing").spacing == "trailing"
     assert sampler_config("pndm", config_of("pndm", "linspace")).spacing == "linspace"
-    with pytest.raises(RequestError, match=r"no sampler is named 'eular': choose one of ddim, ddpm, pndm"):
+    with pytest.raises(
+        RequestError, match=r"named 'eular': did you mean euler\? choose one of ddim, ddpm, pndm"
+    ):
         sampler_config("eular")

@@ -295,7 +295,7 @@ def test_interrupted(bundle: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if json.loads(line)["part"].startswith("denoiser"):
+        if json.loads(line).get("part", "").startswith("denoiser"):
             break
     # The line is printed before the compiler's process is made.
     deadline = time.monotonic() + 60
