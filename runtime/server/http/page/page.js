@@ -587,9 +587,10 @@ async function finish(job, data) {
 		records.push({ key: `${job.id}/${index}`, at: job.at - index / 100, blob, image, mask, depth, made: { size, sampler: data.sampler }, recipe: { ...job.recipe, seed: exact } });
 	}
 	const watched = selected === job;
-	forget("jobs", jobs, job.id);
 	await keep(records);
+	forget("jobs", jobs, job.id);
 	if (watched) select(records[0]);
+	else renderList();
 	if (data.warnings?.length) notify(data.warnings.join(" "));
 	announce(t("done", job.recipe.prompt));
 }
