@@ -17,6 +17,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+_LONGEST_MS = 120_000
+"""For pictures, on a machine that does other things too."""
 AXE_VERSION = "4.14.1"
 AXE_FOLDER = Path(__file__).parents[5] / "out" / "axe"
 """Ignored by git; `.ci/run` fills it."""
@@ -118,7 +120,9 @@ class Visit:
     def wait_pictures(self, count: int) -> None:
         """Wait until the history holds a number of finished pictures, and one of them is shown."""
         self.page.wait_for_function(
-            "count => document.querySelectorAll('#list img[loading]').length === count", arg=count
+            "count => document.querySelectorAll('#list img[loading]').length === count",
+            arg=count,
+            timeout=_LONGEST_MS,
         )
         self.page.wait_for_selector("#about:not([hidden])")
 
