@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from sd2rt.engines.bundle.cache import find_bundle, named_bundle
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.model_kinds import MAX_SCALE
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.cli.engine_options import EngineOptions, EngineRequest
@@ -103,7 +104,8 @@ def build(
         from sd2rt.engines.tensorrt.compile.targets import targets_of
 
         targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
-        find_bundle(checkpoints[0])
+        # And what is no bundle too.
+        read_manifest(find_bundle(checkpoints[0]))
         with display(as_json) as (say, progress):
             say(f"adding engines to {checkpoints[0]}")
             _report(_build_engines(checkpoints[0], engines, bundle.force, progress), as_json)
