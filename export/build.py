@@ -259,14 +259,8 @@ def _scores_beyond_half(checkpoint: Checkpoint, name: PartName, precision: Preci
         return None
     start = time.monotonic()
     scores = largest_scores(checkpoint.unet(torch.float32))
-    exceeding = exceeds_half(scores)
-    _LOG.info(
-        "denoiser: attention scores up to %.4g, in %.1f s: float%d for attention",
-        scores,
-        time.monotonic() - start,
-        32 if exceeding else 16,
-    )
-    return scores if exceeding else None
+    _LOG.info("denoiser: attention scores up to %.4g, in %.1f s", scores, time.monotonic() - start)
+    return scores if exceeds_half(scores) else None
 
 
 def _preview(checkpoint: Checkpoint) -> PreviewMatrix:

@@ -102,10 +102,15 @@ def error(
     return float(np.abs(actual - correct).max() / np.abs(correct).max())
 
 
+def bound_of(name: SamplerName) -> float:
+    """UniPC truncates timesteps, which the last bit of a logarithm can move where processors differ."""
+    return 1e-3 if name == "unipc" else EXACT
+
+
 @pytest.mark.filterwarnings("ignore:Should have t:UserWarning")
 @pytest.mark.parametrize(("name", "schedule"), CASES)
 def test_latents_are_those_of_the_loop(name: SamplerName, schedule: A1111Schedule) -> None:
-    bound = CLOSE if name in SDE else EXACT
+    bound = CLOSE if name in SDE else bound_of(name)
     for steps, kind, strength in (
         (8, "epsilon", None),
         (17, "v_prediction", None),
@@ -126,8 +131,8 @@ def test_the_heun_form_of_the_2m_sde(schedule: A1111Schedule) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_steps(name: SamplerName, kind: PredictionType) -> None:
     for steps in (4, 5, 9, 18, 27, 37, 54):
-        assert error(name, "automatic", steps, kind, None) <= EXACT, steps
-        assert error(name, "automatic", steps, kind, 1.0) <= EXACT, steps
+        assert error(name, "automatic", steps, kind, None) <= bound_of(name), steps
+        assert error(name, "automatic", steps, kind, 1.0) <= bound_of(name), steps
 
 
 @pytest.mark.parametrize(
