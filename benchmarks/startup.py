@@ -40,7 +40,7 @@ PHASES = (
     ("plan and noise", "sd2rt.runtime.pipeline.run", "Run.__init__"),
     ("steps", "sd2rt.runtime.denoising.batch", "Batch.step"),
     ("decode", "sd2rt.runtime.pipeline.run", "Run.outcomes"),
-    ("save", "sd2rt.runtime.cli.run", "save_image"),
+    ("save", "sd2rt.runtime.metadata.save", "ImageTarget.save"),
 )
 """(phase, module, function). A phase excludes time in the phases nested in it; imports are a phase too."""
 ORDER = ("interpreter", "imports", "command line", *(name for name, _, _ in PHASES), "exit")

@@ -12,7 +12,6 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.errors import CheckpointError, RequestError
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.merge import PARTS, Change, changes
-from sd2rt.export.checkpoints.arguments import read_loras as read_loras
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import current_name, skeleton
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName

@@ -141,7 +141,7 @@ class ImageFiles:
             sys.stdout.buffer.write(self._encoding.encoded(image, facts))
             sys.stdout.buffer.flush()
             return
-        saved = save_image(image, facts, self._target)
+        saved = self._target.save(image, facts)
         if self._options.as_json:
             print(json.dumps({"path": str(saved), **facts, **timing}), flush=True)
         elif not self._options.quiet:
@@ -193,15 +193,6 @@ def placed(pipeline: Pipeline) -> dict[str, str]:
     home = os.path.expanduser("~")
     inside = home not in ("~", "/") and path.is_relative_to(home)
     return {"place": f"~/{path.relative_to(home)}" if inside else str(path)}
-
-
-def save_image(image: Any, facts: dict[str, Any], target: ImageTarget) -> Path:
-    """Save an image to a file or folder, and return the path of the file.
-
-    Raises:
-        EngineError: the file cannot be written.
-    """
-    return target.save(image, facts)
 
 
 def write_depth(depth: NDArray[np.float32], path: Path) -> None:

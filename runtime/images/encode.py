@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from sd2rt.runtime.images.formats import FileFormat as FileFormat
+from sd2rt.runtime.images.formats import FileFormat
 from sd2rt.runtime.images.write import write_png
 
 if TYPE_CHECKING:

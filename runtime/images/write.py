@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.files import atomic_write, write_new
+from sd2rt.engines.bundle.files import atomic_write
 from sd2rt.engines.errors import NotFiniteError, RequestError
 
 if TYPE_CHECKING:
@@ -74,12 +73,3 @@ def save_png(image: Image, path: Path, text: dict[str, str]) -> None:
     """
     with atomic_write(path) as temporary:
         write_png(image, temporary, text)
-
-
-def save_new_png(image: Image, paths: Iterable[Path], text: dict[str, str]) -> Path:
-    """Write a PNG with text chunks atomically under the first of ``paths`` that is free, and return that.
-
-    Raises:
-        OSError: writing failed.
-    """
-    return write_new(paths, lambda temporary: write_png(image, temporary, text))

@@ -18,7 +18,6 @@ from sd2rt.runtime.server.http.front import Front
 
 _LOG = logging.getLogger(__name__)
 _MOST_JOBS = 10_000
-_SWEEP_SECONDS = 1.0
 JobStatus = Literal["queued", "running", "completed", "failed"]
 
 
