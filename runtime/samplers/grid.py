@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -112,6 +113,15 @@ def exploding_scale(grid: Grid, config: SamplerConfig) -> float:
     """
     largest = max(grid.levels)
     return sqrt(largest**2 + 1) if config.spacing == "leading" else largest
+
+
+def midpoints(
+    noise: NoiseSchedule, levels: Sequence[float], ends: Iterable[float]
+) -> tuple[list[float], list[float]]:
+    """Return the noise level halfway in log(sigma) between each step's level and its end, and its timestep."""
+    middles = [sqrt(sigma * end) for sigma, end in zip(levels, ends, strict=False)]
+    timesteps: list[float] = timesteps_of(noise, np.array(middles)).tolist()
+    return middles, timesteps
 
 
 def variance_preserving(

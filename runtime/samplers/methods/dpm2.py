@@ -3,16 +3,13 @@ from __future__ import annotations
 from itertools import pairwise
 from math import sqrt
 
-import numpy as np
-
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
-from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.grid import exploding_scale, midpoints, variance_exploding
 from sd2rt.runtime.samplers.methods.euler import ancestral
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 
 def dpm2(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -42,8 +39,7 @@ def _midpoint(
         ancestral(sigma, sigma_next) if stochastic else (0.0, sigma_next)
         for sigma, sigma_next in pairwise(grid.levels)
     ]
-    middles = [sqrt(sigma * down) for sigma, (_, down) in zip(grid.levels, splits, strict=False)]
-    middle_timesteps = timesteps_of(noise, np.array(middles)).tolist()
+    middles, middle_timesteps = midpoints(noise, grid.levels, (down for _, down in splits))
     steps = []
     for i in range(grid.start, grid.count):
         sigma, middle, (up, down) = grid.levels[i], middles[i], splits[i]

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from math import sqrt
-
-import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.runtime.samplers.a1111.level_lists import rounded_halves
 from sd2rt.runtime.samplers.algebra import NOISE, D, Row, S, make_step, predict
-from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.grid import exploding_scale, midpoints, variance_exploding
 from sd2rt.runtime.samplers.methods.euler import ancestral
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.plan import Plan
-from sd2rt.runtime.samplers.timesteps import timesteps_of
 
 
 def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOptions) -> Plan:
@@ -31,8 +27,7 @@ def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOption
     grid = variance_exploding(noise, config, options)
     kind = noise.config.prediction_type
     x, step_start, first_noise = S[:3]
-    middles = [sqrt(sigma * sigma_next) for sigma, sigma_next in pairwise(grid.levels)]
-    middle_timesteps = timesteps_of(noise, np.array(middles)).tolist()
+    middles, middle_timesteps = midpoints(noise, grid.levels, grid.levels[1:])
     steps = []
     for i in range(grid.start, grid.count):
         sigma, middle, sigma_next = grid.levels[i], middles[i], grid.levels[i + 1]
