@@ -13,7 +13,7 @@ from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import Completed, GenerationRequest, ImageRole, OutputFormat
-from sd2rt.runtime.server.http.api.image_fields import EditFields, parse_body, parse_fields
+from sd2rt.runtime.server.http.api.image_fields import SETTINGS, EditFields, parse_body, parse_fields
 from sd2rt.runtime.server.http.api.openai_routes import fairness_key
 from sd2rt.runtime.server.http.api.submission import find_model, make_submission
 from sd2rt.runtime.server.http.api.uploads import Upload, check_image, decoded, media_type, read_json
@@ -45,25 +45,7 @@ SCHEDULERS: dict[str, str] = {
 _FORMATS: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 _BASE64_IMAGES = ("iVBORw0KGgo", "/9j/", "UklGR", "data:image/")
 """Beginnings of a PNG, a JPEG and a WebP in base64."""
-PARAMETERS = (
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "seed",
-    "sampler",
-    "schedule",
-    "grid",
-    "preset",
-    "prompt_syntax",
-    "clip_skip",
-    "rng",
-    "strength",
-    "noise_level",
-    "paste_blur",
-    "output_format",
-    "output_compression",
-)
+PARAMETERS = (*SETTINGS, "output_format", "output_compression")
 """Fields of OpenAI's API and sd2rt's own that are parameters here too."""
 _SIDES = {"width", "height"}
 _OWN = ("width", "height", "target_size", "scheduler", "mask_image")

@@ -54,6 +54,26 @@ class LoraFields(BaseModel):
     scale: Annotated[Number, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)] = 1.0
 
 
+SETTINGS = (
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "seed",
+    "sampler",
+    "schedule",
+    "grid",
+    "preset",
+    "prompt_syntax",
+    "clip_skip",
+    "rng",
+    "strength",
+    "noise_level",
+    "paste_blur",
+)
+"""Fields that are keyword arguments of a request of the runtime's under the same names, beside the prompt."""
+
+
 class ImageFields(BaseModel):
     """Fields of OpenAI's API, and sd2rt's own beside them; None is a field's default. Others are ignored."""
 
@@ -104,24 +124,7 @@ class ImageFields(BaseModel):
 
     def request_fields(self) -> dict[str, Any]:
         """Return the keyword arguments of a request of the runtime's, without size and images."""
-        names = (
-            "prompt",
-            "negative_prompt",
-            "num_inference_steps",
-            "guidance_scale",
-            "guidance_rescale",
-            "seed",
-            "sampler",
-            "schedule",
-            "grid",
-            "preset",
-            "prompt_syntax",
-            "clip_skip",
-            "rng",
-            "strength",
-            "noise_level",
-            "paste_blur",
-        )
+        names = ("prompt", *SETTINGS)
         return {name: value for name in names if (value := getattr(self, name, None)) is not None}
 
 
