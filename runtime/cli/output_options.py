@@ -11,6 +11,11 @@ import typer
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.images.formats import FileFormat
 
+Quality = Annotated[int | None, typer.Option(min=0, max=100, help="Quality of JPEG and WebP; default: 90.")]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Write no generation settings into the files.")
+]
+
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions(OptionGroup):
@@ -35,12 +40,8 @@ class OutputOptions(OptionGroup):
             show_default=False,
         ),
     ] = None
-    quality: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Quality of JPEG and WebP; default: 90.")
-    ] = None
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write no generation settings into the files.")
-    ] = False
+    quality: Quality = None
+    no_metadata: NoMetadata = False
     preview: Annotated[
         str | None,
         typer.Option(

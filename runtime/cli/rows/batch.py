@@ -27,6 +27,7 @@ from sd2rt.runtime.cli.options import (
     SamplingOptions,
     SeedOptions,
 )
+from sd2rt.runtime.cli.output_options import NoMetadata, Quality
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of
@@ -58,12 +59,8 @@ class BatchOutputOptions(OptionGroup):
     file_format: Annotated[FileFormat, typer.Option("--format", "--output-format", help="File format.")] = (
         "png"
     )
-    quality: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Quality of JPEG and WebP; default: 90.")
-    ] = None
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write no generation settings into the files.")
-    ] = False
+    quality: Quality = None
+    no_metadata: NoMetadata = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each row.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
 
