@@ -29,7 +29,7 @@ class Parameters:
 
 
 def write_parameters(facts: dict[str, Any], version: str) -> str:
-    """Format the result of :func:`~sd2rt.runtime.metadata.png.facts_of` as AUTOMATIC1111's text."""
+    """Format the facts of :class:`~sd2rt.runtime.metadata.png.Facts` as AUTOMATIC1111's text."""
     lines = [facts["prompt"] or ""]
     if facts["negative_prompt"]:
         lines.append(f"{_NEGATIVE} {facts['negative_prompt']}")

@@ -105,11 +105,6 @@ class Facts:
         }
 
 
-def facts_of(pipeline: Loaded, planned: PlannedRequest[Any]) -> dict[str, Any]:
-    """Return the metadata of a planned request's image: see :class:`Facts`."""
-    return Facts(pipeline)(planned)
-
-
 def png_text(facts: dict[str, Any]) -> dict[str, str]:
     """Return a PNG's text chunks by key: AUTOMATIC1111's parameters, and sd2rt's chunk with all facts as JSON."""
     from sd2rt.runtime.metadata.infotext import write_parameters

@@ -18,7 +18,7 @@ from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.images.depth_map import depth_image
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
-from sd2rt.runtime.metadata.png import facts_of, png_text
+from sd2rt.runtime.metadata.png import Facts, png_text
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
 from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.pipeline import Pipeline
@@ -157,19 +157,17 @@ class Generator:
             if not unfinished:
                 pictures = _pictures(await run.outcomes())
             decoded = monotonic()
+            facts, tokens = await self._in(self._finishing, partial(_facts, pipeline.pipeline, planned))
+            # Settings reproduce the finished picture, not one on the way.
+            written = self._settings.metadata and not unfinished
             images = await asyncio.gather(
                 *(
                     self._in(
                         self._finishing,
-                        partial(self._finish, request, planned, unfinished, pipeline.pipeline, *pair),
+                        partial(_finish, request, planned, each, picture, own if written else None),
                     )
-                    for pair in zip(planned.images, pictures, strict=True)
+                    for each, picture, own in zip(planned.images, pictures, facts, strict=True)
                 )
-            )
-            facts = facts_of(pipeline.pipeline, planned.images[0])
-            tokens = pipeline.pipeline.count_tokens(planned.images[0].request.prompt or "")
-            infotexts = (
-                [_infotext(pipeline.pipeline, image) for image in planned.images] if request.infotexts else []
             )
         stages = {
             "prepare": prepared - preparing,
@@ -182,7 +180,7 @@ class Generator:
                 images,
                 {
                     **{
-                        name: facts[name]
+                        name: facts[0][name]
                         for name in ("task", "sampler", "schedule", "steps", "guidance_scale")
                     },
                     "width": planned.width,
@@ -191,7 +189,7 @@ class Generator:
                     "prompt_tokens": tokens,
                     "warnings": warnings,
                     "stages": {name: round(max(seconds, 0.0), 6) for name, seconds in stages.items()},
-                    **({"infotexts": infotexts} if request.infotexts else {}),
+                    **({"infotexts": [*map(_infotext, facts)]} if request.infotexts else {}),
                 },
             )
         )
@@ -257,30 +255,6 @@ class Generator:
                     return monotonic() if first_call is None else first_call, pictures
         return monotonic() if first_call is None else first_call, []
 
-    def _finish(
-        self,
-        request: GenerationRequest,
-        generation: PlannedGeneration,
-        unfinished: bool,
-        pipeline: Pipeline,
-        planned: PlannedRequest[Any],
-        image: Any,
-    ) -> GeneratedImage:
-        if generation.finish is not None:
-            image = generation.finish(image)
-        text: dict[str, str] = {}
-        comment = None
-        # Settings reproduce the finished picture, not one on the way.
-        if self._settings.metadata and not unfinished:
-            facts = facts_of(pipeline, planned)
-            if request.output_format == "png":
-                text = png_text(facts)
-            else:
-                comment = write_parameters(facts, facts["version"])
-        data = encode(image, request.output_format, text, quality=request.compression, comment=comment)
-        assert planned.request.seed is not None
-        return GeneratedImage(data, planned.request.seed, image.width, image.height)
-
     @staticmethod
     async def _in(executor: Executor, call: Callable[[], _Value]) -> _Value:
         # In the task's context, for the warnings.
@@ -301,8 +275,36 @@ def _pictures(outcomes: Sequence[Output[list[Image]] | EngineError]) -> list[Ima
     return pictures
 
 
-def _infotext(pipeline: Pipeline, planned: PlannedRequest[Any]) -> str:
-    facts = facts_of(pipeline, planned)
+def _facts(pipeline: Pipeline, generation: PlannedGeneration) -> tuple[list[dict[str, Any]], int]:
+    """Return the metadata of each image, and the number of the prompt's tokens."""
+    facts_of = Facts(pipeline)
+    prompt = generation.images[0].request.prompt or ""
+    return [facts_of(each) for each in generation.images], pipeline.count_tokens(prompt)
+
+
+def _finish(
+    request: GenerationRequest,
+    generation: PlannedGeneration,
+    planned: PlannedRequest[Any],
+    image: Image,
+    facts: dict[str, Any] | None,
+) -> GeneratedImage:
+    """Encode an image, with its metadata unless that is None."""
+    if generation.finish is not None:
+        image = generation.finish(image)
+    png = request.output_format == "png"
+    data = encode(
+        image,
+        request.output_format,
+        png_text(facts) if facts is not None and png else {},
+        quality=request.compression,
+        comment=None if facts is None or png else _infotext(facts),
+    )
+    assert planned.request.seed is not None
+    return GeneratedImage(data, planned.request.seed, image.width, image.height)
+
+
+def _infotext(facts: dict[str, Any]) -> str:
     return write_parameters(facts, facts["version"])
 
 
