@@ -135,3 +135,18 @@ def write(path: Path, layout: Layout, factors: Set, dtype: Any = np.float32) -> 
         (path.parent / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, path, metadata=metadata | {"format": "pt"})
     return path
+
+
+def demo_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of the weights that a LoRA of the demo can change, by network."""
+    from sd2rt.export.checkpoints.networks import skeleton
+    from sd2rt.export.checkpoints.tiny_configs import DEMOS
+
+    networks: dict[str, Any] = {
+        "unet": skeleton("unet", DEMOS["base"].unet),
+        "text_encoder": skeleton("text_encoder", DEMOS["base"].text_encoder),
+    }
+    return {
+        network: {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        for network, module in networks.items()
+    }

@@ -196,18 +196,8 @@ def write_embeddings(folder: Path) -> None:
 
 
 def write_loras(folder: Path) -> None:
-    from sd2rt.export.checkpoints.networks import skeleton
-    from sd2rt.export.checkpoints.tiny_configs import DEMOS
+    from ..lora_files import ATTENTION, demo_shapes, draw, write
 
-    from ..lora_files import ATTENTION, draw, write
-
-    networks: dict[str, Any] = {
-        "unet": skeleton("unet", DEMOS["base"].unet),
-        "text_encoder": skeleton("text_encoder", DEMOS["base"].text_encoder),
-    }
-    shapes = {
-        network: {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        for network, module in networks.items()
-    }
+    shapes = demo_shapes()
     for seed, name in enumerate(("toy", "ink", "lcm")):
         write(folder / f"{name}.safetensors", "kohya", draw(ATTENTION, shapes, seed=seed))

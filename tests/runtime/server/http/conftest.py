@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,21 +26,10 @@ def demo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def demo_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA file for the demo."""
-    from sd2rt.export.checkpoints.networks import skeleton
-    from sd2rt.export.checkpoints.tiny_configs import DEMOS
+    from ....lora_files import ATTENTION, demo_shapes, draw, write
 
-    from ....lora_files import ATTENTION, draw, write
-
-    networks: dict[str, Any] = {
-        "unet": skeleton("unet", DEMOS["base"].unet),
-        "text_encoder": skeleton("text_encoder", DEMOS["base"].text_encoder),
-    }
-    shapes = {
-        network: {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        for network, module in networks.items()
-    }
     return write(
-        tmp_path_factory.mktemp("lora") / "ink.safetensors", "kohya", draw(ATTENTION, shapes, seed=1)
+        tmp_path_factory.mktemp("lora") / "ink.safetensors", "kohya", draw(ATTENTION, demo_shapes(), seed=1)
     )
 
 

@@ -1,4 +1,4 @@
-"""What a visitor meets: queues, refusals, keys, keyboards, reloads, files with recipes, the server's end."""
+"""Visits of the page: queues, refusals, keys, keyboards, reloads, files with recipes, the server's end."""
 
 from __future__ import annotations
 
