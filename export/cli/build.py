@@ -101,20 +101,14 @@ def build(
             raise RequestError(
                 f"{name} is an option for checkpoints, but --engines-only takes a bundle: omit it"
             )
-        from sd2rt.engines.tensorrt.compile.targets import targets_of
-
-        targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
-        # And what is no bundle too.
+        _check_targets(engines)
         read_manifest(find_bundle(checkpoints[0]))
         with display(as_json) as (say, progress):
             say(f"adding engines to {checkpoints[0]}")
             _report(_build_engines(checkpoints[0], engines, bundle.force, progress), as_json)
         return
     if engines is not None:
-        # An impossible target is refused before minutes of export.
-        from sd2rt.engines.tensorrt.compile.targets import targets_of
-
-        targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
+        _check_targets(engines)
     if bundle.guidance is not None and not abs(bundle.guidance) <= MAX_SCALE:
         raise RequestError(
             f"--guidance is {bundle.guidance:g}: use a number from {-MAX_SCALE:g} to {MAX_SCALE:g}"
@@ -142,6 +136,13 @@ def build(
                 None if engines is None else _build_engines(str(result.path), engines, bundle.force, progress)
             )
         _say_built(result, built, as_json)
+
+
+def _check_targets(engines: EngineRequest) -> None:
+    """Refuse an impossible target before minutes of work."""
+    from sd2rt.engines.tensorrt.compile.targets import targets_of
+
+    targets_of(load_module(engines.options.backend), engines.options, gpu_at_hand())
 
 
 def _is_packaged(checkpoint: str, source: CheckpointOptions) -> bool:
