@@ -238,7 +238,7 @@ class ImageOptions(OptionGroup):
             "--image",
             "--init-image",
             "--init-img",
-            help="A PNG, JPEG or WebP to start from; - reads standard input.",
+            help="A PNG, JPEG, WebP, AVIF, BMP or TIFF to start from; - reads standard input.",
         ),
     ] = None
     strength: Annotated[

@@ -28,7 +28,7 @@ def load_depth(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     channels counts as gray. An array must be numeric, [H, W] or, as in diffusers, [1, H, W].
 
     Raises:
-        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image is
+        RequestError: the file cannot be read, has another format, several frames or damage; the image is
             coloured or has an alpha channel, has no pixels or more than ``max_pixels``; the array has another
             shape; or a value is not finite.
     """

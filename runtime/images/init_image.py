@@ -26,7 +26,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
     An array must be uint8 [H, W, 3] or [H, W], or floats [H, W, 3] in [0, 1], which are rounded to 8 bits.
 
     Raises:
-        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image has no
+        RequestError: the file cannot be read, has another format, several frames or damage; the image has no
             pixels or more than ``max_pixels``; or the array has another shape or dtype.
     """
     if is_array(source):

@@ -35,7 +35,7 @@ def load_mask(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
     rounded to 8 bits.
 
     Raises:
-        RequestError: the file cannot be read, is not a PNG, JPEG or WebP, or is animated or damaged; the image has no
+        RequestError: the file cannot be read, has another format, several frames or damage; the image has no
             pixels or more than ``max_pixels``; the array has another shape or dtype; the values are 0 and 1 of 255 or
             of 65535; or colours whose brightness is all on one side of half.
     """

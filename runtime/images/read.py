@@ -33,19 +33,22 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | Image | NDArray[Any]"
 MAX_PIXELS = 1 << 26
 """Default limit of an image's pixels: 8192x8192, four times the largest image that a request can produce."""
 
-_SUPPORTED = "a PNG, JPEG or WebP file"
+_SUPPORTED = "a PNG, JPEG, WebP, AVIF, BMP or TIFF file"
 
 _HEADER_BYTES = 512
-"""Enough to identify a file's format and to read the size of a PNG or WebP."""
+"""Enough to identify a file's format and to read the size of a PNG, WebP or BMP."""
+
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+"""Lengths of the header that follows a BMP's first 14 bytes."""
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+"""Tags of a TIFF."""
 
 _MAX_GIF_BYTES = 16 << 20
 """Enough to reach a second frame; a longer GIF is refused all the same."""
 
 _UNSUPPORTED: dict[str, tuple[bytes, ...]] = {
-    "a BMP": (b"BM",),
-    "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a HEIC": tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
-    "an AVIF": (b"ftypavif", b"ftypavis"),
     "a JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
     "a JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
     "an SVG": (b"<svg",),
@@ -65,14 +68,15 @@ def read_image(source: ImageSource, role: str, max_pixels: int) -> tuple[str, Im
     """Read an image, upright and in its original mode. Returns its name for messages, and the image.
 
     The source is a path, ``-`` for standard input, or a PIL image, of which the current frame is copied. Files
-    must be PNG, JPEG or WebP. As in diffusers, EXIF orientation is applied and colour profiles are ignored.
+    must be PNG, JPEG, WebP, AVIF, BMP or TIFF. As in diffusers, EXIF orientation is applied and colour profiles are
+    ignored.
 
     Args:
         role: name of the image in messages if it has no path, for example "the mask".
 
     Raises:
-        RequestError: the image cannot be read, has another format, is animated or damaged, has no pixels, or has
-            more than ``max_pixels``. The size of a file is checked before its pixels are decoded.
+        RequestError: the image cannot be read, has another format, several frames or pages, or damage, has no pixels,
+            or has more than ``max_pixels``. The size of a file is checked before its pixels are decoded.
     """
     from PIL import Image
 
@@ -197,7 +201,8 @@ def _identified(stream: BinaryIO, name: str, max_pixels: int) -> ImageFile:
         check_size(name, size, max_pixels)
     # Read into memory: a pipe cannot be rewound, and standard input may not start at offset 0.
     try:
-        pixels = None if size is None else math.prod(size)
+        # A TIFF may state its size anywhere.
+        pixels = max_pixels if reader.format == "TIFF" else None if size is None else math.prod(size)
         whole = io.BytesIO(read_file(start, stream, reader.format, pixels, max_pixels))
     except ValueError as error:
         raise RequestError(f"{name} is a damaged {reader.format} ({error}): use an intact one") from None
@@ -205,9 +210,23 @@ def _identified(stream: BinaryIO, name: str, max_pixels: int) -> ImageFile:
     with _decoding(name, reader.format):
         image = reader(whole)
     check_size(name, image.size, max_pixels)
-    if getattr(image, "n_frames", 1) > 1:
+    # Not n_frames, for which a TIFF's pages are all read.
+    if getattr(image, "is_animated", False):
+        if image.format == "TIFF":
+            raise RequestError(f"{name} is a TIFF of several pages: save one of them")
         raise RequestError(f"{name} is an animated {reader.format}: use a still image")
+    if image.format == "TIFF":
+        _check_tiles(image, name, max_pixels)
     return image
+
+
+def _check_tiles(tiff: ImageFile, name: str, max_pixels: int) -> None:
+    """Check the size of a TIFF's tiles: one is decoded as a whole, and may be larger than the image."""
+    with _decoding(name, "TIFF"):
+        tags = tiff.tag_v2  # type: ignore[attr-defined]
+        width, length = int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_LENGTH, 0))
+        if width * length > max_pixels:
+            raise ValueError(f"its tiles have {width}x{length} pixels")
 
 
 def _reader(start: bytes) -> type[ImageFile] | None:
@@ -223,13 +242,38 @@ def _reader(start: bytes) -> type[ImageFile] | None:
         from PIL.WebPImagePlugin import WebPImageFile
 
         return WebPImageFile
+    if start[4:8] == b"ftyp" and _brands(start) & {b"avif", b"avis"}:
+        from PIL.AvifImagePlugin import AvifImageFile
+
+        return AvifImageFile
+    if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in _BMP_HEADERS:
+        from PIL.BmpImagePlugin import BmpImageFile
+
+        return BmpImageFile
+    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        from PIL.TiffImagePlugin import TiffImageFile
+
+        return TiffImageFile
     return None
 
 
+def _brands(start: bytes) -> set[bytes]:
+    """Formats that an ISO media file names: its own, a version, and those that it is compatible with."""
+    end = min(int.from_bytes(start[:4], "big"), len(start))
+    return {start[position : position + 4] for position in range(8, end, 4)}
+
+
 def _declared_size(start: bytes) -> tuple[int, int] | None:
-    """Read width and height from a PNG or WebP header, as Pillow would read further (all of a WebP)."""
+    """Read width and height from the header of a PNG, WebP or BMP, as Pillow would read further (all of a WebP)."""
     if len(start) < 30:
         return None
+    if start.startswith(b"BM"):
+        if start[14] == 12:
+            width, height = struct.unpack_from("<HH", start, 18)
+            return width, height
+        width, height = struct.unpack_from("<Ii", start, 18)
+        # A negative height means that the top row comes first.
+        return width, abs(height)
     if start[12:16] == b"IHDR":
         width, height = struct.unpack_from(">II", start, 16)
         return width, height
@@ -245,7 +289,7 @@ def _declared_size(start: bytes) -> tuple[int, int] | None:
 
 
 def _unsupported_kind(start: bytes, rest: BinaryIO) -> str:
-    """Describe a file that is not a PNG, JPEG or WebP, for the error message."""
+    """Describe a file of another format, for the error message."""
     if not start:
         return "empty"
     if start.startswith((b"GIF87a", b"GIF89a")):

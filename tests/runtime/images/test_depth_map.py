@@ -72,7 +72,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
         "the depth map is 4x4 pixels, more than the limit of 15: use a smaller one"
     )
     assert refusal(tmp_path / "none.png").endswith(
-        "(No such file or directory): use a PNG, JPEG or WebP file"
+        "(No such file or directory): use a PNG, JPEG, WebP, AVIF, BMP or TIFF file"
     )
 
 

@@ -48,7 +48,7 @@ def test_rgb_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     same(load_image(Image.fromarray(colours)), colours)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     same(load_image("-"), colours)
-    assert refusal("-") == "standard input is empty: use a PNG, JPEG or WebP file"
+    assert refusal("-") == "standard input is empty: use a PNG, JPEG, WebP, AVIF, BMP or TIFF file"
 
 
 def test_given_image_is_not_returned() -> None:
