@@ -57,8 +57,9 @@ def run(
         str | None,
         typer.Option(
             "--from",
-            metavar="PNG",
-            help="Reproduce this PNG from its metadata; other options override it.",
+            metavar="IMAGE",
+            help="Reproduce a picture of sd2rt, AUTOMATIC1111, ComfyUI, SwarmUI, InvokeAI or Fooocus from its "
+            "metadata; other options override it.",
             rich_help_panel=PromptOptions.panel,
         ),
     ] = None,

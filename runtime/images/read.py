@@ -44,6 +44,10 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """Tags of a TIFF."""
 
+_EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
+_TEXT_TAGS = (_DESCRIPTION, 0x010F, 0x0110)
+"""Description, and maker and model of the camera."""
+
 _MAX_GIF_BYTES = 16 << 20
 """Enough to reach a second frame; a longer GIF is refused all the same."""
 
@@ -108,7 +112,8 @@ def read_png_text(path: str) -> tuple[str, dict[str, str]]:
     """Read the text chunks of a PNG, or the texts in the EXIF block of a JPEG or WebP.
 
     Returns the file's name for messages, and the texts by key. The user comment of an EXIF block has the key
-    ``parameters``, and its image description the key ``sd2rt`` if it is a JSON object.
+    ``parameters``, ComfyUI's graphs in it have the keys ``prompt`` and ``workflow``, and its image description the
+    key ``sd2rt`` if it is a JSON object.
 
     Raises:
         RequestError: the file cannot be read, is not an image of these formats, is animated or damaged, or has more
@@ -126,8 +131,9 @@ def read_png_text(path: str) -> tuple[str, dict[str, str]]:
 
 def _exif_text(image: ImageFile) -> dict[str, str]:
     exif = image.getexif()
-    comment, description = exif.get_ifd(0x8769).get(0x9286), exif.get(0x010E)
     text = {}
+    # Fooocus writes the comment among the tags of the image.
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
     if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
         body = comment[8:]
         # EXIF's byte order is that of the block; AUTOMATIC1111 and sd2rt write the high byte first.
@@ -135,8 +141,18 @@ def _exif_text(image: ImageFile) -> dict[str, str]:
         text["parameters"] = body.decode(order, errors="replace")
     elif isinstance(comment, bytes) and comment.startswith(b"ASCII\0\0\0"):
         text["parameters"] = comment[8:].decode("ascii", errors="replace")
-    if isinstance(description, str) and description.startswith("{"):
-        text["sd2rt"] = description
+    elif isinstance(comment, str):
+        text["parameters"] = comment
+    for tag in _TEXT_TAGS:
+        value = exif.get(tag)
+        if not isinstance(value, str):
+            continue
+        # ComfyUI writes its graphs to tags of the camera.
+        name, separator, content = value.partition(":")
+        if separator and name.lower() in ("prompt", "workflow"):
+            text[name.lower()] = content
+        elif tag == _DESCRIPTION and value.startswith("{"):
+            text["sd2rt"] = value
     return text
 
 

@@ -123,6 +123,11 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
             position = _past_comma(line, position)
             continue
         start = key.end()
+        if not unclosed and line.startswith(("[", "{"), start) and (end := _end_of_json(line, start)) > 0:
+            # Civitai's resources are not quoted.
+            yield key[1], line[start:end]
+            position = _past_comma(line, end)
+            continue
         end = -1 if unclosed or not line.startswith('"', start) else _closing_quote(line, start)
         if end < 0:
             # If one quotation is unclosed, all later ones are too: do not search again, which would be quadratic.
@@ -132,6 +137,14 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
         else:
             position = _past_comma(line, end + 1)
             yield key[1], _unquoted(line[start : end + 1])
+
+
+def _end_of_json(line: str, start: int) -> int:
+    """Return the index after a JSON object or list, or -1."""
+    try:
+        return json.JSONDecoder().raw_decode(line, start)[1]
+    except (ValueError, RecursionError):
+        return -1
 
 
 def _past_comma(line: str, start: int) -> int:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sd2rt.engines.bundle.sizes import check_side, parse_size
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.printable import shown
+from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.infotext import Parameters
 from sd2rt.runtime.metadata.sampler_names import NOT_REPRODUCED, find_sampler, split_schedule
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
@@ -37,37 +37,26 @@ _IGNORED_KEYS = (
     "Hashes",
     "Lora hashes",
     "TI hashes",
+    "Civitai metadata",
+    "Created Date",
 )
 """Settings that do not affect the image, or that repeat other settings."""
 
 
-class A1111Settings:
+class A1111Settings(ImportedSettings):
     """Request fields translated from AUTOMATIC1111's generation parameters.
 
-    Attributes:
-        fields: request fields.
-        notes: one line for each setting that is not supported.
-        from_image: True for image-to-image; the text does not contain the image.
-        masked: True if a mask was used, which the text does not contain either.
-        model: name of the model, or None.
-        model_hash: first ten digits of the SHA-256 of the model file, or None.
-        embeddings: names of the textual inversions in the prompts. Their hashes are dropped: AUTOMATIC1111
-            computes them differently.
-        loras: names and scales of the LoRAs in the prompts, whose tags are removed from the prompts. The scale is
-            None if it is not a single number.
+    ``model_hash`` has the first ten digits. Hashes of textual inversions are dropped: AUTOMATIC1111 computes them
+    differently. Tags of LoRAs are removed from the prompts.
     """
 
     def __init__(self, parameters: Parameters) -> None:
+        super().__init__("AUTOMATIC1111")
         self._values = dict(parameters.values)
-        self.fields: dict[str, Any] = {
-            "prompt": parameters.prompt,
-            "negative_prompt": parameters.negative_prompt,
-        }
-        self.notes: list[str] = []
+        self.fields |= {"prompt": parameters.prompt, "negative_prompt": parameters.negative_prompt}
         self.model = self._values.get("Model")
         self.model_hash = self._values.get("Model hash")
         inversions = self._values.get("TI hashes", "")
-        self.loras: list[tuple[str, float | None]] = []
         self.embeddings = [pair.partition(":")[0].strip() for pair in inversions.split(",") if pair.strip()]
         hires = any(name.startswith("Hires") for name in self._values)
         self.from_image = "Denoising strength" in self._values and not hires
@@ -80,16 +69,13 @@ class A1111Settings:
         self._numbers(hires)
         self._noise()
         self._clip_skip(by_sd2rt)
+        self._resources()
         for name, value in self._values.items():
             if name not in _IGNORED_KEYS:
-                self._note_ignored(name, value)
+                self.note_ignored(name, value)
 
     def _take(self, name: str) -> str | None:
         return self._values.pop(name, None)
-
-    def _note_ignored(self, name: str, value: str | None) -> None:
-        if value is not None:
-            self.notes.append(f"{shown(f'{name}: {value}')} is not supported and is ignored")
 
     def _prompts(self, by_sd2rt: bool) -> None:
         texts = f"{self.fields['prompt']} {self.fields['negative_prompt']}"
@@ -113,7 +99,7 @@ class A1111Settings:
             if self._values.get(name) == f"{value:g}":
                 del self._values[name]
         if label is None:
-            self._note_ignored("Schedule type", schedule)
+            self.note_ignored("Schedule type", schedule)
             return
         match = _VERSION.match(self._values.get("Version", ""))
         version = None if match is None else (int(match[1]), int(match[2]))
@@ -127,7 +113,7 @@ class A1111Settings:
             self.notes.append(f"Sampler {shown(label)} {problem}: the bundle's default is used")
             if schedule is None or schedule.casefold() == "automatic":
                 schedule = combined
-            self._note_ignored("Schedule type", schedule)
+            self.note_ignored("Schedule type", schedule)
             return
         self.fields |= found.fields
         if found.grid == "diffusers" and not by_sd2rt:
@@ -154,33 +140,16 @@ class A1111Settings:
             if self.fields.get("sampler") == "ddim":
                 self._number(key, "eta", float)
         size = self._take("Size")
-        if size is None:
-            return
-        try:
-            sides = dict(zip(("width", "height"), parse_size(size), strict=True))
-            for name, side in sides.items():
-                check_side(name, side)
-        except (RequestError, ValueError) as error:
-            self.notes.append(f"Size {shown(size)} is not supported ({error}): the bundle's default is used")
-        else:
-            self.fields |= sides
+        if size is not None:
+            width, _, height = size.partition("x")
+            self.add_size("Size", width, height)
 
     def _number(self, key: str, name: str, parse: Callable[[str], Any]) -> None:
-        value = self._take(key)
-        if value is None:
-            return
-        try:
-            number = parse(value)
-            if not math.isfinite(number):
-                raise ValueError
-            Request.model_validate({"prompt": "", name: number})
-        except (ValueError, OverflowError):
-            self.notes.append(f"{key} {shown(value)} is not a valid value and is ignored")
-        else:
-            self.fields[name] = number
+        self.add_number(key, name, self._take(key), parse)
 
     def _noise(self) -> None:
         source = self._take("RNG")
+        self._no_source = source is None
         rng = "cpu" if source is not None and source.upper() == "CPU" else "cuda"
         if source is not None and source.upper() not in ("CPU", "GPU", "NV"):
             self.notes.append(f"RNG {shown(source)} is unknown: a GPU's generator is used")
@@ -202,6 +171,36 @@ class A1111Settings:
                 "the variation only approximates the original: AUTOMATIC1111 interpolates each column of the "
                 "noise separately"
             )
+
+    def _resources(self) -> None:
+        """Models and LoRAs of Civitai's generator, which names them by their numbers and titles there."""
+        text = self._take("Civitai resources")
+        if text is None:
+            return
+        if self._no_source:
+            # Its generator runs ComfyUI, whose numbers are the CPU's.
+            self.fields["rng"] = "cpu"
+        try:
+            resources = parse_json(text)
+        except ValueError:
+            resources = None
+        if not isinstance(resources, list):
+            self.note_ignored("Civitai resources", text)
+            return
+        for resource in resources:
+            entry = resource if isinstance(resource, dict) else {}
+            kind, name, weight = str(entry.get("type")), entry.get("modelName"), entry.get("weight", 1)
+            if not isinstance(name, str):
+                self.note_ignored("Civitai resource", entry.get("modelVersionId", kind))
+            elif kind == "checkpoint":
+                self.model = self.model or name
+            elif kind in ("lora", "lycoris", "dora", "locon"):
+                number = isinstance(weight, int | float) and not isinstance(weight, bool)
+                self.loras.append((name, float(weight) if number else None))
+            elif kind in ("embed", "textualinversion"):
+                self.embeddings.append(name)
+            else:
+                self.note_ignored(f"Civitai {kind}", name)
 
     def _clip_skip(self, by_sd2rt: bool) -> None:
         value = self._take("Clip skip")

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.read import read_png_text
-from sd2rt.runtime.metadata.foreign_text import json_object, writer_of
-from sd2rt.runtime.metadata.infotext import Parameters, parse_parameters
+from sd2rt.runtime.metadata.imported import ImportedSettings
+from sd2rt.runtime.metadata.infotext import parse_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings
+from sd2rt.runtime.metadata.programs.detection import json_object, program_of
+from sd2rt.runtime.metadata.programs.fooocus import is_fooocus_text, read_fooocus_text
 from sd2rt.runtime.request.request import Request, make_request
 
 if TYPE_CHECKING:
@@ -71,7 +73,9 @@ class Recipe:
     """Images and arrays that must be passed again, by field, with their hashes (None if unknown)."""
     bundle: str | None = None
     identity: str | None = None
-    """Full identity of the bundle, or, from AUTOMATIC1111, the first ten digits of its checkpoint's hash."""
+    """Full identity of the bundle, or, from another program, leading digits of its checkpoint's hash."""
+    program: str | None = None
+    """Another program that wrote the file."""
     place: str | None = None
     """Path of a bundle that was not in the cache, for messages."""
     tile: int | None = None
@@ -103,10 +107,11 @@ class Recipe:
                 return elsewhere
         if path is None:
             place = "" if self.place is None else f" in {shown(self.place, 500)}"
+            kind = "bundle" if self.program is None else "model"
             problem = (
                 "does not name its bundle"
                 if self.bundle is None
-                else f"was made with the bundle {shown(self.bundle)}{place}, which is not in the cache"
+                else f"was made with the {kind} {shown(self.bundle)}{place}, which is not in the cache"
             )
             raise RequestError(f"{self.path} {problem}: name a bundle before the prompt")
         return path
@@ -121,7 +126,7 @@ class Recipe:
     def bundle_notes(self, manifest: Manifest) -> list[str]:
         """Return notes on differences between this bundle and the recorded one."""
         if self.identity is None:
-            return []
+            return self._name_notes(manifest)
         name = "unnamed" if self.bundle is None else shown(self.bundle)
         made_with = f"{self.path} was made with"
         if len(self.identity) == _IDENTITY_DIGITS:
@@ -138,6 +143,16 @@ class Recipe:
             return []
         return [
             f"{made_with} the model {name} ({shown(self.identity)}), but {manifest.name} was built from other files"
+        ]
+
+    def _name_notes(self, manifest: Manifest) -> list[str]:
+        """Note on a model of another program, of which only the name is known."""
+        stems = {PurePosixPath(name).stem for name in (*manifest.source.files, manifest.source.name)}
+        if self.program is None or self.bundle is None or self.bundle in stems:
+            return []
+        return [
+            f"{self.path} was made with the model {shown(self.bundle)} in {self.program}: whether {manifest.name} "
+            "was built from it cannot be told"
         ]
 
     def embedding_notes(self, loaded: Mapping[str, str]) -> list[str]:
@@ -227,7 +242,10 @@ def digest(value: Image | np.ndarray[Any, Any]) -> str:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read the generation settings of a PNG, JPEG or WebP, written by sd2rt or by AUTOMATIC1111.
+    """Read the generation settings of an image file, written by sd2rt, AUTOMATIC1111 or another program.
+
+    Those of ComfyUI, SwarmUI, InvokeAI, Fooocus and NovelAI are read as far as they have a meaning here; the others
+    are named in ``notes``.
 
     The metadata is untrusted: no path in it is ever opened.
 
@@ -240,14 +258,23 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     written = text.get(A1111_CHUNK, "")
     parameters = parse_parameters(written)
     if parameters.values and json_object(written) is None:
-        return _from_a1111(name, parameters)
-    program = writer_of(text)
+        settings = read_fooocus_text(parameters) if is_fooocus_text(parameters) else A1111Settings(parameters)
+        return _from_program(name, settings)
+    program, read = program_of(text) or (None, None)
     problem = "contains no generation settings"
     if program is not None:
         problem = f"contains settings of {program}, which cannot be read"
+        if read is not None:
+            try:
+                return _from_program(name, read())
+            except ValueError as error:
+                problem += f" ({shown(str(error), 200)})"
     elif written.strip():
         problem = "contains a text without generation settings"
-    raise RequestError(f"{name} {problem}: use a PNG written by sd2rt or AUTOMATIC1111, or set the options")
+    raise RequestError(
+        f"{name} {problem}: use a picture of sd2rt, AUTOMATIC1111, ComfyUI, SwarmUI, InvokeAI or Fooocus, or set the "
+        "options"
+    )
 
 
 class _Generation(BaseModel):
@@ -310,8 +337,14 @@ def _recipe(path: str, generation: _Generation) -> Recipe:
     )
 
 
-def _from_a1111(path: str, parameters: Parameters) -> Recipe:
-    imported = A1111Settings(parameters)
+def _from_program(path: str, imported: ImportedSettings) -> Recipe:
+    """Make a recipe of another program's settings.
+
+    Raises:
+        RequestError: they do not make a request.
+    """
+    # Each field was checked by itself.
+    make_request(**{"prompt": "", **imported.fields})
     used = {"image": imported.from_image, "mask_image": imported.masked}
     return Recipe(
         path=path,
@@ -320,6 +353,7 @@ def _from_a1111(path: str, parameters: Parameters) -> Recipe:
         inputs={name: None for name, was_used in used.items() if was_used},
         bundle=imported.model,
         identity=imported.model_hash,
+        program=imported.program,
         embeddings=dict.fromkeys(imported.embeddings, ""),
         loras=tuple(LoraReference(name=name, scale=scale) for name, scale in imported.loras[:_MAX_NOTES]),
     )

@@ -314,3 +314,29 @@ def test_a_long_text_takes_no_long_time(piece: str) -> None:
 def test_a_value_is_quoted_as_json() -> None:
     text = write_parameters(FACTS | {"bundle": "a, b"}, "1.0")
     assert f"Model: {json.dumps('a, b')}," in text
+
+
+def test_resources_of_civitai() -> None:
+    """Its generator writes JSON without quotes around it."""
+    text = (
+        "a fox\nNegative prompt: blurry\nSteps: 25, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, Size: 768x512, "
+        "Clip skip: 2, Created Date: 2024-11-02T10:11:12.0000000Z, Civitai resources: "
+        '[{"type":"checkpoint","modelVersionId":1,"modelName":"SD 2.1, 768","modelVersionName":"v1"},'
+        '{"type":"lora","weight":0.7,"modelVersionId":2,"modelName":"Ink: fine","modelVersionName":"2"},'
+        '{"type":"upscaler","modelVersionId":3,"modelName":"Large"},{"type":"embed","modelVersionId":4}], '
+        "Civitai metadata: {}"
+    )
+    found = A1111Settings(parse_parameters(text))
+    assert (found.model, found.loras) == ("SD 2.1, 768", [("Ink: fine", 0.7)])
+    assert found.fields["rng"] == "cpu"
+    assert found.notes == [
+        "Civitai upscaler: Large is not supported and is ignored",
+        "Civitai resource: 4 is not supported and is ignored",
+    ]
+
+
+@pytest.mark.parametrize("value", ["[1, 2", '{"a": [}', "[" * 100_000, "{a: 1}, b: [2"])
+def test_values_that_begin_as_json(value: str) -> None:
+    found = parse_parameters(f"a\nSteps: 20, Sampler: Euler, Seed: 7, Other: {value}, Size: 64x64")
+    assert found.values["Seed"] == "7"
+    assert found.values["Size"] == "64x64"

@@ -366,28 +366,22 @@ def test_files_that_tell_nothing(refused: Refused, photo: Path, tmp_path: Path) 
 
 
 FOREIGN = {
-    "SwarmUI": {
-        "parameters": json.dumps(
-            {"sui_image_params": {"prompt": "a fox", "steps": 20, "seed": 7, "cfgscale": 7}}, indent=4
-        )
-    },
-    "Fooocus": {
-        "parameters": json.dumps(
-            {"base_model_hash": "0123", "prompt": "a fox", "steps": 30, "metadata_scheme": "f"}
-        ),
-        "fooocus_scheme": "fooocus",
-    },
-    "ComfyUI": {"prompt": json.dumps({"3": {"class_type": "KSampler"}}), "workflow": "{}"},
-    "InvokeAI": {"invokeai_metadata": json.dumps({"positive_prompt": "a fox"})},
-    "NovelAI": {"Comment": json.dumps({"prompt": "a fox", "uc": "blurry", "steps": 28})},
+    "ComfyUI": ({"prompt": '{"3": {"class_type": "LoadImage", "inputs": {}}}'}, "its graph has no sampler"),
+    "InvokeAI": ({"invokeai_metadata": "[]"}, "it is not a JSON object"),
+    "TensorArt": ({"generation_data": "{}"}, None),
 }
 
 
 @pytest.mark.parametrize("program", FOREIGN)
-def test_recipes_of_other_programs(refused: Refused, tmp_path: Path, program: str) -> None:
-    path = write(tmp_path / "x.png", **FOREIGN[program])
+def test_recipes_of_other_programs_that_cannot_be_read(
+    refused: Refused, tmp_path: Path, program: str
+) -> None:
+    chunks, reason = FOREIGN[program]
+    path = write(tmp_path / "x.png", **chunks)
     said = refused(2, "run", "--from", path)
-    assert f"{path} contains settings of {program}, which cannot be read: use a PNG written by" in said
+    assert said.startswith(f"{path} contains settings of {program}, which cannot be read")
+    assert reason is None or f"({reason}" in said
+    assert "use a picture of sd2rt, AUTOMATIC1111, ComfyUI, SwarmUI, InvokeAI or Fooocus" in said
 
 
 @pytest.mark.parametrize(
