@@ -27,7 +27,7 @@ from sd2rt.engines.bundle.manifest import (
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, with_defaults
 from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
-from sd2rt.engines.bundle.schema import Part, Precision
+from sd2rt.engines.bundle.schema import Part, Precision, exceeds_half
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
 from sd2rt.engines.errors import CheckpointError
@@ -37,7 +37,7 @@ from sd2rt.engines.printable import printable
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
-from sd2rt.export.graphs.attention_scores import exceeds_half, largest_scores
+from sd2rt.export.graphs.attention_scores import largest_scores
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.graph_cache import (
     installed_exporters,
@@ -231,7 +231,7 @@ def _part(
             part = tiled_part(half, writer.folder, tensors, _dimensions(checkpoint).norms[name], levels)
             _LOG.info("%s: derived from %s in %.1f s", name, UNTILED[name], time.monotonic() - start)
         else:
-            scores = _scores_beyond_half(checkpoint, name, network_precision)
+            scores = _attention_scores(checkpoint, name, network_precision)
             module = part_module(checkpoint, name, network_precision)
             part = make_part(
                 name,
@@ -242,25 +242,25 @@ def _part(
                 checkpoint.parts.config(_NETWORKS[name]),
                 exporters,
                 lambda fraction: progress(name, fraction),
-                float32_scores=scores is not None,
+                float32_scores=scores is not None and exceeds_half(scores),
             ).model_copy(update={"largest_scores": scores})
         writer.keep_part(name, part)
     progress(name, 1.0)
     return part
 
 
-def _scores_beyond_half(checkpoint: Checkpoint, name: PartName, precision: Precision) -> float | None:
-    """Measure the largest attention scores of a float16 denoiser; None if float16 holds them with a margin.
+def _attention_scores(checkpoint: Checkpoint, name: PartName, precision: Precision) -> float | None:
+    """Measure the largest attention scores of a float16 denoiser; None for other parts.
 
-    ``upcast_attention`` in its configuration does not decide: float32 would cost engines their fused attention, and
-    the measurement tells whether it is needed.
+    They decide whether attention is computed in float32, not ``upcast_attention`` in its configuration: float32 would
+    cost engines their fused attention, and the measurement tells whether it is needed.
     """
     if name != "denoiser" or precision != "fp16":
         return None
     start = time.monotonic()
     scores = largest_scores(checkpoint.unet(torch.float32))
     _LOG.info("denoiser: attention scores up to %.4g, in %.1f s", scores, time.monotonic() - start)
-    return scores if exceeds_half(scores) else None
+    return scores
 
 
 def _preview(checkpoint: Checkpoint) -> PreviewMatrix:

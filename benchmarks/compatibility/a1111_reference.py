@@ -47,6 +47,8 @@ SAMPLERS = {
     "Heun": Sampler(loops.heun),
     "DPM2": Sampler(loops.dpm2, "Karras", discards=True),
     "DPM2 a": Sampler(loops.dpm2_ancestral, "Karras", discards=True),
+    "DPM fast": Sampler(loops.dpm_fast),
+    "Restart": Sampler(loops.restart, "Karras"),
     "LCM": Sampler(loops.lcm),
 }
 LISTED = ("DDIM", "PLMS", "UniPC")
@@ -106,6 +108,9 @@ def latents(sampler: str, schedule_type: str, run: Run) -> Array:
     noise: Noise = lambda sigma, following: next(run.normals)  # noqa: E731
     if entry.brownian:
         noise = _brownian(run.seed, [s for s in whole if s > 0], first.shape)
+    if sampler == "DPM fast" and run.image is None:
+        ends = float(model.sigmas[-1]), float(model.sigmas[0])
+        return loops.dpm_fast_between(denoise, x, ends, run.steps, noise, eta=1.0)
     return entry.loop(denoise, x, sigmas, noise)
 
 

@@ -52,6 +52,84 @@ def heun(denoise: Denoise, x: Array, sigmas: list[float], noise: Noise) -> Array
     return x
 
 
+def restart(denoise: Denoise, x: Array, sigmas: list[float], noise: Noise) -> Array:
+    """Restart sampling (arXiv:2306.14878) with the restarts that AUTOMATIC1111 chooses by the number of steps."""
+    count = len(sigmas) - 1
+    if count < 20:
+        return heun(denoise, x, sigmas, noise)
+    length, times = (count // 4, 2) if count >= 36 else (9, 1)
+
+    def karras(highest: float, lowest: float, many: int) -> list[float]:
+        ends = highest ** (1 / 7), lowest ** (1 / 7)
+        return [float(root**7) for root in np.linspace(*ends, many)]
+
+    sigmas = [*karras(sigmas[0], sigmas[-2], count - length * times), 0.0]
+    back_at = int(np.argmin(np.abs(np.array(sigmas) - 0.1)))
+    top = int(np.argmin(np.abs(np.array(sigmas) - 2.0)))
+    if back_at == 0:
+        return heun(denoise, x, sigmas, noise)
+    x = heun(denoise, x, sigmas[: back_at + 1], noise)
+    for _ in range(times if top < back_at else 0):
+        low, high = sigmas[back_at], sigmas[top]
+        x = x + math.sqrt(high**2 - low**2) * noise(low, high)
+        x = heun(denoise, x, karras(high, low, length + 1), noise)
+    return heun(denoise, x, sigmas[back_at:], noise)
+
+
+def dpm_fast(denoise: Denoise, x: Array, sigmas: list[float], noise: Noise) -> Array:
+    return dpm_fast_between(denoise, x, (sigmas[0], sigmas[-2]), len(sigmas) - 1, noise, eta=1.0)
+
+
+def dpm_fast_between(
+    denoise: Denoise, x: Array, ends: tuple[float, float], count: int, noise: Noise, *, eta: float
+) -> Array:
+    """DPM-Solver-fast (arXiv:2206.00927): the exact integral of the interpolated noise in t = -log(sigma)."""
+    places = np.linspace(-math.log(ends[0]), -math.log(ends[1]), count // 3 + 2)
+    calls = count
+    for t, following in pairwise(places):
+        order = min(3, calls)
+        if calls == 3:
+            order = 2
+        if order == 0:
+            break
+        calls -= order
+        target = following
+        if eta > 0:
+            up = min(1.0, eta * math.sqrt(1 - math.exp(2 * (t - following))))
+            target = min(places[-1], following - math.log1p(-(up**2)) / 2) if up < 1 else places[-1]
+        x = _single_step(denoise, x, (t, target), order)
+        if eta > 0:
+            level, end = math.exp(-following), math.exp(-target)
+            x = x + math.sqrt(max(level**2 - end**2, 0.0)) * noise(math.exp(-t), level)
+    return x
+
+
+def _single_step(denoise: Denoise, x: Array, ends: tuple[float, float], order: int) -> Array:
+    t, h = ends[0], ends[1] - ends[0]
+
+    def slope(x: Array, share: float) -> Array:
+        at = t + share * h
+        return np.asarray((x - denoise(x, math.exp(-at))) * math.exp(at))
+
+    def reached(share: float, rise: Array, by: float) -> Array:
+        """Solution at a share of the step, for a slope that changes by ``rise``."""
+        sigma = math.exp(-(t + share * h))
+        return np.asarray(x - sigma * (math.expm1(share * h) * first + by * rise))
+
+    def line(share: float) -> float:
+        return math.expm1(share * h) / (share * h) - 1
+
+    first = slope(x, 0)
+    if order == 1:
+        return reached(1, first, 0)
+    if order == 2:
+        half = reached(1 / 2, first, 0)
+        return reached(1, slope(half, 1 / 2) - first, math.expm1(h))
+    third = reached(1 / 3, first, 0)
+    later = reached(2 / 3, slope(third, 1 / 3) - first, 2 * line(2 / 3))
+    return reached(1, slope(later, 2 / 3) - first, 3 / 2 * line(1))
+
+
 def lms(denoise: Denoise, x: Array, sigmas: list[float], noise: Noise) -> Array:
     slopes: list[Array] = []
     for i, (sigma, following) in enumerate(pairwise(sigmas)):

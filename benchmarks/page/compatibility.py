@@ -26,8 +26,8 @@ Cases = dict[str, list[float | str]]
 
 def page(results: Results, folder: Path) -> str:
     """Render docs/compatibility.md; its links are relative to ``folder``."""
-    found = list(results.each("compatibility", lambda value: value["bundle"]))
-    values = [result.value for result in found]
+    found = list(results.each("compatibility", lambda value: (value["bundle"], *value["samplers"])))
+    values = _by_bundle(found)
     counts = Counter(outcome(each) for value in values for each in _each(value))
     total = sum(counts.values())
     return Template(TEMPLATE.read_text()).substitute(
@@ -68,6 +68,17 @@ def outcome(value: float | str) -> str:
     if isinstance(value, str):
         return "refused"
     return "exact" if value <= EXACT else "close" if value <= CLOSE else "silent"
+
+
+def _by_bundle(found: list[Result]) -> list[dict[str, Any]]:
+    """Join the samplers of each bundle; a sampler's latest result counts."""
+    joined: dict[str, dict[str, Any]] = {}
+    for value in (result.value for result in sorted(found, key=lambda result: result.date)):
+        whole = joined.setdefault(value["bundle"], {**value, "samplers": {}})
+        if (value["steps"], value["strength"]) != (whole["steps"], whole["strength"]):
+            raise ValueError(f"results of {value['bundle']} are for other steps or strengths: measure again")
+        whole["samplers"] |= value["samplers"]
+    return list(joined.values())
 
 
 def _complete(found: list[Result]) -> list[Result]:
@@ -152,4 +163,4 @@ def _refusals(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _title(name: str) -> str:
-    return name.replace("dpm", "DPM").replace("ddim cfg", "DDIM CFG").replace("restart", "Restart")
+    return name.replace("dpm", "DPM").replace("ddim cfg", "DDIM CFG")

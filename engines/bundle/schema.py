@@ -59,6 +59,16 @@ class Tensor(Model):
     shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
 
+_HALF_MAX = 65504.0
+_SCORES_MARGIN = 8
+"""Other images, prompts and LoRAs have larger attention scores than those that are measured."""
+
+
+def exceeds_half(scores: float) -> bool:
+    """Return True if attention scores of this size are too near to the largest number of float16."""
+    return not scores * _SCORES_MARGIN < _HALF_MAX
+
+
 class Part(Model):
     """One network of the pipeline, as ONNX.
 
@@ -67,8 +77,7 @@ class Part(Model):
     ``precision`` is the precision of the weights; it may be higher than the bundle's.
     ``initializers`` is the file that maps the PyTorch name of every weight to its initialiser, and to its bytes in
     the data file that the graphs share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
-    ``largest_scores`` is set if attention is computed in float32 in a float16 part: the largest of its scores that
-    were measured when it was built. Float16 ends at 65504.
+    ``largest_scores`` is the largest of a float16 denoiser's attention scores that were measured when it was built.
     """
 
     precision: Precision
@@ -81,6 +90,11 @@ class Part(Model):
     initializers: RelativePath
     parameters: int = Field(ge=0, le=1 << 53)
     largest_scores: float | None = Field(default=None, ge=0)
+
+    @property
+    def attends_in_float32(self) -> bool:
+        """True if the part's attention is computed in float32, although the rest is not."""
+        return self.largest_scores is not None and exceeds_half(self.largest_scores)
 
     @model_validator(mode="after")
     def _files_listed(self) -> Part:

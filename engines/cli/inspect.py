@@ -124,6 +124,14 @@ def _preview(manifest: Manifest) -> dict[str, str]:
     return {"previews": f"by a matrix, off by {manifest.preview.error:.2f} of 1 in the root mean square"}
 
 
+def _scores(manifest: Manifest) -> dict[str, str]:
+    denoiser = manifest.parts.get("denoiser")
+    if denoiser is None or denoiser.largest_scores is None:
+        return {}
+    form = "float32, as float16 ends at 65504" if denoiser.attends_in_float32 else "float16"
+    return {"attention": f"scores up to {denoiser.largest_scores:.4g}, computed in {form}"}
+
+
 def _loras(manifest: Manifest) -> dict[str, str]:
     merged = manifest.merged_loras
     if not merged:
@@ -141,6 +149,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         **{name: _defaults(manifest.tasks[name]) for name in TASKS if name in manifest.tasks},
         **_conditions(manifest),
         "precision": manifest.precision,
+        **_scores(manifest),
         "sizes": sizes,
         "prediction": noise.prediction_type,
         "noise": f"{noise.beta_schedule} {noise.beta_start:g} to {noise.beta_end:g}, "

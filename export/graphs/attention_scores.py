@@ -15,18 +15,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-_LARGEST = float(torch.finfo(torch.float16).max)
-_MARGIN = 8
-"""Other images, prompts and LoRAs have larger scores than those that are measured."""
 _SIDE = 32
 """Side of the measured latents; what a pixel attends to depends little on it."""
 _SAMPLES = (0.0, 0.5, 1.0)
 """Timesteps, as fractions of the noise schedule."""
-
-
-def exceeds_half(scores: float) -> bool:
-    """Return True if scores of this size are too near to the largest number of float16."""
-    return not scores * _MARGIN < _LARGEST
 
 
 def largest_scores(unet: UNet2DConditionModel) -> float:

@@ -136,7 +136,7 @@ class StepOptions(OptionGroup):
         return {
             "num_inference_steps": self.steps,
             "guidance_scale": parsing.one_or_more("--guidance", self.guidance),
-            **parsing.sampler(self.sampler),
+            **parsing.sampler_and_schedule(self.sampler, None),
         }
 
 
@@ -171,7 +171,7 @@ class SamplingOptions(StepOptions):
         list[str] | None,
         typer.Option("--sampler-option", metavar="NAME=VALUE", help="Such as solver_order=3; repeatable."),
     ] = None
-    eta: Annotated[float, typer.Option(help="ddim, tcd: share of fresh noise, 0 to 1.")] = 0.0
+    eta: Annotated[float, typer.Option(help="ddim, tcd, dpm-fast: share of fresh noise, 0 to 1.")] = 0.0
     guidance_interval: Annotated[
         str | None,
         typer.Option(metavar="LOW:HIGH", help="Guide only steps at noise levels (sigmas) in this interval."),
@@ -200,12 +200,10 @@ class SamplingOptions(StepOptions):
 
     def fields(self) -> dict[str, Any]:
         """Fields of a request."""
-        schedule = {} if self.schedule is None else {"schedule": parsing.schedule(self.schedule, self.grid)}
         return StepOptions.fields(self) | {
-            **parsing.sampler(self.sampler, self.grid),
+            **parsing.sampler_and_schedule(self.sampler, self.schedule, self.grid),
             "preset": self.preset,
             "grid": self.grid,
-            **schedule,
             "sampler_options": parsing.sampler_options(self.sampler_option or []),
             "eta": self.eta,
             "guidance_interval": parsing.numbers("--guidance-interval", self.guidance_interval, between=":"),

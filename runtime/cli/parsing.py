@@ -66,21 +66,20 @@ def variation(text: str) -> tuple[int, float]:
         raise RequestError(f"--variation {text!r} is not SEED:STRENGTH, such as 7:0.2") from None
 
 
-def sampler(text: str | None, grid: str = "diffusers") -> dict[str, str]:
-    """Parse a sampler's name, sd2rt's or another program's, to fields of a request."""
-    if text is None:
-        return {}
-    from sd2rt.runtime.metadata.typed_sampler import typed_sampler
+def sampler_and_schedule(
+    sampler: str | None, schedule: str | None, grid: str = "diffusers"
+) -> dict[str, str]:
+    """Parse the names of a sampler and a schedule of a grid, sd2rt's or another program's, to fields of a request.
 
-    name, schedule = typed_sampler(text, grid)
-    return {"sampler": name} if schedule is None else {"sampler": name, "schedule": schedule}
+    The schedule comes before one that the sampler's name ends with, as in DPM++ 2M Karras.
+    """
+    from sd2rt.runtime.metadata.typed_sampler import typed_sampler, typed_schedule
 
-
-def schedule(text: str, grid: str = "diffusers") -> str:
-    """Parse a schedule's name, sd2rt's or AUTOMATIC1111's."""
-    from sd2rt.runtime.metadata.typed_sampler import typed_schedule
-
-    return typed_schedule(text, grid)
+    fields = {}
+    if sampler is not None:
+        name, implied = typed_sampler(sampler, grid)
+        fields = {"sampler": name} if implied is None else {"sampler": name, "schedule": implied}
+    return fields if schedule is None else {**fields, "schedule": typed_schedule(schedule, grid)}
 
 
 def precision(

@@ -11,6 +11,7 @@ import typer
 from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.console import given_options, report
 from sd2rt.engines.errors import BundleError, EngineError, RequestError
+from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.device_options import TiledDeviceOptions
@@ -86,6 +87,9 @@ def run(
         from sd2rt.runtime.metadata.recipe import read_recipe
 
         recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
+        # What a schedule's name means depends on the grid, which may be the recipe's.
+        grid = settings.fields["grid"]
+        settings.fields |= parsing.sampler_and_schedule(sampling.sampler, sampling.schedule, grid)
     # Everything is checked before a bundle is opened or built: a typing mistake should not cost a minute.
     series = Series(settings.fields, seeds.count, None if settings.seed == RANDOM else settings.seed, folder)
     rows = rows_of_standard_input() if settings.prompts is None else iter([Row(0, settings.prompts[0])])

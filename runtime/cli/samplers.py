@@ -49,7 +49,7 @@ def samplers(
             "--sampler-option", metavar="NAME=VALUE", help="plot: such as solver_order=3; repeatable."
         ),
     ] = None,
-    eta: Annotated[float, typer.Option(help="plot: share of fresh noise of ddim and tcd.")] = 0.0,
+    eta: Annotated[float, typer.Option(help="plot: share of fresh noise of ddim, tcd and dpm-fast.")] = 0.0,
     prediction: Annotated[
         str, typer.Option(help="plot: prediction type of the network: epsilon or v_prediction.")
     ] = "epsilon",
@@ -65,7 +65,9 @@ def samplers(
     )
 
     chosen = (
-        [sampler_config(parsing.sampler(name)["sampler"]).name for name in names] if names else list(SAMPLERS)
+        [sampler_config(parsing.sampler_and_schedule(name, None)["sampler"]).name for name in names]
+        if names
+        else list(SAMPLERS)
     )
     if plot is None and (schedule is not None or sampler_option):
         raise RequestError("--schedule and --sampler-option need --plot: add it")
@@ -76,7 +78,9 @@ def samplers(
         options = parsing.sampler_options(sampler_option or [])
         plans: dict[str, Plan] = {}
         for name in chosen:
-            config = sampler_config(name, schedule=schedule and parsing.schedule(schedule), options=options)
+            config = sampler_config(
+                name, schedule=parsing.sampler_and_schedule(None, schedule).get("schedule"), options=options
+            )
             takes_eta = "eta" in SAMPLERS[name].noise
             sampling = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)
             plans[name] = make_plan(noise, config, sampling)

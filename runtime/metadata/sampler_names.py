@@ -21,6 +21,7 @@ SAMPLERS: dict[SamplerName, str] = {
     "euler": "Euler",
     "euler-a": "Euler a",
     "heun": "Heun",
+    "restart": "Restart",
     "dpm2": "DPM2",
     "dpm2-a": "DPM2 a",
     "dpmpp-2s-a": "DPM++ 2S a",
@@ -28,6 +29,7 @@ SAMPLERS: dict[SamplerName, str] = {
     "dpmpp-2m-sde": "DPM++ 2M SDE",
     "dpmpp-3m-sde": "DPM++ 3M SDE",
     "dpmpp-sde": "DPM++ SDE",
+    "dpm-fast": "DPM fast",
     "deis": "DEIS",
     "unipc": "UniPC",
     "lcm": "LCM",
@@ -61,9 +63,7 @@ SCHEDULE_NAMES: dict[str, tuple[str, A1111Schedule]] = {
 """Label of each schedule type and its name in the grid a1111, by the name that its API has."""
 
 NOT_REPRODUCED = {
-    "dpm fast": "its steps differ in order",
     "dpm adaptive": "it chooses its steps by the image",
-    "restart": "it goes back to higher noise levels",
     "ddim cfg++": "it uses the output for the negative prompt by itself",
 }
 """Samplers of AUTOMATIC1111 that sd2rt does not have, with the reason."""

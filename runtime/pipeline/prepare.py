@@ -17,6 +17,7 @@ from sd2rt.runtime.pipeline.conditioning import Conditioning
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
+from sd2rt.runtime.request.idle_fields import idle_fields
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.sampling import nominal_calls
@@ -34,6 +35,8 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
         EngineError: the device failed or ran out of memory.
     """
     request, plan = planned.request, planned.plan
+    for note in idle_fields(request):
+        warnings.warn(note, stacklevel=2)
     conditioning = Conditioning(networks, planned)
     latents = _initial_noise(request, conditioning)
     scale = request.guidance_scale
@@ -93,10 +96,6 @@ def _texts(
 ) -> tuple[TextConditioning, ...]:
     prompt = _embeds(networks, "prompt_embeds", request.prompt_embeds)
     negative = _embeds(networks, "negative_prompt_embeds", request.negative_prompt_embeds)
-    if not guided and (request.negative_prompt or negative is not None):
-        warnings.warn(
-            "the negative prompt has no effect without guidance, at a scale of 1 or less", stacklevel=2
-        )
     return schedule_texts(
         networks.text,
         request.prompt or "" if prompt is None else prompt,

@@ -32,14 +32,16 @@ from sd2rt.runtime.samplers.methods.ddim import ddim
 from sd2rt.runtime.samplers.methods.ddpm import ddpm
 from sd2rt.runtime.samplers.methods.deis import deis
 from sd2rt.runtime.samplers.methods.dpm2 import dpm2, dpm2_ancestral
-from sd2rt.runtime.samplers.methods.dpm_2s_ancestral import dpm_2s_ancestral
-from sd2rt.runtime.samplers.methods.dpm_3m_sde import dpm_3m_sde
 from sd2rt.runtime.samplers.methods.dpm_multistep import dpm_multistep
 from sd2rt.runtime.samplers.methods.dpm_sde import dpm_sde
 from sd2rt.runtime.samplers.methods.dpm_singlestep import dpm_singlestep
 from sd2rt.runtime.samplers.methods.euler import euler, euler_ancestral
 from sd2rt.runtime.samplers.methods.heun import heun
 from sd2rt.runtime.samplers.methods.ipndm import ipndm
+from sd2rt.runtime.samplers.methods.k_diffusion.dpm_2s_ancestral import dpm_2s_ancestral
+from sd2rt.runtime.samplers.methods.k_diffusion.dpm_3m_sde import dpm_3m_sde
+from sd2rt.runtime.samplers.methods.k_diffusion.dpm_fast import dpm_fast
+from sd2rt.runtime.samplers.methods.k_diffusion.restart import restart
 from sd2rt.runtime.samplers.methods.lcm import lcm
 from sd2rt.runtime.samplers.methods.lms import lms
 from sd2rt.runtime.samplers.methods.pndm import pndm
@@ -79,6 +81,7 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     "euler": Sampler(euler, "Euler", "arXiv:2206.00364", "1", noise="with s_churn"),
     "euler-a": Sampler(euler_ancestral, "Euler ancestral", "k-diffusion", "1", noise="yes"),
     "heun": Sampler(heun, "Heun", "arXiv:2206.00364", "2", evaluations=2),
+    "restart": Sampler(restart, "Restart", "arXiv:2306.14878", "2", evaluations=2, noise="from 20 steps on"),
     "dpm2": Sampler(dpm2, "DPM-Solver-2", "arXiv:2206.00927", "2", evaluations=2),
     "dpm2-a": Sampler(
         dpm2_ancestral, "DPM-Solver-2 ancestral", "k-diffusion", "2", evaluations=2, noise="yes"
@@ -100,6 +103,7 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     ),
     "dpmpp-3m-sde": Sampler(dpm_3m_sde, "DPM-Solver++(3M), SDE", "k-diffusion", "2", noise="yes"),
     "dpmpp-sde": Sampler(dpm_sde, "DPM-Solver++ for the SDE", "k-diffusion", "2", evaluations=2, noise="yes"),
+    "dpm-fast": Sampler(dpm_fast, "DPM-Solver-fast", "arXiv:2206.00927", "3", noise="with eta"),
     "deis": Sampler(deis, "DEIS", "arXiv:2204.13902", "1-3"),
     "unipc": Sampler(unipc, "UniPC", "arXiv:2302.04867", "2-4"),
     "ipndm": Sampler(ipndm, "improved PNDM", "arXiv:2204.13902", "1-2"),

@@ -21,7 +21,7 @@ there are no dedicated kernels."""
 def needs_fused_attention(task: BuildTask) -> bool:
     """True if each attention operator of the part must become a dedicated kernel."""
     # No backend has dedicated attention kernels for float32.
-    half = task.part.precision == "fp16" and task.part.largest_scores is None
+    half = task.part.precision == "fp16" and not task.part.attends_in_float32
     return task.name in _FUSED_PARTS and half and not task.options.allow_decomposed
 
 

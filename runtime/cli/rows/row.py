@@ -32,7 +32,16 @@ _NAMES = {
 _FIELDS = (
     *("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "count", "width", "height"),
     *("num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "preset", "sampler"),
-    *("schedule", "sampler_options", "eta", "rescale_betas_zero_snr", "timesteps", "sigmas", "strength"),
+    *(
+        "schedule",
+        "grid",
+        "sampler_options",
+        "eta",
+        "rescale_betas_zero_snr",
+        "timesteps",
+        "sigmas",
+        "strength",
+    ),
     *("image", "mask_image", "depth_map", "noise_level", "paste", "paste_blur", "max_image_pixels", "rng"),
     *("variation_seed", "variation_strength"),
 )
@@ -47,7 +56,7 @@ class Row:
     """Number of its line, from 1; 0 for a prompt on the command line."""
     prompt: str
     fields: dict[str, Any] = field(default_factory=dict)
-    """Fields of its requests, without prompt and seed."""
+    """Fields of its requests, without prompt and seed; sampler and schedule as they were written."""
     seed: int | None = None
     """Seed of its first image; None for the command's, -1 for a random one."""
     count: int | None = None
@@ -74,19 +83,13 @@ def parse_row(text: str, line: int) -> Row:
 def row_of(values: dict[str, Any], line: int) -> Row:
     """Make a row from the options of a JSON object; raises like :func:`parse_row`."""
     fields: dict[str, Any] = {}
-    implied: dict[str, Any] = {}
     for given, value in values.items():
         written = str(given).lower().replace("-", "_")
         option = _NAMES.get(written, written)
         for name, parsed in _parsed(option, given, value).items():
-            if option == "sampler" and name == "schedule":
-                # As in DPM++ 2M Karras.
-                implied[name] = parsed
-                continue
             if name in fields:
                 raise RequestError(f"{shown(str(given))} repeats another option: leave one out")
             fields[name] = parsed
-    fields = implied | fields
     prompt = fields.pop("prompt", None)
     if not isinstance(prompt, str):
         raise RequestError("there is no prompt: add one, as text" if prompt is None else "prompt is not text")
@@ -109,10 +112,6 @@ def _parsed(name: str, given: str, value: Any) -> dict[str, Any]:
         near = did_you_mean(str(given), options)
         remedy = near.rstrip() or f"choose from {', '.join(options)}"
         raise RequestError(f"there is no option {shown(str(given))}: {remedy}")
-    if name == "sampler" and isinstance(value, str):
-        return dict(parsing.sampler(value))
-    if name == "schedule" and isinstance(value, str):
-        return {name: parsing.schedule(value)}
     if name in ("guidance_scale", "timesteps", "sigmas") and isinstance(value, str):
         numbers = parsing.numbers(str(given), value)
         return {name: numbers[0] if numbers and len(numbers) == 1 and name == "guidance_scale" else numbers}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.run_requests import ImageRequests
@@ -91,6 +92,11 @@ class Series:
     def _without_loras(self, row: Row) -> tuple[str, dict[str, Any]]:
         """Return the prompt without LoRAs that it names, and the row's fields; checks that all rows name the same."""
         fields = self._fields | row.fields
+        sampler, schedule = (
+            value if isinstance(value := row.fields.get(name), str) else None
+            for name in ("sampler", "schedule")
+        )
+        fields |= parsing.sampler_and_schedule(sampler, schedule, fields.get("grid", "diffusers"))
         if self._folder is None or fields.get("prompt_syntax", "plain") != "a1111":
             return row.prompt, fields
         prompt, named = self._folder.taken_from(row.prompt)

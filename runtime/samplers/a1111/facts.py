@@ -34,6 +34,8 @@ FACTS: dict[SamplerName, Facts] = {
     "heun": Facts(),
     "dpm2": Facts("karras", drops_next_to_last=True),
     "dpm2-a": Facts("karras", drops_next_to_last=True),
+    "dpm-fast": Facts(),
+    "restart": Facts("karras"),
     "lcm": Facts(),
     "ddim": Facts(),
     "pndm": Facts(),

@@ -14,13 +14,16 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from safetensors.torch import load_file, save_file
 
+from sd2rt.engines.bundle.engine_entry import BuilderOptions
+from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import STATE_SLOTS
+from sd2rt.engines.bundle.schema import exceeds_half
 from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from sd2rt.engines.openvino.backend import OpenVinoBackend
-from sd2rt.export.build import _scores_beyond_half, build
+from sd2rt.export.build import _attention_scores, build
 from sd2rt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd2rt.export.graphs.attention_scores import exceeds_half, largest_scores
+from sd2rt.export.graphs.attention_scores import largest_scores
 from sd2rt.export.graphs.part_modules import Denoiser
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -124,8 +127,10 @@ def test_scores_beyond_float16(small_v_checkpoint: Path, tmp_path: Path, upcast:
     factor = (4 * LIMIT / once) ** 0.5
     folder = scaled(small_v_checkpoint, tmp_path / "scaled", factor, upcast_attention=upcast)
     bundle, checkpoint = built(folder, tmp_path / "bundle")
-    scores = bundle.manifest.parts["denoiser"].largest_scores
-    assert scores > LIMIT
+    part = bundle.manifest.parts["denoiser"]
+    assert part.largest_scores is not None
+    assert part.largest_scores > LIMIT
+    assert part.attends_in_float32
     graph = onnx.load(bundle.file(bundle.manifest.parts["denoiser"].onnx), load_external_data=False).graph
     casts = {name for node in graph.node if node.op_type == "Cast" for name in node.output}
     attentions = [node for node in graph.node if node.op_type == "Attention"]
@@ -147,14 +152,32 @@ def test_scores_beyond_float16(small_v_checkpoint: Path, tmp_path: Path, upcast:
     bundle.close()
 
 
+def test_engines_are_compiled_without_fused_attention(small_v_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from sd2rt.engines.tensorrt.compile.add_engines import build_engines
+    from sd2rt.engines.tensorrt.compile.profiles import Shapes
+
+    folder = scaled(small_v_checkpoint, tmp_path / "scaled", 300)
+    bundle, _ = built(folder, tmp_path / "bundle")
+    assert bundle.manifest.parts["denoiser"].attends_in_float32
+    options = BuilderOptions(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    build_engines(bundle.path, Shapes(((128, 128),)), options, parts=("denoiser",))
+    (entry,) = read_manifest(bundle.path).engines
+    report = json.loads((bundle.path / entry.report.path).read_text())
+    assert report["built"]["attentions"] > 0
+    assert report["built"]["fused"] == 0
+
+
 @pytest.mark.parametrize("upcast", [True, False])
 def test_scores_that_float16_holds(small_v_checkpoint: Path, tmp_path: Path, upcast: bool) -> None:
     """Attention is not made slower, whatever the configuration says; that of float32 never is."""
     folder = scaled(small_v_checkpoint, tmp_path / "same", 1, upcast_attention=upcast)
     checkpoint = open_checkpoint(str(folder))
-    assert _scores_beyond_half(checkpoint, "denoiser", "fp16") is None
-    assert _scores_beyond_half(checkpoint, "denoiser", "fp32") is None
-    assert _scores_beyond_half(checkpoint, "decoder", "fp16") is None
+    scores = _attention_scores(checkpoint, "denoiser", "fp16")
+    assert scores == largest_scores(checkpoint.unet(torch.float32))
+    assert not exceeds_half(scores)
+    assert _attention_scores(checkpoint, "denoiser", "fp32") is None
+    assert _attention_scores(checkpoint, "decoder", "fp16") is None
 
 
 @pytest.mark.parametrize(("scores", "exceeds"), [(4.0, False), (8000.0, False), (8200.0, True), (1e30, True)])

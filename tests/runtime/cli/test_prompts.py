@@ -101,3 +101,23 @@ def test_what_has_no_effect_is_noted(sd2rt: Command, small_bundle: Path) -> None
     assert note not in sd2rt("run", small_bundle, "a fox", "--negative", "<toy>", *embedding, *FAST).err
     unguided = sd2rt("run", small_bundle, "a fox", "--negative", "blurry", "--guidance", "1", *FAST).err
     assert "the negative prompt has no effect without guidance" in unguided
+
+
+@pytest.mark.parametrize(
+    ("idle", "needed", "said"),
+    [
+        (
+            ("--guidance-interval", "0.2:30"),
+            ("--guidance", "1"),
+            "the guidance interval has no effect without guidance",
+        ),
+        (("--rescale", "0.5"), ("--guidance", "1"), "the guidance rescale has no effect without guidance"),
+        (("--variation", "7:0"), (), "the variation seed has no effect at a variation strength of 0"),
+        (("--paste-blur", "9"), (), "the paste blur has no effect without paste"),
+    ],
+)
+def test_options_without_effect_are_noted(
+    sd2rt: Command, small_bundle: Path, idle: tuple[str, ...], needed: tuple[str, ...], said: str
+) -> None:
+    assert said in sd2rt("run", small_bundle, "a fox", *idle, *needed, *FAST).err
+    assert "no effect" not in sd2rt("run", small_bundle, "a fox", *needed, *FAST).err

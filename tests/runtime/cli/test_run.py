@@ -86,8 +86,8 @@ def names(folder: Path) -> list[str]:
         (
             ("--sampler", "magic"),
             "no sampler is named 'magic': choose one of ddim, ddpm, pndm, "
-            "lms, euler, euler-a, heun, dpm2, dpm2-a, dpmpp-2s, dpmpp-2s-a, dpmpp-2m, dpmpp-2m-sde, dpmpp-3m-sde, "
-            "dpmpp-sde, deis, unipc, ipndm, sa-solver, lcm, tcd",
+            "lms, euler, euler-a, heun, restart, dpm2, dpm2-a, dpmpp-2s, dpmpp-2s-a, dpmpp-2m, dpmpp-2m-sde, "
+            "dpmpp-3m-sde, dpmpp-sde, dpm-fast, deis, unipc, ipndm, sa-solver, lcm, tcd",
         ),
         (
             ("--schedule", "magic"),

@@ -123,6 +123,8 @@ def test_text_of_that_interface() -> None:
         ("Sampler: Euler, Schedule type: SGM Uniform", {"sampler": "euler", "schedule": "sgm-uniform"}),
         ("Sampler: Euler, Schedule type: KL Optimal", {"sampler": "euler", "schedule": "kl-optimal"}),
         ("Sampler: DPM++ 2S a, Schedule type: Karras", {"sampler": "dpmpp-2s-a", "schedule": "karras"}),
+        ("Sampler: Restart, Schedule type: Automatic", {"sampler": "restart", "grid": "a1111"}),
+        ("Sampler: DPM fast, Schedule type: Beta", {"sampler": "dpm-fast", "schedule": "beta"}),
         ("Sampler: LCM, Schedule type: align_your_steps", {"sampler": "lcm", "schedule": "ays"}),
         (
             "Sampler: DPM++ 2M SDE Heun Karras",

@@ -142,6 +142,16 @@ def test_a_preset_takes_the_place_of_all_that_it_sets(sd2rt: Command, stored: Pa
     assert facts["guidance_scale"] == 0
 
 
+def test_names_of_schedules_are_those_of_the_recipes_grid(sd2rt: Command, stored: Path) -> None:
+    chosen = ("--sampler", "euler", "--grid", "a1111", "--schedule", "karras")
+    first = sd2rt("run", stored, "a", *FAST, *chosen, "-o", "first.png")
+    assert first.code == 0, first.err
+    for schedule, own in (("Simple", "simple"), ("SGM Uniform", "sgm-uniform"), ("normal", "normal")):
+        said = sd2rt("run", "--from", "first.png", "--schedule", schedule, "--json", "-o", "second.png")
+        assert said.code == 0, said.err
+        assert json.loads(said.out)["schedule"] == own
+
+
 def test_a_word_that_may_be_a_mistyped_bundle_is_told(sd2rt: Command, stored: Path) -> None:
     assert sd2rt("run", stored, "a", *FAST, "-o", "first.png").code == 0
     said = sd2rt("run", "--from", "first.png", "smal", "-o", "second.png")

@@ -26,7 +26,7 @@ BOUND = 1e-9
 """The documented bound is 1e-5, but both sides are float64, so any error near that would be a mistake."""
 
 NAMES: tuple[SamplerName, ...] = get_args(SamplerName)
-K_DIFFUSION: tuple[SamplerName, ...] = ("dpmpp-2s-a", "dpmpp-3m-sde")
+K_DIFFUSION: tuple[SamplerName, ...] = ("restart", "dpmpp-2s-a", "dpmpp-3m-sde", "dpm-fast")
 """Samplers that diffusers does not have: test_k_diffusion.py compares them with k-diffusion's formulas."""
 COMPARED = tuple(name for name in NAMES if name not in K_DIFFUSION)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
@@ -38,7 +38,7 @@ DISTILLED = ("lcm", "tcd")
 LOOKED_UP = ("ddim", "ddpm", "pndm", *DISTILLED)
 """Samplers limited to the noise levels of whole timesteps."""
 EXPLODING = ("lms", "euler", "euler-a", "heun", "dpm2", "dpm2-a", "dpmpp-sde", *K_DIFFUSION)
-TWO_CALLS = ("heun", "dpm2", "dpm2-a", "dpmpp-sde", "dpmpp-2s-a")
+TWO_CALLS = ("heun", "dpm2", "dpm2-a", "dpmpp-sde", "dpmpp-2s-a", "restart")
 """Variance-exploding samplers that call the network twice per step, except in the last."""
 PRESERVING = tuple(name for name in NAMES if name not in (*LOOKED_UP, *EXPLODING))
 

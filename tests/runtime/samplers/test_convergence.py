@@ -28,6 +28,7 @@ ODE: list[Case] = [
     ("euler", {}, 1),
     ("heun", {}, 2),
     ("dpm2", {}, 2),
+    ("dpm-fast", {}, 3),
     *(("lms", {"solver_order": order}, order) for order in (1, 2, 3, 4)),
     *(
         (
@@ -80,6 +81,7 @@ SDE: list[Case] = [
     ("dpm2-a", {}, 2),
     ("dpmpp-sde", {}, 2),
     ("dpmpp-2s-a", {}, 2),
+    ("restart", {}, 2),
     ("dpmpp-3m-sde", {}, 2),
     *(
         ("dpmpp-2m-sde", {"solver_order": 2, "solver_type": kind, "algorithm_type": algorithm, **OPEN_END}, 2)
@@ -121,7 +123,7 @@ def measured(
 ) -> float:
     """Measure a sampler's order of convergence."""
     # A single-step method is measured at the end of one of its groups.
-    rest = int(options.get("solver_order", 1)) if name == "dpmpp-2s" else 1
+    rest = 3 if name == "dpm-fast" else int(options.get("solver_order", 1)) if name == "dpmpp-2s" else 1
     errors = {}
     for steps in COUNTS:
         sigmas = SamplingOptions(sigmas=levels(steps))

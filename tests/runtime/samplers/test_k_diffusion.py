@@ -16,7 +16,20 @@ from sd2rt.runtime.samplers.plan import Plan
 from .cases import BOUND, K_DIFFUSION, PREDICTIONS, SPACINGS, STEPS, config_of, noise_config
 from .reference_schedulers import Draws, follow, relative_error
 
-LOOPS = {"dpmpp-2s-a": reference.dpmpp_2s_ancestral, "dpmpp-3m-sde": reference.dpmpp_3m_sde}
+
+def dpm_fast(
+    denoise: reference.Denoise, x: reference.Array, sigmas: list[float], noise: reference.Noise
+) -> reference.Array:
+    ends = sigmas[0], float(NoiseSchedule(noise_config()).sigmas[0])
+    return reference.dpm_fast_between(denoise, x, ends, len(sigmas) - 1, noise, eta=0.0)
+
+
+LOOPS = {
+    "restart": reference.restart,
+    "dpmpp-2s-a": reference.dpmpp_2s_ancestral,
+    "dpmpp-3m-sde": reference.dpmpp_3m_sde,
+    "dpm-fast": dpm_fast,
+}
 
 
 def by_formula(

@@ -122,6 +122,7 @@ def test_latents_are_those_of_the_loop(name: SamplerName, schedule: A1111Schedul
     for steps, kind, strength in (
         (8, "epsilon", None),
         (17, "v_prediction", None),
+        (20, "v_prediction", None),
         (20, "epsilon", 0.6),
         (30, "v_prediction", 0.33),
     ):
