@@ -111,10 +111,17 @@ def compared(
 
 
 def difference(
-    pipe: Pipeline, networks: Pipeline, sampler: str, schedule: str, steps: int, from_image: bool
+    pipe: Pipeline,
+    networks: Pipeline,
+    sampler: str,
+    schedule: str,
+    steps: int,
+    from_image: bool,
+    *,
+    masked: bool = False,
 ) -> float:
     """Largest difference of the latents, relative to the largest value."""
-    request = request_of(pipe, sampler, schedule, steps, from_image)
+    request = request_of(pipe, sampler, schedule, steps, from_image, masked=masked)
     (output,) = pipe.generate([request])
     actual = np.asarray(output.images[0], np.float64)
     (job,) = networks.prepare(request, SEED)
@@ -136,12 +143,15 @@ def difference(
         seed=SEED,
         image=None if image is None else image.astype(np.float64),
         strength=STRENGTH,
+        mask=job.conditioning.latent_mask.astype(np.float64) if masked else None,
     )
     expected = reference.latents(sampler, schedule, run)
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def request_of(pipe: Pipeline, sampler: str, schedule: str, steps: int, from_image: bool) -> Request[Any]:
+def request_of(
+    pipe: Pipeline, sampler: str, schedule: str, steps: int, from_image: bool, *, masked: bool = False
+) -> Request[Any]:
     """Make the request that a picture of AUTOMATIC1111's would be imported as."""
     found = find_sampler(sampler, schedule)
     assert found is not None
@@ -159,7 +169,9 @@ def request_of(pipe: Pipeline, sampler: str, schedule: str, steps: int, from_ima
     }
     if from_image:
         pixels = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        return Request(image=pixels, strength=STRENGTH, **fields)
+        mask = np.zeros((SIDE, SIDE), np.bool_)
+        mask[SIDE // 4 : -SIDE // 4, : SIDE // 2] = True
+        return Request(image=pixels, mask_image=mask if masked else None, strength=STRENGTH, **fields)
     return Request(width=SIDE, height=SIDE, **fields)
 
 

@@ -71,14 +71,26 @@ class Run:
     seed: int
     image: Array | None = None
     strength: float = 1.0
+    mask: Array | None = None
+    """1 where the image is repainted, 0 where it is kept; None for the whole."""
 
     @property
     def encoded(self) -> int:
         return int(min(self.strength, 0.999) * self.steps)
 
+    def blended(self, latents: Array) -> Array:
+        """Put the image's own latents outside of the mask."""
+        if self.mask is None or self.image is None:
+            return latents
+        return self.mask * latents + (1 - self.mask) * self.image
+
 
 def latents(sampler: str, schedule_type: str, run: Run) -> Array:
     """Latents of a picture."""
+    return run.blended(_latents(sampler, schedule_type, run))
+
+
+def _latents(sampler: str, schedule_type: str, run: Run) -> Array:
     if sampler in LISTED:
         return {"DDIM": _ddim, "PLMS": _plms, "UniPC": _unipc}[sampler](run)
     entry, first = SAMPLERS[sampler], next(run.normals)
@@ -95,6 +107,9 @@ def latents(sampler: str, schedule_type: str, run: Run) -> Array:
         x = run.image + first * sigmas[0]
 
     def denoise(x: Array, sigma: float) -> Array:
+        return run.blended(estimate(x, sigma))
+
+    def estimate(x: Array, sigma: float) -> Array:
         inner, timestep = 1 / math.sqrt(sigma**2 + 1), model.timestep(sigma)
         output = run.network(x * inner, timestep)
         if sampler == "LCM":
@@ -140,6 +155,8 @@ def _begin(run: Run) -> tuple[Array, list[int]]:
 
 
 def _noise_of(run: Run, x: Array, timestep: float) -> Array:
+    # Unlike k-diffusion's samplers, these show the network the image without noise.
+    x = run.blended(x)
     output = run.network(x, timestep)
     if not run.v_prediction:
         return output

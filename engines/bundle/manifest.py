@@ -14,7 +14,16 @@ from sd2rt.engines.bundle.cache import MANIFEST as MANIFEST
 from sd2rt.engines.bundle.cache import MAX_MANIFEST_BYTES as MAX_MANIFEST_BYTES
 from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
 from sd2rt.engines.bundle.engine_entry import EngineEntry
-from sd2rt.engines.bundle.model_kinds import KINDS, TASKS, Condition, Defaults, ModelKind, PartName, TaskName
+from sd2rt.engines.bundle.model_kinds import (
+    KINDS,
+    TASKS,
+    Condition,
+    Defaults,
+    ModelKind,
+    PartName,
+    TaskName,
+    with_masks,
+)
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH, Dimensions, check_interface
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
@@ -124,7 +133,7 @@ class Manifest(Model):
     family: Literal["stable-diffusion-2"]
     variant: ModelKind
     tasks: dict[TaskName, Defaults]
-    """Tasks that the bundle supports, with the defaults of their requests."""
+    """Tasks that the bundle was made for, with the defaults of their requests."""
     conditions: tuple[Condition, ...]
     """Extra input channels of the denoiser, in order, after the latents."""
     low_resolution: LowResolution | None
@@ -147,6 +156,11 @@ class Manifest(Model):
     """Fitted to the decoder when the bundle was built; None in bundles of earlier versions."""
     checksum: Sha256 | None = None
     """Of the other entries, in a file; :func:`read_manifest` compares and drops it. Earlier versions wrote none."""
+
+    @property
+    def supported(self) -> dict[TaskName, Defaults]:
+        """All tasks of requests for the bundle: those that it was made for, and inpainting where images do it."""
+        return with_masks(self.tasks)
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:

@@ -60,7 +60,7 @@ class Task:
     required: tuple[InputName, ...] = ()
     optional: tuple[InputName, ...] = ()
     conditions: tuple[ConditionName, ...] = ()
-    """Conditions that a bundle's denoiser must take to support the task."""
+    """Conditions that the denoiser of a bundle made for the task takes."""
     noise_at_full_strength: bool = False
     """Strength 1 starts from pure noise, rather than from the image at the highest noise level."""
 
@@ -188,9 +188,20 @@ def with_defaults(
     return changed
 
 
+def with_masks(tasks: Mapping[TaskName, Defaults]) -> dict[TaskName, Defaults]:
+    """Add inpainting to the tasks of a bundle that has image-to-image, with diffusers' default strength.
+
+    Its denoiser has no mask as input: the runtime keeps the rest of the image by itself.
+    """
+    images = tasks.get("image-to-image")
+    if images is None:
+        return dict(tasks)
+    return {**tasks, "inpainting": images.model_copy(update={"strength": 1.0})}
+
+
 def kinds_for(task: TaskName) -> tuple[ModelKind, ...]:
     """Kinds of bundle that support a task."""
-    return tuple(name for name, kind in KINDS.items() if task in kind.tasks)
+    return tuple(name for name, kind in KINDS.items() if task in with_masks(kind.tasks))
 
 
 DEMO_NAMES: dict[str, ModelKind] = {

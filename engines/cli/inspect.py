@@ -146,7 +146,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         "name": manifest.name,
         "identity": manifest.identity,
         "model": f"{manifest.family} {manifest.source.release or '2.x'}, kind {manifest.variant}",
-        **{name: _defaults(manifest.tasks[name]) for name in TASKS if name in manifest.tasks},
+        **{name: _defaults(manifest.supported[name]) for name in TASKS if name in manifest.supported},
         **_conditions(manifest),
         "precision": manifest.precision,
         **_scores(manifest),

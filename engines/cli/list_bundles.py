@@ -63,7 +63,7 @@ def _facts(name: str, path: Path) -> dict[str, Any]:
         "kind": manifest.variant,
         "precision": manifest.precision,
         "size": f"{width}x{height}",
-        "tasks": list(manifest.tasks),
+        "tasks": list(manifest.supported),
         "steps": defaults.num_inference_steps,
         "guidance": defaults.guidance_scale,
         "bytes": sum(file.size for file in (*manifest.files, *manifest.engine_files)),

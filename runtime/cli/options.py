@@ -253,11 +253,11 @@ class ImageOptions(OptionGroup):
         typer.Option(
             "--mask",
             "--mask-image",
-            help="inpainting: an image of the same size; white or transparent areas are generated.",
+            help="an image of the same size as --image; white or transparent areas are generated.",
         ),
     ] = None
     paste: Annotated[
-        bool, typer.Option("--paste", help="inpainting: put the image's own pixels back outside the mask.")
+        bool, typer.Option("--paste", help="With a mask: put the image's own pixels back outside the mask.")
     ] = False
     paste_blur: Annotated[
         float, typer.Option(help="Width in pixels of the blend inside the mask, with --paste.")

@@ -45,6 +45,7 @@ class Batch:
         self.active, self.checks = tuple(active), checks
         self.rows_written: BatchRows | None = None
         """Rows that the session's buffers hold, None if unknown."""
+        self._keeps = any(trajectory.kept is not None for trajectory in self.active)
         if denoiser is None or last is None:
             return
         rows = BatchRows.from_samples([t.texts[t.done] for t in self.active])
@@ -118,8 +119,12 @@ class Batch:
             # Samples that draw no noise at this step multiply the buffer by zero, so old noise in it is harmless.
             self._noise.push()
         self._session.launch()
-        for trajectory in self.active:
-            trajectory.done += 1
+        # Only masks that the network does not know of make a step wait for the device.
+        states = self._state.pull() if self._keeps else None
+        for index, trajectory in enumerate(self.active):
+            trajectory.advance(None if states is None else states[index])
+            if trajectory.kept is not None:
+                self._state.push(slice(index, index + 1))
             outdated |= trajectory.texts_change[trajectory.done]
         return self.checks.add(self._session, self.active) or outdated
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sd2rt.engines.errors import EngineError
+from sd2rt.runtime.denoising.kept_area import KeptArea
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.rng.select import NormalGenerator
 from sd2rt.runtime.samplers.plan import Plan
@@ -43,6 +44,8 @@ class Trajectory:
     )
     extra: NDArray[Any] | None = None  # [Cx, h, w]: input channels of the network besides the latents
     noise_level: int | None = None  # the upscaler's class label
+    kept: KeptArea | None = None
+    """Area that inpainting keeps, if the network itself has no mask as input."""
     done: int = 0  # calls made so far
     error: EngineError | None = None
     _drawn: tuple[int, Latents] | None = field(default=None, init=False)
@@ -69,7 +72,8 @@ class Trajectory:
             )
         self.guidance_changes = (False, *(self.guidance[1:] != self.guidance[:-1]).any(1).tolist())
         self.texts_change = (False, *(text is not last for last, text in pairwise(self.texts)), True)
-        self.latents = self._initial_latents(self.latents).astype(np.float32)
+        latents = self._initial_latents(self.latents).astype(np.float32)
+        self.latents = latents if self.kept is None else self.kept.start(latents)
 
     def _initial_latents(self, noise: Latents) -> Latents:
         """Scale the noise, or add it to the image, in float32 like diffusers' ``add_noise``."""
@@ -101,6 +105,17 @@ class Trajectory:
         if self.path is None:
             raise ValueError("the plan's noise is that of a Brownian path, but there is none: pass path")
         return self.path.noise(*interval)
+
+    def advance(self, state: Latents | None) -> None:
+        """Count a call that was made.
+
+        Args:
+            state: the state [slots, C, h, w] after it, in which the kept area is restored; None without one.
+        """
+        drawn = self.draws_noise[self.done]
+        self.done += 1
+        if self.kept is not None and state is not None:
+            self.kept.restore(state, self.done, self._drawn[1] if drawn and self._drawn is not None else None)
 
     @property
     def length(self) -> int:

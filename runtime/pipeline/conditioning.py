@@ -35,6 +35,8 @@ class Start:
     noise: Latents  # [C, h, w]
     image_latents: Latents | None  # [C, h, w]; None if the image starts from noise alone
     extra: Float32Array | None  # [Cx, h, w]; None if the denoiser has no input besides the latents
+    kept: Latents | None = None
+    """Latents [C, h, w] of the image whose area outside of the mask is kept; None if the denoiser keeps it itself."""
 
 
 class Conditioning:
@@ -72,6 +74,11 @@ class Conditioning:
         )
 
     @property
+    def keeps(self) -> bool:
+        """True if there is a mask and the denoiser has no input for it: the step loop keeps the rest of the image."""
+        return self._request.mask_image is not None and not self._manifest.conditions
+
+    @property
     def tileable(self) -> bool:
         """True if tiles of the image can be denoised separately: a low-resolution image shows each one's content."""
         return self._manifest.low_resolution is not None
@@ -94,7 +101,9 @@ class Conditioning:
         channels = {
             name: CONDITIONS[name].make(self, generator) for name in names if CONDITIONS[name].before_start
         }
-        image_latents = None if self.strength is None else self.sample(self.image_moments, generator)
+        encoded = None
+        if self.strength is not None or self.keeps:
+            encoded = self.sample(self.image_moments, generator)
         if noise is None:
             noise = generator.randn(self.shape)
         if variation is not None:
@@ -103,7 +112,11 @@ class Conditioning:
             if name not in channels:
                 channels[name] = CONDITIONS[name].make(self, generator)
         extra = np.concatenate([channels[name] for name in names]) if names else None
-        return Start(noise, image_latents, extra)
+        if self.keeps and self._request.grid != "a1111":
+            # diffusers draws the noise of the masked image's latents for every UNet, also where they are no input.
+            generator.randn(self.shape)
+        image_latents = None if self.strength is None else encoded
+        return Start(noise, image_latents, extra, encoded if self.keeps else None)
 
     def sample(self, moments: Float32Array, generator: NormalGenerator) -> Latents:
         """Sample latents [C, h, w] from the encoder's moments [2C, h, w], times the scaling factor.

@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.denoising.guidance import plan_guidance
+from sd2rt.runtime.denoising.kept_area import KeptArea, NoisedOriginal, ReplacedEstimate
 from sd2rt.runtime.denoising.trajectory import Trajectory
 from sd2rt.runtime.networks.networks import Networks
-from sd2rt.runtime.pipeline.conditioning import Conditioning
+from sd2rt.runtime.pipeline.conditioning import Conditioning, Start
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.prompts.schedule import schedule_texts
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
 from sd2rt.runtime.request.idle_fields import idle_fields
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
-from sd2rt.runtime.request.sampling import nominal_calls
+from sd2rt.runtime.request.sampling import nominal_calls, sampler_of
 from sd2rt.runtime.rng.brownian_path import BrownianPath
 from sd2rt.runtime.rng.select import NormalGenerator, make_generator
+from sd2rt.runtime.samplers.a1111.facts import TIMESTEP_SAMPLERS
+from sd2rt.runtime.samplers.plan import Plan
 from sd2rt.runtime.tiling.noise import ImageNoise, TileGenerator, TilePath
 from sd2rt.runtime.tiling.tiling import Tiling
 
@@ -46,6 +50,7 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
     _, h, w = conditioning.shape
     side = networks.tile if conditioning.tileable else max(h, w)
     tiling = Tiling(h, w, side, side // 4 if conditioning.tileable else 0)
+    manifest = networks.bundle.manifest
     jobs = []
     for index in range(request.num_images_per_prompt):
         image_seed, variation_seed = request.seeds_of(seed, index)
@@ -72,11 +77,29 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
                 image_latents=None if start.image_latents is None else box.cut(start.image_latents),
                 extra=None if start.extra is None else box.cut(start.extra),
                 noise_level=request.noise_level,
+                kept=_kept_area(request, manifest, plan, conditioning, start),
             )
             for tile_generator, box in zip(generators, tiling.boxes, strict=True)
         ]
         jobs.append(ImageJob(conditioning, trajectories, tiling))
     return jobs
+
+
+def _kept_area(
+    request: Request[Any], manifest: Manifest, plan: Plan, conditioning: Conditioning, start: Start
+) -> KeptArea | None:
+    """Make the area outside of the mask, if the denoiser has no input for it."""
+    if start.kept is None:
+        return None
+    kept = conditioning.latent_mask < 0.5
+    if request.grid != "a1111":
+        return NoisedOriginal(plan, kept, start.kept, start.noise)
+    sampler = sampler_of(request, manifest).name
+    if sampler in TIMESTEP_SAMPLERS:
+        return NoisedOriginal(plan, kept, start.kept, start.noise, clean=True)
+    # Its LCM takes every output for noise.
+    prediction = "epsilon" if sampler == "lcm" else manifest.noise.prediction_type
+    return ReplacedEstimate(plan, kept, start.kept, prediction)
 
 
 def _initial_noise(request: Request[Any], conditioning: Conditioning) -> NDArray[Any] | None:

@@ -31,10 +31,10 @@ def task_of(request: Request[Any], manifest: Manifest) -> Task:
     """
     inputs = _inputs(request)
     for name, task in TASKS.items():
-        if name in manifest.tasks and set(task.required) <= inputs <= {*task.required, *task.optional}:
+        if name in manifest.supported and set(task.required) <= inputs <= {*task.required, *task.optional}:
             return task
     intended = _intended_task(inputs)
-    if intended is None or intended.name in manifest.tasks:
+    if intended is None or intended.name in manifest.supported:
         raise RequestError(_wrong_inputs(inputs, manifest))
     raise RequestError(_unsupported(manifest, intended.name))
 
@@ -54,7 +54,7 @@ def fill_defaults(request: Request[Images], task: Task, manifest: Manifest) -> R
     Raises:
         RequestError: the bundle does not support the noise level or the clip_skip.
     """
-    defaults = manifest.tasks[task.name]
+    defaults = manifest.supported[task.name]
     names = ("num_inference_steps", "guidance_scale", "strength", "noise_level")
     settings: dict[str, Any] = {name: getattr(defaults, name) for name in names}
     if request.preset is not None:
@@ -94,13 +94,13 @@ def require_task(task: TaskName, manifest: Manifest) -> None:
     Raises:
         RequestError: it does not; the message names the kinds of bundle that do.
     """
-    if task not in manifest.tasks:
+    if task not in manifest.supported:
         raise RequestError(_unsupported(manifest, task))
 
 
 def _unsupported(manifest: Manifest, task: TaskName) -> str:
     """Error message for a task that the bundle does not support."""
-    offered = [task for name, task in TASKS.items() if name in manifest.tasks]
+    offered = [task for name, task in TASKS.items() if name in manifest.supported]
     required = [task.required for task in offered]
     needs = f" (needs {' and '.join(_INPUT_NAMES[name] for name in required[0])})" if all(required) else ""
     kinds = kinds_for(task)
@@ -129,7 +129,7 @@ def _intended_task(inputs: set[InputName]) -> Task | None:
 
 def _wrong_inputs(inputs: set[InputName], manifest: Manifest) -> str:
     """Error message for inputs that match no task, where another kind of bundle would not help."""
-    offered = [task for name, task in TASKS.items() if name in manifest.tasks]
+    offered = [task for name, task in TASKS.items() if name in manifest.supported]
     task = max(offered, key=lambda task: len(inputs & {*task.required, *task.optional}))
     missing = [_INPUT_NAMES[name] for name in task.required if name not in inputs]
     excess = [_INPUT_NAMES[name] for name in sorted(inputs - {*task.required, *task.optional})]

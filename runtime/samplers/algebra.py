@@ -52,6 +52,7 @@ def make_step(
     input_scale: float = 1.0,
     draws_noise: bool | None = None,
     interval: tuple[float, float] | None = None,
+    kept_level: float | None = None,
 ) -> Step:
     """Make a step that calls the network on ``input_scale`` times S_0 and sets the state to ``slots``.
 
@@ -66,4 +67,4 @@ def make_step(
         draws_noise = bool(update[:, -1].any())
     weights.setflags(write=False)
     update.setflags(write=False)
-    return Step(float(timestep), weights, update, float(level), draws_noise, interval)
+    return Step(float(timestep), weights, update, float(level), draws_noise, interval, kept_level)

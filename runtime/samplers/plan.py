@@ -27,6 +27,8 @@ class Step:
     """True if the step draws noise, even with weight zero, so that later draws are the same."""
     interval: tuple[float, float] | None = None
     """Noise levels between which a Brownian path gives the step's noise; None for independent noise."""
+    kept_level: float | None = None
+    """Noise level that diffusers gives the area that inpainting keeps, if it is not the input's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,3 +44,6 @@ FACTS: dict[SamplerName, Facts] = {
         free_options=("solver_order", "solver_type", "lower_order_final"),
     ),
 }
+
+TIMESTEP_SAMPLERS: frozenset[SamplerName] = frozenset(("ddim", "pndm", "unipc"))
+"""Samplers that are not k-diffusion's: they show the network the area that a mask keeps without noise."""

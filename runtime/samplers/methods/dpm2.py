@@ -54,7 +54,15 @@ def _midpoint(
         _, eps = predict(kind, alpha * x, D, alpha, alpha * middle)
         x_next = step_start + (down - sigma) * eps + up * NOISE
         steps.append(
-            make_step(middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=stochastic)
+            make_step(
+                middle_timesteps[i],
+                middle,
+                x_next,
+                input_scale=alpha,
+                draws_noise=stochastic,
+                # diffusers gives the kept area of a mask the level of the next step, not that of the midpoint.
+                kept_level=grid.levels[i + 1],
+            )
         )
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
     return Plan(exploding_scale(grid, config), tuple(steps), start_noise)

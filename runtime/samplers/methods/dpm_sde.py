@@ -55,7 +55,14 @@ def dpm_sde(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOption
         x_next = move_and_renoise(step_start, x0, sigma, sigma_next, config.s_noise * step_noise)
         steps.append(
             make_step(
-                middle_timesteps[i], middle, x_next, input_scale=alpha, draws_noise=True, interval=whole
+                middle_timesteps[i],
+                middle,
+                x_next,
+                input_scale=alpha,
+                draws_noise=True,
+                interval=whole,
+                # diffusers gives the kept area of a mask the level of the next step, not that of the midpoint.
+                kept_level=sigma_next,
             )
         )
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])

@@ -223,7 +223,7 @@ def _tasks(manifest: Manifest) -> dict[str, TaskInfo]:
             strength=defaults.strength,
             noise_level=defaults.noise_level,
         )
-        for name, defaults in manifest.tasks.items()
+        for name, defaults in manifest.supported.items()
     }
 
 

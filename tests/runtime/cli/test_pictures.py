@@ -210,8 +210,6 @@ def test_image_from_standard_input(
 
 def test_base_for_what_others_do(refused: Refused, small_bundle: Path, pictures: Path) -> None:
     image = ("--image", pictures / "good.png")
-    text = refused(2, "run", small_bundle, "a", *image, "--mask", pictures / "mask.png")
-    assert "inpainting needs a bundle of kind inpainting" in text
     text = refused(2, "run", small_bundle, "a", *image, "--depth", pictures / "depth.png")
     assert "depth-to-image needs a bundle of kind depth" in text
     text = refused(2, "run", small_bundle, "a", *image, "--noise-level", "20")
@@ -219,7 +217,9 @@ def test_base_for_what_others_do(refused: Refused, small_bundle: Path, pictures:
     text = refused(2, "run", small_bundle, "a", "--strength", "0.5")
     assert text == "image-to-image with small (kind base) also needs image"
     text = refused(2, "run", small_bundle, "a", *image, "--paste")
-    assert text == "image-to-image with small (kind base) does not use paste: leave it out"
+    assert text == "inpainting with small (kind base) also needs mask"
+    text = refused(2, "run", small_bundle, "a", "--mask", pictures / "mask.png")
+    assert text == "inpainting with small (kind base) also needs image"
     assert "kind depth" in refused(2, "run", small_bundle, "a", *image, "--save-depth", "depth.png")
     assert "kind upscaler" in refused(2, "run", small_bundle, "a", "--upscale", small_bundle)
 
@@ -357,7 +357,7 @@ def test_inspect_says_what_a_bundle_does(sd2rt: Command, request: pytest.Fixture
     bundle = request.getfixturevalue("small_bundle" if kind == "base" else f"small_{kind}_bundle")
     text = sd2rt("inspect", bundle).out
     expected = {
-        "base": ("text-to-image", "image-to-image", "strength 0.8"),
+        "base": ("text-to-image", "image-to-image", "strength 0.8", "inpainting", "strength 1"),
         "turbo": ("1 step, no guidance", "2 steps, no guidance, strength 0.5"),
         "inpainting": ("inpainting", "mask (1 channel), masked_image (4 channels)"),
         "depth": ("depth-to-image", "depth_estimator", "384x384"),

@@ -40,6 +40,20 @@ def test_latents_of_every_kind_of_list(bundle: Path) -> None:
                 assert found <= bound, (sampler, schedule, from_image)
 
 
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")
+def test_the_area_that_a_mask_keeps(bundle: Path) -> None:
+    with Pipeline.open(bundle, threads=1) as pipe, Pipeline.open(bundle, threads=1) as networks:
+        for sampler, steps in (
+            *(("Euler", 6), ("Euler a", 8), ("DPM++ 2M", 8), ("DPM++ 2S a", 5), ("Heun", 5), ("DPM2 a", 5)),
+            *(("LMS", 8), ("LCM", 4), ("DDIM", 9), ("PLMS", 9), ("UniPC", 17)),
+        ):
+            assert difference(pipe, networks, sampler, "Automatic", steps, True, masked=True) <= EXACT, (
+                sampler
+            )
+        for sampler in ("DPM++ 2M SDE", "DPM++ SDE", "DPM++ 3M SDE"):
+            assert difference(pipe, networks, sampler, "Karras", 8, True, masked=True) <= SHARP, sampler
+
+
 def test_images_of_a_batch_are_those_alone(small_bundle: Path) -> None:
     options: dict[str, Any] = {
         "sampler": "dpmpp-2m-sde",

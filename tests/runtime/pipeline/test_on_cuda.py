@@ -46,6 +46,15 @@ REQUESTS = [
         prompt="[fox|owl]", seed=5, num_inference_steps=5, prompt_syntax="a1111", sampler="heun", **COMMON
     ),
     Request(prompt="a hill", seed=6, num_inference_steps=3, guidance_scale=(9, 2), sampler="ddim", **COMMON),
+    Request(
+        prompt="a boat",
+        seed=7,
+        image=np.random.default_rng(7).random((64, 64, 3)),
+        mask_image=np.tri(64, dtype=np.bool_),
+        num_inference_steps=6,
+        sampler="euler-a",
+        **COMMON,
+    ),
 ]
 """Images join and leave at different steps; some draw noise at each step, some change their text on the way."""
 

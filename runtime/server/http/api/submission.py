@@ -110,9 +110,12 @@ def _model(models: Mapping[str, ModelInfo], name: str | None, wanted: Sequence[T
             )
         return model
     for task in wanted:
-        for model in models.values():
-            if task in model.tasks:
-                return model
+        # A model whose network reads the mask paints better than one that is kept inside of it.
+        able = sorted(
+            (model for model in models.values() if task in model.tasks), key=lambda m: m.kind != task
+        )
+        if able:
+            return able[0]
     raise ServerError(
         "task_not_supported",
         f"no bundle here supports {wanted[0]}: the server needs one of kind {_either(wanted[0])}",

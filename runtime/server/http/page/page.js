@@ -206,7 +206,9 @@ function setMode(name, chosen) {
 	ui.modes.replaceChildren(ui.modes.firstElementChild, ...Object.keys(TASKS).filter(can).map((each) =>
 		make("label", {}, make("input", { type: "radio", name: "mode", checked: each === mode, onchange: () => setMode(each) }), make("span", { textContent: t(each) }))));
 	if (focused) ui.modes.querySelector(":checked").focus();
-	fillSelect(ui.model, models.filter((each) => TASKS[mode] in each.tasks).map(({ id }) => [id, id]), chosen);
+	// A model made for masks comes first.
+	const able = models.filter((each) => TASKS[mode] in each.tasks).sort((a, b) => (b.kind === TASKS[mode]) - (a.kind === TASKS[mode]));
+	fillSelect(ui.model, able.map(({ id }) => [id, id]), chosen);
 	show("source", mode !== "text");
 	for (const id of ["mask", "tools", "maskHelp"]) show(id, mode === "inpaint");
 	setModel();

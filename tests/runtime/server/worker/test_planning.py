@@ -154,9 +154,9 @@ def test_codes(base: Manifest, fields: dict[str, Any], code: str, param: str | N
 
 
 def test_the_kind_that_can_is_named(base: Manifest) -> None:
-    error = refused(base, {"image": file_of(), "mask": file_of(mode="L")})
+    error = refused(base, {"image": file_of(), "depth_map": file_of(mode="L")})
     assert error.code == "task_not_supported"
-    assert "needs a bundle of kind inpainting" in error.message
+    assert "needs a bundle of kind depth" in error.message
 
 
 def test_a_mask_of_another_size_is_refused(small_inpainting_bundle: Path) -> None:

@@ -130,8 +130,11 @@ def test_image_to_image(api: webuiapi.WebUIApi, pipeline: Pipeline) -> None:
     assert equal(cropped.image, pipeline(PROMPT, negative_prompt="", image=inner, **fields).images[0])
 
 
+@pytest.mark.parametrize("model", ["demo-inpaint", "demo"])
 @pytest.mark.parametrize("only_masked", [True, False])
-def test_inpainting(api: webuiapi.WebUIApi, demo_folders: dict[str, Path], only_masked: bool) -> None:
+def test_inpainting(
+    api: webuiapi.WebUIApi, demo_folders: dict[str, Path], only_masked: bool, model: str
+) -> None:
     """A result is that of the library, with the mask's own area pasted into the original."""
     image, mask = drawing(200, 150), box_mask(200, 150, (60, 40, 100, 80))
     answer = api.img2img(
@@ -141,14 +144,15 @@ def test_inpainting(api: webuiapi.WebUIApi, demo_folders: dict[str, Path], only_
         inpaint_full_res_padding=12,
         mask_blur=3,
         denoising_strength=0.9,
+        override_settings={"sd_model_checkpoint": model},
         **SETTINGS,
     )
-    assert answer.info["sd_model_name"] == "demo-inpaint"
+    assert answer.info["sd_model_name"] == model
     extra = answer.info["extra_generation_params"]
     assert extra["Inpaint area"] == ("Only masked" if only_masked else "Whole picture")
     settings = Preparation(mask_blur=(3.0, 3.0), fill_masked=True, only_masked=only_masked, padding=12)
     painting = Painting(image, mask, 128, 128, settings)
-    with Pipeline.open(demo_folders["demo-inpaint"], device="cpu") as pipeline:
+    with Pipeline.open(demo_folders[model], device="cpu") as pipeline:
         painted = pipeline(
             PROMPT,
             negative_prompt="",
