@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd2rt.engines.bundle.model_kinds import KINDS, ModelKind
+from sd2rt.engines.bundle.model_kinds import KINDS, ModelKind, with_masks
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import resolve
@@ -22,7 +22,7 @@ class Offered:
     embeddings = SimpleNamespace(layers=3)
 
     def __init__(self, variant: ModelKind) -> None:
-        self.variant, self.tasks = variant, KINDS[variant].tasks
+        self.variant, self.supported = variant, with_masks(KINDS[variant].tasks)
 
 
 def resolved(variant: ModelKind = "base", **fields: Any) -> Request:
