@@ -19,6 +19,32 @@ from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeCud
 _LOG = logging.getLogger(__name__)
 
 
+def backends_to_try(
+    device: Device, name: BackendName, precision: ComputePrecision | None, *, has_engines: bool
+) -> tuple[BackendName, ...]:
+    """List the backends that may run a bundle, the preferred one first; there is no fallback from one that is named.
+
+    Raises:
+        RequestError: the backend does not support the device or the precision.
+    """
+    if name == "openvino" or (name == "auto" and precision is not None):
+        if device.kind != "cpu":
+            option = "openvino" if name == "openvino" else f"--precision {precision}"
+            raise RequestError(f"{option} runs on CPUs only: use --device cpu, or omit --device")
+        return ("openvino",)
+    if precision is not None:
+        raise RequestError(
+            f"--precision {precision} needs --backend openvino: {name} runs in the bundle's precision"
+        )
+    compiled = get_args(EngineBackend)
+    if name in compiled:
+        if device.kind == "cpu":
+            raise RequestError(f"{name} needs an NVIDIA GPU: use --device cuda, or omit --backend")
+        return (name,)
+    preferred = compiled if name == "auto" and device.kind == "cuda" and has_engines else ()
+    return (*preferred, "onnxruntime")
+
+
 def open_backend(
     bundle: Bundle,
     device: Device,
@@ -50,32 +76,22 @@ def open_backend(
         BundleError: a TensorRT backend was named, and no engine of the bundle fits.
         MissingDependencyError: the backend is not installed, or the GPU does not exist.
     """
-    if name == "openvino" or (name == "auto" and precision is not None):
-        if device.kind != "cpu":
-            option = "openvino" if name == "openvino" else f"--precision {precision}"
-            raise RequestError(f"{option} runs on CPUs only: use --device cpu, or omit --device")
+    names = backends_to_try(device, name, precision, has_engines=bool(bundle.manifest.engines))
+    if "openvino" in names:
         from sd2rt.engines.openvino.backend import OpenVinoBackend
 
         return OpenVinoBackend(bundle, threads=threads, precision=precision)
-    if precision is not None:
-        raise RequestError(
-            f"--precision {precision} needs --backend openvino: {name} runs in the bundle's precision"
-        )
-    compiled = get_args(EngineBackend)
-    if device.kind == "cpu" and name in compiled:
-        raise RequestError(f"{name} needs an NVIDIA GPU: use --device cuda, or omit --backend")
-    if device.kind == "cuda" and (name in compiled or (name == "auto" and bundle.manifest.engines)):
+    compiled = tuple(each for each in get_args(EngineBackend) if each in names)
+    if compiled:
         # Imported only when needed: its import takes as long as all others together.
         from sd2rt.engines.tensorrt.backend import open_tensorrt
 
-        names = tuple(item for item in compiled if name in ("auto", item))
         backend = open_tensorrt(
             bundle,
             device,
-            names,
+            compiled,
             needed=needed,
-            # Never fall back from a backend that was requested by name.
-            required=name != "auto",
+            required="onnxruntime" not in names,
             cuda_graph=cuda_graph,
         )
         if backend is not None:

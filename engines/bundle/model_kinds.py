@@ -19,6 +19,9 @@ ModelKind = Literal["base", "v", "turbo", "inpainting", "depth", "upscaler"]
 PartName = Literal[
     "text_encoder", "denoiser", "decoder", "encoder", "tiled_decoder", "tiled_encoder", "depth_estimator"
 ]
+EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
+"""Parts that every image needs, loaded at once; the others are loaded on first use."""
+
 UNTILED: dict[PartName, PartName] = {"tiled_decoder": "decoder", "tiled_encoder": "encoder"}
 """The untiled counterpart of each tiled part; both use the same weights."""
 TaskName = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image", "upscaling"]

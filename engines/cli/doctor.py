@@ -9,7 +9,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -22,6 +22,8 @@ from sd2rt.engines.install_hint import install_hint
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.engine_entry import EngineBackend
+    from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.engines.bundle.schema import ComputePrecision
 
 _PACKAGES = (
     *("sd2rt", "numpy", "pillow", "tokenizers", "pydantic", "typer", "rich"),
@@ -137,68 +139,67 @@ def _tried(load: Callable[[], Any]) -> dict[str, str | None]:
 
 
 def _choice(bundle: str | None, device: str, backend: str, precision: str | None) -> tuple[str | None, str]:
-    """Return the backend that a run with these options would use, and the reason; see ``open_backend``.
+    """Return the backend that a run with these options would use, and the reason.
 
     Raises:
         RequestError: the device or the backend is unknown.
         BundleError: there is no such bundle.
     """
-    from typing import get_args
-
+    from sd2rt.engines.backends import backends_to_try
     from sd2rt.engines.bundle.engine_entry import BackendName
+    from sd2rt.engines.bundle.manifest import read_manifest
+    from sd2rt.engines.bundle.reader import locate
     from sd2rt.engines.interface import Device
     from sd2rt.engines.near_matches import did_you_mean
 
-    parsed, names = Device(device), get_args(BackendName)
-    if backend not in names:
+    parsed, known = Device(device), get_args(BackendName)
+    name: BackendName | None = next((each for each in known if each == backend), None)
+    if name is None:
         raise RequestError(
-            f"no backend is named {backend!r}: {did_you_mean(backend, names)}choose one of {', '.join(names)}"
+            f"no backend is named {backend!r}: {did_you_mean(backend, known)}choose one of {', '.join(known)}"
         )
-    if backend == "openvino" or (backend == "auto" and precision == "bf16"):
-        asked = "asked for" if backend == "openvino" else "bf16 on a CPU needs it"
-        return ("openvino", asked) if parsed.kind == "cpu" else (None, "OpenVINO runs on CPUs only")
-    if backend.startswith("tensorrt"):
-        return (
-            (backend, "asked for")
-            if parsed.kind == "cuda"
-            else (None, f"{backend} needs a GPU: use --device cuda")
-        )
+    path = None if bundle is None else locate(bundle)
+    manifest = None if path is None else read_manifest(path)
+    has_engines = manifest is not None and bool(manifest.engines)
+    # Other precisions are those of bundles, and ask for no backend.
+    computed: ComputePrecision | None = "bf16" if precision == "bf16" else None
+    try:
+        names = backends_to_try(parsed, name, computed, has_engines=has_engines)
+    except RequestError as error:
+        return None, str(error)
+    if path is not None and manifest is not None and len(names) > 1:
+        return _by_engines(path, manifest, parsed.index)
+    (only,) = names
+    chosen = f"onnxruntime on {parsed.kind}" if only == "onnxruntime" else only
+    if only == name:
+        return chosen, "asked for"
+    if only == "openvino":
+        return chosen, "bf16 on a CPU needs it"
     if parsed.kind == "cpu":
-        why = "asked for" if backend == "onnxruntime" else "the default on CPUs"
-        return "onnxruntime on cpu", why
-    if backend == "auto" and bundle is not None:
-        return _engines(bundle, parsed.index)
-    why = (
-        "asked for"
-        if backend == "onnxruntime"
-        else "the default on GPUs for bundles without engines that fit"
-    )
-    return "onnxruntime on cuda", why
+        return chosen, "the default on CPUs"
+    return chosen, f"the default on GPUs for {'bundles' if path is None else 'a bundle'} without engines"
 
 
-def _engines(bundle: str, index: int) -> tuple[str, str]:
-    """Return the backend of the bundle's engines that fit this GPU, or ONNX Runtime with the reason."""
-    from sd2rt.engines.bundle.manifest import read_manifest
-    from sd2rt.engines.bundle.reader import locate
-    from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
+def _by_engines(path: Path, manifest: Manifest, index: int) -> tuple[str, str]:
+    """Return the backend whose engines fit this GPU, or ONNX Runtime with the reason."""
+    from sd2rt.engines.bundle.engine_entry import EngineBackend
+    from sd2rt.engines.bundle.model_kinds import EAGER_PARTS
+    from sd2rt.engines.tensorrt.selection import select_engines
 
-    manifest, gpu = read_manifest(locate(bundle)), gpu_at_hand(index)
-    if not manifest.engines:
-        return "onnxruntime on cuda", "the bundle has no engines"
+    gpu = gpu_at_hand(index)
     if gpu is None:
-        return "onnxruntime on cuda", "no GPU can be asked for its engines"
+        return "onnxruntime on cuda", "no GPU can be asked for the bundle's engines"
     reasons = []
-    for entry in manifest.engines:
+    for backend in get_args(EngineBackend):
         try:
-            version = str(load_module(entry.backend, entry.version_compatible).__version__)
-        except MissingDependencyError as error:
-            reasons.append(str(error))
+            module, _ = select_engines(path, manifest, backend, gpu, EAGER_PARTS)
+        except (BundleError, MissingDependencyError) as error:
+            if any(entry.backend == backend for entry in manifest.engines):
+                reasons.append(str(error))
             continue
-        reason = mismatch_of(entry, version, gpu.compute_capability)
-        if reason is None:
-            return entry.backend, f"the bundle's engine of {entry.part} fits this GPU"
-        reasons.append(reason)
-    return "onnxruntime on cuda", f"no engine of the bundle fits: {reasons[0]}"
+        lean = " (lean)" if module.__name__ == "tensorrt_lean" else ""
+        return backend + lean, "the bundle's engines of all parts that a run needs fit this GPU"
+    return "onnxruntime on cuda", "; ".join(reasons)
 
 
 def _version(package: str) -> str | None:

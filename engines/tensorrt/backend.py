@@ -1,4 +1,4 @@
-"""Select the engines of a bundle that fit the GPU and the installed version, and open parts with them."""
+"""Open parts with the engines of a bundle that fit the GPU and the installed version."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from sd2rt.engines.bundle.engine_entry import EngineBackend, EngineEntry
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.cuda.device import CudaDevice
-from sd2rt.engines.cuda.gpu_info import sm_number
 from sd2rt.engines.errors import BundleError, MissingDependencyError, Sd2rtError
 from sd2rt.engines.fallback_warning import warn_of_fallback
-from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Backend, Device, Engine
 from sd2rt.engines.tensorrt.build_command import build_command
-from sd2rt.engines.tensorrt.engine_header import HeaderReader
-from sd2rt.engines.tensorrt.packages import load_module, mismatch_of
 from sd2rt.engines.tensorrt.part import TensorRtPart
+from sd2rt.engines.tensorrt.selection import select_engines
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,14 +98,11 @@ def open_tensorrt(
     try:
         for backend in candidates:
             try:
-                module = _module(backend, bundle.manifest.engines)
-            except MissingDependencyError as error:
+                module, engines = select_engines(bundle.path, bundle.manifest, backend, gpu, needed)
+            except (BundleError, MissingDependencyError) as error:
                 reasons.append(error)
                 continue
-            engines, reason = _select_engines(bundle, backend, module, gpu, needed)
-            if reason is None:
-                return TensorRtBackend(bundle, gpu, backend, module, engines, cuda_graph=cuda_graph)
-            reasons.append(BundleError(reason))
+            return TensorRtBackend(bundle, gpu, backend, module, engines, cuda_graph=cuda_graph)
         if required:
             raise reasons[-1]
     except BaseException:
@@ -120,50 +114,3 @@ def open_tensorrt(
     relevant = [str(error) for backend, error in zip(candidates, reasons, strict=True) if backend in backends]
     warn_of_fallback(_LOG, f"using ONNX Runtime: {'; '.join(relevant)}", stacklevel=2)
     return None
-
-
-def _module(backend: EngineBackend, entries: Sequence[EngineEntry]) -> Any:
-    """The backend's module; TensorRT's lean runtime if only that is installed and an engine can run in it."""
-    try:
-        return load_module(backend)
-    except MissingDependencyError:
-        if backend == "tensorrt" and any(e.version_compatible for e in entries if e.backend == backend):
-            return load_module(backend, portable=True)
-        raise
-
-
-def _select_engines(
-    bundle: Bundle, backend: EngineBackend, module: Any, gpu: CudaDevice, needed: Sequence[PartName]
-) -> tuple[dict[PartName, list[EngineEntry]], str | None]:
-    """Select the engines that fit, by part; also the reason if a needed part has none, else None."""
-    lean = module.__name__ == "tensorrt_lean"
-    headers = HeaderReader(module, gpu.compute_capability) if backend == "tensorrt-rtx" else None
-    engines: dict[PartName, list[EngineEntry]] = {}
-    reasons: dict[PartName, str] = {}
-    for entry in bundle.manifest.engines:
-        if entry.backend == backend:
-            reason = mismatch_of(entry, str(module.__version__), gpu.compute_capability)
-            if reason is None and lean and not entry.version_compatible:
-                reason = f"it needs the full TensorRT: {install_hint('tensorrt')}"
-            if reason is None and lean and entry.options.refit == "identical":
-                reason = (
-                    "its weights come from the bundle, which only the full TensorRT can load: "
-                    f"{install_hint('tensorrt')}"
-                )
-            if reason is None and headers is not None:
-                reason = headers.mismatch_of(bundle.path / entry.file.path)
-            if reason is None:
-                engines.setdefault(entry.part, []).append(entry)
-            else:
-                reasons.setdefault(entry.part, f"{entry.file.path}: {reason}")
-    missing = [part for part in needed if part not in engines]
-    if not missing:
-        return engines, None
-    part = missing[0]
-    reason = (
-        f"its {part} engine does not fit ({reasons[part]})" if part in reasons else f"it has no {part} engine"
-    )
-    command = build_command(bundle.path, backend, part, {}, bundle.manifest.latents.vae_factor)
-    gpu_label = f"{gpu.name} (sm_{sm_number(gpu.compute_capability)})"
-    summary = f"{bundle.path} lacks {backend} {module.__version__} engines for {gpu_label}"
-    return engines, f"{summary}: {reason}: run '{command}'"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.backends import open_backend, open_part
 from sd2rt.engines.bundle.engine_entry import BackendName
-from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.model_kinds import EAGER_PARTS, PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
@@ -35,9 +35,6 @@ CLOSED = "this pipeline is closed: open it again"
 PartWeights = Mapping[PartName, Mapping[str, Array] | None]
 """Weights by part and PyTorch name; None for the bundle's own."""
 _NO_WEIGHTS: PartWeights = MappingProxyType({})
-
-_EAGER_PARTS: tuple[PartName, ...] = ("text_encoder", "denoiser", "decoder")
-"""Parts that every image needs, loaded at once; the others are loaded on first use."""
 
 
 class Networks:
@@ -78,7 +75,7 @@ class Networks:
             bundle,
             device,
             backend,
-            needed=_EAGER_PARTS,
+            needed=EAGER_PARTS,
             threads=threads,
             cuda_graph=cuda_graph,
             allow_cpu_fallback=allow_cpu_fallback,
@@ -86,8 +83,8 @@ class Networks:
             profiles=self._profiles(),
         )
         # Parts load in parallel: most of the time is ONNX Runtime's optimiser, which uses one core and no GIL.
-        with ThreadPoolExecutor(len(_EAGER_PARTS)) as pool:
-            futures = {part: pool.submit(self._open, part, weights.get(part)) for part in _EAGER_PARTS}
+        with ThreadPoolExecutor(len(EAGER_PARTS)) as pool:
+            futures = {part: pool.submit(self._open, part, weights.get(part)) for part in EAGER_PARTS}
             tokenizer = Tokenizer(bundle)
         try:
             self._engines: dict[PartName, Engine] | None = {

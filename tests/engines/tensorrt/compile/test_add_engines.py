@@ -20,9 +20,11 @@ from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
+from sd2rt.engines.cuda.gpu_info import GpuFacts
 from sd2rt.engines.errors import BuildError, BundleError, MissingDependencyError, RequestError
 from sd2rt.engines.tensorrt.compile.add_engines import build_engines
 from sd2rt.engines.tensorrt.compile.profiles import Shapes
+from sd2rt.runtime.cli.main import main
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -80,6 +82,38 @@ def test_attention_is_fused(built: Path, part: PartName) -> None:
     assert told["built"]["fused"] == operators * profiles
     kernels = [layer for layer in told["layers"] if "mha" in layer["name"]]
     assert len(kernels) == operators * profiles
+
+
+def chosen_by_doctor(
+    bundle: Path, capability: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """The choice that `sd2rt doctor` tells on a machine with a GPU of this capability."""
+    gpu = GpuFacts("a GPU", capability, "CUDA 13.0")
+    monkeypatch.setattr("sd2rt.engines.cli.doctor.gpu_at_hand", lambda index=0: gpu if index == 0 else None)
+    main(["doctor", str(bundle), "--device", "cuda", "--json"])
+    choice: dict[str, Any] = json.loads(capsys.readouterr().out)["choice"]
+    return choice
+
+
+def test_doctor_chooses_engines_of_all_parts(
+    built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen_by_doctor(built, "8.9", monkeypatch, capsys)["backend"] == "tensorrt-rtx"
+    other = chosen_by_doctor(built, "9.0", monkeypatch, capsys)
+    assert other["backend"] == "onnxruntime on cuda"
+    assert "lacks tensorrt-rtx" in other["reason"]
+    assert "sm_90" in other["reason"]
+
+
+def test_doctor_needs_engines_of_all_parts(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = chosen_by_doctor(bundle, "8.9", monkeypatch, capsys)
+    assert before["reason"] == "the default on GPUs for a bundle without engines"
+    build_engines(bundle, SIZE, ADA, parts=TEXT)
+    after = chosen_by_doctor(bundle, "8.9", monkeypatch, capsys)
+    assert after["backend"] == "onnxruntime on cuda"
+    assert "it has no denoiser engine" in after["reason"]
 
 
 def _operators(path: Path) -> list[str]:
