@@ -20,7 +20,7 @@ Engines = Mapping[PartName, Sequence[EngineEntry]]
 
 
 class Gpu(Protocol):
-    """What the selection asks of a GPU."""
+    """Facts about a GPU that decide which engines fit."""
 
     @property
     def name(self) -> str: ...
