@@ -26,7 +26,9 @@ UNTILED: dict[PartName, PartName] = {"tiled_decoder": "decoder", "tiled_encoder"
 """The untiled counterpart of each tiled part; both use the same weights."""
 TaskName = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image", "upscaling"]
 ConditionName = Literal["mask", "masked_image", "depth", "low_res"]
-InputName = Literal["image", "mask_image", "depth_map", "noise_level", "strength", "paste"]
+InputName = Literal[
+    "image", "mask_image", "depth_map", "noise_level", "strength", "paste", "resize_mode", "only_masked"
+]
 
 
 MAX_SCALE = 1e6
@@ -72,18 +74,18 @@ TASKS: dict[TaskName, Task] = {
     task.name: task
     for task in (
         Task("text-to-image"),
-        Task("image-to-image", required=("image",), optional=("strength",)),
+        Task("image-to-image", required=("image",), optional=("strength", "resize_mode")),
         Task(
             "inpainting",
             required=("image", "mask_image"),
-            optional=("strength", "paste"),
+            optional=("strength", "paste", "resize_mode", "only_masked"),
             conditions=("mask", "masked_image"),
             noise_at_full_strength=True,
         ),
         Task(
             "depth-to-image",
             required=("image",),
-            optional=("depth_map", "strength"),
+            optional=("depth_map", "strength", "resize_mode"),
             conditions=("depth",),
         ),
         Task("upscaling", required=("image",), optional=("noise_level",), conditions=("low_res",)),

@@ -13,6 +13,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.shell import names
+from sd2rt.runtime.images.preparation import ResizeMode
 
 if TYPE_CHECKING:
     from sd2rt.engines.lora.file import Lora
@@ -262,6 +263,22 @@ class ImageOptions(OptionGroup):
     paste_blur: Annotated[
         float, typer.Option(help="Width in pixels of the blend inside the mask, with --paste.")
     ] = 4.0
+    only_masked: Annotated[
+        bool,
+        typer.Option(
+            "--only-masked",
+            help="With a mask: paint its area alone, at the image's --size, and paste it into the whole image.",
+        ),
+    ] = False
+    mask_padding: Annotated[
+        int, typer.Option(help="Pixels of the image around the masked area, with --only-masked.")
+    ] = 32
+    resize_mode: Annotated[
+        ResizeMode,
+        typer.Option(
+            help="An image of another aspect ratio is stretched, cropped, or filled up at its edges."
+        ),
+    ] = "stretch"
     depth: Annotated[
         str | None,
         typer.Option(
@@ -301,6 +318,9 @@ class ImageOptions(OptionGroup):
             "noise_level": self.noise_level if self.upscale is None else None,
             "paste": self.paste,
             "paste_blur": self.paste_blur,
+            "only_masked": self.only_masked,
+            "mask_padding": self.mask_padding,
+            "resize_mode": self.resize_mode,
         }
         if self.max_image_pixels is not None:
             fields["max_image_pixels"] = self.max_image_pixels

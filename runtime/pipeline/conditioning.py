@@ -16,7 +16,9 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.images.mask import extent_note, mask_values
+from sd2rt.runtime.images.preparation import ResizeMode
 from sd2rt.runtime.images.resample import nearest
+from sd2rt.runtime.pipeline.input_images import InputImages
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.rng.select import NormalGenerator
@@ -26,6 +28,9 @@ from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.networks.networks import Networks
+
+
+_RESIZED: dict[ResizeMode, str] = {"stretch": "resized", "crop": "cropped", "fill": "filled up"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +63,24 @@ class Conditioning:
         """Pixels per latent, along a side."""
         self.shape = (manifest.latents.channels, *latent_sides(self.width, self.height, self.factor))
         """Shape of the latents, [C, h, w]."""
+        self._inputs = InputImages(request, self.width, self.height)
         self._warn_if_resized()
-        if request.mask_image is not None and (note := extent_note(self.latent_mask)) is not None:
-            warnings.warn(note, stacklevel=2)
+        # With only_masked, the mask of the area alone may well be white.
+        if request.mask_image is not None and not request.only_masked:
+            note = extent_note(self.latent_mask)
+            if note is not None:
+                warnings.warn(note, stacklevel=2)
 
     def _warn_if_resized(self) -> None:
         image = self._request.image
         size_requested = self._request.width is not None and self._request.height is not None
-        if image is None or size_requested or self.tileable or image.size == (self.width, self.height):
+        if image is None or size_requested or self.tileable or self._request.only_masked:
+            return
+        if image.size == (self.width, self.height):
             return
         warnings.warn(
-            f"the image is {image.width}x{image.height}: resized to {self.width}x{self.height}, because sides "
-            "must be multiples of 64",
+            f"the image is {image.width}x{image.height}: {_RESIZED[self._request.resize_mode]} to "
+            f"{self.width}x{self.height}, because sides must be multiples of 64",
             stacklevel=2,
         )
 
@@ -132,14 +143,16 @@ class Conditioning:
 
     def _cached(self, name: str, image: Any, mask: Any, compute: Callable[[], Float32Array]) -> Float32Array:
         """Look up a network's result for this image and mask, which several requests may share, or compute it."""
-        return self._networks.results.get((name, self.width, self.height), (image, mask), compute)
+        if self._request.only_masked:
+            mask = self._request.mask_image
+        return self._networks.results.get((name, *self._inputs.key), (image, mask), compute)
 
     @cached_property
     def image(self) -> Float32Array:
         """Initial image [3, H, W] in [-1, 1], at the result's size."""
         from sd2rt.runtime.images.init_image import resized, to_tensor
 
-        return to_tensor(resized(self._request.image, self.width, self.height))
+        return to_tensor(resized(self._inputs.image, self.width, self.height))
 
     @cached_property
     def image_moments(self) -> Float32Array:
@@ -149,7 +162,7 @@ class Conditioning:
     @cached_property
     def mask(self) -> Float32Array:
         """Inpainting mask [1, H, W]: 1 where the image is repainted, 0 where it is kept."""
-        return mask_values(self._request.mask_image, self.width, self.height)
+        return mask_values(self._inputs.mask, self.width, self.height)
 
     @cached_property
     def latent_mask(self) -> Float32Array:
@@ -171,8 +184,8 @@ class Conditioning:
         """Depth map of the request, or the depth estimator's for its image, [H', W'], unscaled."""
         image, depth_map = self._request.image, self._request.depth_map
         if depth_map is not None:
-            return np.asarray(depth_map, np.float32)
-        return self._cached("depth", image, None, lambda: self._networks.depth(image))
+            return self._inputs.fitted_depth(np.asarray(depth_map, np.float32))
+        return self._cached("depth", image, None, lambda: self._networks.depth(self._inputs.image))
 
     @cached_property
     def depth(self) -> Float32Array:
@@ -200,16 +213,9 @@ class Conditioning:
         noise = generator.randn(self.low_res.shape)
         return np.float32(np.sqrt(signal)) * self.low_res + np.float32(np.sqrt(1 - signal)) * noise
 
-    def paste_original(self, unit: Float32Array) -> Float32Array:
-        """Paste the original pixels outside the mask into an image [H, W, 3] in [0, 1], if requested."""
-        if not self._request.paste:
-            return unit
-        from sd2rt.runtime.images.init_image import resized
-        from sd2rt.runtime.images.paste import paste
-
-        original = resized(self._request.image, self.width, self.height)
-        original_unit = np.asarray(original, np.float32) / np.float32(255)
-        return paste(original_unit, unit, self.mask, self._request.paste_blur)
+    def finish(self, unit: Float32Array) -> Float32Array:
+        """Return a request's result for a generated image [H, W, 3] in [0, 1]: original pixels may be pasted."""
+        return self._inputs.finish(unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +254,7 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
                     f"{name} cannot be set for upscaling: the result is {factor} times the size of the image"
                 )
         return image.width * factor, image.height * factor
-    if image is not None and (request.width is None or request.height is None):
+    if image is not None and not request.only_masked and (request.width is None or request.height is None):
         from sd2rt.runtime.images.init_image import fitting_size
 
         width, height = fitting_size(image)

@@ -35,7 +35,7 @@ class ImageJob:
         return self.tiling.blend(trajectory.latents for trajectory in self.trajectories)
 
     def finish(self, unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Crop the padding from a decoded image [H', W', 3] in [0, 1], and paste original pixels if requested."""
+        """Crop the padding from a decoded image [H', W', 3] in [0, 1]; paste it into the original if requested."""
         conditioning = self.conditioning
         unit = unit[: conditioning.height, : conditioning.width]
-        return conditioning.paste_original(unit)
+        return conditioning.finish(unit)

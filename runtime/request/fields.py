@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.sampler_config import GridName
+from sd2rt.runtime.images.preparation import ResizeMode
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
 
@@ -40,6 +41,9 @@ class SharedFields(TypedDict, total=False):
     noise_level: int | None
     paste: bool
     paste_blur: float
+    only_masked: bool
+    mask_padding: int
+    resize_mode: ResizeMode
     prompt_syntax: PromptSyntax
     clip_skip: int | None
     num_inference_steps: int | None

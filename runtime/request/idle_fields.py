@@ -8,6 +8,7 @@ from typing import Any
 from sd2rt.runtime.request.request import Request
 
 _PASTE_BLUR = Request.model_fields["paste_blur"].default
+_MASK_PADDING = Request.model_fields["mask_padding"].default
 
 
 def idle_fields(request: Request[Any]) -> Iterator[str]:
@@ -24,5 +25,7 @@ def idle_fields(request: Request[Any]) -> Iterator[str]:
                 yield f"{name} has no effect without guidance, at a scale of 1 or less"
     if request.variation_seed is not None and not request.varied:
         yield "the variation seed has no effect at a variation strength of 0"
-    if request.paste_blur != _PASTE_BLUR and not request.paste:
+    if request.paste_blur != _PASTE_BLUR and not (request.paste or request.only_masked):
         yield "the paste blur has no effect without paste"
+    if request.mask_padding != _MASK_PADDING and not request.only_masked:
+        yield "the mask padding has no effect unless only the masked area is painted"

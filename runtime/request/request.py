@@ -24,6 +24,7 @@ from sd2rt.engines.bundle.sampler_config import GridName
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import is_text, printable, repr_of
+from sd2rt.runtime.images.preparation import ResizeMode
 from sd2rt.runtime.images.read import MAX_PIXELS
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, PromptSyntax
 from sd2rt.runtime.request.fields import Images, OutputType, RequestFields
@@ -198,7 +199,10 @@ class Request(BaseModel, Generic[Images]):
     array (see :mod:`sd2rt.runtime.images.init_image`). They are loaded when the request is created; images of
     more than ``max_image_pixels`` are rejected before decoding. White areas of a mask are repainted. ``paste``
     restores the image's original pixels where the mask is black; the transition into the repainted area is
-    blurred by ``paste_blur`` pixels.
+    blurred by ``paste_blur`` pixels. An image of another aspect ratio than the result is stretched;
+    ``resize_mode`` ``crop`` cuts off what exceeds it, ``fill`` repeats the image's edges, as in AUTOMATIC1111.
+    ``only_masked`` paints the masked area alone, with ``mask_padding`` pixels of the image around it, at the size of
+    the request (by default the bundle's), and pastes it into the whole image, which keeps its size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -215,6 +219,9 @@ class Request(BaseModel, Generic[Images]):
     noise_level: Whole | None = Field(default=None, ge=0)
     paste: bool = False
     paste_blur: Number = Field(default=4.0, ge=0, le=256, allow_inf_nan=False)
+    only_masked: bool = False
+    mask_padding: Whole = Field(default=32, ge=0, le=4096)
+    resize_mode: ResizeMode = "stretch"
     num_inference_steps: Whole | None = Field(default=None, ge=1)
     guidance_scale: Scales | None = None
     guidance_rescale: Number = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
@@ -308,10 +315,13 @@ class Request(BaseModel, Generic[Images]):
             if self.grid == "a1111" and getattr(self, name) is not None:
                 raise ValueError(f"{name} cannot be combined with the grid a1111: leave one of them out")
         check_mask(self.image, self.mask_image)
-        if self.paste and self.output_type == "latent":
-            raise ValueError(
-                "paste needs pixels, but output_type is latent: turn paste off, or use output_type pil or np"
-            )
+        for name in ("paste", "only_masked"):
+            if getattr(self, name) and self.output_type == "latent":
+                raise ValueError(
+                    f"{name} needs pixels, but output_type is latent: turn {name} off, or use output_type pil or np"
+                )
+        if self.only_masked and self.resize_mode != "stretch":
+            raise ValueError("only_masked keeps the aspect ratio by itself: leave resize_mode out")
         for name in ("width", "height"):
             side = getattr(self, name)
             if side is not None:

@@ -18,6 +18,8 @@ _INPUT_NAMES: dict[InputName, str] = {
     "noise_level": "noise level",
     "strength": "strength",
     "paste": "paste",
+    "resize_mode": "resize mode",
+    "only_masked": "only masked",
 }
 """Names of inputs in messages, close to both the command-line options and the keyword arguments."""
 
@@ -114,14 +116,16 @@ def _unsupported(manifest: Manifest, task: TaskName) -> str:
 
 def _inputs(request: Request[Any]) -> set[InputName]:
     inputs: set[InputName] = {"paste"} if request.paste else set()
+    inputs |= {"only_masked"} if request.only_masked else set()
+    inputs |= {"resize_mode"} if request.resize_mode != "stretch" else set()
     names: tuple[InputName, ...] = ("image", "mask_image", "depth_map", "noise_level", "strength")
     return inputs | {name for name in names if getattr(request, name) is not None}
 
 
 def _intended_task(inputs: set[InputName]) -> Task | None:
     """Guess the task from the inputs, even if some are missing."""
-    # Strength and paste belong to several tasks, so they do not identify one.
-    distinctive = inputs - {"strength", "paste"}
+    # These belong to several tasks, or to a mask, so they do not identify one.
+    distinctive = inputs - {"strength", "paste", "resize_mode", "only_masked"}
     candidates = [task for task in TASKS.values() if distinctive <= {*task.required, *task.optional}]
     complete = (task for task in candidates if set(task.required) <= distinctive)
     return next(complete, next(iter(candidates), None))

@@ -43,7 +43,7 @@ _FIELDS = (
         "strength",
     ),
     *("image", "mask_image", "depth_map", "noise_level", "paste", "paste_blur", "max_image_pixels", "rng"),
-    *("variation_seed", "variation_strength"),
+    *("variation_seed", "variation_strength", "only_masked", "mask_padding", "resize_mode"),
 )
 _PATHS = ("image", "mask_image", "depth_map")
 

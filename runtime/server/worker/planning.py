@@ -105,6 +105,8 @@ def plan_generation(
         width, height = size_of(manifest, first)
     except RequestError as error:
         raise ServerError("size_not_supported", str(error), param="size") from None
+    if first.only_masked and first.image is not None:
+        _check_whole(first.image)
     _check_result(manifest, width, height, max_side)
     if request.enlargement is not None and first.image is not None and manifest.low_resolution is not None:
         original, factor = first.image.size, manifest.latents.vae_factor
@@ -142,16 +144,26 @@ def _painting(images: dict[str, Any], request: Request[Any], settings: Preparati
         width, height = request.width, request.height
         if width is None or height is None:
             width, height = fitting_size(image)
-        if settings.only_masked and max(image.size) > LARGEST_SIDE:
-            raise RequestError(
-                f"the image is {image.width}x{image.height} pixels, and so is the result: use at most "
-                f"{LARGEST_SIDE} a side"
-            )
+        if settings.only_masked:
+            _check_whole(image)
         return Painting(image, mask, width, height, settings)
     except RequestError as error:
         raise ServerError(
             "invalid_image", str(error), param="mask" if "mask_image" in images else "image"
         ) from None
+
+
+def _check_whole(image: Image) -> None:
+    """Check the size of an image that the result has too, since only its masked area is painted.
+
+    Raises:
+        RequestError: it is too large.
+    """
+    if max(image.size) > LARGEST_SIDE:
+        raise RequestError(
+            f"the image is {image.width}x{image.height} pixels, and so is the result: use at most {LARGEST_SIDE} "
+            "a side"
+        )
 
 
 def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps: int) -> None:

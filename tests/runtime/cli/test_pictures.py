@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 
@@ -301,6 +301,47 @@ def test_paste_keeps_what_is_outside_the_mask(
     np.testing.assert_array_equal(hard[~outside], plain[~outside])
     assert (pasted[~outside] != hard[~outside]).any(), "the edge is soft"
     np.testing.assert_array_equal(pasted[32, 32], plain[32, 32])
+
+
+@pytest.mark.parametrize("command", ["run", "batch"])
+def test_only_masked(sd2rt: Command, small_bundle: Path, pictures: Path, command: str) -> None:
+    """A bundle without an input for masks paints a part of an image of any size."""
+    image, mask = Image.new("RGB", (150, 100), "teal"), Image.new("L", (150, 100))
+    mask.paste(255, (90, 20, 120, 60))
+    image.save("image.png")
+    mask.save("mask.png")
+    options: dict[str, Any] = {
+        "image": "image.png",
+        "mask": "mask.png",
+        "only_masked": True,
+        "mask_padding": 7,
+    }
+    words = ("--image", "image.png", "--mask", "mask.png")
+    if command == "run":
+        settings = ("--only-masked", "--mask-padding", "7")
+        result = sd2rt("run", small_bundle, "a", *words, *settings, *FAST, "-o", "a.png")
+    else:
+        Path("rows.jsonl").write_text(json.dumps({"prompt": "a", **options}))
+        result = sd2rt("batch", small_bundle, "rows.jsonl", *FAST, "-o", "out")
+    assert result.code == 0, result.err
+    path = Path("a.png") if command == "run" else next(Path("out").glob("*.png"))
+    found = Image.open(path)
+    assert found.size == image.size
+    changed = np.asarray(ImageChops.difference(found.convert("RGB"), image)).max(2) > 0
+    assert changed[30:50, 100:110].any()
+    assert not changed[np.asarray(mask) == 0].any()
+    again = sd2rt("run", small_bundle, "--from", path, *words, "-o", "b.png")
+    assert again.code == 0, again.err
+    assert _pixels("b.png") == _pixels(str(path))
+
+
+def test_cropped_images(sd2rt: Command, small_bundle: Path) -> None:
+    Image.linear_gradient("L").convert("RGB").resize((128, 64)).save("wide.png")
+    Image.open("wide.png").crop((32, 0, 96, 64)).save("middle.png")
+    cropped = ("--image", "wide.png", "--size", "64x64", "--resize-mode", "crop")
+    assert sd2rt("run", small_bundle, "a", *cropped, *FAST, "-o", "a.png").code == 0
+    assert sd2rt("run", small_bundle, "a", "--image", "middle.png", *FAST, "-o", "b.png").code == 0
+    assert _pixels("a.png") == _pixels("b.png")
 
 
 def test_saved_depth_gives_the_same_picture(sd2rt: Command, small_depth_bundle: Path, pictures: Path) -> None:

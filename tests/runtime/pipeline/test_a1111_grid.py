@@ -45,7 +45,15 @@ def test_the_area_that_a_mask_keeps(bundle: Path) -> None:
     with Pipeline.open(bundle, threads=1) as pipe, Pipeline.open(bundle, threads=1) as networks:
         for sampler, steps in (
             *(("Euler", 6), ("Euler a", 8), ("DPM++ 2M", 8), ("DPM++ 2S a", 5), ("Heun", 5), ("DPM2 a", 5)),
-            *(("LMS", 8), ("LCM", 4), ("DDIM", 9), ("PLMS", 9), ("UniPC", 17)),
+            *(
+                ("LMS", 8),
+                ("LCM", 4),
+                ("Restart", 21),
+                ("DPM fast", 7),
+                ("DDIM", 9),
+                ("PLMS", 9),
+                ("UniPC", 17),
+            ),
         ):
             assert difference(pipe, networks, sampler, "Automatic", steps, True, masked=True) <= EXACT, (
                 sampler

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sd2rt.engines.bundle.sampler_config import A1111Schedule, GridName, SamplerName
 from sd2rt.engines.printable import is_text, repr_of, shown
+from sd2rt.runtime.images.preparation import ResizeMode
 from sd2rt.runtime.prompts.syntax import PromptSyntax
 from sd2rt.runtime.request.presets import PresetName
 from sd2rt.runtime.server.errors import ServerError
@@ -70,6 +71,9 @@ SETTINGS = (
     "strength",
     "noise_level",
     "paste_blur",
+    "only_masked",
+    "mask_padding",
+    "resize_mode",
 )
 """Fields that are keyword arguments of a request of the runtime's under the same names, beside the prompt."""
 
@@ -136,6 +140,9 @@ class EditFields(ImageFields):
     strength: Annotated[Number, Field(gt=0, le=1)] | None = None
     noise_level: Annotated[int, Strict(), Field(ge=0, le=1000), FromFloat] | None = None
     paste_blur: Annotated[Number, Field(ge=0, le=256)] | None = None
+    only_masked: Truth | None = None
+    mask_padding: Annotated[int, Strict(), Field(ge=0, le=4096), FromFloat] | None = None
+    resize_mode: ResizeMode | None = None
     input_fidelity: Ignored = None
 
 

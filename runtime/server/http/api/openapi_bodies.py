@@ -27,16 +27,16 @@ Schema = dict[str, Any]
 IMAGE_TYPES = "image/png, image/jpeg, image/webp"
 ENCODING = {"image": {"contentType": IMAGE_TYPES}}
 _FROM_AN_IMAGE = ("image-to-image", "depth-to-image", "upscaling")
-_OF_KINDS = ("strength", "noise_level", "paste_blur")
+_OF_KINDS = ("strength", "noise_level", "paste_blur", "only_masked", "mask_padding", "resize_mode")
 """Fields that only some kinds of model take."""
 _USUAL_GRID: Schema = {"enum": [None, "diffusers"]}
 _DEPENDENT = (*_OF_KINDS, "n", "num_inference_steps", "schedule")
 """Fields whose values depend on others, or on the model."""
 _FORM_WORDS = (
-    "Also: mask, a PNG of the image's size whose transparent areas are edited, by an inpainting model; depth_map, by "
-    "a depth model; strength, above 0 to 1; num_inference_steps, enough for the strength; noise_level, by upscalers, "
-    "which takes no size; paste_blur, 0 to 256; n, 1 if it is streamed; schedule, one that the sampler has. Other "
-    "fields are ignored."
+    "Also: mask, a PNG of the image's size whose transparent areas are edited; depth_map, by a depth model; "
+    "strength, above 0 to 1; num_inference_steps, enough for the strength; noise_level, by upscalers, which takes no "
+    "size; paste_blur, 0 to 256; only_masked with mask_padding, for masks; resize_mode stretch, crop or fill; n, 1 "
+    "if it is streamed; schedule, one that the sampler has. Other fields are ignored."
 )
 _JSON_WORDS = (
     "Also: image, mask and depth_map in base64, with the fields of the form. Other fields are ignored."

@@ -18,7 +18,7 @@ _WORDS = (
     "target_size where the model has them. An image alone can be the body, as image/png, image/jpeg or image/webp."
 )
 _NULL: Schema = {"enum": [None]}
-_OF_IMAGES = ("strength", "noise_level", "paste_blur")
+_OF_IMAGES = ("strength", "noise_level", "paste_blur", "only_masked", "mask_padding", "resize_mode")
 
 
 def make_hf(front: Front) -> tuple[Schema, Schema]:

@@ -199,16 +199,14 @@ function fillSelect(select, pairs, value = select.value) {
 }
 
 function setMode(name, chosen) {
-	// An image's own size is the default, and so is the model's without one.
+	// By default, an image's own size or the model's.
 	if ((name === "text") !== (mode === "text")) ui.size.value = "";
 	mode = name;
 	const focused = document.activeElement.name === "mode";
 	ui.modes.replaceChildren(ui.modes.firstElementChild, ...Object.keys(TASKS).filter(can).map((each) =>
 		make("label", {}, make("input", { type: "radio", name: "mode", checked: each === mode, onchange: () => setMode(each) }), make("span", { textContent: t(each) }))));
 	if (focused) ui.modes.querySelector(":checked").focus();
-	// A model made for masks comes first.
-	const able = models.filter((each) => TASKS[mode] in each.tasks).sort((a, b) => (b.kind === TASKS[mode]) - (a.kind === TASKS[mode]));
-	fillSelect(ui.model, able.map(({ id }) => [id, id]), chosen);
+	fillSelect(ui.model, models.filter(({ tasks }) => TASKS[mode] in tasks).map(({ id }) => [id, id]), chosen ?? models.find(({ kind }) => kind === TASKS[mode])?.id);
 	show("source", mode !== "text");
 	for (const id of ["mask", "tools", "maskHelp"]) show(id, mode === "inpaint");
 	setModel();
@@ -335,7 +333,7 @@ async function setSource(blob, name = "") {
 	return true;
 }
 
-// The size at which the server gets the image: what is sent is what is seen.
+// The size at which the server gets the image.
 function targetSize(chosen) {
 	const { width: w, height: h } = source;
 	if (mode === "upscale") {

@@ -187,6 +187,51 @@ def test_an_edit_with_a_mask(client: openai.OpenAI, demo_folders: dict[str, Path
     assert answer.model_dump()["sd2rt"]["model"] == "demo-inpaint"
 
 
+def test_an_edit_of_the_masked_area_alone(client: openai.OpenAI, pipeline: Pipeline) -> None:
+    """By a model without an input for masks; the answer has the image's own size."""
+    original = Image.linear_gradient("L").convert("RGB").resize((200, 150))
+    mask = Image.new("RGBA", original.size, (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (60, 40, 100, 80))
+    options: dict[str, Any] = {
+        "num_inference_steps": 6,
+        "seed": 2,
+        "only_masked": True,
+        "mask_padding": 12,
+        "strength": 0.8,
+    }
+    answer = client.images.edit(
+        model="demo",
+        image=("a.png", png(original)),
+        mask=("m.png", png(mask)),
+        prompt="a red circle",
+        extra_body=options,
+    )
+    assert answer.data is not None
+    found = picture(answer.data[0].b64_json)
+    expected = pipeline(
+        "a red circle", negative_prompt="", image=original, mask_image=mask, **options
+    ).images[0]
+    assert equal(found, expected)
+    assert equal(found.crop((0, 0, 60, 150)), original.crop((0, 0, 60, 150)))
+
+
+def test_an_edit_of_a_cropped_image(client: openai.OpenAI, pipeline: Pipeline) -> None:
+    original = Image.linear_gradient("L").convert("RGB").resize((200, 128))
+    options: dict[str, Any] = {"num_inference_steps": 6, "seed": 2, "resize_mode": "crop", "strength": 0.8}
+    answer = client.images.edit(
+        model="demo",
+        image=("a.png", png(original)),
+        prompt="a red circle",
+        size="128x128",
+        extra_body=options,
+    )
+    assert answer.data is not None
+    cropped = original.crop((36, 0, 164, 128))
+    plain = {name: value for name, value in options.items() if name != "resize_mode"}
+    expected = pipeline("a red circle", negative_prompt="", image=cropped, **plain).images[0]
+    assert equal(picture(answer.data[0].b64_json), expected)
+
+
 def test_an_edit_without_a_mask(client: openai.OpenAI, pipeline: Pipeline) -> None:
     original = Image.linear_gradient("L").convert("RGB").resize((128, 128))
     with client.images.edit(

@@ -109,6 +109,10 @@ def test_fields_of_forms() -> None:
 def test_types_of_all_fields_are_known() -> None:
     kinds = json_kinds(JobFields)
     assert kinds.keys() == JobFields.model_fields.keys()
-    assert {name for name, kind in kinds.items() if kind == "boolean"} == {"stream", "previews"}
+    assert {name for name, kind in kinds.items() if kind == "boolean"} == {
+        "stream",
+        "previews",
+        "only_masked",
+    }
     assert kinds["seed"] == "integer"
     assert kinds["strength"] == "number"
