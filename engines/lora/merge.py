@@ -12,9 +12,11 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Array
-from sd2rt.engines.lora.file import Lora, LowRank
+from sd2rt.engines.lora.change import WeightChange
+from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.lora.keys import Module, Network
-from sd2rt.engines.weights.shapes import linear_shape
+from sd2rt.engines.lora.ldm_names import ldm_names
+from sd2rt.engines.printable import shown
 
 Shapes = Mapping[PartName, Mapping[str, tuple[int, ...]]]
 """Shapes of the weights that a LoRA can change, by part and name, in PyTorch's orientation."""
@@ -38,8 +40,8 @@ class Change:
 
     names: tuple[str, ...]
     """Names of the LoRAs, for messages."""
-    terms: tuple[tuple[float, LowRank], ...]
-    """Scale and low-rank change of each LoRA."""
+    terms: tuple[tuple[float, WeightChange], ...]
+    """Scale and change of each LoRA; each change is of the original weight."""
 
     def added_to(self, weight: Array, dtype: DTypeLike = np.float32) -> Array:
         """Add the change to a weight in PyTorch's orientation, in float32, and round once to ``dtype``.
@@ -50,14 +52,14 @@ class Change:
             RequestError: a sum is not finite, or outside the range of ``dtype``.
         """
         dtype = np.dtype(dtype)
-        terms = (low_rank.delta(scale) for scale, low_rank in self.terms)
+        terms = (change.delta(scale, weight).reshape(weight.shape) for scale, change in self.terms)
         with np.errstate(over="ignore", invalid="ignore"):
             # One term at a time, to limit memory.
             total = next(terms)
             for term in terms:
                 total += term
             merged = np.empty_like(weight, np.float32)
-            np.add(total.reshape(weight.shape), weight, out=merged)
+            np.add(total, weight, out=merged)
         largest = float(np.finfo(dtype).max)
         # Negated, so that NaN fails too.
         if not (-largest <= merged.min() and merged.max() <= largest):
@@ -99,16 +101,16 @@ def changes(loras: Sequence[Lora], shapes: Shapes) -> dict[PartName, dict[str, C
     for name in names:
         if names.count(name) > 1:
             raise RequestError(f"two LoRAs are named {name!r}: rename one of them, or omit it")
-    terms: dict[PartName, dict[str, list[tuple[Lora, LowRank]]]] = {}
+    terms: dict[PartName, dict[str, list[tuple[Lora, WeightChange]]]] = {}
     # Sorted, since floating-point sums depend on the order.
-    for lora in sorted(loras, key=lambda lora: (lora.sha256, lora.scale)):
-        for (part, weight), low_rank in _match_weights(lora, shapes).items():
-            terms.setdefault(part, {}).setdefault(weight, []).append((lora, low_rank))
+    for lora in sorted(loras, key=lambda lora: (lora.sha256, lora.scale, lora.text_scale)):
+        for (part, weight), change in _match_weights(lora, shapes).items():
+            terms.setdefault(part, {}).setdefault(weight, []).append((lora, change))
     return {
         part: {
             weight: Change(
                 tuple(lora.name for lora, _ in items),
-                tuple((lora.scale, low_rank) for lora, low_rank in items),
+                tuple((lora.scale_of(part), change) for lora, change in items),
             )
             for weight, items in weights.items()
         }
@@ -148,7 +150,7 @@ def changed_parts(
     for network, part in PARTS.items():
         used = [
             sorted(
-                (lora.sha256, lora.scale)
+                (lora.sha256, lora.scale_of(part))
                 for lora in loras
                 if any(module.network == network for module in lora.layers)
             )
@@ -159,60 +161,66 @@ def changed_parts(
     return parts
 
 
-def _match_weights(lora: Lora, shapes: Shapes) -> dict[tuple[PartName, str], LowRank]:
+def _match_weights(lora: Lora, shapes: Shapes) -> dict[tuple[PartName, str], WeightChange]:
     layers = {part: _Layers(shapes[part]) for part in PARTS.values()}
-    matched: dict[tuple[PartName, str], LowRank] = {}
+    matched: dict[tuple[PartName, str], WeightChange] = {}
     unmatched = []
-    for module, low_rank in lora.layers.items():
+    for module, change in lora.layers.items():
         part = PARTS[module.network]
         weight = layers[part].weight(module)
         if weight is None:
-            unmatched.append(str(module))
+            if not module.optional:
+                unmatched.append(str(module))
         elif (part, weight) in matched:
             raise RequestError(
                 f"{lora.path} changes {weight} in two key layouts: it is damaged, get it again"
             )
         else:
-            matched[part, weight] = low_rank
+            matched[part, weight] = change
     # Before unmatched layers are reported: LoRAs of other models have those too, and this error names the model.
-    for (part, weight), low_rank in matched.items():
-        _check_width(lora, weight, low_rank, shapes[part][weight])
+    for (part, weight), change in matched.items():
+        _check_width(lora, weight, change, shapes[part][weight])
     if unmatched:
         raise RequestError(
             f"{lora.path} changes {len(unmatched)} layers that this bundle's networks do not have, such as "
-            f"{', '.join(unmatched[:_MAX_LAYERS_SHOWN])}: it was made for another model"
+            f"{', '.join(shown(name, 120) for name in unmatched[:_MAX_LAYERS_SHOWN])}: it was made for another model"
         )
-    for (part, weight), low_rank in matched.items():
+    for (part, weight), change in matched.items():
         expected = shapes[part][weight]
-        if linear_shape(low_rank.shape) != linear_shape(expected):
+        if not change.fits(expected):
             raise RequestError(
-                f"{lora.path} changes {weight} with the shape {list(low_rank.shape)}, "
+                f"{lora.path} changes {weight} with the shape {list(change.shape)}, "
                 f"this bundle's has {list(expected)}: it was made for another model"
             )
     return matched
 
 
 class _Layers:
-    """Weight names of a network's layers, by dotted path and by path with ``_`` instead of dots."""
+    """Names of a network's weights and biases by layer: dotted paths of diffusers and LDM, and both with ``_``."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        paths = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) in (2, 4)]
-        self._dotted = {path: f"{path}.weight" for path in paths if f"{path}.weight" in shapes}
-        self._flat = {path.replace(".", "_"): weight for path, weight in self._dotted.items()}
+        self._names = set(shapes)
+        paths = dict.fromkeys(name.rpartition(".")[0] for name in shapes)
+        self._dotted = {path: path for path in paths} | ldm_names(paths)
+        self._flat = {path.replace(".", "_"): layer for path, layer in self._dotted.items()}
 
     def weight(self, module: Module) -> str | None:
-        return (self._flat if module.flat else self._dotted).get(module.path)
+        layer = (self._flat if module.flat else self._dotted).get(module.path)
+        name = f"{layer}.{module.parameter}"
+        return name if name in self._names else None
 
 
-def _check_width(lora: Lora, weight: str, low_rank: LowRank, expected: tuple[int, ...]) -> None:
+def _check_width(lora: Lora, weight: str, change: WeightChange, expected: tuple[int, ...]) -> None:
     """Check the width of the text encoding, by which the models differ."""
     if weight.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")):
         subject = "cross-attention takes text"
-    elif ".self_attn." in weight:
+    elif ".self_attn." in weight and weight.endswith(".weight"):
         subject = "text encoder is"
     else:
         return
-    width, expected_width = low_rank.shape[1], expected[1]
+    if len(change.shape) < 2:
+        return
+    width, expected_width = change.shape[1], expected[1]
     if width != expected_width:
         other = _MODEL_BY_WIDTH.get(width, "another model")
         raise RequestError(

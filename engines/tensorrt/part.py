@@ -19,6 +19,7 @@ from sd2rt.engines.interface import NO_CARRY, Array, Closing, Session
 from sd2rt.engines.tensorrt.build_command import build_command
 from sd2rt.engines.tensorrt.engine import TensorRtEngine
 from sd2rt.engines.tensorrt.lora_engines import rebuilt_engine
+from sd2rt.engines.weights.initializers import Weights
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,10 +114,17 @@ class TensorRtPart(Closing):
             )
         return self._entries[min(fitting)[1]]
 
+    def _refits(self, entry: EngineEntry, weights: Mapping[str, Array]) -> bool:
+        """Return whether an engine takes these weights: biases and norms are not refitted individually."""
+        if entry.options.refit != "individual":
+            return entry.options.refit == "all"
+        shapes = Weights.in_bundle(self._bundle, self.part).shapes()
+        return all(len(shapes[name]) >= 2 for name in weights)
+
     def _open(self, entry: EngineEntry) -> TensorRtEngine:
         start, label = time.monotonic(), entry.label
         folder, weights = self._bundle.path, self._weights
-        refit = weights is not None and entry.options.refit in ("all", "individual")
+        refit = weights is not None and self._refits(entry, weights)
         if weights is not None and not refit:
             folder, entry = self._rebuilt(entry, weights)
         engine = TensorRtEngine(

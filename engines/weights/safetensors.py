@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import open_regular
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
+_INTEGER_DTYPES = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "?"}
 _METADATA = "__metadata__"
 # Generous limits for adapters: trainers write a few megabytes of metadata, and three tensors for each of 800 layers.
 _MAX_HEADER_BYTES = 16 << 20
@@ -61,11 +61,11 @@ def read_safetensors(data: bytes, *, integers: bool = False) -> dict[str, NDArra
     """Read the tensors of a file, converted to float32.
 
     Args:
-        integers: accept I64 and I32 tensors too.
+        integers: accept whole numbers and truth values too.
 
     Raises:
-        ValueError: the data is not a safetensors file, has dtypes other than F64, F32, F16 or BF16, or has more
-            tensors or dimensions than any adapter.
+        ValueError: the data is not a safetensors file, has dtypes other than F64, F32, F16, BF16 or float8, or has
+            more tensors or dimensions than any adapter.
     """
     header, start = _header(data)
     body = memoryview(data)[start:]
@@ -77,7 +77,7 @@ def read_safetensors(data: bytes, *, integers: bool = False) -> dict[str, NDArra
     if sum(view.nbytes for view in views.values()) > len(body):
         raise ValueError("its tensors overlap")
     return {
-        name: widen_bfloat16(view) if header[name]["dtype"] == "BF16" else view.astype(np.float32)
+        name: _WIDEN[kind](view) if (kind := header[name]["dtype"]) in _WIDEN else view.astype(np.float32)
         for name, view in views.items()
     }
 
@@ -123,8 +123,37 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def widen_float8(bits: NDArray[np.uint8], exponent_bits: int) -> NDArray[np.float32]:
+    """Convert the bits of float8 numbers (arXiv:2209.05433) to float32.
+
+    Args:
+        exponent_bits: 5 for E5M2, which has infinities and NaN as IEEE 754's formats have; 4 for E4M3, which has
+            NaN for all bits set only.
+    """
+    mantissa_bits = 7 - exponent_bits
+    codes = np.arange(256)
+    exponents, mantissas = codes >> mantissa_bits & (1 << exponent_bits) - 1, codes & (1 << mantissa_bits) - 1
+    bias = (1 << exponent_bits - 1) - 1
+    fractions = mantissas / (1 << mantissa_bits) + (exponents > 0)
+    values = np.ldexp(fractions, np.maximum(exponents, 1) - bias)
+    if exponent_bits == 5:
+        values[exponents == 31] = np.where(mantissas[exponents == 31] == 0, np.inf, np.nan)
+    else:
+        values[(codes & 127) == 127] = np.nan
+    table = np.where(codes < 128, values, -values).astype(np.float32)
+    widened: NDArray[np.float32] = table[bits]
+    return widened
+
+
+_WIDEN: dict[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {
+    "BF16": widen_bfloat16,
+    "F8_E4M3": lambda bits: widen_float8(bits, 4),
+    "F8_E5M2": lambda bits: widen_float8(bits, 5),
+}
+
+
 def _view(name: str, entry: Any, body: memoryview, dtypes: Mapping[str, str]) -> NDArray[Any]:
-    """View of a tensor in the file's data, without a copy; bfloat16 as uint16 bits."""
+    """View of a tensor in the file's data, without a copy; bfloat16 and float8 as bits."""
     label = _shortened(repr(name))
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]

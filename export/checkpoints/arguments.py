@@ -40,7 +40,7 @@ def missing_checkpoint(name: str) -> CheckpointError:
 
 
 def read_loras(words: Sequence[str]) -> list[Lora]:
-    """Read LoRAs given as ``FILE[:SCALE]``, before a large checkpoint is opened.
+    """Read LoRAs given as ``FILE[:SCALE[:TEXT_SCALE]]``, before a large checkpoint is opened.
 
     Raises:
         CheckpointError: a file cannot be read, or is not a LoRA of Stable Diffusion 2.

@@ -41,7 +41,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
 
 
 def _source_name(lora: Lora) -> str:
-    return f"{MERGED_LORA}{lora.name} at {lora.scale:g}"
+    return f"{MERGED_LORA}{lora.name} at {lora.scales}"
 
 
 def _shapes(checkpoint: Checkpoint, network: NetworkName) -> dict[str, tuple[int, ...]]:

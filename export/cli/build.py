@@ -19,11 +19,12 @@ from sd2rt.engines.bundle.model_kinds import MAX_SCALE
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.cli.engine_options import EngineOptions, EngineRequest
 from sd2rt.engines.cli.options import JsonOption
-from sd2rt.engines.console import given_options, print_path
+from sd2rt.engines.console import given_options, print_path, report
 from sd2rt.engines.cuda.gpu_info import gpu_at_hand
 from sd2rt.engines.demo.files import DEMO_NAMES
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
+from sd2rt.engines.printable import shown
 from sd2rt.engines.tensorrt.packages import load_module
 from sd2rt.export.cli.options import CHECKPOINT_HELP, CheckpointOptions, require_export
 from sd2rt.export.cli.progress import display
@@ -119,6 +120,13 @@ def build(
         require_export()
     # A typing mistake should not cost the seconds that PyTorch takes to load.
     loras = source.loras()
+    for lora in loras:
+        if lora.embeddings:
+            names = ", ".join(map(shown, lora.embeddings))
+            report(
+                f"note: the embeddings in {shown(lora.path, 200)} ({names}) are not part of a bundle: load each with "
+                f"'sd2rt run --embedding NAME={shown(lora.path, 200)}'"
+            )
     for checkpoint in checkpoints:
         require_checkpoint(checkpoint)
     for number, checkpoint in enumerate(checkpoints, 1):

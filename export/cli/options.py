@@ -40,7 +40,9 @@ class CheckpointOptions(OptionGroup):
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE[:SCALE]", help="LoRA to merge into the weights, at scale 1 by default; repeatable."
+            metavar="FILE[:SCALE[:TEXT]]",
+            help="LoRA to merge into the weights, at scale 1 by default; a second scale is the text encoder's; "
+            "repeatable.",
         ),
     ] = None
     allow_pickle: Annotated[

@@ -53,7 +53,10 @@ class PromptOptions(OptionGroup):
     ] = False
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:SCALE]", help="LoRA to apply, at scale 1 by default; repeatable."),
+        typer.Option(
+            metavar="FILE[:SCALE[:TEXT]]",
+            help="LoRA to apply, at scale 1 by default; a second scale is the text encoder's; repeatable.",
+        ),
     ] = None
     lora_dir: Annotated[
         str | None,

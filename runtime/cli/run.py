@@ -26,7 +26,7 @@ from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
 from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, lookalike_notes
-from sd2rt.runtime.cli.run_generation import check_upscaling, generate, without_effect
+from sd2rt.runtime.cli.run_generation import bundled_note, check_upscaling, generate, without_effect
 from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 from sd2rt.runtime.cli.shell.preview import preview_of
@@ -102,20 +102,23 @@ def run(
     check_save_depth(output.save_depth, output.output)
     show = preview_of(output.preview)
     embeddings = prompt.embeddings()
+    from sd2rt.runtime.prompts.textual_inversion import check_embedding, embeddings_of_lora
+
     named = series.named_loras or ()
     loras = prompt.loras([*(() if recipe is None else recipe.named_loras(folder, prompt.lora)), *named])
+    bundled = [(lora, embeddings_of_lora(lora)) for lora in loras]
     quiet = output.quiet or output.as_json
     path = bundle_or_demo(settings.bundle, quiet)
     upscaler_path = None if settings.upscaler is None else bundle_or_demo(settings.upscaler, quiet)
     from sd2rt.runtime.pipeline.pipeline import Pipeline
-    from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.request.resolve import require_task
 
     with shown_warnings(output.quiet):
         # The manifest alone shows what a bundle cannot do: gigabytes are loaded only for requests that it can.
         manifest = read_manifest(locate(path))
         first = requests.planned(manifest, loras)
-        for embedding in embeddings:
+        of_loras = [embedding for _, each in bundled for embedding in each]
+        for embedding in (*embeddings, *of_loras):
             check_embedding(embedding, manifest)
         if output.save_depth is not None:
             require_task("depth-to-image", manifest)
@@ -124,7 +127,8 @@ def run(
             upscaler_manifest = read_manifest(locate(upscaler_path))
             check_upscaling(upscaler_manifest, first.first, settings.noise_level, embeddings)
         if recipe is not None:
-            notes += recipe.bundle_notes(manifest, upscaler_manifest, embeddings, loras)
+            notes += recipe.bundle_notes(manifest, upscaler_manifest, [*embeddings, *of_loras], loras)
+        notes += [bundled_note(lora.name, each) for lora, each in bundled if each]
         if not output.quiet:
             for note in notes:
                 report(f"note: {note}")
@@ -142,7 +146,7 @@ def run(
             if upscaler is not None and upscaler_manifest is not None:
                 _require_unreplaced(upscaler, upscaler_manifest)
             for target in (pipeline,) if upscaler is None else (pipeline, upscaler):
-                for embedding in embeddings:
+                for embedding in embeddings if target is pipeline else (*embeddings, *of_loras):
                     target.add_embedding(embedding)
             save_depth = output.save_depth
             for row in chain([first], series.planned(rows, manifest, loras)):

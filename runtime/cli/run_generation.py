@@ -146,11 +146,17 @@ def check_upscaling(
     plan_requests([upscaling_request(Image.new("RGB", (8, 8)), noise_level, shared)], manifest)
 
 
+def bundled_note(lora: str, embeddings: Sequence[Embedding]) -> str:
+    """Note on the embeddings that a LoRA's file holds too."""
+    names = ", ".join(shown(embedding.token) for embedding in embeddings)
+    return f"the LoRA {shown(lora)} holds embeddings too: prompts use them by their names, {names}"
+
+
 def without_effect(pipeline: Pipeline, syntax: PromptSyntax) -> Iterator[str]:
     """Yield a note for each embedding that no prompt named, and each LoRA of scale 0."""
     for embedding in pipeline.unused_embeddings:
         name = embedding.token if syntax == "plain" else embedding.a1111_name
         yield f"the embedding {shown(embedding.token)} had no effect: no prompt contains its name, {shown(name)}"
     for lora in pipeline.loras:
-        if lora.scale == 0:
+        if lora.scale == lora.text_scale == 0:
             yield f"the LoRA {shown(lora.name)} had no effect: its scale is 0"

@@ -104,8 +104,13 @@ class AppliedRecipe:
         """Return the words for ``--lora`` of the recipe's LoRAs that a folder has; none if LoRAs were given."""
         if folder is None or given:
             return []
-        loras = [lora for lora in self._recipe.loras if lora.scale is not None]
-        return [f"{path}:{lora.scale!r}" for lora in loras if (path := folder.find(lora.name)) is not None]
+        from sd2rt.runtime.cli.rows.lora_tags import lora_word
+
+        return [
+            lora_word(path, lora.scale, lora.scale if lora.text_scale is None else lora.text_scale)
+            for lora in self._recipe.loras
+            if lora.scale is not None and (path := folder.find(lora.name)) is not None
+        ]
 
     def request_notes(self, request: Request[Any]) -> list[str]:
         """Notes on settings that cannot be honoured, and on inputs that differ from the recipe's.

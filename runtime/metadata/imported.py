@@ -25,7 +25,8 @@ class ImportedSettings:
         model: name of the model, or None.
         model_hash: leading digits of the SHA-256 of the model file, or None.
         embeddings: names of the textual inversions in the prompts.
-        loras: names and scales of the LoRAs. The scale is None if it is not a single number.
+        loras: names and scales of the LoRAs. The scale is None if it cannot be read.
+        text_scales: scales of the text encoder's changes, by LoRA, where they differ.
     """
 
     def __init__(self, program: str) -> None:
@@ -38,6 +39,7 @@ class ImportedSettings:
         self.model_hash: str | None = None
         self.embeddings: list[str] = []
         self.loras: list[tuple[str, float | None]] = []
+        self.text_scales: dict[str, float] = {}
 
     def note_ignored(self, name: str, value: object) -> None:
         """Note that a setting is not supported, unless it is None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.infotext import Parameters
 from sd2rt.runtime.metadata.sampler_names import NOT_REPRODUCED, find_sampler, split_schedule
-from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, parse_network
 from sd2rt.runtime.request.request import Request
 
 _SCHEDULE_TYPES_SINCE = (1, 9)
@@ -86,11 +85,18 @@ class A1111Settings(ImportedSettings):
         for name in ("prompt", "negative_prompt"):
             self.fields[name] = NAMED_NETWORK.sub("", self.fields[name])
         for kind, network in NAMED_NETWORK.findall(texts):
-            name, _, strength = network.partition(":")
+            name = network.partition(":")[0]
             if kind == "hypernet":
                 self.notes.append(f"the hypernetwork {shown(name)} is not applied")
-            else:
-                self.loras.append((name, _strength(strength)))
+                continue
+            try:
+                _, scale, text_scale = parse_network(network)
+            except ValueError:
+                self.loras.append((name, None))
+                continue
+            self.loras.append((name, scale))
+            if text_scale != scale:
+                self.text_scales[name] = text_scale
 
     def _sampler(self, by_sd2rt: bool) -> None:
         label, schedule = self._take("Sampler"), self._take("Schedule type")
@@ -212,12 +218,3 @@ class A1111Settings(ImportedSettings):
         elif int(value) > 1:
             # AUTOMATIC1111's 1 ends at the last layer; clip_skip counts the skipped layers.
             self.fields["clip_skip"] = int(value) - 1
-
-
-def _strength(text: str) -> float | None:
-    """Parse the scale in a LoRA tag: 1 if missing, None if it is not a single finite number."""
-    try:
-        scale = float(text or 1)
-    except ValueError:
-        return None
-    return scale if math.isfinite(scale) else None

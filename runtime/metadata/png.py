@@ -75,10 +75,7 @@ class Facts:
             "prompt_syntax": None if request.prompt_syntax == "plain" else request.prompt_syntax,
             "clip_skip": request.clip_skip,
             "embeddings": {e.token: e.sha256[:12] for e in self._embeddings} or None,
-            "loras": [
-                {"name": lora.name, "scale": lora.scale, "sha256": lora.sha256[:12]} for lora in self._loras
-            ]
-            or None,
+            "loras": [_lora(lora) for lora in self._loras] or None,
         }
         return {
             "task": planned.task.name,
@@ -103,6 +100,11 @@ class Facts:
             **({"tile": pipeline.tile} if pipeline.tile != TILE else {}),
             **{name: value for name, value in optional.items() if value is not None},
         }
+
+
+def _lora(lora: Lora) -> dict[str, Any]:
+    text = {} if lora.text_scale == lora.scale else {"text_scale": lora.text_scale}
+    return {"name": lora.name, "scale": lora.scale, **text, "sha256": lora.sha256[:12]}
 
 
 def png_text(facts: dict[str, Any]) -> dict[str, str]:

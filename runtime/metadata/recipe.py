@@ -56,8 +56,23 @@ class LoraReference(BaseModel):
 
     name: str
     scale: float | None = None
+    text_scale: float | None = None
+    """Scale of the text encoder's changes; None for ``scale``."""
     sha256: str = ""
     """Leading digits of its file's hash; empty if unknown."""
+
+    @property
+    def scale_of_text(self) -> float | None:
+        """Scale of the text encoder's changes."""
+        return self.scale if self.text_scale is None else self.text_scale
+
+    @property
+    def scales(self) -> str | None:
+        """Scales as in ``--lora FILE:SCALES``; None if they are unknown."""
+        if self.scale is None:
+            return None
+        text = "" if self.scale_of_text == self.scale else f":{self.scale_of_text:g}"
+        return f"{self.scale:g}{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +217,8 @@ def _embedding_note(token: str, sha256: str, loaded: Mapping[str, str]) -> str |
 
 
 def _lora_note(recorded: LoraReference, loaded: Sequence[Lora]) -> str | None:
-    name, suffix = shown(recorded.name), "" if recorded.scale is None else f":{recorded.scale:g}"
+    name, scales = shown(recorded.name), recorded.scales
+    suffix = "" if scales is None else f":{scales}"
     matches = [
         lora
         for lora in loaded
@@ -213,8 +229,10 @@ def _lora_note(recorded: LoraReference, loaded: Sequence[Lora]) -> str | None:
             return f"the LoRA {name} is a different file from the one used originally"
         label = f"{name} ({shown(recorded.sha256)})" if recorded.sha256 else name
         return f"the LoRA {label} is not loaded: add its file with --lora FILE{suffix}"
-    if recorded.scale is not None and all(lora.scale != recorded.scale for lora in matches):
-        return f"the LoRA {name} has scale {matches[0].scale:g}, but {recorded.scale:g} was used originally"
+    if scales is not None and all(
+        (lora.scale, lora.text_scale) != (recorded.scale, recorded.scale_of_text) for lora in matches
+    ):
+        return f"the LoRA {name} has scale {matches[0].scales}, but {scales} was used originally"
     return None
 
 
@@ -355,7 +373,10 @@ def _from_program(path: str, imported: ImportedSettings) -> Recipe:
         identity=imported.model_hash,
         program=imported.program,
         embeddings=dict.fromkeys(imported.embeddings, ""),
-        loras=tuple(LoraReference(name=name, scale=scale) for name, scale in imported.loras[:_MAX_NOTES]),
+        loras=tuple(
+            LoraReference(name=name, scale=scale, text_scale=imported.text_scales.get(name))
+            for name, scale in imported.loras[:_MAX_NOTES]
+        ),
     )
 
 

@@ -242,10 +242,16 @@ class AsyncPipeline:
             raise
 
     async def load_lora(
-        self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None
+        self,
+        source: str | os.PathLike[str],
+        scale: float = 1.0,
+        name: str | None = None,
+        *,
+        text_scale: float | None = None,
     ) -> Lora:
         """Add a LoRA once no run is in flight; runs that are started meanwhile wait. See :class:`Pipeline`."""
-        return await self._change(partial(self.pipeline.load_lora, source, scale, name))
+        load = partial(self.pipeline.load_lora, source, scale, name, text_scale=text_scale)
+        return await self._change(load)
 
     async def unload_lora(self, name: str | None = None) -> None:
         """Remove one LoRA or all, once no run is in flight."""

@@ -7,7 +7,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from sd2rt.runtime.pipeline.batch_size import BatchSize
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.pipeline.warm_up import Advance, Traffic, WarmUp
-from sd2rt.runtime.prompts.textual_inversion import Embedding, load_embedding
+from sd2rt.runtime.prompts.textual_inversion import Embedding, embeddings_of_lora, load_embedding
 from sd2rt.runtime.scheduling.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ class LoadedBundle:
         self._networks = networks
         self._gate = Gate()
         self._loras = tuple(loras)
+        for lora in loras:
+            for embedding in embeddings_of_lora(lora):
+                networks.text.add_embedding(embedding)
         self._buckets: Buckets | None = None
         if networks.device.kind == "cuda":
             self._buckets = Buckets(batch_size.group, lambda dims: networks.engine("denoiser").takes(dims))
@@ -250,23 +253,31 @@ class LoadedBundle:
         """Active LoRAs, in the order in which they were loaded."""
         return self._loras
 
-    def load_lora(self, source: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> Lora:
+    def load_lora(
+        self,
+        source: str | os.PathLike[str],
+        scale: float = 1.0,
+        name: str | None = None,
+        *,
+        text_scale: float | None = None,
+    ) -> Lora:
         """Add a LoRA to those already loaded.
 
         The parts that it changes are reopened with the LoRA merged into their weights, so images take no longer than
         without it. If that fails, nothing changes.
 
         Args:
-            source: a ``.safetensors`` file in kohya's, diffusers' or PEFT's layout.
+            source: a ``.safetensors`` file in the layout of kohya, LyCORIS, diffusers, PEFT or ComfyUI.
             scale: strength of its changes; 0 disables it, a negative value inverts it.
             name: its name for :meth:`unload_lora`; None for the file's name.
+            text_scale: strength of its changes of the text encoder; None for ``scale``.
 
         Raises:
             RequestError: it cannot be read, was made for another model, is of an unsupported kind, or its name is
                 in use.
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
-        lora = read_lora(source, scale=scale, name=name)
+        lora = read_lora(source, scale=scale, text_scale=text_scale, name=name)
         with self._change():
             self._change_loras((*self._loras, lora))
         return lora
@@ -289,9 +300,21 @@ class LoadedBundle:
         start = time.monotonic()
         merged = merged_weights(self.bundle, loras)
         changed = changed_parts(self._loras, loras, merged)
-        self._networks.replace_weights(changed)
+        text = self._networks.text
+        with ExitStack() as undo:
+            for lora in loras:
+                for embedding in () if lora in self._loras else embeddings_of_lora(lora):
+                    text.add_embedding(embedding)
+                    undo.callback(text.remove_embedding, embedding.token)
+            self._networks.replace_weights(changed)
+            undo.pop_all()
+        for lora in self._loras:
+            for token in () if lora in loras else lora.embeddings:
+                # It may have been unloaded by its own name.
+                if any(embedding.token == token for embedding in text.embeddings):
+                    text.remove_embedding(token)
         self._loras = loras
-        active = ", ".join(f"{printable(lora.name)} at {lora.scale:g}" for lora in loras) or "none"
+        active = ", ".join(f"{printable(lora.name)} at {lora.scales}" for lora in loras) or "none"
         _LOG.info("active LoRAs: %s; changed in %.2f s", active, time.monotonic() - start)
         if changed and self._buckets is not None:
             self._buckets.forget()

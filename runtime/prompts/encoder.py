@@ -49,6 +49,8 @@ class TextEncoder:
         self._cache: OrderedDict[tuple[bytes, int], Array] = OrderedDict()
         self._embeddings: dict[str, tuple[Embedding, tuple[int, ...]]] = {}
         self._rows: dict[int, Array] = {}
+        self._words: dict[str, list[int]] = {}
+        """Names of embeddings that are tokens of the vocabulary, with these: only the syntax ``a1111`` uses them."""
         self._next_id = len(self._table)
         self._used: set[int] = set()
 
@@ -79,7 +81,10 @@ class TextEncoder:
         """
         check_embedding(embedding, self._manifest)
         name = embedding.token
-        if self._tokenizer.has_token(name):
+        # AUTOMATIC1111 replaces words by embeddings of files that are named like them; diffusers refuses such names.
+        if self._tokenizer.has_token(name) and (
+            embedding.file_name is None or not self._tokenizer.count(embedding.file_name)
+        ):
             raise RequestError(f"{name!r} is a token of the vocabulary: give the embedding another name")
         for other in self.embeddings:
             if self._tokenizer.same_tokens(name, other.token) or self._tokenizer.same_tokens(
@@ -94,6 +99,8 @@ class TextEncoder:
         self._next_id += len(ids)
         self._rows |= zip(ids, embedding.vectors.astype(self._table.dtype), strict=True)
         self._embeddings[name] = embedding, ids
+        if self._tokenizer.has_token(name):
+            self._words[name] = self._before_end(self._tokenizer(name))
         self._update_tokenizer()
 
     def remove_embedding(self, token: str) -> None:
@@ -106,6 +113,7 @@ class TextEncoder:
             loaded = ", ".join(self._embeddings) or "none"
             raise RequestError(f"no embedding is named {shown(repr_of(token))}; loaded: {loaded}")
         _, ids = self._embeddings.pop(token)
+        self._words.pop(token, None)
         for row in ids:
             del self._rows[row]
         self._update_tokenizer()
@@ -127,7 +135,7 @@ class TextEncoder:
 
     def _update_tokenizer(self) -> None:
         self._tokenizer = self._tokenizer.with_names(
-            {name: ids for name, (_, ids) in self._embeddings.items()},
+            {name: ids for name, (_, ids) in self._embeddings.items() if name not in self._words},
             {embedding.a1111_name: ids for embedding, ids in self._embeddings.values()},
         )
 
@@ -168,7 +176,23 @@ class TextEncoder:
         )
 
     def _tokenize(self, prompt: str) -> Tokens:
-        return self._tokenizer(prompt)
+        tokens = self._tokenizer(prompt)
+        ids = self._before_end(tokens) if self._words else []
+        for name, word in self._words.items():
+            if any(ids[start : start + len(word)] == word for start in range(len(ids) - len(word) + 1)):
+                raise RequestError(
+                    f"the prompt contains {name!r}, a token of the vocabulary and an embedding: give the embedding "
+                    f"another name, or use the syntax a1111, which replaces the word {self._a1111_name(name)!r}"
+                )
+        return tokens
+
+    def _before_end(self, tokens: Tokens) -> list[int]:
+        """Return a text's ids without start, end and padding."""
+        ids: list[int] = tokens.ids.tolist()
+        return ids[1 : ids.index(self._manifest.tokenizer.eos, 1)]
+
+    def _a1111_name(self, name: str) -> str:
+        return self._embeddings[name][0].a1111_name
 
     def _hidden(self, ids: NDArray[np.int64], skip: int) -> Array:
         if self._embeddings:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
+from sd2rt.engines.lora.file import Lora, take_bundled
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.engines.regular_file import read_regular
@@ -65,7 +66,9 @@ def load_embedding(
     else:
         path = checked_path(source, "the embedding")
         data = _read(path)
-        name, vectors = _embedding(str(path), _tensors(path, data, allow_pickle))
+        name, state = _bundled(path, _tensors(path, data, allow_pickle), token)
+        stored, vectors = _embedding(str(path), state)
+        name = stored if name is None else name
         digest, fallback = hashlib.sha256(data).hexdigest(), path.stem
     named = token is not None or fallback is None or not is_text(fallback)
     token = token if token is not None else name if name is not None else fallback
@@ -75,6 +78,33 @@ def load_embedding(
     if digest is None:
         digest = hashlib.sha256(vectors.tobytes()).hexdigest()
     return Embedding(token, vectors, digest, None if named else fallback)
+
+
+def _bundled(path: Path, state: Any, token: str | None) -> tuple[str | None, Any]:
+    """Choose one of the embeddings that a LoRA's file holds, by its name; return other files' tensors as they are."""
+    bundled = take_bundled(state) if isinstance(state, dict) else {}
+    if not bundled:
+        return None, state
+    if token not in bundled and len(bundled) > 1:
+        names = ", ".join(map(shown, bundled))
+        raise RequestError(f"{path} holds the embeddings {names}: give the name of one as its token")
+    name = token if token in bundled else next(iter(bundled))
+    return name, bundled[name]
+
+
+def embeddings_of_lora(lora: Lora) -> list[Embedding]:
+    """Return the textual inversions that a LoRA's file holds too; prompts of both syntaxes use them by their names.
+
+    Raises:
+        RequestError: one does not hold vectors of one width, or cannot be named.
+    """
+    embeddings = []
+    for name, tensors in lora.embeddings.items():
+        source = f"{lora.path}'s embedding {shown(repr(name))}"
+        _check_token(name)
+        _, vectors = _embedding(source, tensors)
+        embeddings.append(Embedding(name, vectors, lora.sha256, name))
+    return embeddings
 
 
 def _check_token(token: object) -> None:

@@ -13,6 +13,8 @@ MAX_PROMPT = 32_000
 """Characters of a prompt, as in OpenAI's API: every 75 tokens of AUTOMATIC1111's syntax are another call of the text
 encoder."""
 PriorityName = Literal["interactive", "normal", "batch"]
+LoraSet = tuple[tuple[str, float] | tuple[str, float, float], ...]
+"""LoRAs by name, with their scale, and the text encoder's if it differs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class GenerationRequest:
     """The caller, for fairness between callers; never logged."""
     deadline_ms: int | None = None
     """Time from the arrival within which the images should be finished."""
-    loras: tuple[tuple[str, float], ...] = ()
+    loras: LoraSet = ()
     """Names that the operator gave, and scales."""
     preparation: Preparation | None = None
     """Prepare the image as AUTOMATIC1111 does, and paste the result back."""

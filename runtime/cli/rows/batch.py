@@ -124,7 +124,7 @@ def batch(
         "fields": fields,
         "count": seeds.count,
         "bundle": manifest.identity,
-        "loras": [(lora.sha256, lora.scale) for lora in loras],
+        "loras": [(lora.sha256, *dict.fromkeys((lora.scale, lora.text_scale))) for lora in loras],
         "embeddings": sorted((embedding.token, embedding.sha256) for embedding in embeddings),
         "tile": tile,
         "precision": opening["precision"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.engines.printable import shown
-from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, parse_network
 
 _SUFFIX = ".safetensors"
 _MOST_NAMED = 20
@@ -44,8 +43,8 @@ class LoraFolder:
                         self._files.setdefault(file[: -len(_SUFFIX)], Path(place, file))
         return self._files.get(name.removesuffix(_SUFFIX))
 
-    def word(self, name: str, scale: float) -> str:
-        """Return the word for ``--lora`` of a LoRA and its scale.
+    def word(self, name: str, scale: float, text_scale: float) -> str:
+        """Return the word for ``--lora`` of a LoRA and its scales.
 
         Raises:
             RequestError: the folder has no such file.
@@ -59,32 +58,31 @@ class LoraFolder:
                 f"no LoRA is named {shown(name)} in {shown(self._folder)}: {did_you_mean(name, names)}"
                 f"it has {listed}{more}"
             )
-        return f"{path}:{scale!r}"
+        return lora_word(path, scale, text_scale)
 
     def taken_from(self, prompt: str) -> tuple[str, tuple[str, ...]]:
         """Return a prompt without its tags, and the words for ``--lora`` of the LoRAs that they name, in order.
 
         Raises:
-            RequestError: a tag is of another kind, has a scale that is not one number, or names no file.
+            RequestError: a tag is of another kind, has scales that are not numbers, or names no file.
         """
         words = []
         for tag in NAMED_NETWORK.finditer(prompt):
-            kind, (name, _, scale) = tag[1], tag[2].partition(":")
-            if kind == "hypernet":
+            if tag[1] == "hypernet":
                 raise RequestError(
                     f"the prompt contains {shown(tag[0])}, but hypernetworks are not supported: remove it"
                 )
-            words.append(self.word(name.strip(), _scale(scale, tag[0])))
+            try:
+                name, scale, text_scale = parse_network(tag[2])
+            except ValueError:
+                raise RequestError(
+                    f"the prompt contains {shown(tag[0])}, whose scale is not one number, or one each for text "
+                    "encoder and UNet: write it as <lora:name:0.8>, or <lora:name:0.5:0.8>"
+                ) from None
+            words.append(self.word(name.strip(), scale, text_scale))
         return (NAMED_NETWORK.sub("", prompt).strip() if words else prompt), tuple(words)
 
 
-def _scale(text: str, tag: str) -> float:
-    try:
-        scale = float(text or 1)
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise RequestError(
-            f"the prompt contains {shown(tag)}, whose scale is not one number: write it as <lora:name:0.8>"
-        )
-    return scale
+def lora_word(path: Path, scale: float, text_scale: float) -> str:
+    """Return the word for ``--lora`` of a file and its scales."""
+    return f"{path}:{scale!r}" if text_scale == scale else f"{path}:{scale!r}:{text_scale!r}"

@@ -245,17 +245,15 @@ class _Sampler:
             settings.notes.append(f"{shown(node.kind)} of the model is not applied: its file cannot be read")
             return
         loras.append(node.id)
-        known = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if "strength_clip" not in node.inputs:
+            # LoraLoaderModelOnly.
+            text_scale = 0
+        known = all(
+            isinstance(each, int | float) and not isinstance(each, bool) for each in (scale, text_scale)
+        )
         settings.loras.append((name, float(scale) if known else None))
-        if "strength_clip" in node.inputs and text_scale != scale:
-            settings.notes.append(
-                f"LoRA {shown(name)}: its strength {scale} for the UNet is used for the text encoder too, which had "
-                f"{text_scale}"
-            )
-        elif "strength_clip" not in node.inputs:
-            settings.notes.append(
-                f"LoRA {shown(name)} was applied to the UNet alone; here to the text encoder too"
-            )
+        if known and text_scale != scale:
+            settings.text_scales[name] = float(text_scale)
 
     def _read_text_encoder(self, loras: list[str]) -> None:
         """Follow the text encoder of the first prompt, for its last layer."""

@@ -21,13 +21,12 @@ from sd2rt.runtime.pipeline.async_pipeline import AsyncPipeline
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding, load_embedding
 from sd2rt.runtime.server.errors import ServerError
+from sd2rt.runtime.server.generation import LoraSet
 from sd2rt.runtime.server.worker.memory import available_bytes, in_units, needed_bytes
 from sd2rt.runtime.server.worker.warm_up import warm_up
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 
 _LOG = logging.getLogger(__name__)
-
-LoraSet = tuple[tuple[str, float], ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +151,7 @@ class ServedBundles:
                 "model_not_found", f"no model is named {model[:60]!r}: use {names}", param="model"
             )
         known = self._settings.loras
-        for name, _ in loras:
+        for name, *_ in loras:
             if name not in known:
                 served = ", ".join(known) or "none"
                 raise ServerError(
@@ -222,7 +221,10 @@ class ServedBundles:
             "tile": TILE if settings.tile is None else settings.tile,
             "backend": settings.backend,
             "precision": settings.precision,
-            "loras": [read_lora(settings.loras[name], scale=scale, name=name) for name, scale in loras],
+            "loras": [
+                read_lora(settings.loras[name], scale=scales[0], text_scale=scales[-1], name=name)
+                for name, *scales in loras
+            ],
             "turns": self._turns,
         }
 
@@ -247,4 +249,6 @@ class ServedBundles:
 
 
 def _shown(loras: LoraSet) -> str:
-    return "".join(f" with {name}:{scale:g}" for name, scale in loras)
+    return "".join(
+        f" with {':'.join([name, *(f'{scale:g}' for scale in scales)])}" for name, *scales in loras
+    )

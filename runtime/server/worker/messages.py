@@ -48,12 +48,19 @@ def request_of(frame: Frame) -> GenerationRequest:
         return GenerationRequest(
             **fields,
             images=dict(zip(names, frame.attachments, strict=True)),
-            loras=tuple((str(name), float(scale)) for name, scale in loras),
+            loras=tuple(_lora(*entry) for entry in loras),
             preparation=preparation,
             enlargement=None if enlargement is None else Enlargement(**enlargement),
         )
 
     return _decoded(decode)
+
+
+def _lora(name: Any, scale: Any, *text_scale: Any) -> tuple[str, float] | tuple[str, float, float]:
+    if not text_scale:
+        return str(name), float(scale)
+    (text,) = text_scale
+    return str(name), float(scale), float(text)
 
 
 def event_frame(event: Event) -> Frame:

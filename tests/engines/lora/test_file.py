@@ -45,12 +45,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     [
         (None, "is in PEFT's layout, whose alpha is in .*adapter_config.json, which cannot be read"),
         ("[]", "adapter_config.json is not a JSON object"),
-        ('{"peft_type": "IA3"}', "is of the type 'IA3', which is not supported"),
-        ('{"use_dora": true}', "is of a DoRA"),
+        (
+            '{"peft_type": "OFT"}',
+            "is of the type 'OFT', which is not supported: use one of LORA, LOHA, LOKR or IA3",
+        ),
+        ('{"use_dora": true}', "lacks the norms of unet.down_blocks.* though it is a DoRA"),
         ('{"lora_alpha": "8"}', "lora_alpha is '8', expected a number"),
         ('{"lora_alpha": NaN}', "lora_alpha is 'nan'"),
         ('{"alpha_pattern": [1]}', "alpha_pattern is not a JSON object"),
-        ('{"alpha_pattern": {"(a|b)+": 1}}', "is not a layer's path"),
+        ('{"alpha_pattern": {"(a|b": 1}}', "is not a regular expression without lookarounds"),
+        (r'{"alpha_pattern": {"(a)\\1": 1}}', "is not a regular expression without lookarounds"),
+        ('{"rank_pattern": {"to_q": 0}}', "rank_pattern holds 0"),
+        ('{"r": 0}', "r is 0, expected a number above 0"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path: Path, config: str | None, said: str) -> None:

@@ -263,9 +263,12 @@ def test_syntax_of_the_prompt() -> None:
     else:
         assert plain.notes == []
         assert weighted.notes == ["the prompt's syntax, such as weights in parentheses, cannot be honoured"]
-    named = imported("Seed: 1, RNG: CPU", "a <lora:fox:0.8>fox<lyco:hen> <lora:cat:1:0.5> <hypernet:b:1>")
-    assert named.loras == [("fox", 0.8), ("hen", 1.0), ("cat", None)]
-    assert named.fields["prompt"] == "a fox  "
+    named = imported(
+        "Seed: 1, RNG: CPU", "a <lora:fox:0.8>fox<lyco:hen> <lora:cat:1:0.5> <lora:dog:x> <hypernet:b:1>"
+    )
+    assert named.loras == [("fox", 0.8), ("hen", 1.0), ("cat", 0.5), ("dog", None)]
+    assert named.text_scales == {"cat": 1.0}
+    assert named.fields["prompt"] == "a fox   "
     assert named.notes == ["the hypernetwork b is not applied"]
 
 

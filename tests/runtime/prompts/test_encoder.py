@@ -169,6 +169,26 @@ def test_the_end_of_a_prompt_is_cut_inside_of_an_embedding(encoder: TextEncoder)
     np.testing.assert_array_equal(cut, encoder("cat " * 74 + "a"))
 
 
+@pytest.mark.parametrize(("token", "file_name"), [("cat", "cat"), ("dog", "cat"), ("cat", "my toy")])
+def test_files_named_like_words(encoder: TextEncoder, token: str, file_name: str) -> None:
+    """AUTOMATIC1111 replaces a word by the embedding whose file is named like it; plain prompts cannot."""
+    row = np.asarray(encoder._table[[320]], np.float32)  # "a"
+    text = f"one {file_name} here"
+    expected = encoder.weighted([text.replace(file_name, "a")])[0]
+    before = encoder.weighted([text])[0]
+    encoder.add_embedding(Embedding(token, row, "", file_name))
+    np.testing.assert_array_equal(encoder.weighted([text])[0], expected)
+    assert np.abs(expected - before).max() > 1e-3
+    with pytest.raises(
+        RequestError, match=f"the prompt contains '{token}', a token of the vocabulary and an"
+    ):
+        encoder(f"two {token}, three")
+    encoder("two birds!")
+    encoder.remove_embedding(token)
+    encoder(f"two {token}, three")
+    np.testing.assert_array_equal(encoder.weighted([text])[0], before)
+
+
 @pytest.mark.parametrize(
     ("token", "width", "message"),
     [

@@ -47,12 +47,13 @@ Ignored = Annotated[Any, Field(description="Accepted without effect.")]
 
 
 class LoraFields(BaseModel):
-    """A LoRA that the operator has named, and its scale."""
+    """A LoRA that the operator has named, its scale, and the text encoder's if it differs."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Text = Field(max_length=200)
     scale: Annotated[Number, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)] = 1.0
+    text_scale: Annotated[Number, Field(ge=-_MAX_SCALE, le=_MAX_SCALE)] | None = None
 
 
 SETTINGS = (

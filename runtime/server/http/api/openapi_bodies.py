@@ -139,6 +139,7 @@ def _loras(models: Sequence[ModelInfo]) -> Schema:
         "properties": {
             "name": {"type": "string", "enum": names},
             "scale": {"type": "number", "minimum": -1e6, "maximum": 1e6},
+            "text_scale": {"anyOf": [{"type": "number", "minimum": -1e6, "maximum": 1e6}, {"type": "null"}]},
         },
         "required": ["name"],
         "additionalProperties": False,

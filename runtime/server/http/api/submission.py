@@ -10,7 +10,7 @@ from sd2rt.engines.bundle.sampler_config import A1111Schedule, a1111_schedules_o
 from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, parse_size
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.generation import GenerationRequest, ImageRole, ModelInfo
+from sd2rt.runtime.server.generation import GenerationRequest, ImageRole, LoraSet, ModelInfo
 from sd2rt.runtime.server.http.api.image_fields import ImageFields
 from sd2rt.runtime.server.http.front import Front, new_id
 
@@ -224,9 +224,14 @@ def _check_a1111(fields: ImageFields) -> None:
         )
 
 
-def _loras(fields: ImageFields, model: ModelInfo) -> tuple[tuple[str, float], ...]:
-    chosen = tuple((lora.name, lora.scale) for lora in fields.loras or ())
-    names = [name for name, _ in chosen]
+def _loras(fields: ImageFields, model: ModelInfo) -> LoraSet:
+    chosen: LoraSet = tuple(
+        (lora.name, lora.scale)
+        if lora.text_scale in (None, lora.scale)
+        else (lora.name, lora.scale, lora.text_scale)
+        for lora in fields.loras or ()
+    )
+    names = [name for name, *_ in chosen]
     for name in names:
         if name not in model.loras:
             there = f"it has {', '.join(model.loras)}" if model.loras else "it has none"

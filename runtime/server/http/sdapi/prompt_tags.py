@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from sd2rt.engines.printable import shown
-from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
+from sd2rt.runtime.prompts.syntax import NAMED_NETWORK, parse_network
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.http.api.image_fields import MAX_LORAS, LoraFields
 
@@ -20,18 +18,11 @@ def take_loras(prompt: str) -> tuple[str, list[LoraFields]]:
     """
     loras = []
     for tag in NAMED_NETWORK.finditer(prompt):
-        kind, (name, *scales) = tag[1], tag[2].split(":")
-        if kind == "hypernet":
+        if tag[1] == "hypernet":
             raise ServerError(
                 "not_supported", f"{shown(tag[0])} names a hypernetwork: only LoRAs are done", param="prompt"
             )
-        if len(scales) > 1 or any("=" in scale for scale in scales):
-            raise ServerError(
-                "not_supported",
-                f"{shown(tag[0])} has several scales: use one, as in <lora:name:0.8>",
-                param="prompt",
-            )
-        loras.append(LoraFields(name=_name(name, tag[0]), scale=_scale(scales, tag[0])))
+        loras.append(_lora(tag[2], tag[0]))
     if len(loras) > MAX_LORAS:
         raise ServerError(
             "invalid_value", f"the prompt names {len(loras)} LoRAs: use at most {MAX_LORAS}", param="prompt"
@@ -53,19 +44,18 @@ def refuse_tags(negative_prompt: str) -> None:
         )
 
 
-def _name(name: str, tag: str) -> str:
+def _lora(arguments: str, tag: str) -> LoraFields:
+    try:
+        name, scale, text_scale = parse_network(arguments)
+        if max(abs(scale), abs(text_scale)) > _LARGEST:
+            raise ValueError("a scale that is too large")
+    except ValueError:
+        raise ServerError(
+            "invalid_value",
+            f"the scale of {shown(tag)} is no number, or one each for text encoder and UNet: use <lora:name:0.8>, or "
+            "<lora:name:0.5:0.8>",
+            param="prompt",
+        ) from None
     if not name or len(name) > 200:
         raise ServerError("invalid_value", f"{shown(tag)} names no LoRA: use <lora:name:0.8>", param="prompt")
-    return name
-
-
-def _scale(scales: list[str], tag: str) -> float:
-    try:
-        scale = float(scales[0]) if scales else 1.0
-    except ValueError:
-        scale = math.nan
-    if not abs(scale) <= _LARGEST:
-        raise ServerError(
-            "invalid_value", f"the scale of {shown(tag)} is no number: use <lora:name:0.8>", param="prompt"
-        )
-    return scale
+    return LoraFields(name=name, scale=scale, text_scale=None if text_scale == scale else text_scale)

@@ -36,11 +36,15 @@ def folder(tmp_path: Path) -> Path:
         ("a fox", "a fox", []),
         ("a <lora:toy:0.8> fox", "a  fox", ["toy:0.8"]),
         ("a fox<lora:toy>", "a fox", ["toy:1.0"]),
+        ("<lora:toy:0.5:2>a", "a", ["toy:2.0:0.5"]),
+        ("<lora:toy:te=0.5>a<lora:other:unet=0>", "a", ["toy:0.5", "inner/other:0.0:1.0"]),
         ("<lyco:toy.safetensors:-1>a <lora:other:2>", "a", ["toy:-1.0", "inner/other:2.0"]),
     ],
 )
 def test_tags(folder: Path, prompt: str, text: str, words: list[str]) -> None:
-    expected = [f"{folder / name}.safetensors:{scale}" for name, scale in (word.split(":") for word in words)]
+    expected = [
+        f"{folder / name}.safetensors:{scale}" for name, scale in (word.split(":", 1) for word in words)
+    ]
     assert LoraFolder(str(folder)).taken_from(prompt) == (text, tuple(expected))
 
 
@@ -50,7 +54,8 @@ def test_tags(folder: Path, prompt: str, text: str, words: list[str]) -> None:
         ("<lora:toi:1>", "no LoRA is named toi in .*: did you mean toy"),
         ("<lora:../toy:1>", "no LoRA is named"),
         ("<lora:toy:x>", "whose scale is not one number"),
-        ("<lora:toy:1:2>", "whose scale is not one number"),
+        ("<lora:toy:1:2:3>", "whose scale is not one number"),
+        ("<lora:toy:x=1>", "whose scale is not one number, or one each for text encoder and UNet"),
         ("<lora:toy:nan>", "whose scale is not one number"),
         ("<hypernet:toy:1>", "hypernetworks are not supported"),
     ],

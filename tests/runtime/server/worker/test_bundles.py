@@ -19,8 +19,8 @@ from sd2rt.engines.lora.file import read_lora
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.server.errors import ServerError
-from sd2rt.runtime.server.generation import Completed, GenerationRequest
-from sd2rt.runtime.server.worker.bundles import LoraSet, ServedBundles
+from sd2rt.runtime.server.generation import Completed, GenerationRequest, LoraSet
+from sd2rt.runtime.server.worker.bundles import ServedBundles
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 
 from ....lora_files import LINEAR, draw, write
@@ -52,14 +52,16 @@ def files(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def expected(bundle: Path, files: dict[str, str], loras: LoraSet = ()) -> NDArray[np.uint8]:
-    opened = [read_lora(files[name], scale=scale, name=name) for name, scale in loras]
+    opened = [
+        read_lora(files[name], scale=scales[0], text_scale=scales[-1], name=name) for name, *scales in loras
+    ]
     with Pipeline.open(bundle, threads=1, loras=opened) as pipe:
         return np.asarray(pipe(**FIELDS, negative_prompt="").images[0])
 
 
 def test_sets_of_loras(small_bundle: Path, files: dict[str, str]) -> None:
     """Sets share a device with the plain bundle; the least recently used one makes room."""
-    sets: list[LoraSet] = [(), (("a", 0.8),), (("a", 0.8), ("b", 1.0)), (("c", -1.0),)]
+    sets: list[LoraSet] = [(), (("a", 0.8),), (("a", 0.8), ("b", 1.0)), (("c", -1.0, 0.5),)]
     pictures = [expected(small_bundle, files, loras) for loras in sets]
     assert len({picture.tobytes() for picture in pictures}) == len(sets)
     settings = WorkerSettings(bundles={"small": str(small_bundle)}, threads=1, loras=files, lora_sets=2)

@@ -34,7 +34,7 @@ REQUEST = GenerationRequest(
     priority="batch",
     key="caller",
     deadline_ms=1000,
-    loras=(("style", 0.5), ("style", -1.0)),
+    loras=(("style", 0.5), ("style", -1.0, 0.25)),
     preparation=Preparation(resize_mode="fill", mask_blur=(4.0, 2.5), only_masked=True, padding=32),
     enlargement=Enlargement(width=100, height=50, crop=False),
     infotexts=True,
@@ -70,6 +70,7 @@ def test_events(event: Event) -> None:
         {"request": {"images": [], "loras": []}},
         {"request": {"request_id": "a", "model": "b", "fields": {}, "images": ["image"], "loras": []}},
         {"request": {"request_id": "a", "model": "b", "fields": {}, "images": [], "loras": [["a"]]}},
+        {"request": {"request_id": "a", "model": "b", "fields": {}, "images": [], "loras": [["a", 1, 2, 3]]}},
         {"request": {"request_id": "a", "model": "b", "fields": {}, "images": [], "loras": [], "path": "x"}},
     ],
 )

@@ -50,7 +50,6 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
         ({"sampler_name": "Euler", "scheduler": "Turbo"}, "Turbo"),
         ({"sampler_name": "Euler a", "eta": 0.5}, "eta"),
         ({"prompt": "<hypernet:a:1>"}, "hypernet"),
-        ({"prompt": "<lora:a:0.5:0.7>"}, "lora"),
         ({"negative_prompt": "<lora:a:0.5>"}, "lora"),
         ({"infotext": "Steps: 3"}, "infotext"),
     ],
