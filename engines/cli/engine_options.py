@@ -67,6 +67,13 @@ class EngineOptions(OptionGroup):
         list[str] | None,
         typer.Option(metavar="PART", help="Part to build, by default all; repeatable."),
     ] = None
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared",
+            help="One engine of a part for all sizes: the weights are stored and loaded once.",
+        ),
+    ] = False
     rows: Annotated[
         Rows,
         typer.Option(help="Images that engines accept: guided and unguided mixed, or only one of the two."),
@@ -123,7 +130,14 @@ class EngineOptions(OptionGroup):
                 workspace_bytes=None if self.workspace is None else self.workspace * 1_000_000,
                 optimization_level=self.optimization_level,
             ),
-            Shapes(tuple(sizes), parse_batches(self.batch), self.rows, self.prompt_chunks, self.prompts),
+            Shapes(
+                tuple(sizes),
+                parse_batches(self.batch),
+                self.rows,
+                self.prompt_chunks,
+                self.prompts,
+                shared=self.shared,
+            ),
             tuple(name for name in get_args(PartName) if name in parts),
         )
 

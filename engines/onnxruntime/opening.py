@@ -13,13 +13,15 @@ from sd2rt.engines.errors import MissingDependencyError, Sd2rtError
 from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.interface import Array, Device
 from sd2rt.engines.onnxruntime.cuda_libraries import load_cuda_libraries
-from sd2rt.engines.onnxruntime.session_config import set_session_config
+from sd2rt.engines.onnxruntime.session_config import SessionKey, set_session_config
 from sd2rt.engines.telemetry import import_without_telemetry
 from sd2rt.engines.weights.initializers import replaced_initializers
 
 if TYPE_CHECKING:
     import onnxruntime
 
+SPINNING: dict[SessionKey, str] = {"session.intra_op.allow_spinning": "0"}
+"""How threads wait for the next operator: busily, or asleep."""
 CPU_PROVIDER = "CPUExecutionProvider"
 _FATAL = 4
 
@@ -62,8 +64,8 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = 0 if threads is None else threads
     # No parallel branches are worth a second thread pool.
     options.inter_op_num_threads = 1
-    # Spinning between operators gains nothing here and takes time from other processes.
-    set_session_config(options, "session.intra_op.allow_spinning", "0")
+    for key, value in SPINNING.items():
+        set_session_config(options, key, value)
     # Planning memory reuse takes a third of the opening time, and at SD2's size the allocator alone needs less
     # memory than the plan.
     options.enable_mem_reuse = False

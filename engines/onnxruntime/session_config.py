@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 SessionKey = Literal[
     "session.intra_op.allow_spinning",
+    "session.intra_op.spin_backoff_max",
+    "session.intra_op.spin_duration_us",
     "session.optimized_model_external_initializers_file_name",
     "session.optimized_model_external_initializers_min_size_in_bytes",
     "session.record_ep_graph_assignment_info",

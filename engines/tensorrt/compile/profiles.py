@@ -16,6 +16,10 @@ from sd2rt.engines.errors import RequestError
 
 Rows = Literal["any", "guided", "unguided"]
 
+_Sides = tuple[int, int] | tuple[()]
+"""Latent rows and columns; none for parts without an image size."""
+_LISTED = 8
+"""Most sizes that a label lists: it is part of a file's name."""
 _TOKENS = 77
 _MOST_CELLS = 256 * 256
 _BATCHED: tuple[PartName, ...] = ("denoiser",)
@@ -34,6 +38,7 @@ class Shapes:
             dimensions: all of them for one image of one kind.
         chunks: maximum prompt length, in chunks of 77 tokens.
         prompts: maximum number of prompts composed in one image (``AND``).
+        shared: one engine for all sizes of a part, with profiles for each, instead of one for each size.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -41,6 +46,7 @@ class Shapes:
     rows: Rows = "any"
     chunks: int = 1
     prompts: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +85,28 @@ def parse_batches(text: str) -> tuple[tuple[int, int], ...]:
 
 def plan_engines(manifest: Manifest, parts: Sequence[PartName], shapes: Shapes) -> tuple[EnginePlan, ...]:
     """Plan the engines that these parts need for these shapes; parts without an image size need one for all sizes."""
-    plans: dict[tuple[PartName, str], EnginePlan] = {}
+    wanted: dict[tuple[PartName, _Sides], None] = {}
     for width, height in shapes.sizes:
         for name in parts:
-            plan = _plan(manifest, name, width, height, shapes)
-            if plan is not None:
-                plans.setdefault((name, plan.label), plan)
-    return tuple(plans.values())
+            sides = _sides(manifest, name, width, height)
+            if sides is not None:
+                wanted[name, sides] = None
+    if not shapes.shared:
+        return tuple(_plan(manifest, name, (sides,), shapes) for name, sides in wanted)
+    return tuple(
+        _plan(manifest, name, tuple(sides for part, sides in wanted if part == name), shapes)
+        for name in dict.fromkeys(part for part, _ in wanted)
+    )
 
 
-def _plan(manifest: Manifest, name: PartName, width: int, height: int, shapes: Shapes) -> EnginePlan | None:
+def _sides(manifest: Manifest, name: PartName, width: int, height: int) -> _Sides | None:
+    """Latent rows and columns that a part processes for images of this size.
+
+    Returns:
+        () if all sizes are one for the part, None if it does not process these images.
+    """
     part, factor = manifest.parts[name], manifest.latents.vae_factor
-    symbols, h, w = symbols_of(part), height // factor, width // factor
+    h, w = height // factor, width // factor
     tiled = max(h, w) > TILE
     if name in UNTILED:
         if not tiled:
@@ -102,19 +118,31 @@ def _plan(manifest: Manifest, name: PartName, width: int, height: int, shapes: S
     elif manifest.low_resolution is not None and tiled:
         # The upscaler processes large images in tiles throughout.
         h, w = min(h, TILE), min(w, TILE)
+    return (h, w) if "h" in symbols_of(part) else ()
+
+
+def _plan(manifest: Manifest, name: PartName, sizes: tuple[_Sides, ...], shapes: Shapes) -> EnginePlan:
+    part, factor = manifest.parts[name], manifest.latents.vae_factor
     batches = shapes.batches if name in _BATCHED else ((1, 1),)
-    profiles = tuple(_profile(part, h, w, batch, shapes) for batch in batches)
+    written = [f"{sides[1] * factor}x{sides[0] * factor}" for sides in sizes if sides]
+    profiles = tuple(_profile(part, sides, batch, shapes) for sides in sizes for batch in batches)
+    if len(written) > 1:
+        names = [size for size in written for _ in batches]
+        profiles = tuple(
+            profile.model_copy(update={"name": f"{size}, {profile.name}"})
+            for size, profile in zip(names, profiles, strict=True)
+        )
     label = "-".join(
         [
-            *([f"{w * factor}x{h * factor}"] if "h" in symbols else []),
+            *([".".join(written) if len(written) <= _LISTED else f"{len(written)}sizes"] if written else []),
             "b" + ".".join(str(maximum) for _, maximum in batches),
-            *([shapes.rows] if shapes.rows != "any" and "R" in symbols else []),
+            *([shapes.rows] if shapes.rows != "any" and "R" in symbols_of(part) else []),
         ]
     )
     return EnginePlan(name, label, profiles)
 
 
-def _profile(part: Part, h: int, w: int, batch: tuple[int, int], shapes: Shapes) -> Profile:
+def _profile(part: Part, sides: _Sides, batch: tuple[int, int], shapes: Shapes) -> Profile:
     smallest, largest = batch
     rows = {
         "any": (smallest, 2 * largest),
@@ -129,9 +157,9 @@ def _profile(part: Part, h: int, w: int, batch: tuple[int, int], shapes: Shapes)
         "R": (rows[0], largest if shapes.rows == "unguided" else 2 * largest, rows[1]),
         "P": (1, 1, shapes.prompts),
         "L": (_TOKENS, _TOKENS, _TOKENS * shapes.chunks),
-        "h": (h, h, h),
-        "w": (w, w, w),
-        "M": (1, min(_MOST_CELLS, 4 * h * w), _MOST_CELLS),
     }
+    if sides:
+        h, w = sides
+        ranges |= {"h": (h, h, h), "w": (w, w, w), "M": (1, min(_MOST_CELLS, 4 * h * w), _MOST_CELLS)}
     name = f"batch {smallest}" if smallest == largest else f"batch {smallest} to {largest}"
     return Profile(name=name, dims={symbol: ranges[symbol] for symbol in symbols_of(part)})

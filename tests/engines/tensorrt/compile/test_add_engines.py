@@ -10,12 +10,13 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sd2rt.engines.bundle.engine_entry import BuilderOptions
+from sd2rt.engines.bundle.engine_entry import BuilderOptions, EngineEntry
 from sd2rt.engines.bundle.file_lock import FileLock
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.bundle.model_kinds import PartName
@@ -348,3 +349,22 @@ def test_interrupted(bundle: Path) -> None:
     again = build_engines(bundle, Shapes(((128, 128),), ((1, 1), (2, 4))), ADA, parts=TEXT)
     assert (len(again.made), len(again.kept)) == (0, 1)
     assert not list(bundle.rglob("*.building*"))
+
+
+def test_a_shared_engine_is_those_of_its_sizes(bundle: Path) -> None:
+    """The same layers for each size, and every attention is one kernel."""
+    sizes = ((64, 64), (128, 64))
+    parts: tuple[PartName, ...] = ("denoiser",)
+    alone = build_engines(bundle, Shapes(sizes), ADA, parts=parts)
+    made = build_engines(bundle, Shapes(sizes, shared=True), ADA, parts=parts)
+    (shared,) = made.made
+    assert [profile.name for profile in shared.profiles] == ["64x64, batch 1", "128x64, batch 1"]
+
+    def layers(entries: tuple[EngineEntry, ...]) -> Counter[tuple[str, ...]]:
+        reports = [json.loads((bundle / entry.report.path).read_text()) for entry in entries]
+        return Counter((layer["kind"], *layer["onnx"]) for each in reports for layer in each["layers"])
+
+    assert layers((shared,)) == layers(alone.made)
+    assert shared.file.size < 0.95 * sum(entry.file.size for entry in alone.made)
+    told = json.loads((bundle / shared.report.path).read_text())["built"]
+    assert told["fused"] == 2 * told["attentions"] > 0

@@ -60,6 +60,32 @@ PARTS: tuple[PartName, ...] = (
 )
 
 
+def test_a_shared_engine_has_profiles_of_all_sizes(manifest: Manifest) -> None:
+    sizes, batches = ((512, 512), (768, 512), (2048, 512)), ((1, 1), (2, 4))
+    plans = plan_engines(manifest, PARTS, Shapes(sizes, batches, shared=True))
+    assert [(plan.part, plan.label) for plan in plans] == [
+        ("text_encoder", "b1"),
+        ("denoiser", "512x512.768x512.2048x512-b1.4"),
+        ("decoder", "512x512.768x512-b1"),
+        ("encoder", "512x512.768x512-b1"),
+        ("tiled_decoder", "1024x512-b1"),
+        ("tiled_encoder", "1024x512-b1"),
+    ]
+    alone = [
+        profile
+        for plan in plan_engines(manifest, ("denoiser",), Shapes(sizes, batches))
+        for profile in plan.profiles
+    ]
+    shared = plans[1].profiles
+    assert [profile.dims for profile in shared] == [profile.dims for profile in alone]
+    assert [profile.name for profile in shared[1:3]] == ["512x512, batch 2 to 4", "768x512, batch 1"]
+    many = tuple((64 * n, 512) for n in range(1, 12))
+    assert plan_engines(manifest, ("denoiser",), Shapes(many, shared=True))[0].label == "11sizes-b1"
+    assert plan_engines(manifest, PARTS, Shapes(sizes[:1], batches, shared=True)) == plan_engines(
+        manifest, PARTS, Shapes(sizes[:1], batches)
+    )
+
+
 def test_each_size_has_its_denoiser_and_decoder(manifest: Manifest) -> None:
     plans = plan_engines(manifest, PARTS, Shapes(((512, 512), (768, 512)), ((1, 1), (2, 4))))
     assert [(plan.part, plan.label) for plan in plans] == [
