@@ -114,6 +114,10 @@ MERGED_LORA = "LoRA "
 """Prefix of the entries of a source's files that are LoRAs, merged into the weights."""
 
 
+OTHER_VAE = "VAE "
+"""Prefix of the entries of a source's files that are an autoencoder instead of the checkpoint's own."""
+
+
 class Source(Model):
     """Checkpoint that a bundle was built from."""
 
@@ -273,6 +277,12 @@ class Manifest(Model):
     def engine_files(self) -> tuple[File, ...]:
         """Engine files and their reports, which are hashed every time an engine is opened."""
         return tuple(file for engine in self.engines for file in (engine.file, engine.report))
+
+    @property
+    def other_vae(self) -> dict[str, str]:
+        """Files of an autoencoder that the build took instead of the checkpoint's own, with their hashes."""
+        names = (name for name in self.source.files if name.startswith(OTHER_VAE))
+        return {name.removeprefix(OTHER_VAE): self.source.files[name] for name in names}
 
     @property
     def merged_loras(self) -> dict[str, str]:

@@ -25,6 +25,8 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     shared = shared_bytes(path, manifest.files)
     if as_json:
         extra = {"path": str(path), "identity": manifest.identity, "shared_bytes": shared}
+        if manifest.other_vae:
+            extra["vae"] = manifest.other_vae
         if manifest.merged_loras:
             extra["merged_loras"] = manifest.merged_loras
         print(json.dumps({**extra, **manifest.model_dump(mode="json")}))
@@ -132,6 +134,11 @@ def _scores(manifest: Manifest) -> dict[str, str]:
     return {"attention": f"scores up to {denoiser.largest_scores:.4g}, computed in {form}"}
 
 
+def _vae(manifest: Manifest) -> dict[str, str]:
+    files = ", ".join(f"{name} ({sha256[:12]})" for name, sha256 in manifest.other_vae.items())
+    return {"VAE": f"{files}, instead of the checkpoint's"} if files else {}
+
+
 def _loras(manifest: Manifest) -> dict[str, str]:
     merged = manifest.merged_loras
     if not merged:
@@ -160,6 +167,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         **_preview(manifest),
         "tokens": f"{manifest.embeddings.tokens} x {manifest.embeddings.width} {manifest.embeddings.dtype}",
         "source": manifest.source.name,
+        **_vae(manifest),
         **_loras(manifest),
         "made by": f"sd2rt {manifest.sd2rt_version}; "
         + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),

@@ -30,6 +30,18 @@ def require_checkpoint(name: str) -> None:
         raise missing_checkpoint(name)
 
 
+def require_vae(path: str) -> None:
+    """Check that the path of another VAE exists.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if not os.path.exists(os.path.expanduser(path)):
+        raise CheckpointError(
+            f"{path} does not exist: give the path of a diffusers folder, or of a .safetensors file with a VAE"
+        )
+
+
 def missing_checkpoint(name: str) -> CheckpointError:
     """Error for a name that is neither a path, a Hub id nor a demo."""
     return CheckpointError(

@@ -130,7 +130,7 @@ def open_folder(
     stated_evidence = stated(variant)
     narrow(origin, [*evidence, *stated_evidence])
     files = {
-        part: [_open(path, allow_pickle) for path in weight_paths(folder, part, allow_pickle)]
+        part: [open_weights(path, allow_pickle) for path in weight_paths(folder, part, allow_pickle)]
         for part in configs.parts
     }
     for part in configs.parts:
@@ -162,7 +162,12 @@ def open_folder(
 
 
 def weight_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) -> list[Path]:
-    """Paths of the part's weight files, whole or sharded; full precision is preferred over fp16.
+    """Paths of a part's weight files in a pipeline's folder; see :func:`network_paths`."""
+    return network_paths(folder / part, part, allow_pickle)
+
+
+def network_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) -> list[Path]:
+    """Paths of a network's weight files in its folder, whole or sharded; full precision is preferred over fp16.
 
     Args:
         allow_pickle: take pickles if there are no safetensors.
@@ -171,28 +176,26 @@ def weight_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) ->
         CheckpointError: the folder has none; the message names files that it has instead.
     """
     stem = WEIGHT_STEMS[part]
-    if (paths := _find(folder / part, stem, ".safetensors")) is not None:
+    if (paths := _find(folder, stem, ".safetensors")) is not None:
         return paths
     pickle_stem = PICKLE_STEMS.get(part, stem)
-    pickles = _find(folder / part, pickle_stem, ".bin")
+    pickles = _find(folder, pickle_stem, ".bin")
     if pickles is not None and allow_pickle:
         return pickles
     if pickles is not None:
         raise CheckpointError(
-            f"{folder / part} has only pickled weights ({pickles[0].name}), a format that can contain code: load the "
+            f"{folder} has only pickled weights ({pickles[0].name}), a format that can contain code: load the "
             "folder with diffusers and save it again, which writes safetensors, or pass --allow-pickle to read them "
             "with PyTorch's weights-only loader"
         )
-    others = sorted(
-        file.name for suffix in (".safetensors", ".bin") for file in (folder / part).glob(f"*{suffix}")
-    )
+    others = sorted(file.name for suffix in (".safetensors", ".bin") for file in folder.glob(f"*{suffix}"))
     if others:
         raise CheckpointError(
-            f"{folder / part} has {shown(', '.join(others), 200)}, but neither {stem}.safetensors nor "
+            f"{folder} has {shown(', '.join(others), 200)}, but neither {stem}.safetensors nor "
             f"{stem}.fp16.safetensors: rename the file that you want to build to one of these"
         )
     raise CheckpointError(
-        f"{folder / part / stem}.safetensors is missing, as are an fp16 and a sharded one: copy it again"
+        f"{folder / stem}.safetensors is missing, as are an fp16 and a sharded one: copy it again"
     )
 
 
@@ -208,7 +211,12 @@ def _find(folder: Path, stem: str, suffix: str) -> list[Path] | None:
     return None
 
 
-def _open(path: Path, allow_pickle: bool) -> WeightFile:
+def open_weights(path: Path, allow_pickle: bool) -> WeightFile:
+    """Open a file of weights by its suffix.
+
+    Raises:
+        CheckpointError: it cannot be read, or is a pickle that is not allowed.
+    """
     return (
         open_safetensors(path) if path.suffix == ".safetensors" else open_pickle(path, allowed=allow_pickle)
     )

@@ -114,7 +114,7 @@ def build(
         raise RequestError(
             f"--guidance is {bundle.guidance:g}: use a number from {-MAX_SCALE:g} to {MAX_SCALE:g}"
         )
-    from sd2rt.export.checkpoints.arguments import require_checkpoint
+    from sd2rt.export.checkpoints.arguments import require_checkpoint, require_vae
 
     if not all(_is_packaged(checkpoint, source) for checkpoint in checkpoints):
         require_export()
@@ -129,12 +129,14 @@ def build(
             )
     for checkpoint in checkpoints:
         require_checkpoint(checkpoint)
+    if source.vae is not None:
+        require_vae(source.vae)
     for number, checkpoint in enumerate(checkpoints, 1):
         # Unlike Path.expanduser, this leaves a ~ without a home folder as it is.
         target = (
             Path(os.path.expanduser(bundle.output))
             if bundle.output is not None
-            else named_bundle(_name(checkpoint, source.lora or []))
+            else named_bundle(_name(checkpoint, source))
         )
         of_several = f" ({number} of {len(checkpoints)})" if len(checkpoints) > 1 else ""
         with display(as_json) as (say, progress):
@@ -158,7 +160,7 @@ def _is_packaged(checkpoint: str, source: CheckpointOptions) -> bool:
     # A checkpoint in the working directory comes first.
     if checkpoint not in DEMO_NAMES or os.path.isfile(checkpoint) or os.path.isdir(checkpoint):
         return False
-    return source.variant is None and not source.lora and source.config is None
+    return source.variant is None and not source.lora and source.config is None and source.vae is None
 
 
 def _build(
@@ -238,15 +240,16 @@ def _report(built: EngineBuild, as_json: bool) -> None:
             print_path(built.path / entry.file.path, f" ({note})")
 
 
-def _name(checkpoint: str, loras: list[str]) -> str:
-    """Name a bundle in the cache after the last part of its checkpoint's path, and after its LoRAs."""
+def _name(checkpoint: str, source: CheckpointOptions) -> str:
+    """Name a bundle in the cache after the last part of its checkpoint's path, its VAE and its LoRAs."""
     path = Path(checkpoint)
     name = (
         path.stem
         if path.suffix in (".safetensors", ".ckpt", ".pt")
         else os.path.basename(os.path.realpath(path))
     )
-    names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(lora)) for lora in loras))
+    files = [*([] if source.vae is None else [os.path.realpath(source.vae)]), *(source.lora or [])]
+    names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(file)) for file in files))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-._") or "bundle"
 
 

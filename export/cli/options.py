@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CH
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions(OptionGroup):
-    """Options for reading a checkpoint, and the LoRAs to merge into it."""
+    """Options for reading a checkpoint, another VAE, and the LoRAs to merge into it."""
 
     panel: ClassVar[str] = "Checkpoint"
 
@@ -43,6 +44,14 @@ class CheckpointOptions(OptionGroup):
             metavar="FILE[:SCALE[:TEXT]]",
             help="LoRA to merge into the weights, at scale 1 by default; a second scale is the text encoder's; "
             "repeatable.",
+        ),
+    ] = None
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="VAE instead of the checkpoint's own: a diffusers folder, or a single file such as "
+            "vae-ft-mse-840000-ema-pruned.safetensors.",
         ),
     ] = None
     allow_pickle: Annotated[
@@ -72,12 +81,17 @@ class CheckpointOptions(OptionGroup):
             CheckpointError: the checkpoint or a LoRA cannot be read, or is not of Stable Diffusion 2.
             RequestError: an option is invalid.
         """
+        from sd2rt.export.checkpoints.changes.lora_merge import with_loras
         from sd2rt.export.checkpoints.checkpoint import open_checkpoint
-        from sd2rt.export.checkpoints.lora_merge import with_loras
 
         opened = open_checkpoint(
             checkpoint, variant=self.variant, allow_pickle=self.allow_pickle, config=self.config, progress=say
         )
+        if self.vae is not None:
+            from sd2rt.export.checkpoints.changes.vae import with_vae
+
+            path = Path(os.path.expanduser(self.vae))
+            opened = with_vae(opened, path, allow_pickle=self.allow_pickle, progress=say)
         return with_loras(opened, loras)
 
 

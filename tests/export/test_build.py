@@ -237,7 +237,7 @@ def test_loras_are_part_of_what_a_bundle_is_made_from(
     exporter: Exporter, checkpoint: Checkpoint, target: Path, tmp_path: Path
 ) -> None:
     from sd2rt.export.checkpoints.arguments import read_loras
-    from sd2rt.export.checkpoints.lora_merge import with_loras
+    from sd2rt.export.checkpoints.changes.lora_merge import with_loras
 
     from ..lora_files import ATTENTION, draw, write
 

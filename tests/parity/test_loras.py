@@ -17,7 +17,7 @@ from sd2rt.engines.lora.merge import merged_weights
 from sd2rt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from sd2rt.engines.weights.initializers import Weights
 from sd2rt.export.checkpoints.arguments import read_loras
-from sd2rt.export.checkpoints.lora_merge import with_loras
+from sd2rt.export.checkpoints.changes.lora_merge import with_loras
 from sd2rt.export.reference import reference_pipeline
 from sd2rt.runtime import Pipeline
 

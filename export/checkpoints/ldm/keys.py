@@ -91,12 +91,13 @@ _VAE_BLOCK = re.compile(
 _VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
-def _vae(key: str, configs: PipelineConfigs) -> str:
+def vae_name(key: str, levels: int) -> str:
+    """LDM's name of an autoencoder's weight, without a prefix, for an autoencoder of so many levels."""
     if block := _VAE_BLOCK.fullmatch(key):
         side, number, kind, layer, rest = block[1], int(block[2]), block[3], block[4], block[5]
         if side == "decoder":
             # LDM counts the decoder's levels from the full resolution, diffusers from the latents.
-            number = len(configs.vae["block_out_channels"]) - 1 - number
+            number = levels - 1 - number
         level = f"{side}.{'down' if side == 'encoder' else 'up'}.{number}"
         if kind == "resnets":
             return f"{level}.block.{layer}.{_rename_head(rest, _VAE_RESNET)}"
@@ -107,6 +108,10 @@ def _vae(key: str, configs: PipelineConfigs) -> str:
             return f"{side}.mid.attn_{layer + 1}.{_rename_head(rest, _VAE_ATTENTION)}"
         return f"{side}.mid.block_{layer + 1}.{_rename_head(rest, _VAE_RESNET)}"
     return key.replace("conv_norm_out", "norm_out")
+
+
+def _vae(key: str, configs: PipelineConfigs) -> str:
+    return vae_name(key, len(configs.vae["block_out_channels"]))
 
 
 _TEXT_OUTER = {

@@ -1,0 +1,1 @@
+"""Checkpoints with other weights than their own: merged LoRAs, another VAE."""
