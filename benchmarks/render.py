@@ -1,4 +1,4 @@
-"""Render pages in docs (performance, compatibility, reliability, scheduling, serving) and the README's goals.
+"""Render pages in docs (performance, roof, compatibility, reliability, scheduling, serving) and the README's goals.
 
 python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import compatibility, reliability, scheduling, serving
+from benchmarks.page import compatibility, reliability, roof, scheduling, serving
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
+ROOF = ROOT / "docs" / "roof.md"
 SERVING = ROOT / "docs" / "serving.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
@@ -42,6 +43,7 @@ def main() -> None:
             files = {
                 README: with_table(README.read_text(), results),
                 PAGE: page(results, PAGE.parent),
+                ROOF: roof.page(results, ROOF.parent),
                 COMPATIBILITY: compatibility.page(results, COMPATIBILITY.parent),
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
                 SCHEDULING: scheduling.page(results, SCHEDULING.parent),

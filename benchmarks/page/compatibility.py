@@ -26,8 +26,7 @@ Cases = dict[str, list[float | str]]
 
 def page(results: Results, folder: Path) -> str:
     """Render docs/compatibility.md; its links are relative to ``folder``."""
-    found = list(results.each("compatibility", lambda value: (value["bundle"], *value["samplers"])))
-    values = _by_bundle(found)
+    values = by_bundle(results)
     counts = Counter(outcome(each) for value in values for each in _each(value))
     total = sum(counts.values())
     return Template(TEMPLATE.read_text()).substitute(
@@ -59,7 +58,7 @@ def page(results: Results, folder: Path) -> str:
         missing=markdown.table(
             ("AUTOMATIC1111", "reason"), [[_title(name), reason] for name, reason in NOT_REPRODUCED.items()]
         ),
-        origins="\n".join(f"- {markdown.origin(result, folder)}" for result in _complete(found)),
+        origins="\n".join(f"- {markdown.origin(result, folder)}" for result in _found(results)),
     )
 
 
@@ -70,10 +69,10 @@ def outcome(value: float | str) -> str:
     return "exact" if value <= EXACT else "close" if value <= CLOSE else "silent"
 
 
-def _by_bundle(found: list[Result]) -> list[dict[str, Any]]:
-    """Join the samplers of each bundle; a sampler's latest result counts."""
+def by_bundle(results: Results) -> list[dict[str, Any]]:
+    """Join the results of each bundle; a sampler's latest one counts."""
     joined: dict[str, dict[str, Any]] = {}
-    for value in (result.value for result in sorted(found, key=lambda result: result.date)):
+    for value in (result.value for result in _found(results)):
         whole = joined.setdefault(value["bundle"], {**value, "samplers": {}})
         if (value["steps"], value["strength"]) != (whole["steps"], whole["strength"]):
             raise ValueError(f"results of {value['bundle']} are for other steps or strengths: measure again")
@@ -81,7 +80,10 @@ def _by_bundle(found: list[Result]) -> list[dict[str, Any]]:
     return list(joined.values())
 
 
-def _complete(found: list[Result]) -> list[Result]:
+def _found(results: Results) -> list[Result]:
+    """Results by date, the newest one of each set of samplers."""
+    newest = results.each("compatibility", lambda value: (value["bundle"], *value["samplers"]))
+    found = sorted(newest, key=lambda result: result.date)
     for result in found:
         if not result.value["complete"]:
             raise ValueError(f"{result.path} is incomplete: measure again")

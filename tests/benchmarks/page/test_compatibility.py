@@ -64,15 +64,15 @@ def test_an_interrupted_result_is_no_result(tmp_path: Path) -> None:
 
 
 def test_the_stored_results_have_every_case_and_no_silent_one() -> None:
-    found = list(Results(RESULTS).each("compatibility", lambda value: value["bundle"]))
-    assert {each.value["bundle"] for each in found} == {"demo", "demo-v"}
+    found = compatibility.by_bundle(Results(RESULTS))
+    assert {each["bundle"] for each in found} == {"demo", "demo-v"}
     for each in found:
-        assert each.value["steps"] == [8, 17, 20, 30]
-        assert set(each.value["samplers"]) == set(SAMPLERS)
-        for sampler, schedules in each.value["samplers"].items():
+        assert each["steps"] == [8, 17, 20, 30]
+        assert set(each["samplers"]) == set(SAMPLERS)
+        for sampler, schedules in each["samplers"].items():
             assert len(schedules) == (len(reference.SCHEDULES) if sampler in reference.SAMPLERS else 1)
             for cases in schedules.values():
                 outcomes = [compatibility.outcome(one) for values in cases.values() for one in values]
                 assert len(outcomes) == 8
                 assert "silent" not in outcomes
-        assert len(rows(each.value)) > 100
+        assert len(rows(each)) > 100
