@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,14 @@ from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
 from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, lookalike_notes
-from sd2rt.runtime.cli.run_generation import bundled_note, check_upscaling, generate, without_effect
+from sd2rt.runtime.cli.run_generation import (
+    bundled_note,
+    check_second_pass,
+    check_upscaling,
+    generate,
+    made_again,
+    without_effect,
+)
 from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 from sd2rt.runtime.cli.shell.preview import preview_of
@@ -64,6 +72,14 @@ def run(
             rich_help_panel=PromptOptions.panel,
         ),
     ] = None,
+    hires: Annotated[
+        bool,
+        typer.Option(
+            "--hires/--no-hires",
+            help="Make the second pass (hires fix) of a picture given by --from.",
+            rich_help_panel=PromptOptions.panel,
+        ),
+    ] = True,
 ) -> None:
     """Make images from a bundle."""
     from sd2rt.engines.bundle.manifest import read_manifest
@@ -80,6 +96,7 @@ def run(
         device.tile,
         images.upscale,
         images.noise_level,
+        hires,
     )
     folder = prompt.lora_folder()
     recipe = None
@@ -122,6 +139,8 @@ def run(
             check_embedding(embedding, manifest)
         if output.save_depth is not None:
             require_task("depth-to-image", manifest)
+        if settings.second_pass is not None:
+            check_second_pass(settings.second_pass, manifest, first.first)
         upscaler_manifest = None
         if upscaler_path is not None:
             upscaler_manifest = read_manifest(locate(upscaler_path))
@@ -149,11 +168,16 @@ def run(
                 for embedding in embeddings if target is pipeline else (*embeddings, *of_loras):
                     target.add_embedding(embedding)
             save_depth = output.save_depth
+            finish = None
+            if settings.second_pass is not None:
+                finish = partial(made_again, pipeline, settings.second_pass, advance)
             for row in chain([first], series.planned(rows, manifest, loras)):
                 if isinstance(row, RequestError):
                     failures.add_row(row)
                     continue
-                drawn = generate(pipeline, upscaler, row, settings.noise_level, advance, save_depth, show)
+                drawn = generate(
+                    pipeline, upscaler, row, settings.noise_level, advance, save_depth, show, finish
+                )
                 save_depth = None
                 for outcome, timing in drawn:
                     if isinstance(outcome, EngineError):

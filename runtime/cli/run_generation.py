@@ -1,11 +1,12 @@
-"""Generation for `sd2rt run`: images in batches, upscaled if asked, with the facts for their metadata."""
+"""Generation for `sd2rt run`: images in batches, a second pass over them, upscaling, and facts for their metadata."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sd2rt.engines.errors import EngineError
 from sd2rt.engines.printable import shown
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
+    from sd2rt.runtime.request.second_pass import SecondPass
 
 _SHARED_FIELDS = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
 """Fields of a request that the request to enlarge its image takes over."""
 
 ImageWithFacts = tuple[Any, dict[str, Any]]
-"""A PIL image, and the facts for its file's metadata."""
+"""A PIL image, or latents for a second pass, and the facts for its file's metadata."""
+
+Finish: TypeAlias = (
+    "Callable[[Iterator[ImageWithFacts | EngineError]], Iterator[ImageWithFacts | EngineError]]"
+)
+"""Further work on the images of a batch."""
 
 
 def generate(
@@ -39,6 +46,7 @@ def generate(
     advance: Advance,
     save_depth: Path | None,
     show: Show | None = None,
+    finish: Finish | None = None,
 ) -> Iterator[tuple[ImageWithFacts | EngineError, dict[str, Any]]]:
     """Yield each image or its error, with the size of its batch and the seconds since the batch began.
 
@@ -48,6 +56,8 @@ def generate(
         began = time.perf_counter()
         outcomes = iter(make(pipeline, batch, "", advance, save_depth, show))
         save_depth = None
+        if finish is not None:
+            outcomes = finish(outcomes)
         if upscaler is not None:
             outcomes = upscaled(upscaler, outcomes, noise_level, advance)
         for outcome in outcomes:
@@ -91,6 +101,72 @@ def _show_previews(
                 request = each.request
                 name = f"{request.seed}v{request.variation_seed}" if request.varied else f"{request.seed}"
                 show(name, snapshot.rough(preview))
+
+
+def check_second_pass(second: SecondPass, manifest: Manifest, first: Request[Any]) -> None:
+    """Check that a bundle can make the second pass, before the first is made.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    from sd2rt.runtime.metadata.recipe import settings_of
+    from sd2rt.runtime.request.planned import plan_requests
+
+    plan_requests([_second_request(second, settings_of(first)[0], None)], manifest)
+
+
+def made_again(
+    pipeline: Pipeline,
+    second: SecondPass,
+    advance: Advance,
+    outcomes: Iterator[ImageWithFacts | EngineError],
+) -> Iterator[ImageWithFacts | EngineError]:
+    """Enlarge each result, and make it again from there, one at a time."""
+    from sd2rt.runtime.images.enlarge import enlarge_latents
+
+    for outcome in outcomes:
+        if isinstance(outcome, EngineError):
+            yield outcome
+            continue
+        image, facts = outcome
+        request = _second_request(second, facts["request"], None if second.on_latents else image)
+        (planned,) = pipeline.plan([request])
+        if second.on_latents:
+            factor = pipeline.manifest.latents.vae_factor
+            sides = second.fields["height"] // factor, second.fields["width"] // factor
+            planned = replace(planned, image_latents=enlarge_latents(image, *sides, second.method))  # type: ignore[arg-type]
+        (result,) = make(pipeline, [planned], "second pass", advance)
+        if isinstance(result, EngineError):
+            yield result
+            continue
+        image, second_facts = result
+        recorded = {
+            "method": second.method,
+            "request": _recorded(second, second_facts["request"]),
+            "from": [facts["width"], facts["height"]],
+        }
+        yield image, {**facts, "width": image.width, "height": image.height, "second_pass": recorded}
+
+
+def _second_request(second: SecondPass, fields: dict[str, Any], image: Any) -> Request[Any]:
+    """Make the request of the second pass, with fields of the first one's; None if latents replace the image."""
+    from PIL import Image
+
+    from sd2rt.runtime.request.request import make_request
+
+    size = second.fields["width"], second.fields["height"]
+    if image is None:
+        # Only its size matters.
+        enlarged = Image.new("RGB", size)
+    else:
+        resampling = Image.Resampling.LANCZOS if second.method == "lanczos" else Image.Resampling.NEAREST
+        enlarged = image.resize(size, resampling)
+    pixels = size[0] * size[1]
+    return make_request(**{**fields, **second.fields, "image": enlarged, "max_image_pixels": pixels})
+
+
+def _recorded(second: SecondPass, settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings.get(name, value) for name, value in second.fields.items()}
 
 
 def upscaled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.metadata.recipe import Recipe
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.request import Request
+    from sd2rt.runtime.request.second_pass import SecondPass
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "negative": ("negative_prompt",),
@@ -58,6 +60,10 @@ class RunSettings:
     upscaler: str | None
     noise_level: int | None
     """Noise level of the upscaler, if there is one."""
+    hires: bool = True
+    """Make the second pass of a recipe."""
+    second_pass: SecondPass | None = None
+    """Pass over the enlarged pictures, if there is one."""
 
 
 class AppliedRecipe:
@@ -94,11 +100,30 @@ class AppliedRecipe:
             settings.seed = seed
         if settings.tile is None:
             settings.tile = recipe.tile
+        self._left_out = ""
+        if recipe.second_pass is not None:
+            self._apply_second_pass(recipe.second_pass, settings, replaced)
         if recipe.upscaled is not None and settings.upscaler is None:
             settings.upscaler = str(recipe.upscaled.bundle_path())
             if settings.noise_level is None:
                 settings.noise_level = recipe.upscaled.fields.get("noise_level")
             settings.fields["noise_level"] = None
+
+    def _apply_second_pass(self, second: SecondPass, settings: RunSettings, replaced: set[str]) -> None:
+        """Make the second pass too, unless its size or its start are no longer those of the recipe."""
+        if "image" in replaced or settings.upscaler is not None or not settings.hires:
+            self._left_out = "the second pass (hires fix) is left out"
+            return
+        if replaced & {"width", "height"}:
+            self._left_out = "the second pass (hires fix) is left out: its size goes with that of the first"
+            return
+        fields = {name: value for name, value in second.fields.items() if name not in replaced}
+        # A strength is the second pass's: the first starts from noise.
+        strength = settings.fields.pop("strength", None) if "strength" in replaced else None
+        fields["strength"] = second.fields["strength"] if strength is None else strength
+        settings.second_pass = dataclasses.replace(second, fields=fields)
+        if second.on_latents:
+            settings.fields["output_type"] = "latent"
 
     def named_loras(self, folder: LoraFolder | None, given: Sequence[str] | None) -> list[str]:
         """Return the words for ``--lora`` of the recipe's LoRAs that a folder has; none if LoRAs were given."""
@@ -119,6 +144,8 @@ class AppliedRecipe:
             RequestError: an input that the picture was made from is missing.
         """
         notes = [*self._recipe.notes, *self._recipe.check_inputs(request, self._replaced_inputs)]
+        if self._left_out:
+            notes.append(self._left_out)
         if self._mistyped:
             notes.append(f"{request.prompt!r} is not a bundle: it is used as the prompt")
         return notes

@@ -36,7 +36,9 @@ class ImageRequests:
             raise RequestError(f"--count is {count}: give at least 1")
         self._prompts, self._count, self._seed = prompts, count, seed
         options = {**fields, "num_images_per_prompt": 1, "seed": seed}
-        (self.first,) = split_call([prompts[0]], cast(CallOptions, options))
+        # Latents if a second pass follows on them.
+        output_type = options.pop("output_type", "pil")
+        (self.first,) = split_call([prompts[0]], cast(CallOptions, options), output_type)
         """Request of the first image; the others differ in prompt and seeds."""
         check_names(self.first)
         for prompt in prompts[1:]:

@@ -11,6 +11,7 @@ from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.second_pass import SecondPass
 
 
 class ImportedSettings:
@@ -27,6 +28,7 @@ class ImportedSettings:
         embeddings: names of the textual inversions in the prompts.
         loras: names and scales of the LoRAs. The scale is None if it cannot be read.
         text_scales: scales of the text encoder's changes, by LoRA, where they differ.
+        second_pass: the pass over the enlarged picture that followed, or None.
     """
 
     def __init__(self, program: str) -> None:
@@ -40,6 +42,7 @@ class ImportedSettings:
         self.embeddings: list[str] = []
         self.loras: list[tuple[str, float | None]] = []
         self.text_scales: dict[str, float] = {}
+        self.second_pass: SecondPass | None = None
 
     def note_ignored(self, name: str, value: object) -> None:
         """Note that a setting is not supported, unless it is None."""

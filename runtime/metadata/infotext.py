@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd2rt.engines.json_text import parse_json
+from sd2rt.runtime.metadata.hires_upscalers import UPSCALER_NAMES
 from sd2rt.runtime.metadata.sampler_names import SAMPLERS, SCHEDULE_NAMES, SCHEDULES
 
 _NEGATIVE = "Negative prompt:"
@@ -42,6 +43,8 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
     # AUTOMATIC1111 has this form as a sampler of its own.
     options = request.get("sampler_options") or {}
     heun = facts["sampler"] == "dpmpp-2m-sde" and options.get("solver_type") == "heun"
+    second: dict[str, Any] = facts.get("second_pass") or {}
+    changed: dict[str, Any] = second.get("request", {})
     scale, interval = facts["guidance_scale"], request.get("guidance_interval")
     # AUTOMATIC1111 reads a single number: write the scale of the first step.
     scales = list(scale) if isinstance(scale, list | tuple) else [scale]
@@ -51,10 +54,14 @@ def write_parameters(facts: dict[str, Any], version: str) -> str:
         "Schedule type": names.get(schedule or ""),
         "CFG scale": scales[0],
         "Seed": facts["seed"],
-        "Size": f"{facts['width']}x{facts['height']}",
+        "Size": "x".join(map(str, second.get("from", (facts["width"], facts["height"])))),
         "Spacing": None if schedule in names else schedule,
         "Eta": facts["eta"] or None,
-        "Denoising strength": facts.get("strength"),
+        "Denoising strength": changed.get("strength", facts.get("strength")),
+        "Hires resize": f"{changed['width']}x{changed['height']}" if second else None,
+        "Hires steps": changed.get("num_inference_steps"),
+        "Hires CFG Scale": changed.get("guidance_scale"),
+        "Hires upscaler": UPSCALER_NAMES.get(second.get("method", "")),
         "CFG scales": "/".join(f"{scale:g}" for scale in scales) if len(scales) > 1 else None,
         "CFG interval": None if interval is None else _levels(*interval),
         "CFG rescale": facts["guidance_rescale"] or None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.printable import shown
+from sd2rt.runtime.metadata.hires import add_hires
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.infotext import Parameters
 from sd2rt.runtime.metadata.sampler_names import NOT_REPRODUCED, find_sampler, split_schedule
@@ -57,7 +58,7 @@ class A1111Settings(ImportedSettings):
         self.model_hash = self._values.get("Model hash")
         inversions = self._values.get("TI hashes", "")
         self.embeddings = [pair.partition(":")[0].strip() for pair in inversions.split(",") if pair.strip()]
-        hires = any(name.startswith("Hires") for name in self._values)
+        hires = "Hires upscale" in self._values or "Hires resize" in self._values
         self.from_image = "Denoising strength" in self._values and not hires
         self.masked = self.from_image and any(
             name in self._values for name in ("Mask blur", "Masked content")
@@ -69,6 +70,8 @@ class A1111Settings(ImportedSettings):
         self._noise()
         self._clip_skip(by_sd2rt)
         self._resources()
+        if hires:
+            add_hires(self, self._values)
         for name, value in self._values.items():
             if name not in _IGNORED_KEYS:
                 self.note_ignored(name, value)

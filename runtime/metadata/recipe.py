@@ -20,12 +20,14 @@ from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.read import read_png_text
+from sd2rt.runtime.metadata.adapters import LoraReference, embedding_note, lora_note
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.infotext import parse_parameters
 from sd2rt.runtime.metadata.infotext_import import A1111Settings
 from sd2rt.runtime.metadata.programs.detection import json_object, program_of
 from sd2rt.runtime.metadata.programs.fooocus import is_fooocus_text, read_fooocus_text
 from sd2rt.runtime.request.request import Request, make_request
+from sd2rt.runtime.request.second_pass import RecordedSecondPass, SecondPass
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,32 +49,6 @@ _MAX_NOTES = 20
 _IDENTITY_DIGITS = 64
 
 _CLI_OPTIONS = {"image": "--image", "mask_image": "--mask", "depth_map": "--depth"}
-
-
-class LoraReference(BaseModel):
-    """A LoRA as recorded in a file."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    name: str
-    scale: float | None = None
-    text_scale: float | None = None
-    """Scale of the text encoder's changes; None for ``scale``."""
-    sha256: str = ""
-    """Leading digits of its file's hash; empty if unknown."""
-
-    @property
-    def scale_of_text(self) -> float | None:
-        """Scale of the text encoder's changes."""
-        return self.scale if self.text_scale is None else self.text_scale
-
-    @property
-    def scales(self) -> str | None:
-        """Scales as in ``--lora FILE:SCALES``; None if they are unknown."""
-        if self.scale is None:
-            return None
-        text = "" if self.scale_of_text == self.scale else f":{self.scale_of_text:g}"
-        return f"{self.scale:g}{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +77,8 @@ class Recipe:
     """LoRAs of the pipeline."""
     upscaled: Recipe | None = None
     """Settings of the upscaling that followed, if any."""
+    second_pass: SecondPass | None = None
+    """The pass over the enlarged picture that followed, if any."""
 
     def bundle_path(self) -> Path:
         """Return the path of the bundle: in the cache by its name, or by its identity where it was last.
@@ -172,12 +150,12 @@ class Recipe:
 
     def embedding_notes(self, loaded: Mapping[str, str]) -> list[str]:
         """Return notes on differences between the loaded embeddings (file hashes by token) and the recorded ones."""
-        notes = (_embedding_note(token, sha256, loaded) for token, sha256 in self.embeddings.items())
+        notes = (embedding_note(token, sha256, loaded) for token, sha256 in self.embeddings.items())
         return [note for note in notes if note is not None]
 
     def lora_notes(self, loaded: Sequence[Lora]) -> list[str]:
         """Return notes on differences between the loaded LoRAs and the recorded ones."""
-        notes = (_lora_note(recorded, loaded) for recorded in self.loras)
+        notes = (lora_note(recorded, loaded) for recorded in self.loras)
         return [note for note in notes if note is not None]
 
     def check_inputs(self, request: Request, replaced: Collection[str] = ()) -> list[str]:
@@ -205,35 +183,6 @@ class Recipe:
             if expected is not None and digest(value) != expected:
                 notes.append(f"the {label} differs from the one that {self.path} was made from")
         return notes
-
-
-def _embedding_note(token: str, sha256: str, loaded: Mapping[str, str]) -> str | None:
-    if token not in loaded:
-        label = f"{shown(token)} ({shown(sha256)})" if sha256 else shown(token)
-        return f"the embedding {label} is not loaded: add its file with --embedding"
-    if not loaded[token].startswith(sha256):
-        return f"the embedding {shown(token)} is a different file from the one used originally"
-    return None
-
-
-def _lora_note(recorded: LoraReference, loaded: Sequence[Lora]) -> str | None:
-    name, scales = shown(recorded.name), recorded.scales
-    suffix = "" if scales is None else f":{scales}"
-    matches = [
-        lora
-        for lora in loaded
-        if lora.sha256.startswith(recorded.sha256) and (recorded.sha256 or lora.name == recorded.name)
-    ]
-    if not matches:
-        if any(lora.name == recorded.name for lora in loaded):
-            return f"the LoRA {name} is a different file from the one used originally"
-        label = f"{name} ({shown(recorded.sha256)})" if recorded.sha256 else name
-        return f"the LoRA {label} is not loaded: add its file with --lora FILE{suffix}"
-    if scales is not None and all(
-        (lora.scale, lora.text_scale) != (recorded.scale, recorded.scale_of_text) for lora in matches
-    ):
-        return f"the LoRA {name} has scale {matches[0].scales}, but {scales} was used originally"
-    return None
 
 
 def settings_of(request: Request) -> tuple[dict[str, Any], dict[str, str]]:
@@ -310,12 +259,15 @@ class _Generation(BaseModel):
 
 class _Chunk(_Generation):
     upscaled: _Generation | None = None
+    second_pass: RecordedSecondPass | None = None
 
 
 def _from_sd2rt(path: str, text: str) -> Recipe:
     try:
         chunk = _Chunk.model_validate(parse_json(text))
         recipe = _recipe(path, chunk)
+        if chunk.second_pass is not None:
+            recipe = replace(recipe, second_pass=chunk.second_pass.checked(_FIELDS_NOT_RECORDED))
         return recipe if chunk.upscaled is None else replace(recipe, upscaled=_recipe(path, chunk.upscaled))
     except ValidationError as error:
         first = error.errors()[0]
@@ -377,6 +329,7 @@ def _from_program(path: str, imported: ImportedSettings) -> Recipe:
             LoraReference(name=name, scale=scale, text_scale=imported.text_scales.get(name))
             for name, scale in imported.loras[:_MAX_NOTES]
         ),
+        second_pass=imported.second_pass,
     )
 
 

@@ -55,6 +55,7 @@ class Conditioning:
         self._manifest = manifest = networks.bundle.manifest
         self._networks = networks
         self._request = request = planned.request
+        self._image_latents = planned.image_latents
         self.strength = planned.strength
         """Change from the input image, above 0, up to 1; None if the image starts from noise alone."""
         self.width, self.height = size_of(manifest, request)
@@ -112,8 +113,8 @@ class Conditioning:
         channels = {
             name: CONDITIONS[name].make(self, generator) for name in names if CONDITIONS[name].before_start
         }
-        encoded = None
-        if self.strength is not None or self.keeps:
+        encoded = self._image_latents
+        if encoded is None and (self.strength is not None or self.keeps):
             encoded = self.sample(self.image_moments, generator)
         if noise is None:
             noise = generator.randn(self.shape)

@@ -10,6 +10,7 @@ from typing import Any, Generic
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
 from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.prompts.syntax import NAMED_NETWORK
@@ -30,6 +31,8 @@ class PlannedRequest(Generic[Images]):
     plan: Plan
     build_key: str
     """Build key of the bundle. Other bundles have other defaults and need another plan."""
+    image_latents: Float32Array | None = None
+    """Latents [C, h, w] to start from, rather than those that the encoder makes of the request's image."""
 
     @property
     def strength(self) -> float | None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.imported import ImportedSettings, file_stem
+from sd2rt.runtime.metadata.programs.comfyui_enlarging import ENLARGERS, enlarged
 from sd2rt.runtime.metadata.programs.comfyui_graph import Graph, Node
 from sd2rt.runtime.metadata.programs.comfyui_prompts import Prompts
 from sd2rt.runtime.metadata.programs.k_diffusion_names import add_sampler, add_start
+from sd2rt.runtime.request.second_pass import SecondPass
 
 _SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 _SAMPLER_INPUTS = {"steps", "cfg", "sampler_name"}
@@ -23,6 +25,9 @@ _SHOWN_ALONE = (
 )
 """Nodes after a sampler that do not change its picture."""
 _CHECKPOINTS = ("ckpt_name", "unet_name", "model_name")
+_LATENTS = ("pixels", "samples", "image", "images", "latent", "latent_image")
+"""Inputs that a picture or its latents pass through."""
+_OPTIONAL = ("schedule", "sampler_options")
 _MASKS = ("SetLatentNoiseMask", "VAEEncodeForInpaint", "InpaintModelConditioning")
 _SD2_LAYER = -2
 """Layer of the text encoder that SD2 ends at."""
@@ -43,8 +48,40 @@ def read_comfyui(text: str) -> ImportedSettings:
     for node in path[:-1]:
         if node.kind not in _SHOWN_ALONE and not node.kind.startswith("Save"):
             settings.notes.append(f"{shown(node.kind)} after the sampler is not applied")
-    _Sampler(graph, settings, path[-1]).read()
-    return settings
+    last = _Sampler(graph, settings, path[-1])
+    last.read()
+    return settings if last.before is None else _two_passes(graph, settings, last)
+
+
+def _two_passes(graph: Graph, settings: ImportedSettings, last: _Sampler) -> ImportedSettings:
+    """Settings of the sampler before, with those of the last one as its second pass."""
+    assert last.before is not None
+    first_settings = ImportedSettings(settings.program)
+    first = _Sampler(graph, first_settings, last.before)
+    first.read()
+    first_settings.notes += [note for note in settings.notes if note not in first_settings.notes]
+    if first.before is not None:
+        first_settings.notes.append("the picture had more than two passes: only the last two are made")
+        first_settings.from_image = True
+        return first_settings
+    missing = {
+        name: None for name in first_settings.fields if name in _OPTIONAL and name not in settings.fields
+    }
+    changed = {
+        name: value
+        for name, value in (missing | settings.fields).items()
+        if name not in first_settings.fields or first_settings.fields[name] != value
+    }
+    try:
+        size, method = enlarged(graph, last.enlarger, first_settings)
+    except ValueError as error:
+        first_settings.notes.append(f"the second pass is left out: {error}")
+    else:
+        changed["strength"] = settings.fields.get("strength", 1.0)
+        first_settings.second_pass = SecondPass(method, changed | size)
+    first_settings.text_scales = settings.text_scales | first_settings.text_scales
+    first_settings.loras += [lora for lora in settings.loras if lora not in first_settings.loras]
+    return first_settings
 
 
 def _is_sampler(node: Node) -> bool:
@@ -79,6 +116,10 @@ class _Sampler:
         self._first = self._first_of(node)
         """The same, or the one that began the run which it continues."""
         self._prompts = Prompts(graph, settings)
+        self.before: Node | None = None
+        """Another sampler, whose picture this one starts from."""
+        self.enlarger: Node | None = None
+        """Node that enlarged that picture."""
 
     def read(self) -> None:
         """Fill the settings."""
@@ -184,12 +225,13 @@ class _Sampler:
                 settings.notes.append("the size cannot be read: the bundle's default is used")
                 return
             if _is_sampler(node):
-                settings.notes.append(
-                    f"the sampler continues the picture of another one ({shown(node.kind)} {shown(node.id)}), which "
-                    "is not made: pass that picture with --image"
-                )
+                self.before = node
                 settings.from_image = True
                 return
+            if node.kind in ENLARGERS and self.enlarger is None:
+                self.enlarger = node
+                node = next((each for name in _LATENTS if (each := graph.source(node, name))), None)
+                continue
             if node.kind.startswith("Empty") or {"width", "height"} <= node.inputs.keys() <= {
                 "width",
                 "height",
@@ -207,11 +249,12 @@ class _Sampler:
                 settings.masked = True
             elif node.kind.startswith("LoadImage"):
                 settings.from_image = True
+                if self.enlarger is not None:
+                    settings.notes.append(f"{shown(self.enlarger.kind)} of the input image is not applied")
                 return
-            elif not node.kind.startswith("VAEEncode"):
+            elif not node.kind.startswith(("VAEEncode", "VAEDecode")):
                 settings.notes.append(f"{shown(node.kind)} before the sampler is not applied")
-            names = ("pixels", "samples", "image", "images", "latent", "latent_image")
-            node = next((source for name in names if (source := graph.source(node, name))), None)
+            node = next((each for name in _LATENTS if (each := graph.source(node, name))), None)
 
     def _read_model(self, guided: Node) -> None:
         """Follow the model, and the text encoder of the prompt, to their checkpoint."""

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.sampler_config import A1111Schedule, SamplerName, schedules_of
+from sd2rt.engines.bundle.sampler_config import (
+    A1111_SCHEDULES,
+    A1111Schedule,
+    SamplerName,
+    schedules_of,
+)
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.imported import ImportedSettings
 
@@ -20,6 +25,7 @@ _SAMPLERS: dict[str, SamplerName] = {
     "heun": "heun",
     "dpm_2": "dpm2",
     "dpm_2_ancestral": "dpm2-a",
+    "dpm_fast": "dpm-fast",
     "lms": "lms",
     "dpmpp_2s_ancestral": "dpmpp-2s-a",
     "dpmpp_sde": "dpmpp-sde",
@@ -49,6 +55,8 @@ _SAMPLER_NOTES: dict[str, str] = {
     "uni_pc": "the grid a1111 visits evenly spaced timesteps, {program} those of its scheduler",
 }
 _SAMPLER_NOTES["uni_pc_bh2"] = _SAMPLER_NOTES["uni_pc"]
+
+_SAMPLER_NOTES["dpm_fast"] = "{program} ends at the scheduler's lowest level, the grid a1111 at the model's"
 
 _DRAWS_NOISE = ("euler-a", "dpm2-a", "dpmpp-2s-a", "lcm")
 """Samplers whose steps draw noise, on the device of the network."""
@@ -117,11 +125,11 @@ def _add_schedule(settings: ImportedSettings, sampler: SamplerName, scheduler: o
     program = settings.program
     schedule = _SCHEDULES.get(scheduler) if isinstance(scheduler, str) else None
     if schedule is None:
-        if sampler != "unipc":
+        if "normal" in A1111_SCHEDULES[sampler]:
             settings.fields["schedule"] = "normal"
         if scheduler is not None:
             settings.notes.append(f"Scheduler {shown(str(scheduler))} is not supported: normal is used")
-    elif sampler != "unipc":
+    elif schedule in A1111_SCHEDULES[sampler]:
         settings.fields["schedule"] = schedule
         if scheduler in _SCHEDULE_NOTES:
             note = _SCHEDULE_NOTES[str(scheduler)].format(program=program)

@@ -118,14 +118,13 @@ def _add_loras(settings: ImportedSettings, names: Any, weights: Any, text_weight
     if names is None:
         return
     scales = [] if weights is None else _listed(weights)
-    for index, name in enumerate(_listed(names)):
-        settings.loras.append(
-            (file_stem(name) or name, _scale(scales[index] if index < len(scales) else "1"))
-        )
-    if text_weights is not None and _listed(text_weights) != scales:
-        settings.notes.append(
-            "LoRAs had other strengths for the text encoder: those of the UNet are used for both"
-        )
+    text_scales = [] if text_weights is None else _listed(text_weights)
+    for index, given in enumerate(_listed(names)):
+        name, scale = file_stem(given) or given, _scale(scales[index] if index < len(scales) else "1")
+        settings.loras.append((name, scale))
+        text_scale = _scale(text_scales[index]) if index < len(text_scales) else scale
+        if text_scale is not None and text_scale != scale:
+            settings.text_scales[name] = text_scale
 
 
 def _scale(text: str) -> float | None:

@@ -177,9 +177,7 @@ def test_names_that_say_the_schedule_too(sampler: str) -> None:
         (
             "Denoising strength: 0.7, Hires upscale: 2, Hires upscaler: Latent",
             [
-                "Denoising strength: 0.7 is not supported and is ignored",
-                "Hires upscale: 2 is not supported and is ignored",
-                "Hires upscaler: Latent is not supported and is ignored",
+                "the second pass (Hires upscale: 2) is left out: the size of the first is missing or not supported",
             ],
         ),
         ("Seed: many", ["Seed many is not a valid value and is ignored"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from sd2rt.engines.bundle.manifest import read_manifest
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime import Pipeline, read_recipe
 from sd2rt.runtime.metadata.recipe import digest, settings_of
 from sd2rt.runtime.request.request import make_request
@@ -223,6 +224,147 @@ def test_an_upscaled_picture_again(
     assert text_of("second.png") == text_of("first.png")
 
 
+HIRES = (
+    "a fox\nNegative prompt: blurry\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 9, "
+    "Size: 64x128, Denoising strength: 0.6, {}, RNG: CPU, Version: v1.10.1"
+)
+
+
+def test_hires_fix_is_two_calls(sd2rt: Command, stored: Path, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.png",
+        parameters=HIRES.format(
+            "Hires upscale: 2, Hires steps: 4, Hires CFG Scale: 3, Hires upscaler: Lanczos"
+        ),
+    )
+    said = sd2rt("run", "--from", path, stored, "--threads", "1", "-o", "first.png")
+    assert (said.code, said.err) == (0, "")
+    common: dict[str, Any] = {
+        "negative_prompt": "blurry",
+        "seed": 9,
+        "sampler": "dpmpp-2m",
+        "schedule": "karras",
+    }
+    common |= {"grid": "a1111", "prompt_syntax": "a1111"}
+    with Pipeline.open(stored, threads=1) as pipe:
+        (small,) = pipe(
+            "a fox", width=64, height=128, num_inference_steps=3, guidance_scale=4.0, **common
+        ).images
+        image = small.resize((128, 256), Image.Resampling.LANCZOS)
+        again = pipe("a fox", image=image, strength=0.6, num_inference_steps=4, guidance_scale=3.0, **common)
+    np.testing.assert_array_equal(pixels("first.png"), np.asarray(again.images[0]))
+    # The picture records both passes.
+    said = sd2rt("run", "--from", "first.png", "--threads", "1", "-o", "second.png")
+    assert (said.code, said.err) == (0, "")
+    np.testing.assert_array_equal(pixels("second.png"), pixels("first.png"))
+    assert text_of("second.png") == text_of("first.png")
+    told = (
+        "Size: 64x128, Denoising strength: 0.6, Hires resize: 128x256, Hires steps: 4, Hires CFG Scale: 3, "
+    )
+    assert told + "Hires upscaler: Lanczos" in text_of("first.png")["parameters"]
+
+
+def test_hires_fix_over_latents(sd2rt: Command, stored: Path, tmp_path: Path) -> None:
+    """The second pass starts from the first one's latents, enlarged as torch does."""
+    import torch
+
+    path = write(tmp_path / "x.png", parameters=HIRES.format("Hires upscale: 2, Hires upscaler: Latent"))
+    said = sd2rt("run", "--from", path, stored, "--threads", "1", "-o", "first.png")
+    assert (said.code, said.err) == (0, "")
+    recipe = read_recipe(path)
+    with Pipeline.open(stored, threads=1) as pipe:
+        small = pipe(**recipe.fields, output_type="latent").images[0]
+        wide = torch.nn.functional.interpolate(torch.from_numpy(small)[None], (32, 16), mode="bilinear")[
+            0
+        ].numpy()
+        request = {**recipe.fields, "width": 128, "height": 256, "strength": 0.6}
+        (planned,) = pipe.plan([make_request(**request, image=Image.new("RGB", (128, 256)))])
+        with pipe.stream_planned([replace(planned, image_latents=wide)]) as running:
+            for _ in running:
+                pass
+            (outcome,) = running.outcomes()
+    assert not isinstance(outcome, EngineError)
+    difference = np.abs(pixels("first.png").astype(int) - np.asarray(outcome.images[0]).astype(int))
+    assert difference.max() <= 1
+
+
+def test_latents_of_an_image_replace_it(small_bundle: Path) -> None:
+    with Pipeline.open(small_bundle, threads=1) as pipe:
+        image = Image.effect_noise((64, 64), 40).convert("RGB")
+        request = make_request(
+            prompt="a", image=image, strength=0.5, num_inference_steps=4, seed=1, grid="a1111"
+        )
+        (planned,) = pipe.plan([request])
+        other = make_request(
+            **{**request.model_dump(exclude_unset=True), "image": Image.new("RGB", (64, 64))}
+        )
+        (blank,) = pipe.plan([other])
+        images = []
+        latents: Any = None
+        for each in (planned, blank):
+            chosen = each if latents is None else replace(each, image_latents=latents)
+            with pipe.stream_planned([chosen]) as running:
+                latents = running.jobs[0][0].trajectories[0].image_latents
+                for _ in running:
+                    pass
+                (outcome,) = running.outcomes()
+            assert not isinstance(outcome, EngineError)
+            images.append(np.asarray(outcome.images[0]))
+    np.testing.assert_array_equal(images[0], images[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "note"),
+    [
+        ("Hires resize: 128x256, Hires upscaler: Latent (nearest-exact)", "nearest-exact", None),
+        ("Hires resize: 0x256, Hires upscaler: None", "lanczos", None),
+        (
+            "Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+",
+            "lanczos",
+            "Hires upscaler R-ESRGAN 4x+ is not available",
+        ),
+        (
+            "Hires upscale: 1.3, Hires upscaler: Latent",
+            None,
+            "(Hires upscale: 1.3) is left out: width 83 is not a",
+        ),
+        ("Hires resize: 128x128", None, "(Hires resize: 128x128) is left out: its picture is cropped"),
+        ("Hires upscale: nan", None, "(Hires upscale: nan) is left out: it is not a factor"),
+        ("Hires upscale: 2, Hires sampler: Euler a", "bilinear", None),
+        (
+            "Hires upscale: 2, Hires sampler: DPM adaptive",
+            "bilinear",
+            "Hires sampler DPM adaptive is not supported",
+        ),
+        ("Hires upscale: 2, Hires checkpoint: other", "bilinear", "Hires checkpoint: other is not supported"),
+    ],
+)
+def test_forms_of_hires_fix(settings: str, method: str | None, note: str | None, tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path / "x.png", parameters=HIRES.format(settings)))
+    assert (None if recipe.second_pass is None else recipe.second_pass.method) == method
+    assert any(note in said for said in recipe.notes) if note else not recipe.notes
+    if recipe.second_pass is not None:
+        assert {"width": 128, "height": 256, "strength": 0.6}.items() <= recipe.second_pass.fields.items()
+    if "Euler a" in settings:
+        assert recipe.second_pass is not None
+        assert recipe.second_pass.fields["sampler"] == "euler-a"
+    assert "strength" not in recipe.fields
+
+
+def test_options_and_the_second_pass(sd2rt: Command, stored: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.png", parameters=HIRES.format("Hires upscale: 2, Hires steps: 4"))
+    run = ("run", "--from", path, stored, "--threads", "1", "--json")
+    passes = json.loads(sd2rt(*run, "--steps", "2", "--strength", "0.9").out)
+    assert (passes["steps"], passes["second_pass"]["request"]) == (
+        2,
+        {"width": 128, "height": 256, "strength": 0.9},
+    )
+    for options in (("--no-hires",), ("--size", "64x64")):
+        said = sd2rt(*run, *options)
+        assert "second_pass" not in json.loads(said.out)
+        assert "the second pass (hires fix) is left out" in said.err
+
+
 def test_options_take_the_place_of_what_is_told(sd2rt: Command, small_bundle: Path) -> None:
     options = ("--sampler", "ddim", "--eta", "0.5", "--negative", "b")
     sd2rt("run", small_bundle, "a", *FAST, *options, "-o", "first.png")
@@ -267,14 +409,14 @@ def test_text_of_automatic1111(sd2rt: Command, small_bundle: Path, tmp_path: Pat
     path = write(
         tmp_path / "x.png",
         parameters="a fox,\nat dusk\nNegative prompt: blurry\nSteps: 2, Sampler: DPM adaptive, CFG scale: 3, "
-        "Seed: 9, Size: 64x128, Model hash: 4bdfc29cda, Model: other, Hires upscale: 2, Version: v1.10.1",
+        "Seed: 9, Size: 64x128, Model hash: 4bdfc29cda, Model: other, Face restoration: GFPGAN, Version: v1.10.1",
     )
     said = sd2rt("run", "--from", path, small_bundle, "--threads", "1", "--json")
     assert said.code == 0
     assert said.err.splitlines() == [
         "sd2rt: note: Sampler DPM adaptive is not supported (it chooses its steps by the image): the bundle's "
         "default is used",
-        "sd2rt: note: Hires upscale: 2 is not supported and is ignored",
+        "sd2rt: note: Face restoration: GFPGAN is not supported and is ignored",
         f"sd2rt: note: {path} was made with the model other (4bdfc29cda), but small was built from other files",
     ]
     expected = {"prompt": "a fox,\nat dusk", "negative_prompt": "blurry", "steps": 2, "guidance_scale": 3.0}
@@ -321,6 +463,9 @@ def test_own_text_comes_first(tmp_path: Path) -> None:
         '{"request": {}, "inputs": {"image": 5}}',
         '{"request": {}, "tile": "64"}',
         '{"request": {}, "upscaled": []}',
+        '{"request": {}, "second_pass": {"method": "bilinear", "request": {"width": 64}}}',
+        '{"request": {}, "second_pass": {"method": "best", "request": {}}}',
+        '{"request": {}, "second_pass": {"method": "nearest", "request": {"width": 1, "height": 64, "strength": 1}}}',
         '{"request": {}, "upscaled": {"request": {"seed": []}}}',
         '{"request": {"seed": ' + "9" * 5000 + "}}",
         '{"request": ' + "[" * 100_000,

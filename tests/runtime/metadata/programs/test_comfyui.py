@@ -351,6 +351,70 @@ def test_links_that_lead_nowhere_or_around(tmp_path: Path) -> None:
     assert recipe.bundle is None
 
 
+def second(**inputs: Any) -> dict[str, Any]:
+    changes = {"seed": 77, "steps": 14, "denoise": 0.5, "sampler_name": "euler", "scheduler": "normal"}
+    return sampler(**(changes | {"latent_image": ["50", 0]} | inputs))
+
+
+def test_two_samplers_are_two_passes(tmp_path: Path) -> None:
+    nodes = graph(
+        n3=second(),
+        n50=node("LatentUpscaleBy", samples=["51", 0], upscale_method="bicubic", scale_by=1.5),
+        n51=sampler(),
+    )
+    recipe = recipe_of(tmp_path, prompt=nodes)
+    assert recipe.fields == FIELDS
+    assert not recipe.inputs
+    assert recipe.second_pass is not None
+    assert recipe.second_pass.method == "bicubic"
+    fields = dict(recipe.second_pass.fields)
+    # 14 of 28 levels are visited.
+    assert 1 + int(fields.pop("strength") * 28) == 14
+    expected = {"seed": 77, "num_inference_steps": 28, "sampler": "euler", "schedule": "normal"}
+    assert fields == expected | {"width": 1152, "height": 768}
+    assert recipe.notes == (NOISE,)
+
+
+def image_scale(method: str, height: int) -> dict[str, Any]:
+    return node(
+        "ImageScale", image=["52", 0], upscale_method=method, width=1536, height=height, crop="disabled"
+    )
+
+
+def latent_upscale(method: str, **size: float) -> dict[str, Any]:
+    kind = "LatentUpscaleBy" if "scale_by" in size else "LatentUpscale"
+    return node(kind, samples=["51", 0], upscale_method=method, **size)
+
+
+@pytest.mark.parametrize(
+    ("node_between", "method", "note"),
+    [
+        (image_scale("lanczos", 1024), "lanczos", None),
+        (image_scale("area", 0), "lanczos", "area"),
+        (latent_upscale("bislerp", width=1536, height=1024), "bilinear", "bislerp"),
+        (node("ImageUpscaleWithModel", image=["52", 0]), None, "left out: a model enlarged its picture"),
+        (latent_upscale("bilinear", scale_by=1.3), None, "left out: width 1000"),
+    ],
+)
+def test_ways_between_two_samplers(
+    node_between: dict[str, Any], method: str | None, note: str | None, tmp_path: Path
+) -> None:
+    nodes = graph(
+        n3=second(latent_image=["53", 0] if "image" in node_between["inputs"] else ["50", 0]),
+        n50=node_between,
+        n51=sampler(),
+        n52=node("VAEDecode", samples=["51", 0], vae=["4", 2]),
+        n53=node("VAEEncode", pixels=["50", 0], vae=["4", 2]),
+    )
+    recipe = recipe_of(tmp_path, prompt=nodes)
+    assert recipe.fields == FIELDS
+    assert (None if recipe.second_pass is None else recipe.second_pass.method) == method
+    if method is not None:
+        assert recipe.second_pass is not None
+        assert (recipe.second_pass.fields["width"], recipe.second_pass.fields["height"]) == (1536, 1024)
+    assert note is None or any(note in said for said in recipe.notes)
+
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()

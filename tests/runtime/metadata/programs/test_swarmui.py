@@ -86,6 +86,7 @@ def test_loras_embeddings_variation_and_tags(tmp_path: Path) -> None:
         prompt="a <embed:fur> fox <lora:ink:0.4> <segment:face> (red:1.2)",
         loras=["style/fox.safetensors", "snow"],
         loraweights="0.8,1",
+        loratencweights="0.5,1",
         variationseed=5,
         variationseedstrength=0.3,
         clipstopatlayer=-3,
@@ -93,6 +94,7 @@ def test_loras_embeddings_variation_and_tags(tmp_path: Path) -> None:
     )
     assert recipe.fields["prompt"] == "a fur fox   (red:1.2)"
     assert [(lora.name, lora.scale) for lora in recipe.loras] == [("ink", 0.4), ("fox", 0.8), ("snow", 1.0)]
+    assert [lora.text_scale for lora in recipe.loras] == [None, 0.5, None]
     assert list(recipe.embeddings) == ["fur"]
     expected = {"variation_seed": 5, "variation_strength": 0.3, "clip_skip": 1}
     assert expected.items() <= recipe.fields.items()
