@@ -19,11 +19,15 @@ from sd2rt.engines.lora.keys import BUNDLED_EMBEDDING, Module, made_for_xl, unsu
 from sd2rt.engines.lora.layers import changes_of
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import repr_of, shown
+from sd2rt.engines.regular_file import read_regular
+from sd2rt.engines.weights.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.engines.weights.safetensors import read_metadata, read_safetensors, read_whole
 
 F32 = NDArray[np.float32]
 
 _MAX_BYTES = 4 << 30
+_MAX_INSTRUCTIONS = 1_000_000
+_PICKLES = (".bin", ".pt", ".pth")
 _MAX_SCALE = 1e6
 
 
@@ -61,8 +65,9 @@ def read_lora(
     scale: float = 1.0,
     text_scale: float | None = None,
     name: str | None = None,
+    allow_pickle: bool = False,
 ) -> Lora:
-    """Read an adapter's ``.safetensors`` file in the layout of kohya, LyCORIS, diffusers, PEFT or ComfyUI.
+    """Read an adapter's file in the layout of kohya, LyCORIS, diffusers, PEFT or ComfyUI.
 
     Kinds are LoRA, LoCon, DoRA, LoHa, LoKr, (IA)^3 and whole differences. A weight of a plain LoRA changes by
     ``scale * (alpha / rank) * up @ down``; alpha defaults to the rank. For files in PEFT's layout it is read from the
@@ -72,6 +77,7 @@ def read_lora(
         scale: of the UNet's changes.
         text_scale: of the text encoder's changes; None for ``scale``.
         name: name of the LoRA in messages; None for the file's stem.
+        allow_pickle: read ``.bin``, ``.pt`` and ``.pth`` files, of which only tensors are read and no code is run.
 
     Raises:
         RequestError: the file cannot be read, is of a kind that cannot be merged, is not for a UNet or text encoder,
@@ -83,10 +89,12 @@ def read_lora(
         _check_scale(file, value)
     if name is not None and not isinstance(name, str):
         raise RequestError(f"the name of {file} is {shown(repr_of(name))}: use text")
-    data = _read(file)
+    data = _read(file, allow_pickle)
     try:
-        tensors = read_safetensors(data, integers=True)
-        metadata = read_metadata(data)
+        if file.suffix.lower() in _PICKLES:
+            tensors, metadata = _pickled(file, data), {}
+        else:
+            tensors, metadata = read_safetensors(data, integers=True), read_metadata(data)
     except ValueError as error:
         raise RequestError(f"{file} cannot be read ({error}): get the file again") from None
     embeddings = take_bundled(tensors)
@@ -120,7 +128,25 @@ def take_bundled(tensors: dict[Any, Any]) -> dict[str, dict[str, Any]]:
     return embeddings
 
 
-def named_loras(words: Sequence[str]) -> list[Lora]:
+def _pickled(path: Path, data: bytes) -> dict[str, F32]:
+    try:
+        state = read_pickled(data, max_instructions=_MAX_INSTRUCTIONS, max_bytes=_MAX_BYTES)
+    except ForbiddenError as error:
+        raise RequestError(
+            f"{path} holds more than tensors ({error}) and might run code: it was not loaded"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise RequestError(
+            f"{path} holds a {type(state).__name__}, expected named tensors: get the file again"
+        )
+    return {
+        key: value.array.astype(np.float32)
+        for key, value in state.items()
+        if isinstance(value, PickledTensor)
+    }
+
+
+def named_loras(words: Sequence[str], *, allow_pickle: bool = False) -> list[Lora]:
     """Read the LoRAs of ``FILE[:SCALE[:TEXT_SCALE]]`` arguments; the default scale is 1, for both networks.
 
     A LoRA is named after its file's stem, or after its path if several files have the same stem.
@@ -136,6 +162,7 @@ def named_loras(words: Sequence[str]) -> list[Lora]:
             scale=scales[0] if scales else 1.0,
             text_scale=scales[-1] if scales else None,
             name=stem if stems.count(stem) == 1 else file,
+            allow_pickle=allow_pickle,
         )
         for (file, scales), stem in zip(read, stems, strict=True)
     ]
@@ -156,12 +183,23 @@ def file_and_scales(word: str) -> tuple[str, tuple[float, ...]]:
     return word, scales
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, allow_pickle: bool) -> bytes:
     try:
         if os.path.isdir(path):
             raise RequestError(f"{path} is a folder: use the LoRA's .safetensors file in it")
-        if path.suffix.lower() != ".safetensors" and os.path.exists(path):
-            raise RequestError(f"{path} is not a .safetensors file: LoRAs are read from that format only")
+        suffix = path.suffix.lower()
+        if suffix in _PICKLES and os.path.exists(path):
+            if not allow_pickle:
+                raise RequestError(
+                    f"{path} is not a .safetensors file but a pickle, a format that can carry code: use a "
+                    ".safetensors of the same LoRA, or allow pickles (--allow-pickle), of which only tensors are read"
+                )
+            return read_regular(path, _MAX_BYTES)
+        if suffix != ".safetensors" and os.path.exists(path):
+            raise RequestError(
+                f"{path} is not a .safetensors file: LoRAs are read from that format, and from .bin "
+                "with --allow-pickle"
+            )
         return read_whole(path, _MAX_BYTES)
     except ValueError as error:
         raise RequestError(f"{path} cannot be read ({error}): get the file again") from None

@@ -51,13 +51,13 @@ def missing_checkpoint(name: str) -> CheckpointError:
     )
 
 
-def read_loras(words: Sequence[str]) -> list[Lora]:
+def read_loras(words: Sequence[str], *, allow_pickle: bool = False) -> list[Lora]:
     """Read LoRAs given as ``FILE[:SCALE[:TEXT_SCALE]]``, before a large checkpoint is opened.
 
     Raises:
         CheckpointError: a file cannot be read, or is not a LoRA of Stable Diffusion 2.
     """
     try:
-        return named_loras(words)
+        return named_loras(words, allow_pickle=allow_pickle)
     except RequestError as error:
         raise CheckpointError(str(error)) from None

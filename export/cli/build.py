@@ -249,7 +249,7 @@ def _name(checkpoint: str, source: CheckpointOptions) -> str:
         else os.path.basename(os.path.realpath(path))
     )
     files = [*([] if source.vae is None else [os.path.realpath(source.vae)]), *(source.lora or [])]
-    names = (name, *(re.sub(r"\.safetensors\b", "", os.path.basename(file)) for file in files))
+    names = (name, *(re.sub(r"\.(safetensors|bin|pt|pth)\b", "", os.path.basename(file)) for file in files))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-._") or "bundle"
 
 

@@ -72,7 +72,7 @@ class CheckpointOptions(OptionGroup):
         """
         from sd2rt.export.checkpoints.arguments import read_loras
 
-        return read_loras(self.lora or [])
+        return read_loras(self.lora or [], allow_pickle=self.allow_pickle)
 
     def open(self, checkpoint: str, say: Callable[[str], None], loras: Sequence[Lora]) -> Checkpoint:
         """Open a checkpoint with these options and merge LoRAs; ``say`` gets lines about progress.

@@ -49,7 +49,8 @@ class PromptOptions(OptionGroup):
         ),
     ] = None
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .pt and .bin embeddings: tensors only, no code.")
+        bool,
+        typer.Option("--allow-pickle", help="Read .pt and .bin embeddings and LoRAs: tensors only, no code."),
     ] = False
     lora: Annotated[
         list[str] | None,
@@ -100,7 +101,7 @@ class PromptOptions(OptionGroup):
         """
         from sd2rt.engines.lora.file import named_loras
 
-        return named_loras([*(self.lora or ()), *named])
+        return named_loras([*(self.lora or ()), *named], allow_pickle=self.allow_pickle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,9 +248,12 @@ class AsyncPipeline:
         name: str | None = None,
         *,
         text_scale: float | None = None,
+        allow_pickle: bool = False,
     ) -> Lora:
         """Add a LoRA once no run is in flight; runs that are started meanwhile wait. See :class:`Pipeline`."""
-        load = partial(self.pipeline.load_lora, source, scale, name, text_scale=text_scale)
+        load = partial(
+            self.pipeline.load_lora, source, scale, name, text_scale=text_scale, allow_pickle=allow_pickle
+        )
         return await self._change(load)
 
     async def unload_lora(self, name: str | None = None) -> None:

@@ -260,6 +260,7 @@ class LoadedBundle:
         name: str | None = None,
         *,
         text_scale: float | None = None,
+        allow_pickle: bool = False,
     ) -> Lora:
         """Add a LoRA to those already loaded.
 
@@ -271,13 +272,14 @@ class LoadedBundle:
             scale: strength of its changes; 0 disables it, a negative value inverts it.
             name: its name for :meth:`unload_lora`; None for the file's name.
             text_scale: strength of its changes of the text encoder; None for ``scale``.
+            allow_pickle: read a ``.bin``, ``.pt`` or ``.pth`` file, of which only tensors are read.
 
         Raises:
             RequestError: it cannot be read, was made for another model, is of an unsupported kind, or its name is
                 in use.
             EngineError: not enough memory to hold the new engines beside the old ones.
         """
-        lora = read_lora(source, scale=scale, text_scale=text_scale, name=name)
+        lora = read_lora(source, scale=scale, text_scale=text_scale, name=name, allow_pickle=allow_pickle)
         with self._change():
             self._change_loras((*self._loras, lora))
         return lora

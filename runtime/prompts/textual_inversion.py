@@ -18,8 +18,9 @@ from sd2rt.engines.lora.file import Lora, take_bundled
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import is_text, repr_of, shown
 from sd2rt.engines.regular_file import read_regular
+from sd2rt.engines.weights.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.engines.weights.safetensors import read_safetensors, read_whole
-from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
+from sd2rt.runtime.prompts.embedding_image import read_embedding_image
 
 _MAX_BYTES = 64 << 20
 _PICKLES = (".pt", ".bin", ".pth", ".ckpt")
@@ -52,7 +53,8 @@ def load_embedding(
     """Load an embedding from a file or a state dict, in diffusers' or AUTOMATIC1111's layout.
 
     Args:
-        source: a ``.safetensors`` file; a ``.pt`` or ``.bin`` file, with ``allow_pickle``; or a state dict.
+        source: a ``.safetensors`` file; a ``.png`` of AUTOMATIC1111's training; a ``.pt`` or ``.bin`` file, with
+            ``allow_pickle``; or a state dict.
         token: its name in prompts; None for the name stored in the file, or the file's name if there is none. In
             the syntax ``a1111``, None is the file's name in either case.
 
@@ -70,6 +72,9 @@ def load_embedding(
         stored, vectors = _embedding(str(path), state)
         name = stored if name is None else name
         digest, fallback = hashlib.sha256(data).hexdigest(), path.stem
+        if path.suffix.lower() == ".png" and name is not None:
+            # The one kind of file whose stored name AUTOMATIC1111 uses.
+            fallback = name
     named = token is not None or fallback is None or not is_text(fallback)
     token = token if token is not None else name if name is not None else fallback
     if token is None:
@@ -158,8 +163,10 @@ def _tensors(path: Path, data: bytes, allow_pickle: bool) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return read_safetensors(data)
+        if path.suffix.lower() == ".png":
+            return read_embedding_image(data)
         if path.suffix.lower() not in _PICKLES:
-            raise RequestError(f"{path} is not an embedding file: use a .safetensors, .pt or .bin file")
+            raise RequestError(f"{path} is not an embedding file: use a .safetensors, .pt, .bin or .png file")
         if not allow_pickle:
             raise RequestError(
                 f"{path} is a pickle, a format that can carry code: use a .safetensors of the same embedding, or "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +71,50 @@ def test_configurations_that_are_refused(tmp_path: Path, config: str | None, sai
         beside.write_text(config)
     with pytest.raises(RequestError, match=said):
         read_lora(path)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles(tmp_path: Path, suffix: str, zipped: bool) -> None:
+    """Attention processors as diffusers saved them in 2023, by torch.save: the same as in a safetensors file."""
+    torch = pytest.importorskip("torch")
+    from safetensors.numpy import load_file
+
+    safe = write(tmp_path / "a.safetensors", "diffusers-old", draw(ATTENTION, NETWORKS))
+    state = collections.OrderedDict((key, torch.from_numpy(value)) for key, value in load_file(safe).items())
+    state._metadata = collections.OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
+    path = tmp_path / f"pytorch_lora_weights{suffix}"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    actual, expected = read_lora(path, allow_pickle=True), read_lora(safe)
+    assert actual.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(actual.layers) == set(expected.layers)
+    for module, change in expected.layers.items():
+        weight = np.zeros(change.shape, np.float32)
+        np.testing.assert_array_equal(actual.layers[module].delta(1.0, weight), change.delta(1.0, weight))
+    assert "a pickle, a format that can carry code: use a .safetensors of the same LoRA, or allow" in refusal(
+        path
+    )
+    [named] = named_loras([f"{path}:0.5"], allow_pickle=True)
+    assert (named.name, named.scale) == ("pytorch_lora_weights", 0.5)
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [({"a": Code()}, "holds more than tensors"), ([1], "holds a list")]
+)
+def test_pickles_of_other_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, said: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "a.bin")
+    with pytest.raises(RequestError, match=said):
+        read_lora("a.bin", allow_pickle=True)
+    assert not Path("ran").exists()
 
 
 def test_hashes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.prompts.safe_pickle import ForbiddenError, PickledTensor, read_pickled
+from sd2rt.engines.weights.safe_pickle import ForbiddenError, PickledTensor, read_pickled
 from sd2rt.runtime.prompts.textual_inversion import Embedding, check_embedding, load_embedding
 
 VECTORS = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
@@ -274,9 +274,9 @@ def test_other_containers(tmp_path: Path) -> None:
     torch.save([VECTORS], tmp_path / "a.pt")
     with pytest.raises(RequestError, match="holds a list, expected a dictionary of tensors"):
         load(tmp_path / "a.pt")
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(RequestError, match=r"a\.png is not an embedding file"):
-        load(tmp_path / "a.png")
+    (tmp_path / "a.gif").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"a\.gif is not an embedding file"):
+        load(tmp_path / "a.gif")
     with pytest.raises(RequestError, match=r"none\.pt cannot be read: No such file"):
         load(tmp_path / "none.pt")
 

@@ -1,14 +1,20 @@
+import contextlib
+import operator
+import os
 import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.prompts.safe_pickle import read_pickled
+from sd2rt.engines.weights.safe_pickle import ForbiddenError, read_pickled
 from sd2rt.runtime.prompts.textual_inversion import load_embedding
 
 MEBI = 1 << 20
@@ -127,6 +133,98 @@ def test_copies_of_a_container(function: bytes, tmp_path: Path) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, code: bytes) -> None:
     refusal(archive(tmp_path_factory.getbasetemp() / "any.pt", code, {"0": bytes(16)}))
+
+
+LAYOUTS: list[tuple[str, Any]] = [
+    ("dictionary", lambda vectors: {"<toy>": vectors}),
+    (
+        "a1111",
+        lambda vectors: {"string_to_param": {"*": vectors}, "string_to_token": {"*": 265}, "name": "<toy>"},
+    ),
+    (
+        "parameter dictionary",
+        lambda vectors: {
+            "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)}),
+            "string_to_token": {"*": torch.tensor(265)},
+            "name": "<toy>",
+        },
+    ),
+    ("state dictionary", lambda vectors: torch.nn.ParameterDict({"<toy>": vectors}).state_dict()),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_all_years(tmp_path: Path, dtype: torch.dtype, name: str, layout: Any, zipped: bool) -> None:
+    """Files of torch.save before and since 1.6, with dictionaries, modules' parameters, and other tensors."""
+    vectors = torch.randn(3, 16, generator=torch.Generator().manual_seed(len(name))).to(dtype)
+    path = tmp_path / "a.pt"
+    torch.save(layout(vectors), path, _use_new_zipfile_serialization=zipped)
+    actual = load_embedding(path, None, allow_pickle=True)
+    assert actual.token == "<toy>"
+    np.testing.assert_array_equal(actual.vectors, vectors.float().numpy())
+
+
+def test_several_storages_of_an_older_file(tmp_path: Path) -> None:
+    """Shared, strided and empty tensors of several types: the same as torch.load."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    content = {
+        "whole": whole,
+        "part": whole[1:3, ::2],
+        "turned": whole.T,
+        "half": torch.randn(5, 3).half(),
+        "long": torch.arange(7),
+        "none": torch.zeros(0, 4),
+        "number": torch.tensor(2.5),
+    }
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    actual = read_pickled((tmp_path / "a.pt").read_bytes())
+    assert list(actual) == list(content)
+    for name, tensor in content.items():
+        np.testing.assert_array_equal(actual[name].array, tensor.numpy(), err_msg=name)
+
+
+class Code:
+    def __init__(self, call: Any, *args: Any) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> Any:
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (Code(os.system, "touch ran"), "system"),
+        (Code(eval, "open('ran', 'w')"), "eval"),
+        (Code(getattr, torch.nn.ParameterDict(), "__class__"), "getattr"),
+        (Code(torch.nn.Linear, 2, 2), "Linear"),
+        (torch.nn.Linear(2, 2), "Linear"),
+        (Code(operator.methodcaller, "clear"), "methodcaller"),
+    ],
+)
+def test_code_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, code: Any, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"<toy>": torch.ones(2, 16), "more": code}, "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ForbiddenError, match=name):
+        read_pickled(Path("a.pt").read_bytes())
+    assert not Path("ran").exists()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 600))
+def test_damaged_older_files(tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "older.pt"
+    torch.save({"<toy>": torch.ones(2, 16)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    with contextlib.suppress(ValueError, ForbiddenError):
+        read_pickled(whole[:position] + data + whole[position + len(data) :])
+    with contextlib.suppress(ValueError, ForbiddenError):
+        read_pickled(whole[:position] + data)
 
 
 def test_dictionary_that_contains_itself(tmp_path: Path) -> None:
