@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -14,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
 
 from sd2rt.engines.bundle.sampler_config import PredictionType
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.printable import shown
 from sd2rt.engines.weights.shapes import linear_shape
 from sd2rt.export.checkpoints.condition_configs import check_conditions
 from sd2rt.export.checkpoints.identify import (
@@ -25,10 +28,12 @@ from sd2rt.export.checkpoints.identify import (
     narrow,
     stated,
 )
+from sd2rt.export.checkpoints.ldm.config_file import parameterization
 from sd2rt.export.checkpoints.ldm.keys import EMA_PREFIX, ema_key, ldm_layout
 from sd2rt.export.checkpoints.ldm.midas_keys import UNUSED as UNUSED_DEPTH
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES, LdmTensor
-from sd2rt.export.checkpoints.networks import skeleton, some_keys, stray_kind, strays_note
+from sd2rt.export.checkpoints.measured_prediction import correlation_with_noise, likely_prediction
+from sd2rt.export.checkpoints.networks import assemble, skeleton, some_keys, stray_kind, strays_note
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import CROSS_ATTENTION, refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
@@ -88,9 +93,10 @@ def open_single_file(
 ) -> OpenedCheckpoint:
     """Recognise a single-file checkpoint and check the names and shapes of all its weights.
 
-    The UNet's inputs identify depth, inpainting and upscaler. The weights do not distinguish 2.0 from 2.1, epsilon
-    from v, or SD-Turbo from these. A published SHA-256, the file's metadata, its published name, ``config`` or
-    ``variant`` does; all that are present must agree.
+    The UNet's inputs identify depth, inpainting and upscaler. Names and shapes do not distinguish 2.0 from 2.1,
+    epsilon from v, or SD-Turbo from these. A published SHA-256, the file's metadata, its published name, the original
+    code's ``.yaml`` beside it, ``config`` or ``variant`` does; all that are present must agree. If none is, the error
+    offers what the UNet's output is a sign of.
 
     Args:
         path: a ``.safetensors`` file or, with ``allow_pickle``, a ``.ckpt``.
@@ -121,7 +127,7 @@ def open_single_file(
     ]
     if len(evidence) == 1:
         # A hash is proof: a published file may have been renamed.
-        evidence += [*_by_metadata(file.metadata), *_by_file_name(path)]
+        evidence += [*_by_metadata(file.metadata), *_by_file_name(path), *_by_config_file(path, progress)]
     if custom_configs is not None:
         prediction = custom_configs.scheduler.get("prediction_type", "epsilon")
         evidence += by_prediction(prediction, f"{config}/scheduler/scheduler_config.json")
@@ -129,9 +135,11 @@ def open_single_file(
     rows = likeliest(possible)
     if len({row.kind for row in rows}) > 1:
         names = ", ".join(row.name for row in possible)
+        packaged = PipelineConfigs.packaged(str(rows[-1].configs))
+        guess = _measured(SingleFileParts(file, keys, packaged), shapes, possible, str(path), progress)
         raise CheckpointError(
             f"{path} is a Stable Diffusion 2 checkpoint, but its variant cannot be told from its hash, metadata, "
-            f"name or weights: pass --variant with one of {names}"
+            f"name, shapes or a .yaml beside it: pass --variant with one of {names}{guess}"
         )
     # Configurations of one kind differ between releases only in upcast_attention, which the later release needs.
     configs = (
@@ -288,6 +296,48 @@ def _class_embedding(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     if PREFIXES["unet"] + "label_emb.weight" in shapes:
         return "table"
     return "projection" if PREFIXES["unet"] + "label_emb.0.0.weight" in shapes else None
+
+
+def _by_config_file(path: Path, progress: Callable[[str], None] | None) -> list[Evidence]:
+    try:
+        stated = parameterization(path)
+    except ValueError as error:
+        if progress is not None:
+            progress(f"{shown(str(error), 200)}: it is ignored")
+        return []
+    if stated is None:
+        return []
+    word, name = stated
+    prediction = _PREDICTIONS.get("epsilon" if word == "eps" else word)
+    rows = tuple(row for row in VARIANTS if prediction in row.predictions)
+    return [Evidence(f"parameterization {shown(word)} in {name}", rows, f"correct {name}, or move it away")]
+
+
+def _measured(
+    parts: SingleFileParts,
+    shapes: Mapping[str, tuple[int, ...]],
+    possible: Sequence[PublishedCheckpoint],
+    origin: str,
+    progress: Callable[[str], None] | None,
+) -> str:
+    """Sentence about the variants that the UNet's output is a sign of; empty if it cannot be run."""
+    config = parts.config("unet")
+    try:
+        _check_part("unet", shapes, PipelineConfigs.packaged(str(possible[-1].configs)), origin)
+        if progress is not None:
+            progress("running the UNet once, on noise, as the file does not state what it predicts")
+        unet = assemble("unet", config, parts.tensors("unet"), torch.float32, origin)
+    except (CheckpointError, MemoryError):
+        # Weights that do not fit, or are damaged: the remedy is the same.
+        return ""
+    correlation = correlation_with_noise(cast(UNet2DConditionModel, unet))
+    prediction = likely_prediction(correlation)
+    likely = " or ".join(row.name for row in possible if prediction in row.predictions)
+    label = "noise" if prediction == "epsilon" else "v"
+    return (
+        f". A guess, not used until you pass it: {likely}, because the UNet's output for pure noise correlates with "
+        f"it by {correlation:.2f}, which is a sign of a model that predicts {label}"
+    )
 
 
 def _published_sizes() -> set[int]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from sd2rt.export.checkpoints import identify, single_file
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.ldm.keys import ema_key, ldm_layout
 from sd2rt.export.checkpoints.ldm.tensor import PREFIXES
+from sd2rt.export.checkpoints.measured_prediction import correlation_with_noise, likely_prediction
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import PARTS, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
@@ -308,6 +310,93 @@ def test_a_file_without_the_unused_layer_loads(small_file: Path, small_configs: 
 def test_nothing_is_guessed(small_file: Path) -> None:
     said = refused(small_file, "pass --variant with one of 2.0-base, 2.0-v, 2.1-base, 2.1-v")
     assert str(small_file) in said
+
+
+LDM_CONFIG = """
+model:
+  base_learning_rate: 1.0e-4
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    {}
+    linear_start: 0.00085
+    unet_config:
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+"""
+
+
+@pytest.fixture
+def packaged_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks in the place of the published ones."""
+    kinds = {row.configs: row.kind for row in SUPPORTED}
+    small = {"base": SMALL, "v": SMALL_V}
+    monkeypatch.setattr(PipelineConfigs, "packaged", lambda name: small.get(kinds[name] or "", SMALL))
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [('parameterization: "v"', "v"), ("parameterization: eps", "base"), ("timesteps: 1000", "base")],
+)
+@pytest.mark.usefixtures("packaged_small")
+def test_a_configuration_of_the_original_code_beside_it(
+    suffix: str, line: str, kind: str, small_file: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(small_file, tmp_path / "tuned.safetensors"))
+    path.with_suffix(suffix).write_text(LDM_CONFIG.format(line))
+    checkpoint = open_checkpoint(str(path))
+    assert checkpoint.variant == kind
+    assert checkpoint.noise.prediction_type == ("v_prediction" if kind == "v" else "epsilon")
+    other = "2.1-v" if kind == "base" else "2.1-base"
+    refused(path, f"--variant {other} means {other}, but parameterization", variant=other)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a: [", "parsing"),
+        ("epochs: 3", "it has no model.params"),
+        ("[1, 2]", "it has no model.params"),
+        ("!!python/object/apply:os.system ['touch ran']", "could not determine a constructor"),
+        ("[" * 5000, "recursion"),
+        ("\0", "not utf-8 text|special characters"),
+    ],
+)
+@pytest.mark.usefixtures("packaged_small")
+def test_other_yaml_beside_it_is_noted(content: str, reason: str, small_file: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(small_file, tmp_path / "tuned.safetensors"))
+    path.with_suffix(".yaml").write_text(content)
+    notes: list[str] = []
+    checkpoint = open_checkpoint(str(path), variant="2.1-base", progress=notes.append)
+    assert checkpoint.variant == "base"
+    (note,) = [note for note in notes if "tuned.yaml" in note]
+    assert re.search(f"is not a configuration of the original code .*({reason}).*: it is ignored", note)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.usefixtures("packaged_small")
+def test_an_unknown_parameterization(small_file: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(small_file, tmp_path / "tuned.safetensors"))
+    path.with_suffix(".yaml").write_text(LDM_CONFIG.format("parameterization: x0"))
+    refused(path, "parameterization x0 in tuned.yaml")
+
+
+@pytest.mark.usefixtures("packaged_small")
+def test_a_measured_guess_is_offered_and_not_taken(small_file: Path) -> None:
+    """Random weights return nothing of the noise, as a model that predicts v."""
+    said = refused(small_file, "pass --variant with one of 2.0-base, 2.0-v, 2.1-base, 2.1-v")
+    assert (
+        "A guess, not used until you pass it: 2.0-v or 2.1-v, because the UNet's output for pure noise"
+        in said
+    )
+    assert open_checkpoint(str(small_file), variant="2.1-v").variant == "v"
+
+
+@pytest.mark.parametrize(("name", "prediction"), [("demo", "epsilon"), ("demo-v", "v_prediction")])
+def test_trained_networks_are_told_apart(name: str, prediction: str) -> None:
+    correlation = correlation_with_noise(open_checkpoint(name).unet())
+    assert likely_prediction(correlation) == prediction
+    # Far from the limit on both sides.
+    assert correlation > 0.99 or correlation < 0.3
 
 
 @pytest.mark.parametrize(
