@@ -67,6 +67,7 @@ class A1111Settings(ImportedSettings):
         self._prompts(by_sd2rt)
         self._sampler(by_sd2rt)
         self._numbers(hires)
+        self._masked_area()
         self._noise()
         self._clip_skip(by_sd2rt)
         self._resources()
@@ -152,6 +153,12 @@ class A1111Settings(ImportedSettings):
         if size is not None:
             width, _, height = size.partition("x")
             self.add_size("Size", width, height)
+
+    def _masked_area(self) -> None:
+        if self.masked and self._values.get("Inpaint area") == "Only masked":
+            del self._values["Inpaint area"]
+            self.fields["only_masked"] = True
+            self._number("Masked area padding", "mask_padding", int)
 
     def _number(self, key: str, name: str, parse: Callable[[str], Any]) -> None:
         self.add_number(key, name, self._take(key), parse)

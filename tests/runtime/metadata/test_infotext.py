@@ -135,6 +135,10 @@ def test_text_of_that_interface() -> None:
             {"variation_seed": 5, "variation_strength": 0.3, "seed": 4},
         ),
         ("Denoising strength: 0.4, Seed: 4", {"strength": 0.4}),
+        (
+            "Denoising strength: 0.4, Seed: 4, Mask blur: 4, Inpaint area: Only masked, Masked area padding: 40",
+            {"strength": 0.4, "only_masked": True, "mask_padding": 40},
+        ),
         ('Seed: 4, Model: "a, b: c"', {"seed": 4}),
     ],
 )
