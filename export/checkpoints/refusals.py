@@ -16,11 +16,14 @@ from sd2rt.export.checkpoints.pipeline_configs import PARTS, SD2_TEXT_LAYERS, ch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_LCM = "a latent consistency model whose UNet embeds the guidance scale"
+
 # The first pattern that matches the beginning of any key identifies the file.
 _FOREIGN = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
         ("a LoRA", r"lora_|.*\.lora[._](A|B|up|down)\b|.*\.lora_(A|B|up|down|linear_layer)\b"),
+        (_LCM, r"(model\.diffusion_model\.time_embed|(unet\.)?time_embedding)\.cond_proj\b"),
         ("a ControlNet", r"(control_model|controlnet_\w+|control_\w+)\."),
         ("the SDXL refiner", r"conditioner\.embedders\.0\.model\."),
         ("an SDXL checkpoint", r"conditioner\.embedders\.|edm_mean"),
@@ -31,17 +34,17 @@ _FOREIGN = tuple(
 )
 _SD1_TEXT_ENCODER = "cond_stage_model.transformer."
 
-_SINGLE_NETWORKS = tuple(
+_NETWORKS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
         (
-            "a UNet alone",
-            r"(down_blocks|mid_block|up_blocks|input_blocks|model\.diffusion_model|model_ema)\b",
+            "UNet",
+            r"(unet\.|down_blocks|mid_block|up_blocks|input_blocks|model\.diffusion_model|model_ema)\b",
         ),
-        ("a VAE alone", r"((encoder|decoder)\.(down|up|mid|conv_in)|first_stage_model\b)"),
+        ("VAE", r"(vae\.|(encoder|decoder)\.(down|up|mid|conv_in)|first_stage_model\b)"),
         (
-            "a text encoder alone",
-            r"(text_model|encoder\.layers|embeddings|transformer\.resblocks|cond_stage_model)\b",
+            "text encoder",
+            r"(text_encoder\.|(text_model|encoder\.layers|embeddings|transformer\.resblocks|cond_stage_model)\b)",
         ),
     )
 )
@@ -102,13 +105,25 @@ def refuse_foreign_keys(origin: str, shapes: Shapes) -> None:
     if attends == _SD1_TEXT_WIDTH or any(key.startswith(_SD1_TEXT_ENCODER) for key in shapes):
         raise refusal(origin, "a Stable Diffusion 1 checkpoint")
     if not all(any(key.startswith(PREFIXES[part]) for key in shapes) for part in PARTS):
-        for name, pattern in _SINGLE_NETWORKS:
-            if any(pattern.match(key) for key in shapes):
-                raise refusal(origin, _inferred(shapes) or name)
         raise refusal(
             origin,
-            _inferred(shapes) or f"unknown (its first key is {shown(min(shapes, default='none'), 200)})",
+            _inferred(shapes)
+            or _networks_in(shapes)
+            or f"unknown (its first key is {shown(min(shapes, default='none'), 200)})",
         )
+
+
+def _networks_in(shapes: Shapes) -> str | None:
+    """Name the networks that a file has and lacks; None if it has none that is known."""
+    there = [name for name, pattern in _NETWORKS if any(pattern.match(key) for key in shapes)]
+    missing = [name for name, _ in _NETWORKS if name not in there]
+    if not there:
+        return None
+    if len(there) == 1:
+        return f"a {there[0]} alone"
+    if not missing:
+        return "a UNet, a VAE and a text encoder in names of another layout than the original code's"
+    return f"a {there[0]} and a {there[1]} without a {missing[0]}"
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -155,9 +170,7 @@ def refuse_foreign_pipeline(
     """
     pipeline = str(model_index.get("_class_name"))
     if unet.get("time_cond_proj_dim") is not None:
-        raise refusal(
-            origin, "a latent consistency model whose UNet embeds the guidance scale (time_cond_proj_dim)"
-        )
+        raise refusal(origin, f"{_LCM} (time_cond_proj_dim)")
     for beginning, name in _PIPELINES:
         if pipeline.startswith(beginning):
             raise refusal(origin, f"{name} ({pipeline})")

@@ -256,7 +256,7 @@ def _check_part(
 
     missing = sorted(expected.keys() - shapes.keys())
     if missing:
-        raise CheckpointError(f"{origin} lacks {some_keys(missing)} of its {part}: get the file again")
+        raise CheckpointError(f"{origin} lacks {some_keys(missing)} of its {part}: use a complete checkpoint")
     present = {key for key in shapes if key.startswith(PREFIXES[part])}
     unexpected = sorted(key for key in present - expected.keys() if not _unused(part, key, configs))
     if unexpected:
@@ -288,7 +288,7 @@ def _unused(part: NetworkName, key: str, configs: PipelineConfigs) -> bool:
 def _in_channels(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
     key = PREFIXES["unet"] + "input_blocks.0.0.weight"
     if len(shapes.get(key, ())) != 4:
-        raise CheckpointError(f"{path} lacks the key {key} of its unet: get the file again")
+        raise CheckpointError(f"{path} lacks the key {key} of its unet: use a complete checkpoint")
     return shapes[key][1]
 
 

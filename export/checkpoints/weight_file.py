@@ -17,6 +17,8 @@ from sd2rt.engines.bundle.files import sha256 as file_sha256
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import open_regular
+from sd2rt.export.checkpoints.damage.content import HEADER_BYTES, described
+from sd2rt.export.checkpoints.damage.extent import extent
 from sd2rt.export.checkpoints.pickle_claims import CodeError, check_claims
 
 _MAX_FILE_BYTES = 64 << 30
@@ -24,6 +26,10 @@ _MAX_FILE_BYTES = 64 << 30
 _MAX_NESTING = 8
 """Dictionaries inside each other as state_dict; a dictionary may also contain itself."""
 _MAX_DIMENSIONS = 8
+_CUT_SHORT = re.compile(
+    r"truncated|Ran out of input|of which the file holds|unexpected EOF|end of file", re.IGNORECASE
+)
+"""Errors of files that end too early."""
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -84,7 +90,7 @@ def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
     state = _unpickle(path)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path} has no tensors, so it is not a checkpoint: get the file again")
+        raise CheckpointError(f"{path} has no tensors, so it is not a checkpoint: use one")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _check_dimensions(path, shapes)
     return WeightFile(path, shapes, {}, lambda keys: {key: tensors[key] for key in keys})
@@ -106,16 +112,13 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"[Uu]nsupported (operand \d+)", text)
         if refused is not None:
             raise _more_than_weights(path, refused[1]) from None
-        reason = shown(text, 80)
-        raise CheckpointError(
-            f"{path} is truncated or is not a PyTorch checkpoint ({reason}): get the file again"
-        ) from None
+        raise _unreadable_pickle(path, shown(text, 80)) from None
     for _ in range(_MAX_NESTING):
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(
-            f"{path} holds a {type(state).__name__}, expected named tensors: get the file again"
+            f"{path} holds a {type(state).__name__}, expected named tensors: it is no checkpoint, use one"
         )
     return state
 
@@ -161,7 +164,64 @@ def _damaged_safetensors(path: Path, error: Exception) -> CheckpointError:
     if "KeyboardInterrupt" in str(error) or isinstance(error.__context__, KeyboardInterrupt):
         raise KeyboardInterrupt from None
     reason = shown(str(error).removeprefix("Error while deserializing header: "), 200)
-    return CheckpointError(f"{path} is truncated or is not a safetensors file ({reason}): get the file again")
+    problem = _other_content(path, "a safetensors file")
+    if problem is not None:
+        return problem
+    sizes = extent(path)
+    if sizes is None:
+        return CheckpointError(
+            f"{path} is not a safetensors file, or damaged at its start ({reason}): use a checkpoint in this format"
+        )
+    size, described_size = sizes
+    if size < described_size:
+        return CheckpointError(
+            f"{path} is truncated: it has {size} bytes of {described_size} that its header describes: get the file "
+            "again"
+        )
+    if size > described_size:
+        return CheckpointError(
+            f"{path} has {size - described_size} bytes more than its header describes: something was appended to it, "
+            "or its header is damaged; use an intact one"
+        )
+    return CheckpointError(
+        f"{path} is whole, but the safetensors library cannot read it ({reason}): use it in float32 or float16, "
+        "written by a current version"
+    )
+
+
+def _other_content(path: Path, expected: str) -> CheckpointError | None:
+    """Error for a file that is something else than weights, by its first bytes."""
+    with open_regular(path) as stream:
+        found = described(stream.read(HEADER_BYTES))
+    if found is None:
+        return None
+    name, remedy = found
+    return CheckpointError(f"{path} is {name}, not {expected}: {remedy}")
+
+
+def _unreadable_pickle(path: Path, reason: str) -> CheckpointError:
+    """Error for a file that the weights-only loader refuses for another reason than code."""
+    problem = _other_content(path, "a PyTorch checkpoint")
+    if problem is not None:
+        return problem
+    with open_regular(path) as stream:
+        start = stream.read(4)
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            return CheckpointError(f"{path} is truncated: its archive has no end: get the file again")
+        if "data.pkl" in reason:
+            return CheckpointError(f"{path} is a ZIP archive without weights: extract the checkpoint from it")
+    elif not start.startswith(b"\x80"):
+        return CheckpointError(
+            f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle: use a checkpoint "
+            "in this format"
+        )
+    if _CUT_SHORT.search(reason):
+        return CheckpointError(f"{path} is truncated ({reason}): get the file again")
+    return CheckpointError(
+        f"{path} is damaged, or a pickle that PyTorch's weights-only loader cannot read ({reason}): use the "
+        ".safetensors of the same checkpoint"
+    )
 
 
 def sha256(path: Path, progress: Callable[[str], None] | None = None) -> str:

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -639,9 +640,9 @@ def test_damaged_safetensors(small_file: Path, tmp_path: Path) -> None:
     path, whole = tmp_path / "damaged.safetensors", small_file.read_bytes()
     for cut in (len(whole) // 2, len(whole) - 1, 50, 3):
         path.write_bytes(whole[:cut])
-        refused(path, "truncated or is not a safetensors file")
+        refused(path, "is truncated: it has|is not a safetensors file, or damaged at its start")
     path.write_bytes(b"<!DOCTYPE html><html>not found</html>")
-    refused(path, "truncated or is not a safetensors file")
+    refused(path, "is a web page, not a safetensors file: download the file itself")
     path.write_bytes(b"")
     refused(path, "is empty")
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
@@ -661,6 +662,73 @@ def test_a_pickle_is_read_only_when_allowed(small_ckpt: Path, small_configs: Pat
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x80)
     renamed.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     refused(renamed, "unknown .its first key is a")
+
+
+def framed(header: object, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (framed(ONE, bytes(7)), r"is truncated: it has [0-9]+ bytes of [0-9]+ .*: get the file again"),
+        (framed(ONE)[:20], r"is truncated: it has 20 bytes of [0-9]+"),
+        (framed(ONE, bytes(11)), "has 3 bytes more than its header describes: something was appended"),
+        (
+            framed({"a": ONE["a"] | {"dtype": "F9_X"}}, bytes(8)),
+            "is whole, but the safetensors library cannot read it",
+        ),
+        (
+            framed({"a": ONE["a"] | {"shape": [3]}}, bytes(8)),
+            "is whole, but the safetensors library cannot read it",
+        ),
+        (b'{"error": "Invalid credentials"}', "is JSON text, such as"),
+        (b"\x1f\x8b\x08" + bytes(99), "is a gzip archive, not a safetensors file: extract"),
+        (b"Rar!\x1a\x07\x01" + bytes(99), "is a RAR archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file"),
+        (b"\x08\x07\x12\xff" * 99, "is not a safetensors file, or damaged at its start"),
+    ],
+)
+def test_why_a_safetensors_file_cannot_be_read(content: bytes, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "it.safetensors"
+    path.write_bytes(content)
+    said = refused(path, match)
+    assert ("get the file again" in said) == ("truncated" in said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("half an archive", "is truncated: its archive has no end: get the file again"),
+        ("half a pickle", "is truncated .*: get the file again"),
+        ("another archive", "is a ZIP archive without weights: extract the checkpoint from it"),
+        ("7z", "is a 7z archive, not a PyTorch checkpoint: extract"),
+        ("bytes", "is not a PyTorch checkpoint: it begins with neither an archive nor a pickle"),
+        ("a broken pickle", "is damaged, or a pickle that PyTorch's weights-only loader cannot read"),
+    ],
+)
+def test_why_a_pickle_cannot_be_read(kind: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "it.ckpt"
+    torch.save({"a": torch.zeros(500)}, path, _use_new_zipfile_serialization=kind != "half a pickle")
+    content = path.read_bytes()
+    if kind == "another archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "the checkpoint is elsewhere")
+    else:
+        other = {
+            "7z": b"7z\xbc\xaf\x27\x1c" + bytes(99),
+            "bytes": bytes(range(200, 256)),
+            "a broken pickle": b"\x80\x02}.",
+        }
+        path.write_bytes(other.get(kind, content[: len(content) // 2]))
+    if kind == "a broken pickle":
+        path.write_bytes(b"\x80\x02(l.")
+    said = refused(path, match, allow_pickle=True)
+    assert ("get the file again" in said) == ("truncated" in said)
 
 
 class Payload:
@@ -702,7 +770,7 @@ def test_pickles_that_hold_no_checkpoint(small_ckpt: Path, tmp_path: Path) -> No
         refused(path, match, allow_pickle=True)
     for damaged in (whole[: len(whole) // 2], whole[:20], b"hello"):
         path.write_bytes(damaged)
-        refused(path, "truncated or is not a PyTorch checkpoint", allow_pickle=True)
+        refused(path, "is truncated: its archive|is text, not a PyTorch checkpoint", allow_pickle=True)
 
 
 SD1_CLIP = "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight"
@@ -761,6 +829,34 @@ ATTENTION = "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
         ({UNET + "input_blocks.0.0.weight": (320, 4, 3, 3)}, "a UNet alone"),
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": (128,)}, "a VAE alone"),
         ({"decoder.up.0.block.0.norm1.weight": (128,)}, "a VAE alone"),
+        (
+            {
+                UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
+                "cond_stage_model.model.ln_final.weight": (1024,),
+            },
+            "a UNet and a text encoder without a VAE",
+        ),
+        (
+            {
+                UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
+                "first_stage_model.encoder.conv_in.weight": (8,),
+            },
+            "a UNet and a VAE without a text encoder",
+        ),
+        (
+            {"vae.encoder.conv_in.weight": (8,), "text_encoder.text_model.final_layer_norm.weight": (1024,)},
+            "a VAE and a text encoder without a UNet",
+        ),
+        (
+            {
+                "unet.conv_in.weight": (8,),
+                "vae.encoder.conv_in.weight": (8,),
+                "text_encoder.text_model.x": (8,),
+            },
+            "a UNet, a VAE and a text encoder in names of another layout",
+        ),
+        ({UNET + "time_embed.cond_proj.weight": (320, 256)}, "a latent consistency model whose UNet embeds"),
+        ({"time_embedding.cond_proj.weight": (320, 256)}, "a latent consistency model whose UNet embeds"),
         ({VAE_KEY: (512, 4, 3, 3)}, "a VAE alone"),
         ({"text_model.encoder.layers.0.layer_norm1.weight": (1024,)}, "a text encoder alone"),
         ({"encoder.layers.0.layer_norm1.weight": (1024,)}, "a text encoder alone"),

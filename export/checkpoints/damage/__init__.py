@@ -1,0 +1,1 @@
+"""Why a weights file cannot be read: cut short, of another format, or whole."""
