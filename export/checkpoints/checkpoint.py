@@ -112,7 +112,7 @@ def open_checkpoint(
             one of ``demo.DEMO_NAMES``. An existing path takes precedence.
         variant: a name from ``variants.SUPPORTED``, for a checkpoint that does not determine its variant; it
             must agree with what the checkpoint does determine.
-        allow_pickle: read a ``.ckpt``, or ``.bin`` files of a folder, with PyTorch's weights-only loader.
+        allow_pickle: read a ``.ckpt``, or ``.bin`` files of a folder, of which only tensors are read.
         config: for a single file whose networks differ in size from the published ones: a folder of diffusers
             configuration files. Its scheduler's prediction type applies.
         progress: called with a message before each step that takes seconds.

@@ -94,7 +94,7 @@ def open_folder(
         folder: the folder with model_index.json.
         name: Hub id, if the folder was downloaded by one.
         variant: the value of ``--variant``; it must agree with the folder.
-        allow_pickle: read ``.bin`` files, with PyTorch's weights-only loader, where there are no safetensors.
+        allow_pickle: read ``.bin`` files, of which only tensors are read, where there are no safetensors.
         progress: called with a message before each file is hashed, and with notes.
 
     Raises:
@@ -185,8 +185,8 @@ def network_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) -
     if pickles is not None:
         raise CheckpointError(
             f"{folder} has only pickled weights ({pickles[0].name}), a format that can contain code: load the "
-            "folder with diffusers and save it again, which writes safetensors, or pass --allow-pickle to read them "
-            "with PyTorch's weights-only loader"
+            "folder with diffusers and save it again, which writes safetensors, or pass --allow-pickle to read their "
+            "tensors alone, without running code"
         )
     others = sorted(file.name for suffix in (".safetensors", ".bin") for file in folder.glob(f"*{suffix}"))
     if others:

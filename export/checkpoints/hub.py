@@ -98,7 +98,7 @@ def _refuse_pickles_alone(repo_id: str) -> None:
     if pickles and not any(name.endswith(".safetensors") for name in unet):
         raise CheckpointError(
             f"{repo_id} has only pickled weights ({shown(pickles[0])}), a format that can contain code: use another "
-            "repository, or pass --allow-pickle to read them with PyTorch's weights-only loader"
+            "repository, or pass --allow-pickle to read their tensors alone, without running code"
         )
 
 

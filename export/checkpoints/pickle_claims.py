@@ -1,4 +1,4 @@
-"""Check the sizes that a pickled checkpoint claims, without PyTorch, before PyTorch allocates memory for them.
+"""Check what a pickled checkpoint claims to hold, without PyTorch, before PyTorch allocates memory for it.
 
 PyTorch's weights-only unpickler runs no code, but it calls constructors of tensors and storages of any size, and
 loops as often as a file wants.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,8 +52,60 @@ _HARMLESS = {
 }
 
 
+_DEFAULTS = ("collections.defaultdict",)
+_ATTRIBUTE = ("builtins.getattr", "__builtin__.getattr")
+_VALUES = {
+    "set",
+    "frozenset",
+    "complex",
+    "list",
+    "dict",
+    "tuple",
+    "int",
+    "float",
+    "str",
+    "bool",
+    "bytes",
+    "slice",
+    "xrange",
+    "range",
+}
+_REFUSED_MODULES = {
+    *(
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "pty",
+        "shutil",
+        "sys",
+        "signal",
+        "socket",
+        "tempfile",
+        "webbrowser",
+    ),
+    *("builtins", "__builtin__", "importlib", "runpy", "code", "codeop", "types", "operator", "ctypes", "gc"),
+    *(
+        "io",
+        "_io",
+        "pickle",
+        "_pickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "multiprocessing",
+    ),
+    *("pdb", "bdb", "timeit", "cProfile", "profile", "trace", "asyncio", "threading", "concurrent", "torch"),
+}
+"""Modules whose functions run code, or reach what does. Nothing is imported: a file that calls them is suspect."""
+_INERT_IN_TORCH = ("torch.nn.", "torch.optim.", "torch.utils.data.")
+"""Modules of PyTorch of which training programs store objects."""
+
+
 class CodeError(Exception):
-    """A pickle refers to something other than tensors and containers; the message names it."""
+    """A pickle calls something that can run code; the message names it."""
 
 
 class _Named:
@@ -65,36 +119,80 @@ class _Placeholder:
     """Result of a call whose value does not matter."""
 
 
+class Inert:
+    """Stand-in for an object of a class that is not known: it has neither behaviour nor contents."""
+
+
 class _Storage:
-    def __init__(self, item_bytes: int, count: int) -> None:
-        self.item_bytes, self.count = item_bytes, count
+    def __init__(self, key: str, kind: str, item_bytes: int, count: int) -> None:
+        self.key, self.kind, self.item_bytes, self.count = key, kind, item_bytes, count
 
 
-class _Tensor:
-    pass
+@dataclass(frozen=True, slots=True)
+class ClaimedTensor:
+    """Tensor of a file, as its pickle describes it."""
+
+    storage: str
+    """Key of its storage."""
+    kind: str
+    """Type of the storage's numbers, as in ``FloatStorage``."""
+    offset: int
+    """Position of the first number in the storage."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-def check_claims(path: Path) -> None:
-    """Check a file of ``torch.save``, zip archive or older.
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Contents of a file of ``torch.save``: containers with :class:`ClaimedTensor` and :class:`Inert`."""
+
+    content: Any
+    foreign: bool
+    """It has objects of classes that are not known."""
+    storages: Mapping[str, tuple[int, int]]
+    """Positions and sizes in bytes of the storages in the file, by key."""
+
+
+def check_claims(path: Path) -> Claims:
+    """Check a file of ``torch.save``, zip archive or older, without importing or calling anything it names.
 
     Raises:
-        CodeError: its pickle calls anything but what rebuilds tensors and containers.
+        CodeError: its pickle calls what can run code.
         ValueError: it claims larger storages or tensors than the file can hold, or too many of them.
         Exception: anything else, if the file is damaged.
     """
     size = os.stat(path).st_size
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            _check_archive(archive, size)
-        return
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            return _check_archive(archive, file, size)
     with path.open("rb") as file:
         if _Claims(file, size).load() != _MAGIC:
             raise ValueError("no magic number")
-        for _ in range(_LEGACY_PICKLES - 1):
+        for _ in range(_LEGACY_PICKLES - 3):
             _Claims(file, size).load()
+        objects = _Claims(file, size)
+        content = objects.load()
+        keys = _Claims(file, size).load()
+        return Claims(content, objects.foreign, _older_storages(file, size, keys, objects.known))
 
 
-def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
+def _older_storages(
+    file: BinaryIO, size: int, keys: Any, known: Mapping[str, _Storage]
+) -> dict[str, tuple[int, int]]:
+    """Positions of an older file's storages: each is a count and as many numbers, in the order of ``keys``."""
+    places, position = {}, file.tell()
+    for key in keys:
+        file.seek(position)
+        (count,) = struct.unpack("<q", file.read(8))
+        length = count * known[key].item_bytes
+        if not 0 <= length <= size - position - 8:
+            raise ValueError(f"a storage of {count} elements, which the file does not hold")
+        places[key] = (position + 8, length)
+        position += 8 + length
+    return places
+
+
+def _check_archive(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> Claims:
     entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
@@ -105,8 +203,18 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
     storages = {
         name.removeprefix(folder): info.file_size for name, info in entries.items() if name.startswith(folder)
     }
-    with archive.open(pickles[0]) as file:
-        _Claims(cast(BinaryIO, file), size, storages).load()
+    with archive.open(pickles[0]) as code:
+        objects = _Claims(cast(BinaryIO, code), size, storages)
+        content = objects.load()
+    places = {key: (_data_offset(file, entries[folder + key]), storages[key]) for key in objects.known}
+    return Claims(content, objects.foreign, places)
+
+
+def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Position of an entry's bytes: after its header, whose length only the header itself has."""
+    file.seek(entry.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    return int(entry.header_offset + 30 + name + extra)
 
 
 class _Limited:
@@ -146,7 +254,9 @@ class _Claims(_Unpickler):  # type: ignore[misc]
     def __init__(self, file: BinaryIO, size: int, storages: Mapping[str, int] | None = None) -> None:
         super().__init__(_Limited(file), encoding="utf-8")
         self._size, self._storages = size, storages
-        self._known: dict[str, _Storage] = {}
+        self.known: dict[str, _Storage] = {}
+        """Storages by key."""
+        self.foreign = False
         self._instructions = self._storage_bytes = self._tensor_bytes = 0
 
     def count_instructions(self, count: int = 1) -> None:
@@ -157,7 +267,10 @@ class _Claims(_Unpickler):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> _Named:
         return _Named(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        # Older files name the source of modules' classes: ("module", class, file, source).
+        if isinstance(pid, tuple) and pid and pid[0] == "module" and isinstance(pid[1], _Named):
+            return pid[1]
         # ("storage", storage class, key, device, number of elements), and in older files a view or None.
         if not isinstance(pid, tuple) or len(pid) < 5:
             raise ValueError("a persistent object that is not a storage")
@@ -170,18 +283,26 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         held = self._size if self._storages is None else self._storages[key]
         if count * item_bytes > held:
             raise ValueError(f"a storage of {count * item_bytes} bytes, of which the file holds {held}")
-        if key not in self._known:
+        if len(pid) > 5 and pid[5] is not None:
+            raise ValueError("a storage that is a view of another, as before PyTorch 0.4")
+        if key not in self.known:
             self._storage_bytes += count * item_bytes
             if self._storage_bytes > self._size:
                 raise ValueError("storages larger than the file")
-            self._known[key] = _Storage(item_bytes, count)
-        return _Storage(item_bytes, count)
+            self.known[key] = _Storage(key, kind.name, item_bytes, count)
+        return _Storage(key, kind.name, item_bytes, count)
 
     def call(self, function: object, arguments: Any) -> object:
         """Result of a call in a pickle: a container, or a placeholder."""
+        if isinstance(function, Inert):
+            return function
         if not isinstance(function, _Named) or not isinstance(arguments, tuple):
             raise CodeError(f"a call of {type(function).__name__}")
         name = function.name
+        if name in _DEFAULTS:
+            # Its argument makes missing values, and is not called.
+            self.foreign = True
+            return {}
         if name in _CONTAINERS and all(isinstance(items, dict | list | tuple | set) for items in arguments):
             # A memo repeats the items in two bytes, but PyTorch copies them.
             self.count_instructions(sum(len(items) for items in arguments))
@@ -192,13 +313,18 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         parameter = (
             name.startswith("torch._utils._rebuild_parameter") or name == "torch.nn.parameter.Parameter"
         )
-        if parameter and arguments and isinstance(arguments[0], _Tensor):
+        if parameter and arguments and isinstance(arguments[0], ClaimedTensor):
             return arguments[0]
         if name in _HARMLESS and all(_is_small(argument) for argument in arguments):
             return arguments[0] if name == "torch.Size" and arguments else _Placeholder()
-        raise CodeError(name[:80])
+        if name in _ATTRIBUTE and arguments and _is_inert(arguments[0]):
+            return Inert()
+        if name in _CONTAINERS or not _may_stand_in(name):
+            raise CodeError(name[:80])
+        self.foreign = True
+        return Inert()
 
-    def _tensor(self, storage: object, offset: object, shape: Any, strides: Any) -> _Tensor:
+    def _tensor(self, storage: object, offset: Any, shape: Any, strides: Any) -> ClaimedTensor:
         if not isinstance(storage, _Storage):
             raise ValueError("a tensor without storage")
         if len(shape) > _MAX_DIMENSIONS or len(strides) != len(shape):
@@ -211,7 +337,21 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         self._tensor_bytes += count * storage.item_bytes
         if self._tensor_bytes > _TENSORS_TO_FILE * self._size + _SLACK_BYTES:
             raise ValueError(f"tensors of more than {_TENSORS_TO_FILE} times the bytes of the file")
-        return _Tensor()
+        return ClaimedTensor(storage.key, storage.kind, offset, tuple(shape), tuple(strides))
+
+
+def _may_stand_in(name: str) -> bool:
+    """Return whether a call in a pickle may be replaced by an inert object."""
+    module, _, last = name.rpartition(".")
+    if name == "types.SimpleNamespace":
+        return True
+    if module in ("builtins", "__builtin__"):
+        return last in _VALUES
+    return name.startswith(_INERT_IN_TORCH) or name.partition(".")[0] not in _REFUSED_MODULES
+
+
+def _is_inert(value: object) -> bool:
+    return isinstance(value, Inert) or (isinstance(value, _Named) and _may_stand_in(value.name))
 
 
 def _is_count(number: object) -> bool:
@@ -245,14 +385,20 @@ def _instantiate(self: Any) -> None:
 def _build(self: Any) -> None:
     # OrderedDict and parameters have state, which PyTorch restores by itself.
     self.stack.pop()
-    if not isinstance(self.stack[-1], dict | _Tensor):
+    if not isinstance(self.stack[-1], dict | ClaimedTensor | Inert):
         raise CodeError("the opcode BUILD")
 
 
 def _set_items(self: Any, items: list[Any]) -> None:
+    if isinstance(self.stack[-1], Inert):
+        return
     if not isinstance(self.stack[-1], dict):
         raise CodeError(f"items of a {type(self.stack[-1]).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
+        if isinstance(key, _Named | Inert):
+            # Training programs store callbacks by their classes, which are no names of weights.
+            self.foreign = True
+            continue
         # The hash of nested tuples is computed recursively.
         flat = all(isinstance(part, str | int) for part in key) if isinstance(key, tuple) else True
         if not flat or not isinstance(key, str | int | float | bytes | tuple | None):
@@ -265,6 +411,43 @@ def _set_item(self: Any) -> None:
     _set_items(self, [key, value])
 
 
+def _new_with_keywords(self: Any) -> None:
+    # Their values are not needed: only inert objects take any.
+    self.stack.pop()
+    _reduce(self)
+
+
+def _instantiate_named(self: Any) -> None:
+    module, name = (self.readline()[:-1].decode() for _ in range(2))
+    items = self.pop_mark()
+    self.append(self.call(self.find_class(module, name), tuple(items)))
+
+
+def _append(self: Any) -> None:
+    value = self.stack.pop()
+    _extend(self, [value])
+
+
+def _extend(self: Any, items: list[Any]) -> None:
+    target = self.stack[-1]
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Inert):
+        raise CodeError(f"items of a {type(target).__name__}")
+
+
+def _add_items(self: Any) -> None:
+    # Sets hold no weights.
+    self.pop_mark()
+    if not isinstance(self.stack[-1], set | Inert):
+        raise CodeError(f"items of a {type(self.stack[-1]).__name__}")
+
+
+def _frozen_set(self: Any) -> None:
+    self.pop_mark()
+    self.append(_Placeholder())
+
+
 def _refuse(name: str) -> Callable[[Any], None]:
     def refuse(self: Any) -> None:
         raise CodeError(f"the opcode {name}")
@@ -274,7 +457,7 @@ def _refuse(name: str) -> Callable[[Any], None]:
 
 def _long(self: Any) -> None:
     length = self.read(1)[0]
-    if length > 16:
+    if length > 64:
         raise ValueError(f"an integer of {length} bytes")
     self.append(int.from_bytes(self.read(length), "little", signed=True))
 
@@ -282,9 +465,9 @@ def _long(self: Any) -> None:
 _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.REDUCE: _reduce,
     pickle.NEWOBJ: _reduce,
-    pickle.NEWOBJ_EX: _refuse("NEWOBJ_EX"),
+    pickle.NEWOBJ_EX: _new_with_keywords,
     pickle.OBJ: _instantiate,
-    pickle.INST: _refuse("INST"),
+    pickle.INST: _instantiate_named,
     pickle.BUILD: _build,
     pickle.SETITEM: _set_item,
     pickle.SETITEMS: lambda self: _set_items(self, self.pop_mark()),
@@ -293,8 +476,10 @@ _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.EXT1: _refuse("EXT1"),
     pickle.EXT2: _refuse("EXT2"),
     pickle.EXT4: _refuse("EXT4"),
-    pickle.ADDITEMS: _refuse("ADDITEMS"),
-    pickle.FROZENSET: _refuse("FROZENSET"),
+    pickle.ADDITEMS: _add_items,
+    pickle.FROZENSET: _frozen_set,
+    pickle.APPEND: _append,
+    pickle.APPENDS: lambda self: _extend(self, self.pop_mark()),
 }
 _Claims.dispatch = {
     code: _counted(_REPLACED.get(bytes([code]), handler)) for code, handler in _Unpickler.dispatch.items()

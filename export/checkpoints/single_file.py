@@ -101,7 +101,7 @@ def open_single_file(
     Args:
         path: a ``.safetensors`` file or, with ``allow_pickle``, a ``.ckpt``.
         variant: the value of ``--variant``.
-        allow_pickle: read a pickle with PyTorch's weights-only loader.
+        allow_pickle: read a pickle of which only tensors are read.
         config: a folder of diffusers configuration files, for an architecture other than the published one.
         progress: called with a message before the file is hashed, and with notes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zipfile
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from sd2rt.engines.bundle.files import sha256 as file_sha256
@@ -19,7 +22,7 @@ from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import open_regular
 from sd2rt.export.checkpoints.damage.content import HEADER_BYTES, described
 from sd2rt.export.checkpoints.damage.extent import extent
-from sd2rt.export.checkpoints.pickle_claims import CodeError, check_claims
+from sd2rt.export.checkpoints.pickle_claims import ClaimedTensor, Claims, CodeError, check_claims
 
 _MAX_FILE_BYTES = 64 << 30
 """Ten times the largest published checkpoint: a sparse file of terabytes takes no room on disk."""
@@ -30,6 +33,21 @@ _CUT_SHORT = re.compile(
     r"truncated|Ran out of input|of which the file holds|unexpected EOF|end of file", re.IGNORECASE
 )
 """Errors of files that end too early."""
+
+_DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+}
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -84,8 +102,8 @@ def open_pickle(path: Path, *, allowed: bool) -> WeightFile:
     if not allowed:
         raise CheckpointError(
             f"{path} is a pickle, a format that can contain code: use the .safetensors of the same "
-            "checkpoint, convert it to one, or pass --allow-pickle to read it with PyTorch's weights-only "
-            "loader"
+            "checkpoint, convert it to one, or pass --allow-pickle to read its tensors alone, without "
+            "running code"
         )
     state = _unpickle(path)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -100,10 +118,13 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     # Only zip archives, PyTorch's format since 1.6, can be mapped; older files are read into memory.
     mapped = zipfile.is_zipfile(path)
     try:
-        check_claims(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+        claims = check_claims(path)
+        if claims.foreign:
+            state: Any = _claimed_state(path, claims)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except CodeError as error:
         raise _more_than_weights(path, str(error)) from None
     except Exception as error:
@@ -113,14 +134,51 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         if refused is not None:
             raise _more_than_weights(path, refused[1]) from None
         raise _unreadable_pickle(path, shown(text, 80)) from None
-    for _ in range(_MAX_NESTING):
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
+    state = _state_dict(state)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(
             f"{path} holds a {type(state).__name__}, expected named tensors: it is no checkpoint, use one"
         )
     return state
+
+
+def _state_dict(state: Any) -> Any:
+    for _ in range(_MAX_NESTING):
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+    return state
+
+
+def _claimed_state(path: Path, claims: Claims) -> Any:
+    """The named tensors of a file with objects of other libraries, which PyTorch's unpickler refuses.
+
+    Only tensors of the state dict are made; their storages are mapped from the file.
+    """
+    state = _state_dict(claims.content)
+    if not isinstance(state, dict):
+        return state
+    mapped = np.memmap(path, np.uint8, "c")
+    return {
+        name: _claimed_tensor(mapped, claims, value) if isinstance(value, ClaimedTensor) else None
+        for name, value in state.items()
+    }
+
+
+def _claimed_tensor(mapped: NDArray[np.uint8], claims: Claims, claim: ClaimedTensor) -> torch.Tensor:
+    dtype = _DTYPES[claim.kind.removeprefix("torch.").removesuffix("Storage")]
+    position, length = claims.storages[claim.storage]
+    count = length // dtype.itemsize
+    sides = zip(claim.shape, claim.strides, strict=True)
+    last = claim.offset + sum((side - 1) * stride for side, stride in sides)
+    if math.prod(claim.shape) == 0:
+        return torch.zeros(claim.shape, dtype=dtype)
+    if last >= count:
+        raise ValueError(f"a tensor of shape {list(claim.shape)} that is larger than its storage")
+    data = mapped[position : position + count * dtype.itemsize]
+    if position % dtype.itemsize:
+        # Older files do not align storages.
+        data = data.copy()
+    return torch.frombuffer(data, dtype=dtype).as_strided(claim.shape, claim.strides, claim.offset)
 
 
 def _more_than_weights(path: Path, found: str) -> CheckpointError:

@@ -41,7 +41,7 @@ def with_vae(
     Args:
         path: a diffusers folder of the autoencoder or of a pipeline, or a single file with names of LDM or diffusers;
             a whole checkpoint in one file serves too.
-        allow_pickle: read pickles, with PyTorch's weights-only loader.
+        allow_pickle: read pickles, of which only tensors are read.
         progress: called with a message before a file is hashed, and with notes.
 
     Raises:
