@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SPINNING: dict[SessionKey, str] = {"session.intra_op.allow_spinning": "0"}
-"""How threads wait for the next operator: busily, or asleep."""
+"""Waiting of threads for the next operator: asleep, not busily."""
 CPU_PROVIDER = "CPUExecutionProvider"
 _FATAL = 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -52,6 +53,8 @@ PICKLE_STEMS: dict[NetworkName, str] = {
     "text_encoder": "pytorch_model",
     "depth_estimator": "pytorch_model",
 }
+
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.")
 
 
 class FolderParts:
@@ -189,6 +192,12 @@ def network_paths(folder: Path, part: NetworkName, allow_pickle: bool = False) -
             "tensors alone, without running code"
         )
     others = sorted(file.name for suffix in (".safetensors", ".bin") for file in folder.glob(f"*{suffix}"))
+    shards = [name for name in others if _SHARD.search(name)]
+    if shards:
+        raise CheckpointError(
+            f"{folder} has the shard {shown(shards[0], 100)}, but not {stem}.safetensors.index.json, which lists all "
+            "shards: copy it too"
+        )
     if others:
         raise CheckpointError(
             f"{folder} has {shown(', '.join(others), 200)}, but neither {stem}.safetensors nor "

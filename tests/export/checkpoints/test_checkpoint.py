@@ -816,3 +816,14 @@ def test_no_two_checkpoints_share_a_name_or_a_hash() -> None:
 def test_importing_the_package_and_its_table_loads_no_torch() -> None:
     code = "import sys, sd2rt.export, sd2rt.export.checkpoints.variants; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_are_not_looked_for(folder_copy: Damage) -> None:
+    path = folder_copy() / WEIGHT_FILES["unet"]
+    folder = path.parents[1]
+    for infix in ("bf16", "non_ema"):
+        other = path.rename(path.with_name(f"diffusion_pytorch_model.{infix}.safetensors"))
+        refused(folder, rf"unet has {other.name}, but neither .*: rename the file")
+        other.rename(path)
+    shard = path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    refused(folder, rf"has the shard {shard.name}, but not diffusion_pytorch_model.safetensors.index.json")
