@@ -34,7 +34,7 @@ MODES: dict[str, dict[SessionKey, str]] = {
             "session.intra_op.spin_duration_us": str(us),
             "session.intra_op.spin_backoff_max": str(most),
         }
-        for us, most in ((50, 16), (200, 16), (1000, 64))
+        for us, most in ((30, 16), (50, 4), (50, 16), (50, 64), (200, 16), (1000, 64))
     },
 }
 """Entries of the session's configuration. "spin" is ONNX Runtime's default."""
@@ -99,12 +99,12 @@ def main() -> None:
 @contextmanager
 def opened(bundle: str, mode: str, threads: int | None) -> Iterator[Pipeline]:
     """Open a pipeline whose sessions wait in this way."""
-    usual = opening.SPINNING
-    opening.SPINNING = MODES[mode]
+    usual = opening.waiting
+    opening.waiting = lambda: MODES[mode]
     try:
         pipeline = Pipeline.open(bundle, threads=threads)
     finally:
-        opening.SPINNING = usual
+        opening.waiting = usual
     with pipeline:
         yield pipeline
 

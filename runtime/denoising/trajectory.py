@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.denoising.kept_area import KeptArea
 from sd2rt.runtime.prompts.text_conditioning import TextConditioning
-from sd2rt.runtime.rng.select import NormalGenerator
+from sd2rt.runtime.rng.select import NormalGenerator, draws
 from sd2rt.runtime.samplers.plan import Plan
 
 Latents = NDArray[np.float32]
@@ -49,6 +49,8 @@ class Trajectory:
     done: int = 0  # calls made so far
     error: EngineError | None = None
     _drawn: tuple[int, Latents] | None = field(default=None, init=False)
+    _ahead: list[Latents] = field(default_factory=list, init=False)
+    """Noise of later calls, the next one last."""
     timesteps: NDArray[np.float32] = field(init=False)  # [N]
     weights: NDArray[np.float32] = field(init=False)  # [N, K+1]
     updates: NDArray[np.float32] = field(init=False)  # [N, K+1, K+3]
@@ -101,7 +103,10 @@ class Trajectory:
     def _draw(self) -> Latents:
         interval = self.plan.steps[self.done].interval
         if interval is None:
-            return self.generator.randn(self.latents.shape)
+            if not self._ahead:
+                further = sum(self.draws_noise[self.done :])
+                self._ahead = draws(self.generator, self.latents.shape, further)[::-1]
+            return self._ahead.pop()
         if self.path is None:
             raise ValueError("the plan's noise is that of a Brownian path, but there is none: pass path")
         return self.path.noise(*interval)

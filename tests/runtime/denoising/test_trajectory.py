@@ -88,3 +88,26 @@ def test_texts_of_several_lengths_in_turn() -> None:
     (long,) = of_lengths(154)
     mixed = trajectory(texts=(conditioning(77), conditioning(154), conditioning(154), conditioning(77)))
     assert mixed.group == long.group
+
+
+@pytest.mark.parametrize("sampler", ["euler-a", "ddim", "euler", "restart"])
+@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5, 7), (4, 48, 48)])
+def test_noise_is_drawn_in_the_order_of_the_calls(sampler: str, shape: tuple[int, int, int]) -> None:
+    options: dict[str, Any] = {"ddim": {"eta": 0.5}}.get(sampler, {})
+    plan = make_plan(NOISE, sampler_config(sampler), SamplingOptions(21, **options))
+    count = len(plan.steps)
+    made = trajectory(
+        plan=plan,
+        latents=np.zeros(shape, np.float32),
+        texts=(conditioning(),) * count,
+        guidance=np.array([[1, 0]] * count, np.float32),
+        generator=Generator(9),
+    )
+    alone = Generator(9)
+    for index in range(count):
+        if made.draws_noise[index]:
+            expected = alone.randn(shape)
+            np.testing.assert_array_equal(made.noise(), expected)
+            # The call failed, and is made again.
+            np.testing.assert_array_equal(made.noise(), expected)
+        made.advance(None)
