@@ -24,6 +24,11 @@ class WeightChange(Protocol):
         """Shape of the change, as far as its tensors determine it: kernels may be part of the second axis."""
         ...
 
+    @property
+    def is_zero(self) -> bool:
+        """True if the change is seen to be zero for every weight."""
+        ...
+
     def fits(self, expected: Shape) -> bool:
         """True if the change can be added to a weight of this shape."""
         ...
@@ -51,6 +56,12 @@ class LowRank:
         """Shape of the weight: [O, I], or [O, I, kh, kw]."""
         kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
         return (self.up.shape[0], self.down.shape[1], *kernel)
+
+    @property
+    def is_zero(self) -> bool:
+        """True if a factor is zero, as that of a LoRA that was not trained."""
+        factors = [self.up, self.down, *([] if self.mid is None else [self.mid])]
+        return self.factor == 0 or not all(each.any() for each in factors)
 
     def fits(self, expected: Shape) -> bool:
         """True for the same shape, or a 1x1 convolution for a linear layer."""
@@ -84,6 +95,11 @@ class Difference:
         """Shape of the weight."""
         return self.values.shape
 
+    @property
+    def is_zero(self) -> bool:
+        """True if all values are zero."""
+        return not self.values.any()
+
     def fits(self, expected: Shape) -> bool:
         """True for the same shape, or a 1x1 convolution for a linear layer."""
         return linear_shape(self.shape) == linear_shape(expected)
@@ -107,6 +123,11 @@ class Scaling:
     def shape(self) -> Shape:
         """Number of channels, which is all that is known of the weight."""
         return self.factors.shape
+
+    @property
+    def is_zero(self) -> bool:
+        """True if all factors are zero."""
+        return not self.factors.any()
 
     def fits(self, expected: Shape) -> bool:
         """True if the weight has as many channels."""
@@ -141,6 +162,11 @@ class Decomposed:
     def shape(self) -> Shape:
         """Shape of the inner change."""
         return self.inner.shape
+
+    @property
+    def is_zero(self) -> bool:
+        """False: it depends on the weight, whose norms may differ from the learned ones."""
+        return False
 
     def fits(self, expected: Shape) -> bool:
         """True if the inner change and the norms fit."""

@@ -52,6 +52,11 @@ class Lora:
         return self.text_scale if part == "text_encoder" else self.scale
 
     @property
+    def is_zero(self) -> bool:
+        """True if all changes are seen to be zero, so that the LoRA has no effect at any scale."""
+        return bool(self.layers) and all(change.is_zero for change in self.layers.values())
+
+    @property
     def scales(self) -> str:
         """Both scales, or the one that both are, as in ``--lora FILE:SCALES``."""
         if self.text_scale == self.scale:

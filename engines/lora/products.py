@@ -40,6 +40,12 @@ class Pair:
             return (self.first.shape[0], self.second.shape[1])
         return (self.first.shape[1], self.second.shape[1], *self.core.shape[2:])
 
+    @property
+    def is_zero(self) -> bool:
+        """True if a factor is zero."""
+        factors = [self.first, self.second, *([] if self.core is None else [self.core])]
+        return not all(each.any() for each in factors)
+
     def product(self) -> F32:
         """Multiply the factors."""
         product: F32
@@ -62,6 +68,11 @@ class Hadamard:
     def shape(self) -> Shape:
         """Shape of both products."""
         return self.first.shape
+
+    @property
+    def is_zero(self) -> bool:
+        """True if a factor is zero."""
+        return self.factor == 0 or self.first.is_zero or self.second.is_zero
 
     def fits(self, expected: Shape) -> bool:
         """True if the weight has these rows, and as many elements in each."""
@@ -88,6 +99,14 @@ class Kronecker:
         """Shape of the Kronecker product."""
         outer, inner = self.first.shape, self.second.shape
         return (outer[0] * inner[0], outer[1] * inner[1], *inner[2:])
+
+    @property
+    def is_zero(self) -> bool:
+        """True if a factor is zero."""
+        zero = [
+            part.is_zero if isinstance(part, Pair) else not part.any() for part in (self.first, self.second)
+        ]
+        return self.factor == 0 or any(zero)
 
     def fits(self, expected: Shape) -> bool:
         """True if the weight has these rows, and as many elements in each, that the product can be laid out in."""

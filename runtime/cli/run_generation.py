@@ -229,10 +229,12 @@ def bundled_note(lora: str, embeddings: Sequence[Embedding]) -> str:
 
 
 def without_effect(pipeline: Pipeline, syntax: PromptSyntax) -> Iterator[str]:
-    """Yield a note for each embedding that no prompt named, and each LoRA of scale 0."""
+    """Yield a note for each embedding that no prompt named, and each LoRA of scale 0 or without changes."""
     for embedding in pipeline.unused_embeddings:
         name = embedding.token if syntax == "plain" else embedding.a1111_name
         yield f"the embedding {shown(embedding.token)} had no effect: no prompt contains its name, {shown(name)}"
     for lora in pipeline.loras:
         if lora.scale == lora.text_scale == 0:
             yield f"the LoRA {shown(lora.name)} had no effect: its scale is 0"
+        elif lora.is_zero:
+            yield f"the LoRA {shown(lora.name)} had no effect: its changes are zero"
