@@ -22,7 +22,7 @@ from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import open_regular
 from sd2rt.export.checkpoints.damage.content import HEADER_BYTES, described
 from sd2rt.export.checkpoints.damage.extent import extent
-from sd2rt.export.checkpoints.pickle_claims import ClaimedTensor, Claims, CodeError, check_claims
+from sd2rt.export.checkpoints.pickle_claims import ClaimedTensor, Claims, CodeError, Inert, check_claims
 
 _MAX_FILE_BYTES = 64 << 30
 """Ten times the largest published checkpoint: a sparse file of terabytes takes no room on disk."""
@@ -136,9 +136,8 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         raise _unreadable_pickle(path, shown(text, 80)) from None
     state = _state_dict(state)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(
-            f"{path} holds a {type(state).__name__}, expected named tensors: it is no checkpoint, use one"
-        )
+        kind = "n object of another class" if isinstance(state, Inert) else f" {type(state).__name__}"
+        raise CheckpointError(f"{path} holds a{kind}, expected named tensors: it is no checkpoint, use one")
     return state
 
 
