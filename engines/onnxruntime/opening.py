@@ -87,7 +87,7 @@ def waiting() -> dict[SessionKey, str]:
 
 
 def _cores_are_busy() -> bool:
-    """Whether less than half a core has been free in the last minute."""
+    """Return whether less than half a core has been free in the last minute."""
     try:
         load, _, _ = os.getloadavg()
     except (AttributeError, OSError):

@@ -22,7 +22,8 @@ from sd2rt.engines.printable import shown
 from sd2rt.engines.regular_file import open_regular
 from sd2rt.export.checkpoints.damage.content import HEADER_BYTES, described
 from sd2rt.export.checkpoints.damage.extent import extent
-from sd2rt.export.checkpoints.pickle_claims import ClaimedTensor, Claims, CodeError, Inert, check_claims
+from sd2rt.export.checkpoints.pickles.claims import Claims, check_claims
+from sd2rt.export.checkpoints.pickles.unpickler import ClaimedTensor, CodeError, Inert
 
 _MAX_FILE_BYTES = 64 << 30
 """Ten times the largest published checkpoint: a sparse file of terabytes takes no room on disk."""

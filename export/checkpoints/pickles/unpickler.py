@@ -1,23 +1,13 @@
-"""Check what a pickled checkpoint claims to hold, without PyTorch, before PyTorch allocates memory for it.
-
-PyTorch's weights-only unpickler runs no code, but it calls constructors of tensors and storages of any size, and
-loops as often as a file wants.
-"""
+"""Follow a pickle's instructions without importing or calling anything, and add up what it claims."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-"""First object in files from before PyTorch 1.6, which are several pickles and then the storages' bytes."""
-_LEGACY_PICKLES = 5
+from sd2rt.export.checkpoints.pickles.names import ATTRIBUTE, CONTAINERS, DEFAULTS, HARMLESS, may_stand_in
 
 # A checkpoint with moving averages and an optimiser's state has some 100 000 instructions and 3 MB of pickle.
 _MAX_INSTRUCTIONS = 1_000_000
@@ -42,66 +32,6 @@ _ITEM_BYTES = {
     "ComplexDouble": 16,
     "ComplexFloat": 8,
 }
-_CONTAINERS = {"collections.OrderedDict": dict, "collections.Counter": dict, "builtins.set": set}
-_HARMLESS = {
-    "torch.Size",
-    "torch.device",
-    "_codecs.encode",
-    "builtins.complex",
-    "torch.serialization._get_layout",
-}
-
-
-_DEFAULTS = ("collections.defaultdict",)
-_ATTRIBUTE = ("builtins.getattr", "__builtin__.getattr")
-_VALUES = {
-    "set",
-    "frozenset",
-    "complex",
-    "list",
-    "dict",
-    "tuple",
-    "int",
-    "float",
-    "str",
-    "bool",
-    "bytes",
-    "slice",
-    "xrange",
-    "range",
-}
-_REFUSED_MODULES = {
-    *(
-        "os",
-        "posix",
-        "nt",
-        "subprocess",
-        "pty",
-        "shutil",
-        "sys",
-        "signal",
-        "socket",
-        "tempfile",
-        "webbrowser",
-    ),
-    *("builtins", "__builtin__", "importlib", "runpy", "code", "codeop", "types", "operator", "ctypes", "gc"),
-    *(
-        "io",
-        "_io",
-        "pickle",
-        "_pickle",
-        "marshal",
-        "shelve",
-        "dill",
-        "cloudpickle",
-        "joblib",
-        "multiprocessing",
-    ),
-    *("pdb", "bdb", "timeit", "cProfile", "profile", "trace", "asyncio", "threading", "concurrent", "torch"),
-}
-"""Modules whose functions run code, or reach what does. Nothing is imported: a file that calls them is suspect."""
-_INERT_IN_TORCH = ("torch.nn.", "torch.optim.", "torch.utils.data.")
-"""Modules of PyTorch of which training programs store objects."""
 
 
 class CodeError(Exception):
@@ -123,7 +53,9 @@ class Inert:
     """Stand-in for an object of a class that is not known: it has neither behaviour nor contents."""
 
 
-class _Storage:
+class Storage:
+    """Storage of a tensor's numbers."""
+
     def __init__(self, key: str, kind: str, item_bytes: int, count: int) -> None:
         self.key, self.kind, self.item_bytes, self.count = key, kind, item_bytes, count
 
@@ -140,81 +72,6 @@ class ClaimedTensor:
     """Position of the first number in the storage."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """Contents of a file of ``torch.save``: containers with :class:`ClaimedTensor` and :class:`Inert`."""
-
-    content: Any
-    foreign: bool
-    """It has objects of classes that are not known."""
-    storages: Mapping[str, tuple[int, int]]
-    """Positions and sizes in bytes of the storages in the file, by key."""
-
-
-def check_claims(path: Path) -> Claims:
-    """Check a file of ``torch.save``, zip archive or older, without importing or calling anything it names.
-
-    Raises:
-        CodeError: its pickle calls what can run code.
-        ValueError: it claims larger storages or tensors than the file can hold, or too many of them.
-        Exception: anything else, if the file is damaged.
-    """
-    size = os.stat(path).st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            return _check_archive(archive, file, size)
-    with path.open("rb") as file:
-        if _Claims(file, size).load() != _MAGIC:
-            raise ValueError("no magic number")
-        for _ in range(_LEGACY_PICKLES - 3):
-            _Claims(file, size).load()
-        objects = _Claims(file, size)
-        content = objects.load()
-        keys = _Claims(file, size).load()
-        return Claims(content, objects.foreign, _older_storages(file, size, keys, objects.known))
-
-
-def _older_storages(
-    file: BinaryIO, size: int, keys: Any, known: Mapping[str, _Storage]
-) -> dict[str, tuple[int, int]]:
-    """Positions of an older file's storages: each is a count and as many numbers, in the order of ``keys``."""
-    places, position = {}, file.tell()
-    for key in keys:
-        file.seek(position)
-        (count,) = struct.unpack("<q", file.read(8))
-        length = count * known[key].item_bytes
-        if not 0 <= length <= size - position - 8:
-            raise ValueError(f"a storage of {count} elements, which the file does not hold")
-        places[key] = (position + 8, length)
-        position += 8 + length
-    return places
-
-
-def _check_archive(archive: zipfile.ZipFile, file: BinaryIO, size: int) -> Claims:
-    entries = {info.filename: info for info in archive.infolist()}
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
-        raise ValueError("no data.pkl")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-        raise ValueError("compressed, which torch.save never does")
-    folder = pickles[0].removesuffix("data.pkl") + "data/"
-    storages = {
-        name.removeprefix(folder): info.file_size for name, info in entries.items() if name.startswith(folder)
-    }
-    with archive.open(pickles[0]) as code:
-        objects = _Claims(cast(BinaryIO, code), size, storages)
-        content = objects.load()
-    places = {key: (_data_offset(file, entries[folder + key]), storages[key]) for key in objects.known}
-    return Claims(content, objects.foreign, places)
-
-
-def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Position of an entry's bytes: after its header, whose length only the header itself has."""
-    file.seek(entry.header_offset + 26)
-    name, extra = struct.unpack("<HH", file.read(4))
-    return int(entry.header_offset + 30 + name + extra)
 
 
 class _Limited:
@@ -243,7 +100,7 @@ class _Limited:
 _Unpickler: Any = pickle._Unpickler
 
 
-class _Claims(_Unpickler):  # type: ignore[misc]
+class Unpickler(_Unpickler):  # type: ignore[misc]
     """Follow a pickle's instructions without calling anything, and add up what it claims.
 
     Args:
@@ -254,7 +111,7 @@ class _Claims(_Unpickler):  # type: ignore[misc]
     def __init__(self, file: BinaryIO, size: int, storages: Mapping[str, int] | None = None) -> None:
         super().__init__(_Limited(file), encoding="utf-8")
         self._size, self._storages = size, storages
-        self.known: dict[str, _Storage] = {}
+        self.known: dict[str, Storage] = {}
         """Storages by key."""
         self.foreign = False
         self._instructions = self._storage_bytes = self._tensor_bytes = 0
@@ -289,8 +146,8 @@ class _Claims(_Unpickler):  # type: ignore[misc]
             self._storage_bytes += count * item_bytes
             if self._storage_bytes > self._size:
                 raise ValueError("storages larger than the file")
-            self.known[key] = _Storage(key, kind.name, item_bytes, count)
-        return _Storage(key, kind.name, item_bytes, count)
+            self.known[key] = Storage(key, kind.name, item_bytes, count)
+        return Storage(key, kind.name, item_bytes, count)
 
     def call(self, function: object, arguments: Any) -> object:
         """Result of a call in a pickle: a container, or a placeholder."""
@@ -299,14 +156,14 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         if not isinstance(function, _Named) or not isinstance(arguments, tuple):
             raise CodeError(f"a call of {type(function).__name__}")
         name = function.name
-        if name in _DEFAULTS:
+        if name in DEFAULTS:
             # Its argument makes missing values, and is not called.
             self.foreign = True
             return {}
-        if name in _CONTAINERS and all(isinstance(items, dict | list | tuple | set) for items in arguments):
+        if name in CONTAINERS and all(isinstance(items, dict | list | tuple | set) for items in arguments):
             # A memo repeats the items in two bytes, but PyTorch copies them.
             self.count_instructions(sum(len(items) for items in arguments))
-            return _CONTAINERS[name]()
+            return CONTAINERS[name]()
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             return self._tensor(*arguments[:4])
         # A parameter is a tensor that was rebuilt and counted before.
@@ -315,17 +172,17 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         )
         if parameter and arguments and isinstance(arguments[0], ClaimedTensor):
             return arguments[0]
-        if name in _HARMLESS and all(_is_small(argument) for argument in arguments):
+        if name in HARMLESS and all(_is_small(argument) for argument in arguments):
             return arguments[0] if name == "torch.Size" and arguments else _Placeholder()
-        if name in _ATTRIBUTE and arguments and _is_inert(arguments[0]):
+        if name in ATTRIBUTE and arguments and _is_inert(arguments[0]):
             return Inert()
-        if name in _CONTAINERS or not _may_stand_in(name):
+        if name in CONTAINERS or not may_stand_in(name):
             raise CodeError(name[:80])
         self.foreign = True
         return Inert()
 
     def _tensor(self, storage: object, offset: Any, shape: Any, strides: Any) -> ClaimedTensor:
-        if not isinstance(storage, _Storage):
+        if not isinstance(storage, Storage):
             raise ValueError("a tensor without storage")
         if len(shape) > _MAX_DIMENSIONS or len(strides) != len(shape):
             raise ValueError(f"a tensor of {len(shape)} dimensions")
@@ -340,18 +197,8 @@ class _Claims(_Unpickler):  # type: ignore[misc]
         return ClaimedTensor(storage.key, storage.kind, offset, tuple(shape), tuple(strides))
 
 
-def _may_stand_in(name: str) -> bool:
-    """Return whether a call in a pickle may be replaced by an inert object."""
-    module, _, last = name.rpartition(".")
-    if name == "types.SimpleNamespace":
-        return True
-    if module in ("builtins", "__builtin__"):
-        return last in _VALUES
-    return name.startswith(_INERT_IN_TORCH) or name.partition(".")[0] not in _REFUSED_MODULES
-
-
 def _is_inert(value: object) -> bool:
-    return isinstance(value, Inert) or (isinstance(value, _Named) and _may_stand_in(value.name))
+    return isinstance(value, Inert) or (isinstance(value, _Named) and may_stand_in(value.name))
 
 
 def _is_count(number: object) -> bool:
@@ -365,7 +212,7 @@ def _is_small(argument: object) -> bool:
 
 
 def _counted(handler: Callable[[Any], None]) -> Callable[[Any], None]:
-    def counted(self: _Claims) -> None:
+    def counted(self: Unpickler) -> None:
         self.count_instructions()
         handler(self)
 
@@ -481,6 +328,6 @@ _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.APPEND: _append,
     pickle.APPENDS: lambda self: _extend(self, self.pop_mark()),
 }
-_Claims.dispatch = {
+Unpickler.dispatch = {
     code: _counted(_REPLACED.get(bytes([code]), handler)) for code, handler in _Unpickler.dispatch.items()
 }

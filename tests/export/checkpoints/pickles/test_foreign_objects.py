@@ -245,7 +245,7 @@ def stack_global(module: str, name: str) -> bytes:
     ],
 )
 def test_tricks_of_instructions(code: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .test_pickle_claims import archive, named, tensor
+    from .test_claims import archive, named, tensor
 
     monkeypatch.chdir(tmp_path)
     # A dictionary of a weight and of the trick.

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.pickle_claims import CodeError, check_claims
+from sd2rt.export.checkpoints.pickles.claims import check_claims
+from sd2rt.export.checkpoints.pickles.unpickler import CodeError
 from sd2rt.export.checkpoints.weight_file import open_pickle
 
 TENSOR_V2 = b"ctorch._utils\n_rebuild_tensor_v2\n"

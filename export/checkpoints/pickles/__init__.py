@@ -1,0 +1,1 @@
+"""Pickled checkpoints, followed without running what they name."""
