@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CPU_PROVIDER = "CPUExecutionProvider"
 _FATAL = 4
+_BETWEEN_SAMPLES = 0.002
 
 
 def require_cpu_address_space(threads: int | None) -> None:
@@ -75,25 +77,36 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
 
 
 def waiting() -> dict[SessionKey, str]:
-    """Choose how threads wait for the next operator: busily for a short time, or asleep on a busy machine.
+    """Choose how threads wait for the next operator: busily for a short time, or asleep if others take all cores.
 
     Measured with the demo on 2 cores (benchmarks/spinning.py): the time of a step is 0.80 of that with sleeping
     threads if the machine is idle, about the same beside one busy process, and 1.3 if others keep all cores busy.
     ONNX Runtime's default, which spins for longer, takes up to 1.7.
     """
-    if _cores_are_busy():
+    # Threads of other processes come and go: those that really take the cores are there in both samples.
+    others = running_elsewhere()
+    if others >= (cores := len(os.sched_getaffinity(0))):
+        time.sleep(_BETWEEN_SAMPLES)
+        others = min(others, running_elsewhere())
+    if others >= cores:
         return {"session.intra_op.allow_spinning": "0"}
     return {"session.intra_op.spin_duration_us": "50", "session.intra_op.spin_backoff_max": "64"}
 
 
-def _cores_are_busy() -> bool:
-    """Return whether less than half a core has been free in the last minute."""
+def running_elsewhere() -> int:
+    """Count threads of other processes that run or could run now; 0 if the system does not tell.
+
+    The average load would count earlier runs of this program too.
+    """
     try:
-        load, _, _ = os.getloadavg()
-    except (AttributeError, OSError):
-        # Not known on this system.
-        return False
-    return load > len(os.sched_getaffinity(0)) - 0.5
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+        own = sum(
+            status.read_text().rpartition(")")[2].split()[0] == "R"
+            for status in Path("/proc/self/task").glob("*/stat")
+        )
+    except (OSError, ValueError, IndexError):
+        return 0
+    return max(running - own, 0)
 
 
 @functools.cache
