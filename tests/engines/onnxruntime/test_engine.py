@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.interface import Device
+from sd2rt.engines.onnxruntime import opening
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine, OnnxRuntimeSession
 
 from ..step_inputs import CARRY
@@ -74,17 +76,13 @@ def test_threads(bundle: tuple[Path, Manifest], threads: int | None, given: int)
 
 
 @pytest.mark.parametrize(
-    ("load", "spins"), [(0.0, True), (1.4, True), (1.6, False), (70.0, False), (None, True)]
+    ("others", "spins"), [((0,), True), ((1,), True), ((2, 1), True), ((2, 2), False), ((9, 3), False)]
 )
-def test_threads_sleep_on_a_busy_machine(
-    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, load: float | None, spins: bool
+def test_threads_sleep_if_others_take_all_cores(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch, others: tuple[int, ...], spins: bool
 ) -> None:
-    def loads() -> tuple[float, float, float]:
-        if load is None:
-            raise OSError
-        return load, 0.0, 0.0
-
-    monkeypatch.setattr("os.getloadavg", loads)
+    samples = iter(others)
+    monkeypatch.setattr(opening, "running_elsewhere", lambda: next(samples))
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     with engine(bundle, "text_encoder", threads=2) as encoder:
         assert encoder._session is not None
@@ -94,6 +92,21 @@ def test_threads_sleep_on_a_busy_machine(
             assert options.get_session_config_entry("session.intra_op.spin_backoff_max") == "64"
         else:
             assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="the system does not tell")
+def test_busy_processes_are_counted() -> None:
+    code = "print(flush=True)\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for process in busy:
+            assert process.stdout is not None
+            process.stdout.readline()
+        assert opening.running_elsewhere() >= 3
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(("name", "index"), [("row", 99), ("row", -99), ("cond", 2), ("uncond", 1 << 40)])
