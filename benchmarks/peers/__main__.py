@@ -180,7 +180,10 @@ def _measure(
         contest.run(together)
     job = jobs[peers[0].name]
     return {
-        "benchmark": f"peers-{options.network}" + ("-gpu" if options.device == "cuda" else ""),
+        "benchmark": f"peers-{options.network}"
+        + ("-gpu" if options.device == "cuda" else "")
+        # Tables show the newest result of all peers.
+        + ("-some" if options.peers else ""),
         "configs": configs if options.checkpoint is None else "given",
         "size": [job.width, job.height],
         "steps": options.steps,
