@@ -7,6 +7,8 @@ VENV ?= .venv
 # TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" saves gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
+# Compared with the watermark in tests. Without its dependencies: it wants the whole OpenCV with its windows.
+INVISIBLE_WATERMARK ?= invisible-watermark==0.2.0
 OUT ?= out
 # Processes that share out the tests, at most four: one for each core, or 0 for all tests in one process.
 WORKERS ?= auto
@@ -85,6 +87,7 @@ $(VENV)/.demo: $(VENV)/.torch $(INSTALLED)
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --constraint constraints.txt --editable ".[cpu,export,dev]"
+	$(PIP) --no-deps "$(INVISIBLE_WATERMARK)"
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Render pages in docs (performance, roof, compatibility, reliability, scheduling, serving) and the README's goals.
+"""Render the README's goals and pages in docs from results: all that have a template here.
 
 python -m benchmarks.render              write all
 python -m benchmarks.render --check      exit with 1 if they differ from the results
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import compatibility, reliability, roof, scheduling, serving
+from benchmarks.page import compatibility, provenance, reliability, roof, scheduling, serving
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -24,6 +24,7 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
 ROOF = ROOT / "docs" / "roof.md"
 SERVING = ROOT / "docs" / "serving.md"
+PROVENANCE = ROOT / "docs" / "provenance.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 BEGIN = "<!-- performance: rendered by python -m benchmarks.render -->"
 END = "<!-- end of performance -->"
@@ -48,6 +49,7 @@ def main() -> None:
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
                 SCHEDULING: scheduling.page(results, SCHEDULING.parent),
                 SERVING: serving.page(results, SERVING.parent),
+                PROVENANCE: provenance.page(results, PROVENANCE.parent),
             }
     except (NotMeasuredError, ValueError) as error:
         sys.exit(f"benchmarks.render: {error}")

@@ -12,9 +12,6 @@ from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.images.formats import FileFormat
 
 Quality = Annotated[int | None, typer.Option(min=0, max=100, help="Quality of JPEG and WebP; default: 90.")]
-NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Write no generation settings into the files.")
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,6 @@ class OutputOptions(OptionGroup):
         ),
     ] = None
     quality: Quality = None
-    no_metadata: NoMetadata = False
     preview: Annotated[
         str | None,
         typer.Option(

@@ -23,6 +23,7 @@ from sd2rt.runtime.cli.options import (
     SeedOptions,
 )
 from sd2rt.runtime.cli.output_options import OutputOptions
+from sd2rt.runtime.cli.provenance.options import StampOptions
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
@@ -31,6 +32,7 @@ from sd2rt.runtime.cli.run_generation import (
     bundled_note,
     check_second_pass,
     check_upscaling,
+    finished_size,
     generate,
     made_again,
     without_effect,
@@ -41,6 +43,7 @@ from sd2rt.runtime.cli.shell.preview import preview_of
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
+    from sd2rt.runtime.cli.run_requests import PlannedImages
     from sd2rt.runtime.pipeline.pipeline import Pipeline
 
 
@@ -52,6 +55,7 @@ def run(
     seeds: SeedOptions,
     device: TiledDeviceOptions,
     output: OutputOptions,
+    marks: StampOptions,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -114,7 +118,8 @@ def run(
         requests = series.first(next(rows))
     notes = [] if recipe is None else recipe.request_notes(requests.first)
     notes += lookalike_notes(bundle, requests.first.prompt)
-    files = ImageFiles(output)
+    stamps = marks.stamps()
+    files = ImageFiles(output, stamps)
     files.check(len(requests))
     check_save_depth(output.save_depth, output.output)
     show = preview_of(output.preview)
@@ -145,6 +150,12 @@ def run(
         if upscaler_path is not None:
             upscaler_manifest = read_manifest(locate(upscaler_path))
             check_upscaling(upscaler_manifest, first.first, settings.noise_level, embeddings)
+
+        def check_size(planned: PlannedImages) -> None:
+            size = finished_size(manifest, planned.first, settings.second_pass, upscaler_manifest)
+            stamps.check_size(*size)
+
+        check_size(first)
         if recipe is not None:
             notes += recipe.bundle_notes(manifest, upscaler_manifest, [*embeddings, *of_loras], loras)
         notes += [bundled_note(lora.name, each) for lora, each in bundled if each]
@@ -171,7 +182,7 @@ def run(
             finish = None
             if settings.second_pass is not None:
                 finish = partial(made_again, pipeline, settings.second_pass, advance)
-            for row in chain([first], series.planned(rows, manifest, loras)):
+            for row in chain([first], series.planned(rows, manifest, loras, check_size)):
                 if isinstance(row, RequestError):
                     failures.add_row(row)
                     continue

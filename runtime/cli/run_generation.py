@@ -115,6 +115,19 @@ def check_second_pass(second: SecondPass, manifest: Manifest, first: Request[Any
     plan_requests([_second_request(second, settings_of(first)[0], None)], manifest)
 
 
+def finished_size(
+    manifest: Manifest, request: Request[Any], second: SecondPass | None, upscaler: Manifest | None
+) -> tuple[int, int]:
+    """Compute width and height of a request's images after a second pass and upscaling."""
+    from sd2rt.runtime.pipeline.conditioning import result_size
+
+    width, height = result_size(manifest, request)
+    if second is not None:
+        width, height = second.fields["width"], second.fields["height"]
+    factor = 1 if upscaler is None else upscaler.latents.vae_factor
+    return width * factor, height * factor
+
+
 def made_again(
     pipeline: Pipeline,
     second: SecondPass,

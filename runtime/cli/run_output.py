@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.cli.output_options import OutputOptions
     from sd2rt.runtime.metadata.save import ImageTarget
     from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.provenance.stamps import Stamps
 
 
 _TEMPORARY = "..123456.part"
@@ -80,7 +81,7 @@ def check_save_depth(path: Path | None, output: Path) -> None:
     check_output(path, 1, option="--save-depth")
 
 
-def target_of(options: OutputOptions) -> ImageTarget | None:
+def target_of(options: OutputOptions, stamps: Stamps) -> ImageTarget | None:
     """Return the file or folder of the output options; None for standard output, as PNG by default.
 
     Raises:
@@ -90,8 +91,7 @@ def target_of(options: OutputOptions) -> ImageTarget | None:
 
     if str(options.output) != "-":
         check_output(options.output, 1)
-        metadata = not options.no_metadata
-        return ImageTarget.of(options.output, options.file_format, options.quality, metadata=metadata)
+        return ImageTarget.of(options.output, options.file_format, options.quality, stamps=stamps)
     if options.as_json:
         raise RequestError("--json and --output - both write to standard output: use one of them")
     if sys.stdout.isatty():
@@ -108,13 +108,13 @@ class ImageFiles:
         RequestError: the output options contradict each other.
     """
 
-    def __init__(self, options: OutputOptions) -> None:
+    def __init__(self, options: OutputOptions, stamps: Stamps) -> None:
         from sd2rt.runtime.metadata.save import ImageTarget
 
         self._options = options
-        self._target = target_of(options)
+        self._target = target_of(options, stamps)
         self._encoding = self._target or ImageTarget.of(
-            ".", options.file_format, options.quality, metadata=not options.no_metadata
+            ".", options.file_format, options.quality, stamps=stamps
         )
         self._saved = 0
 

@@ -10,7 +10,7 @@ import typer
 from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.errors import MissingDependencyError
 from sd2rt.engines.install_hint import install_hint
-from sd2rt.runtime.cli.serve_options import LimitOptions, ListenOptions, LogOptions, WorkOptions
+from sd2rt.runtime.cli.serve_options import LimitOptions, ListenOptions, LogOptions, MarkOptions, WorkOptions
 
 _EXTRA = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 _NAMED_FILES = ("lora", "embedding")
@@ -20,6 +20,7 @@ def serve(
     listening: ListenOptions,
     work: WorkOptions,
     limits: LimitOptions,
+    marks: MarkOptions,
     logs: LogOptions,
     bundles: Annotated[
         list[str] | None,
@@ -53,7 +54,7 @@ def serve(
     from sd2rt.runtime.server.worker_client import WorkerClient
 
     options: dict[str, Any] = {"bundle": bundles or []}
-    for group in (listening, work, limits, logs):
+    for group in (listening, work, limits, marks, logs):
         options |= group.given()
     options |= {name: named_files(options[name]) for name in _NAMED_FILES if name in options}
     config = load_config(options, file=config_file)

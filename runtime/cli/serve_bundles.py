@@ -46,6 +46,9 @@ def worker_settings(config: ServerConfig) -> WorkerSettings:
         backend=config.backend,
         precision=config.precision,
         metadata=not config.no_metadata,
+        watermark=config.watermark,
+        c2pa_cert=config.c2pa_cert,
+        c2pa_key=config.c2pa_key,
         log_level=config.log_level.upper(),
         log_format=chosen_format(config.log_format),
     )

@@ -10,6 +10,7 @@ import typer
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.option_groups import OptionGroup
+from sd2rt.runtime.cli.provenance.options import WatermarkName
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +138,40 @@ class LimitOptions(ConfigOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class MarkOptions(ConfigOptions):
+    """Marks of the images that are sent."""
+
+    panel: ClassVar[str] = "Provenance"
+
+    no_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--no-metadata", help="Write neither settings nor XMP's digital source type into images."
+        ),
+    ] = False
+    watermark: Annotated[
+        WatermarkName | None,
+        typer.Option(
+            help="sdv2: the reference Stable Diffusion 2's invisible watermark; smaller images than 256x256 are "
+            "refused. Default: none.",
+            show_default=False,
+        ),
+    ] = None
+    c2pa_cert: Annotated[
+        str | None,
+        typer.Option(metavar="PEM", help="Certificate chain to sign images with (C2PA); extra: c2pa."),
+    ] = None
+    c2pa_key: Annotated[
+        str | None, typer.Option(metavar="PEM", help="Private key of --c2pa-cert, without a passphrase.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class LogOptions(ConfigOptions):
-    """Logs, and what images tell of their making."""
+    """Logs."""
 
     panel: ClassVar[str] = "Output"
 
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write no generation settings into images.")
-    ] = False
     log_format: Annotated[
         str | None, typer.Option(help="json or text; default: text on a terminal, else json.")
     ] = None

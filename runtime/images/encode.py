@@ -27,20 +27,24 @@ def encode(
     quality: int | None = None,
     comment: str | None = None,
     description: str | None = None,
+    xmp: str | None = None,
+    png_level: int = FAST_PNG_LEVEL,
 ) -> bytes:
     """Encode an RGB image.
 
     Args:
-        text: text chunks of a PNG.
+        text: text chunks of a PNG; other formats have none.
         quality: of JPEG and WebP, 0 to 100; None for 100. A PNG is lossless.
         comment: for JPEG and WebP, EXIF's user comment, where AUTOMATIC1111 stores its generation parameters.
         description: for JPEG and WebP, EXIF's image description: ASCII text. Left out if both are too long.
+        xmp: an XMP packet.
+        png_level: effort of compression of a PNG, 0 to 9.
     """
     from PIL.Image import Exif
 
     file = BytesIO()
     if file_format == "png":
-        write_png(image, file, text, FAST_PNG_LEVEL)
+        write_png(image, file, text, png_level, xmp)
         return file.getvalue()
     # Not the image's own, which would keep these settings for its next file.
     exif = Exif()
@@ -48,5 +52,11 @@ def encode(
         exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be")
     if description is not None and len(description) + 2 * len(comment or "") <= 2 * _MAX_COMMENT:
         exif[_DESCRIPTION] = description
-    image.save(file, format=file_format.upper(), quality=_QUALITY if quality is None else quality, exif=exif)
+    image.save(
+        file,
+        format=file_format.upper(),
+        quality=_QUALITY if quality is None else quality,
+        exif=exif,
+        xmp=b"" if xmp is None else xmp.encode(),
+    )
     return file.getvalue()

@@ -71,6 +71,11 @@ class Painting:
         """The area of the original that is painted, with ``only_masked``."""
         return self._area
 
+    @property
+    def whole_size(self) -> tuple[int, int] | None:
+        """Width and height of finished results; None if it is that of what is generated."""
+        return None if self._area is None or self._original is None else self._original.size
+
     def finish(self, result: Image) -> Image:
         """Paste a request's result into the original; without a mask it stays as it is."""
         if self._original is None or self._weights is None:

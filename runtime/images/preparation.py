@@ -43,3 +43,14 @@ class Enlargement:
         if self.width is None or self.height is None:
             return 1.0 if self.factor is None else self.factor
         return max(self.width / width, self.height / height)
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of an enlarged image of this size, before it is cropped."""
+        scale = self.scale(width, height)
+        return max(int(width * scale), 1), max(int(height * scale), 1)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of an enlarged image of this size."""
+        if self.width is None or self.height is None or not self.crop:
+            return self.scaled(width, height)
+        return self.width, self.height

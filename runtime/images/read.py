@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.regular_file import open_regular_or_pipe
 from sd2rt.runtime.images.limits import read_file
+from sd2rt.runtime.images.texts import exif_texts, texts_of, xmp_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,10 +44,6 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 """Tags of a TIFF."""
-
-_EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
-_TEXT_TAGS = (_DESCRIPTION, 0x010F, 0x0110)
-"""Description, and maker and model of the camera."""
 
 _MAX_GIF_BYTES = 16 << 20
 """Enough to reach a second frame; a longer GIF is refused all the same."""
@@ -119,41 +116,22 @@ def read_png_text(path: str) -> tuple[str, dict[str, str]]:
         RequestError: the file cannot be read, is not an image of these formats, is animated or damaged, or has more
             than ``MAX_PIXELS``.
     """
-    from PIL.PngImagePlugin import PngImageFile
-
     with _stream(path) as (name, stream):
         image = _identified(stream, name, MAX_PIXELS)
     with _decoding(name, image.format):
-        if isinstance(image, PngImageFile):
-            return name, {key: str(value) for key, value in image.text.items()}
-        return name, _exif_text(image)
+        return name, texts_of(image)
 
 
-def _exif_text(image: ImageFile) -> dict[str, str]:
-    exif = image.getexif()
-    text = {}
-    # Fooocus writes the comment among the tags of the image.
-    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
-    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
-        body = comment[8:]
-        # EXIF's byte order is that of the block; AUTOMATIC1111 and sd2rt write the high byte first.
-        order = "utf-16-le" if body[1:2] == b"\0" else "utf-16-be"
-        text["parameters"] = body.decode(order, errors="replace")
-    elif isinstance(comment, bytes) and comment.startswith(b"ASCII\0\0\0"):
-        text["parameters"] = comment[8:].decode("ascii", errors="replace")
-    elif isinstance(comment, str):
-        text["parameters"] = comment
-    for tag in _TEXT_TAGS:
-        value = exif.get(tag)
-        if not isinstance(value, str):
-            continue
-        # ComfyUI writes its graphs to tags of the camera.
-        name, separator, content = value.partition(":")
-        if separator and name.lower() in ("prompt", "workflow"):
-            text[name.lower()] = content
-        elif tag == _DESCRIPTION and value.startswith("{"):
-            text["sd2rt"] = value
-    return text
+def decode_with_texts(data: bytes, role: str, max_pixels: int) -> tuple[Image, dict[str, str], str]:
+    """Decode an image file that is in memory like :func:`decode_image`, with its texts and its XMP packet, if any.
+
+    Raises:
+        RequestError: as :func:`decode_image`.
+    """
+    image = _identified(io.BytesIO(data), role, max_pixels)
+    upright = _upright(image, role)
+    with _decoding(role, image.format):
+        return upright, texts_of(image), xmp_of(image)
 
 
 def read_text(data: bytes, role: str, max_pixels: int) -> dict[str, str]:
@@ -169,7 +147,7 @@ def read_text(data: bytes, role: str, max_pixels: int) -> dict[str, str]:
     with _decoding(role, image.format):
         if image.format == "PNG":
             return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-        return _exif_text(image)
+        return exif_texts(image)
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

@@ -58,9 +58,7 @@ def enlarged(image: Image, original: tuple[int, int], wanted: Enlargement) -> Im
         original: width and height of the image that was upscaled.
         wanted: the size.
     """
-    width, height = original
-    scale = wanted.scale(width, height)
-    size = (max(int(width * scale), 1), max(int(height * scale), 1))
+    size = wanted.scaled(*original)
     result = image if image.size == size else resized(image, *size)
     if wanted.width is None or wanted.height is None or not wanted.crop:
         return result

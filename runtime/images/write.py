@@ -44,15 +44,23 @@ def to_pil(unit: NDArray[np.float32]) -> Image:
     return Image.fromarray((unit * 255).round().astype(np.uint8))
 
 
-_PNG_LEVEL = 6
+PNG_LEVEL = 6
 """zlib's own default."""
+_XMP_KEYWORD = "XML:com.adobe.xmp"
 
 
-def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str], level: int = _PNG_LEVEL) -> None:
+def write_png(
+    image: Image,
+    target: Path | BinaryIO,
+    text: dict[str, str],
+    level: int = PNG_LEVEL,
+    xmp: str | None = None,
+) -> None:
     """Encode an image as PNG with text chunks, into a file or stream.
 
     Args:
         level: effort of compression, 0 to 9.
+        xmp: an XMP packet.
 
     Raises:
         OSError: writing failed.
@@ -62,6 +70,9 @@ def write_png(image: Image, target: Path | BinaryIO, text: dict[str, str], level
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    if xmp is not None:
+        # Not compressed: the XMP specification requires it of this keyword.
+        info.add_itxt(_XMP_KEYWORD, xmp)
     image.save(target, format="PNG", pnginfo=info, compress_level=level)
 
 

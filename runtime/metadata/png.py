@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.engines.bundle.sampler_config import SamplerConfig
@@ -105,6 +105,11 @@ class Facts:
 def _lora(lora: Lora) -> dict[str, Any]:
     text = {} if lora.text_scale == lora.scale else {"text_scale": lora.text_scale}
     return {"name": lora.name, "scale": lora.scale, **text, "sha256": lora.sha256[:12]}
+
+
+def started_from_image(facts: Mapping[str, Any]) -> bool:
+    """Return whether a picture with these facts started from an image, rather than from noise alone."""
+    return "image" in facts.get("inputs", ())
 
 
 def png_text(facts: dict[str, Any]) -> dict[str, str]:

@@ -219,7 +219,15 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises:
         RequestError: the file cannot be read, is not an image, or has no or invalid generation settings.
     """
-    name, text = read_png_text(str(checked_path(path, "the image")))
+    return recipe_of(*read_png_text(str(checked_path(path, "the image"))))
+
+
+def recipe_of(name: str, text: dict[str, str]) -> Recipe:
+    """Read the generation settings in the texts of an image file.
+
+    Raises:
+        RequestError: as :func:`read_recipe`.
+    """
     if CHUNK in text:
         return _from_sd2rt(name, text[CHUNK])
     written = text.get(A1111_CHUNK, "")

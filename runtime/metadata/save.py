@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sd2rt.engines.bundle.files import atomic_write, write_new
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.images.formats import SUFFIXES, FileFormat, suffix_of
-from sd2rt.runtime.images.write import write_png
-from sd2rt.runtime.metadata.infotext import write_parameters
-from sd2rt.runtime.metadata.png import png_text
-from sd2rt.runtime.metadata.recipe import CHUNK
+from sd2rt.runtime.images.write import PNG_LEVEL
+from sd2rt.runtime.metadata.png import png_text, started_from_image
+from sd2rt.runtime.metadata.recipe import A1111_CHUNK, CHUNK
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,16 +25,40 @@ QUALITY = 90
 """Of JPEG and WebP files that are saved."""
 
 
+class Stamping(Protocol):
+    """Marks of pictures, in the order in which they are applied."""
+
+    @property
+    def metadata(self) -> bool:
+        """Write the generation settings and an XMP packet."""
+        ...
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise RequestError if a picture of a size cannot have the marks."""
+        ...
+
+    def on_pixels(self, image: Image) -> Image:
+        """Return the picture with its marks in the pixels."""
+        ...
+
+    def xmp(self, from_image: bool) -> str | None:
+        """Return the XMP packet for the file."""
+        ...
+
+    def signed(self, data: bytes, file_format: FileFormat, from_image: bool) -> bytes:
+        """Return the file's bytes with a signature over them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ImageTarget:
-    """A file or a folder for images, and the format to write."""
+    """A file or a folder for images, the format to write, and the marks to set."""
 
     path: Path
     is_file: bool
+    stamps: Stamping
     file_format: FileFormat = "png"
     quality: int | None = None
-    metadata: bool = True
-    """Write the generation settings."""
 
     @classmethod
     def of(
@@ -45,7 +67,7 @@ class ImageTarget:
         file_format: FileFormat | None = None,
         quality: int | None = None,
         *,
-        metadata: bool = True,
+        stamps: Stamping,
     ) -> ImageTarget:
         """Choose file or folder, and the format, by a path.
 
@@ -72,25 +94,28 @@ class ImageTarget:
             )
         if quality is not None and not (isinstance(quality, int) and 0 <= quality <= 100):
             raise RequestError(f"quality is {shown(repr_of(quality))}: use a number from 0 to 100")
-        return cls(path, is_file, chosen, quality, metadata)
+        return cls(path, is_file, stamps, chosen, quality)
 
     def encoded(self, image: Image, facts: dict[str, Any]) -> bytes:
-        """Encode an image with its settings."""
-        file = BytesIO()
-        self._write(image, facts, file)
-        return file.getvalue()
+        """Encode an image with its marks and settings.
 
-    def _write(self, image: Image, facts: dict[str, Any], file: Path | BytesIO) -> None:
-        text = png_text(facts) if self.metadata and facts else {}
-        if self.file_format == "png":
-            write_png(image, file, text)
-            return
-        quality = QUALITY if self.quality is None else self.quality
-        comment = write_parameters(facts, facts["version"]) if text else None
+        Raises:
+            RequestError: it is too small for its watermark.
+            EngineError: it cannot be signed.
+        """
+        stamps, from_image = self.stamps, started_from_image(facts)
+        text = png_text(facts) if stamps.metadata and facts else {}
         data = encode(
-            image, self.file_format, {}, quality=quality, comment=comment, description=text.get(CHUNK)
+            stamps.on_pixels(image),
+            self.file_format,
+            text,
+            quality=QUALITY if self.quality is None else self.quality,
+            comment=text.get(A1111_CHUNK),
+            description=text.get(CHUNK),
+            xmp=stamps.xmp(from_image),
+            png_level=PNG_LEVEL,
         )
-        file.write(data) if isinstance(file, BytesIO) else file.write_bytes(data)
+        return stamps.signed(data, self.file_format, from_image)
 
     def save(self, image: Image, facts: dict[str, Any], name: str = "") -> Path:
         """Save an image, and return the path of its file.
@@ -101,17 +126,23 @@ class ImageTarget:
             name: name in a folder, without suffix; by default the seed.
 
         Raises:
-            EngineError: the file cannot be written.
+            RequestError: it is too small for its watermark.
+            EngineError: it cannot be signed, or the file cannot be written.
         """
         name = name or ("" if self.is_file else name_of(facts))
         path = self.path if self.is_file else self.path / f"{name}{suffix_of(self.file_format)}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            data = self.encoded(image, facts)
             if self.is_file:
                 with atomic_write(path) as temporary:
-                    self._write(image, facts, temporary)
+                    temporary.write_bytes(data)
                 return path
-            return write_new(self._names(name), lambda temporary: self._write(image, facts, temporary))
+
+            def write(temporary: Path) -> None:
+                temporary.write_bytes(data)
+
+            return write_new(self._names(name), write)
         except OSError as error:
             raise EngineError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -26,6 +26,8 @@ from sd2rt.runtime.rng.slerp import slerp
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.runtime.networks.networks import Networks
 
@@ -268,3 +270,14 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
     for name, side in zip(("width", "height"), size, strict=True):
         check_side(name, side)
     return size
+
+
+def result_size(manifest: Manifest, request: Request) -> tuple[int, int]:
+    """Compute width and height, in pixels, of a request's finished images: the whole one if only an area is painted.
+
+    Raises:
+        RequestError: as :func:`size_of`.
+    """
+    size = size_of(manifest, request)
+    image: Image | None = request.image
+    return image.size if request.only_masked and image is not None else size

@@ -17,10 +17,13 @@ from sd2rt.engines.path_argument import checked_path
 from sd2rt.runtime.images.formats import FileFormat
 from sd2rt.runtime.images.write import to_pil, write_png
 from sd2rt.runtime.metadata.save import ImageTarget
+from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.request.fields import Images, OutputType
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from sd2rt.runtime.provenance.watermark import Watermark
 
 _SEEDS_SHOWN = 8
 """Seeds in the ``repr`` of an output."""
@@ -53,24 +56,36 @@ class Output(Generic[Images]):
         format: FileFormat | None = None,
         quality: int | None = None,
         metadata: bool = True,
+        watermark: Watermark = "none",
+        c2pa_cert: str | os.PathLike[str] | None = None,
+        c2pa_key: str | os.PathLike[str] | None = None,
     ) -> list[Path]:
         """Save the images with their recipes, which ``sd2rt run --from`` and :func:`sd2rt.read_recipe` read.
+
+        Files also have an XMP packet, which declares that they are generated.
 
         Args:
             path: a .png, .jpg or .webp file for one image, which is replaced; or a folder for any number, in which
                 files are named by seed and none is replaced.
             format: ``png``, ``jpeg`` or ``webp`` for files in a folder; None for PNG, or by the name of the file.
             quality: of JPEG and WebP, 0 to 100; None for 90.
-            metadata: False to write no recipe.
+            metadata: False to write neither recipes nor XMP.
+            watermark: ``sdv2`` for the invisible watermark of the reference Stable Diffusion 2, in images of at least
+                256x256 pixels.
+            c2pa_cert: PEM file of a certificate chain, to sign each file with a C2PA manifest.
+            c2pa_key: PEM file of the certificate's private key.
 
         Returns:
             The paths of the files.
 
         Raises:
-            RequestError: the images are latents, or several for one file, or an argument is invalid.
-            EngineError: a file cannot be written.
+            RequestError: the images are latents, or several for one file, or too small for a watermark, or an
+                argument is invalid.
+            EngineError: a file cannot be signed or written.
+            MissingDependencyError: files are to be signed, and c2pa-python is not installed.
         """
-        target = ImageTarget.of(checked_path(path, "the output"), format, quality, metadata=metadata)
+        stamps = Stamps.of(metadata=metadata, watermark=watermark, c2pa_cert=c2pa_cert, c2pa_key=c2pa_key)
+        target = ImageTarget.of(checked_path(path, "the output"), format, quality, stamps=stamps)
         images = self._pictures()
         if images is None:
             raise RequestError("latents are no images: generate with output_type 'pil' or 'np'")
@@ -78,6 +93,8 @@ class Output(Generic[Images]):
             raise RequestError(
                 f"{target.path} is one file, and there are {len(images)} images: name a folder"
             )
+        for image in images:
+            stamps.check_size(image.width, image.height)
         recipes = self.recipes or [{} for _ in images]
         return [
             target.save(image, recipe, str(seed) if not recipe else "")

@@ -44,7 +44,11 @@ class WorkerSettings:
     backend: str = "auto"
     precision: str | None = None
     metadata: bool = True
-    """Store generation settings in image files."""
+    """Store generation settings and an XMP packet in image files."""
+    watermark: Literal["sdv2", "none"] = "none"
+    c2pa_cert: str | None = None
+    """PEM file of a certificate chain, to sign image files with."""
+    c2pa_key: str | None = None
     start_seconds: float = 600.0
     """A worker that is not ready after so long is killed."""
     silence_seconds: float = 120.0

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
@@ -27,7 +28,8 @@ from sd2rt.runtime.cli.options import (
     SamplingOptions,
     SeedOptions,
 )
-from sd2rt.runtime.cli.output_options import NoMetadata, Quality
+from sd2rt.runtime.cli.output_options import Quality
+from sd2rt.runtime.cli.provenance.options import StampOptions
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of
@@ -37,6 +39,7 @@ from sd2rt.runtime.images.formats import FileFormat
 if TYPE_CHECKING:
     from sd2rt.runtime.cli.rows.batch_record import BatchRecord
     from sd2rt.runtime.cli.rows.batch_run import BatchRun, Tally
+    from sd2rt.runtime.provenance.stamps import Stamps
 
 _MAX_ROWS = 1_000_000
 
@@ -60,7 +63,6 @@ class BatchOutputOptions(OptionGroup):
         "png"
     )
     quality: Quality = None
-    no_metadata: NoMetadata = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each row.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
 
@@ -72,6 +74,7 @@ def batch(
     seeds: SeedOptions,
     device: TiledDeviceOptions,
     output: BatchOutputOptions,
+    marks: StampOptions,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -101,9 +104,8 @@ def batch(
     check_output(output.output, 2)
     from sd2rt.runtime.metadata.save import ImageTarget
 
-    target = ImageTarget.of(
-        output.output, output.file_format, output.quality, metadata=not output.no_metadata
-    )
+    stamps = marks.stamps()
+    target = ImageTarget.of(output.output, output.file_format, output.quality, stamps=stamps)
     embeddings = prompt.embeddings()
     named = _named_loras(rows, Series(fields, seeds.count, seed, prompt.lora_folder()), prompt.lora_dir)
     loras = prompt.loras(named)
@@ -128,7 +130,8 @@ def batch(
         "embeddings": sorted((embedding.token, embedding.sha256) for embedding in embeddings),
         "tile": tile,
         "precision": opening["precision"],
-        "format": [target.file_format, target.quality, target.metadata],
+        "format": [target.file_format, target.quality, stamps.metadata],
+        **_marks(stamps),
     }
     hidden = output.quiet or output.as_json
     with _locked(output.output), shown_warnings(output.quiet), _row_bar(hidden, len(rows)) as tell:
@@ -142,6 +145,12 @@ def batch(
         run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
         tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras}, embeddings))
     _conclude(tally, record, output)
+
+
+def _marks(stamps: Stamps) -> dict[str, Any]:
+    """Return the marks that rows' hashes cover: nothing by default, as in folders of versions without marks."""
+    signer = None if stamps.signer is None else sha256(stamps.signer.certificates).hexdigest()
+    return {} if stamps.watermark == "none" and signer is None else {"marks": [stamps.watermark, signer]}
 
 
 async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embeddings: list[Any]) -> Tally:

@@ -13,6 +13,7 @@ from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.images.formats import suffix_of
 from sd2rt.runtime.metadata.save import ImageTarget, name_of
+from sd2rt.runtime.pipeline.conditioning import result_size
 from sd2rt.runtime.scheduling.work import Priority, Terms
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class BatchRun:
                 raise requests
             loras = pipeline.pipeline.loras
             planned = await asyncio.to_thread(requests.planned, pipeline.pipeline.manifest, loras)
+            size = result_size(pipeline.pipeline.manifest, planned.first)
+            self.target.stamps.check_size(*size)
             for batch in planned.batches(pipeline.pipeline.max_batch):
                 async with pipeline.stream_planned(batch, terms=Terms(priority=Priority.BATCH)) as run:
                     outcomes = await run.outcomes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
@@ -52,9 +52,17 @@ class Series:
         return requests
 
     def planned(
-        self, rows: Iterator[Row | RequestError], manifest: Manifest, loras: Sequence[Lora]
+        self,
+        rows: Iterator[Row | RequestError],
+        manifest: Manifest,
+        loras: Sequence[Lora],
+        check: Callable[[PlannedImages], None],
     ) -> Iterator[PlannedImages | RequestError]:
-        """Yield the images of each further row, planned for a bundle, or the error in it."""
+        """Yield the images of each further row, planned for a bundle, or the error in it.
+
+        Args:
+            check: raises RequestError for images that cannot be drawn.
+        """
         for row in rows:
             requests = self.requests(row)
             if isinstance(requests, RequestError):
@@ -62,9 +70,12 @@ class Series:
                 continue
             assert isinstance(row, Row)
             try:
-                yield requests.planned(manifest, loras)
+                planned = requests.planned(manifest, loras)
+                check(planned)
             except RequestError as error:
                 yield in_line(row, error)
+                continue
+            yield planned
 
     def requests(self, row: Row | RequestError) -> ImageRequests | RequestError:
         """Return the requests of the next row, or the error in it."""

@@ -78,6 +78,9 @@ class ServerConfig(BaseModel):
     job_mb: Annotated[int, Field(ge=1, le=65_536)] = 64
 
     no_metadata: bool = False
+    watermark: Literal["sdv2", "none"] = "none"
+    c2pa_cert: str | None = None
+    c2pa_key: str | None = None
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -106,6 +109,12 @@ class ServerConfig(BaseModel):
                 raise ValueError(f"{name} names {shown(_repeated(values))} twice: name each once")
         if self.metrics_port is not None and self.metrics_port == self.port != 0:
             raise ValueError(f"port and metrics_port are both {self.port}: use two ports")
+        if (self.c2pa_cert is None) != (self.c2pa_key is None):
+            raise ValueError("c2pa_cert and c2pa_key belong together: set both, or neither")
+        if self.no_metadata and self.c2pa_cert is not None:
+            raise ValueError(
+                "no_metadata leaves out all metadata, and c2pa_cert signs with some: set one of them"
+            )
         return self
 
     def keys(self) -> list[str]:

@@ -10,19 +10,19 @@ from contextlib import AsyncExitStack
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sd2rt.engines.errors import EngineError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.images.depth_map import depth_image
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
-from sd2rt.runtime.metadata.png import Facts, png_text
+from sd2rt.runtime.metadata.png import Facts, png_text, started_from_image
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
 from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
+from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.scheduling.work import Priority, Terms
 from sd2rt.runtime.server.errors import ServerError
@@ -65,14 +65,20 @@ class Generator:
     Args:
         bundles: what is served.
         settings: limits.
+        stamps: marks of the images.
         preparing: a thread that decodes images and plans.
         finishing: threads that encode images.
     """
 
     def __init__(
-        self, bundles: ServedBundles, settings: WorkerSettings, preparing: Executor, finishing: Executor
+        self,
+        bundles: ServedBundles,
+        settings: WorkerSettings,
+        stamps: Stamps,
+        preparing: Executor,
+        finishing: Executor,
     ) -> None:
-        self._bundles, self._settings = bundles, settings
+        self._bundles, self._settings, self._stamps = bundles, settings, stamps
         self._preparing, self._finishing = preparing, finishing
         # Each preparation waits for a turn at the device, so that the order is decided before.
         self._turnstile = Turnstile(2)
@@ -158,13 +164,11 @@ class Generator:
                 pictures = _pictures(await run.outcomes())
             decoded = monotonic()
             facts, tokens = await self._in(self._finishing, partial(_facts, pipeline.pipeline, planned))
-            # Settings reproduce the finished picture, not one on the way.
-            written = self._settings.metadata and not unfinished
             images = await asyncio.gather(
                 *(
                     self._in(
                         self._finishing,
-                        partial(_finish, request, planned, each, picture, own if written else None),
+                        partial(_finish, request, planned, each, picture, own, self._stamps, unfinished),
                     )
                     for each, picture, own in zip(planned.images, pictures, facts, strict=True)
                 )
@@ -206,13 +210,18 @@ class Generator:
         return planned
 
     def _plan(self, request: GenerationRequest) -> PlannedGeneration:
-        return plan_generation(
+        planned = plan_generation(
             request,
             self._bundles.manifests[request.model],
             max_steps=self._settings.max_steps,
             max_image_pixels=self._settings.max_image_pixels,
             max_side=self._settings.max_side,
         )
+        try:
+            self._stamps.check_size(*planned.finished)
+        except RequestError as error:
+            raise ServerError("size_not_supported", str(error), param="size") from None
+        return planned
 
     async def _follow(
         self,
@@ -230,13 +239,14 @@ class Generator:
         first_call: float | None = None
         wanted = request.partial_images if request.count == 1 else 0
         sent, report_at = 0, 0.0
+        xmp = self._stamps.xmp(planned.images[0].request.image is not None)
         async for progress in run:
             if first_call is None and started.first_call is not None:
                 first_call = started.first_call
                 await emit(Started(_queue_ms(arrived, first_call, prepare_seconds)))
             preview = None
             if request.previews and progress.latents is not None:
-                preview = await self._in(self._finishing, partial(_preview, progress))
+                preview = await self._in(self._finishing, partial(_preview, progress, xmp))
             now = monotonic()
             if request.every_step or request.previews or now >= report_at:
                 await emit(Stepped(progress.done, steps, preview))
@@ -245,7 +255,7 @@ class Generator:
             reached = progress.done * (wanted + 1) // steps
             if sent < reached <= wanted:
                 picture = (await progress.decoded())[0]
-                data = await self._in(self._finishing, partial(_partial, request, picture))
+                data = await self._in(self._finishing, partial(_partial, request, picture, xmp))
                 await emit(Partial(sent, data))
                 sent += 1
             if early.is_set() and request.count == 1 and progress.done < steps:
@@ -287,19 +297,26 @@ def _finish(
     generation: PlannedGeneration,
     planned: PlannedRequest[Any],
     image: Image,
-    facts: dict[str, Any] | None,
+    facts: dict[str, Any],
+    stamps: Stamps,
+    unfinished: bool,
 ) -> GeneratedImage:
-    """Encode an image, with its metadata unless that is None."""
+    """Encode an image, with its marks and settings."""
     if generation.finish is not None:
         image = generation.finish(image)
     png = request.output_format == "png"
+    from_image = started_from_image(facts)
+    # Settings reproduce the finished picture, not one on the way.
+    written = stamps.metadata and not unfinished
     data = encode(
-        image,
+        stamps.on_pixels(image),
         request.output_format,
-        png_text(facts) if facts is not None and png else {},
+        png_text(facts) if written and png else {},
         quality=request.compression,
-        comment=None if facts is None or png else _infotext(facts),
+        comment=_infotext(facts) if written and not png else None,
+        xmp=stamps.xmp(from_image),
     )
+    data = stamps.signed(data, request.output_format, from_image)
     assert planned.request.seed is not None
     return GeneratedImage(data, planned.request.seed, image.width, image.height)
 
@@ -308,21 +325,17 @@ def _infotext(facts: dict[str, Any]) -> str:
     return write_parameters(facts, facts["version"])
 
 
-def _partial(request: GenerationRequest, picture: Any) -> bytes:
-    return encode(picture, request.output_format, {}, quality=request.compression)
+def _partial(request: GenerationRequest, picture: Any, xmp: str | None) -> bytes:
+    return encode(picture, request.output_format, {}, quality=request.compression, xmp=xmp)
 
 
 def _depth_map(run: Run[Any]) -> bytes:
     return encode(depth_image(run.jobs[0][0].conditioning.raw_depth), "png", {})
 
 
-def _preview(progress: AsyncProgress) -> bytes | None:
+def _preview(progress: AsyncProgress, xmp: str | None) -> bytes | None:
     pictures = progress.previews()
-    if not pictures:
-        return None
-    file = BytesIO()
-    pictures[0].save(file, format="PNG", compress_level=1)
-    return file.getvalue()
+    return encode(pictures[0], "png", {}, xmp=xmp) if pictures else None
 
 
 def _queue_ms(arrived: float, first_call: float, prepare_seconds: float) -> float:

@@ -17,7 +17,7 @@ from sd2rt.runtime.images.painting import Painting, drawn_mask
 from sd2rt.runtime.images.preparation import Preparation
 from sd2rt.runtime.images.read import MAX_PIXELS, TooManyPixelsError, decode_image
 from sd2rt.runtime.images.resize_modes import enlarged
-from sd2rt.runtime.pipeline.conditioning import size_of
+from sd2rt.runtime.pipeline.conditioning import result_size, size_of
 from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request, make_request
 from sd2rt.runtime.request.resolve import task_of
@@ -48,8 +48,10 @@ class PlannedGeneration:
     """One request an image, with its own seed, as ``sd2rt run`` makes them."""
     width: int
     height: int
-    finish: Callable[[Image], Image] | None = None
+    finish: Callable[[Image], Image] | None
     """Makes the picture to send of a generated one, from any thread."""
+    finished: tuple[int, int]
+    """Width and height of the picture to send."""
 
 
 def plan_generation(
@@ -84,10 +86,11 @@ def plan_generation(
     fields.setdefault("negative_prompt", "")
     first = make_request(**fields, seed=secrets.randbits(32) if seed is None else seed)
     finish: Callable[[Image], Image] | None = None
+    finished: tuple[int, int] | None = None
     if request.preparation is not None:
         painting = _painting(images, first, request.preparation, limit)
         images = {"image": painting.image} | ({"mask_image": painting.mask} if painting.mask else {})
-        finish = painting.finish
+        finish, finished = painting.finish, painting.whole_size
     elif "mask_image" in images:
         images["mask_image"] = transparent_repainted(images["mask_image"])
     try:
@@ -117,6 +120,7 @@ def plan_generation(
                 param="upscaling_resize",
             )
         finish = partial(enlarged, original=original, wanted=request.enlargement)
+        finished = request.enlargement.size(*original)
     planned = plan_requests([first], manifest)[0]
     if len(planned.plan.steps) > 2 * max_steps + 1:
         raise ServerError(
@@ -127,6 +131,7 @@ def plan_generation(
         width,
         height,
         finish,
+        result_size(manifest, first) if finished is None else finished,
     )
 
 

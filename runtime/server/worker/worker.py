@@ -15,6 +15,7 @@ from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE
 from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, Sd2rtError
 from sd2rt.engines.interface import Device
+from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.scheduling.admission import AdmissionError
 from sd2rt.runtime.server.generation import Event, GenerationRequest, ModelInfo, TaskInfo
 from sd2rt.runtime.server.logs import request_id as logged_id
@@ -64,9 +65,10 @@ class Worker:
         await asyncio.wait((receiving, loading), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             return
-        if (bundles := loading.result()) is None:
+        if (loaded := loading.result()) is None:
             return
-        generator = Generator(bundles, self._settings, self._preparing, self._finishing)
+        bundles, stamps = loaded
+        generator = Generator(bundles, self._settings, stamps, self._preparing, self._finishing)
         reporting = asyncio.create_task(self._report(bundles))
         try:
             while (frame := await receiving) is not None:
@@ -80,9 +82,16 @@ class Worker:
             reporting.cancel()
         await self._end(bundles)
 
-    async def _load(self) -> ServedBundles | None:
-        """Load bundles, and tell the front which; None if that failed."""
+    async def _load(self) -> tuple[ServedBundles, Stamps] | None:
+        """Load bundles, and tell the front which; None if that failed. Also returns the marks of images."""
+        settings = self._settings
         try:
+            stamps = Stamps.of(
+                metadata=settings.metadata,
+                watermark=settings.watermark,
+                c2pa_cert=settings.c2pa_cert,
+                c2pa_key=settings.c2pa_key,
+            )
             bundles = ServedBundles(self._settings, self._device)
             await bundles.load_first()
         except Sd2rtError as error:
@@ -90,7 +99,7 @@ class Worker:
             return None
         models = [asdict(self._model(name, bundles)) for name in bundles.manifests]
         await self._connection.send({"ready": models, "pid": os.getpid()})
-        return bundles
+        return bundles, stamps
 
     def _model(self, name: str, bundles: ServedBundles) -> ModelInfo:
         manifest = bundles.manifests[name]

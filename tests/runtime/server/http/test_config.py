@@ -130,6 +130,7 @@ def test_every_setting_is_an_option() -> None:
         serve_options.ListenOptions,
         serve_options.WorkOptions,
         serve_options.LimitOptions,
+        serve_options.MarkOptions,
         serve_options.LogOptions,
     )
     options = [field.name for group in groups for field in fields(group)]

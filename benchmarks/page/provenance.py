@@ -1,0 +1,52 @@
+"""Render the page on marks of generated pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from benchmarks.page import markdown
+from benchmarks.page.latest import NotMeasuredError, Result, Results
+from benchmarks.page.markdown import number, spread
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "provenance.md.in"
+
+
+def page(results: Results, folder: Path) -> str:
+    """Render docs/provenance.md; its links are relative to ``folder``."""
+    try:
+        result = results.newest("provenance")
+        texts = {"costs": _costs(result, folder), "survives": _survives(result.value)}
+    except NotMeasuredError as missing:
+        texts = dict.fromkeys(("costs", "survives"), f"Not measured yet: {missing}.")
+    return Template(TEMPLATE.read_text()).substitute(texts)
+
+
+def _costs(result: Result, folder: Path) -> str:
+    value = result.value
+    rows = [
+        [case["mark"], case["format"], spread(case["milliseconds"]), case["bytes"]] for case in value["costs"]
+    ]
+    return (
+        f"On one 512x512 picture; milliseconds are medians of {value['repetitions']}, with the range. The bytes are "
+        "those that the file grows by; of the watermark they are of the compressed pixels.\n\n"
+        + markdown.table(("mark", "format", "ms", "bytes"), rows)
+        + f"\n\n{markdown.origin(result, folder)}"
+    )
+
+
+def _survives(value: dict[str, Any]) -> str:
+    marks = ("settings", "xmp", "watermark", "c2pa")
+    rows = []
+    for case in value["survival"]:
+        count = case["pictures"]
+        cells = [f"{case[mark]}/{count}" for mark in marks]
+        rows.append([case["change"], case["kind"], *cells, number(case["matching_bits"])])
+    header = ("change", "pictures", "settings", "XMP", "watermark", "C2PA intact", "watermark's bits, of 32")
+    return (
+        "Files of which each mark is still read after a change by Pillow, which keeps no metadata unless told to, "
+        f"and after exiftool copied all tags of the original into the changed file. {value['pictures']}\n\n"
+        + markdown.table(header, rows)
+        + "\n\nThe last column is the mean; a picture without a watermark has 16 by chance."
+    )

@@ -1,0 +1,1 @@
+"""Machine-readable marks of generated pictures: XMP, an invisible watermark, signed C2PA manifests."""
