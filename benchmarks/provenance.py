@@ -52,9 +52,6 @@ CHANGES: dict[str, Callable[[Image.Image, io.BytesIO], None]] = {
     "crop of 16 pixels at each side": lambda image, file: image.crop((16, 16, SIDE - 16, SIDE - 16)).save(
         file, "PNG"
     ),
-    "crop of 10 pixels at each side": lambda image, file: image.crop((10, 10, SIDE - 10, SIDE - 10)).save(
-        file, "PNG"
-    ),
 }
 
 
