@@ -28,7 +28,12 @@ from sd2rt.runtime.provenance.watermark import embed
 from .pictures import drawing, png
 
 Fetch = Callable[..., tuple[int, bytes]]
-FIELDS = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 3, "guidance_scale": 4.0}
+FIELDS: dict[str, Any] = {
+    "prompt": "a red circle",
+    "num_inference_steps": 2,
+    "seed": 3,
+    "guidance_scale": 4.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,7 @@ def test_every_format_is_marked(marking: Server, tmp_path: Path, file_format: st
 
 def test_the_watermark_is_on_the_picture_that_the_command_makes(marking: Server, demo: Path) -> None:
     with Pipeline.open(demo, device="cpu") as pipeline:
-        (image,) = pipeline(**FIELDS, negative_prompt="", width=256, height=256).images  # type: ignore[arg-type]
+        (image,) = pipeline(**FIELDS, negative_prompt="", width=256, height=256).images
     with Image.open(io.BytesIO(openai_picture(marking))) as sent:
         np.testing.assert_array_equal(np.asarray(sent), embed(np.asarray(image)))
 
