@@ -160,13 +160,15 @@ def _survival(
     kind: str, images: list[Image.Image], recipe: dict[str, Any], credentials: Credentials, folder: Path
 ) -> list[dict[str, Any]]:
     stamps = Stamps.of(watermark="sdv2", c2pa_cert=credentials.certificate, c2pa_key=credentials.key)
-    originals = []
+    originals, unmarked = [], []
     for index, image in enumerate(images):
+        unmarked.append(folder / f"{kind}-{index}-unmarked.png")
+        image.save(unmarked[-1])
         data = encode(stamps.on_pixels(image), "png", png_text(recipe), xmp=stamps.xmp(False))
         path = folder / f"{kind}-{index}.png"
         path.write_bytes(stamps.signed(data, "png", False))
         originals.append(path)
-    cases = [_read(kind, "none", originals)]
+    cases = [_read(kind, "before any mark", unmarked), _read(kind, "none", originals)]
     for change, save in CHANGES.items():
         if change == "none":
             cases.append(_read(kind, "saved again as PNG", [_changed(path, save) for path in originals]))

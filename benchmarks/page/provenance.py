@@ -48,8 +48,8 @@ def _survives(value: dict[str, Any]) -> str:
         "Files of which each mark is still read after a change by Pillow, which keeps no metadata unless told to, "
         f"and after exiftool copied all tags of the original into the changed file. {value['pictures']}\n\n"
         + markdown.table(header, rows)
-        + "\n\nThe last column is the mean; a picture without a watermark has about 16. The reference's own decoder "
+        + "\n\nThe last column is the mean; chance alone makes 16. The reference's own decoder "
         "reads the same: saturated areas cannot hold this watermark, and lossy formats, resizes and crops shift its "
-        "blocks or their averages. exiftool does not copy settings, since it does not know such text chunks. "
+        "blocks or their averages. exiftool copied no settings: it does not write text chunks of these names. "
         "A C2PA manifest is lost with every new encoding: sign the file that is published."
     )
