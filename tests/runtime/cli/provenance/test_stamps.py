@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.recording.pictures import natural
 from sd2rt import read_recipe
 from sd2rt.engines.demo.build import build_demo
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.pipeline.output import Output
+from sd2rt.runtime.provenance.watermark import embed
 from tests.runtime.conftest import Command, Refused
 
 pytest.importorskip("c2pa", reason="c2pa-python is not installed (extra c2pa)")
@@ -133,16 +135,12 @@ def test_no_metadata_leaves_out_all(sd2rt: Command, demo: Path, name: str) -> No
 
 
 def test_the_watermark_is_in_the_pixels_alone(sd2rt: Command, demo: Path) -> None:
-    from sd2rt.runtime.provenance.watermark import embed
-
     for name, words in (("a.png", ()), ("b.png", ("--watermark", "sdv2", "--no-metadata"))):
         assert sd2rt("run", demo, "a", *FAST, *LARGE, "-o", name, *words).code == 0
     np.testing.assert_array_equal(pixels("b.png"), embed(pixels("a.png")))
 
 
 def test_the_watermark_is_on_the_enlarged_picture(sd2rt: Command, demo: Path, demo_x4: Path) -> None:
-    from sd2rt.runtime.provenance.watermark import embed
-
     upscale = ("--upscale", demo_x4)
     for name, words in (("a.png", ()), ("b.png", ("--watermark", "sdv2"))):
         said = sd2rt("run", demo, "a", *FAST, "--size", "64x64", *upscale, "-o", name, *words)
@@ -151,9 +149,22 @@ def test_the_watermark_is_on_the_enlarged_picture(sd2rt: Command, demo: Path, de
     np.testing.assert_array_equal(pixels("b.png"), embed(pixels("a.png")))
 
 
-def test_the_watermark_is_on_the_pasted_picture(sd2rt: Command, demo: Path, tmp_path: Path) -> None:
-    from sd2rt.runtime.provenance.watermark import embed
+def test_the_watermark_is_on_the_second_pass(sd2rt: Command, demo: Path) -> None:
+    info = PngInfo()
+    settings = "Steps: 2, Sampler: Euler, CFG scale: 4, Seed: 3, Size: 128x128, Denoising strength: 0.5"
+    info.add_text("parameters", f"a fox\n{settings}, Hires resize: 256x256, Hires upscaler: Lanczos")
+    Image.new("RGB", (256, 256)).save("hires.png", pnginfo=info)
+    for name, words in (("a.png", ()), ("b.png", ("--watermark", "sdv2"))):
+        said = sd2rt("run", demo, "--from", "hires.png", "--threads", "1", "-o", name, *words)
+        assert said.code == 0, said.err
+    assert pixels("a.png").shape == (256, 256, 3)
+    np.testing.assert_array_equal(pixels("b.png"), embed(pixels("a.png")))
+    said = sd2rt("run", demo, "--from", "hires.png", "--no-hires", "--watermark", "sdv2", "-o", "c.png")
+    assert said.code == 2
+    assert "the picture has 128x128" in said.err
 
+
+def test_the_watermark_is_on_the_pasted_picture(sd2rt: Command, demo: Path, tmp_path: Path) -> None:
     Image.fromarray(natural(256, 320, seed=1)).save(tmp_path / "start.png")
     mask = Image.new("L", (256, 320))
     mask.paste(255, (64, 64, 128, 128))
