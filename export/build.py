@@ -260,7 +260,8 @@ def _attention_scores(checkpoint: Checkpoint, name: PartName, precision: Precisi
     start = time.monotonic()
     scores = largest_scores(checkpoint.unet(torch.float32))
     _LOG.info("denoiser: attention scores up to %.4g, in %.1f s", scores, time.monotonic() - start)
-    return scores
+    # To digits that no processor's rounding changes: they are part of the manifest and its checksum.
+    return float(f"{scores:.3g}")
 
 
 def _preview(checkpoint: Checkpoint) -> PreviewMatrix:
