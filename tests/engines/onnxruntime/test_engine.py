@@ -102,7 +102,8 @@ def test_busy_processes_are_counted() -> None:
         for process in busy:
             assert process.stdout is not None
             process.stdout.readline()
-        assert opening.running_elsewhere() >= 3
+        # Threads of this process that begin to run between two readings are subtracted too.
+        assert max(opening.running_elsewhere() for _ in range(20)) >= 3
     finally:
         for process in busy:
             process.kill()
