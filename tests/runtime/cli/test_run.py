@@ -540,11 +540,14 @@ def test_output_that_cannot_be_written(refused: Refused, here: Path, monkeypatch
 def test_file_is_whole_or_not_there(
     refused: Refused, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, here: Path
 ) -> None:
-    def half(image: Image.Image, path: Path, **options: object) -> None:
-        path.write_bytes(b"\x89PNG")
-        raise error
+    whole = Path.write_bytes
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    def half(path: Path, data: bytes) -> None:
+        whole(path, data[: len(data) // 2])
+        if data.startswith(b"\x89PNG"):
+            raise error
+
+    monkeypatch.setattr(Path, "write_bytes", half)
     if isinstance(error, OSError):
         text = refused(5, "run", small_bundle, "a", *FAST)
         assert text == "5.png cannot be written: No space left on device"
