@@ -174,6 +174,7 @@ def test_scores_that_float16_holds(small_v_checkpoint: Path, tmp_path: Path, upc
     folder = scaled(small_v_checkpoint, tmp_path / "same", 1, upcast_attention=upcast)
     checkpoint = open_checkpoint(str(folder))
     scores = _attention_scores(checkpoint, "denoiser", "fp16")
+    assert scores is not None
     assert scores == pytest.approx(largest_scores(checkpoint.unet(torch.float32)), rel=5e-3)
     assert not exceeds_half(scores)
     assert _attention_scores(checkpoint, "denoiser", "fp32") is None
