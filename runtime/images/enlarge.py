@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.runtime.images.resample import bicubic, nearest
+from sd2rt.runtime.images.resample import bicubic, cubic_kernel, nearest
 
 _A = -0.5
 """Parameter of the cubic kernel with antialiasing, as in torch and Pillow."""
@@ -44,8 +44,6 @@ def _matrix(size: int, new_size: int, method: str) -> NDArray[np.float64]:
     if method == "bilinear":
         return np.asarray(np.maximum(1 - distance, 0))
     distance = np.abs(position[:, None] - np.arange(size))
-    near = ((_A + 2) * distance - (_A + 3)) * distance**2 + 1
-    far = ((_A * distance - 5 * _A) * distance + 8 * _A) * distance - 4 * _A
-    shares = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    shares = cubic_kernel(distance, _A)
     normalised: NDArray[np.float64] = shares / shares.sum(1, keepdims=True)
     return normalised

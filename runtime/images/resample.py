@@ -44,16 +44,13 @@ def _cubic_taps(size: int, new_size: int) -> tuple[NDArray[np.int64], NDArray[np
     position = (np.float64(scale) * (np.arange(new_size) + 0.5) - 0.5).astype(np.float32)
     first = np.floor(position)
     t = (position - first).astype(np.float64)
-    weights = np.stack([_far(t + 1), _near(t), _near(1 - t), _far(2 - t)], axis=1)
+    weights = np.stack([cubic_kernel(distance, _A) for distance in (t + 1, t, 1 - t, 2 - t)], axis=1)
     indices = first.astype(np.int64)[:, None] + np.arange(-1, 3)
     return np.clip(indices, 0, size - 1), weights.astype(np.float32)
 
 
-def _near(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Evaluate the kernel at distances from 0 to 1."""
-    return ((_A + 2) * x - (_A + 3)) * x * x + 1
-
-
-def _far(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Evaluate the kernel at distances from 1 to 2."""
-    return ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+def cubic_kernel(distance: NDArray[np.float64], a: float) -> NDArray[np.float64]:
+    """Evaluate Keys' cubic kernel with parameter ``a``: two polynomials, for distances up to 1 and up to 2."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))

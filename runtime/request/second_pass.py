@@ -16,7 +16,6 @@ PixelMethod = Literal["lanczos", "nearest-pixels"]
 EnlargeMethod = LatentMethod | PixelMethod
 
 LATENT_METHODS: tuple[LatentMethod, ...] = get_args(LatentMethod)
-PIXEL_METHODS: tuple[PixelMethod, ...] = get_args(PixelMethod)
 
 
 @dataclass(frozen=True, slots=True)

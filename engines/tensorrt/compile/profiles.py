@@ -125,13 +125,12 @@ def _plan(manifest: Manifest, name: PartName, sizes: tuple[_Sides, ...], shapes:
     part, factor = manifest.parts[name], manifest.latents.vae_factor
     batches = shapes.batches if name in _BATCHED else ((1, 1),)
     written = [f"{sides[1] * factor}x{sides[0] * factor}" for sides in sizes if sides]
-    profiles = tuple(_profile(part, sides, batch, shapes) for sides in sizes for batch in batches)
-    if len(written) > 1:
-        names = [size for size in written for _ in batches]
-        profiles = tuple(
-            profile.model_copy(update={"name": f"{size}, {profile.name}"})
-            for size, profile in zip(names, profiles, strict=True)
-        )
+    prefixes = [f"{size}, " for size in written] if len(written) > 1 else [""]
+    profiles = tuple(
+        _profile(part, sides, batch, shapes, prefix)
+        for sides, prefix in zip(sizes, prefixes, strict=True)
+        for batch in batches
+    )
     label = "-".join(
         [
             *([".".join(written) if len(written) <= _LISTED else f"{len(written)}sizes"] if written else []),
@@ -142,7 +141,7 @@ def _plan(manifest: Manifest, name: PartName, sizes: tuple[_Sides, ...], shapes:
     return EnginePlan(name, label, profiles)
 
 
-def _profile(part: Part, sides: _Sides, batch: tuple[int, int], shapes: Shapes) -> Profile:
+def _profile(part: Part, sides: _Sides, batch: tuple[int, int], shapes: Shapes, prefix: str) -> Profile:
     smallest, largest = batch
     rows = {
         "any": (smallest, 2 * largest),
@@ -162,4 +161,4 @@ def _profile(part: Part, sides: _Sides, batch: tuple[int, int], shapes: Shapes) 
         h, w = sides
         ranges |= {"h": (h, h, h), "w": (w, w, w), "M": (1, min(_MOST_CELLS, 4 * h * w), _MOST_CELLS)}
     name = f"batch {smallest}" if smallest == largest else f"batch {smallest} to {largest}"
-    return Profile(name=name, dims={symbol: ranges[symbol] for symbol in symbols_of(part)})
+    return Profile(name=prefix + name, dims={symbol: ranges[symbol] for symbol in symbols_of(part)})

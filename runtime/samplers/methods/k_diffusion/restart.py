@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import sqrt
 
 import numpy as np
 
 from sd2rt.engines.bundle.sampler_config import SamplerConfig
-from sd2rt.runtime.samplers.algebra import NOISE, D, S, make_step, predict
 from sd2rt.runtime.samplers.grid import exploding_scale, variance_exploding
+from sd2rt.runtime.samplers.methods.heun import heun_steps
 from sd2rt.runtime.samplers.noise_schedule import NoiseSchedule
 from sd2rt.runtime.samplers.options import SamplingOptions
 from sd2rt.runtime.samplers.plan import Plan
@@ -35,26 +34,13 @@ def restart(noise: NoiseSchedule, config: SamplerConfig, options: SamplingOption
     With a strength, it skips whole steps and starts from a noised image with a = 1, b = sigma.
     """
     grid = variance_exploding(noise, config, options)
-    x, step_start, slope = S[:3]
-    kind = noise.config.prediction_type
-    pairs = restarted(grid.levels[grid.start :])
-    steps = []
-    for i, (sigma, sigma_next) in enumerate(pairs):
-        timestep, next_timestep = timesteps_of(noise, np.array([sigma, sigma_next])).tolist()
-        alpha = 1 / sqrt(sigma**2 + 1)
-        _, eps = predict(kind, alpha * x, D, alpha, alpha * sigma)
-        euler = x + (sigma_next - sigma) * eps
-        # The noise of a restart is added by the call before it, which may have ended at level 0.
-        back = pairs[i + 1][0] if i + 1 < len(pairs) else sigma_next
-        fresh = sqrt(max(back**2 - sigma_next**2, 0)) * NOISE
-        if sigma_next == 0:
-            steps.append(make_step(timestep, sigma, euler + fresh, input_scale=alpha))
-            continue
-        steps.append(make_step(timestep, sigma, euler, x, eps, input_scale=alpha))
-        alpha = 1 / sqrt(sigma_next**2 + 1)
-        _, eps = predict(kind, alpha * x, D, alpha, alpha * sigma_next)
-        x_next = step_start + (sigma_next - sigma) * (slope + eps) / 2 + fresh
-        steps.append(make_step(next_timestep, sigma_next, x_next, input_scale=alpha))
+    pairs = np.array(restarted(grid.levels[grid.start :]))
+    timesteps = timesteps_of(noise, pairs)
+    moves = [
+        ((begin, timestep), (end, None if end == 0 else end_timestep))
+        for (begin, end), (timestep, end_timestep) in zip(pairs.tolist(), timesteps.tolist(), strict=True)
+    ]
+    steps = heun_steps(noise.config.prediction_type, moves)
     start_noise = None if options.strength is None else (1.0, grid.levels[grid.start])
     return Plan(exploding_scale(grid, config), tuple(steps), start_noise)
 
