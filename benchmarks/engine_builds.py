@@ -69,16 +69,9 @@ def _measure(
             print(f"{row.name}: {error}", file=sys.stderr, flush=True)
         engines = []
         for entry in json.loads((bundle / "bundle.json").read_text())["engines"]:
-            built = json.loads((bundle / entry["report"]["path"]).read_text())["built"]
+            described = ("part", "label", "precision", "backend", "version")
             engines.append(
-                {
-                    **{name: entry[name] for name in ("part", "label", "precision", "backend", "version")},
-                    **{
-                        name: built[name]
-                        for name in ("seconds", "peak_bytes", "layers", "attentions", "fused")
-                    },
-                    "bytes": entry["file"]["size"],
-                }
+                {name: entry[name] for name in described} | build_facts(entry, report_of(bundle, entry))
             )
         results[row.name] = {
             "kind": row.kind,
@@ -97,6 +90,18 @@ def _measure(
         "machine": facts,
         "load_average_after": machine.load_average(),
     }
+
+
+def report_of(bundle: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """Read the report of an engine in a manifest."""
+    found: dict[str, Any] = json.loads((bundle / entry["report"]["path"]).read_text())
+    return found
+
+
+def build_facts(entry: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Time and memory of an engine's build, its layers and its size."""
+    names = ("seconds", "peak_bytes", "layers", "attentions", "fused")
+    return {name: report["built"][name] for name in names} | {"bytes": entry["file"]["size"]}
 
 
 _COLUMNS = ("", "engine", "build, s", "peak, GB", "engine, MB", "layers", "fused attention", "holds")

@@ -10,7 +10,7 @@ import typer
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.option_groups import OptionGroup
-from sd2rt.runtime.cli.provenance.options import WatermarkName
+from sd2rt.runtime.cli.provenance.options import Certificate, NoMetadata, PrivateKey, WatermarkName
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +143,7 @@ class MarkOptions(ConfigOptions):
 
     panel: ClassVar[str] = "Provenance"
 
-    no_metadata: Annotated[
-        bool,
-        typer.Option(
-            "--no-metadata", help="Write neither settings nor XMP's digital source type into images."
-        ),
-    ] = False
+    no_metadata: NoMetadata = False
     watermark: Annotated[
         WatermarkName | None,
         typer.Option(
@@ -157,13 +152,8 @@ class MarkOptions(ConfigOptions):
             show_default=False,
         ),
     ] = None
-    c2pa_cert: Annotated[
-        str | None,
-        typer.Option(metavar="PEM", help="Certificate chain to sign images with (C2PA); extra: c2pa."),
-    ] = None
-    c2pa_key: Annotated[
-        str | None, typer.Option(metavar="PEM", help="Private key of --c2pa-cert, without a passphrase.")
-    ] = None
+    c2pa_cert: Certificate = None
+    c2pa_key: PrivateKey = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
@@ -14,6 +13,22 @@ if TYPE_CHECKING:
     from sd2rt.runtime.provenance.stamps import Stamps
 
 WatermarkName = Literal["sdv2", "none"]
+NoMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata", help="Write neither settings nor XMP's digital source type into the files."
+    ),
+]
+Certificate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PEM", help="Certificate chain to sign files with (C2PA); extra: c2pa.", show_default=False
+    ),
+]
+PrivateKey = Annotated[
+    str | None,
+    typer.Option(metavar="PEM", help="Private key of --c2pa-cert, without a passphrase.", show_default=False),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +37,15 @@ class StampOptions(OptionGroup):
 
     panel: ClassVar[str] = "Provenance"
 
-    no_metadata: Annotated[
-        bool,
-        typer.Option(
-            "--no-metadata", help="Write neither settings nor XMP's digital source type into the files."
-        ),
-    ] = False
+    no_metadata: NoMetadata = False
     watermark: Annotated[
         WatermarkName,
         typer.Option(
             help="sdv2: the reference Stable Diffusion 2's invisible watermark, from 256x256 pixels on."
         ),
     ] = "none"
-    c2pa_cert: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PEM",
-            help="Certificate chain to sign files with (C2PA); extra: c2pa.",
-            show_default=False,
-        ),
-    ] = None
-    c2pa_key: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PEM", help="Private key of --c2pa-cert, without a passphrase.", show_default=False
-        ),
-    ] = None
+    c2pa_cert: Certificate = None
+    c2pa_key: PrivateKey = None
 
     def stamps(self) -> Stamps:
         """Return the marks.
