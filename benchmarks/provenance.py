@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,10 @@ def _costs(
     return costs
 
 
+def _png(pixels: Image.Image, xmp: str | None, text: dict[str, str]) -> bytes:
+    return encode(pixels, "png", text, xmp=xmp)
+
+
 def _cost(
     mark: str, file_format: FileFormat, call: Callable[[], object], size: int, repetitions: int
 ) -> dict[str, Any]:
@@ -164,9 +169,9 @@ def _survival(
     for index, image in enumerate(images):
         unmarked.append(folder / f"{kind}-{index}-unmarked.png")
         image.save(unmarked[-1])
-        data = encode(stamps.on_pixels(image), "png", png_text(recipe), xmp=stamps.xmp(False))
+        file_of = partial(_png, text=png_text(recipe))
         path = folder / f"{kind}-{index}.png"
-        path.write_bytes(stamps.signed(data, "png", False))
+        path.write_bytes(stamps.applied(image, "png", False, file_of))
         originals.append(path)
     cases = [_read(kind, "before any mark", unmarked), _read(kind, "none", originals)]
     for change, save in CHANGES.items():

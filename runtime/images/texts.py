@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
-_TEXT_TAGS = (_DESCRIPTION, 0x010F, 0x0110)
+EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x8769, 0x9286, 0x010E
+"""EXIF's tags of its own block, of the user's comment in it, and of the image's description."""
+_TEXT_TAGS = (DESCRIPTION, 0x010F, 0x0110)
 """Description, and maker and model of the camera."""
 _XMP_KEYWORD = "XML:com.adobe.xmp"
 """Of a PNG's text chunk."""
@@ -36,7 +37,7 @@ def exif_texts(image: Image) -> dict[str, str]:
     exif = image.getexif()
     text = {}
     # Fooocus writes the comment among the tags of the image.
-    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT) or exif.get(_USER_COMMENT)
+    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT) or exif.get(USER_COMMENT)
     if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
         body = comment[8:]
         # EXIF's byte order is that of the block; AUTOMATIC1111 and sd2rt write the high byte first.
@@ -54,6 +55,6 @@ def exif_texts(image: Image) -> dict[str, str]:
         name, separator, content = value.partition(":")
         if separator and name.lower() in ("prompt", "workflow"):
             text[name.lower()] = content
-        elif tag == _DESCRIPTION and value.startswith("{"):
+        elif tag == DESCRIPTION and value.startswith("{"):
             text["sd2rt"] = value
     return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -26,7 +26,7 @@ QUALITY = 90
 
 
 class Stamping(Protocol):
-    """Marks of pictures, in the order in which they are applied."""
+    """Marks of pictures."""
 
     @property
     def metadata(self) -> bool:
@@ -37,16 +37,14 @@ class Stamping(Protocol):
         """Raise RequestError if a picture of a size cannot have the marks."""
         ...
 
-    def on_pixels(self, image: Image) -> Image:
-        """Return the picture with its marks in the pixels."""
-        ...
-
-    def xmp(self, from_image: bool) -> str | None:
-        """Return the XMP packet for the file."""
-        ...
-
-    def signed(self, data: bytes, file_format: FileFormat, from_image: bool) -> bytes:
-        """Return the file's bytes with a signature over them."""
+    def applied(
+        self,
+        image: Image,
+        file_format: FileFormat,
+        from_image: bool,
+        encode: Callable[[Image, str | None], bytes],
+    ) -> bytes:
+        """Return the marked file, which ``encode`` makes of the picture with marked pixels and an XMP packet."""
         ...
 
 
@@ -103,19 +101,21 @@ class ImageTarget:
             RequestError: it is too small for its watermark.
             EngineError: it cannot be signed.
         """
-        stamps, from_image = self.stamps, started_from_image(facts)
-        text = png_text(facts) if stamps.metadata and facts else {}
-        data = encode(
-            stamps.on_pixels(image),
-            self.file_format,
-            text,
-            quality=QUALITY if self.quality is None else self.quality,
-            comment=text.get(A1111_CHUNK),
-            description=text.get(CHUNK),
-            xmp=stamps.xmp(from_image),
-            png_level=PNG_LEVEL,
-        )
-        return stamps.signed(data, self.file_format, from_image)
+        text = png_text(facts) if self.stamps.metadata and facts else {}
+
+        def file_of(pixels: Image, xmp: str | None) -> bytes:
+            return encode(
+                pixels,
+                self.file_format,
+                text,
+                quality=QUALITY if self.quality is None else self.quality,
+                comment=text.get(A1111_CHUNK),
+                description=text.get(CHUNK),
+                xmp=xmp,
+                png_level=PNG_LEVEL,
+            )
+
+        return self.stamps.applied(image, self.file_format, started_from_image(facts), file_of)
 
     def save(self, image: Image, facts: dict[str, Any], name: str = "") -> Path:
         """Save an image, and return the path of its file.

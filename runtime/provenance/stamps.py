@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,26 @@ class Stamps:
             from sd2rt.runtime.provenance.watermark import check_watermark_size
 
             check_watermark_size(width, height)
+
+    def applied(
+        self,
+        image: Image,
+        file_format: FileFormat,
+        from_image: bool,
+        encode: Callable[[Image, str | None], bytes],
+    ) -> bytes:
+        """Return a picture's file with all marks, in their order.
+
+        Args:
+            from_image: the picture started from an image.
+            encode: makes the file of the marked picture and the XMP packet, which is None without metadata.
+
+        Raises:
+            RequestError: the picture is too small for the watermark.
+            EngineError: signing failed.
+        """
+        data = encode(self.on_pixels(image), self.xmp(from_image))
+        return self.signed(data, file_format, from_image)
 
     def on_pixels(self, image: Image) -> Image:
         """Return the picture with the watermark, if one was asked for.

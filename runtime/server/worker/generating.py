@@ -305,18 +305,20 @@ def _finish(
     if generation.finish is not None:
         image = generation.finish(image)
     png = request.output_format == "png"
-    from_image = started_from_image(facts)
     # Settings reproduce the finished picture, not one on the way.
     written = stamps.metadata and not unfinished
-    data = encode(
-        stamps.on_pixels(image),
-        request.output_format,
-        png_text(facts) if written and png else {},
-        quality=request.compression,
-        comment=_infotext(facts) if written and not png else None,
-        xmp=stamps.xmp(from_image),
-    )
-    data = stamps.signed(data, request.output_format, from_image)
+
+    def file_of(pixels: Image, xmp: str | None) -> bytes:
+        return encode(
+            pixels,
+            request.output_format,
+            png_text(facts) if written and png else {},
+            quality=request.compression,
+            comment=_infotext(facts) if written and not png else None,
+            xmp=xmp,
+        )
+
+    data = stamps.applied(image, request.output_format, started_from_image(facts), file_of)
     assert planned.request.seed is not None
     return GeneratedImage(data, planned.request.seed, image.width, image.height)
 
