@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sd2rt.engines.address_space import require_address_space
 from sd2rt.engines.bundle.model_kinds import PartName
@@ -14,6 +16,21 @@ from sd2rt.engines.interface import Array, Engine
 from sd2rt.engines.openvino.engine import OpenVinoEngine
 from sd2rt.engines.openvino.graph import OpenVinoGraph
 from sd2rt.engines.telemetry import import_without_telemetry
+
+if TYPE_CHECKING:
+    import openvino
+
+
+@functools.cache
+def shared_core() -> openvino.Core:
+    """OpenVINO's core, one for the process, which is never freed.
+
+    Its CPU plugin gives the thread that compiles first another stack for signal handlers, and frees it with the core.
+    If another thread does that, the next signal in the first one is a segmentation fault (OpenVINO 2026.4): an
+    interrupt, for instance, after a pipeline was closed.
+    """
+    core: openvino.Core = import_without_telemetry("openvino").Core()
+    return core
 
 
 class OpenVinoBackend:
@@ -37,13 +54,13 @@ class OpenVinoBackend:
         # number of threads. With less, native code aborts, or a compilation fails.
         require_address_space("OpenVINO", 1200, 65)
         try:
-            openvino = import_without_telemetry("openvino")
+            import_without_telemetry("openvino")
         except ImportError:
             raise MissingDependencyError(f"OpenVINO is not installed: {install_hint('openvino')}") from None
         # fp16 weights are converted to float32 at compilation.
         self.precision: str = "fp32" if precision is None else precision
         self._bundle, self._threads, self._precision = bundle, threads, precision
-        self._core = openvino.Core()
+        self._core = shared_core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capabilities:
             raise RequestError(

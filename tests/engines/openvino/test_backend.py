@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 
 from sd2rt.engines.bundle.reader import open_bundle
@@ -21,7 +21,7 @@ def test_a_cpu_without_bfloat16(small_bundle: Path, monkeypatch: pytest.MonkeyPa
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino, "Core", OldCore)
+    monkeypatch.setattr("sd2rt.engines.openvino.backend.shared_core", OldCore)
     with pytest.raises(RequestError, match=r"no bfloat16 instructions .*: omit --precision"):
         OpenVinoBackend(open_bundle(small_bundle), threads=1, precision="bf16")
 
@@ -60,3 +60,28 @@ def test_requests_that_share_a_batch(small_bundle: Path) -> None:
             for request, output in zip(requests, together, strict=True):
                 alone = reference.generate([request])[0]
                 assert np.abs(np.asarray(output.images) - np.asarray(alone.images)).max() <= 2 / 255
+
+
+def test_a_signal_after_another_thread_has_closed(small_bundle: Path) -> None:
+    """The stack for signal handlers, which OpenVINO gives the thread that compiles, is not freed by others."""
+    code = f"""
+import faulthandler, gc, os, signal, threading
+faulthandler.disable()
+from pathlib import Path
+from sd2rt import Pipeline
+
+signal.signal(signal.SIGTERM, lambda *arguments: print("handled"))
+pipes = [Pipeline.open(Path({str(small_bundle)!r}), backend="openvino", threads=1)]
+pipes[0]("a", num_inference_steps=1)
+
+def close():
+    pipes.pop().close()
+    gc.collect()
+
+thread = threading.Thread(target=close)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    child = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (0, "handled\n"), child.stderr
