@@ -16,8 +16,9 @@ TEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# -rs lists the tests that are skipped, and why.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 -rs
+# -rs lists the tests that are skipped, and why. A process that dies ends the run: with one that replaces it,
+# pytest-xdist 3.8 waits without end once all other tests are done.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0 -rs
 INSTALLED := pyproject.toml constraints.txt
 
 .PHONY: demo test lint docs parity samplers bench performance clean
