@@ -19,7 +19,6 @@ from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Embeddings,
-    Latents,
     Manifest,
     PreviewMatrix,
     Source,
@@ -27,24 +26,20 @@ from sd2rt.engines.bundle.manifest import (
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, with_defaults
 from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
-from sd2rt.engines.bundle.schema import Part, Precision, exceeds_half
+from sd2rt.engines.bundle.schema import Latents, Part, Precision, exceeds_half
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
 from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
 from sd2rt.engines.printable import printable
+from sd2rt.engines.weights.graph_archive import GRAPH_REVISION
 from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.graphs.attention_scores import largest_scores
 from sd2rt.export.graphs.depth_module import DepthEstimator
-from sd2rt.export.graphs.graph_cache import (
-    installed_exporters,
-    make_part,
-    packaged_exporters,
-    packaged_file,
-)
+from sd2rt.export.graphs.graph_cache import installed_exporters, make_part, packaged_exporters, packaged_file
 from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.graphs.tiled_graph import tiled_part
@@ -311,6 +306,7 @@ def _latents(checkpoint: Checkpoint) -> Latents:
         vae_factor=2 ** (len(config["block_out_channels"]) - 1),
         # The published files omit it; diffusers' default is SD's value.
         scaling_factor=config.get("scaling_factor", 0.18215),
+        side_multiple=1,
     )
 
 
@@ -379,6 +375,7 @@ def key_facts(
         "depth_input": checkpoint.depth_input and checkpoint.depth_input.model_dump(mode="json"),
         "precision": precision,
         "opset": OPSET,
+        "graphs": GRAPH_REVISION,
         "schema": SCHEMA_VERSION,
         "exporter": dict(exporter),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -160,6 +162,20 @@ def small_upscaler_checkpoint(made_once: MadeOnce) -> Path:
 def small_bundle(small_checkpoint: Path, made_once: MadeOnce) -> Path:
     """The fp32 bundle of :func:`small_checkpoint`. Read only: copy it before damaging it."""
     return _bundle(made_once, str(small_checkpoint), "small")
+
+
+@pytest.fixture(scope="session")
+def earlier_bundle(small_bundle: Path, made_once: MadeOnce) -> Path:
+    """A bundle as earlier versions wrote it, whose denoiser takes latents in multiples of 8."""
+
+    def make(target: Path) -> None:
+        shutil.copytree(small_bundle, target)
+        path = target / "bundle.json"
+        data = json.loads(path.read_text())
+        del data["latents"]["side_multiple"], data["checksum"]
+        path.write_text(json.dumps(data))
+
+    return made_once("earlier-bundle", make)
 
 
 @pytest.fixture(scope="session")

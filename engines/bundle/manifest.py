@@ -26,7 +26,7 @@ from sd2rt.engines.bundle.model_kinds import (
 )
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH, Dimensions, check_interface
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
-from sd2rt.engines.bundle.schema import File, Model, Part, Precision, Sha256
+from sd2rt.engines.bundle.schema import File, Latents, Model, Part, Precision, Sha256
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
@@ -35,14 +35,6 @@ from sd2rt.engines.regular_file import read_regular
 
 SCHEMA_VERSION: Literal[4] = 4
 _MAX_SIZES_SHOWN = 4
-
-
-class Latents(Model):
-    """Latent space of the autoencoder."""
-
-    channels: int = Field(ge=1, le=1024)
-    vae_factor: int = Field(ge=1, le=64)
-    scaling_factor: float = Field(ge=1e-6, le=1e6)
 
 
 class Embeddings(Model):
@@ -220,7 +212,7 @@ class Manifest(Model):
         for width, height in self.native_sizes:
             for name, side in (("width", width), ("height", height)):
                 try:
-                    check_side(name, side)
+                    check_side(name, side, self.latents.size_multiple)
                 except RequestError as error:
                     raise ValueError(f"native_sizes: {error}") from None
         kind = KINDS[self.variant]

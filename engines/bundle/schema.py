@@ -1,13 +1,23 @@
-"""Component types of the manifest: files, tensors and parts."""
+"""Component types of the manifest: files, latents, tensors and parts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from sd2rt.engines.bundle.sizes import EARLIER_LATENT_MULTIPLE, SIZE_MULTIPLE
 
 Precision = Literal["fp32", "fp16"]
 ComputePrecision = Literal["bf16"]
@@ -43,6 +53,37 @@ class File(Model):
     path: RelativePath
     size: int = Field(ge=0, le=1 << 53)
     sha256: Sha256
+
+
+class Latents(Model):
+    """Latent space of the autoencoder."""
+
+    channels: int = Field(ge=1, le=1024)
+    vae_factor: int = Field(ge=1, le=64)
+    scaling_factor: float = Field(ge=1e-6, le=1e6)
+    side_multiple: Literal[1, 8] = EARLIER_LATENT_MULTIPLE
+    """Sides of latents that the denoiser takes are multiples of this; bundles of earlier versions do not state it."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of images, in pixels, are multiples of this."""
+        return SIZE_MULTIPLE * self.side_multiple
+
+    def sides(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of the latents of an image of this size in pixels.
+
+        Upscaled images can have any size: some denoisers need a padded one.
+        """
+        height, width = (-(-side // self.vae_factor // self.side_multiple) for side in (height, width))
+        return height * self.side_multiple, width * self.side_multiple
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bundle's identity does not change with the version of sd2rt that reads it.
+        entries: dict[str, Any] = serialize(self)
+        if self.side_multiple == EARLIER_LATENT_MULTIPLE:
+            del entries["side_multiple"]
+        return entries
 
 
 Dimension = (

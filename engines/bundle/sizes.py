@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from sd2rt.engines.errors import RequestError
 
-SIZE_MULTIPLE = 64
+SIZE_MULTIPLE = 8
+"""Sides of images are multiples of this many pixels, or of more: see ``Latents.size_multiple``."""
+SMALLEST_SIDE = 64
 LARGEST_SIDE = 4096
+EARLIER_LATENT_MULTIPLE: Literal[8] = 8
+"""Sides of latents are multiples of this in bundles of earlier versions, whose denoisers take no others."""
 _SIZE = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?")
 
 TILE = 128
@@ -27,25 +32,18 @@ def parse_size(text: str, *, square: bool = False) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def latent_sides(width: int, height: int, factor: int) -> tuple[int, int]:
-    """Height and width of the latents of an image, with ``factor`` pixels per latent along a side.
-
-    The denoiser needs sides that are multiples of 8; upscaled images of other sizes are padded.
-    """
-    return -(-height // factor // 8) * 8, -(-width // factor // 8) * 8
-
-
-def check_side(name: str, side: int) -> None:
-    """Check that a side in pixels is a multiple of 64 from 64 to 4096; the error suggests the nearest valid sides.
+def check_side(name: str, side: int, multiple: int = SIZE_MULTIPLE) -> None:
+    """Check that a side in pixels is a multiple of ``multiple`` from 64 to 4096; the error suggests the nearest valid
+    sides.
 
     Raises:
         RequestError: the side is invalid.
     """
-    if SIZE_MULTIPLE <= side <= LARGEST_SIDE and side % SIZE_MULTIPLE == 0:
+    if SMALLEST_SIDE <= side <= LARGEST_SIDE and side % multiple == 0:
         return
-    below = min(max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE), LARGEST_SIDE)
-    above = min(below + SIZE_MULTIPLE, LARGEST_SIDE)
+    below = min(max(side // multiple * multiple, SMALLEST_SIDE), LARGEST_SIDE)
+    above = min(below + multiple, LARGEST_SIDE)
     suggestion = f"{below} or {above}" if below < side < above else f"{below}"
     raise RequestError(
-        f"{name} {side} is not a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {LARGEST_SIDE}: use {suggestion}"
+        f"{name} {side} is not a multiple of {multiple} from {SMALLEST_SIDE} to {LARGEST_SIDE}: use {suggestion}"
     )

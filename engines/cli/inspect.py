@@ -149,6 +149,8 @@ def _loras(manifest: Manifest) -> dict[str, str]:
 def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
     noise, sampler, latents = manifest.noise, manifest.sampler, manifest.latents
     sizes = ", ".join(f"{width}x{height}" for width, height in manifest.native_sizes)
+    if manifest.low_resolution is None:
+        sizes += f"; others in multiples of {latents.size_multiple}"
     return {
         "name": manifest.name,
         "identity": manifest.identity,

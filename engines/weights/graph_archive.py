@@ -33,7 +33,7 @@ _OTHER_DATA = "rest"
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 """Packages whose versions determine an exported graph."""
 
-GRAPH_REVISION = 2
+GRAPH_REVISION = 3
 """Increment it when a part's computation or the structure of its graph changes for the same configuration.
 
 Archives of other revisions are not read. Moving or rewording the modules needs no new revision. A test compares the

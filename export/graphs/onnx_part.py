@@ -50,8 +50,8 @@ _DIMENSIONS = {
     "R": Dim("R", max=63),
     "P": Dim("P", max=63),
     "L": Dim("L", max=77 * 16),
-    "h": 8 * Dim("h8", max=64),
-    "w": 8 * Dim("w8", max=64),
+    "h": Dim("h", max=512),
+    "w": Dim("w", max=512),
 }
 
 

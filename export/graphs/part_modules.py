@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import CLIPTextModel
 
+from sd2rt.export.graphs.upsampling import take_any_side
+
 
 class TextEncoder(nn.Module):
     """Map token embeddings [B, 77, D] to a layer's output after the final norm [B, 77, D].
@@ -50,6 +52,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
+        take_any_side(unet)
         self.unet = unet
 
     def forward(

@@ -227,7 +227,7 @@ class ImageOptions(OptionGroup):
 
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Size in pixels, multiples of 64; default: the bundle's."),
+        typer.Option(metavar="WxH", help="Size in pixels, multiples of 8; default: the bundle's."),
     ] = None
     width: Annotated[
         int | None, typer.Option("--width", "-W", help="Width in pixels, instead of --size.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SMALLEST_SIDE
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.images.convert import as_array, described, eight_bits, is_array, over_white, to_bytes
 from sd2rt.runtime.images.read import MAX_PIXELS, ImageSource, check_size, read_image
@@ -48,13 +48,13 @@ def resized(image: Image, width: int, height: int) -> Image:
     return image.resize((width, height), Resampling.LANCZOS)
 
 
-def fitting_size(image: Image) -> tuple[int, int]:
-    """Return the image's width and height rounded down to multiples of 64 (at least 64).
+def fitting_size(image: Image, multiple: int) -> tuple[int, int]:
+    """Return the image's width and height rounded down to multiples of ``multiple`` (at least 64).
 
     Raises:
         RequestError: a side is larger than a request may have.
     """
-    width, height = (max(side // SIZE_MULTIPLE * SIZE_MULTIPLE, SIZE_MULTIPLE) for side in image.size)
+    width, height = (max(side // multiple * multiple, SMALLEST_SIDE) for side in image.size)
     if max(width, height) > LARGEST_SIDE:
         raise RequestError(
             f"the image is {image.width}x{image.height} pixels, but a side can be at most {LARGEST_SIDE}: "

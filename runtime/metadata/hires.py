@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.sizes import check_side, parse_size
+from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, check_side, parse_size
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.hires_upscalers import METHODS
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.sampler_names import find_sampler
-from sd2rt.runtime.request.second_pass import SecondPass
+from sd2rt.runtime.request.second_pass import PIXEL_METHODS, SecondPass
 
 _MAX_FACTOR = 64.0
 
@@ -34,7 +34,11 @@ def add_hires(settings: ImportedSettings, values: dict[str, str]) -> None:
         if text:
             second.fields[name.replace(" ", "_")] = text
     try:
-        second.fields |= _size(settings.fields, scale, resize)
+        size = _size(settings.fields, scale, resize)
+        # Its latents have an eighth of the sides, rounded down.
+        sides = {name: side // SIZE_MULTIPLE * SIZE_MULTIPLE for name, side in size.items()}
+        _check(sides)
+        second.fields |= sides
         if "strength" not in second.fields:
             raise ValueError("its denoising strength is missing")
     except (ValueError, OverflowError) as error:
@@ -48,6 +52,11 @@ def add_hires(settings: ImportedSettings, values: dict[str, str]) -> None:
             f"Hires upscaler {shown(upscaler)} is not available: Lanczos is used; the picture differs"
         )
         method = "lanczos"
+    if sides != size and method in PIXEL_METHODS:
+        settings.notes.append(
+            f"AUTOMATIC1111 enlarges to {'x'.join(map(str, size.values()))} and crops the latents of that: "
+            f"pixels are enlarged to {'x'.join(map(str, sides.values()))}; the picture differs"
+        )
     settings.notes += second.notes
     settings.second_pass = SecondPass(method, second.fields)
 
@@ -65,10 +74,10 @@ def _add_sampler(second: ImportedSettings, values: dict[str, str]) -> None:
 
 
 def _size(first: dict[str, Any], scale: str | None, resize: str | None) -> dict[str, int]:
-    """Width and height of the second pass.
+    """Width and height to which the first picture is enlarged.
 
     Raises:
-        ValueError: they cannot be made.
+        ValueError: they cannot be read, or the picture is cropped.
     """
     if "width" not in first:
         raise ValueError("the size of the first is missing or not supported")
@@ -84,9 +93,17 @@ def _size(first: dict[str, Any], scale: str | None, resize: str | None) -> dict[
         if not 0 < factor <= _MAX_FACTOR:
             raise ValueError("it is not a factor")
         sides = (int(width * factor), int(height * factor))
+    return {"width": sides[0], "height": sides[1]}
+
+
+def _check(sides: dict[str, int]) -> None:
+    """Check the size of the second pass.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     try:
-        for name, side in zip(("width", "height"), sides, strict=True):
+        for name, side in sides.items():
             check_side(name, side)
     except RequestError as error:
         raise ValueError(str(error)) from None
-    return {"width": sides[0], "height": sides[1]}

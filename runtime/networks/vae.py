@@ -8,8 +8,8 @@ from typing import Literal, cast
 
 import numpy as np
 
-from sd2rt.engines.bundle.manifest import Latents
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.schema import Latents
 from sd2rt.engines.interface import Engine, Float32Array, Session
 from sd2rt.runtime.tiling.statistics import CoarseGrid, TileStatistics, change
 from sd2rt.runtime.tiling.tiling import Tiling

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sd2rt.engines.bundle.model_kinds import ConditionName
-from sd2rt.engines.bundle.sizes import check_side, latent_sides
+from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
@@ -64,7 +64,7 @@ class Conditioning:
         """Size of the result, in pixels."""
         self.factor = manifest.latents.vae_factor
         """Pixels per latent, along a side."""
-        self.shape = (manifest.latents.channels, *latent_sides(self.width, self.height, self.factor))
+        self.shape = (manifest.latents.channels, *manifest.latents.sides(self.width, self.height))
         """Shape of the latents, [C, h, w]."""
         self._inputs = InputImages(request, self.width, self.height)
         self._warn_if_resized()
@@ -83,7 +83,7 @@ class Conditioning:
             return
         warnings.warn(
             f"the image is {image.width}x{image.height}: {_RESIZED[self._request.resize_mode]} to "
-            f"{self.width}x{self.height}, because sides must be multiples of 64",
+            f"{self.width}x{self.height}, because sides must be multiples of {self._manifest.latents.size_multiple}",
             stacklevel=2,
         )
 
@@ -248,7 +248,7 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
     Raises:
         RequestError: a side is out of range, or a size is requested for upscaling, where the input image sets it.
     """
-    image = request.image
+    image, multiple = request.image, manifest.latents.size_multiple
     if manifest.low_resolution is not None and image is not None:
         factor = manifest.latents.vae_factor
         for name in ("width", "height"):
@@ -260,7 +260,7 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
     if image is not None and not request.only_masked and (request.width is None or request.height is None):
         from sd2rt.runtime.images.init_image import fitting_size
 
-        width, height = fitting_size(image)
+        width, height = fitting_size(image, multiple)
     else:
         width, height = manifest.native_sizes[0]
     size = (
@@ -268,7 +268,7 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
         height if request.height is None else request.height,
     )
     for name, side in zip(("width", "height"), size, strict=True):
-        check_side(name, side)
+        check_side(name, side, multiple)
     return size
 
 

@@ -49,7 +49,8 @@ def prepare(networks: Networks, planned: PlannedRequest[Any], seed: int) -> list
     texts = guidance.apply(_texts(networks, request, len(plan.steps), any(guidance.guided)))
     _, h, w = conditioning.shape
     side = networks.tile if conditioning.tileable else max(h, w)
-    tiling = Tiling(h, w, side, side // 4 if conditioning.tileable else 0)
+    # Without tiles, latents of any side are one box.
+    tiling = Tiling(h, w, side, side // 4) if conditioning.tileable else Tiling(h, w, side, 0, multiple=1)
     manifest = networks.bundle.manifest
     jobs = []
     for index in range(request.num_images_per_prompt):

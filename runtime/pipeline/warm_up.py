@@ -12,7 +12,7 @@ import numpy as np
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side, latent_sides
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.denoising.buckets import Bucket, Buckets, batch_sizes, sizes_between
@@ -173,7 +173,7 @@ class WarmUp:
         """Calls of the other parts."""
         networks, latents = self._networks, self._networks.bundle.manifest.latents
         for width, height in self._traffic.sizes:
-            h, w = latent_sides(width, height, latents.vae_factor)
+            h, w = latents.sides(width, height)
             zeros = np.zeros((latents.channels, h, w), np.float32)
             yield partial(networks.vae.decode, zeros)
             if self._traffic.image_inputs and "encoder" in networks.bundle.manifest.parts:
@@ -190,7 +190,7 @@ class WarmUp:
 def latent_size(networks: Networks, width: int, height: int) -> tuple[int, int]:
     """Height and width of the latents that a denoiser call has for images of this size in pixels."""
     manifest = networks.bundle.manifest
-    h, w = latent_sides(width, height, manifest.latents.vae_factor)
+    h, w = manifest.latents.sides(width, height)
     # The upscaler denoises in tiles.
     return (h, w) if manifest.low_resolution is None else (min(h, networks.tile), min(w, networks.tile))
 
@@ -205,7 +205,7 @@ def _size(manifest: Manifest, size: Any) -> tuple[int, int]:
         raise RequestError(f"size {shown(repr_of(size))} is not a pair of width and height in pixels")
     for name, side in zip(("width", "height"), size, strict=True):
         if manifest.low_resolution is None:
-            check_side(name, side)
+            check_side(name, side, manifest.latents.size_multiple)
         elif not 1 <= side <= LARGEST_SIDE * manifest.latents.vae_factor:
             raise RequestError(f"{name} {side} is out of range")
     return size[0], size[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE, SMALLEST_SIDE
 from sd2rt.runtime.images.preparation import Enlargement, Preparation
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -144,9 +145,9 @@ class ModelInfo:
     """Unix time at which the bundle was written."""
     memory_bytes: int
     """Memory that it needs when loaded: its weights, and an estimate for one image."""
-    size_multiple: int = 64
-    smallest_side: int = 64
-    largest_side: int = 4096
+    size_multiple: int = SIZE_MULTIPLE
+    smallest_side: int = SMALLEST_SIDE
+    largest_side: int = LARGEST_SIDE
     upscale_factor: int | None = None
     """For upscalers: pixels of the result per pixel of the image, along a side. Sizes cannot be requested."""
     sampler: str = ""

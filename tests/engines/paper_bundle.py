@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from sd2rt.engines.bundle.files import describe
-from sd2rt.engines.bundle.manifest import SCHEMA_VERSION, Embeddings, Latents, Manifest, Source, Tokenizer
+from sd2rt.engines.bundle.manifest import SCHEMA_VERSION, Embeddings, Manifest, Source, Tokenizer
 from sd2rt.engines.bundle.model_kinds import KINDS, PartName
 from sd2rt.engines.bundle.part_interface import Dimensions, interface
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, default_sampler
-from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.schema import Latents, Part
 from sd2rt.engines.bundle.writer import BundleWriter
 
 OnPart = Callable[[BundleWriter, PartName], None]

@@ -15,6 +15,11 @@ from sd2rt.runtime.samplers import sampler_config
 
 SAMPLERS = ("ddim", "pndm", "euler", "dpmpp-2m")
 STEPS = (2, 3, 10, 25, 50)
+MULTIPLES_OF_8 = (
+    *((72, 64), (64, 88), (136, 120), (104, 72), (184, 112)),
+    *((88, 200), (120, 136), (168, 152), (248, 72)),
+)
+"""Widths and heights; latents have odd sides before the first, second or third halving."""
 PROMPT = "a lighthouse on a cliff at dusk, oil painting!"
 NEGATIVE = "blurry, text"
 
@@ -72,6 +77,15 @@ def test_sizes(request: Any, record: Any, variant: str, width: int, height: int)
     ours = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
     assert ours.shape == (1, height, width, 3)
     record("Sizes", f"{variant}, {width}x{height}, default sampler, 4 steps", *difference(ours, expected))
+
+
+@pytest.mark.parametrize(("width", "height"), MULTIPLES_OF_8)
+def test_sizes_in_multiples_of_8(base: Any, record: Any, width: int, height: int) -> None:
+    options: dict[str, Any] = {"num_inference_steps": 4, "width": width, "height": height}
+    expected = reference(base, seeds=[5], prompt=PROMPT, **options)
+    ours = base.pipeline(PROMPT, seed=5, output_type="np", **options).images
+    assert ours.shape == (1, height, width, 3)
+    record("Sizes in multiples of 8", f"base, {width}x{height}, 4 steps", *difference(ours, expected))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName
@@ -17,7 +18,7 @@ from sd2rt.runtime.request.request import make_request
 from sd2rt.runtime.samplers import sampler_config
 
 from .pipelines import other_task
-from .test_images import NEGATIVE, PROMPT, SAMPLERS, difference
+from .test_images import MULTIPLES_OF_8, NEGATIVE, PROMPT, SAMPLERS, difference
 
 TASKS: list[tuple[str, TaskName]] = [
     ("base", "image-to-image"),
@@ -182,6 +183,36 @@ def test_sizes(request: Any, record: Any, variant: str, task: TaskName, size: tu
     ours = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
     assert ours.shape == (1, size[1], size[0], 3)
     record("Sizes", f"{variant}, {task}, {size[0]}x{size[1]}", *difference(ours, expected))
+
+
+@pytest.mark.parametrize("size", MULTIPLES_OF_8)
+@pytest.mark.parametrize(
+    ("variant", "task"),
+    [
+        *(("base", "image-to-image"), ("inpainting", "inpainting")),
+        *(("depth", "depth-to-image"), ("upscaler", "upscaling")),
+    ],
+)
+def test_sizes_in_multiples_of_8(
+    request: Any,
+    record: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: str,
+    task: TaskName,
+    size: tuple[int, int],
+) -> None:
+    pair = request.getfixturevalue(variant)
+    if task == "upscaling":
+        # By default diffusers resizes these images to multiples of 4.
+        processor = VaeImageProcessor(vae_scale_factor=4, do_resize=False)
+        monkeypatch.setattr(pair.reference, "image_processor", processor)
+    options: dict[str, Any] = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
+    if task != "upscaling":
+        options["strength"] = 0.75
+    expected, _ = reference(pair, task, seeds=[5], prompt=PROMPT, **options)
+    ours = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
+    assert ours.shape == (1, size[1], size[0], 3)
+    record("Sizes in multiples of 8", f"{variant}, {task}, {size[0]}x{size[1]}", *difference(ours, expected))
 
 
 @pytest.mark.parametrize(("variant", "task"), TASKS)

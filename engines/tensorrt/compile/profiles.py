@@ -11,7 +11,7 @@ from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
 from sd2rt.engines.bundle.schema import Part, symbols_of
-from sd2rt.engines.bundle.sizes import TILE
+from sd2rt.engines.bundle.sizes import TILE, check_side
 from sd2rt.engines.errors import RequestError
 
 Rows = Literal["any", "guided", "unguided"]
@@ -84,7 +84,14 @@ def parse_batches(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def plan_engines(manifest: Manifest, parts: Sequence[PartName], shapes: Shapes) -> tuple[EnginePlan, ...]:
-    """Plan the engines that these parts need for these shapes; parts without an image size need one for all sizes."""
+    """Plan the engines that these parts need for these shapes; parts without an image size need one for all sizes.
+
+    Raises:
+        RequestError: the bundle does not take images of one of the sizes.
+    """
+    for size in shapes.sizes:
+        for name, side in zip(("width", "height"), size, strict=True):
+            check_side(name, side, manifest.latents.size_multiple)
     wanted: dict[tuple[PartName, _Sides], None] = {}
     for width, height in shapes.sizes:
         for name in parts:

@@ -61,7 +61,7 @@ class ServerConfig(BaseModel):
     max_queue: Count = 64
     max_images: int = Field(default=10, ge=1, le=10)
     max_steps: Annotated[int, Field(ge=1, le=1000)] = 150
-    max_side: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] = 1024
+    max_side: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 1024
     max_body_mb: Annotated[int, Field(ge=1, le=1024)] = 32
     max_bodies_mb: Annotated[int, Field(ge=1, le=65_536)] = 256
     max_image_pixels: Count | None = None

@@ -30,7 +30,7 @@ def require_reachable(
     waiting = seconds_of(others)
     now = monotonic()
     latents = pipeline.manifest.latents
-    shape = (latents.channels, planned.height // latents.vae_factor, planned.width // latents.vae_factor)
+    shape = (latents.channels, *latents.sides(planned.width, planned.height))
     group = object()
     works = [
         Work(

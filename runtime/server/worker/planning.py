@@ -78,7 +78,8 @@ def plan_generation(
         raise ServerError(
             "invalid_value", f"unknown request option {unknown[0][:60]!r}", param=unknown[0][:60]
         )
-    _check_limits(request, fields, max_steps)
+    multiple = manifest.latents.size_multiple
+    _check_limits(request, fields, max_steps, multiple)
     limit = MAX_PIXELS if max_image_pixels is None else max_image_pixels
     images = {_FIELD_OF[role]: _decoded(role, data, limit) for role, data in request.images.items()}
     seed = fields.pop("seed", None)
@@ -88,7 +89,7 @@ def plan_generation(
     finish: Callable[[Image], Image] | None = None
     finished: tuple[int, int] | None = None
     if request.preparation is not None:
-        painting = _painting(images, first, request.preparation, limit)
+        painting = _painting(images, first, request.preparation, limit, multiple)
         images = {"image": painting.image} | ({"mask_image": painting.mask} if painting.mask else {})
         finish, finished = painting.finish, painting.whole_size
     elif "mask_image" in images:
@@ -135,7 +136,9 @@ def plan_generation(
     )
 
 
-def _painting(images: dict[str, Any], request: Request[Any], settings: Preparation, limit: int) -> Painting:
+def _painting(
+    images: dict[str, Any], request: Request[Any], settings: Preparation, limit: int, multiple: int
+) -> Painting:
     """Prepare the image and its mask for the size of a request, by default that of the image.
 
     Raises:
@@ -148,7 +151,7 @@ def _painting(images: dict[str, Any], request: Request[Any], settings: Preparati
         mask = drawn_mask(images["mask_image"]) if "mask_image" in images else None
         width, height = request.width, request.height
         if width is None or height is None:
-            width, height = fitting_size(image)
+            width, height = fitting_size(image, multiple)
         if settings.only_masked:
             _check_whole(image)
         return Painting(image, mask, width, height, settings)
@@ -171,7 +174,7 @@ def _check_whole(image: Image) -> None:
         )
 
 
-def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps: int) -> None:
+def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps: int, multiple: int) -> None:
     steps = fields.get("num_inference_steps")
     lists = [
         value
@@ -196,7 +199,7 @@ def _check_limits(request: GenerationRequest, fields: dict[str, Any], max_steps:
         side = fields.get(name)
         if isinstance(side, int) and not isinstance(side, bool):
             try:
-                check_side(name, side)
+                check_side(name, side, multiple)
             except RequestError as error:
                 raise ServerError("size_not_supported", str(error), param="size") from None
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sd2rt.engines.bundle.manifest import Manifest
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SIZE_MULTIPLE
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SMALLEST_SIDE
 from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, Sd2rtError
 from sd2rt.engines.interface import Device
 from sd2rt.runtime.provenance.stamps import Stamps
@@ -104,6 +104,7 @@ class Worker:
     def _model(self, name: str, bundles: ServedBundles) -> ModelInfo:
         manifest = bundles.manifests[name]
         width, height = manifest.native_sizes[0]
+        multiple = manifest.latents.size_multiple
         return ModelInfo(
             id=name,
             kind=manifest.variant,
@@ -115,9 +116,9 @@ class Worker:
             license=manifest.license,
             created=bundles.created(name),
             memory_bytes=bundles.needed[name],
-            size_multiple=SIZE_MULTIPLE,
-            smallest_side=SIZE_MULTIPLE,
-            largest_side=min(LARGEST_SIDE, self._settings.max_side),
+            size_multiple=multiple,
+            smallest_side=SMALLEST_SIDE,
+            largest_side=min(LARGEST_SIDE, self._settings.max_side) // multiple * multiple,
             upscale_factor=None if manifest.low_resolution is None else manifest.latents.vae_factor,
             sampler=manifest.sampler.name,
             text_layers=manifest.embeddings.layers,

@@ -69,6 +69,35 @@ def test_identity_follows_every_entry(paper: Path) -> None:
     assert read_manifest(paper).identity != before
 
 
+def test_sides_of_latents(paper: Path) -> None:
+    """Bundles of earlier versions do not state a multiple, and keep their identity and their sizes."""
+    before = read_manifest(paper)
+    assert "side_multiple" not in json.loads(before.to_json())["latents"]
+    assert (before.latents.side_multiple, before.latents.size_multiple) == (8, 64)
+    assert before.latents.sides(width=100, height=128) == (16, 16)
+    edit(paper, lambda data: data["latents"].update(side_multiple=8))
+    assert read_manifest(paper).identity == before.identity
+    edit(paper, lambda data: data["latents"].update(side_multiple=1))
+    after = read_manifest(paper)
+    assert (after.latents.side_multiple, after.latents.size_multiple) == (1, 8)
+    assert after.latents.sides(width=136, height=120) == (15, 17)
+    assert after.identity != before.identity
+    assert Manifest.model_validate_json(after.to_json(), strict=True).latents == after.latents
+    edit(paper, lambda data: data.update(native_sizes=[[904, 600]]))
+    assert read_manifest(paper).native_sizes == ((904, 600),)
+
+
+def test_native_size_that_the_denoiser_does_not_take(paper: Path) -> None:
+    edit(paper, lambda data: data.update(native_sizes=[[904, 600]]))
+    assert "native_sizes: width 904 is not a multiple of 64 from 64 to 4096: use 896 or 960" in refusal(paper)
+
+
+@pytest.mark.parametrize("multiple", [0, 2, 4, 64, -8, "8", None])
+def test_multiple_that_no_denoiser_has(paper: Path, multiple: object) -> None:
+    edit(paper, lambda data: data["latents"].update(side_multiple=multiple))
+    assert "latents.side_multiple" in refusal(paper)
+
+
 _MATRIX = [[0.1, -0.2, 0.3]] * 4 + [[0.5, 0.4, 0.6]]
 
 

@@ -41,7 +41,7 @@ def test_one_number_is_no_size_where_it_was_not_allowed(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("side", [64, 128, 512, 4096])
+@pytest.mark.parametrize("side", [64, 72, 128, 520, 904, 4088, 4096])
 def test_side(side: int) -> None:
     check_side("width", side)
 
@@ -49,11 +49,24 @@ def test_side(side: int) -> None:
 @pytest.mark.parametrize(
     ("side", "near"),
     [
-        *((0, "64"), (-64, "64"), (63, "64"), (65, "64 or 128"), (500, "448 or 512")),
-        *((4095, "4032 or 4096"), (4097, "4096"), (8192, "4096")),
+        *((0, "64"), (-64, "64"), (56, "64"), (63, "64"), (65, "64 or 72"), (500, "496 or 504")),
+        *((4095, "4088 or 4096"), (4097, "4096"), (8192, "4096")),
     ],
 )
 def test_side_that_is_refused(side: int, near: str) -> None:
     with pytest.raises(RequestError) as caught:
         check_side("height", side)
+    assert str(caught.value) == f"height {side} is not a multiple of 8 from 64 to 4096: use {near}"
+
+
+@pytest.mark.parametrize(
+    ("side", "near"),
+    [
+        *((0, "64"), (-64, "64"), (63, "64"), (72, "64 or 128"), (500, "448 or 512"), (520, "512 or 576")),
+        *((4088, "4032 or 4096"), (4097, "4096"), (8192, "4096")),
+    ],
+)
+def test_side_that_a_bundle_of_an_earlier_version_refuses(side: int, near: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_side("height", side, 64)
     assert str(caught.value) == f"height {side} is not a multiple of 64 from 64 to 4096: use {near}"

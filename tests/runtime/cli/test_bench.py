@@ -169,7 +169,7 @@ def test_first_image_and_lean_process(small_bundle: Path, here: Path) -> None:
         ),
         (("--batch", "1,"), 2, "--batch '1,' is not a list of numbers of at least 1"),
         (("--batch", "two"), 2, "--batch 'two' is not a list of numbers of at least 1"),
-        (("--size", "100x64"), 2, "width 100 is not a multiple of 64"),
+        (("--size", "100x64"), 2, "width 100 is not a multiple of 8"),
         (("--size", "64"), 2, "--size '64' is not WxH"),
         (("--steps", "0"), 2, "num_inference_steps is 0"),
         (("--sampler", "magic"), 2, "no sampler is named 'magic'"),

@@ -37,7 +37,7 @@ def bundle(demo_half_bundle: Path, tmp_path: Path) -> Path:
         ),
         ((*RTX, "--sm", "89", "--portable"), 2, "--portable builds for every GPU, --sm for some"),
         ((*RTX, "--sm", "89", "--batch", "0"), 2, "--batch '0': its numbers do not rise"),
-        ((*RTX, "--sm", "89", "--size", "500"), 2, "width 500 is not a multiple of 64"),
+        ((*RTX, "--sm", "89", "--size", "500"), 2, "width 500 is not a multiple of 8"),
         ((*RTX, "--sm", "89", "--part", "unet"), 2, "--part 'unet': the parts are text_encoder, denoiser"),
         (
             (*RTX, "--sm", "89", "--refit", "all"),

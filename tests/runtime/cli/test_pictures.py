@@ -272,12 +272,12 @@ def test_image_to_image(sd2rt: Command, small_bundle: Path, pictures: Path) -> N
     facts = json.loads(said.out)
     assert (
         said.err
-        == "sd2rt: warning: the image is 100x70: resized to 64x64, because sides must be multiples of 64\n"
+        == "sd2rt: warning: the image is 100x70: resized to 96x64, because sides must be multiples of 8\n"
     )
     assert (facts["task"], facts["strength"], facts["width"], facts["height"]) == (
         "image-to-image",
         0.5,
-        64,
+        96,
         64,
     )
     with Image.open("out.png") as image:

@@ -54,10 +54,10 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--size", "500x512"), "width 500 is not a multiple of 64 from 64 to 4096: use 448 or 512"),
-        (("--size", "512x1"), "height 1 is not a multiple of 64 from 64 to 4096: use 64"),
-        (("--size", "0x64"), "width 0 is not a multiple of 64 from 64 to 4096: use 64"),
-        (("--size", "8192x64"), "width 8192 is not a multiple of 64 from 64 to 4096: use 4096"),
+        (("--size", "500x512"), "width 500 is not a multiple of 8 from 64 to 4096: use 496 or 504"),
+        (("--size", "512x1"), "height 1 is not a multiple of 8 from 64 to 4096: use 64"),
+        (("--size", "0x64"), "width 0 is not a multiple of 8 from 64 to 4096: use 64"),
+        (("--size", "8192x64"), "width 8192 is not a multiple of 8 from 64 to 4096: use 4096"),
         (("--size", "512"), "--size '512' is not WxH, such as 512x512"),
         (("--size", "-64x64"), "--size '-64x64' is not WxH, such as 512x512"),
         (("--size", "٦٤x64"), "--size '٦٤x64' is not WxH, such as 512x512"),

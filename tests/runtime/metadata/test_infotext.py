@@ -238,12 +238,19 @@ def test_what_is_written_of_that_grid_is_read(sampler: SamplerName, schedule: st
 
 
 def test_size_that_cannot_be_made() -> None:
-    found = imported("Size: 520x768, Seed: 1")
+    found = imported("Size: 524x768, Seed: 1")
     assert "width" not in found.fields
     assert found.notes == [
-        "Size 520x768 is not supported (width 520 is not a multiple of 64 from 64 to 4096: use 512 or 576): "
+        "Size 524x768 is not supported (width 524 is not a multiple of 8 from 64 to 4096: use 520 or 528): "
         "the bundle's default is used"
     ]
+
+
+@pytest.mark.parametrize("size", [(904, 600), (520, 768), (72, 4088)])
+def test_size_in_multiples_of_8(size: tuple[int, int]) -> None:
+    found = imported(f"Size: {size[0]}x{size[1]}, Seed: 1")
+    assert (found.fields["width"], found.fields["height"]) == size
+    assert found.notes == []
 
 
 def test_clip_skip_says_nothing_of_sd2_but_in_forge() -> None:

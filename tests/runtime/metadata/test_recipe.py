@@ -324,9 +324,9 @@ def test_latents_of_an_image_replace_it(small_bundle: Path) -> None:
             "Hires upscaler R-ESRGAN 4x+ is not available",
         ),
         (
-            "Hires upscale: 1.3, Hires upscaler: Latent",
+            "Hires upscale: 0.9, Hires upscaler: Latent",
             None,
-            "(Hires upscale: 1.3) is left out: width 83 is not a",
+            "(Hires upscale: 0.9) is left out: width 56 is not a",
         ),
         ("Hires resize: 128x128", None, "(Hires resize: 128x128) is left out: its picture is cropped"),
         ("Hires upscale: nan", None, "(Hires upscale: nan) is left out: it is not a factor"),
@@ -349,6 +349,25 @@ def test_forms_of_hires_fix(settings: str, method: str | None, note: str | None,
         assert recipe.second_pass is not None
         assert recipe.second_pass.fields["sampler"] == "euler-a"
     assert "strength" not in recipe.fields
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "note"),
+    [
+        ("Hires upscale: 1.5, Hires upscaler: Latent", (96, 192), None),
+        ("Hires upscale: 1.3, Hires upscaler: Latent", (80, 160), None),
+        ("Hires upscale: 1.3, Hires upscaler: Lanczos", (80, 160), "pixels are enlarged to 80x160"),
+        ("Hires resize: 0x190, Hires upscaler: Latent (nearest)", (88, 184), None),
+    ],
+)
+def test_hires_fix_to_odd_sizes(
+    settings: str, size: tuple[int, int], note: str | None, tmp_path: Path
+) -> None:
+    """AUTOMATIC1111 rounds the sides of latents down."""
+    recipe = read_recipe(write(tmp_path / "x.png", parameters=HIRES.format(settings)))
+    assert recipe.second_pass is not None
+    assert (recipe.second_pass.fields["width"], recipe.second_pass.fields["height"]) == size
+    assert any(note in said for said in recipe.notes) if note else not recipe.notes
 
 
 def test_options_and_the_second_pass(sd2rt: Command, stored: Path, tmp_path: Path) -> None:

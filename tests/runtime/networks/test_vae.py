@@ -167,7 +167,7 @@ def test_a_tile_that_knows_of_nothing_else_is_worked_on_as_ever(engines: Engines
     assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("size", [(40, 32), (16, 72), (48, 40)])
+@pytest.mark.parametrize("size", [(40, 32), (16, 72), (48, 40), (41, 31), (9, 75)])
 def test_no_call_is_larger_than_a_tile_and_all_are_of_one_shape(
     engines: Engines, size: tuple[int, int]
 ) -> None:

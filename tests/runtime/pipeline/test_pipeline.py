@@ -200,7 +200,7 @@ def test_not_finite_after_the_last_step_is_no_black_image(pipe: Pipeline) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"width": 100}, "width 100 is not a multiple of 64 from 64 to 4096: use 64 or 128"),
+        ({"width": 100}, "width 100 is not a multiple of 8 from 64 to 4096: use 96 or 104"),
         ({"height": 0}, "use 64"),
         ({"height": -64}, "use 64"),
         ({"width": 5000}, "use 4096"),

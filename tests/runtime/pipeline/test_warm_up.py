@@ -227,7 +227,7 @@ def test_on_a_cpu_each_part_is_launched(small_bundle: Path) -> None:
     ("arguments", "message"),
     [
         ({"sizes": []}, "no size"),
-        ({"sizes": [(64, 65)]}, "height 65 is not a multiple of 64"),
+        ({"sizes": [(64, 65)]}, "height 65 is not a multiple of 8"),
         ({"sizes": [64]}, "not a pair"),
         ({"sizes": [(64, "64")]}, "not a pair"),
         ({"prompts": 0}, "prompts is 0"),

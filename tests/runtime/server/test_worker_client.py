@@ -209,7 +209,7 @@ def test_an_urgent_request_overtakes(small: Serving) -> None:
     ("options", "code", "param", "words"),
     [
         ({"deadline_ms": 1, "fields": {"num_inference_steps": 900}}, "deadline_", "deadline_ms", "deadline"),
-        ({"fields": {"width": 100}}, "size_not_supported", "size", "64 or 128"),
+        ({"fields": {"width": 100}}, "size_not_supported", "size", "96 or 104"),
         ({"fields": {"sampler": "nothing"}}, "invalid_value", "sampler", "nothing"),
         ({"fields": {"image": "/etc/passwd"}}, "invalid_value", "image", "unknown request option"),
         ({"fields": {"seed": "a"}}, "invalid_value", "seed", "seed is 'a'"),

@@ -90,7 +90,7 @@ class ImageFields(BaseModel):
         default=None, description="Images."
     )
     size: Text | None = Field(
-        default=None, description="WIDTHxHEIGHT in pixels, multiples of 64; or auto, the default."
+        default=None, description="WIDTHxHEIGHT in pixels, multiples of 8; or auto, the default."
     )
     output_format: OutputFormat | None = None
     output_compression: Annotated[int, Strict(), Field(ge=0, le=100), FromFloat] | None = Field(

@@ -17,7 +17,7 @@ from sd2rt.engines.bundle.sampler_config import (
     SamplerName,
     schedules_of,
 )
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
+from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, SMALLEST_SIDE
 from sd2rt.runtime.request.presets import PRESETS
 from sd2rt.runtime.server.generation import ModelInfo
 from sd2rt.runtime.server.http.api.image_fields import EditFields, ImageFields, JobFields
@@ -119,7 +119,7 @@ def limited(properties: Schema, front: Front, models: Sequence[ModelInfo]) -> Sc
     limited = {
         "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": config.max_steps},
         "n": {"type": "integer", "minimum": 1, "maximum": config.max_images},
-        "size": {"type": "string", "enum": ["auto", *_sizes(config.max_side)]},
+        "size": {"type": "string", "pattern": _size_pattern(sides_of(config.max_side, models))},
         "loras": _loras(models),
     }
     if models:
@@ -147,15 +147,15 @@ def _loras(models: Sequence[ModelInfo]) -> Schema:
     return {"type": "array", "items": lora, "maxItems": 1}
 
 
-def _sizes(largest: int) -> list[str]:
-    """Square sizes, and the others up to 1024 pixels; the server takes any two sides."""
-    sides = range(SIZE_MULTIPLE, largest + 1, SIZE_MULTIPLE)
-    return [
-        f"{width}x{height}"
-        for width in sides
-        for height in sides
-        if width == height or max(width, height) <= 1024
-    ]
+def sides_of(largest: int, models: Sequence[ModelInfo]) -> list[int]:
+    """Sides of images that all models take, up to the server's limit."""
+    multiple = max((info.size_multiple for info in models), default=SIZE_MULTIPLE)
+    return list(range(SMALLEST_SIDE, largest + 1, multiple))
+
+
+def _size_pattern(sides: Sequence[int]) -> str:
+    either = "|".join(map(str, sides))
+    return f"^(auto|({either})x({either}))$"
 
 
 def _one_streamed_image() -> Schema:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
 from sd2rt.runtime.server.http.api.hf_routes import PARAMETERS, SCHEDULERS
 from sd2rt.runtime.server.http.api.image_fields import EditFields
-from sd2rt.runtime.server.http.api.openapi_bodies import IMAGE_TYPES, limited, schedule_rules
+from sd2rt.runtime.server.http.api.openapi_bodies import IMAGE_TYPES, limited, schedule_rules, sides_of
 from sd2rt.runtime.server.http.api.openapi_operations import BODY_ERRORS, json_content, operation
 from sd2rt.runtime.server.http.front import Front
 
@@ -26,7 +25,7 @@ def make_hf(front: Front) -> tuple[Schema, Schema]:
     models = [info for info in front.client.models.values() if "text-to-image" in info.tasks]
     fields = limited(EditFields.model_json_schema()["properties"], front, models)
     parameters = {name: fields[name] for name in PARAMETERS if name not in _OF_IMAGES}
-    sides = list(range(SIZE_MULTIPLE, front.config.max_side + 1, SIZE_MULTIPLE))
+    sides = sides_of(front.config.max_side, models)
     # One of both: a scheduler is a sampler too.
     parameters |= {
         "scheduler": {"enum": [*SCHEDULERS, *SAMPLER_OPTIONS]},

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from sd2rt.engines.bundle.model_kinds import KINDS, TaskName, kinds_for
 from sd2rt.engines.bundle.sampler_config import A1111Schedule, a1111_schedules_of, schedules_of
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, parse_size
+from sd2rt.engines.bundle.sizes import parse_size
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import GenerationRequest, ImageRole, LoraSet, ModelInfo
@@ -165,8 +165,8 @@ def _size(text: str | None, model: ModelInfo, largest: int) -> dict[str, int]:
             f"{model.id} enlarges an image {model.upscale_factor} times: leave size out",
             param="size",
         )
-    low, high = max(SIZE_MULTIPLE, model.smallest_side), min(model.largest_side, largest)
     multiple = model.size_multiple
+    low, high = model.smallest_side, min(model.largest_side, largest) // multiple * multiple
     if all(low <= side <= high and side % multiple == 0 for side in (width, height)):
         return {"width": width, "height": height}
     nearest = [

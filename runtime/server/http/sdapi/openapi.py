@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE
 from sd2rt.runtime.metadata.sampler_names import SAMPLERS, UNNAMED_SAMPLERS
 from sd2rt.runtime.server.generation import ModelInfo
+from sd2rt.runtime.server.http.api.openapi_bodies import sides_of
 from sd2rt.runtime.server.http.api.openapi_operations import (
     BODY_ERRORS,
     PLAIN_ERRORS,
@@ -159,7 +159,7 @@ def _generation(schema: Schema, front: Front, models: Sequence[ModelInfo], left_
     properties = {name: value for name, value in schema["properties"].items() if name not in left_out}
     config = front.config
     names = [*SAMPLERS.values(), *UNNAMED_SAMPLERS]
-    sides = list(range(SIZE_MULTIPLE, config.max_side + 1, SIZE_MULTIPLE))
+    sides = sides_of(config.max_side, models)
     properties |= {name: value for name, value in _REFUSED.items() if name in properties}
     properties |= {
         "scheduler": _SCHEDULER,

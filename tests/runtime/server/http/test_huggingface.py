@@ -85,7 +85,7 @@ def test_formats_and_seeds(demo_server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        ({"width": 100, "height": 128}, 400, "64x128"),
+        ({"width": 100, "height": 128}, 400, "96x128"),
         ({"width": 128}, 400, "height"),
         ({"extra_body": {"colour": "red"}}, 422, "colour"),
         ({"scheduler": "OtherScheduler"}, 422, "OtherScheduler"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sd2rt.engines.bundle.manifest import Manifest, read_manifest
 from sd2rt.engines.errors import RequestError
+from sd2rt.runtime.images.preparation import Preparation
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import MAX_PROMPT, GenerationRequest
 from sd2rt.runtime.server.worker.failures import server_error
@@ -128,6 +129,32 @@ def test_animated_and_damaged_images_are_refused(base: Manifest) -> None:
         assert refused(base, {"image": data}).code == "invalid_image"
 
 
+@pytest.mark.parametrize("size", [(72, 64), (904, 600), (136, 4088)])
+def test_sizes_in_multiples_of_8(base: Manifest, earlier_bundle: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    planned = plan(base, width=width, height=height)
+    assert (planned.width, planned.height) == size
+    error = refused(read_manifest(earlier_bundle), width=width, height=height)
+    assert error.code == "size_not_supported"
+    assert f"width {width} is not a multiple of 64 from 64 to 4096: use" in str(error)
+
+
+@pytest.mark.parametrize("settings", [None, Preparation(resize_mode="crop")])
+def test_an_image_to_start_from_decides_the_size(
+    base: Manifest, earlier_bundle: Path, settings: Preparation | None
+) -> None:
+    for manifest, expected in ((base, (200, 120)), (read_manifest(earlier_bundle), (192, 64))):
+        request = GenerationRequest(
+            request_id="a",
+            model="small",
+            fields={"prompt": "x", "strength": 0.5},
+            images={"image": file_of((203, 127))},
+            preparation=settings,
+        )
+        planned = plan_generation(request, manifest, max_steps=100, max_image_pixels=None)
+        assert (planned.width, planned.height) == expected
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -172,7 +199,7 @@ def test_a_mask_of_another_size_is_refused(small_inpainting_bundle: Path) -> Non
 
 def test_the_size_of_an_image_decides(base: Manifest) -> None:
     planned = plan(base, {"image": file_of((100, 130))})
-    assert (planned.width, planned.height) == (64, 128)
+    assert (planned.width, planned.height) == (96, 128)
 
 
 def test_the_size_of_an_upscaled_image_cannot_be_asked_for(small_upscaler_bundle: Path) -> None:

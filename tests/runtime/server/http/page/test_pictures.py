@@ -90,11 +90,11 @@ def test_image_to_image(visit: Visit) -> None:
     page = visit.open()
     visit.task("Image")
     visit.source(png((300, 150)))
-    # The shape stays, the area is the model's, and sides are multiples of 64.
-    assert page.inner_text("#sourceFacts") == "300\u00d7150 → 192\u00d764"
+    # The shape stays, the area is the model's, and sides are multiples of 8.
+    assert page.inner_text("#sourceFacts") == "300\u00d7150 → 184\u00d788"
     visit.fill(strength=0.5)
     visit.generate()
-    assert opened(visit.download()).size == (192, 64)
+    assert opened(visit.download()).size == (184, 88)
     assert page.locator("#inputs figcaption").all_inner_texts() == ["Image"]
 
 

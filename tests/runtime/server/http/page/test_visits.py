@@ -59,7 +59,7 @@ def test_queue(visit: Visit, demo_server: Server) -> None:
         (
             {"size": "other", "width": "100", "height": "64"},
             "size",
-            "size is 100x64, sides must be multiples of 64",
+            "size is 100x64, sides must be multiples of 8",
         ),
         (
             {"num_inference_steps": "51"},
