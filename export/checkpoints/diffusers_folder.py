@@ -36,7 +36,7 @@ from sd2rt.export.checkpoints.pipeline_configs import (
 )
 from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import OpenedCheckpoint
+from sd2rt.export.checkpoints.source import OpenedCheckpoint, license_files
 from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
 from sd2rt.export.checkpoints.variants import VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import WeightFile, open_pickle, open_safetensors, sha256
@@ -161,6 +161,7 @@ def open_folder(
         source=source,
         license=license,
         parts=FolderParts(folder, configs, files),
+        license_files=license_files(folder),
     )
 
 

@@ -37,7 +37,7 @@ from sd2rt.export.checkpoints.networks import assemble, skeleton, some_keys, str
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import CROSS_ATTENTION, refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import OpenedCheckpoint
+from sd2rt.export.checkpoints.source import OpenedCheckpoint, license_files
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import (
@@ -164,6 +164,7 @@ def open_single_file(
         source={path.name: digest if digest is not None else sha256(path, progress)},
         license=license,
         parts=SingleFileParts(file, keys, configs),
+        license_files=license_files(path.parent),
     )
 
 
