@@ -10,12 +10,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
     Latents,
@@ -28,7 +26,6 @@ from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
 from sd2rt.engines.bundle.schema import Part, Precision, exceeds_half
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
 from sd2rt.engines.printable import printable

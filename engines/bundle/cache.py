@@ -80,8 +80,8 @@ def complete_bundle(incomplete: str) -> list[str]:
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     """Resolve a path, a name or a Hub id to a folder, which may not exist.
 
-    A path comes first. A name is one in the cache; so is the id of a repository on the Hub whose bundle was pulled, or
-    whose checkpoint was built there.
+    A path comes first. A name is one in the cache; so is the id of a repository on the Hub whose bundle was pulled,
+    or whose checkpoint was built there.
     """
     # os.path, since pathlib raises for ~ of an unknown user, names that are too long, and loops of links.
     path = os.path.expanduser(bundle)
@@ -125,7 +125,8 @@ def require_bundle(bundle: str | os.PathLike[str]) -> None:
         name = bundle.rpartition("/")[2]
         raise BundleError(
             f"{bundle} is neither a folder nor a Hub id that was built or pulled: build a checkpoint with "
-            f"'sd2rt build {bundle}', or fetch a bundle with 'sd2rt pull {bundle}', then use it by this id or as {name}"
+            f"'sd2rt build {bundle}', or fetch a bundle with 'sd2rt pull {bundle}', then use it by this id or as "
+            f"{name}"
         )
     if _PULLED.fullmatch(bundle):
         raise BundleError(f"{bundle} was not pulled: fetch it with 'sd2rt pull {bundle}'")
@@ -177,7 +178,7 @@ def remember_pull(name: str, folder: Path, build_key: str) -> None:
 
 
 def pulled_bundle(name: str) -> Path | None:
-    """Folder of a bundle pulled as ``user/name`` or ``user/name@revision``; None if there is none, or it was replaced."""
+    """Folder of a bundle pulled as ``user/name`` or ``user/name@revision``; None if missing or replaced."""
     if _PULLED.fullmatch(name) is None:
         return None
     try:

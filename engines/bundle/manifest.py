@@ -295,7 +295,7 @@ class Manifest(Model):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the manifest without its engines, preview and licence files. Bundles with equal identities generate
+        """SHA-256 of the manifest without engines, preview and licence files. Bundles with equal identities generate
         the same images, up to each backend's tolerance."""
         import hashlib
 
@@ -321,7 +321,8 @@ class Manifest(Model):
 
     def _entries(self) -> dict[str, Any]:
         # Without licence files, earlier versions read the manifest too.
-        return self.model_dump(mode="json", exclude={CHECKSUM, *(() if self.license_files else ("license_files",))})
+        absent = {CHECKSUM} if self.license_files else {CHECKSUM, "license_files"}
+        return self.model_dump(mode="json", exclude=absent)
 
 
 def _to_text(data: dict[str, Any]) -> str:

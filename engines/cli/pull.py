@@ -27,7 +27,8 @@ _LARGE_BYTES = 1_000_000
 
 def pull(
     repository: Annotated[
-        str, typer.Argument(metavar="USER/NAME[@REVISION]", help="Repository with a bundle: sd2rt push made it.")
+        str,
+        typer.Argument(metavar="USER/NAME[@REVISION]", help="Repository with a bundle: sd2rt push made it."),
     ],
     output: Annotated[
         Path | None,

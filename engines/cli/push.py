@@ -16,7 +16,8 @@ def push(
     repository: Annotated[
         str,
         typer.Argument(
-            metavar="USER/NAME[@BRANCH]", help="Repository on the Hub; it and the branch are created if missing."
+            metavar="USER/NAME[@BRANCH]",
+            help="Repository on the Hub; it and the branch are created if missing.",
         ),
     ],
     engines: Annotated[bool, typer.Option("--engines", help="Upload compiled engines too.")] = False,

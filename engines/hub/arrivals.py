@@ -1,4 +1,4 @@
-"""Writing of bundles whose files arrive from elsewhere: each is verified on arrival, and resumed after an interruption."""
+"""Write bundles whose files arrive from elsewhere: each is verified on arrival, and resumed if interrupted."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def model_card(manifest: Manifest, repository: Repository) -> str:
         "sizes": sizes,
         "built from": manifest.source.name,
         "merged LoRAs": ", ".join(manifest.merged_loras) or "none",
-        "engines": ", ".join(sorted({f"{entry.backend} {entry.version}" for entry in manifest.engines})) or "none",
+        "engines": ", ".join(sorted({f"{entry.backend} {entry.version}" for entry in manifest.engines}))
+        or "none",
         "identity": f"`{manifest.identity}`",
         "megabytes": f"{size:.1f}",
         "licence": ", ".join([licence, *files]),
@@ -63,16 +64,24 @@ def _front_matter(manifest: Manifest, tasks: list[TaskName]) -> str:
     # The Hub has no task of its own for masks, depth or enlarging.
     tag = "text-to-image" if "text-to-image" in tasks else "image-to-image"
     known = _HUB_LICENSES.get(manifest.license)
-    lines = ["license: other", f"license_name: {_slug(manifest.license)}"] if known is None else [f"license: {known}"]
+    lines = (
+        ["license: other", f"license_name: {_slug(manifest.license)}"]
+        if known is None
+        else [f"license: {known}"]
+    )
     if known is None and manifest.license_files:
         lines.append(f"license_link: {manifest.license_files[0].path}")
     lines += ["library_name: sd2rt", f"pipeline_tag: {tag}", "tags:"]
-    lines += [f"- {tag}" for tag in ("sd2rt", "onnx", "stable-diffusion", f"stable-diffusion-2-{manifest.variant}")]
+    lines += [
+        f"- {tag}" for tag in ("sd2rt", "onnx", "stable-diffusion", f"stable-diffusion-2-{manifest.variant}")
+    ]
     return "\n".join(lines)
 
 
 def _slug(name: str) -> str:
-    words = "".join(letter if letter.isalnum() and letter.isascii() else " " for letter in name.lower()).split()
+    words = "".join(
+        letter if letter.isalnum() and letter.isascii() else " " for letter in name.lower()
+    ).split()
     return "-".join(words) or "unknown"
 
 

@@ -82,7 +82,9 @@ class HubClient:
         with self.errors(path):
             commit: str | None = self._hub.get_hf_file_metadata(url).commit_hash
         if commit is None:
-            raise BundleError(f"{self._endpoint} did not answer like the Hub (no X-Repo-Commit): check HF_ENDPOINT")
+            raise BundleError(
+                f"{self._endpoint} did not answer like the Hub (no X-Repo-Commit): check HF_ENDPOINT"
+            )
         return commit
 
     def read(self, path: str, commit: str, limit: int) -> bytes:
@@ -104,7 +106,7 @@ class HubClient:
     ) -> None:
         """Fetch the rest of a file and append it to ``partial``, which may be missing.
 
-        Never more than a byte beyond ``size`` is written. A connection that breaks is opened again, from the last byte.
+        Never more than a byte beyond ``size`` is written. A broken connection is opened again, from the last byte.
 
         Args:
             progress: called with the number of bytes of each block; negative if the file starts again.
@@ -195,7 +197,9 @@ class HubClient:
                 "'hf auth login'"
             ) from None
         except errors.RevisionNotFoundError:
-            raise BundleError(f"{name} has no revision {self.repository.revision or MAIN} on the Hub") from None
+            raise BundleError(
+                f"{name} has no revision {self.repository.revision or MAIN} on the Hub"
+            ) from None
         except errors.EntryNotFoundError:
             raise MissingFileError(f"{self.repository} has no {path} on the Hub") from None
         except errors.RepositoryNotFoundError:
@@ -213,15 +217,22 @@ class HubClient:
             # Of the file system, which the writer of the bundle explains; or of the network.
             if is_disk_full(error) or error.filename is not None:
                 raise
-            raise BundleError(f"{path} of {self.repository} could not be transferred ({_reason(error)})") from None
+            raise BundleError(
+                f"{path} of {self.repository} could not be transferred ({_reason(error)})"
+            ) from None
 
     def _refusal(self, error: Any) -> str:
         status = error.response.status_code
-        said = error.response.headers.get("X-Error-Message") or error.server_message or error.response.reason_phrase
+        said = (
+            error.response.headers.get("X-Error-Message")
+            or error.server_message
+            or error.response.reason_phrase
+        )
         reason = f"{status} {_one_line(str(said))}".rstrip()
         if status == 401:
             return (
-                f"the Hub refuses this user's token ({reason}): log in again with 'hf auth login', or correct HF_TOKEN"
+                f"the Hub refuses this user's token ({reason}): log in again with 'hf auth login', or correct "
+                "HF_TOKEN"
             )
         if status == 403:
             return f"this user's token does not allow this in {self.repository.id} ({reason})"

@@ -23,7 +23,7 @@ from sd2rt.engines.hub.client import HubClient, MissingFileError
 from sd2rt.engines.hub.repository import Repository
 
 Progress = Callable[[File, int], None]
-"""Called with a file and the number of its bytes that have arrived since the last call; negative if it starts again."""
+"""Called with a file and the bytes of it that arrived since the last call; negative if it starts again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ def _existing(target: Path, manifest: Manifest, replace: bool) -> tuple[Manifest
         return existing, False
     if there - wanted and not replace:
         raise BuildError(
-            f"{target} has engines that {len(wanted)} of the Hub would replace: add --force, or choose another folder "
-            "with -o"
+            f"{target} has engines that {len(wanted)} of the Hub would replace: add --force, or choose another "
+            "folder with -o"
         )
     return None, True
 

@@ -89,8 +89,8 @@ class Pipeline(LoadedBundle):
                 precision.
             loras: LoRAs to load at once, without opening a part twice; see :meth:`load_lora`.
             turns: turns at the device, shared by pipelines; None for its own.
-            safety: ``opennsfw``, ``module:function``, or a function that takes a picture and returns True to refuse it;
-                an output with a refused image is an UnsafeContentError.
+            safety: ``opennsfw``, ``module:function``, or a function that takes a picture and returns True to refuse
+                it; an output with a refused image is an UnsafeContentError.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.

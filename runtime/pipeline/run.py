@@ -58,7 +58,9 @@ class Run(Generic[Images]):
         safety: Safety | None = None,
     ) -> None:
         if safety is not None and any(each.request.output_type == "latent" for each in planned):
-            raise RequestError("the safety check needs pixels, and output_type is 'latent': use 'pil' or 'np'")
+            raise RequestError(
+                "the safety check needs pixels, and output_type is 'latent': use 'pil' or 'np'"
+            )
         self._safety = safety
         self._loop, self._begun, self._facts = loop, time.monotonic(), facts
         self.request_id = secrets.token_hex(4) if request_id is None else request_id

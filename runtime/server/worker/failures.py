@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, RequestError, UnsafeContentError
+from sd2rt.engines.errors import (
+    EngineError,
+    NotFiniteError,
+    OutOfMemoryError,
+    RequestError,
+    UnsafeContentError,
+)
 from sd2rt.runtime.images.read import TooManyPixelsError
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.scheduling.admission import DeadlineUnreachableError, QueueFullError

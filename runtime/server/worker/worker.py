@@ -76,9 +76,7 @@ class Worker:
         if (loaded := loading.result()) is None:
             return
         bundles, stamps = loaded
-        generator = Generator(
-            bundles, self._settings, stamps, self._preparing, self._finishing, self._safety
-        )
+        generator = Generator(bundles, self._settings, stamps, self._preparing, self._finishing, self._safety)
         reporting = asyncio.create_task(self._report(bundles))
         try:
             while (frame := await receiving) is not None:

@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._route()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -202,7 +202,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = f"{request['organization']}/{request['name']}"
         if request["organization"] != "user":
-            self._answer(403, {"X-Error-Message": "You don't have the rights to create a model under this namespace"})
+            self._answer(
+                403, {"X-Error-Message": "You don't have the rights to create a model under this namespace"}
+            )
         elif name in self.hub.repos:
             self._json({"error": "You already created this model repo"}, 409)
         else:
@@ -232,7 +234,11 @@ class Handler(BaseHTTPRequestHandler):
         elif action == "preupload":
             asked = json.loads(body)["files"]
             answer = [
-                {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LARGE else "regular", "shouldIgnore": False}
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["size"] >= LARGE else "regular",
+                    "shouldIgnore": False,
+                }
                 for f in asked
             ]
             self._json({"files": answer})
@@ -255,7 +261,12 @@ class Handler(BaseHTTPRequestHandler):
         start = int(dict(part.split("=") for part in urlsplit(self.path).query.split("&")).get("cursor", "0"))
         names = sorted(files)
         listed = [
-            {"type": "file", "path": path, "size": len(files[path]), "oid": hashlib.sha1(files[path]).hexdigest()}
+            {
+                "type": "file",
+                "path": path,
+                "size": len(files[path]),
+                "oid": hashlib.sha1(files[path]).hexdigest(),
+            }
             for path in names[start : start + PAGE]
         ]
         more = start + PAGE < len(names)
@@ -268,7 +279,9 @@ class Handler(BaseHTTPRequestHandler):
         for item in request["objects"]:
             action = {"upload": {"href": f"{self.hub.endpoint}/upload/{item['oid']}", "header": {}}}
             there = item["oid"] in self.hub.blobs
-            objects.append({"oid": item["oid"], "size": item["size"]} | ({} if there else {"actions": action}))
+            objects.append(
+                {"oid": item["oid"], "size": item["size"]} | ({} if there else {"actions": action})
+            )
         self._json({"transfer": "basic", "objects": objects})
 
     def _uploaded(self, oid: str, body: bytes) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from .hub_server import LocalHub
 
-_UNSET = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HOME")
+_UNSET = (
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "DISABLE_TELEMETRY",
+    "DO_NOT_TRACK",
+    "HF_HOME",
+)
 
 
 @dataclass
@@ -67,4 +74,6 @@ class Machine:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Files of a folder by path, as a repository has them."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

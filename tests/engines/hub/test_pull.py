@@ -91,7 +91,9 @@ def test_revisions_are_branches_tags_or_commits(machine: Machine, hub: LocalHub,
         )
 
 
-def test_a_killed_pull_goes_on_where_it_was(machine: Machine, published: dict[str, bytes], hub: LocalHub) -> None:
+def test_a_killed_pull_goes_on_where_it_was(
+    machine: Machine, published: dict[str, bytes], hub: LocalHub
+) -> None:
     reached, go_on = threading.Event(), threading.Event()
     hub.stop_after[WEIGHTS] = (2_000_000, reached, go_on)
     child = machine.start("pull", NAME)

@@ -81,7 +81,9 @@ def test_a_branch_is_made(machine: Machine, hub: LocalHub, paper: Path) -> None:
 def test_each_refusal_has_its_own_line(machine: Machine, hub: LocalHub, paper: Path) -> None:
     assert "hf auth login" in machine.refused(3, "push", paper, NAME)
     assert "refuses this user's token" in machine.refused(3, "push", paper, NAME, HF_TOKEN="hf_wrong")
-    assert "does not allow this in other/paper" in machine.refused(3, "push", paper, "other/paper", HF_TOKEN=TOKEN)
+    assert "does not allow this in other/paper" in machine.refused(
+        3, "push", paper, "other/paper", HF_TOKEN=TOKEN
+    )
     assert "HF_HUB_OFFLINE" in machine.refused(3, "push", paper, NAME, HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")
     line = machine.refused(3, "push", paper, NAME, HF_TOKEN=TOKEN, HF_ENDPOINT="http://127.0.0.1:9")
     assert "cannot be reached" in line

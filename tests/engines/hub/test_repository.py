@@ -15,8 +15,24 @@ def test_a_reference_is_written_as_it_was_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "name", "user/", "/name", "a/b/c", "user/name@", "user/na me", "user/na@v 1", "us..er/name", "user/name.git"]
-    + ["user/na--me", "-user/name", "user/name-", "user/name@a@b", "user/" + "n" * 96, "user/name@v\n"],
+    [
+        "",
+        "name",
+        "user/",
+        "/name",
+        "a/b/c",
+        "user/name@",
+        "user/na me",
+        "user/na@v 1",
+        "us..er/name",
+        "user/name.git",
+        "user/na--me",
+        "-user/name",
+        "user/name-",
+        "user/name@a@b",
+        "user/" + "n" * 96,
+        "user/name@v\n",
+    ],
 )
 def test_what_the_hub_cannot_name_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="user/name@revision"):

@@ -20,7 +20,14 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.serving.server_process import Server
-from sd2rt import AsyncPipeline, EngineError, MissingDependencyError, Pipeline, RequestError, UnsafeContentError
+from sd2rt import (
+    AsyncPipeline,
+    EngineError,
+    MissingDependencyError,
+    Pipeline,
+    RequestError,
+    UnsafeContentError,
+)
 from sd2rt.engines.demo.build import build_demo
 from sd2rt.runtime.provenance.safety import load_safety
 
@@ -149,7 +156,9 @@ def test_python_returns_no_refused_picture(demo: Path) -> None:
     refused = ""
     with Pipeline.open(demo, safety=flags) as pipe:
         passed = pipe("a red circle", **options).images
-        assert [digest(image) for image in passed] == [digest(image) for image in images] == [*map(digest, seen)]
+        assert (
+            [digest(image) for image in passed] == [digest(image) for image in images] == [*map(digest, seen)]
+        )
         refused = digest(images[1])
         with pytest.raises(UnsafeContentError, match="refuses the image"):
             pipe("a red circle", **options)
@@ -207,7 +216,9 @@ def test_a_check_that_fails_passes_nothing_on(
 
 
 def test_previews_are_refused(sd2rt: Command, here: Path, demo: Path, flag: Callable[..., None]) -> None:
-    said = sd2rt("run", demo, "a red circle", *FAST, "--safety", "rules:flags", "--preview", "p", "-o", "a.png")
+    said = sd2rt(
+        "run", demo, "a red circle", *FAST, "--safety", "rules:flags", "--preview", "p", "-o", "a.png"
+    )
     assert (said.code, said.out) == (2, "")
     assert "--preview shows images before --safety can check them" in said.err
 
@@ -297,7 +308,12 @@ def test_the_extra_brings_onnxruntime_which_overwrites_that_of_cuda(tmp_path: Pa
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--report", str(report)]
     done = subprocess.run(
-        [*command, *extras["safety"]], capture_output=True, text=True, timeout=300, env=os.environ, check=False
+        [*command, *extras["safety"]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"the package index did not answer: {done.stderr.strip().splitlines()[-1][:200]}")
