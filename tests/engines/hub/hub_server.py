@@ -92,7 +92,9 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         hub = self.hub
         body = self._body()
-        path = unquote(urlsplit(self.path).path)
+        # Slashes of a branch's name are quoted.
+        quoted = urlsplit(self.path).path
+        path = unquote(quoted)
         hub.asked.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if hub.status is not None:
@@ -111,12 +113,12 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self._create(json.loads(body), token)
-        elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(\w+)(?:/(.+))?", path)) is not None:
-            self._api(match[1], match[2], match[3] or "main", body, token)
+        elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(\w+)(?:/([^/]+))?", quoted)) is not None:
+            self._api(match[1], match[2], unquote(match[3] or "main"), body, token)
         elif (match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)) is not None:
             self._batch(json.loads(body))
-        elif (match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)) is not None:
-            self._resolve(match[1], match[2], match[3], token)
+        elif (match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", quoted)) is not None:
+            self._resolve(match[1], unquote(match[2]), unquote(match[3]), token)
         else:
             self._answer(404)
 
@@ -206,7 +208,8 @@ class Handler(BaseHTTPRequestHandler):
                 403, {"X-Error-Message": "You don't have the rights to create a model under this namespace"}
             )
         elif name in self.hub.repos:
-            self._json({"error": "You already created this model repo"}, 409)
+            url = f"{self.hub.endpoint}/{name}"
+            self._json({"error": "You already created this model repo", "url": url}, 409)
         else:
             self.hub.repos[name] = Repo(private=request.get("visibility") == "private")
             self.hub.repos[name].commit({".gitattributes": b"*.onnx filter=lfs\n"})
