@@ -16,12 +16,19 @@ from sd2rt.engines.bundle.shared_files import take_shared
 from sd2rt.engines.bundle.writer import BUNDLE_NAMES, PROGRESS, BundleWriter
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.json_text import parse_json
+from sd2rt.engines.printable import repr_of, shown
 from sd2rt.engines.regular_file import read_regular
 
 Fetch = Callable[[File, Path], None]
 """Fetches what a partial file lacks, and appends it; the file may be missing."""
 
 _PARTIAL = ".arriving"
+
+# Far above any bundle of Stable Diffusion 2: limits for manifests that are made to fill a disk.
+_MAX_FILES = 10_000
+_MAX_BYTES = 1 << 40
+_MAX_NAME_BYTES = 200
+_MAX_PATH_BYTES = 1000
 
 
 class Arrivals(BundleWriter):
@@ -39,9 +46,7 @@ class Arrivals(BundleWriter):
         self.manifest = manifest
         self.files = (*manifest.files, *manifest.engine_files)
         self._refused = False
-        for file in self.files:
-            if PurePosixPath(file.path).parts[0] not in BUNDLE_NAMES - {MANIFEST}:
-                raise BundleError(f"the manifest lists {file.path}, which no bundle has")
+        _check_files(self.files)
         super().__init__(
             target, _key(manifest), needed_bytes=sum(file.size for file in self.files), replace=replace
         )
@@ -134,6 +139,29 @@ class Arrivals(BundleWriter):
         if not os.path.isfile(self.folder / PROGRESS):
             with atomic_write(self.folder / PROGRESS) as temporary:
                 temporary.write_text(json.dumps({"key": self._key, "parts": {}}))
+
+
+def _check_files(files: tuple[File, ...]) -> None:
+    """Check that files of a manifest from elsewhere can be a bundle's, before any is written.
+
+    Raises:
+        BundleError: there are too many or too large ones, or a path that cannot be written.
+    """
+    total = sum(file.size for file in files)
+    if len(files) > _MAX_FILES or total > _MAX_BYTES:
+        raise BundleError(
+            f"the manifest lists {len(files)} files of {total / 1e9:.1f} GB, which no bundle has"
+        )
+    paths = {file.path for file in files}
+    for path in sorted(paths):
+        pure = PurePosixPath(path)
+        if (
+            pure.parts[0] not in BUNDLE_NAMES - {MANIFEST}
+            or len(path.encode(errors="replace")) > _MAX_PATH_BYTES
+            or any(len(name.encode(errors="replace")) > _MAX_NAME_BYTES for name in pure.parts)
+            or any(str(parent) in paths for parent in pure.parents)
+        ):
+            raise BundleError(f"the manifest lists {shown(repr_of(path))}, which no bundle has")
 
 
 def _key(manifest: Manifest) -> str:

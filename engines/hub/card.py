@@ -11,7 +11,9 @@ WRITTEN_BY_PUSH = "<!-- written by sd2rt push, which replaces it; without this l
 
 _HUB_LICENSES = {
     "CreativeML Open RAIL++-M": "openrail++",
+    "CreativeML OpenRAIL-M": "creativeml-openrail-m",
     "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
 }
 """The Hub's names of licences; for others a card has ``other`` and the name."""
 

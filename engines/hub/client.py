@@ -5,6 +5,7 @@ huggingface_hub's own downloads discard a file that was interrupted; :meth:`HubC
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 5
 """Attempts in a row in which a file does not grow."""
 _PAUSE_S = 1.0
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 class MissingFileError(BundleError):
@@ -81,7 +83,7 @@ class HubClient:
         url = self._url(path, self.repository.revision or MAIN)
         with self.errors(path):
             commit: str | None = self._hub.get_hf_file_metadata(url).commit_hash
-        if commit is None:
+        if commit is None or _COMMIT.fullmatch(commit) is None:
             raise BundleError(
                 f"{self._endpoint} did not answer like the Hub (no X-Repo-Commit): check HF_ENDPOINT"
             )
@@ -203,6 +205,10 @@ class HubClient:
         except errors.EntryNotFoundError:
             raise MissingFileError(f"{self.repository} has no {path} on the Hub") from None
         except errors.RepositoryNotFoundError:
+            if self._lacks_owner():
+                raise BundleError(
+                    f"the Hub has no user or organization {self.repository.user}: check the spelling"
+                ) from None
             raise BundleError(
                 f"{name} is not on the Hub, or is private: check the spelling, or log in with 'hf auth login'"
             ) from None
@@ -220,6 +226,21 @@ class HubClient:
             raise BundleError(
                 f"{path} of {self.repository} could not be transferred ({_reason(error)})"
             ) from None
+
+    def _lacks_owner(self) -> bool:
+        """Return whether the Hub knows neither a user nor an organization of the repository's first name."""
+        errors, owner = self._hub.errors, self.repository.user
+        for overview in (self.api.get_user_overview, self.api.get_organization_overview):
+            try:
+                overview(owner)
+            except errors.HfHubHTTPError as error:
+                if error.response.status_code != 404:
+                    return False
+            except errors.HTTPError:
+                return False
+            else:
+                return False
+        return True
 
     def _refusal(self, error: Any) -> str:
         status = error.response.status_code

@@ -133,7 +133,9 @@ def test_a_bundle_carries_the_licence_beside_the_weights(
     assert {file.path: (target / file.path).read_bytes() for file in manifest.license_files} == {
         f"license/{name}": text for name, text in texts.items()
     }
-    assert manifest.license == plain.license
+    assert manifest.license == plain.license == "CreativeML Open RAIL++-M"
+    (folder / "README.md").write_bytes(b"---\nlicense: other\nlicense_name: my-terms\n---\n")
+    assert build(open_checkpoint(str(folder)), target, replace=True).manifest.license == "my-terms"
 
 
 def test_second_build_does_nothing(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:

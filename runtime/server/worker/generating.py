@@ -18,6 +18,7 @@ from sd2rt.runtime.images.depth_map import depth_image
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
 from sd2rt.runtime.metadata.png import Facts, png_text, started_from_image
+from sd2rt.runtime.metadata.save import name_of
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
 from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.pipeline import Pipeline
@@ -341,7 +342,8 @@ def _finish(
             xmp=xmp,
         )
 
-    data = stamps.applied(image, request.output_format, started_from_image(facts), file_of)
+    name = f"image {name_of(facts)}"
+    data = stamps.applied(image, request.output_format, started_from_image(facts), file_of, name)
     assert planned.request.seed is not None
     return GeneratedImage(data, planned.request.seed, image.width, image.height)
 

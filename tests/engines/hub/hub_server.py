@@ -49,6 +49,8 @@ class LocalHub:
     """State of the server, and its record of requests."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
+    users: tuple[str, ...] = ("user",)
+    organizations: tuple[str, ...] = ("team",)
     blobs: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     """Method, path and range of each request."""
@@ -59,7 +61,11 @@ class LocalHub:
     """Paths at the host of large files that a token was sent to."""
     ranges: bool = True
     status: int | None = None
-    """Answer everything with this status."""
+    """Answer requests with this status."""
+    failing: tuple[str, ...] = ("HEAD", "GET", "POST", "PUT")
+    """Methods of these requests."""
+    message: str = ""
+    """With this error."""
     damage: Callable[[str, bytes], bytes] = lambda path, content: content
     """Changes a file's bytes on their way."""
     cut_after: dict[str, int] = field(default_factory=dict)
@@ -97,8 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(quoted)
         hub.asked.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if hub.status is not None:
-            self._answer(hub.status)
+        if hub.status is not None and self.command in hub.failing:
+            self._json({"error": hub.message}, hub.status)
         elif path.startswith("/cdn/"):
             if token:
                 hub.leaked.append(path)
@@ -113,6 +119,12 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self._create(json.loads(body), token)
+        elif (match := re.fullmatch(r"/api/(users|organizations)/([^/]+)/overview", quoted)) is not None:
+            known = hub.users if match[1] == "users" else hub.organizations
+            if match[2] in known:
+                self._json({"user": match[2], "name": match[2], "fullname": match[2], "avatarUrl": ""})
+            else:
+                self._json({"error": "This user does not exist"}, 404)
         elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(\w+)(?:/([^/]+))?", quoted)) is not None:
             self._api(match[1], match[2], unquote(match[3] or "main"), body, token)
         elif (match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)) is not None:

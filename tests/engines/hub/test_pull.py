@@ -5,9 +5,11 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
 from sd2rt.engines.bundle.manifest import MANIFEST, read_manifest
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.demo.build import build_demo
@@ -193,20 +195,127 @@ def test_damaged_bytes_are_refused_and_nothing_is_left(
     assert machine.run("pull", NAME).returncode == 0
 
 
-@pytest.mark.parametrize("place", ["../outside", "progress.json", "other/model.onnx", ".arriving/x"])
+def _altered(published: dict[str, bytes], change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The manifest after a change of its entries, with a checksum that fits."""
+    data = json.loads(published[MANIFEST])
+    change(data)
+    del data[CHECKSUM]
+    return json.dumps({**data, CHECKSUM: checksum(data)}).encode()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../outside",
+        "/tmp/outside",
+        "denoiser/../../outside",
+        "C:outside",
+        "..\\outside",
+        "progress.json",
+        "other/model.onnx",
+        ".arriving/x",
+        "denoiser/model.onnx/x",
+        "decoder",
+        "license/" + "n" * 300,
+        "denoiser/" + "d/" * 600 + "x",
+    ],
+)
 def test_a_manifest_that_leads_elsewhere_is_refused(
     machine: Machine, published: dict[str, bytes], hub: LocalHub, place: str
 ) -> None:
-    from sd2rt.engines.bundle.checksum import CHECKSUM, checksum
-
-    data = json.loads(published[MANIFEST])
-    data["tokenizer"]["file"]["path"] = place
-    del data[CHECKSUM]
-    text = json.dumps({**data, CHECKSUM: checksum(data)}).encode()
+    text = _altered(published, lambda data: data["tokenizer"]["file"].update(path=place))
     hub.repos[NAME].commit({**published, MANIFEST: text, place: published["tokenizer.json"]})
     machine.refused(3, "pull", NAME)
     assert machine.leftovers() == []
-    assert not (machine.cache / "outside").exists()
+    assert not list(machine.home.rglob("*outside*"))
+
+
+def _too_large(data: dict[str, Any]) -> None:
+    data["tokenizer"]["file"]["size"] = 1 << 52
+
+
+def _too_many(data: dict[str, Any]) -> None:
+    file = data["tokenizer"]["file"]
+    data["license_files"] = [{**file, "path": f"license/{number}"} for number in range(10_001)]
+
+
+@pytest.mark.parametrize("change", [_too_large, _too_many])
+def test_a_manifest_that_would_fill_the_disk_is_refused(
+    machine: Machine, published: dict[str, bytes], hub: LocalHub, change: Callable[[dict[str, Any]], None]
+) -> None:
+    hub.repos[NAME].commit({**published, MANIFEST: _altered(published, change)})
+    assert "which no bundle has" in machine.refused(3, "pull", NAME)
+    assert machine.leftovers() == []
+
+
+def test_a_manifest_without_end_is_refused(
+    machine: Machine, published: dict[str, bytes], hub: LocalHub
+) -> None:
+    hub.repos[NAME].commit({**published, MANIFEST: b" " * ((64 << 20) + 1)})
+    assert "has more than" in machine.refused(3, "pull", NAME)
+    assert machine.leftovers() == []
+
+
+def test_a_file_is_not_written_through_a_link(
+    machine: Machine, published: dict[str, bytes], hub: LocalHub
+) -> None:
+    """Links in the folder of an interrupted pull, which another program has put there."""
+    reached, go_on = threading.Event(), threading.Event()
+    hub.stop_after[WEIGHTS] = (2_000_000, reached, go_on)
+    child = machine.start("pull", NAME)
+    assert reached.wait(60)
+    while not _partial_of(machine):
+        assert child.poll() is None
+    child.kill()
+    child.communicate()
+    go_on.set()
+    victim = machine.home / "victim"
+    victim.write_bytes(b"mine")
+    (partial,) = _partial_of(machine)
+    partial.unlink()
+    partial.symlink_to(victim)
+    building = machine.cache / "bundles" / ".paper.building"
+    outside = machine.home / "outside"
+    outside.mkdir()
+    (building / "text_encoder").symlink_to(outside)
+    (building / "tokenizer.json").unlink()
+    (building / "tokenizer.json").symlink_to(victim)
+    machine.run("pull", NAME)
+    assert victim.read_bytes() == b"mine"
+    assert list(outside.iterdir()) == []
+    assert machine.run("pull", NAME).returncode == 0
+    assert not any(path.is_symlink() for path in (machine.cache / "bundles" / "paper").rglob("*"))
+
+
+def test_words_of_the_hub_cannot_control_the_terminal(
+    machine: Machine, published: dict[str, bytes], hub: LocalHub
+) -> None:
+    hub.failing = ("GET",)
+    hub.status, hub.message = 500, "one\x1b[2Jtwo\nthree\x07" + "x" * 5000
+    line = machine.refused(3, "pull", NAME)
+    assert line.isprintable()
+    assert "one" in line
+    assert len(line) < 500
+
+
+def test_a_pull_loads_neither_torch_nor_onnx(machine: Machine, published: dict[str, bytes]) -> None:
+    ended = machine.run("pull", NAME, PYTHONPROFILEIMPORTTIME="1")
+    assert ended.returncode == 0, ended.stderr
+    lines = (line for line in ended.stderr.splitlines() if line.startswith("import time:"))
+    loaded = {line.rpartition("|")[2].strip() for line in lines}
+    assert "sd2rt.engines.hub.pull" in loaded
+    assert not loaded & {"torch", "onnx", "onnxruntime", "diffusers", "transformers", "sd2rt.export"}
+
+
+@pytest.mark.parametrize("words", [("pull", NAME), ("push", "paper", NAME)])
+def test_without_the_extra_the_error_names_it(machine: Machine, words: tuple[str, ...]) -> None:
+    (machine.home / "site").mkdir()
+    (machine.home / "site" / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['huggingface_hub'] = None\n"
+    )
+    line = machine.refused(6, *words, PYTHONPATH=str(machine.home / "site"))
+    assert "huggingface_hub, which is not installed" in line
+    assert "hub" in line
 
 
 def test_each_refusal_has_its_own_line(machine: Machine, published: dict[str, bytes], hub: LocalHub) -> None:
@@ -217,6 +326,8 @@ def test_each_refusal_has_its_own_line(machine: Machine, published: dict[str, by
     lines = {
         "gated": machine.refused(3, "pull", "user/gated"),
         "missing": machine.refused(3, "pull", "user/missing"),
+        "of a team": machine.refused(3, "pull", "team/missing"),
+        "owner": machine.refused(3, "pull", "nobody/paper"),
         "private": machine.refused(3, "pull", "user/private"),
         "revision": machine.refused(3, "pull", f"{NAME}@missing"),
         "checkpoint": machine.refused(3, "pull", "user/checkpoint"),
@@ -229,6 +340,8 @@ def test_each_refusal_has_its_own_line(machine: Machine, published: dict[str, by
     words = {
         "gated": "is gated on the Hub",
         "missing": "user/missing is not on the Hub, or is private",
+        "of a team": "team/missing is not on the Hub, or is private",
+        "owner": "the Hub has no user or organization nobody",
         "private": "user/private is not on the Hub, or is private",
         "revision": "has no revision missing",
         "checkpoint": "it is no bundle: if it is a checkpoint, build one with 'sd2rt build user/checkpoint'",

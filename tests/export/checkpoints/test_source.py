@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd2rt.engines.errors import CheckpointError
-from sd2rt.export.checkpoints.source import license_files
+from sd2rt.export.checkpoints.source import license_files, stated_license
 
 CARD = b"---\nlicense: openrail++\n---\n# Model\n"
 
@@ -48,3 +48,51 @@ def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("sd2rt.export.checkpoints.source.read_regular", refuse)
     with pytest.raises(CheckpointError, match="LICENSE cannot be read: Permission denied"):
         license_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "stated"),
+    [
+        ("license: openrail++", "CreativeML Open RAIL++-M"),
+        ("license: OpenRAIL++\r", "CreativeML Open RAIL++-M"),
+        ("tags: [a]\nlicense: [apache-2.0]", "Apache-2.0"),
+        ("license: cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("license: other\nlicense_name: stabilityai-ai-community", "Stability AI Community License"),
+        ("license: other\nlicense_name: My Terms", "My Terms"),
+        ("license: other", None),
+        ("license: [mit, apache-2.0]", None),
+        ("license: 3", None),
+        ('license: "a\\eb"', None),
+        ("license: " + "x" * 101, None),
+        ("license: [", None),
+        ("- license", None),
+        ("tags: []", None),
+        ("license: !!python/object/apply:os.getcwd []", None),
+        ("a: &a [x]\nlicense: *b", None),
+        ("x: " + "[" * 20_000, None),
+    ],
+)
+def test_the_licence_that_a_card_states(card: str, stated: str | None) -> None:
+    assert stated_license({"README.md": f"---\n{card}\n---\n# Model\nlicense: mit\n".encode()}) == stated
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("CreativeML Open RAIL++-M License\ndated November 24, 2022\n", "CreativeML Open RAIL++-M"),
+        ("STABILITY AI COMMUNITY LICENSE AGREEMENT\n", "Stability AI Community License"),
+        ("                Apache License\n          Version 2.0, January 2004\n", "Apache-2.0"),
+        ("MIT License\n\nCopyright", "MIT"),
+        ("All rights reserved", None),
+        ("x" * 1000 + "MIT License", None),
+        ("MIT License, but parts are under the Apache License\nVersion 2.0", None),
+    ],
+)
+def test_the_licence_that_a_text_is_of(text: str, stated: str | None) -> None:
+    assert stated_license({"LICENSE": text.encode()}) == stated
+    card = b"---\nlicense: cc0-1.0\n---\n"
+    assert stated_license({"LICENSE": text.encode(), "README.md": card}) == "cc0-1.0"
+
+
+def test_no_files_state_no_licence() -> None:
+    assert stated_license({}) is None
