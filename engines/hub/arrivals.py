@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -125,6 +126,11 @@ class Arrivals(BundleWriter):
         return sum(self.arrived_bytes(file) for file in self.files)
 
     def _resume(self) -> None:
+        # In a folder that others may write to, a link would lead the bytes out of it.
+        if os.path.islink(self.folder):
+            os.unlink(self.folder)
+        if any(not _is_plain(path) for path in self.folder.rglob("*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
         try:
             record = parse_json(read_regular(self.folder / PROGRESS, MAX_MANIFEST_BYTES))
             if record["key"] == self._key:
@@ -168,6 +174,14 @@ def _key(manifest: Manifest) -> str:
     import hashlib
 
     return hashlib.sha256(manifest.to_json().encode()).hexdigest()
+
+
+def _is_plain(path: Path) -> bool:
+    """Return True for a folder, and for a file that may be written to: an unfinished one has one name only."""
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return True
+    return stat.S_ISREG(status.st_mode) and (status.st_nlink == 1 or path.parent.name != _PARTIAL)
 
 
 def _matches(path: Path, file: File) -> bool:

@@ -156,15 +156,13 @@ class HubClient:
 
     @contextmanager
     def _stream(self, path: str, commit: str, start: int) -> Iterator[Any]:
-        from huggingface_hub.utils import get_session, hf_raise_for_status
-
         headers = self._headers() | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         timeout = self._hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
         url = self._url(path, commit)
-        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            hf_raise_for_status(response)
+        with self._hub.utils.get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+            self._hub.utils.hf_raise_for_status(response)
             yield response
 
     def _url(self, path: str, revision: str) -> str:

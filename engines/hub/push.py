@@ -13,7 +13,7 @@ from sd2rt.engines.bundle.schema import File
 from sd2rt.engines.bundle.writer import BUNDLE_NAMES
 from sd2rt.engines.errors import BundleError
 from sd2rt.engines.hub.card import CARD, WRITTEN_BY_PUSH, model_card
-from sd2rt.engines.hub.client import HubClient
+from sd2rt.engines.hub.client import HubClient, import_hub
 from sd2rt.engines.hub.repository import MAIN, Repository
 
 _CARD_BYTES = 1 << 20
@@ -91,16 +91,15 @@ def _is_ours(client: HubClient) -> bool:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if shown or are_progress_bars_disabled():
+    utils = import_hub().utils
+    if shown or utils.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        utils.enable_progress_bars()
 
 
 @contextmanager

