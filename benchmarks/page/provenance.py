@@ -44,9 +44,9 @@ def _costs(result: Result, folder: Path) -> str:
 def _checks(value: dict[str, Any]) -> str:
     rows = [[case["check"], spread(case["milliseconds"])] for case in value["checks"]]
     return (
-        "[Safety checks](safety.md) of one 512x512 picture; milliseconds by the clock are medians of "
-        f"{value['check_repetitions']} in turns, with the range. `opennsfw` runs on the CPU and takes all of its "
-        "cores; it is loaded once, before the first picture.\n\n" + markdown.table(("check", "ms"), rows)
+        "[Safety checks](safety.md) of one 512x512 picture; milliseconds of CPU, all cores together, are "
+        f"medians of {value['check_repetitions']} in turns, with the range. `opennsfw` is loaded once, before the "
+        "first picture.\n\n" + markdown.table(("check", "ms"), rows)
     )
 
 
