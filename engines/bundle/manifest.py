@@ -299,9 +299,8 @@ class Manifest(Model):
         the same images, up to each backend's tolerance."""
         import hashlib
 
-        entries = self.model_copy(update={"engines": ()})._entries()
+        entries = self.model_copy(update={"engines": (), "license_files": ()})._entries()
         del entries["preview"]
-        entries.pop("license_files", None)
         return hashlib.sha256(_to_text(entries).encode()).hexdigest()
 
     def __repr__(self) -> str:
