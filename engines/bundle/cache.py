@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ MAX_MANIFEST_BYTES = 64 << 20
 """A manifest has some 40 kilobytes, and a few more for each engine."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_ID = re.compile(rf"({_NAME.pattern})/({_NAME.pattern})")
+_PULLED = re.compile(rf"{_HUB_ID.pattern}(@\S+)?")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _MOST_NAMED = 20
 
@@ -78,13 +80,16 @@ def complete_bundle(incomplete: str) -> list[str]:
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
     """Resolve a path, a name or a Hub id to a folder, which may not exist.
 
-    A path comes first. A name is one in the cache; so is the id of a checkpoint on the Hub that was built there.
+    A path comes first. A name is one in the cache; so is the id of a repository on the Hub whose bundle was pulled,
+    or whose checkpoint was built there.
     """
     # os.path, since pathlib raises for ~ of an unknown user, names that are too long, and loops of links.
     path = os.path.expanduser(bundle)
     if isinstance(bundle, str) and not os.path.exists(path):
         if _NAME.fullmatch(bundle):
             return named_bundle(bundle)
+        if (pulled := pulled_bundle(bundle)) is not None:
+            return pulled
         if (hub_id := _HUB_ID.fullmatch(bundle)) is not None:
             built = named_bundle(hub_id[2])
             if _source_name(built) == bundle:
@@ -94,11 +99,18 @@ def find_bundle(bundle: str | os.PathLike[str]) -> Path:
 
 def _source_name(bundle: Path) -> object:
     """Name of the checkpoint that a bundle was built from; None if that cannot be read."""
+    return _manifest_entry(bundle, "source", "name")
+
+
+def _manifest_entry(bundle: Path, *keys: str) -> object:
+    """An entry of a bundle's manifest, without validation; None if it cannot be read."""
     try:
-        manifest = parse_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
-        return manifest["source"]["name"]
+        entry = parse_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
+        for key in keys:
+            entry = entry[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return entry
 
 
 def require_bundle(bundle: str | os.PathLike[str]) -> None:
@@ -112,9 +124,12 @@ def require_bundle(bundle: str | os.PathLike[str]) -> None:
     if _HUB_ID.fullmatch(bundle):
         name = bundle.rpartition("/")[2]
         raise BundleError(
-            f"{bundle} is neither a folder nor a Hub id that was built: build it with 'sd2rt build {bundle}', "
-            f"then use it by this id or as {name}"
+            f"{bundle} is neither a folder nor a Hub id that was built or pulled: build a checkpoint with "
+            f"'sd2rt build {bundle}', or fetch a bundle with 'sd2rt pull {bundle}', then use it by this id or as "
+            f"{name}"
         )
+    if _PULLED.fullmatch(bundle):
+        raise BundleError(f"{bundle} was not pulled: fetch it with 'sd2rt pull {bundle}'")
     if not _NAME.fullmatch(bundle):
         return
     advice = f"build it with 'sd2rt build {bundle}'" if bundle in DEMO_NAMES else advice_on(bundle)
@@ -150,19 +165,57 @@ def remembered_bundle(identity: str) -> Path | None:
         return None
 
 
+def remember_pull(name: str, folder: Path, build_key: str) -> None:
+    """Record the folder of a bundle from the Hub, to find it by ``user/name`` or ``user/name@revision``.
+
+    ``build_key`` is the bundle's: another bundle in that folder later is not the one that was pulled. Ignores errors.
+    """
+    with contextlib.suppress(OSError, BundleError):
+        entry = _pulled_entry(name)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(entry) as temporary:
+            temporary.write_text(json.dumps({"path": str(folder), "build_key": build_key}), encoding="utf-8")
+
+
+def pulled_bundle(name: str) -> Path | None:
+    """Folder of a bundle pulled as ``user/name`` or ``user/name@revision``; None if missing or replaced."""
+    if _PULLED.fullmatch(name) is None:
+        return None
+    try:
+        return _pulled(_pulled_entry(name))
+    except BundleError:
+        return None
+
+
+def _pulled(entry: Path) -> Path | None:
+    try:
+        record = parse_json(read_regular(entry, 1 << 16))
+        path, build_key = Path(record["path"]), record["build_key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if build_key is not None and _manifest_entry(path, "build_key") == build_key else None
+
+
+def _pulled_entry(name: str) -> Path:
+    # A hash, since a branch may have any name, of any length.
+    return cache_dir() / "pulled" / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
+
+
 def remembered_places() -> list[Path]:
     """Folders of all bundles that the index of identities has and that are still there, sorted."""
     return sorted({path for entry in _index() if (path := _remembered(entry)) is not None})
 
 
 def prune_identities() -> int:
-    """Remove bundles that are gone from the index of identities, and return their number."""
+    """Remove bundles that are gone from the indices of identities and Hub ids, and return the number of entries."""
     removed = 0
-    for entry in _index():
-        if _remembered(entry) is None:
-            with contextlib.suppress(OSError):
-                entry.unlink()
-                removed += 1
+    stale = [entry for entry in _index() if _remembered(entry) is None]
+    with contextlib.suppress(OSError, BundleError):
+        stale += [entry for entry in _pulled_entry("").parent.glob("*.json") if _pulled(entry) is None]
+    for entry in stale:
+        with contextlib.suppress(OSError):
+            entry.unlink()
+            removed += 1
     return removed
 
 

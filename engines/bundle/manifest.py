@@ -26,7 +26,7 @@ from sd2rt.engines.bundle.model_kinds import (
 )
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH, Dimensions, check_interface
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
-from sd2rt.engines.bundle.schema import File, Latents, Model, Part, Precision, Sha256
+from sd2rt.engines.bundle.schema import LICENSE_FOLDER, File, Latents, Model, Part, Precision, Sha256
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
@@ -74,7 +74,6 @@ class LowResolution(Model):
 _Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 _Finite = Annotated[float, Field(ge=-1e6, le=1e6)]
 
-
 _Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
@@ -104,7 +103,6 @@ class PreviewMatrix(Model):
 
 MERGED_LORA = "LoRA "
 """Prefix of the entries of a source's files that are LoRAs, merged into the weights."""
-
 
 OTHER_VAE = "VAE "
 """Prefix of the entries of a source's files that are an autoencoder instead of the checkpoint's own."""
@@ -150,6 +148,8 @@ class Manifest(Model):
     """Compiled engines, which are optional: a bundle is complete with ONNX graphs alone."""
     preview: PreviewMatrix | None = None
     """Fitted to the decoder when the bundle was built; None in bundles of earlier versions."""
+    license_files: tuple[File, ...] = ()
+    """Texts of the checkpoint's licence and its model card, in ``license/``, if it came with them."""
     checksum: Sha256 | None = None
     """Of the other entries, in a file; :func:`read_manifest` compares and drops it. Earlier versions wrote none."""
 
@@ -195,6 +195,9 @@ class Manifest(Model):
                     suffix
                 ):
                     raise ValueError(f"{file.path} is not a valid path for an engine of {engine.part}")
+        for file in self.license_files:
+            if PurePosixPath(file.path).parent != PurePosixPath(LICENSE_FOLDER):
+                raise ValueError(f"{file.path} is not a valid path for a licence")
         if shared_paths := {file.path for file in self._listed()} & {file.path for file in self.engine_files}:
             raise ValueError(f"{min(shared_paths)} is listed both as an engine file and as another file")
         by_path: dict[str, File] = {}
@@ -255,7 +258,7 @@ class Manifest(Model):
             )
 
     def _listed(self) -> list[File]:
-        files = [self.tokenizer.file, self.embeddings.file]
+        files = [self.tokenizer.file, self.embeddings.file, *self.license_files]
         for part in self.parts.values():
             files += part.files
         return files
@@ -284,11 +287,11 @@ class Manifest(Model):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the manifest without its engines and preview. Bundles with equal identities generate the same
-        images, up to each backend's tolerance."""
+        """SHA-256 of the manifest without engines, preview and licence files. Bundles with equal identities generate
+        the same images, up to each backend's tolerance."""
         import hashlib
 
-        entries = self.model_copy(update={"engines": ()})._entries()
+        entries = self.model_copy(update={"engines": (), "license_files": ()})._entries()
         del entries["preview"]
         return hashlib.sha256(_to_text(entries).encode()).hexdigest()
 
@@ -308,7 +311,9 @@ class Manifest(Model):
         return _to_text({**data, CHECKSUM: checksum(data)})
 
     def _entries(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={CHECKSUM})
+        # Without licence files, earlier versions read the manifest too.
+        absent = {CHECKSUM} if self.license_files else {CHECKSUM, "license_files"}
+        return self.model_dump(mode="json", exclude=absent)
 
 
 def _to_text(data: dict[str, Any]) -> str:
@@ -326,7 +331,7 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        data: Any = parse_json(_read(path, (through or folder) / MANIFEST))
+        return parse_manifest(_read(path, (through or folder) / MANIFEST), str(path))
     except FileNotFoundError:
         problem = "has no bundle.json" if os.path.isdir(folder) else "does not exist"
         raise BundleError(
@@ -336,6 +341,16 @@ def read_manifest(folder: Path, *, through: Path | None = None) -> Manifest:
         raise BundleError(f"{folder} is not a folder: use the folder or the name of a bundle") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """Parse and validate the text of a ``bundle.json``; ``path`` names it in messages.
+
+    Raises:
+        BundleError: it has another schema version, has an invalid entry, or was changed.
+    """
+    try:
+        data: Any = parse_json(text)
     except ValueError as error:
         raise BundleError(f"{path} is not JSON ({error}): build the bundle again") from None
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -23,6 +23,9 @@ Precision = Literal["fp32", "fp16"]
 ComputePrecision = Literal["bf16"]
 """Compute precisions that a backend may use instead of the bundle's own."""
 
+LICENSE_FOLDER = "license"
+"""Folder of a bundle with the texts of its checkpoint's licence."""
+
 _PRODUCT = re.compile(r"(?:(\d+)\*)?([A-Za-z]\w*)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -54,6 +54,30 @@ def share(bundle: Path, file: File) -> None:
                 return
 
 
+def take_shared(bundle: Path, file: File) -> bool:
+    """Link a stored object to the place of a missing file of an unfinished bundle; returns False if there is none.
+
+    The object is hashed before it is used.
+    """
+    if file.size < SHARED_FROM_BYTES:
+        return False
+    path = bundle / file.path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(_object_path(file), path, follow_symlinks=False)
+    except (OSError, BundleError):
+        return False
+    try:
+        status = path.lstat()
+        # Of another user or mode: the copy that is fetched is this user's own.
+        if status.st_uid == os.geteuid() and _is_intact(path, file):
+            return True
+    except OSError:
+        pass
+    path.unlink(missing_ok=True)
+    return False
+
+
 def prune() -> None:
     """Remove the stored objects that no bundle links to; ignores errors.
 

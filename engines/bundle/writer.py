@@ -20,15 +20,15 @@ from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.recovery import recover
-from sd2rt.engines.bundle.schema import Part
+from sd2rt.engines.bundle.schema import LICENSE_FOLDER, Part
 from sd2rt.engines.bundle.shared_files import prune, share
 from sd2rt.engines.bundle.temporary import temporary_of
 from sd2rt.engines.errors import BuildError, BundleError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.regular_file import read_regular
 
-_PROGRESS = "progress.json"
-_BUNDLE_NAMES = {MANIFEST, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
+PROGRESS = "progress.json"
+BUNDLE_NAMES = {MANIFEST, LICENSE_FOLDER, "tokenizer.json", "embeddings.npy", *get_args(PartName)}
 """Top-level names in a bundle; a folder with any other name in it is never replaced."""
 
 
@@ -111,12 +111,15 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Keep the folder for a rerun only if it has finished parts.
-        if not self._parts:
+        # Keep the folder for a rerun only if there is something to resume from.
+        if not self._is_resumable():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
         if isinstance(error, OSError):
             raise _as_build_error(error, self.target) from error
+
+    def _is_resumable(self) -> bool:
+        return bool(self._parts)
 
     def part(self, name: PartName) -> Part | None:
         """Return a part that an interrupted build with the same key has finished, after checking its files."""
@@ -137,7 +140,7 @@ class BundleWriter:
             sync(self.folder / file.path)
         self._parts[name] = part
         record = {"key": self._key, "parts": {n: p.model_dump(mode="json") for n, p in self._parts.items()}}
-        with atomic_write(self.folder / _PROGRESS, durable=True) as temporary:
+        with atomic_write(self.folder / PROGRESS, durable=True) as temporary:
             temporary.write_text(json.dumps(record))
 
     def finish(self, manifest: Manifest) -> None:
@@ -145,7 +148,7 @@ class BundleWriter:
         # Before unlisted files are removed: an interrupted share may have left a temporary link.
         for file in manifest.files:
             share(self.folder, file)
-        listed = {_PROGRESS, *(file.path for file in manifest.files)}
+        listed = {PROGRESS, *(file.path for file in (*manifest.files, *manifest.engine_files))}
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if os.path.isdir(path):
                 if not any(path.iterdir()):
@@ -156,7 +159,7 @@ class BundleWriter:
         for path in self.folder.rglob("*"):
             sync(path)
         # The bundle is complete: there is nothing left to resume.
-        (self.folder / _PROGRESS).unlink(missing_ok=True)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
         sync(self.folder)
         old = self._beside("old")
         try:
@@ -181,7 +184,7 @@ class BundleWriter:
         if not names:
             return
         # A killed build of engines may have left a temporary manifest.
-        foreign = {name for name in names - _BUNDLE_NAMES if temporary_of(name) != MANIFEST}
+        foreign = {name for name in names - BUNDLE_NAMES if temporary_of(name) != MANIFEST}
         if MANIFEST not in names or foreign:
             example = min(foreign or names)
             raise BuildError(
@@ -194,7 +197,7 @@ class BundleWriter:
 
     def _resume(self) -> None:
         try:
-            record = parse_json(read_regular(self.folder / _PROGRESS, MAX_MANIFEST_BYTES))
+            record = parse_json(read_regular(self.folder / PROGRESS, MAX_MANIFEST_BYTES))
             if record["key"] == self._key:
                 parts = {name: Part.model_validate(part) for name, part in record["parts"].items()}
                 self._parts = {name: part for name, part in parts.items() if self._is_whole(part)}
@@ -207,7 +210,7 @@ class BundleWriter:
         # Files outside the parts are written again. Remove them first: they may be shared with other bundles by now,
         # and writing into them would change those bundles.
         for path in self.folder.iterdir():
-            if not os.path.isdir(path) and path.name != _PROGRESS:
+            if not os.path.isdir(path) and path.name != PROGRESS:
                 path.unlink()
 
     def _is_whole(self, part: Part) -> bool:
@@ -216,10 +219,12 @@ class BundleWriter:
         except OSError:
             return False
 
-    def _check_space(self) -> None:
+    def _finished_bytes(self) -> int:
         sizes = {file.path: file.size for part in self._parts.values() for file in part.files}
-        finished = sum(sizes.values())
-        needed, free = self._needed - finished, shutil.disk_usage(self.target.parent).free
+        return sum(sizes.values())
+
+    def _check_space(self) -> None:
+        needed, free = self._needed - self._finished_bytes(), shutil.disk_usage(self.target.parent).free
         if needed > free:
             raise BuildError(
                 f"{self.target} needs about {_amount(needed)}, {self.target.parent} has {_amount(free)} free: "

@@ -28,6 +28,7 @@ _PURPOSES = {
     "prepared": "graphs optimised for this CPU",
     "receipts": "records of verified files",
     "identities": "places of bundles, by identity",
+    "pulled": "places of bundles from the Hub, by their ids there",
     "kernels": "kernels of TensorRT for RTX",
     "rebuilt": "engines with LoRAs",
     "timing": "TensorRT's measurements",

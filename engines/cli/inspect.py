@@ -173,7 +173,7 @@ def _facts(manifest: Manifest, shared: int) -> dict[str, str]:
         **_loras(manifest),
         "made by": f"sd2rt {manifest.sd2rt_version}; "
         + ", ".join(f"{name} {version}" for name, version in manifest.exporter.items()),
-        "license": manifest.license,
+        "license": ", ".join((manifest.license, *(file.path for file in manifest.license_files))),
         "engines": ", ".join(sorted({f"{entry.backend} {entry.version}" for entry in manifest.engines}))
         or "none",
         "stored": f"{sum(file.size for file in manifest.files) / 1e6:.1f} MB in {len(manifest.files)} files, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,8 @@ class Checkpoint:
     tasks: dict[TaskName, Defaults]
     """Tasks of its bundle, with the defaults of their requests."""
     parts: NetworkSource = field(repr=False)
+    license_files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Licence texts and model cards beside the weights, by name."""
 
     def tokenizer_json(self) -> str:
         """The tokenizer in the Hugging Face tokenizers format, set to truncate and pad to 77 ids.
@@ -164,4 +166,5 @@ def _checkpoint(opened: OpenedCheckpoint) -> Checkpoint:
         license=opened.license,
         tasks=KINDS[opened.kind].tasks if opened.tasks is None else opened.tasks,
         parts=opened.parts,
+        license_files=opened.license_files,
     )

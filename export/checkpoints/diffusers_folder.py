@@ -36,7 +36,7 @@ from sd2rt.export.checkpoints.pipeline_configs import (
 )
 from sd2rt.export.checkpoints.refusals import refuse_foreign_folder, refuse_foreign_pipeline
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import OpenedCheckpoint
+from sd2rt.export.checkpoints.source import OpenedCheckpoint, license_files, stated_license
 from sd2rt.export.checkpoints.tokenizer_json import read_tokenizer_json
 from sd2rt.export.checkpoints.variants import VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import WeightFile, open_pickle, open_safetensors, sha256
@@ -150,8 +150,9 @@ def open_folder(
     hash_evidence = [item for digest in source.values() for item in by_hash(digest)]
     rows = likeliest(narrow(origin, [*evidence, *hash_evidence, *stated_evidence]))
     # By now all rows are of one kind: the scheduler's prediction type distinguishes base from v.
-    kind, license = rows[0].kind, rows[0].license
+    kind = rows[0].kind
     assert kind is not None
+    texts = license_files(folder)
     releases = {row.release for row in rows}
     return OpenedCheckpoint(
         name=name if name is not None else os.path.basename(os.path.realpath(folder)),
@@ -159,8 +160,9 @@ def open_folder(
         kind=kind,
         configs=configs,
         source=source,
-        license=license,
+        license=stated_license(texts) or rows[0].license,
         parts=FolderParts(folder, configs, files),
+        license_files=texts,
     )
 
 

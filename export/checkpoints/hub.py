@@ -22,6 +22,7 @@ from sd2rt.export.checkpoints.pipeline_configs import (
     components,
     read_json,
 )
+from sd2rt.export.checkpoints.source import LICENSE_PATTERNS
 from sd2rt.export.checkpoints.variants import VARIANTS
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ _CONFIG_FILES = (
     "tokenizer/*",
     FEATURE_EXTRACTOR_FILE,
     *CONFIG_FILES.values(),
+    *LICENSE_PATTERNS,
 )
 # Full precision before fp16, and never both: 5 GB and 2.6 GB.
 _INFIXES = ("", ".fp16")

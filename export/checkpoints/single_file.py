@@ -37,7 +37,7 @@ from sd2rt.export.checkpoints.networks import assemble, skeleton, some_keys, str
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 from sd2rt.export.checkpoints.refusals import CROSS_ATTENTION, refuse_foreign_file, refuse_foreign_keys
 from sd2rt.export.checkpoints.scheduler_config import read_scheduler
-from sd2rt.export.checkpoints.source import OpenedCheckpoint
+from sd2rt.export.checkpoints.source import OpenedCheckpoint, license_files, stated_license
 from sd2rt.export.checkpoints.tokenizer_json import packaged_tokenizer_json
 from sd2rt.export.checkpoints.variants import SUPPORTED, VARIANTS, PublishedCheckpoint
 from sd2rt.export.checkpoints.weight_file import (
@@ -154,16 +154,18 @@ def open_single_file(
             progress(note)
 
     releases = {row.release for row in rows}
-    kind, license = rows[0].kind, rows[0].license
+    kind = rows[0].kind
     assert kind is not None
+    texts = license_files(path.parent)
     return OpenedCheckpoint(
         name=path.name,
         release=releases.pop() if len(releases) == 1 else None,
         kind=kind,
         configs=configs,
         source={path.name: digest if digest is not None else sha256(path, progress)},
-        license=license,
+        license=stated_license(texts) or rows[0].license,
         parts=SingleFileParts(file, keys, configs),
+        license_files=texts,
     )
 
 

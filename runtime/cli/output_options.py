@@ -13,6 +13,15 @@ from sd2rt.runtime.images.formats import FileFormat
 
 Quality = Annotated[int | None, typer.Option(min=0, max=100, help="Quality of JPEG and WebP; default: 90.")]
 
+SafetyCheck = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Refuse images that a check flags: opennsfw, or module:function of your own. Off by default.",
+        show_default=False,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions(OptionGroup):
@@ -38,6 +47,7 @@ class OutputOptions(OptionGroup):
         ),
     ] = None
     quality: Quality = None
+    safety: SafetyCheck = None
     preview: Annotated[
         str | None,
         typer.Option(

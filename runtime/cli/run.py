@@ -37,7 +37,14 @@ from sd2rt.runtime.cli.run_generation import (
     made_again,
     without_effect,
 )
-from sd2rt.runtime.cli.run_output import Failures, ImageFiles, check_save_depth, placed
+from sd2rt.runtime.cli.run_output import (
+    Failures,
+    ImageFiles,
+    check_save_depth,
+    placed,
+    refused,
+    safety_of,
+)
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 from sd2rt.runtime.cli.shell.preview import preview_of
 
@@ -123,6 +130,9 @@ def run(
     files.check(len(requests))
     check_save_depth(output.save_depth, output.output)
     show = preview_of(output.preview)
+    if output.safety is not None and show is not None:
+        raise RequestError("--preview shows images before --safety can check them: leave one out")
+    safety = safety_of(output)
     embeddings = prompt.embeddings()
     from sd2rt.runtime.prompts.textual_inversion import check_embedding, embeddings_of_lora
 
@@ -195,6 +205,9 @@ def run(
                         failures.add(outcome)
                         continue
                     image, facts = outcome
+                    if safety is not None and (refusal := refused(safety, image)) is not None:
+                        failures.add(refusal)
+                        continue
                     failures.made += 1
                     files.save(image, facts | place, timing)
             if not output.quiet:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.console import print_path, report
-from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
+from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError, UnsafeContentError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.images.formats import SUFFIXES
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.cli.output_options import OutputOptions
     from sd2rt.runtime.metadata.save import ImageTarget
     from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.provenance.safety import Safety
     from sd2rt.runtime.provenance.stamps import Stamps
 
 
@@ -155,11 +156,13 @@ class Failures:
         self.made = 0
         self._images = self._rows = 0
         self._first: Sd2rtError | None = None
+        self._only_unsafe = True
 
     def add(self, error: EngineError) -> None:
         """Count an image that failed."""
         self._images += 1
         self._first = self._first or error
+        self._only_unsafe &= isinstance(error, UnsafeContentError)
 
     def add_row(self, error: RequestError) -> None:
         """Count a row that cannot be drawn, and print why: others go on."""
@@ -176,7 +179,27 @@ class Failures:
         if self._rows:
             counts.append(f"{self._rows} line{'' if self._rows == 1 else 's'} could not be drawn")
         text = f"{' and '.join(counts)}, the first: {self._first}" if counts else str(self._first)
-        raise EngineError(text) if self._images else RequestError(text)
+        if not self._images:
+            raise RequestError(text)
+        raise UnsafeContentError(text) if self._only_unsafe else EngineError(text)
+
+
+def safety_of(options: OutputOptions) -> Safety | None:
+    """Load the safety check of the options; raises like :func:`sd2rt.runtime.provenance.safety.load_safety`."""
+    if options.safety is None:
+        return None
+    from sd2rt.runtime.provenance.safety import load_safety
+
+    return load_safety(options.safety)
+
+
+def refused(safety: Safety, image: Any) -> EngineError | None:
+    """Check an image, and return the error if it must not be saved."""
+    try:
+        safety.check(image)
+    except EngineError as error:
+        return error
+    return None
 
 
 def placed(pipeline: Pipeline) -> dict[str, str]:

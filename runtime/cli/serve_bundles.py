@@ -49,6 +49,7 @@ def worker_settings(config: ServerConfig) -> WorkerSettings:
         watermark=config.watermark,
         c2pa_cert=config.c2pa_cert,
         c2pa_key=config.c2pa_key,
+        safety=config.safety,
         log_level=config.log_level.upper(),
         log_format=chosen_format(config.log_format),
     )

@@ -10,6 +10,7 @@ import typer
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.option_groups import OptionGroup
+from sd2rt.runtime.cli.output_options import SafetyCheck
 from sd2rt.runtime.cli.provenance.options import Certificate, NoMetadata, PrivateKey, WatermarkName
 
 
@@ -162,6 +163,7 @@ class LogOptions(ConfigOptions):
 
     panel: ClassVar[str] = "Output"
 
+    safety: SafetyCheck = None
     log_format: Annotated[
         str | None, typer.Option(help="json or text; default: text on a terminal, else json.")
     ] = None

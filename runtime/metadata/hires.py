@@ -10,7 +10,7 @@ from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.hires_upscalers import METHODS
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.sampler_names import find_sampler
-from sd2rt.runtime.request.second_pass import PIXEL_METHODS, SecondPass
+from sd2rt.runtime.request.second_pass import LATENT_METHODS, SecondPass
 
 _MAX_FACTOR = 64.0
 
@@ -52,7 +52,7 @@ def add_hires(settings: ImportedSettings, values: dict[str, str]) -> None:
             f"Hires upscaler {shown(upscaler)} is not available: Lanczos is used; the picture differs"
         )
         method = "lanczos"
-    if sides != size and method in PIXEL_METHODS:
+    if sides != size and method not in LATENT_METHODS:
         settings.notes.append(
             f"AUTOMATIC1111 enlarges to {'x'.join(map(str, size.values()))} and crops the latents of that: "
             f"pixels are enlarged to {'x'.join(map(str, sides.values()))}; the picture differs"

@@ -43,8 +43,12 @@ class Stamping(Protocol):
         file_format: FileFormat,
         from_image: bool,
         encode: Callable[[Image, str | None], bytes],
+        name: str,
     ) -> bytes:
-        """Return the marked file, which ``encode`` makes of the picture with marked pixels and an XMP packet."""
+        """Return the marked file, which ``encode`` makes of the picture with marked pixels and an XMP packet.
+
+        ``name`` is the picture's in warnings.
+        """
         ...
 
 
@@ -115,7 +119,8 @@ class ImageTarget:
                 png_level=PNG_LEVEL,
             )
 
-        return self.stamps.applied(image, self.file_format, started_from_image(facts), file_of)
+        name = f"image {name_of(facts)}" if facts else "the image"
+        return self.stamps.applied(image, self.file_format, started_from_image(facts), file_of, name)
 
     def save(self, image: Image, facts: dict[str, Any], name: str = "") -> Path:
         """Save an image, and return the path of its file.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Device, Engine
 from sd2rt.engines.lora.file import Lora, read_lora
@@ -26,10 +27,14 @@ from sd2rt.runtime.denoising.trajectory import Latents
 from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.networks.preview import Preview
 from sd2rt.runtime.pipeline.batch_size import BatchSize
+from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.gate import Gate
 from sd2rt.runtime.pipeline.step_loop import StepLoop
 from sd2rt.runtime.pipeline.warm_up import Advance, Traffic, WarmUp
 from sd2rt.runtime.prompts.textual_inversion import Embedding, embeddings_of_lora, load_embedding
+from sd2rt.runtime.provenance.safety import Safety
+from sd2rt.runtime.request.request import Request
+from sd2rt.runtime.request.sampling import sampler_of
 from sd2rt.runtime.scheduling.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +47,9 @@ class LoadedBundle:
         batch_size: the most images denoised in one call, and measured costs of such calls.
         loras: LoRAs already merged into the networks' weights.
     """
+
+    safety: Safety | None = None
+    """Check of finished images; None for none."""
 
     def __init__(self, networks: Networks, batch_size: BatchSize, loras: Sequence[Lora] = ()) -> None:
         self.bundle = networks.bundle
@@ -57,6 +65,14 @@ class LoadedBundle:
             self._buckets = Buckets(batch_size.group, lambda dims: networks.engine("denoiser").takes(dims))
         self._traffic: Traffic | None = None
         self._set_batch_size(batch_size)
+
+    def sampler_of(self, request: Request[Any]) -> SamplerConfig:
+        """Get the sampler that a request will use."""
+        return sampler_of(request, self.manifest)
+
+    def size_of(self, request: Request[Any]) -> tuple[int, int]:
+        """Compute width and height, in pixels, of a request's images."""
+        return size_of(self.manifest, request)
 
     @property
     def max_batch(self) -> int:

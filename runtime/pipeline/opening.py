@@ -15,6 +15,7 @@ from sd2rt.engines.lora.file import Lora
 from sd2rt.engines.path_argument import checked_path
 from sd2rt.engines.printable import repr_of, shown
 from sd2rt.runtime.networks.turns import Turns
+from sd2rt.runtime.provenance.safety import Flags, Safety
 
 SMALLEST_TILE = 32
 MAX_THREADS = 1024
@@ -38,6 +39,7 @@ class OpeningOptions(TypedDict, total=False):
     precision: ComputePrecision | None
     loras: Sequence[Lora]
     turns: Turns | None
+    safety: str | Flags | Safety | None
 
 
 def check_opening(

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sd2rt.engines.bundle.engine_entry import BackendName
 from sd2rt.engines.bundle.model_kinds import TaskName
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.engines.bundle.sampler_config import SamplerConfig
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.bundle.sizes import TILE
 from sd2rt.engines.errors import RequestError
@@ -25,19 +24,18 @@ from sd2rt.runtime.networks.networks import Networks
 from sd2rt.runtime.networks.turns import Turns
 from sd2rt.runtime.pipeline.batch_size import BatchSize
 from sd2rt.runtime.pipeline.callback import Watching, latents_of, watched
-from sd2rt.runtime.pipeline.conditioning import size_of
 from sd2rt.runtime.pipeline.image_job import ImageJob
 from sd2rt.runtime.pipeline.loaded_bundle import LoadedBundle
 from sd2rt.runtime.pipeline.opening import check_opening
 from sd2rt.runtime.pipeline.output import Output, images_to_upscale, joined
 from sd2rt.runtime.pipeline.prepare import prepare
 from sd2rt.runtime.pipeline.run import Run
+from sd2rt.runtime.provenance.safety import Flags, Safety, load_safety
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions, Images, OutputType
 from sd2rt.runtime.request.planned import PlannedRequest, plan_requests
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.request.resolve import require_task, resolve, task_of
-from sd2rt.runtime.request.sampling import sampler_of
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +63,7 @@ class Pipeline(LoadedBundle):
         precision: ComputePrecision | None = None,
         loras: Sequence[Lora] = (),
         turns: Turns | None = None,
+        safety: str | Flags | Safety | None = None,
     ) -> Self:
         """Open a bundle by path or name, verify it, and load its parts.
 
@@ -90,6 +89,8 @@ class Pipeline(LoadedBundle):
                 precision.
             loras: LoRAs to load at once, without opening a part twice; see :meth:`load_lora`.
             turns: turns at the device, shared by pipelines; None for its own.
+            safety: ``opennsfw``, ``module:function``, or a function that takes a picture and returns True to refuse
+                it; an output with a refused image is an UnsafeContentError.
 
         Raises:
             BundleError: the bundle is missing, damaged or unsafe.
@@ -100,6 +101,7 @@ class Pipeline(LoadedBundle):
         bundle, parsed_device = check_opening(
             bundle, device, backend, precision, threads=threads, max_batch=max_batch, tile=tile
         )
+        checked = None if safety is None else load_safety(safety)
         opened = open_bundle(bundle)
         weights = merged_weights(opened, loras)
         networks = cls._networks_type(
@@ -116,7 +118,9 @@ class Pipeline(LoadedBundle):
         )
         _LOG.info("opened %s: %s on %s, %s", opened.path, networks.backend, parsed_device, networks.precision)
         try:
-            return cls(networks, BatchSize.choose(networks, max_batch), loras)
+            pipeline = cls(networks, BatchSize.choose(networks, max_batch), loras)
+            pipeline.safety = checked
+            return pipeline
         except BaseException:
             networks.close()
             raise
@@ -280,7 +284,7 @@ class Pipeline(LoadedBundle):
         path = self.bundle.path
         if any(each.build_key != self.manifest.build_key for each in planned):
             raise RequestError(f"requests were planned for another bundle than {path}: plan them again")
-        return Run(self._loop, self._gate, planned, request_id, terms, Facts(self))
+        return Run(self._loop, self._gate, planned, request_id, terms, Facts(self), self.safety)
 
     @overload
     def generate(self, requests: Sequence[Request[Images]]) -> list[Output[Images]]: ...
@@ -299,14 +303,6 @@ class Pipeline(LoadedBundle):
         """
         with self.stream_requests(requests) as run:
             return run.result()
-
-    def sampler_of(self, request: Request[Any]) -> SamplerConfig:
-        """Get the sampler that a request will use."""
-        return sampler_of(request, self.manifest)
-
-    def size_of(self, request: Request[Any]) -> tuple[int, int]:
-        """Compute width and height, in pixels, of a request's images."""
-        return size_of(self.manifest, request)
 
     def resolve(self, request: Request[Images]) -> Request[Images]:
         """Fill in the bundle's defaults for fields that the request leaves open.

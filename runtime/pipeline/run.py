@@ -12,7 +12,7 @@ from typing import Any, Generic, Self
 
 import numpy as np
 
-from sd2rt.engines.errors import EngineError, NotFiniteError
+from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.images.write import to_pil, to_unit
 from sd2rt.runtime.metadata.png import png_text
@@ -24,6 +24,7 @@ from sd2rt.runtime.pipeline.progress import Progress
 from sd2rt.runtime.pipeline.run_state import RunState
 from sd2rt.runtime.pipeline.snapshot import Snapshot
 from sd2rt.runtime.pipeline.step_loop import StepLoop
+from sd2rt.runtime.provenance.safety import Safety
 from sd2rt.runtime.request.fields import Images
 from sd2rt.runtime.request.planned import PlannedRequest, each_image
 from sd2rt.runtime.scheduling.work import NO_TERMS, Terms
@@ -43,6 +44,7 @@ class Run(Generic[Images]):
         request_id: its name in the log; None for a random one.
         terms: its claims to the device.
         facts: returns the metadata of an image by its request.
+        safety: checks each finished image; one that it refuses is an error of its request.
     """
 
     def __init__(
@@ -53,7 +55,13 @@ class Run(Generic[Images]):
         request_id: str | None = None,
         terms: Terms = NO_TERMS,
         facts: Callable[[PlannedRequest[Any]], dict[str, Any]] | None = None,
+        safety: Safety | None = None,
     ) -> None:
+        if safety is not None and any(each.request.output_type == "latent" for each in planned):
+            raise RequestError(
+                "the safety check needs pixels, and output_type is 'latent': use 'pil' or 'np'"
+            )
+        self._safety = safety
         self._loop, self._begun, self._facts = loop, time.monotonic(), facts
         self.request_id = secrets.token_hex(4) if request_id is None else request_id
         self.planned = list(planned)
@@ -281,8 +289,11 @@ class Run(Generic[Images]):
             if isinstance(decoded, EngineError):
                 return decoded
             try:
-                units.append(job.finish(to_unit(decoded)))
-            except NotFiniteError as error:
+                unit = job.finish(to_unit(decoded))
+                if self._safety is not None:
+                    self._safety.check(to_pil(unit))
+                units.append(unit)
+            except EngineError as error:
                 return error
         if request.output_type == "np":
             return Output(np.stack(units), seeds, recipes)

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,18 +87,29 @@ class Stamps:
         file_format: FileFormat,
         from_image: bool,
         encode: Callable[[Image, str | None], bytes],
+        name: str = "the image",
     ) -> bytes:
         """Return a picture's file with all marks, in their order.
+
+        Warns if the watermark cannot be read back from the file.
 
         Args:
             from_image: the picture started from an image.
             encode: makes the file of the marked picture and the XMP packet, which is None without metadata.
+            name: the picture's, for the warning.
 
         Raises:
             RequestError: the picture is too small for the watermark.
             EngineError: signing failed.
         """
-        data = encode(self.on_pixels(image), self.xmp(from_image))
+        marked = self.on_pixels(image)
+        data = encode(marked, self.xmp(from_image))
+        if self.watermark != "none" and not _is_readable(marked, data, file_format):
+            warnings.warn(
+                f"the watermark {self.watermark} cannot be read back from {name} as {file_format}: XMP and C2PA, "
+                "unlike it, do not depend on the pixels",
+                stacklevel=2,
+            )
         return self.signed(data, file_format, from_image)
 
     def on_pixels(self, image: Image) -> Image:
@@ -131,3 +144,14 @@ class Stamps:
         if self.signer is None:
             return data
         return self.signer.sign(data, file_format, source_type_of(from_image))
+
+
+def _is_readable(marked: Image, data: bytes, file_format: FileFormat) -> bool:
+    import numpy as np
+    from PIL import Image as Pillow
+
+    from sd2rt.runtime.provenance.watermark import MESSAGE, read
+
+    # A PNG has the same pixels; others lose some.
+    written = marked if file_format == "png" else Pillow.open(io.BytesIO(data))
+    return read(np.asarray(written.convert("RGB"))) == MESSAGE

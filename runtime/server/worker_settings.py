@@ -49,6 +49,8 @@ class WorkerSettings:
     c2pa_cert: str | None = None
     """PEM file of a certificate chain, to sign image files with."""
     c2pa_key: str | None = None
+    safety: str | None = None
+    """Check of finished images: ``opennsfw``, or ``module:function``."""
     start_seconds: float = 600.0
     """A worker that is not ready after so long is killed."""
     silence_seconds: float = 120.0

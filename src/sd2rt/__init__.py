@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         RequestError,
         Sd2rtError,
+        UnsafeContentError,
     )
     from sd2rt.runtime import (
         AsyncPipeline,
@@ -60,6 +61,7 @@ __all__ = [
     "RequestError",
     "Run",
     "Sd2rtError",
+    "UnsafeContentError",
     "__version__",
     "read_recipe",
     "to_pil",

@@ -115,6 +115,29 @@ def test_bundle_says_what_it_was_made_from(exporter: Exporter, checkpoint: Check
     assert names(target) == ["bundle"]
 
 
+def test_a_bundle_carries_the_licence_beside_the_weights(
+    exporter: Exporter, small_checkpoint: Path, checkpoint: Checkpoint, target: Path, tmp_path: Path
+) -> None:
+    plain = build(checkpoint, target).manifest
+    assert plain.license_files == ()
+    assert "license_files" not in (target / "bundle.json").read_text()
+    folder = tmp_path / small_checkpoint.name
+    shutil.copytree(small_checkpoint, folder)
+    texts = {"LICENSE.md": b"terms", "README.md": b"---\nlicense: openrail++\n---\n"}
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    result = build(open_checkpoint(str(folder)), target, replace=True)
+    # Other texts are another build.
+    assert result.fresh
+    manifest = open_bundle(target, trust_receipts=False).manifest
+    assert {file.path: (target / file.path).read_bytes() for file in manifest.license_files} == {
+        f"license/{name}": text for name, text in texts.items()
+    }
+    assert manifest.license == plain.license == "CreativeML Open RAIL++-M"
+    (folder / "README.md").write_bytes(b"---\nlicense: other\nlicense_name: my-terms\n---\n")
+    assert build(open_checkpoint(str(folder)), target, replace=True).manifest.license == "my-terms"
+
+
 def test_second_build_does_nothing(exporter: Exporter, checkpoint: Checkpoint, target: Path) -> None:
     first = build(checkpoint, target)
     second = build(checkpoint, target)

@@ -28,7 +28,7 @@ from sd2rt.runtime.cli.options import (
     SamplingOptions,
     SeedOptions,
 )
-from sd2rt.runtime.cli.output_options import Quality
+from sd2rt.runtime.cli.output_options import Quality, SafetyCheck
 from sd2rt.runtime.cli.provenance.options import StampOptions
 from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.series import RANDOM, Series
@@ -63,6 +63,7 @@ class BatchOutputOptions(OptionGroup):
         "png"
     )
     quality: Quality = None
+    safety: SafetyCheck = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line for each row.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False
 
@@ -106,6 +107,9 @@ def batch(
 
     stamps = marks.stamps()
     target = ImageTarget.of(output.output, output.file_format, output.quality, stamps=stamps)
+    from sd2rt.runtime.provenance.safety import load_safety
+
+    safety = None if output.safety is None else load_safety(output.safety)
     embeddings = prompt.embeddings()
     named = _named_loras(rows, Series(fields, seeds.count, seed, prompt.lora_folder()), prompt.lora_dir)
     loras = prompt.loras(named)
@@ -132,6 +136,8 @@ def batch(
         "precision": opening["precision"],
         "format": [target.file_format, target.quality, stamps.metadata],
         **_marks(stamps),
+        # Images that no check has seen are drawn again.
+        **({} if output.safety is None else {"safety": output.safety}),
     }
     hidden = output.quiet or output.as_json
     with _locked(output.output), shown_warnings(output.quiet), _row_bar(hidden, len(rows)) as tell:
@@ -143,7 +149,7 @@ def batch(
                 print(json.dumps(entry), flush=True)
 
         run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
-        tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras}, embeddings))
+        tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
     _conclude(tally, record, output)
 
 

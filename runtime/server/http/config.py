@@ -81,6 +81,7 @@ class ServerConfig(BaseModel):
     watermark: Literal["sdv2", "none"] = "none"
     c2pa_cert: str | None = None
     c2pa_key: str | None = None
+    safety: str | None = None
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, RequestError
+from sd2rt.engines.errors import (
+    EngineError,
+    NotFiniteError,
+    OutOfMemoryError,
+    RequestError,
+    UnsafeContentError,
+)
 from sd2rt.runtime.images.read import TooManyPixelsError
 from sd2rt.runtime.request.request import Request
 from sd2rt.runtime.scheduling.admission import DeadlineUnreachableError, QueueFullError
@@ -29,6 +35,8 @@ def server_error(error: BaseException) -> ServerError:
             )
         case RequestError():
             return ServerError("invalid_value", str(error), param=_param(str(error)))
+        case UnsafeContentError():
+            return ServerError("content_policy_violation", str(error))
         case OutOfMemoryError() | MemoryError():
             return ServerError(
                 "out_of_memory", str(error) or "out of memory: ask for a smaller size or fewer images"

@@ -13,15 +13,17 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.errors import EngineError, RequestError, UnsafeContentError
 from sd2rt.runtime.images.depth_map import depth_image
 from sd2rt.runtime.images.encode import encode
 from sd2rt.runtime.metadata.infotext import write_parameters
 from sd2rt.runtime.metadata.png import Facts, png_text, started_from_image
+from sd2rt.runtime.metadata.save import name_of
 from sd2rt.runtime.pipeline.async_run import AsyncProgress, AsyncRun
 from sd2rt.runtime.pipeline.output import Output
 from sd2rt.runtime.pipeline.pipeline import Pipeline
 from sd2rt.runtime.pipeline.run import Run
+from sd2rt.runtime.provenance.safety import Safety
 from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.request.planned import PlannedRequest
 from sd2rt.runtime.scheduling.work import Priority, Terms
@@ -68,6 +70,7 @@ class Generator:
         stamps: marks of the images.
         preparing: a thread that decodes images and plans.
         finishing: threads that encode images.
+        safety: check that images must pass before they are sent.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Generator:
         stamps: Stamps,
         preparing: Executor,
         finishing: Executor,
+        safety: Safety | None = None,
     ) -> None:
         self._bundles, self._settings, self._stamps = bundles, settings, stamps
+        self._safety = safety
         self._preparing, self._finishing = preparing, finishing
         # Each preparation waits for a turn at the device, so that the order is decided before.
         self._turnstile = Turnstile(2)
@@ -168,7 +173,17 @@ class Generator:
                 *(
                     self._in(
                         self._finishing,
-                        partial(_finish, request, planned, each, picture, own, self._stamps, unfinished),
+                        partial(
+                            _finish,
+                            request,
+                            planned,
+                            each,
+                            picture,
+                            own,
+                            self._stamps,
+                            unfinished,
+                            self._safety,
+                        ),
                     )
                     for each, picture, own in zip(planned.images, pictures, facts, strict=True)
                 )
@@ -245,7 +260,8 @@ class Generator:
                 first_call = started.first_call
                 await emit(Started(_queue_ms(arrived, first_call, prepare_seconds)))
             preview = None
-            if request.previews and progress.latents is not None:
+            # Rough pictures cannot be checked.
+            if request.previews and progress.latents is not None and self._safety is None:
                 preview = await self._in(self._finishing, partial(_preview, progress, xmp))
             now = monotonic()
             if request.every_step or request.previews or now >= report_at:
@@ -255,8 +271,9 @@ class Generator:
             reached = progress.done * (wanted + 1) // steps
             if sent < reached <= wanted:
                 picture = (await progress.decoded())[0]
-                data = await self._in(self._finishing, partial(_partial, request, picture, xmp))
-                await emit(Partial(sent, data))
+                data = await self._in(self._finishing, partial(_partial, request, picture, xmp, self._safety))
+                if data is not None:
+                    await emit(Partial(sent, data))
                 sent += 1
             if early.is_set() and request.count == 1 and progress.done < steps:
                 pictures = await progress.decoded()
@@ -300,10 +317,17 @@ def _finish(
     facts: dict[str, Any],
     stamps: Stamps,
     unfinished: bool,
+    safety: Safety | None,
 ) -> GeneratedImage:
-    """Encode an image, with its marks and settings."""
+    """Check an image and encode it, with its marks and settings.
+
+    Raises:
+        EngineError: the check refuses it, or failed.
+    """
     if generation.finish is not None:
         image = generation.finish(image)
+    if safety is not None:
+        safety.check(image)
     png = request.output_format == "png"
     # Settings reproduce the finished picture, not one on the way.
     written = stamps.metadata and not unfinished
@@ -318,7 +342,8 @@ def _finish(
             xmp=xmp,
         )
 
-    data = stamps.applied(image, request.output_format, started_from_image(facts), file_of)
+    name = f"image {name_of(facts)}"
+    data = stamps.applied(image, request.output_format, started_from_image(facts), file_of, name)
     assert planned.request.seed is not None
     return GeneratedImage(data, planned.request.seed, image.width, image.height)
 
@@ -327,7 +352,15 @@ def _infotext(facts: dict[str, Any]) -> str:
     return write_parameters(facts, facts["version"])
 
 
-def _partial(request: GenerationRequest, picture: Any, xmp: str | None) -> bytes:
+def _partial(
+    request: GenerationRequest, picture: Any, xmp: str | None, safety: Safety | None
+) -> bytes | None:
+    """Encode an unfinished picture; None if the check refuses it, which the finished one may pass."""
+    if safety is not None:
+        try:
+            safety.check(picture)
+        except UnsafeContentError:
+            return None
     return encode(picture, request.output_format, {}, quality=request.compression, xmp=xmp)
 
 

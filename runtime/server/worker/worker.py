@@ -13,8 +13,15 @@ from typing import Any
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.sizes import LARGEST_SIDE, SMALLEST_SIDE
-from sd2rt.engines.errors import EngineError, NotFiniteError, OutOfMemoryError, Sd2rtError
+from sd2rt.engines.errors import (
+    EngineError,
+    NotFiniteError,
+    OutOfMemoryError,
+    Sd2rtError,
+    UnsafeContentError,
+)
 from sd2rt.engines.interface import Device
+from sd2rt.runtime.provenance.safety import Safety, load_safety
 from sd2rt.runtime.provenance.stamps import Stamps
 from sd2rt.runtime.scheduling.admission import AdmissionError
 from sd2rt.runtime.server.generation import Event, GenerationRequest, ModelInfo, TaskInfo
@@ -50,6 +57,7 @@ class Worker:
         self._preparing = ThreadPoolExecutor(1, "sd2rt-plan")
         self._finishing = ThreadPoolExecutor(2, "sd2rt-encode")
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._safety: Safety | None = None
         self._early: dict[int, asyncio.Event] = {}
         """By request: set if its picture is wanted as far as it is."""
 
@@ -68,7 +76,7 @@ class Worker:
         if (loaded := loading.result()) is None:
             return
         bundles, stamps = loaded
-        generator = Generator(bundles, self._settings, stamps, self._preparing, self._finishing)
+        generator = Generator(bundles, self._settings, stamps, self._preparing, self._finishing, self._safety)
         reporting = asyncio.create_task(self._report(bundles))
         try:
             while (frame := await receiving) is not None:
@@ -92,6 +100,8 @@ class Worker:
                 c2pa_cert=settings.c2pa_cert,
                 c2pa_key=settings.c2pa_key,
             )
+            if settings.safety is not None:
+                self._safety = load_safety(settings.safety)
             bundles = ServedBundles(self._settings, self._device)
             await bundles.load_first()
         except Sd2rtError as error:
@@ -177,7 +187,7 @@ class Worker:
             await self._connection.send(
                 {"id": number, "event": "failed", "error": failure.to_json(), "stage": stage}
             )
-        survivable = (OutOfMemoryError, NotFiniteError, AdmissionError)
+        survivable = (OutOfMemoryError, NotFiniteError, UnsafeContentError, AdmissionError)
         if (
             self._device.kind == "cuda"
             and isinstance(error, EngineError)

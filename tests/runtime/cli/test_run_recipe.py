@@ -29,7 +29,7 @@ def test_options_are_known_by_the_fields_that_they_are_for() -> None:
         "tile",
     }
     own |= {"as_json", "quiet", "embedding", "allow_pickle", "lora", "lora_dir"}
-    own |= {"file_format", "quality", "no_metadata", "watermark", "c2pa_cert", "c2pa_key"}
+    own |= {"file_format", "quality", "safety", "no_metadata", "watermark", "c2pa_cert", "c2pa_key"}
     own |= {"preview", "hires"}
     names = set(inspect.signature(expand_groups(run)).parameters)
     for name in names - own:

@@ -277,13 +277,17 @@ def test_resized_to_the_same_size_is_a_copy() -> None:
     ],
 )
 def test_fitting_size(size: tuple[int, int], fits: tuple[int, int]) -> None:
-    assert fitting_size(Image.new("L", size)) == fits
+    assert fitting_size(Image.new("L", size), 64) == fits
+
+
+def test_fitting_size_in_multiples_of_8() -> None:
+    assert fitting_size(Image.new("L", (575, 63)), 8) == (568, 64)
 
 
 @pytest.mark.parametrize("size", [(4160, 64), (64, 5000)])
 def test_no_fitting_size(size: tuple[int, int]) -> None:
     with pytest.raises(RequestError) as caught:
-        fitting_size(Image.new("L", size))
+        fitting_size(Image.new("L", size), 8)
     assert str(caught.value) == (
         f"the image is {size[0]}x{size[1]} pixels, but a side can be at most 4096: "
         "set width and height, or use a smaller image"

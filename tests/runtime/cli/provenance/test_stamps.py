@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_demo("demo-x4", tmp_path_factory.mktemp("demo-x4") / "demo-x4").path
+
+
+def flat(width: int, height: int, seed: int) -> Any:
+    return np.full((height, width, 3), (255, seed, 0), np.uint8)
 
 
 def found(sd2rt: Command, *words: str | Path, code: int = 0) -> dict[str, Any]:
@@ -110,6 +115,39 @@ def test_marks_that_python_sets(sd2rt: Command, credentials: Credentials, name: 
         output.save(name, watermark="loud")  # type: ignore[arg-type]
     assert not Path(name).exists()
     assert not Path("folder").exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("make", [natural, flat])
+def test_a_watermark_that_cannot_be_read_back_is_a_warning(
+    sd2rt: Command, name: str, make: Callable[..., Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    Output([Image.fromarray(make(256, 256, seed=2))], [3]).save(name, watermark="sdv2")
+    texts = [str(warning.message) for warning in recwarn if "watermark" in str(warning.message)]
+    is_readable = found(sd2rt, name)["watermark"] == "sdv2"
+    assert is_readable == (make is flat and name == "a.png")
+    assert len(texts) == (0 if is_readable else 1)
+    recwarn.clear()
+    Output([Image.fromarray(make(256, 256, seed=2))], [3]).save(name)
+    assert not recwarn.list
+
+
+def test_each_picture_with_an_unreadable_watermark_has_one_line(sd2rt: Command, demo: Path) -> None:
+    words = ("run", demo, "a fox", *FAST, *LARGE, "--count", "2", "--format", "jpeg", "-o", "out")
+    said = sd2rt(*words, "--watermark", "sdv2")
+    assert said.code == 0
+    lines = [line for line in said.err.splitlines() if "cannot be read back" in line]
+    assert lines == [
+        f"sd2rt: warning: the watermark sdv2 cannot be read back from image {seed} as jpeg: XMP and C2PA, unlike "
+        "it, do not depend on the pixels"
+        for seed in (5, 6)
+    ]
+    assert len(list(Path("out").iterdir())) == 2
+    assert "cannot be read back" not in sd2rt(*words).err
+    assert sd2rt(*words, "--watermark", "sdv2", "--quiet").err == ""
+    Path("rows.txt").write_text("a fox\n")
+    batch = ("batch", demo, "rows.txt", *FAST, *LARGE, "--format", "webp", "-o", "rows")
+    assert "cannot be read back from image 5 as webp" in sd2rt(*batch, "--watermark", "sdv2").err
 
 
 def test_xmp_is_the_default(sd2rt: Command, demo: Path) -> None:

@@ -132,6 +132,15 @@ def test_the_watermark_is_on_the_picture_that_the_command_makes(marking: Server,
         np.testing.assert_array_equal(np.asarray(sent), embed(np.asarray(image)))
 
 
+def test_an_unreadable_watermark_is_among_the_warnings(marking: Server) -> None:
+    body = FIELDS | {"size": "256x256", "output_format": "jpeg", "n": 2}
+    status, answer = post(marking, "/v1/images/generations", body)
+    assert status == 200
+    warnings = [text for text in json.loads(answer)["sd2rt"]["warnings"] if "cannot be read back" in text]
+    assert len(warnings) == 2
+    assert all(f"image {seed} as jpeg" in text for seed, text in zip((3, 4), sorted(warnings), strict=True))
+
+
 def test_pictures_from_an_image_are_composites(marking: Server, tmp_path: Path) -> None:
     start = base64.b64encode(png(drawing(256, 256))).decode()
     marks = marks_of(sdapi_picture(marking, init_images=[start], denoising_strength=1.0), tmp_path)
