@@ -6,9 +6,9 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 OPENNSFW = "opennsfw"
 
-Flags = Callable[["Image"], bool]
-"""Takes a picture in RGB, and returns True to refuse it."""
+
+class Flags(Protocol):
+    """Takes a picture in RGB, and returns True to refuse it."""
+
+    def __call__(self, image: Image, /) -> bool:
+        """Judge one picture."""
 
 
 class Safety:

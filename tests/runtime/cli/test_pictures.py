@@ -282,7 +282,7 @@ def test_image_to_image(sd2rt: Command, small_bundle: Path, pictures: Path) -> N
     )
     with Image.open("out.png") as image:
         assert "Denoising strength: 0.5" in image.info["parameters"]
-        assert image.size == (64, 64)
+        assert image.size == (96, 64)
 
 
 def test_paste_keeps_what_is_outside_the_mask(

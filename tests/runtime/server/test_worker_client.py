@@ -306,6 +306,6 @@ def test_warnings_are_those_of_their_request(
         assert "longer than 77 tokens" in warning
         assert "asleep tonight" in warning
         [warning] = image.facts["warnings"]
-        assert "100x130: resized to 64x128" in warning
+        assert "100x130: resized to 96x128" in warning
         assert (plain.facts["prompt_tokens"], cut.facts["prompt_tokens"]) == (3, 77)
     assert "asleep" not in capfd.readouterr().err

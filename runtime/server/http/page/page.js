@@ -231,16 +231,15 @@ function setModel() {
 	fitSource();
 }
 
-function side(chosen, value) {
-	const multiple = chosen.size_multiple;
+function side(chosen, value, multiple = chosen.size_multiple) {
 	return Math.max(chosen.smallest_side, Math.min(chosen.largest_side, Math.round(value / multiple) * multiple));
 }
 
-// Sizes of usual shapes and the model's area, and twice its own.
+// Usual shapes of the model's area, twice its own; as trained.
 function sizesOf(chosen) {
 	const [w, h] = numbers(chosen.size);
 	const shapes = [w / h, 3 / 2, 2 / 3, 4 / 3, 3 / 4, 16 / 9, 9 / 16].map((ratio) => [Math.sqrt(w * h * ratio), Math.sqrt((w * h) / ratio)]);
-	return [...new Set([...shapes, [2 * w, 2 * h]].map((size) => size.map((each) => side(chosen, each)).join("x")))];
+	return [...new Set([...shapes, [2 * w, 2 * h]].map((size) => size.map((each) => side(chosen, each, 64)).join("x")))];
 }
 
 function setSchedules(value) {

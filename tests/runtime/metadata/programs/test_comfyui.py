@@ -393,7 +393,7 @@ def latent_upscale(method: str, **size: float) -> dict[str, Any]:
         (image_scale("area", 0), "lanczos", "area"),
         (latent_upscale("bislerp", width=1536, height=1024), "bilinear", "bislerp"),
         (node("ImageUpscaleWithModel", image=["52", 0]), None, "left out: a model enlarged its picture"),
-        (latent_upscale("bilinear", scale_by=1.3), None, "left out: width 1000"),
+        (latent_upscale("bilinear", scale_by=6), None, "left out: width 4608"),
     ],
 )
 def test_ways_between_two_samplers(
