@@ -23,7 +23,7 @@ from sd2rt.engines.bundle.manifest import (
 from sd2rt.engines.bundle.model_kinds import KINDS, UNTILED, PartName, with_defaults
 from sd2rt.engines.bundle.part_interface import Dimensions, Interface, interface
 from sd2rt.engines.bundle.schema import Latents, Part, Precision, exceeds_half
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.preview import fit_preview
@@ -88,8 +88,7 @@ def build(
     checkpoint = dataclasses.replace(checkpoint, tasks=with_defaults(checkpoint.tasks, steps, guidance))
     native = tuple(sizes) or ((checkpoint.native_size, checkpoint.native_size),)
     for width, height in native:
-        check_side("width", width)
-        check_side("height", height)
+        check_sides(width, height)
     interfaces = part_interfaces(checkpoint, precision)
     packaged = packaged_exporters(packaged_graphs(checkpoint, precision, interfaces).values())
     exporter = {name: (packaged or {}).get(name) or importlib.metadata.version(name) for name in _EXPORTERS}

@@ -27,7 +27,7 @@ from sd2rt.engines.bundle.model_kinds import (
 from sd2rt.engines.bundle.part_interface import TEXT_LENGTH, Dimensions, check_interface
 from sd2rt.engines.bundle.sampler_config import NoiseConfig, SamplerConfig
 from sd2rt.engines.bundle.schema import LICENSE_FOLDER, File, Latents, Model, Part, Precision, Sha256
-from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_side
+from sd2rt.engines.bundle.sizes import LARGEST_SIDE, check_sides
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.printable import printable
@@ -213,11 +213,10 @@ class Manifest(Model):
             ValueError: they do not.
         """
         for width, height in self.native_sizes:
-            for name, side in (("width", width), ("height", height)):
-                try:
-                    check_side(name, side, self.latents.size_multiple)
-                except RequestError as error:
-                    raise ValueError(f"native_sizes: {error}") from None
+            try:
+                check_sides(width, height, self.latents.size_multiple)
+            except RequestError as error:
+                raise ValueError(f"native_sizes: {error}") from None
         kind = KINDS[self.variant]
         if self.conditions != kind.conditions:
             raise ValueError(f"conditions are not those of the kind {self.variant}")

@@ -47,3 +47,14 @@ def check_side(name: str, side: int, multiple: int = SIZE_MULTIPLE) -> None:
     raise RequestError(
         f"{name} {side} is not a multiple of {multiple} from {SMALLEST_SIDE} to {LARGEST_SIDE}: use {suggestion}"
     )
+
+
+def check_sides(width: int | None, height: int | None, multiple: int = SIZE_MULTIPLE) -> None:
+    """Check both sides of an image, as :func:`check_side` does; None is not checked.
+
+    Raises:
+        RequestError: a side is invalid.
+    """
+    for name, side in (("width", width), ("height", height)):
+        if side is not None:
+            check_side(name, side, multiple)

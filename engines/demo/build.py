@@ -18,7 +18,7 @@ from sd2rt.engines.bundle.files import describe
 from sd2rt.engines.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from sd2rt.engines.bundle.model_kinds import KINDS, PartName, with_defaults
 from sd2rt.engines.bundle.schema import Part, Precision
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.bundle.writer import BuildResult, BundleWriter, build_key, find_built
 from sd2rt.engines.demo.files import (
     DEMO_NAMES,
@@ -75,8 +75,7 @@ def build_demo(
     """
     target = target.absolute()
     for width, height in sizes:
-        check_side("width", width)
-        check_side("height", height)
+        check_sides(width, height)
     template = read_template(name, precision)
     native = tuple(sizes) or tuple((width, height) for width, height in template.manifest["native_sizes"])
     version = importlib.metadata.version("sd2rt")

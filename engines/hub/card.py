@@ -9,13 +9,13 @@ from sd2rt.engines.hub.repository import Repository
 CARD = "README.md"
 WRITTEN_BY_PUSH = "<!-- written by sd2rt push, which replaces it; without this line it is kept -->"
 
-_HUB_LICENSES = {
-    "CreativeML Open RAIL++-M": "openrail++",
-    "CreativeML OpenRAIL-M": "creativeml-openrail-m",
-    "Apache-2.0": "apache-2.0",
-    "MIT": "mit",
+LICENSES = {
+    "openrail++": "CreativeML Open RAIL++-M",
+    "creativeml-openrail-m": "CreativeML OpenRAIL-M",
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
 }
-"""The Hub's names of licences; for others a card has ``other`` and the name."""
+"""Names of licences by their ids on the Hub; for others a card has ``other`` and the name."""
 
 
 def model_card(manifest: Manifest, repository: Repository) -> str:
@@ -65,7 +65,7 @@ The licence is that of the checkpoint: it holds for the bundle too, and for pict
 def _front_matter(manifest: Manifest, tasks: list[TaskName]) -> str:
     # The Hub has no task of its own for masks, depth or enlarging.
     tag = "text-to-image" if "text-to-image" in tasks else "image-to-image"
-    known = _HUB_LICENSES.get(manifest.license)
+    known = next((id for id, name in LICENSES.items() if name == manifest.license), None)
     lines = (
         ["license: other", f"license_name: {_slug(manifest.license)}"]
         if known is None

@@ -14,6 +14,7 @@ import yaml
 
 from sd2rt.engines.bundle.model_kinds import Defaults, ModelKind, TaskName
 from sd2rt.engines.errors import CheckpointError
+from sd2rt.engines.hub.card import LICENSES
 from sd2rt.engines.regular_file import read_regular
 from sd2rt.export.checkpoints.pipeline_configs import Config, NetworkName, PipelineConfigs
 
@@ -26,14 +27,8 @@ _MAX_CARD_BYTES = 1 << 16
 """Of a model card's YAML."""
 _MAX_NAME = 100
 
-_NAMES = {
-    "openrail++": "CreativeML Open RAIL++-M",
-    "creativeml-openrail-m": "CreativeML OpenRAIL-M",
-    "apache-2.0": "Apache-2.0",
-    "mit": "MIT",
-    "stabilityai-ai-community": "Stability AI Community License",
-}
-"""Names of licences by their ids on the Hub; other ids are names as they are."""
+_NAMES = {**LICENSES, "stabilityai-ai-community": "Stability AI Community License"}
+"""Names of licences by their ids on the Hub or as ``license_name``; other ids are names as they are."""
 _TITLES = {
     b"creativeml open rail++-m": "CreativeML Open RAIL++-M",
     b"stability ai community license": "Stability AI Community License",

@@ -254,12 +254,11 @@ def _name(checkpoint: str, source: CheckpointOptions) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    from sd2rt.engines.bundle.sizes import check_side, parse_size
+    from sd2rt.engines.bundle.sizes import check_sides, parse_size
 
     try:
         width, height = parse_size(text, square=True)
     except ValueError:
         raise RequestError(f"--size {text!r} is not N or WxH, such as 512 or 768x512") from None
-    for name, side in (("width", width), ("height", height)):
-        check_side(name, side)
+    check_sides(width, height)
     return width, height

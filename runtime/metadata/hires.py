@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, check_side, parse_size
+from sd2rt.engines.bundle.sizes import SIZE_MULTIPLE, check_sides, parse_size
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.hires_upscalers import METHODS
@@ -37,11 +37,11 @@ def add_hires(settings: ImportedSettings, values: dict[str, str]) -> None:
         size = _size(settings.fields, scale, resize)
         # Its latents have an eighth of the sides, rounded down.
         sides = {name: side // SIZE_MULTIPLE * SIZE_MULTIPLE for name, side in size.items()}
-        _check(sides)
+        check_sides(**sides)
         second.fields |= sides
         if "strength" not in second.fields:
             raise ValueError("its denoising strength is missing")
-    except (ValueError, OverflowError) as error:
+    except (RequestError, ValueError, OverflowError) as error:
         named = f"Hires upscale: {scale}" if resize is None else f"Hires resize: {resize}"
         settings.notes.append(f"the second pass ({shown(named)}) is left out: {error}")
         settings.notes += second.notes
@@ -94,16 +94,3 @@ def _size(first: dict[str, Any], scale: str | None, resize: str | None) -> dict[
             raise ValueError("it is not a factor")
         sides = (int(width * factor), int(height * factor))
     return {"width": sides[0], "height": sides[1]}
-
-
-def _check(sides: dict[str, int]) -> None:
-    """Check the size of the second pass.
-
-    Raises:
-        ValueError: it cannot be made.
-    """
-    try:
-        for name, side in sides.items():
-            check_side(name, side)
-    except RequestError as error:
-        raise ValueError(str(error)) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.request.request import Request
@@ -78,8 +78,7 @@ class ImportedSettings:
             return
         try:
             sides = {"width": int(str(width)), "height": int(str(height))}
-            for name, side in sides.items():
-                check_side(name, side)
+            check_sides(**sides)
         except (RequestError, ValueError) as error:
             reason = str(error) if isinstance(error, RequestError) else "it is not a size"
             self.notes.append(

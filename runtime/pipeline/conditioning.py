@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sd2rt.engines.bundle.model_kinds import ConditionName
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.runtime.denoising.trajectory import Latents
@@ -267,8 +267,7 @@ def size_of(manifest: Manifest, request: Request) -> tuple[int, int]:
         width if request.width is None else request.width,
         height if request.height is None else request.height,
     )
-    for name, side in zip(("width", "height"), size, strict=True):
-        check_side(name, side, multiple)
+    check_sides(*size, multiple)
     return size
 
 

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import Task
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.errors import BundleError, RequestError
 from sd2rt.engines.interface import Float32Array
 from sd2rt.engines.lora.file import Lora
@@ -59,7 +59,7 @@ def plan_requests(
         task = task_of(request, manifest)
         # Upscalers refuse a size for another reason.
         if manifest.low_resolution is None:
-            _check_size(request, manifest)
+            check_sides(request.width, request.height, manifest.latents.size_multiple)
         resolved: Request[Any] = fill_defaults(request, task, manifest)
         try:
             plan = plan_of(resolved, task, manifest)
@@ -84,12 +84,6 @@ def _warn(request: Request[Any], manifest: Manifest, loras: Sequence[Lora]) -> N
             "load_lora(), or use a1111 syntax with --lora-dir",
             stacklevel=4,
         )
-
-
-def _check_size(request: Request[Any], manifest: Manifest) -> None:
-    for name, side in (("width", request.width), ("height", request.height)):
-        if side is not None:
-            check_side(name, side, manifest.latents.size_multiple)
 
 
 def each_image(planned: PlannedRequest[Images], seed: int, count: int) -> Iterator[PlannedRequest[Images]]:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from sd2rt.engines.bundle.sampler_config import GridName
-from sd2rt.engines.bundle.sizes import check_side
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import is_text, printable, repr_of
 from sd2rt.runtime.images.preparation import ResizeMode
@@ -322,10 +322,7 @@ class Request(BaseModel, Generic[Images]):
                 )
         if self.only_masked and self.resize_mode != "stretch":
             raise ValueError("only_masked keeps the aspect ratio by itself: leave resize_mode out")
-        for name in ("width", "height"):
-            side = getattr(self, name)
-            if side is not None:
-                check_side(name, side)
+        check_sides(self.width, self.height)
         return self
 
 

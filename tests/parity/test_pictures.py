@@ -175,14 +175,18 @@ def test_what_the_denoiser_is_shown(
 @pytest.mark.parametrize("size", [(64, 128), (192, 128)])
 @pytest.mark.parametrize(("variant", "task"), TASKS)
 def test_sizes(request: Any, record: Any, variant: str, task: TaskName, size: tuple[int, int]) -> None:
-    pair = request.getfixturevalue(variant)
+    found = _difference_at_size(request.getfixturevalue(variant), task, size)
+    record("Sizes", f"{variant}, {task}, {size[0]}x{size[1]}", *found)
+
+
+def _difference_at_size(pair: Any, task: TaskName, size: tuple[int, int]) -> tuple[float, float]:
     options: dict[str, Any] = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
     if task != "upscaling":
         options["strength"] = 0.75
     expected, _ = reference(pair, task, seeds=[5], prompt=PROMPT, **options)
     ours = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
     assert ours.shape == (1, size[1], size[0], 3)
-    record("Sizes", f"{variant}, {task}, {size[0]}x{size[1]}", *difference(ours, expected))
+    return difference(ours, expected)
 
 
 @pytest.mark.parametrize("size", MULTIPLES_OF_8)
@@ -206,13 +210,8 @@ def test_sizes_in_multiples_of_8(
         # By default diffusers resizes these images to multiples of 4.
         processor = VaeImageProcessor(vae_scale_factor=4, do_resize=False)
         monkeypatch.setattr(pair.reference, "image_processor", processor)
-    options: dict[str, Any] = {**pictures(pair, task, size), "num_inference_steps": 4, "guidance_scale": 5.0}
-    if task != "upscaling":
-        options["strength"] = 0.75
-    expected, _ = reference(pair, task, seeds=[5], prompt=PROMPT, **options)
-    ours = pair.pipeline(PROMPT, seed=5, output_type="np", **options).images
-    assert ours.shape == (1, size[1], size[0], 3)
-    record("Sizes in multiples of 8", f"{variant}, {task}, {size[0]}x{size[1]}", *difference(ours, expected))
+    found = _difference_at_size(pair, task, size)
+    record("Sizes in multiples of 8", f"{variant}, {task}, {size[0]}x{size[1]}", *found)
 
 
 @pytest.mark.parametrize(("variant", "task"), TASKS)

@@ -11,7 +11,7 @@ from sd2rt.engines.bundle.engine_entry import Profile
 from sd2rt.engines.bundle.manifest import Manifest
 from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
 from sd2rt.engines.bundle.schema import Part, symbols_of
-from sd2rt.engines.bundle.sizes import TILE, check_side
+from sd2rt.engines.bundle.sizes import TILE, check_sides
 from sd2rt.engines.errors import RequestError
 
 Rows = Literal["any", "guided", "unguided"]
@@ -89,11 +89,9 @@ def plan_engines(manifest: Manifest, parts: Sequence[PartName], shapes: Shapes) 
     Raises:
         RequestError: the bundle does not take images of one of the sizes.
     """
-    for size in shapes.sizes:
-        for name, side in zip(("width", "height"), size, strict=True):
-            check_side(name, side, manifest.latents.size_multiple)
     wanted: dict[tuple[PartName, _Sides], None] = {}
     for width, height in shapes.sizes:
+        check_sides(width, height, manifest.latents.size_multiple)
         for name in parts:
             sides = _sides(manifest, name, width, height)
             if sides is not None:

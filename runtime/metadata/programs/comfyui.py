@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.imported import ImportedSettings, file_stem
 from sd2rt.runtime.metadata.programs.comfyui_enlarging import ENLARGERS, enlarged
@@ -74,7 +75,7 @@ def _two_passes(graph: Graph, settings: ImportedSettings, last: _Sampler) -> Imp
     }
     try:
         size, method = enlarged(graph, last.enlarger, first_settings)
-    except ValueError as error:
+    except (RequestError, ValueError) as error:
         first_settings.notes.append(f"the second pass is left out: {error}")
     else:
         changed["strength"] = settings.fields.get("strength", 1.0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sd2rt.engines.bundle.sizes import check_side
-from sd2rt.engines.errors import RequestError
+from sd2rt.engines.bundle.sizes import check_sides
 from sd2rt.engines.printable import shown
 from sd2rt.runtime.metadata.imported import ImportedSettings
 from sd2rt.runtime.metadata.programs.comfyui_graph import Graph, Node
@@ -30,7 +29,7 @@ def enlarged(
         first: settings of the first pass.
 
     Raises:
-        ValueError: the size cannot be made.
+        RequestError, ValueError: the size cannot be made.
     """
     if "width" not in first.fields:
         raise ValueError("the size of the first is missing or not supported")
@@ -51,11 +50,7 @@ def enlarged(
         sides = [sides[0] or sides[1] * width // height, sides[1] or sides[0] * height // width]
         if graph.value(node, "crop") == "center" and sides[0] * height != sides[1] * width:
             raise ValueError("its picture is cropped, which is not supported")
-    try:
-        for name, side in zip(("width", "height"), sides, strict=True):
-            check_side(name, side)
-    except RequestError as error:
-        raise ValueError(str(error)) from None
+    check_sides(*sides)
     return {"width": sides[0], "height": sides[1]}, _method(graph, node, first)
 
 

@@ -96,20 +96,8 @@ def test_revisions_are_branches_tags_or_commits(machine: Machine, hub: LocalHub,
 def test_a_killed_pull_goes_on_where_it_was(
     machine: Machine, published: dict[str, bytes], hub: LocalHub
 ) -> None:
-    reached, go_on = threading.Event(), threading.Event()
-    hub.stop_after[WEIGHTS] = (2_000_000, reached, go_on)
-    child = machine.start("pull", NAME)
-    assert reached.wait(60)
-    partial = _partial_of(machine)
-    while not (partial and partial[0].stat().st_size):
-        assert child.poll() is None
-        partial = _partial_of(machine)
-    child.kill()
-    child.communicate()
-    go_on.set()
+    kept = _killed_in_the_weights(machine, hub).stat().st_size
     assert not (machine.cache / "bundles" / "paper").exists()
-    there = {path.name: path.stat().st_size for path in _partial_of(machine)}
-    (kept,) = there.values()
     done = [line for line in hub.asked if line.startswith("GET /cdn/")]
     hub.asked.clear()
     ended = machine.run("pull", NAME)
@@ -122,6 +110,23 @@ def test_a_killed_pull_goes_on_where_it_was(
     assert resumed.endswith(f"bytes={kept}-")
     open_bundle(machine.cache / "bundles" / "paper", trust_receipts=False)
     assert machine.leftovers() == sorted(f"paper/{path}" for path in published)
+
+
+def _killed_in_the_weights(machine: Machine, hub: LocalHub) -> Path:
+    """Kill a pull while the weights arrive, and return the file with what came of them."""
+    reached, go_on = threading.Event(), threading.Event()
+    hub.stop_after[WEIGHTS] = (2_000_000, reached, go_on)
+    child = machine.start("pull", NAME)
+    assert reached.wait(60)
+    partial = _partial_of(machine)
+    while not (partial and partial[0].stat().st_size):
+        assert child.poll() is None
+        partial = _partial_of(machine)
+    child.kill()
+    child.communicate()
+    go_on.set()
+    (kept,) = _partial_of(machine)
+    return kept
 
 
 def _partial_of(machine: Machine) -> list[Path]:
@@ -260,18 +265,9 @@ def test_a_file_is_not_written_through_a_link(
     machine: Machine, published: dict[str, bytes], hub: LocalHub
 ) -> None:
     """Links in the folder of an interrupted pull, which another program has put there."""
-    reached, go_on = threading.Event(), threading.Event()
-    hub.stop_after[WEIGHTS] = (2_000_000, reached, go_on)
-    child = machine.start("pull", NAME)
-    assert reached.wait(60)
-    while not _partial_of(machine):
-        assert child.poll() is None
-    child.kill()
-    child.communicate()
-    go_on.set()
+    partial = _killed_in_the_weights(machine, hub)
     victim = machine.home / "victim"
     victim.write_bytes(b"mine")
-    (partial,) = _partial_of(machine)
     partial.unlink()
     partial.symlink_to(victim)
     building = machine.cache / "bundles" / ".paper.building"
