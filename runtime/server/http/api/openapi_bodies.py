@@ -30,13 +30,14 @@ _FROM_AN_IMAGE = ("image-to-image", "depth-to-image", "upscaling")
 _OF_KINDS = ("strength", "noise_level", "paste_blur", "only_masked", "mask_padding", "resize_mode")
 """Fields that only some kinds of model take."""
 _USUAL_GRID: Schema = {"enum": [None, "diffusers"]}
-_DEPENDENT = (*_OF_KINDS, "n", "num_inference_steps", "schedule")
+_DEPENDENT = (*_OF_KINDS, "num_inference_steps", "schedule", "grid", "preset")
 """Fields whose values depend on others, or on the model."""
 _FORM_WORDS = (
     "Also: mask, a PNG of the image's size whose transparent areas are edited; depth_map, by a depth model; "
     "strength, above 0 to 1; num_inference_steps, enough for the strength; noise_level, by upscalers, which takes no "
     "size; paste_blur, 0 to 256; only_masked with mask_padding, for masks; resize_mode stretch, crop or fill; n, 1 "
-    "if it is streamed; schedule, one that the sampler has. Other fields are ignored."
+    "if it is streamed; schedule, one that the sampler has; preset, whose schedule the sampler has; grid, diffusers or "
+    "a1111, which has some samplers and no presets. Other fields are ignored."
 )
 _JSON_WORDS = (
     "Also: image, mask and depth_map in base64, with the fields of the form. Other fields are ignored."
@@ -101,6 +102,9 @@ def _form(schema: Schema, front: Front, models: Sequence[ModelInfo], changed: Sc
     properties = limited(schema["properties"], front, models) | changed
     # A form has no null: fields are left out.
     kept = {name: _without_null(value) for name, value in properties.items() if name not in _DEPENDENT}
+    if front.config.max_images > 1 and "stream" not in changed:
+        # It depends on whether the answer is streamed.
+        del kept["n"]
     if any(info.upscale_factor is not None for info in models):
         del kept["size"]
     kept["image"] = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
