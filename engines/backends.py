@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from sd2rt.engines.bundle.engine_entry import BackendName, EngineBackend
-from sd2rt.engines.bundle.model_kinds import PartName
+from sd2rt.engines.bundle.model_kinds import UNTILED, PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.bundle.schema import ComputePrecision
 from sd2rt.engines.errors import RequestError
@@ -27,12 +27,16 @@ def backends_to_try(
     Raises:
         RequestError: the backend does not support the device or the precision.
     """
-    if name == "openvino" or (name == "auto" and precision is not None):
+    if name == "openvino" or (name == "auto" and precision == "bf16"):
         if device.kind != "cpu":
             option = "openvino" if name == "openvino" else f"--precision {precision}"
             raise RequestError(f"{option} runs on CPUs only: use --device cpu, or omit --device")
         return ("openvino",)
-    if precision is not None:
+    if precision == "bf16-decoder" and device.kind != "cpu":
+        raise RequestError(
+            f"--precision {precision} runs on CPUs only: use --device cpu, or omit --precision"
+        )
+    if precision == "bf16":
         raise RequestError(
             f"--precision {precision} needs --backend openvino: {name} runs in the bundle's precision"
         )
@@ -61,14 +65,15 @@ def open_backend(
 
     ``auto`` uses compiled engines if the bundle has, for every part in ``needed``, one that fits the GPU and the
     installed TensorRT version; TensorRT is preferred to TensorRT for RTX. Otherwise it uses ONNX Runtime, with a
-    warning if the bundle has engines that do not fit. If a ``precision`` is set, it uses OpenVINO.
+    warning if the bundle has engines that do not fit. If the ``precision`` is ``bf16``, it uses OpenVINO.
 
     Args:
         cuda_graph: capture and replay CUDA graphs; True raises an error if that fails. None captures them for
             compiled engines only, with a warning if that fails.
         allow_cpu_fallback: with ONNX Runtime on a GPU, warn about operators that run on the CPU instead of raising an
             error.
-        precision: compute precision of matrix products, if not the bundle's own.
+        precision: compute precision of matrix products, if not the bundle's own: ``bf16``, or ``bf16-decoder`` to
+            decode latents with OpenVINO in bfloat16 and compute everything else as without.
         profiles: folder for ONNX Runtime's operator profiles on the CPU; other backends record none.
 
     Raises:
@@ -77,6 +82,12 @@ def open_backend(
         MissingDependencyError: the backend is not installed, or the GPU does not exist.
     """
     names = backends_to_try(device, name, precision, has_engines=bool(bundle.manifest.engines))
+    if precision == "bf16-decoder":
+        from sd2rt.engines.openvino.backend import OpenVinoBackend
+
+        decoding = OpenVinoBackend(bundle, threads=threads, precision="bf16")
+        others = open_backend(bundle, device, name, needed=needed, threads=threads, profiles=profiles)
+        return MixedBackend(others, decoding)
     if "openvino" in names:
         from sd2rt.engines.openvino.backend import OpenVinoBackend
 
@@ -105,6 +116,30 @@ def open_backend(
         cuda_graph=bool(cuda_graph),
         allow_cpu_fallback=allow_cpu_fallback,
     )
+
+
+class MixedBackend:
+    """Opens the decoder with one backend, and all other parts with another; see :class:`Backend`."""
+
+    def __init__(self, others: Backend, decoding: Backend) -> None:
+        self._others, self._decoding = others, decoding
+        self.name = others.name
+        self.precision = f"{others.precision}, decoder in {decoding.precision}"
+
+    @property
+    def max_batch(self) -> int | None:
+        return self._others.max_batch
+
+    def open(
+        self, part: PartName, weights: Mapping[str, Array] | None = None, like: Engine | None = None
+    ) -> Engine:
+        """See :class:`sd2rt.engines.interface.Backend`."""
+        backend = self._decoding if UNTILED.get(part, part) == "decoder" else self._others
+        return backend.open(part, weights, like)
+
+    def close(self) -> None:
+        self._decoding.close()
+        self._others.close()
 
 
 def open_part(

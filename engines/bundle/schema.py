@@ -20,8 +20,8 @@ from pydantic import (
 from sd2rt.engines.bundle.sizes import EARLIER_LATENT_MULTIPLE, SIZE_MULTIPLE
 
 Precision = Literal["fp32", "fp16"]
-ComputePrecision = Literal["bf16"]
-"""Compute precisions that a backend may use instead of the bundle's own."""
+ComputePrecision = Literal["bf16", "bf16-decoder"]
+"""Compute precisions to use instead of the bundle's own: of all parts, or of the decoder."""
 
 LICENSE_FOLDER = "license"
 """Folder of a bundle with the texts of its checkpoint's licence."""

@@ -162,7 +162,7 @@ def _choice(bundle: str | None, device: str, backend: str, precision: str | None
     manifest = None if path is None else read_manifest(path)
     has_engines = manifest is not None and bool(manifest.engines)
     # Other precisions are those of bundles, and ask for no backend.
-    computed: ComputePrecision | None = "bf16" if precision == "bf16" else None
+    computed: ComputePrecision | None = next((p for p in get_args(ComputePrecision) if p == precision), None)
     try:
         names = backends_to_try(parsed, name, computed, has_engines=has_engines)
     except RequestError as error:

@@ -28,10 +28,11 @@ class DeviceOptions(OptionGroup):
         ),
     ] = "auto"
     precision: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
+        Literal["bf16", "bf16-decoder", "fp16", "fp32"] | None,
         typer.Option(
             envvar="SD2RT_PRECISION",
-            help="bf16: multiply in bfloat16 on CPUs that support it (OpenVINO); default: the bundle's precision.",
+            help="bf16: multiply in bfloat16 on CPUs that support it (OpenVINO); bf16-decoder: only in the decoder; "
+            "default: the bundle's precision.",
             show_default=False,
         ),
     ] = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.json_text import parse_json
 
 if TYPE_CHECKING:
+    from sd2rt.engines.bundle.schema import ComputePrecision, Precision
     from sd2rt.runtime.prompts.textual_inversion import Embedding
 
 
@@ -83,14 +84,14 @@ def sampler_and_schedule(
 
 
 def precision(
-    name: Literal["bf16", "fp16", "fp32"] | None, bundle: str | os.PathLike[str]
-) -> Literal["bf16"] | None:
+    name: ComputePrecision | Precision | None, bundle: str | os.PathLike[str]
+) -> ComputePrecision | None:
     """Return the precision to open a bundle with; the bundle's own is no change.
 
     Raises:
         RequestError: it is one that bundles are built in, and not this one's.
     """
-    if name is None or name == "bf16":
+    if name is None or name == "bf16" or name == "bf16-decoder":
         return name
     from sd2rt.engines.bundle.manifest import read_manifest
     from sd2rt.engines.bundle.reader import locate

@@ -68,7 +68,7 @@ class WorkOptions(ConfigOptions):
         BackendName | None, typer.Option(help="Inference engine, as for sd2rt run.", show_default=False)
     ] = None
     precision: Annotated[
-        ComputePrecision | None, typer.Option(help="bf16, as for sd2rt run.", show_default=False)
+        ComputePrecision | None, typer.Option(help="As for sd2rt run.", show_default=False)
     ] = None
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None
     allow_cpu_fallback: Annotated[

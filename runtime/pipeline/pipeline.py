@@ -84,9 +84,9 @@ class Pipeline(LoadedBundle):
             tile: the longest side of latents, a multiple of 8, that is encoded, decoded or upscaled at once. Larger
                 latents are processed in tiles, which bounds memory.
             backend: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``; ``auto`` uses the bundle's
-                engines if they fit the GPU, else OpenVINO if ``precision`` is set, else ONNX Runtime.
-            precision: ``bf16`` to compute in bfloat16, on CPUs with instructions for it; None for the bundle's own
-                precision.
+                engines if they fit the GPU, else OpenVINO if ``precision`` is ``bf16``, else ONNX Runtime.
+            precision: ``bf16`` to compute in bfloat16, on CPUs with instructions for it, or ``bf16-decoder`` to do so
+                in the decoder only; None for the bundle's own precision.
             loras: LoRAs to load at once, without opening a part twice; see :meth:`load_lora`.
             turns: turns at the device, shared by pipelines; None for its own.
             safety: ``opennsfw``, ``module:function``, or a function that takes a picture and returns True to refuse

@@ -12,7 +12,7 @@ import pytest
 
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.errors import MissingDependencyError, RequestError
-from sd2rt.engines.openvino.backend import OpenVinoBackend
+from sd2rt.engines.openvino.backend import OpenVinoBackend, shared_core
 from sd2rt.runtime import Pipeline, Request
 
 
@@ -31,12 +31,39 @@ def test_a_cpu_without_bfloat16(small_bundle: Path, monkeypatch: pytest.MonkeyPa
     [
         ({"backend": "openvino", "device": "cuda"}, "openvino runs on CPUs only: use --device cpu"),
         ({"precision": "bf16", "device": "cuda"}, "--precision bf16 runs on CPUs only"),
+        ({"precision": "bf16-decoder", "device": "cuda"}, "--precision bf16-decoder runs on CPUs only"),
+        ({"precision": "bf16-decoder", "backend": "tensorrt"}, "tensorrt needs an NVIDIA GPU"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "--precision bf16 needs --backend openvino"),
     ],
 )
 def test_what_does_not_go_together(small_bundle: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         Pipeline.open(small_bundle, **options)
+
+
+@pytest.mark.skipif(
+    "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this CPU has no bfloat16 instructions",
+)
+def test_only_the_decoder_in_bfloat16(small_bundle: Path) -> None:
+    """Latents are those of float32; every way to decode them is in bfloat16, in tiles too."""
+    options: dict[str, Any] = {"seed": 1, "num_inference_steps": 2}
+    with (
+        Pipeline.open(small_bundle, precision="bf16-decoder", tile=32) as pipeline,
+        Pipeline.open(small_bundle, tile=32) as reference,
+    ):
+        assert pipeline.backend == reference.backend == "onnxruntime"
+        assert pipeline.precision == "fp32, decoder in bf16"
+        for width in (64, 320):
+            options["width"] = width
+            latents = [
+                p("a red circle", output_type="latent", **options).images for p in (pipeline, reference)
+            ]
+            np.testing.assert_array_equal(*latents)
+            ours, theirs = (
+                p("a red circle", output_type="np", **options).images for p in (pipeline, reference)
+            )
+            assert 0 < abs(ours - theirs).max() < 0.1
 
 
 def test_not_installed(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

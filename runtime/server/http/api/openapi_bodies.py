@@ -36,8 +36,8 @@ _FORM_WORDS = (
     "Also: mask, a PNG of the image's size whose transparent areas are edited; depth_map, by a depth model; "
     "strength, above 0 to 1; num_inference_steps, enough for the strength; noise_level, by upscalers, which takes no "
     "size; paste_blur, 0 to 256; only_masked with mask_padding, for masks; resize_mode stretch, crop or fill; n, 1 "
-    "if it is streamed; schedule, one that the sampler has; preset, whose schedule the sampler has; grid, diffusers or "
-    "a1111, which has some samplers and no presets. Other fields are ignored."
+    "if it is streamed; schedule, one that the sampler has; preset, whose schedule the sampler has; grid, diffusers "
+    "or a1111, which has some samplers and no presets. Other fields are ignored."
 )
 _JSON_WORDS = (
     "Also: image, mask and depth_map in base64, with the fields of the form. Other fields are ignored."
