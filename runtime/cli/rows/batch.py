@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -30,18 +28,15 @@ from sd2rt.runtime.cli.options import (
 )
 from sd2rt.runtime.cli.output_options import Quality, SafetyCheck
 from sd2rt.runtime.cli.provenance.options import StampOptions
-from sd2rt.runtime.cli.rows.row import Row
-from sd2rt.runtime.cli.rows.series import RANDOM, Series
-from sd2rt.runtime.cli.rows.standard_input import rows_of
 from sd2rt.runtime.cli.run_output import check_output
 from sd2rt.runtime.images.formats import FileFormat
+from sd2rt.runtime.rows.reading import read_rows
+from sd2rt.runtime.rows.row import Row
+from sd2rt.runtime.rows.series import RANDOM, Series
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.cli.rows.batch_record import BatchRecord
-    from sd2rt.runtime.cli.rows.batch_run import BatchRun, Tally
-    from sd2rt.runtime.provenance.stamps import Stamps
-
-_MAX_ROWS = 1_000_000
+    from sd2rt.runtime.rows.drawing import BatchRun, Tally
+    from sd2rt.runtime.rows.record import BatchRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ def batch(
     fields = prompt.fields() | sampling.fields() | images.fields() | seeds.fields()
     seed = None if seeds.seed == RANDOM else seeds.seed
     series = Series(fields, seeds.count, seed, prompt.lora_folder())
-    rows = _rows(file)
+    rows = read_rows(file)
     if output.output.suffix and not output.output.is_dir():
         raise RequestError(f"--output {output.output} has a suffix, but a batch is a folder: name one")
     check_output(output.output, 2)
@@ -117,28 +112,28 @@ def batch(
     from sd2rt.engines.bundle.manifest import read_manifest
     from sd2rt.engines.bundle.reader import locate
     from sd2rt.engines.bundle.sizes import TILE
-    from sd2rt.runtime.cli.rows.batch_record import BatchRecord, RowHashes
-    from sd2rt.runtime.cli.rows.batch_run import BatchRun
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
+    from sd2rt.runtime.rows.drawing import BatchRun
+    from sd2rt.runtime.rows.identity import RowHashes, row_settings
+    from sd2rt.runtime.rows.record import BatchRecord
 
     manifest = read_manifest(locate(path))
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     tile = TILE if device.tile is None else device.tile
     opening = device.opening(path) | {"tile": tile}
-    settings = {
-        "fields": fields,
-        "count": seeds.count,
-        "bundle": manifest.identity,
-        "loras": [(lora.sha256, *dict.fromkeys((lora.scale, lora.text_scale))) for lora in loras],
-        "embeddings": sorted((embedding.token, embedding.sha256) for embedding in embeddings),
-        "tile": tile,
-        "precision": opening["precision"],
-        "format": [target.file_format, target.quality, stamps.metadata],
-        **_marks(stamps),
-        # Images that no check has seen are drawn again.
-        **({} if output.safety is None else {"safety": output.safety}),
-    }
+    settings = row_settings(
+        fields,
+        seeds.count,
+        manifest,
+        loras=loras,
+        embeddings=embeddings,
+        tile=tile,
+        precision=opening["precision"],
+        target=target,
+        stamps=stamps,
+        safety=output.safety,
+    )
     hidden = output.quiet or output.as_json
     with _locked(output.output), shown_warnings(output.quiet), _row_bar(hidden, len(rows)) as tell:
         record = BatchRecord(output.output)
@@ -151,12 +146,6 @@ def batch(
         run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
         tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
     _conclude(tally, record, output)
-
-
-def _marks(stamps: Stamps) -> dict[str, Any]:
-    """Return the marks that rows' hashes cover: nothing by default, as in folders of versions without marks."""
-    signer = None if stamps.signer is None else sha256(stamps.signer.certificates).hexdigest()
-    return {} if stamps.watermark == "none" and signer is None else {"marks": [stamps.watermark, signer]}
 
 
 async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embeddings: list[Any]) -> Tally:
@@ -180,35 +169,6 @@ def _conclude(tally: Tally, record: BatchRecord, output: BatchOutputOptions) -> 
         raise EngineError(
             f"{tally.failed} of {tally.total} rows failed, see {record.path}; the first: {tally.first_error}"
         )
-
-
-def _rows(file: str) -> list[Row | RequestError]:
-    """Read all rows, or the errors in them.
-
-    Raises:
-        RequestError: the file cannot be read, or holds no row.
-    """
-    if file == "-":
-        rows = _read(sys.stdin, "standard input")
-    else:
-        try:
-            with open(file, encoding="utf-8") as stream:
-                rows = _read(stream, file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RequestError(f"{file} cannot be read ({reason}): name a file of JSON lines") from None
-    if not rows:
-        raise RequestError(f"{file} holds no row: write a prompt or a JSON object a line")
-    return rows
-
-
-def _read(stream: TextIO, name: str) -> list[Row | RequestError]:
-    rows: list[Row | RequestError] = []
-    for row in rows_of(stream, name):
-        rows.append(row)
-        if len(rows) > _MAX_ROWS:
-            raise RequestError(f"{name} has more than {_MAX_ROWS} rows: split it")
-    return rows
 
 
 def _named_loras(rows: list[Row | RequestError], series: Series, folder: str | None) -> tuple[str, ...]:
