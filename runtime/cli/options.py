@@ -82,7 +82,7 @@ class PromptOptions(OptionGroup):
         Raises:
             RequestError: a file is missing, damaged, or a pickle that was not allowed.
         """
-        return [parsing.embedding(text, self.allow_pickle) for text in self.embedding or ()]
+        return [option_text.embedding(text, self.allow_pickle) for text in self.embedding or ()]
 
     def lora_folder(self) -> LoraFolder | None:
         """Return the folder of LoRAs that prompts may name.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.rows.option_text import numbers
-
-if TYPE_CHECKING:
-    from sd2rt.runtime.prompts.textual_inversion import Embedding
 
 
 def one_or_more(option: str, text: str | None) -> float | tuple[float, ...] | None:
@@ -39,13 +36,3 @@ def precision(
         f"build one with 'sd2rt build {manifest.source.name} --precision {name} -o {manifest.name}-{name}', "
         f"then run {manifest.name}-{name}"
     )
-
-
-def embedding(text: str, allow_pickle: bool) -> Embedding:
-    """Read the textual inversion that ``--embedding`` names: a file, or TOKEN=FILE."""
-    from sd2rt.runtime.prompts.textual_inversion import load_embedding
-
-    token, equals, path = text.partition("=")
-    if not equals or os.path.exists(text):
-        return load_embedding(text, None, allow_pickle=allow_pickle)
-    return load_embedding(path, token, allow_pickle=allow_pickle)

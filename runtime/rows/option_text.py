@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.json_text import parse_json
+
+if TYPE_CHECKING:
+    from sd2rt.runtime.prompts.textual_inversion import Embedding
 
 _JSON = {"true": "true", "false": "false", "none": "null"}
 
@@ -69,3 +73,13 @@ def sampler_and_schedule(
         name, implied = typed_sampler(sampler, grid)
         fields = {"sampler": name} if implied is None else {"sampler": name, "schedule": implied}
     return fields if schedule is None else {**fields, "schedule": typed_schedule(schedule, grid)}
+
+
+def embedding(text: str, allow_pickle: bool) -> Embedding:
+    """Read the textual inversion that ``--embedding`` names: a file, or TOKEN=FILE."""
+    from sd2rt.runtime.prompts.textual_inversion import load_embedding
+
+    token, equals, path = text.partition("=")
+    if not equals or os.path.exists(text):
+        return load_embedding(text, None, allow_pickle=allow_pickle)
+    return load_embedding(path, token, allow_pickle=allow_pickle)

@@ -28,6 +28,7 @@ from sd2rt.runtime.cli.options import (
 )
 from sd2rt.runtime.cli.output_options import Quality, SafetyCheck
 from sd2rt.runtime.cli.provenance.options import StampOptions
+from sd2rt.runtime.cli.rows.ray_options import RayOptions
 from sd2rt.runtime.cli.run_output import check_output
 from sd2rt.runtime.images.formats import FileFormat
 from sd2rt.runtime.rows.reading import read_rows
@@ -36,7 +37,6 @@ from sd2rt.runtime.rows.series import RANDOM, Series
 
 if TYPE_CHECKING:
     from sd2rt.runtime.rows.drawing import BatchRun, Tally
-    from sd2rt.runtime.rows.record import BatchRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,14 @@ def batch(
     device: TiledDeviceOptions,
     output: BatchOutputOptions,
     marks: StampOptions,
+    ray: RayOptions,
     words: Annotated[
         list[str],
         typer.Argument(
             metavar="[BUNDLE] FILE",
             help="A bundle (default: the demo), and a file with a row a line, - for standard input: a prompt, or "
-            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}. Options apply to rows without them.',
+            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}; or a .csv or .parquet with such columns. '
+            "Options apply to rows without them.",
             autocompletion=complete_bundle,
         ),
     ],
@@ -85,6 +87,7 @@ def batch(
     if len(words) > 2:
         raise RequestError(f"{len(words)} arguments, expected [BUNDLE] FILE: give one file")
     *bundles, file = words
+    ray.check()
     if images.upscale is not None:
         raise RequestError(
             "--upscale is for 'sd2rt run': enlarge the images of the folder with a batch of their own"
@@ -115,7 +118,7 @@ def batch(
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
     from sd2rt.runtime.rows.drawing import BatchRun
     from sd2rt.runtime.rows.identity import RowHashes, row_settings
-    from sd2rt.runtime.rows.record import BatchRecord
+    from sd2rt.runtime.rows.record import NAME, BatchRecord
 
     manifest = read_manifest(locate(path))
     for embedding in embeddings:
@@ -135,17 +138,28 @@ def batch(
         safety=output.safety,
     )
     hidden = output.quiet or output.as_json
+    job = None
+    if ray.ray:
+        values = opening | {"bundle": str(path), "loras": tuple(prompt.lora or ()), "safety": output.safety}
+        values |= {"embeddings": tuple(prompt.embedding or ()), "allow_pickle": prompt.allow_pickle}
+        values |= {"file_format": target.file_format, "quality": target.quality, **marks.values()}
+        job = ray.job(values, fields, seeds.count, seed, prompt.lora_dir, named)
+        # The same hashes, by which either command goes on with the other's folder.
+        assert json.dumps(job.settings, default=repr) == json.dumps(settings, default=repr)
     with _locked(output.output), shown_warnings(output.quiet), _row_bar(hidden, len(rows)) as tell:
-        record = BatchRecord(output.output)
 
         def told(entry: dict[str, Any] | None) -> None:
             tell()
             if output.as_json and entry is not None:
                 print(json.dumps(entry), flush=True)
 
-        run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
-        tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
-    _conclude(tally, record, output)
+        if job is not None:
+            tally = ray.draw(rows, job, output.output, told)
+        else:
+            record = BatchRecord(output.output)
+            run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
+            tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
+    _conclude(tally, output.output if ray.to != "folder" else output.output / NAME, output)
 
 
 async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embeddings: list[Any]) -> Tally:
@@ -160,14 +174,14 @@ async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embed
             raise group.exceptions[0] from None
 
 
-def _conclude(tally: Tally, record: BatchRecord, output: BatchOutputOptions) -> None:
+def _conclude(tally: Tally, path: Path, output: BatchOutputOptions) -> None:
     if not output.quiet:
         report(f"note: {tally.drawn} rows drawn, {tally.kept} kept, {tally.failed} failed")
         if not output.as_json:
-            print_path(record.path)
+            print_path(path)
     if tally.failed:
         raise EngineError(
-            f"{tally.failed} of {tally.total} rows failed, see {record.path}; the first: {tally.first_error}"
+            f"{tally.failed} of {tally.total} rows failed, see {path}; the first: {tally.first_error}"
         )
 
 

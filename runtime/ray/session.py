@@ -1,0 +1,103 @@
+"""Ray itself: imported when it is needed, started or connected to, with its report of use switched off."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
+from sd2rt.engines.install_hint import install_hint
+from sd2rt.engines.printable import shown
+
+_USAGE = "RAY_USAGE_STATS_ENABLED"
+_CHOICE = "~/.ray/config.json"
+"""File in which Ray keeps what the user answered."""
+_STORE_BYTES = 80 * 1024**2
+"""Of a local session, whose store holds rows and names of files: images go from actors to files."""
+
+
+def import_ray() -> Any:
+    """Import Ray with its datasets.
+
+    Raises:
+        MissingDependencyError: the extra ``ray`` is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Ray Data needs {error.name}, which is not installed: {install_hint('ray')}"
+        ) from None
+    return ray
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[Any]:
+    """Yield Ray, connected: the process's own session if it has one, else one that ends with the block.
+
+    Args:
+        address: of a cluster, such as ``auto``; None for processes on this machine, which end with this one.
+
+    Raises:
+        MissingDependencyError: the extra ``ray`` is not installed.
+        EngineError: there is no cluster at the address, or Ray cannot be started.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    local = (
+        {}
+        if address is not None
+        else {
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    )
+    try:
+        with _unreported():
+            ray.init(
+                address="local" if address is None else address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                **local,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        place = "on this machine" if address is None else f"at {shown(address)}"
+        reason = " ".join(str(error).split())
+        raise EngineError(f"Ray cannot be started {place} ({shown(reason)}): check the address") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Start Ray's processes without their report of use, unless the user has chosen."""
+    if _USAGE in os.environ or os.path.exists(os.path.expanduser(_CHOICE)):
+        yield
+        return
+    os.environ[_USAGE] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_USAGE, None)
+
+
+def own_error(error: BaseException) -> Sd2rtError | None:
+    """Return the error of sd2rt's that an actor raised; None if it was another."""
+    seen: set[int] = set()
+    cause: Any = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, Sd2rtError):
+            return cause
+        seen.add(id(cause))
+        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+    return None
