@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -97,7 +98,10 @@ def _drawn(
         return
     with ray_session(address) as ray:
         blocks = min(-(-len(rows) // job.config.batch_size), _MOST_BLOCKS)
-        context = ray.data.DataContext.get_current().copy()
+        with warnings.catch_warnings():
+            # It reads its own deprecated fields.
+            warnings.simplefilter("ignore")
+            context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         with ray.data.DataContext.current(context):
             dataset = ray.data.from_items(

@@ -13,6 +13,8 @@ from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.printable import shown
 
 _USAGE = "RAY_USAGE_STATS_ENABLED"
+_LOGS = "RAY_BACKEND_LOG_LEVEL"
+"""Lines of Ray's own on standard error; what ends a job is raised."""
 _CHOICE = "~/.ray/config.json"
 """File in which Ray keeps what the user answered."""
 _STORE_BYTES = 80 * 1024**2
@@ -50,7 +52,9 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    # Ray Data tells of its bars and of each dataset that has ended.
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     local = (
         {}
         if address is not None
@@ -61,11 +65,11 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
         }
     )
     try:
-        with _unreported():
+        with _default(_USAGE, "0", not os.path.exists(os.path.expanduser(_CHOICE))), _default(_LOGS, "fatal"):
             ray.init(
                 address="local" if address is None else address,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 **local,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -79,16 +83,16 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
 
 
 @contextmanager
-def _unreported() -> Iterator[None]:
-    """Start Ray's processes without their report of use, unless the user has chosen."""
-    if _USAGE in os.environ or os.path.exists(os.path.expanduser(_CHOICE)):
+def _default(name: str, value: str, wanted: bool = True) -> Iterator[None]:
+    """Set an environment variable for the processes that are started in the block, unless the user has."""
+    if name in os.environ or not wanted:
         yield
         return
-    os.environ[_USAGE] = "0"
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop(_USAGE, None)
+        os.environ.pop(name, None)
 
 
 def own_error(error: BaseException) -> Sd2rtError | None:

@@ -77,7 +77,7 @@ def batch(
         typer.Argument(
             metavar="[BUNDLE] FILE",
             help="A bundle (default: the demo), and a file with a row a line, - for standard input: a prompt, or "
-            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}; or a .csv or .parquet with such columns. '
+            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}; or a .csv or .parquet table. '
             "Options apply to rows without them.",
             autocompletion=complete_bundle,
         ),

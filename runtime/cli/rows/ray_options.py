@@ -53,7 +53,7 @@ class RayOptions(OptionGroup):
     rows_per_part: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows that are written together: a kill costs those of unwritten parts; default: 16."
+            min=1, help="Rows that are written together; a kill costs those of parts under way; default: 16."
         ),
     ] = None
     to: Annotated[
