@@ -12,16 +12,18 @@ import json
 import pickle
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines import errors
+from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
 from sd2rt.runtime.ray.data import Actor, draw
 from sd2rt.runtime.ray.drawer import DrawnRow
 from sd2rt.runtime.ray.fence import newest_run
-from sd2rt.runtime.ray.job import Job
+from sd2rt.runtime.ray.job import Job, with_absolute_paths
 from sd2rt.runtime.ray.parts import OutputKind, PartWriter, rows_in_parts
-from sd2rt.runtime.ray.session import own_error, ray_session
+from sd2rt.runtime.ray.session import ray_session
 from sd2rt.runtime.rows.drawing import Tally
 from sd2rt.runtime.rows.identity import IdentifiedRow, RowHashes, identified
 from sd2rt.runtime.rows.record import BatchRecord
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKS = 2000
 """Of a dataset: each is an object of Ray's."""
+_JOB_ERROR = "ends the job"
+"""Key of the class of an error that is not a row's, in an entry."""
 Tell = Callable[[dict[str, Any] | None], None]
 
 
@@ -59,7 +63,8 @@ def draw_rows(
         RequestError: files in the folder cannot be read.
         MissingDependencyError: the extra ``ray`` is not installed.
     """
-    tally = Tally()
+    # Actors have working directories of their own.
+    tally, folder = Tally(), folder.absolute()
     try:
         with newest_run(folder) as token:
             writer = PartWriter(folder, kind, job.target.file_format, token)
@@ -80,7 +85,9 @@ def draw_rows(
                     tally.kept += 1
                     tell(None)
                 else:
-                    pending.append(row)
+                    pending.append(
+                        replace(row, row=replace(row.row, fields=with_absolute_paths(row.row.fields)))
+                    )
             for entry in writer.write(unreadable):
                 keep(entry)
             for entry in _drawn(pending, job, writer, address):
@@ -110,10 +117,11 @@ def _drawn(
             dataset = draw(dataset, job, FileActor, (writer,))
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from map(json.loads, cast("Table", batch)["entry"].to_pylist())
+                for entry in map(json.loads, cast("Table", batch)["entry"].to_pylist()):
+                    if _JOB_ERROR in entry:
+                        raise getattr(errors, entry[_JOB_ERROR])(entry["error"])
+                    yield entry
         except ray.exceptions.RayError as error:
-            if (own := own_error(error)) is not None:
-                raise own from None
             raise EngineError(f"Ray failed ({' '.join(str(error).split())[:500]}): see its logs") from error
 
 
@@ -128,8 +136,12 @@ class FileActor(Actor):
         """Draw all rows of a batch, write them, and yield their entries."""
         import pyarrow as pa
 
-        drawer = self.drawer()
-        rows = [pickle.loads(row) for row in batch["row"].to_pylist()]
-        drawn = await asyncio.gather(*map(drawer.draw, rows))
-        entries = await asyncio.to_thread(self._writer.write, drawn)
+        try:
+            drawer = self.drawer()
+            rows = [pickle.loads(row) for row in batch["row"].to_pylist()]
+            drawn = await asyncio.gather(*map(drawer.draw, rows))
+            entries = await asyncio.to_thread(self._writer.write, drawn)
+        except Sd2rtError as error:
+            # Ray would pass on its text alone, in that of a traceback.
+            entries = [{_JOB_ERROR: type(error).__name__, "error": str(error)}]
         yield pa.table({"entry": [json.dumps(entry) for entry in entries]})

@@ -21,7 +21,7 @@ from sd2rt.runtime.ray.config import ProcessorConfig
 from sd2rt.runtime.rows.identity import row_settings
 from sd2rt.runtime.rows.lora_tags import LoraFolder
 from sd2rt.runtime.rows.option_text import embedding, sampler_and_schedule
-from sd2rt.runtime.rows.row import row_of
+from sd2rt.runtime.rows.row import PATHS, row_of
 from sd2rt.runtime.rows.series import Series
 
 
@@ -100,6 +100,7 @@ class Job:
             safety=config.safety,
         )
         folder = None if lora_dir is None else os.path.abspath(lora_dir)
+        fields = with_absolute_paths(fields)
         return cls(config, manifest.identity, fields, count, seed, target, settings, folder, named)
 
     def series(self, seed: int | None) -> Series:
@@ -159,6 +160,14 @@ def _absolute(config: ProcessorConfig) -> ProcessorConfig:
             ),
         }
     )
+
+
+def with_absolute_paths(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the paths in fields of a row absolute, as they are in this process's working directory."""
+    return {
+        name: os.path.abspath(value) if name in PATHS and isinstance(value, str) else value
+        for name, value in fields.items()
+    }
 
 
 def _absolute_file(word: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sd2rt.engines.errors import EngineError, MissingDependencyError, Sd2rtError
+from sd2rt.engines.errors import EngineError, MissingDependencyError
 from sd2rt.engines.install_hint import install_hint
 from sd2rt.engines.printable import shown
 
@@ -93,15 +93,3 @@ def _default(name: str, value: str, wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name, None)
-
-
-def own_error(error: BaseException) -> Sd2rtError | None:
-    """Return the error of sd2rt's that an actor raised; None if it was another."""
-    seen: set[int] = set()
-    cause: Any = error
-    while cause is not None and id(cause) not in seen:
-        if isinstance(cause, Sd2rtError):
-            return cause
-        seen.add(id(cause))
-        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    return None

@@ -141,5 +141,7 @@ def identified(
         fixed = row.seed != RANDOM and (row.seed is not None or not random)
         seed = series.seed_of(row) if fixed else None
         key = hashes.of(row, seed)
-        series.skip(row)
+        # As there, rows that are wrong take no seeds from those after them.
+        if not random:
+            series.requests(row)
         yield IdentifiedRow(key, replace(row, seed=derived_seed(key) if seed is None else seed))

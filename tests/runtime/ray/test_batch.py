@@ -145,6 +145,16 @@ def test_a_killed_driver(ray_cluster: Any, sd2rt: Command, small_bundle: Path, h
     assert [path.name for path in (here / "out").iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_bundle_that_actors_cannot_open(
+    ray_cluster: Any, refused: Refused, small_bundle: Path, here: Path
+) -> None:
+    (here / "rows.jsonl").write_text("a\n")
+    (here / "bundle").mkdir()
+    (here / "bundle" / "bundle.json").write_bytes((small_bundle / "bundle.json").read_bytes())
+    said = refused(3, "batch", "./bundle", "rows.jsonl", "-o", "out", *RAY)
+    assert "is missing" in said
+
+
 def test_what_is_refused(refused: Refused, here: Path) -> None:
     (here / "rows.jsonl").write_text("a\n")
     words = ("batch", "rows.jsonl", "-o", "out")

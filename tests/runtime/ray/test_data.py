@@ -51,7 +51,7 @@ def test_images_are_those_of_a_pipeline(ray_cluster: Any, small_bundle: Path) ->
         ("a fox", 1): None,
         ("a hen", 0): None,
         ("no", 0): "--count is 0",
-        ("nor", 0): "sampler 'no ",
+        ("nor", 0): "no sampler i",
     }
     assert found["no", 0]["bytes"] == 0
     assert [found[name]["name"] for name in (("a fox", 1), ("a hen", 0))] == ["x", "y"]
@@ -79,7 +79,7 @@ def test_images_are_those_of_a_pipeline(ray_cluster: Any, small_bundle: Path) ->
 def test_seeds_marks_and_checks(ray_cluster: Any, small_bundle: Path) -> None:
     """In one job: watermark, no metadata, a check that passes all; and seeds that do not depend on the run."""
     values = {"options": {"steps": 1, "size": "256x256"}, "id_column": "id", "watermark": "sdv2"}
-    values |= {"metadata": False, "safety": "operator:not_", "file_format": "webp", "quality": 95}
+    values |= {"metadata": False, "safety": "operator:not_", "file_format": "png"}
     process = build_processor(config(small_bundle, **values))
     rows = [{"prompt": "a", "id": 1}, {"prompt": "a", "id": 2}]
     first = process(ray_cluster.data.from_items(rows)).take_all()
@@ -95,7 +95,7 @@ def test_seeds_marks_and_checks(ray_cluster: Any, small_bundle: Path) -> None:
     by_id = {row["id"]: row for row in first}
     assert second.to_pylist() == [by_id[2]]
     assert read(pixels(by_id[2]["image_bytes"])) == MESSAGE
-    assert not Image.open(io.BytesIO(by_id[2]["image_bytes"])).getexif()
+    assert Image.open(io.BytesIO(by_id[2]["image_bytes"])).info == {}
 
 
 def test_a_check_refuses_rows_alone(ray_cluster: Any, small_bundle: Path) -> None:
@@ -170,15 +170,10 @@ def test_what_is_refused(small_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_actors_cannot_open(ray_cluster: Any, small_bundle: Path, tmp_path: Path) -> None:
-    """The job fails, with the line of sd2rt's error."""
-    from sd2rt.runtime.ray.session import own_error
-
+    """The job fails, and Ray's traceback has the line of sd2rt's error."""
     (tmp_path / "bundle").mkdir()
     manifest = tmp_path / "bundle" / "bundle.json"
     manifest.write_bytes((small_bundle / "bundle.json").read_bytes())
     dataset = build_processor(config(tmp_path / "bundle"))(ray_cluster.data.from_items([{"prompt": "a"}]))
-    with pytest.raises(ray_cluster.exceptions.RayError) as caught:
+    with pytest.raises(ray_cluster.exceptions.RayError, match=r"BundleError: .* is missing"):
         dataset.take_all()
-    found = own_error(caught.value)
-    assert isinstance(found, BundleError)
-    assert "is missing" in str(found)
