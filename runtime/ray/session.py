@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sd2rt.engines.errors import EngineError, MissingDependencyError
@@ -17,8 +17,13 @@ _LOGS = "RAY_BACKEND_LOG_LEVEL"
 """Lines of Ray's own on standard error; what ends a job is raised."""
 _CHOICE = "~/.ray/config.json"
 """File in which Ray keeps what the user answered."""
-_STORE_BYTES = 80 * 1024**2
-"""Of a local session, whose store holds rows and names of files: images go from actors to files."""
+_LOCAL: dict[str, Any] = {
+    "include_dashboard": False,
+    # It holds rows and names of files: images go from actors to files.
+    "object_store_memory": 80 * 1024**2,
+    "_node_ip_address": "127.0.0.1",
+}
+"""Options of a session on this machine alone."""
 
 
 def import_ray() -> Any:
@@ -55,17 +60,11 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
     # Ray Data tells of its bars and of each dataset that has ended.
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    local = (
-        {}
-        if address is not None
-        else {
-            "include_dashboard": False,
-            "object_store_memory": _STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    )
+    local = {} if address is not None else _LOCAL
     try:
-        with _default(_USAGE, "0", not os.path.exists(os.path.expanduser(_CHOICE))), _default(_LOGS, "fatal"):
+        with ExitStack() as stack:
+            stack.enter_context(_default(_USAGE, "0", not os.path.exists(os.path.expanduser(_CHOICE))))
+            stack.enter_context(_default(_LOGS, "fatal"))
             ray.init(
                 address="local" if address is None else address,
                 log_to_driver=False,
