@@ -24,6 +24,10 @@ BUNDLES = {
 """Fixtures that build, and what tests that ask for them by a parameter call them."""
 
 
+RAY = "ray_cluster"
+"""Fixture that starts Ray: whatever bundles these tests need, one worker has them all, and starts it alone."""
+
+
 class _Group(NamedTuple):
     room: str
     bundles: tuple[str, ...]
@@ -68,6 +72,8 @@ def _room(path: Path) -> str:
 
 def _bundles(item: pytest.Item) -> tuple[str, ...]:
     assert isinstance(item, pytest.Function)
+    if RAY in item.fixturenames:
+        return (RAY,)
     needed = {name for fixture, name in BUNDLES.items() if fixture in item.fixturenames}
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "request" in inspect.signature(item.function).parameters:

@@ -26,6 +26,7 @@ KINDS = {
     "interleave": "interleaved threads, closed runs and collected generators",
     "growth": "memory, threads and descriptors over many images",
     "fuzz": "random command lines, manifests and Python calls",
+    "ray": "Ray Data jobs whose driver or actor is killed",
     "serve": "clients that leave, killed workers and fronts, hostile requests, memory over many",
 }
 

@@ -13,12 +13,12 @@ import typer
 from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
-from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.bench_server import ServerOptions, measure_server
 from sd2rt.runtime.cli.console import bench_bar, shown_warnings
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.device_options import DeviceOptions
 from sd2rt.runtime.cli.options import StepOptions
+from sd2rt.runtime.rows import option_text
 
 if TYPE_CHECKING:
     from sd2rt.runtime.bench.serving.sweep import SweepSettings
@@ -165,7 +165,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _sizes(text: str | None) -> tuple[tuple[int, int], ...]:
-    return () if text is None else tuple(dict.fromkeys(parsing.size(word) for word in text.split(",")))
+    return () if text is None else tuple(dict.fromkeys(option_text.size(word) for word in text.split(",")))
 
 
 def _check_target(option: str, path: Path | None) -> None:

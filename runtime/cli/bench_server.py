@@ -15,7 +15,7 @@ from sd2rt.engines.console import given_options, progress_bar
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.engines.printable import shown
-from sd2rt.runtime.cli.parsing import numbers
+from sd2rt.runtime.rows.option_text import numbers
 
 if TYPE_CHECKING:
     from sd2rt.runtime.bench.serving.sweep import SweepSettings, Tell

@@ -14,11 +14,12 @@ from sd2rt.engines.option_groups import OptionGroup
 from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.shell import names
 from sd2rt.runtime.images.preparation import ResizeMode
+from sd2rt.runtime.rows import option_text
 
 if TYPE_CHECKING:
     from sd2rt.engines.lora.file import Lora
-    from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
     from sd2rt.runtime.prompts.textual_inversion import Embedding
+    from sd2rt.runtime.rows.lora_tags import LoraFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class PromptOptions(OptionGroup):
         Raises:
             RequestError: a file is missing, damaged, or a pickle that was not allowed.
         """
-        return [parsing.embedding(text, self.allow_pickle) for text in self.embedding or ()]
+        return [option_text.embedding(text, self.allow_pickle) for text in self.embedding or ()]
 
     def lora_folder(self) -> LoraFolder | None:
         """Return the folder of LoRAs that prompts may name.
@@ -89,7 +90,7 @@ class PromptOptions(OptionGroup):
         Raises:
             RequestError: it is not a folder.
         """
-        from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
+        from sd2rt.runtime.rows.lora_tags import LoraFolder
 
         return None if self.lora_dir is None else LoraFolder(self.lora_dir)
 
@@ -141,7 +142,7 @@ class StepOptions(OptionGroup):
         return {
             "num_inference_steps": self.steps,
             "guidance_scale": parsing.one_or_more("--guidance", self.guidance),
-            **parsing.sampler_and_schedule(self.sampler, None),
+            **option_text.sampler_and_schedule(self.sampler, None),
         }
 
 
@@ -206,16 +207,18 @@ class SamplingOptions(StepOptions):
     def fields(self) -> dict[str, Any]:
         """Fields of a request."""
         return StepOptions.fields(self) | {
-            **parsing.sampler_and_schedule(self.sampler, self.schedule, self.grid),
+            **option_text.sampler_and_schedule(self.sampler, self.schedule, self.grid),
             "preset": self.preset,
             "grid": self.grid,
-            "sampler_options": parsing.sampler_options(self.sampler_option or []),
+            "sampler_options": option_text.sampler_options(self.sampler_option or []),
             "eta": self.eta,
-            "guidance_interval": parsing.numbers("--guidance-interval", self.guidance_interval, between=":"),
+            "guidance_interval": option_text.numbers(
+                "--guidance-interval", self.guidance_interval, between=":"
+            ),
             "guidance_rescale": self.rescale,
             "rescale_betas_zero_snr": self.zero_snr,
-            "timesteps": parsing.numbers("--timesteps", self.timesteps),
-            "sigmas": parsing.numbers("--sigmas", self.sigmas),
+            "timesteps": option_text.numbers("--timesteps", self.timesteps),
+            "sigmas": option_text.numbers("--sigmas", self.sigmas),
         }
 
 
@@ -331,7 +334,7 @@ class ImageOptions(OptionGroup):
         if self.size is not None:
             if self.width is not None or self.height is not None:
                 raise RequestError("--size is given with --width or --height: use either")
-            fields["width"], fields["height"] = parsing.size(self.size)
+            fields["width"], fields["height"] = option_text.size(self.size)
         fields |= {name: side for name in ("width", "height") if (side := getattr(self, name)) is not None}
         return fields
 
@@ -369,5 +372,5 @@ class SeedOptions(OptionGroup):
         """Fields of a request, but for the seed."""
         fields: dict[str, Any] = {"rng": self.rng}
         if self.variation is not None:
-            fields["variation_seed"], fields["variation_strength"] = parsing.variation(self.variation)
+            fields["variation_seed"], fields["variation_strength"] = option_text.variation(self.variation)
         return fields

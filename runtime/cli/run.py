@@ -12,7 +12,6 @@ import typer
 from sd2rt.engines.bundle.cache import complete_bundle
 from sd2rt.engines.console import given_options, report
 from sd2rt.engines.errors import BundleError, EngineError, RequestError
-from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.console import shown_warnings, step_bar
 from sd2rt.runtime.cli.demo_bundle import bundle_or_demo
 from sd2rt.runtime.cli.device_options import TiledDeviceOptions
@@ -24,8 +23,6 @@ from sd2rt.runtime.cli.options import (
 )
 from sd2rt.runtime.cli.output_options import OutputOptions
 from sd2rt.runtime.cli.provenance.options import StampOptions
-from sd2rt.runtime.cli.rows.row import Row
-from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
 from sd2rt.runtime.cli.run_arguments import bundle_and_prompts, check_standard_input, lookalike_notes
 from sd2rt.runtime.cli.run_generation import (
@@ -47,11 +44,14 @@ from sd2rt.runtime.cli.run_output import (
 )
 from sd2rt.runtime.cli.run_recipe import AppliedRecipe, RunSettings
 from sd2rt.runtime.cli.shell.preview import preview_of
+from sd2rt.runtime.rows import option_text
+from sd2rt.runtime.rows.row import Row
+from sd2rt.runtime.rows.series import RANDOM, Series
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
-    from sd2rt.runtime.cli.run_requests import PlannedImages
     from sd2rt.runtime.pipeline.pipeline import Pipeline
+    from sd2rt.runtime.rows.image_requests import PlannedImages
 
 
 def run(
@@ -117,7 +117,7 @@ def run(
         recipe = AppliedRecipe(read_recipe(recipe_of), settings, given_options(context))
         # What a schedule's name means depends on the grid, which may be the recipe's.
         grid = settings.fields["grid"]
-        settings.fields |= parsing.sampler_and_schedule(sampling.sampler, sampling.schedule, grid)
+        settings.fields |= option_text.sampler_and_schedule(sampling.sampler, sampling.schedule, grid)
     # Everything is checked before a bundle is opened or built: a typing mistake should not cost a minute.
     series = Series(settings.fields, seeds.count, None if settings.seed == RANDOM else settings.seed, folder)
     rows = rows_of_standard_input() if settings.prompts is None else iter([Row(0, settings.prompts[0])])

@@ -16,7 +16,6 @@ from sd2rt.runtime.cli.shell.preview import Show
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
-    from sd2rt.runtime.cli.run_requests import PlannedImages
     from sd2rt.runtime.pipeline.image_job import ImageJob
     from sd2rt.runtime.pipeline.pipeline import Pipeline
     from sd2rt.runtime.pipeline.progress import Progress
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from sd2rt.runtime.request.planned import PlannedRequest
     from sd2rt.runtime.request.request import Request
     from sd2rt.runtime.request.second_pass import SecondPass
+    from sd2rt.runtime.rows.image_requests import PlannedImages
 
 _SHARED_FIELDS = ("prompt", "negative_prompt", "prompt_syntax", "clip_skip", "seed", "rng")
 """Fields of a request that the request to enlarge its image takes over."""

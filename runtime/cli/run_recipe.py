@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.engines.lora.file import Lora
-    from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
     from sd2rt.runtime.metadata.recipe import Recipe
     from sd2rt.runtime.prompts.textual_inversion import Embedding
     from sd2rt.runtime.request.request import Request
     from sd2rt.runtime.request.second_pass import SecondPass
+    from sd2rt.runtime.rows.lora_tags import LoraFolder
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "negative": ("negative_prompt",),
@@ -129,7 +129,7 @@ class AppliedRecipe:
         """Return the words for ``--lora`` of the recipe's LoRAs that a folder has; none if LoRAs were given."""
         if folder is None or given:
             return []
-        from sd2rt.runtime.cli.rows.lora_tags import lora_word
+        from sd2rt.runtime.rows.lora_tags import lora_word
 
         return [
             lora_word(path, lora.scale, lora.scale if lora.text_scale is None else lora.text_scale)

@@ -11,8 +11,8 @@ import typer
 from sd2rt.engines.bundle.sampler_config import SAMPLER_OPTIONS, NoiseConfig
 from sd2rt.engines.console import print_path, table_console
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.cli import parsing
 from sd2rt.runtime.cli.shell import names as names_to_complete
+from sd2rt.runtime.rows import option_text
 
 if TYPE_CHECKING:
     from sd2rt.runtime.samplers.plan import Plan
@@ -65,7 +65,7 @@ def samplers(
     )
 
     chosen = (
-        [sampler_config(parsing.sampler_and_schedule(name, None)["sampler"]).name for name in names]
+        [sampler_config(option_text.sampler_and_schedule(name, None)["sampler"]).name for name in names]
         if names
         else list(SAMPLERS)
     )
@@ -75,11 +75,13 @@ def samplers(
         if prediction not in ("epsilon", "v_prediction"):
             raise RequestError(f"--prediction is {prediction!r}: choose epsilon or v_prediction")
         noise = NoiseConfig.model_validate({**_SD2, "prediction_type": prediction})
-        options = parsing.sampler_options(sampler_option or [])
+        options = option_text.sampler_options(sampler_option or [])
         plans: dict[str, Plan] = {}
         for name in chosen:
             config = sampler_config(
-                name, schedule=parsing.sampler_and_schedule(None, schedule).get("schedule"), options=options
+                name,
+                schedule=option_text.sampler_and_schedule(None, schedule).get("schedule"),
+                options=options,
             )
             takes_eta = "eta" in SAMPLERS[name].noise
             sampling = SamplingOptions(steps, eta=eta if takes_eta or len(chosen) == 1 else 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -56,9 +56,13 @@ class StampOptions(OptionGroup):
         """
         from sd2rt.runtime.provenance.stamps import Stamps
 
-        return Stamps.of(
-            metadata=not self.no_metadata,
-            watermark=self.watermark,
-            c2pa_cert=self.c2pa_cert,
-            c2pa_key=self.c2pa_key,
-        )
+        return Stamps.of(**self.values())
+
+    def values(self) -> dict[str, Any]:
+        """Return the arguments of :meth:`sd2rt.runtime.provenance.stamps.Stamps.of`."""
+        return {
+            "metadata": not self.no_metadata,
+            "watermark": self.watermark,
+            "c2pa_cert": self.c2pa_cert,
+            "c2pa_key": self.c2pa_key,
+        }

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -30,18 +28,15 @@ from sd2rt.runtime.cli.options import (
 )
 from sd2rt.runtime.cli.output_options import Quality, SafetyCheck
 from sd2rt.runtime.cli.provenance.options import StampOptions
-from sd2rt.runtime.cli.rows.row import Row
-from sd2rt.runtime.cli.rows.series import RANDOM, Series
-from sd2rt.runtime.cli.rows.standard_input import rows_of
+from sd2rt.runtime.cli.rows.ray_options import RayOptions
 from sd2rt.runtime.cli.run_output import check_output
 from sd2rt.runtime.images.formats import FileFormat
+from sd2rt.runtime.rows.reading import read_rows
+from sd2rt.runtime.rows.row import Row
+from sd2rt.runtime.rows.series import RANDOM, Series
 
 if TYPE_CHECKING:
-    from sd2rt.runtime.cli.rows.batch_record import BatchRecord
-    from sd2rt.runtime.cli.rows.batch_run import BatchRun, Tally
-    from sd2rt.runtime.provenance.stamps import Stamps
-
-_MAX_ROWS = 1_000_000
+    from sd2rt.runtime.rows.drawing import BatchRun, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +71,14 @@ def batch(
     device: TiledDeviceOptions,
     output: BatchOutputOptions,
     marks: StampOptions,
+    ray: RayOptions,
     words: Annotated[
         list[str],
         typer.Argument(
             metavar="[BUNDLE] FILE",
             help="A bundle (default: the demo), and a file with a row a line, - for standard input: a prompt, or "
-            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}. Options apply to rows without them.',
+            'JSON such as {"prompt": "a fox", "seed": 3, "size": "512x768"}; or a .csv or .parquet table. '
+            "Options apply to rows without them.",
             autocompletion=complete_bundle,
         ),
     ],
@@ -90,6 +87,7 @@ def batch(
     if len(words) > 2:
         raise RequestError(f"{len(words)} arguments, expected [BUNDLE] FILE: give one file")
     *bundles, file = words
+    ray.check()
     if images.upscale is not None:
         raise RequestError(
             "--upscale is for 'sd2rt run': enlarge the images of the folder with a batch of their own"
@@ -99,7 +97,7 @@ def batch(
     fields = prompt.fields() | sampling.fields() | images.fields() | seeds.fields()
     seed = None if seeds.seed == RANDOM else seeds.seed
     series = Series(fields, seeds.count, seed, prompt.lora_folder())
-    rows = _rows(file)
+    rows = read_rows(file)
     if output.output.suffix and not output.output.is_dir():
         raise RequestError(f"--output {output.output} has a suffix, but a batch is a folder: name one")
     check_output(output.output, 2)
@@ -117,46 +115,51 @@ def batch(
     from sd2rt.engines.bundle.manifest import read_manifest
     from sd2rt.engines.bundle.reader import locate
     from sd2rt.engines.bundle.sizes import TILE
-    from sd2rt.runtime.cli.rows.batch_record import BatchRecord, RowHashes
-    from sd2rt.runtime.cli.rows.batch_run import BatchRun
     from sd2rt.runtime.prompts.textual_inversion import check_embedding
+    from sd2rt.runtime.rows.drawing import BatchRun
+    from sd2rt.runtime.rows.identity import RowHashes, row_settings
+    from sd2rt.runtime.rows.record import NAME, BatchRecord
 
     manifest = read_manifest(locate(path))
     for embedding in embeddings:
         check_embedding(embedding, manifest)
     tile = TILE if device.tile is None else device.tile
     opening = device.opening(path) | {"tile": tile}
-    settings = {
-        "fields": fields,
-        "count": seeds.count,
-        "bundle": manifest.identity,
-        "loras": [(lora.sha256, *dict.fromkeys((lora.scale, lora.text_scale))) for lora in loras],
-        "embeddings": sorted((embedding.token, embedding.sha256) for embedding in embeddings),
-        "tile": tile,
-        "precision": opening["precision"],
-        "format": [target.file_format, target.quality, stamps.metadata],
-        **_marks(stamps),
-        # Images that no check has seen are drawn again.
-        **({} if output.safety is None else {"safety": output.safety}),
-    }
+    settings = row_settings(
+        fields,
+        seeds.count,
+        manifest,
+        loras=loras,
+        embeddings=embeddings,
+        tile=tile,
+        precision=opening["precision"],
+        target=target,
+        stamps=stamps,
+        safety=output.safety,
+    )
     hidden = output.quiet or output.as_json
+    job = None
+    if ray.ray:
+        values = opening | {"bundle": str(path), "loras": tuple(prompt.lora or ()), "safety": output.safety}
+        values |= {"embeddings": tuple(prompt.embedding or ()), "allow_pickle": prompt.allow_pickle}
+        values |= {"file_format": target.file_format, "quality": target.quality, **marks.values()}
+        job = ray.job(values, fields, seeds.count, seed, prompt.lora_dir, named)
+        # The same hashes, by which either command goes on with the other's folder.
+        assert json.dumps(job.settings, default=repr) == json.dumps(settings, default=repr)
     with _locked(output.output), shown_warnings(output.quiet), _row_bar(hidden, len(rows)) as tell:
-        record = BatchRecord(output.output)
 
         def told(entry: dict[str, Any] | None) -> None:
             tell()
             if output.as_json and entry is not None:
                 print(json.dumps(entry), flush=True)
 
-        run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
-        tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
-    _conclude(tally, record, output)
-
-
-def _marks(stamps: Stamps) -> dict[str, Any]:
-    """Return the marks that rows' hashes cover: nothing by default, as in folders of versions without marks."""
-    signer = None if stamps.signer is None else sha256(stamps.signer.certificates).hexdigest()
-    return {} if stamps.watermark == "none" and signer is None else {"marks": [stamps.watermark, signer]}
+        if job is not None:
+            tally = ray.draw(rows, job, output.output, told)
+        else:
+            record = BatchRecord(output.output)
+            run = BatchRun(iter(rows), series, RowHashes(settings), record, target, seed is None, told)
+            tally = asyncio.run(_drawn(run, path, {**opening, "loras": loras, "safety": safety}, embeddings))
+    _conclude(tally, output.output if ray.to != "folder" else output.output / NAME, output)
 
 
 async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embeddings: list[Any]) -> Tally:
@@ -171,44 +174,15 @@ async def _drawn(run: BatchRun, path: str | Path, opening: dict[str, Any], embed
             raise group.exceptions[0] from None
 
 
-def _conclude(tally: Tally, record: BatchRecord, output: BatchOutputOptions) -> None:
+def _conclude(tally: Tally, path: Path, output: BatchOutputOptions) -> None:
     if not output.quiet:
         report(f"note: {tally.drawn} rows drawn, {tally.kept} kept, {tally.failed} failed")
         if not output.as_json:
-            print_path(record.path)
+            print_path(path)
     if tally.failed:
         raise EngineError(
-            f"{tally.failed} of {tally.total} rows failed, see {record.path}; the first: {tally.first_error}"
+            f"{tally.failed} of {tally.total} rows failed, see {path}; the first: {tally.first_error}"
         )
-
-
-def _rows(file: str) -> list[Row | RequestError]:
-    """Read all rows, or the errors in them.
-
-    Raises:
-        RequestError: the file cannot be read, or holds no row.
-    """
-    if file == "-":
-        rows = _read(sys.stdin, "standard input")
-    else:
-        try:
-            with open(file, encoding="utf-8") as stream:
-                rows = _read(stream, file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RequestError(f"{file} cannot be read ({reason}): name a file of JSON lines") from None
-    if not rows:
-        raise RequestError(f"{file} holds no row: write a prompt or a JSON object a line")
-    return rows
-
-
-def _read(stream: TextIO, name: str) -> list[Row | RequestError]:
-    rows: list[Row | RequestError] = []
-    for row in rows_of(stream, name):
-        rows.append(row)
-        if len(rows) > _MAX_ROWS:
-            raise RequestError(f"{name} has more than {_MAX_ROWS} rows: split it")
-    return rows
 
 
 def _named_loras(rows: list[Row | RequestError], series: Series, folder: str | None) -> tuple[str, ...]:

@@ -11,8 +11,6 @@ import pytest
 from PIL import Image
 
 from sd2rt.engines.bundle.file_lock import FileLock
-from sd2rt.runtime.cli.rows.batch_record import RowHashes
-from sd2rt.runtime.cli.rows.row import Row
 
 from ...conftest import Command, Refused
 
@@ -121,23 +119,3 @@ def test_one_batch_at_a_time(sd2rt: Command, small_bundle: Path, here: Path) -> 
     said = sd2rt("batch", small_bundle, "rows.txt", "-o", "out", *FAST)
     assert (said.code, "another batch writes to out" in said.err) == (5, True)
     lock.release()
-
-
-def test_hashes_of_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"a")
-    rows = [
-        Row(1, "a"),
-        Row(1, "b"),
-        Row(1, "a", {"width": 64}),
-        Row(1, "a", count=2),
-        Row(1, "a", {"image": str(tmp_path / "a.png")}),
-    ]
-    hashes = [RowHashes({}).of(row, None) for row in rows]
-    hashes += [RowHashes({}).of(rows[0], 1), RowHashes({"bundle": "x"}).of(rows[0], None)]
-    assert len(set(hashes)) == len(hashes)
-    # Lines may be moved; equal rows are numbered.
-    assert RowHashes({}).of(Row(7, "a"), None) == hashes[0]
-    both = RowHashes({})
-    assert both.of(rows[0], None) != both.of(rows[0], None)
-    (tmp_path / "a.png").write_bytes(b"ab")
-    assert RowHashes({}).of(rows[4], None) != hashes[4]

@@ -10,8 +10,8 @@ import pytest
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.text_file import text_stream
-from sd2rt.runtime.cli.rows.row import Row
 from sd2rt.runtime.cli.rows.standard_input import rows_of_standard_input
+from sd2rt.runtime.rows.row import Row
 
 
 def prompts(monkeypatch: pytest.MonkeyPatch, data: bytes, encoding: str = "utf-8") -> list[str]:

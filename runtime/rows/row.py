@@ -10,7 +10,7 @@ from sd2rt.engines.errors import RequestError
 from sd2rt.engines.json_text import parse_json
 from sd2rt.engines.near_matches import did_you_mean
 from sd2rt.engines.printable import repr_of, shown
-from sd2rt.runtime.cli import parsing
+from sd2rt.runtime.rows import option_text
 
 _NAMES = {
     "negative": "negative_prompt",
@@ -45,7 +45,24 @@ _FIELDS = (
     *("image", "mask_image", "depth_map", "noise_level", "paste", "paste_blur", "max_image_pixels", "rng"),
     *("variation_seed", "variation_strength", "only_masked", "mask_padding", "resize_mode"),
 )
-_PATHS = ("image", "mask_image", "depth_map")
+PATHS = ("image", "mask_image", "depth_map")
+"""Fields that name a file."""
+
+
+_TEXTS = (
+    *(
+        "prompt",
+        "negative_prompt",
+        "prompt_syntax",
+        "preset",
+        "sampler",
+        "schedule",
+        "grid",
+        "rng",
+        "resize_mode",
+    ),
+    *("size", "variation", *PATHS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +101,7 @@ def row_of(values: dict[str, Any], line: int) -> Row:
     """Make a row from the options of a JSON object; raises like :func:`parse_row`."""
     fields: dict[str, Any] = {}
     for given, value in values.items():
-        written = str(given).lower().replace("-", "_")
-        option = _NAMES.get(written, written)
-        for name, parsed in _parsed(option, given, value).items():
+        for name, parsed in _parsed(_option(given), given, value).items():
             if name in fields:
                 raise RequestError(f"{shown(str(given))} repeats another option: leave one out")
             fields[name] = parsed
@@ -97,12 +112,25 @@ def row_of(values: dict[str, Any], line: int) -> Row:
     return Row(line, prompt, fields, **numbers)
 
 
+def is_text_option(given: str) -> bool:
+    """Return whether the values of an option are text, as in ``"prompt": "7"``."""
+    return _option(given) in _TEXTS
+
+
+def _option(given: object) -> str:
+    """Return the name of an option's field, by a name that a row may have for it."""
+    written = str(given).lower().replace("-", "_")
+    return _NAMES.get(written, written)
+
+
 def _parsed(name: str, given: str, value: Any) -> dict[str, Any]:
     """Return the fields of an option."""
     if value is None:
         return {}
     if name in ("size", "variation"):
-        parse: Callable[[str], tuple[Any, Any]] = parsing.size if name == "size" else parsing.variation
+        parse: Callable[[str], tuple[Any, Any]] = (
+            option_text.size if name == "size" else option_text.variation
+        )
         if not isinstance(value, str):
             raise RequestError(f'{name} is {shown(repr_of(value))}: write it as text, such as "512x768"')
         names = ("width", "height") if name == "size" else ("variation_seed", "variation_strength")
@@ -113,13 +141,13 @@ def _parsed(name: str, given: str, value: Any) -> dict[str, Any]:
         remedy = near.rstrip() or f"choose from {', '.join(options)}"
         raise RequestError(f"there is no option {shown(str(given))}: {remedy}")
     if name in ("guidance_scale", "timesteps", "sigmas") and isinstance(value, str):
-        numbers = parsing.numbers(str(given), value)
+        numbers = option_text.numbers(str(given), value)
         return {name: numbers[0] if numbers and len(numbers) == 1 and name == "guidance_scale" else numbers}
     if name == "guidance_interval" and isinstance(value, str):
-        return {name: parsing.numbers(str(given), value, between=":")}
+        return {name: option_text.numbers(str(given), value, between=":")}
     if name == "sampler_options" and isinstance(value, str):
-        return {name: parsing.sampler_options([value])}
-    if name in _PATHS and (not isinstance(value, str) or value == "-"):
+        return {name: option_text.sampler_options([value])}
+    if name in PATHS and (not isinstance(value, str) or value == "-"):
         raise RequestError(f"{shown(str(given))} is {shown(repr_of(value))}: name a file")
     if name in ("timesteps", "sigmas") and isinstance(value, list):
         return {name: tuple(value)}

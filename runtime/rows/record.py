@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,10 +10,8 @@ from typing import Any
 
 from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.engines.json_text import parse_json
-from sd2rt.runtime.cli.rows.row import Row
 
 NAME = "manifest.jsonl"
-_PATHS = ("image", "mask_image", "depth_map")
 DONE, FAILED = "done", "failed"
 
 
@@ -73,42 +70,3 @@ class BatchRecord:
         with open(self.path, "rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
-
-
-class RowHashes:
-    """Hashes of rows, by all that their images depend on. Equal rows are numbered, and have different ones.
-
-    Args:
-        settings: the command's options, and the identities of the bundle and its LoRAs, as JSON values.
-    """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        self._seen: dict[str, int] = {}
-
-    def of(self, row: Row, seed: int | None) -> str:
-        """Hash the next row.
-
-        Args:
-            seed: seed of its first image; None if it is random.
-        """
-        content = {
-            "settings": self._settings,
-            "prompt": row.prompt,
-            "fields": row.fields,
-            "count": row.count,
-            "seed": seed,
-            "files": [_state(row.fields[name]) for name in _PATHS if name in row.fields],
-        }
-        text = json.dumps(content, sort_keys=True, default=repr)
-        number = self._seen[text] = self._seen.get(text, 0) + 1
-        return hashlib.sha256(f"{text}\n{number}".encode()).hexdigest()
-
-
-def _state(path: str) -> list[int]:
-    """Size and time of a file, which change with its content."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return []
-    return [status.st_size, status.st_mtime_ns]

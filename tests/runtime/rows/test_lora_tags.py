@@ -11,10 +11,10 @@ from PIL import Image
 
 from sd2rt.engines.errors import RequestError
 from sd2rt.engines.weights.initializers import Weights
-from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
+from sd2rt.runtime.rows.lora_tags import LoraFolder
 
-from ....lora_files import LINEAR, draw, write
-from ...conftest import Command, Refused
+from ...lora_files import LINEAR, draw, write
+from ..conftest import Command, Refused
 
 FAST = ("--steps", "2", "--threads", "1", "--seed", "5")
 

@@ -1,26 +1,59 @@
-"""Draw the rows of a batch by the step scheduler: several at a time, so that the device never waits for one."""
+"""Draw rows by the step scheduler: several at a time, so that the device never waits for one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
-from sd2rt.runtime.cli.rows.batch_record import DONE, FAILED, BatchRecord, RowHashes
-from sd2rt.runtime.cli.rows.row import Row
-from sd2rt.runtime.cli.rows.series import RANDOM, Series
 from sd2rt.runtime.images.formats import suffix_of
-from sd2rt.runtime.metadata.save import ImageTarget, name_of
+from sd2rt.runtime.metadata.save import ImageTarget, Stamping, name_of
 from sd2rt.runtime.pipeline.conditioning import result_size
+from sd2rt.runtime.rows.identity import RowHashes
+from sd2rt.runtime.rows.record import DONE, FAILED, BatchRecord
+from sd2rt.runtime.rows.row import Row
+from sd2rt.runtime.rows.series import RANDOM, Series
 from sd2rt.runtime.scheduling.work import Priority, Terms
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sd2rt.runtime.pipeline.async_pipeline import AsyncPipeline
+    from sd2rt.runtime.rows.image_requests import ImageRequests
 
 _AHEAD = 2
 """Rows under way for each image of a call: while some are in a call, others are prepared and saved."""
+
+
+def rows_in_flight(pipeline: AsyncPipeline) -> int:
+    """Return the number of rows under way at which the device does not wait for one."""
+    return _AHEAD * max(1, pipeline.pipeline.batch_size.shared)
+
+
+async def draw_images(
+    pipeline: AsyncPipeline, requests: ImageRequests, stamps: Stamping
+) -> AsyncIterator[tuple[Image, dict[str, Any]] | EngineError]:
+    """Draw the images of a row, and yield each with its facts, or its error, in order.
+
+    Raises:
+        RequestError: the bundle does not support the row, or its images cannot have the marks.
+        EngineError: the device failed.
+    """
+    loras = pipeline.pipeline.loras
+    planned = await asyncio.to_thread(requests.planned, pipeline.pipeline.manifest, loras)
+    stamps.check_size(*result_size(pipeline.pipeline.manifest, planned.first))
+    for batch in planned.batches(pipeline.pipeline.max_batch):
+        async with pipeline.stream_planned(batch, terms=Terms(priority=Priority.BATCH)) as run:
+            outcomes = await run.outcomes()
+        for outcome in outcomes:
+            yield outcome if isinstance(outcome, EngineError) else (outcome.images[0], outcome.recipes[0])
+
+
+def file_name(key: str, facts: dict[str, Any], target: ImageTarget) -> str:
+    """Name the file of an image of a row by the row's hash and the image's seed."""
+    return f"{key[:12]}-{name_of(facts)}{suffix_of(target.file_format)}"
 
 
 @dataclass(slots=True)
@@ -35,6 +68,14 @@ class Tally:
     @property
     def total(self) -> int:
         return self.drawn + self.kept + self.failed
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Count the row of an entry of the record."""
+        if entry["status"] == DONE:
+            self.drawn += 1
+        else:
+            self.failed += 1
+            self.first_error = self.first_error or entry["error"]
 
 
 @dataclass(slots=True)
@@ -62,9 +103,8 @@ class BatchRun:
             EngineError: a file cannot be written.
         """
         tally = Tally()
-        workers = _AHEAD * max(1, pipeline.pipeline.batch_size.shared)
         async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
+            for _ in range(rows_in_flight(pipeline)):
                 group.create_task(self._work(pipeline, tally))
         return tally
 
@@ -85,11 +125,7 @@ class BatchRun:
 
     def _keep(self, tally: Tally, entry: dict[str, Any]) -> None:
         self.record.add(entry)
-        if entry["status"] == DONE:
-            tally.drawn += 1
-        else:
-            tally.failed += 1
-            tally.first_error = tally.first_error or entry["error"]
+        tally.add(entry)
         self.tell(entry)
 
     async def _drawn(self, pipeline: AsyncPipeline, row: Row, key: str) -> dict[str, Any]:
@@ -99,23 +135,16 @@ class BatchRun:
             requests = self.series.requests(row)
             if isinstance(requests, RequestError):
                 raise requests
-            loras = pipeline.pipeline.loras
-            planned = await asyncio.to_thread(requests.planned, pipeline.pipeline.manifest, loras)
-            size = result_size(pipeline.pipeline.manifest, planned.first)
-            self.target.stamps.check_size(*size)
-            for batch in planned.batches(pipeline.pipeline.max_batch):
-                async with pipeline.stream_planned(batch, terms=Terms(priority=Priority.BATCH)) as run:
-                    outcomes = await run.outcomes()
-                for outcome in outcomes:
-                    if isinstance(outcome, EngineError):
-                        entry["error"] = entry.get("error", str(outcome))
-                        continue
-                    facts = outcome.recipes[0]
-                    name = f"{key[:12]}-{name_of(facts)}{suffix_of(self.target.file_format)}"
-                    target = replace(self.target, path=self.target.path / name, is_file=True)
-                    await asyncio.to_thread(target.save, outcome.images[0], facts)
-                    entry["files"].append(name)
-                    entry["seeds"].append(facts["seed"])
+            async for drawn in draw_images(pipeline, requests, self.target.stamps):
+                if isinstance(drawn, EngineError):
+                    entry["error"] = entry.get("error", str(drawn))
+                    continue
+                image, facts = drawn
+                name = file_name(key, facts, self.target)
+                target = replace(self.target, path=self.target.path / name, is_file=True)
+                await asyncio.to_thread(target.save, image, facts)
+                entry["files"].append(name)
+                entry["seeds"].append(facts["seed"])
         except Sd2rtError as error:
             entry["error"] = str(error)
         return {"status": FAILED if "error" in entry else DONE, **entry}

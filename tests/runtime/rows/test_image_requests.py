@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sd2rt.engines.bundle.manifest import read_manifest
 from sd2rt.engines.errors import RequestError
 from sd2rt.runtime.cli import run_generation
-from sd2rt.runtime.cli.run_requests import ImageRequests
 from sd2rt.runtime.request.call import split_call
 from sd2rt.runtime.request.fields import CallOptions
 from sd2rt.runtime.request.planned import plan_requests
+from sd2rt.runtime.rows.image_requests import ImageRequests
 
 from ..conftest import Command, Refused
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.cli.rows.row import Row, parse_row
-from sd2rt.runtime.cli.rows.standard_input import rows_of
+from sd2rt.runtime.rows.reading import rows_of
+from sd2rt.runtime.rows.row import Row, parse_row
 
 
 @pytest.mark.parametrize("text", ["a fox", "{red|blue} car", "{a} b", " spaces "])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sd2rt.runtime.cli.rows.row import parse_row
-from sd2rt.runtime.cli.rows.series import Series
+from sd2rt.runtime.rows.row import parse_row
+from sd2rt.runtime.rows.series import Series
 
 
 def fields_of(row: str, **command: Any) -> dict[str, Any]:

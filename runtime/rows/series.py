@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.cli import parsing
-from sd2rt.runtime.cli.rows.lora_tags import LoraFolder
-from sd2rt.runtime.cli.rows.row import Row
-from sd2rt.runtime.cli.run_requests import ImageRequests
+from sd2rt.runtime.rows import option_text
+from sd2rt.runtime.rows.image_requests import ImageRequests
+from sd2rt.runtime.rows.lora_tags import LoraFolder
+from sd2rt.runtime.rows.row import Row
 
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.manifest import Manifest
     from sd2rt.engines.lora.file import Lora
-    from sd2rt.runtime.cli.run_requests import PlannedImages
+    from sd2rt.runtime.rows.image_requests import PlannedImages
 
 RANDOM = -1
 """Seed of the command line that stands for a random one."""
@@ -107,7 +107,7 @@ class Series:
             value if isinstance(value := row.fields.get(name), str) else None
             for name in ("sampler", "schedule")
         )
-        fields |= parsing.sampler_and_schedule(sampler, schedule, fields.get("grid", "diffusers"))
+        fields |= option_text.sampler_and_schedule(sampler, schedule, fields.get("grid", "diffusers"))
         if self._folder is None or fields.get("prompt_syntax", "plain") != "a1111":
             return row.prompt, fields
         prompt, named = self._folder.taken_from(row.prompt)
