@@ -1,0 +1,1 @@
+"""Ray: the server as an application of Ray Serve. Importing this folder's modules does not import Ray."""
