@@ -1,1 +1,1 @@
-"""Ray: the server as an application of Ray Serve. Importing this folder's modules does not import Ray."""
+"""The runtime on many machines, with Ray; it needs the extra `ray`, which is imported when it is used."""
