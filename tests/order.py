@@ -20,6 +20,8 @@ BUNDLES = {
     "half": "half",
     # Servers of their own: one after the other, so that none slows another down.
     "demo_folders": "demo-folders",
+    # One Ray at a time.
+    "ray_cluster": "ray",
 }
 """Fixtures that build, and what tests that ask for them by a parameter call them."""
 

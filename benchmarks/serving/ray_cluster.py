@@ -122,7 +122,9 @@ class RayCluster:
         try:
             send_request(connection, path, body, headers)
             answer = connection.getresponse()
-            return Answer(answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()})
+            return Answer(
+                answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+            )
         finally:
             connection.close()
 
@@ -136,7 +138,10 @@ class RayCluster:
 
 
 def send_request(
-    connection: http.client.HTTPConnection, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Send a request: a POST of JSON if it has a body."""
     if body is None:

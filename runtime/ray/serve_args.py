@@ -70,28 +70,33 @@ class ServeArgs(ServerConfig):
                 for name, value in data.items()
             }
         try:
-            return handler(data)
+            checked = handler(data)
         except ValidationError as error:
             raise RequestError(one_line(error, {}, cls)) from None
+        checked._check()
+        return checked
 
-    @model_validator(mode="after")
-    def _deployable(self) -> Self:
+    def _check(self) -> None:
+        """Check that fields are consistent.
+
+        Raises:
+            RequestError: they are not.
+        """
         for name in self.model_fields_set & _PROXY.keys():
-            raise ValueError(f"{name} cannot be set for Ray Serve: use {_PROXY[name]}")
+            raise RequestError(f"{name} cannot be set for Ray Serve: use {_PROXY[name]}")
         if self.max_replicas is None and self.min_replicas is not None:
-            raise ValueError("min_replicas is set and max_replicas is not: set both, or num_replicas")
+            raise RequestError("min_replicas is set and max_replicas is not: set both, or num_replicas")
         if self.max_replicas is not None:
             if self.num_replicas is not None:
-                raise ValueError("num_replicas and max_replicas are both set: use one of them")
+                raise RequestError("num_replicas and max_replicas are both set: use one of them")
             if (self.min_replicas or 0) > self.max_replicas:
-                raise ValueError(
+                raise RequestError(
                     f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}: use at most as many"
                 )
         if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
-            raise ValueError(f"num_gpus is {self.num_gpus:g}: use a whole number, or less than 1")
+            raise RequestError(f"num_gpus is {self.num_gpus:g}: use a whole number, or less than 1")
         if not self.num_gpus and any(device != "cpu" for device in self.device):
-            raise ValueError("a device is a GPU and num_gpus is 0: set num_gpus, such as 1 or 0.5")
-        return self
+            raise RequestError("a device is a GPU and num_gpus is 0: set num_gpus, such as 1 or 0.5")
 
     def server_options(self) -> dict[str, Any]:
         """Return the server's settings that are given here or follow from the deployment's.

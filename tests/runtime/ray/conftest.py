@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra ray)")
-
 from benchmarks.serving.ray_cluster import RayCluster
 from sd2rt.engines.demo.build import build_demo
 
@@ -37,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_cluster(folder: Path) -> Iterator[RayCluster]:
     """Ray without applications. Tests that use it are one group, so that one worker of pytest-xdist starts Ray."""
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra ray)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         with RayCluster() as cluster:

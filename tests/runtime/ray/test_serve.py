@@ -29,7 +29,7 @@ from .conftest import KEY, MAX_QUEUE
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 GENERATIONS = "/v1/images/generations"
-FIELDS: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 3, "size": "256x256"}
+FIELDS: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1, "size": "256x256"}
 LONG = FIELDS | {"num_inference_steps": 1000}
 """Takes far longer than a test waits for a request to be given up."""
 
@@ -78,7 +78,12 @@ def only_replica(cluster: RayCluster, name: str = "main") -> tuple[int, int]:
 
 def test_the_same_seed_makes_the_pixels_of_a_pipeline(served: RayCluster, folder: Path) -> None:
     requests = [
-        {"prompt": f"a red circle {seed}", "num_inference_steps": 2 + seed % 2, "seed": seed, "size": "256x256"}
+        {
+            "prompt": f"a red circle {seed}",
+            "num_inference_steps": 2 + seed % 2,
+            "seed": seed,
+            "size": "256x256",
+        }
         for seed in range(MAX_QUEUE)
     ]
     with ThreadPoolExecutor(len(requests)) as pool:
@@ -95,7 +100,7 @@ def test_pictures_are_marked(served: RayCluster, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(picture(ask(served, body=FIELDS)))
     marks = read_marks(file)
-    assert marks.has_watermark
+    assert marks.watermarked
     assert marks.source_type == "trainedAlgorithmicMedia"
     assert "parameters" in marks.texts
 
@@ -137,7 +142,8 @@ def test_a_model_is_chosen_in_the_body_or_by_the_header(served: RayCluster) -> N
 
 
 def test_a_stream_arrives_while_it_is_made(served: RayCluster) -> None:
-    connection = begin(served, stream=True, partial_images=3)
+    # The first partial image comes after a quarter of the steps.
+    connection = begin(served, stream=True, partial_images=3, num_inference_steps=100)
     response = connection.getresponse()
     assert response.headers["content-type"].startswith("text/event-stream")
     first = next(line for line in events(response) if line.startswith("data:"))
@@ -226,21 +232,17 @@ def test_a_job_is_finished_before_its_replica_ends(
     assert (tmp_path / "finished").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"safety": "rules:refuse"}, (400, "content_policy_violation")),
-        ({"max_images": 2}, (400, "invalid_value")),
-    ],
-)
-def test_checks_and_limits_are_the_server_s(
-    ray_cluster: RayCluster, folder: Path, settings: dict[str, Any], expected: tuple[int, str]
-) -> None:
+def test_a_safety_check_refuses(ray_cluster: RayCluster, folder: Path) -> None:
     ray_cluster.deploy(
-        "refusing", "/refusing", bundle=str(folder / "demo"), no_auth=True, num_cpus=0.5, **settings
+        "refusing",
+        "/refusing",
+        bundle=str(folder / "demo"),
+        no_auth=True,
+        num_cpus=0.5,
+        safety="rules:refuse",
     )
-    answer = ray_cluster.ask(f"/refusing{GENERATIONS}", {"prompt": "a star", "num_inference_steps": 2, "n": 3})
-    assert (answer.status, answer.code) == expected
+    refused = ray_cluster.ask(f"/refusing{GENERATIONS}", {"prompt": "a star", "num_inference_steps": 2})
+    assert (refused.status, refused.code) == (400, "content_policy_violation")
     ray_cluster.delete("refusing")
 
 
