@@ -74,7 +74,7 @@ class RayCluster:
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": self.port})
         except BaseException:
-            ray.shutdown()
+            ray.shutdown()  # type: ignore[no-untyped-call]
             raise
         return self
 
@@ -87,7 +87,7 @@ class RayCluster:
         try:
             serve.shutdown()
         finally:
-            ray.shutdown()
+            ray.shutdown()  # type: ignore[no-untyped-call]
 
     def deploy(self, name: str, prefix: str = "/", **settings: Any) -> None:
         """Deploy an application, and wait until it is ready.
