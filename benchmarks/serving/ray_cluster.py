@@ -74,7 +74,7 @@ class RayCluster:
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": self.port})
         except BaseException:
-            ray.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
             raise
         return self
 
@@ -85,9 +85,9 @@ class RayCluster:
         from ray import serve
 
         try:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
         finally:
-            ray.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
 
     def deploy(self, name: str, prefix: str = "/", **settings: Any) -> None:
         """Deploy an application, and wait until it is ready.

@@ -90,7 +90,7 @@ def test_the_same_seed_makes_the_pixels_of_a_pipeline(served: RayCluster, folder
         answers = list(pool.map(lambda body: ask(served, body=body), requests))
     with Pipeline.open(folder / "demo", device="cpu") as pipeline:
         for body, answer in zip(requests, answers, strict=True):
-            given = {name: value for name, value in body.items() if name != "size"}
+            given: dict[str, Any] = {name: value for name, value in body.items() if name != "size"}
             (image,) = pipeline(**given, width=256, height=256).images
             np.testing.assert_array_equal(pixels(picture(answer)), embed(np.asarray(image)))
             assert answer.json["data"][0]["seed"] == body["seed"]
