@@ -1,6 +1,6 @@
 """Route random requests to 1, 8 and 64 schedulers in virtual time, by several policies.
 
-    python -m benchmarks.routing [--per-device 60] [--seeds 3] [--output]
+    python -m benchmarks.routing [--per-device 40] [--seeds 3] [--output]
 
 Schedulers are the real ones; calls cost what a curve says, and bundles take a time to load.
 """
@@ -92,7 +92,7 @@ def cases() -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--per-device", type=int, default=60, help="requests for each device; at least 600 in all"
+        "--per-device", type=int, default=40, help="requests for each device; at least 600 in all"
     )
     parser.add_argument("--seeds", type=int, default=3)
     report.add_output(parser)

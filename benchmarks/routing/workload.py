@@ -25,7 +25,7 @@ LOAD_SECONDS = 5.0
 """Time until a bundle is loaded. The device works on for others meanwhile."""
 BURST, QUIET = 3.0, 1 / 3
 """Rates of bursty traffic, in times of its mean."""
-BURST_SECONDS, QUIET_SECONDS = 20.0, 60.0
+BURST_SECONDS, QUIET_SECONDS = 5.0, 15.0
 """Mean times of both, whose rates have the mean 1."""
 
 

@@ -67,5 +67,5 @@ def test_deaths_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 4000.0
     suspects.refuse(REQUEST)
     for number in range(1000):
-        suspects.add(replace(REQUEST, fields={"seed": number}))
+        suspects.add([replace(REQUEST, fields={"seed": number})])
     assert len(suspects) == 256
