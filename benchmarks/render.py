@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from benchmarks.page import compatibility, provenance, reliability, roof, scheduling, serving
+from benchmarks.page import compatibility, provenance, reliability, roof, scaling, scheduling, serving
 from benchmarks.page.goals import goals
 from benchmarks.page.latest import NotMeasuredError, Results
 from benchmarks.page.tables import SECTIONS, Section
@@ -23,6 +23,7 @@ ROOT = HERE.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 RELIABILITY, SCHEDULING = ROOT / "docs" / "reliability.md", ROOT / "docs" / "scheduling.md"
 ROOF = ROOT / "docs" / "roof.md"
+SCALING = ROOT / "docs" / "scaling.md"
 SERVING = ROOT / "docs" / "serving.md"
 PROVENANCE = ROOT / "docs" / "provenance.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
@@ -48,6 +49,7 @@ def main() -> None:
                 COMPATIBILITY: compatibility.page(results, COMPATIBILITY.parent),
                 RELIABILITY: reliability.page(results, RELIABILITY.parent),
                 SCHEDULING: scheduling.page(results, SCHEDULING.parent),
+                SCALING: scaling.page(results, SCALING.parent),
                 SERVING: serving.page(results, SERVING.parent),
                 PROVENANCE: provenance.page(results, PROVENANCE.parent),
             }

@@ -20,12 +20,15 @@ BUNDLES = {
     "half": "half",
     # Servers of their own: one after the other, so that none slows another down.
     "demo_folders": "demo-folders",
+    # One Ray at a time.
+    "ray_session": "ray",
+    "ray_cluster": "ray",
 }
 """Fixtures that build, and what tests that ask for them by a parameter call them."""
 
 
-RAY = "ray_cluster"
-"""Fixture that starts Ray: whatever bundles these tests need, one worker has them all, and starts it alone."""
+RAY = {"ray_session", "ray_cluster"}
+"""Fixtures that start Ray: whatever bundles these tests need, one worker has them all, and starts it alone."""
 
 
 class _Group(NamedTuple):
@@ -72,8 +75,8 @@ def _room(path: Path) -> str:
 
 def _bundles(item: pytest.Item) -> tuple[str, ...]:
     assert isinstance(item, pytest.Function)
-    if RAY in item.fixturenames:
-        return (RAY,)
+    if RAY & set(item.fixturenames):
+        return ("ray",)
     needed = {name for fixture, name in BUNDLES.items() if fixture in item.fixturenames}
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "request" in inspect.signature(item.function).parameters:

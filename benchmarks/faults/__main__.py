@@ -28,6 +28,7 @@ KINDS = {
     "fuzz": "random command lines, manifests and Python calls",
     "ray": "Ray Data jobs whose driver or actor is killed",
     "serve": "clients that leave, killed workers and fronts, hostile requests, memory over many",
+    "ray-serve": "replicas of Ray Serve and their workers that are killed under load",
 }
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="file of cases; default: out/faults/KIND.jsonl")
     report.add_output(parser)
     options = parser.parse_args()
-    kind = cast(Kind, importlib.import_module(f"benchmarks.faults.{options.kind}"))
+    kind = cast(Kind, importlib.import_module(f"benchmarks.faults.{options.kind.replace('-', '_')}"))
     cases = kind.CASES if options.cases is None else options.cases
     result: dict[str, Any] = {
         "benchmark": f"faults-{options.kind}",

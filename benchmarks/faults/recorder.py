@@ -25,6 +25,7 @@ class Recorder:
 
     def __init__(self, path: Path | None = None) -> None:
         self._counts: dict[str, Counter[Outcome]] = {}
+        self._numbers: dict[str, list[dict[str, Any]]] = {}
         self.faults: list[dict[str, str]] = []
         """Every case that did not hold."""
         if path is not None:
@@ -56,6 +57,10 @@ class Recorder:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
 
+    def note(self, group: str, numbers: dict[str, Any]) -> None:
+        """Keep what was measured in a case of a group."""
+        self._numbers.setdefault(group, []).append(numbers)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of cases by group and outcome, in the order of first appearance."""
         return {
@@ -63,8 +68,9 @@ class Recorder:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Counts, and the cases that did not hold, as stored in a result."""
-        return {"counts": self.counts(), "faults": self.faults}
+        """Counts, the cases that did not hold, and what was measured, as stored in a result."""
+        numbers = {"numbers": self._numbers} if self._numbers else {}
+        return {"counts": self.counts(), "faults": self.faults} | numbers
 
     def rows(self) -> list[list[object]]:
         """Rows of the printed table: group, cases that held, all cases, and the number of each fault."""

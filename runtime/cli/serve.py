@@ -46,7 +46,7 @@ def serve(
     """
     if missing := [name for name in _EXTRA if find_spec(name) is None]:
         raise MissingDependencyError(f"{missing[0]} is not installed: {install_hint('server')}")
-    from sd2rt.runtime.cli.serve_bundles import worker_settings
+    from sd2rt.runtime.server.http.bundles import worker_settings
     from sd2rt.runtime.server.http.config import load_config, named_files
     from sd2rt.runtime.server.http.front import Front
     from sd2rt.runtime.server.http.http_server import serve as serve_front

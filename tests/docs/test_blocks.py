@@ -43,6 +43,7 @@ NOT_RUN = {
         "the test environment already has PyTorch",
         "creates an environment and runs the test suite, which includes this test; .ci/run runs both",
     ],
+    "docs/ray.md": ["serves until stopped; tests/runtime/ray/test_serve.py deploys this application"] * 2,
     "docs/serving.md": [
         "serves until stopped; tests/runtime/server/http/test_page.py runs these lines against a server",
     ]

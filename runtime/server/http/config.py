@@ -186,7 +186,7 @@ def load_config(
     try:
         return ServerConfig.model_validate(values)
     except ValidationError as error:
-        raise RequestError(_one_line(error, origins)) from None
+        raise RequestError(one_line(error, origins)) from None
 
 
 def _of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -194,11 +194,16 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, annotation in typing.get_type_hints(ServerConfig).items():
         text = environment.get(PREFIX + name.upper()) if name in ServerConfig.model_fields else None
         if text:
-            found[name] = _parsed(text, annotation)
+            found[name] = parsed(text, annotation)
     return found
 
 
-def _parsed(text: str, annotation: Any) -> Any:
+def parsed(text: str, annotation: Any) -> Any:
+    """Split a text by commas if a field of this type has several values.
+
+    Raises:
+        RequestError: a part is no ``NAME=FILE`` pair, and should be.
+    """
     if typing.get_origin(annotation) is tuple:
         return [part for part in (part.strip() for part in text.split(",")) if part]
     if annotation == NamedFiles:
@@ -251,7 +256,15 @@ def _repeated(values: tuple[str, ...]) -> str:
 _HINTS = {"device": "use cpu, cuda or cuda:N"}
 
 
-def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
+def one_line(
+    error: ValidationError, origins: Mapping[str, str], model: type[ServerConfig] = ServerConfig
+) -> str:
+    """Describe the first of a configuration's errors.
+
+    Args:
+        error: of validating ``model``.
+        origins: where values come from, by field.
+    """
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
@@ -260,7 +273,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
     origin = f" {origins[name]}" if origins.get(name) else ""
     reason = _HINTS.get(name, reason)
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {shown(name)}{origin}: choose from {', '.join(ServerConfig.model_fields)}"
+        return f"unknown setting {shown(name)}{origin}: choose from {', '.join(model.model_fields)}"
     # A value could be a key.
     secret = "" if name == "api_key" else f" is {shown(repr_of(first['input']))}"
     return f"{name}{origin}{secret}: {reason[0].lower()}{reason[1:]}"

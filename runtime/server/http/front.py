@@ -49,6 +49,8 @@ class Front:
         self.failure: BaseException | None = None
         """The error that ends the server."""
         self.on_failure: Callable[[], None] = lambda: None
+        self.default_model: Callable[[], str | None] = lambda: None
+        """Model of a request that names none; None chooses one by the task."""
         self.on_queue_change: Callable[[], None] = lambda: None
         """Called when a request has made its first step, or has ended."""
         self._open = 0

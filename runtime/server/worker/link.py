@@ -133,10 +133,8 @@ class Link:
         self.models = {model.id: model for model in models}
 
     def _lost(self) -> None:
-        for job in tuple(self.jobs.values()):
-            if job.began:
-                self._suspects.add(job.request)
-            self._end(job, _died())
+        self._suspects.add(job.request for job in self.jobs.values() if job.began)
+        self.fail_all(_died())
         self._calls_of_dead, self._calls = self.calls, Counter()
 
     def _take(self, frame: Frame) -> None:

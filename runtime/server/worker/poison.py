@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Iterable
 from time import monotonic
 
 from sd2rt.runtime.server.errors import ServerError
@@ -25,11 +26,11 @@ class Suspects:
     def __len__(self) -> int:
         return len(self._deaths)
 
-    def add(self, request: GenerationRequest) -> None:
-        """Note that a worker died in which work on a request had begun."""
-        content = _content(request)
-        deaths, _ = self._deaths.pop(content, (0, 0.0))
-        self._deaths[content] = deaths + 1, monotonic()
+    def add(self, requests: Iterable[GenerationRequest]) -> None:
+        """Note that a worker died in which work on requests had begun. Equal ones are one: this is one death."""
+        for content in dict.fromkeys(map(_content, requests)):
+            deaths, _ = self._deaths.pop(content, (0, 0.0))
+            self._deaths[content] = deaths + 1, monotonic()
         while len(self._deaths) > _KEPT:
             self._deaths.popitem(last=False)
 

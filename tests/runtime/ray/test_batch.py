@@ -41,7 +41,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda entry: (entry.get("line", 0), entry.get("row", ""), entry["status"]))
 
 
-def test_a_folder_is_that_of_batch(ray_cluster: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
+def test_a_folder_is_that_of_batch(ray_session: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
     (here / "rows.jsonl").write_text(ROWS)
     words = ("batch", small_bundle, "rows.jsonl", "--seed", "5", *FAST)
     plain = sd2rt(*words, "-o", "plain")
@@ -66,7 +66,7 @@ def images_of(folder: Path) -> dict[tuple[str, int], bytes | None]:
     return found
 
 
-def test_parquet_is_resumed(ray_cluster: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
+def test_parquet_is_resumed(ray_session: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
     (here / "rows.jsonl").write_text(ROWS + '{"prompt": "d", "image": "d.png"}\n')
     words = ("batch", small_bundle, "rows.jsonl", "-o", "out", *FAST, *RAY, "--to", "parquet")
     assert "4 rows drawn, 0 kept, 3 failed" in sd2rt(*words).err
@@ -83,7 +83,7 @@ def test_parquet_is_resumed(ray_cluster: Any, sd2rt: Command, small_bundle: Path
     assert sorted(row["error"][:6] for row in rows if row["error"]) == ["line 4", "line 5", "line 7"]
 
 
-def test_webdataset(ray_cluster: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
+def test_webdataset(ray_session: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
     table = pa.table({"prompt": ["a", "b", "c"], "seed": [1, None, 3], "count": [2, 1, None]})
     parquet.write_table(table, here / "rows.parquet")
     words = ("batch", small_bundle, "rows.parquet", "-o", "out", *FAST, *RAY, "--to", "webdataset", "--json")
@@ -124,7 +124,7 @@ def processes_with(marker: str) -> list[int]:
     return found
 
 
-def test_a_killed_driver(ray_cluster: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
+def test_a_killed_driver(ray_session: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
     """Its actors end with it, and the next command draws what is left."""
     (here / "rows.jsonl").write_text("".join(f'{{"prompt": "a", "seed": {seed}}}\n' for seed in range(12)))
     words = ("batch", str(small_bundle), "rows.jsonl", "-o", "out", "--threads", "1", "--steps", "30", *RAY)
@@ -150,7 +150,7 @@ def test_a_killed_driver(ray_cluster: Any, sd2rt: Command, small_bundle: Path, h
 
 
 def test_a_bundle_that_actors_cannot_open(
-    ray_cluster: Any, refused: Refused, small_bundle: Path, here: Path
+    ray_session: Any, refused: Refused, small_bundle: Path, here: Path
 ) -> None:
     (here / "rows.jsonl").write_text("a\n")
     (here / "bundle").mkdir()

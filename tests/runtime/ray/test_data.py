@@ -32,7 +32,7 @@ def pixels(data: bytes) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def test_images_are_those_of_a_pipeline(ray_cluster: Any, small_bundle: Path) -> None:
+def test_images_are_those_of_a_pipeline(ray_session: Any, small_bundle: Path) -> None:
     rows = [
         {"prompt": "a fox", "seed": 3, "count": 2, "sampler": "euler", "name": "x"},
         {"prompt": "a hen", "seed": 9, "count": None, "sampler": None, "name": "y"},
@@ -44,7 +44,7 @@ def test_images_are_those_of_a_pipeline(ray_cluster: Any, small_bundle: Path) ->
         preprocess=lambda row: row | {"negative": "blue"},
         postprocess=lambda row: row | {"bytes": len(row["image_bytes"] or b"")},
     )
-    done = process(ray_cluster.data.from_items(rows, override_num_blocks=2)).take_all()
+    done = process(ray_session.data.from_items(rows, override_num_blocks=2)).take_all()
     found = {(row["prompt"], row["image_index"]): row for row in done}
     assert {name: row["error"] and row["error"][:12] for name, row in found.items()} == {
         ("a fox", 0): None,
@@ -76,13 +76,13 @@ def test_images_are_those_of_a_pipeline(ray_cluster: Any, small_bundle: Path) ->
             np.testing.assert_array_equal(pixels(row["image_bytes"]), np.asarray(alone))
 
 
-def test_seeds_marks_and_checks(ray_cluster: Any, small_bundle: Path) -> None:
+def test_seeds_marks_and_checks(ray_session: Any, small_bundle: Path) -> None:
     """In one job: watermark, no metadata, a check that passes all; and seeds that do not depend on the run."""
     values = {"options": {"steps": 1, "size": "256x256"}, "id_column": "id", "watermark": "sdv2"}
     values |= {"metadata": False, "safety": "operator:not_", "file_format": "png"}
     process = build_processor(config(small_bundle, **values))
     rows = [{"prompt": "a", "id": 1}, {"prompt": "a", "id": 2}]
-    first = process(ray_cluster.data.from_items(rows)).take_all()
+    first = process(ray_session.data.from_items(rows)).take_all()
     assert [row["error"] for row in first] == [None, None]
     assert len({row["image_seed"] for row in first}) == 2
     job = Job.of(config(small_bundle, **values))
@@ -98,14 +98,14 @@ def test_seeds_marks_and_checks(ray_cluster: Any, small_bundle: Path) -> None:
     assert Image.open(io.BytesIO(by_id[2]["image_bytes"])).info == {}
 
 
-def test_a_check_refuses_rows_alone(ray_cluster: Any, small_bundle: Path) -> None:
+def test_a_check_refuses_rows_alone(ray_session: Any, small_bundle: Path) -> None:
     process = build_processor(config(small_bundle, safety="builtins:bool"))
-    (row,) = process(ray_cluster.data.from_items([{"prompt": "a"}])).take_all()
+    (row,) = process(ray_session.data.from_items([{"prompt": "a"}])).take_all()
     assert row["error"].startswith("the safety check builtins:bool refuses the image")
     assert row["image_bytes"] is None
 
 
-def test_checkpoints_of_ray_data(ray_cluster: Any, small_bundle: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_ray_data(ray_session: Any, small_bundle: Path, tmp_path: Path) -> None:
     """Ray Data's own resuming, for datasets that it reads and writes.
 
     Its filter is an actor with a CPU too, and reading and writing need another: with two, ours must reserve none.
@@ -117,13 +117,13 @@ def test_checkpoints_of_ray_data(ray_cluster: Any, small_bundle: Path, tmp_path:
     parquet.write_table(
         pa.table({"prompt": ["a", "b", "c"], "id": [1, 2, 3]}), tmp_path / "in" / "rows.parquet"
     )
-    context = ray_cluster.data.DataContext.get_current()
+    context = ray_session.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         "id", str(tmp_path / "checkpoint"), delete_checkpoint_on_success=False
     )
     try:
         for _ in range(2):
-            dataset = ray_cluster.data.read_parquet(str(tmp_path / "in"))
+            dataset = ray_session.data.read_parquet(str(tmp_path / "in"))
             process = build_processor(config(small_bundle, id_column="id", num_cpus=0))
             process(dataset).write_parquet(str(tmp_path / "out"))
     finally:
@@ -169,11 +169,11 @@ def test_what_is_refused(small_bundle: Path, tmp_path: Path) -> None:
         build_processor(config(small_bundle, safety="nothing"))
 
 
-def test_a_bundle_that_actors_cannot_open(ray_cluster: Any, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_actors_cannot_open(ray_session: Any, small_bundle: Path, tmp_path: Path) -> None:
     """The job fails, and Ray's traceback has the line of sd2rt's error."""
     (tmp_path / "bundle").mkdir()
     manifest = tmp_path / "bundle" / "bundle.json"
     manifest.write_bytes((small_bundle / "bundle.json").read_bytes())
-    dataset = build_processor(config(tmp_path / "bundle"))(ray_cluster.data.from_items([{"prompt": "a"}]))
-    with pytest.raises(ray_cluster.exceptions.RayError, match=r"BundleError: .* is missing"):
+    dataset = build_processor(config(tmp_path / "bundle"))(ray_session.data.from_items([{"prompt": "a"}]))
+    with pytest.raises(ray_session.exceptions.RayError, match=r"BundleError: .* is missing"):
         dataset.take_all()

@@ -38,7 +38,8 @@ def make_submission(
     """
     front.require_ready()
     config = front.config
-    model = _model(front.client.models, fields.model, wanted_tasks(fields, images))
+    name = front.default_model() if fields.model is None else fields.model
+    model = _model(front.client.models, name, wanted_tasks(fields, images))
     count = 1 if fields.n is None else fields.n
     if count > config.max_images:
         raise ServerError(

@@ -18,9 +18,9 @@ REQUEST = GenerationRequest(
 
 def test_the_second_death_counts_whoever_sends_it() -> None:
     suspects = Suspects()
-    suspects.add(REQUEST)
+    suspects.add([REQUEST])
     suspects.refuse(REQUEST)
-    suspects.add(replace(REQUEST, request_id="b", key="another"))
+    suspects.add([replace(REQUEST, request_id="b", key="another")])
     with pytest.raises(ServerError, match="in 2 workers") as refused:
         suspects.refuse(replace(REQUEST, request_id="c", priority="batch"))
     assert refused.value.code == "poisoned"
@@ -39,16 +39,22 @@ def test_the_second_death_counts_whoever_sends_it() -> None:
 )
 def test_other_requests_pass(other: GenerationRequest) -> None:
     suspects = Suspects()
-    suspects.add(REQUEST)
-    suspects.add(REQUEST)
+    suspects.add([REQUEST])
+    suspects.add([REQUEST])
     suspects.refuse(other)
+
+
+def test_equal_requests_in_one_worker_are_one_death() -> None:
+    suspects = Suspects()
+    suspects.add([REQUEST, replace(REQUEST, request_id="b")])
+    suspects.refuse(REQUEST)
 
 
 def test_a_finished_request_is_cleared() -> None:
     suspects = Suspects()
-    suspects.add(REQUEST)
+    suspects.add([REQUEST])
     suspects.clear(REQUEST)
-    suspects.add(REQUEST)
+    suspects.add([REQUEST])
     suspects.refuse(REQUEST)
 
 
@@ -56,10 +62,10 @@ def test_deaths_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(poison, "monotonic", lambda: now)
     suspects = Suspects()
-    suspects.add(REQUEST)
-    suspects.add(REQUEST)
+    suspects.add([REQUEST])
+    suspects.add([REQUEST])
     now = 4000.0
     suspects.refuse(REQUEST)
     for number in range(1000):
-        suspects.add(replace(REQUEST, fields={"seed": number}))
+        suspects.add([replace(REQUEST, fields={"seed": number})])
     assert len(suspects) == 256

@@ -1,4 +1,4 @@
-"""Bundles of `sd2rt serve`: their names and folders, and the settings of the workers."""
+"""Served bundles: their names and folders, and the settings of the workers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import typer
-
 from sd2rt.engines.bundle.cache import find_bundle, named_bundle
 from sd2rt.engines.bundle.manifest import MANIFEST
-from sd2rt.engines.console import print_line, report
+from sd2rt.engines.console import report
 from sd2rt.engines.demo.files import DEMO_NAMES
-from sd2rt.engines.errors import BundleError, RequestError
+from sd2rt.engines.errors import (
+    BuildError,
+    BundleError,
+    EngineError,
+    MissingDependencyError,
+    RequestError,
+    Sd2rtError,
+)
 from sd2rt.engines.printable import printable
 from sd2rt.engines.termination import end_child
 from sd2rt.runtime.server.http.config import ServerConfig
 from sd2rt.runtime.server.logs import chosen_format
 from sd2rt.runtime.server.worker_settings import WorkerSettings
+
+_PREFIX = "sd2rt: "
+_BY_CODE: dict[int, type[Sd2rtError]] = {
+    each.exit_code: each for each in (RequestError, BundleError, EngineError, MissingDependencyError)
+}
 
 
 def worker_settings(config: ServerConfig) -> WorkerSettings:
@@ -82,7 +92,7 @@ def _build_demos(names: list[str]) -> None:
     """Build in a child process: NumPy would stay in this one.
 
     Raises:
-        typer.Exit: the build failed, and has printed its error; with its exit code.
+        Sd2rtError: the build failed; with the message and the exit code of the child's error.
     """
     report(f"building {', '.join(names)}, once")
     # Without -P the working directory would come before the installed packages.
@@ -98,5 +108,5 @@ def _build_demos(names: list[str]) -> None:
         end_child(child, grace_seconds=None)
         raise
     if child.returncode:
-        print_line(lines.decode(errors="replace").strip().rpartition("\n")[2])
-        raise typer.Exit(child.returncode)
+        line = lines.decode(errors="replace").strip().rpartition("\n")[2]
+        raise _BY_CODE.get(child.returncode, BuildError)(line.removeprefix(_PREFIX))

@@ -1,0 +1,1 @@
+"""A router before many schedulers, in virtual time."""
