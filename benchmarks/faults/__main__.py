@@ -27,6 +27,7 @@ KINDS = {
     "growth": "memory, threads and descriptors over many images",
     "fuzz": "random command lines, manifests and Python calls",
     "serve": "clients that leave, killed workers and fronts, hostile requests, memory over many",
+    "triton": "clients that leave, hostile requests, killed workers, stubs and servers under Triton",
 }
 
 

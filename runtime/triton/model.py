@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 SETTINGS = "settings.json"
 """File beside ``model.py``."""
 PYTHON_VARIABLE = "SD2RT_PYTHON"
+_FLAGS = ("-E", "-P")
+"""The worker has its own packages, whatever PYTHONPATH says to Triton's Python: another NumPy makes other pixels."""
 _LOOK_SECONDS = 0.05
 """Time between looks at requests that wait: Triton tells nobody that a client has left."""
 _CLOSE_SECONDS = 20.0
@@ -56,7 +58,7 @@ class TritonPythonModel:
             set_up_logs(settings.log_format, settings.log_level, "triton")
             _check_version(python, found["sd2rt"])
             self._max_steps = settings.max_steps
-            self._worker = WorkerThread(settings, (python, "-P", "-m", "sd2rt.runtime.server.worker"))
+            self._worker = WorkerThread(settings, (python, *_FLAGS, "-m", "sd2rt.runtime.server.worker"))
             self._worker.start()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise pb_utils.TritonModelException(f"{folder / SETTINGS} cannot be used: {error!r}") from None
@@ -165,7 +167,7 @@ def _check_version(python: str, version: str) -> None:
     """
     code = "from importlib.metadata import version; print(version('sd2rt'))"
     try:
-        done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([python, *_FLAGS, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Sd2rtError(
             f"{python} cannot be run ({error}): set {PYTHON_VARIABLE} to a Python that has sd2rt"

@@ -126,6 +126,8 @@ def request_of(
     )
     if not isinstance(fields.get("prompt"), str):
         raise _invalid("prompt", "is missing: send a tensor of one string")
+    if isinstance(seed := fields.get("seed"), int) and seed < 0:
+        raise _invalid("seed", f"is {seed}: use 0 or more, or leave it out")
     if "num_inference_steps" not in fields and "preset" not in fields:
         most = max(task.steps for task in model.tasks.values())
         if most > max_steps:
