@@ -122,7 +122,9 @@ class Triton:
 
     def workers(self) -> list[int]:
         """Processes of workers."""
-        return [pid for pid in process.tree(self.process.pid) if "sd2rt.runtime.server.worker" in _command(pid)]
+        return [
+            pid for pid in process.tree(self.process.pid) if "sd2rt.runtime.server.worker" in _command(pid)
+        ]
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""

@@ -61,7 +61,9 @@ def run(recorder: Recorder, cases: int, seed: int) -> None:
     """
     venv = find_venv()
     if venv is None:
-        raise SystemExit(f"{VARIABLE} names no environment with nvidia-pytriton and tritonclient: see docs/triton.md")
+        raise SystemExit(
+            f"{VARIABLE} names no environment with nvidia-pytriton and tritonclient: see docs/triton.md"
+        )
     source = Random(seed)
     with tempfile.TemporaryDirectory(prefix="sd2rt-faults-") as name:
         folder = Path(name)
@@ -81,9 +83,7 @@ def write_repository(bundle: Path, repository: Path, *options: str) -> Path:
     return repository
 
 
-def leaving(
-    recorder: Recorder, server: Triton, expected: dict[str, Any], cases: int, source: Random
-) -> None:
+def leaving(recorder: Recorder, server: Triton, expected: dict[str, Any], cases: int, source: Random) -> None:
     """Cancel at a random response; the worker must give the request up."""
     for case in range(cases):
         given_up = _given_up(server)

@@ -72,7 +72,8 @@ def triton(
         ),
     ] = False,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the bundles too; otherwise the repository names their folders.")
+        bool,
+        typer.Option("--copy", help="Copy the bundles too; otherwise the repository names their folders."),
     ] = False,
     safety: SafetyCheck = None,
 ) -> int:

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import subprocess
+import threading
+import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ _FLAGS = ("-E", "-P")
 """The worker has its own packages, whatever PYTHONPATH says to Triton's Python: another NumPy makes other pixels."""
 _LOOK_SECONDS = 0.05
 """Time between looks at requests that wait: Triton tells nobody that a client has left."""
+_PARENT_SECONDS = 0.5
 _CLOSE_SECONDS = 20.0
 
 
@@ -60,6 +63,7 @@ class TritonPythonModel:
             self._max_steps = settings.max_steps
             self._worker = WorkerThread(settings, (python, *_FLAGS, "-m", "sd2rt.runtime.server.worker"))
             self._worker.start()
+            threading.Thread(target=_end_with, args=(os.getppid(),), name="sd2rt-parent", daemon=True).start()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise pb_utils.TritonModelException(f"{folder / SETTINGS} cannot be used: {error!r}") from None
         except Sd2rtError as error:
@@ -103,9 +107,7 @@ class TritonPythonModel:
             answer.fail(error)
         except Exception as error:
             _LOG.error("a request failed", exc_info=error)
-            answer.fail(
-                ServerError("internal_error", "the request failed: the server's log has the reason")
-            )
+            answer.fail(ServerError("internal_error", "the request failed: the server's log has the reason"))
 
     async def _send_events(self, request: TritonRequest, answer: _Answer) -> None:
         async with aclosing(self._worker.client.generate(request.generation)) as events:
@@ -159,6 +161,16 @@ def _triton_code(code: ErrorCode) -> Any:
     return kinds.INTERNAL if status >= 500 else kinds.INVALID_ARG
 
 
+def _end_with(parent: int) -> None:
+    """End this process, and with it the worker, when the server has died.
+
+    The backend sees that itself only while it waits for requests, not while a response waits for the server.
+    """
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)
+
+
 def _check_version(python: str, version: str) -> None:
     """Check that the worker's sd2rt is the one whose modules were copied here.
 
@@ -167,7 +179,9 @@ def _check_version(python: str, version: str) -> None:
     """
     code = "from importlib.metadata import version; print(version('sd2rt'))"
     try:
-        done = subprocess.run([python, *_FLAGS, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [python, *_FLAGS, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Sd2rtError(
             f"{python} cannot be run ({error}): set {PYTHON_VARIABLE} to a Python that has sd2rt"

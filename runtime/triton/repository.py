@@ -33,7 +33,12 @@ from sd2rt.runtime.triton.model import TritonPythonModel  # noqa: E402, F401
 
 
 def write_model(
-    settings: WorkerSettings, repository: Path, *, python: str = sys.executable, streams: bool, copy: bool = False
+    settings: WorkerSettings,
+    repository: Path,
+    *,
+    python: str = sys.executable,
+    streams: bool,
+    copy: bool = False,
 ) -> Path:
     """Write the next version of a model, and return its folder.
 
@@ -87,8 +92,10 @@ def copy_modules(folder: Path) -> None:
     """
     for name, source in module_files().items():
         parts = name.split(".")
-        target = folder.joinpath(*parts, "__init__.py") if source.name == "__init__.py" else (
-            folder.joinpath(*parts[:-1], parts[-1] + ".py")
+        target = (
+            folder.joinpath(*parts, "__init__.py")
+            if source.name == "__init__.py"
+            else (folder.joinpath(*parts[:-1], parts[-1] + ".py"))
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

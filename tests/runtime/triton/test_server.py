@@ -99,7 +99,11 @@ def test_http_clients_are_refused_by_streaming_models(server: Triton) -> None:
 
 
 def test_images_in_requests(server: Triton, expected: dict[str, Any]) -> None:
-    fields = {**FIELDS, "image": expected["images"][0], "options": '{"strength": 0.5, "output_format": "webp"}'}
+    fields = {
+        **FIELDS,
+        "image": expected["images"][0],
+        "options": '{"strength": 0.5, "output_format": "webp"}',
+    }
     answer = server.clients.ask("stream", fields=fields)
     assert answer["facts"]["task"] == "image-to-image"
     assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).format == "WEBP"
@@ -109,7 +113,9 @@ def test_images_in_requests(server: Triton, expected: dict[str, Any]) -> None:
 def test_requests_share_steps(server: Triton, expected: dict[str, Any]) -> None:
     """Nine at once, of other lengths: the one has the picture that it has alone."""
     others = [
-        server.clients.send("stream", fields={"prompt": "a star", "seed": index, "num_inference_steps": 4 + index})
+        server.clients.send(
+            "stream", fields={"prompt": "a star", "seed": index, "num_inference_steps": 4 + index}
+        )
         for index in range(8)
     ]
     assert server.clients.ask("stream", fields=FIELDS)["images"] == expected["images"]
