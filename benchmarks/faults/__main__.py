@@ -29,6 +29,7 @@ KINDS = {
     "ray": "Ray Data jobs whose driver or actor is killed",
     "serve": "clients that leave, killed workers and fronts, hostile requests, memory over many",
     "ray-serve": "replicas of Ray Serve and their workers that are killed under load",
+    "triton": "clients that leave, hostile requests, killed workers, stubs and servers under Triton",
 }
 
 

@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "samplers": ("sd2rt samplers", "sd2rt samplers dpmpp-2m --plot steps.png"),
     "serve": ("sd2rt serve demo", "sd2rt serve sd21 x4 --port 8080 --api-key-file keys.txt --host 0.0.0.0"),
+    "triton": (
+        "sd2rt triton demo -o models",
+        "sd2rt triton sd21 -o models --device cuda --python /opt/sd2rt/bin/python --copy",
+    ),
     "verify": ("sd2rt verify demo",),
     "verify-image": ("sd2rt verify-image fox.png", "sd2rt verify-image *.webp --json --c2pa-trust root.pem"),
 }
