@@ -1,8 +1,8 @@
 """Jobs of Ray Data whose driver, or an actor, is killed at any moment.
 
-A killed driver's command is repeated until it succeeds; a job whose actor was killed must finish by itself. Then every
-row is there once, with the pixels that `sd2rt batch` without Ray draws, and nothing else is left: no temporary file,
-no process that draws or writes.
+A killed driver's command is repeated until it succeeds; a job whose actor was killed must finish by itself. Then
+every row is there once, with the pixels that `sd2rt batch` without Ray draws, and nothing else is left: no temporary
+file, no process that draws or writes.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def run(recorder: Recorder, cases: int, seed: int) -> None:
                 _case(recorder, place, expected, case, kind, _DriverKill(draw.uniform(0, seconds)))
             else:
                 _case(recorder, place, expected, case, kind, _ActorKill(draw.uniform(0, seconds / 3)))
-        fault = _processes(place, _AGENTS_SECONDS, ())
-        recorder.record("processes at the end", "left behind" if fault else "held", "all cases", fault)
+        left = _processes(place, _AGENTS_SECONDS, ())
+        recorder.record("processes at the end", "left behind" if left else "held", "all cases", left)
 
 
 def _undisturbed(recorder: Recorder, place: _Place, expected: Images) -> float:

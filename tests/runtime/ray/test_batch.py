@@ -127,11 +127,24 @@ def processes_with(marker: str) -> list[int]:
 def test_a_killed_driver(ray_session: Any, sd2rt: Command, small_bundle: Path, here: Path) -> None:
     """Its actors end with it, and the next command draws what is left."""
     (here / "rows.jsonl").write_text("".join(f'{{"prompt": "a", "seed": {seed}}}\n' for seed in range(12)))
-    words = ("batch", str(small_bundle), "rows.jsonl", "-o", "out", "--threads", "1", "--steps", "30", *RAY)
-    words = (*words, "--to", "parquet", "--quiet")
+    words = (
+        "batch",
+        str(small_bundle),
+        "rows.jsonl",
+        "-o",
+        "out",
+        "--threads",
+        "1",
+        "--steps",
+        "30",
+        *RAY,
+        "--to",
+        "parquet",
+    )
     marker = f"{here}-killed"
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "sd2rt", *words], env=os.environ | {"SD2RT_TEST_MARKER": marker}
+        [sys.executable, "-P", "-m", "sd2rt", *words, "--quiet"],
+        env=os.environ | {"SD2RT_TEST_MARKER": marker},
     )
     while not list(here.glob("out/part-*.parquet")):
         assert child.poll() is None
@@ -139,7 +152,7 @@ def test_a_killed_driver(ray_session: Any, sd2rt: Command, small_bundle: Path, h
     child.send_signal(signal.SIGKILL)
     child.wait()
     kept = len(images_of(here / "out"))
-    assert "0 failed" in (said := sd2rt(*words[:-1]).err), said
+    assert "0 failed" in (said := sd2rt(*words).err), said
     assert len(images_of(here / "out")) == 12
     assert kept < 12
     deadline = time.monotonic() + 60

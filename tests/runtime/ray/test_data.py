@@ -78,7 +78,11 @@ def test_images_are_those_of_a_pipeline(ray_session: Any, small_bundle: Path) ->
 
 def test_seeds_marks_and_checks(ray_session: Any, small_bundle: Path) -> None:
     """In one job: watermark, no metadata, a check that passes all; and seeds that do not depend on the run."""
-    values = {"options": {"steps": 1, "size": "256x256"}, "id_column": "id", "watermark": "sdv2"}
+    values: dict[str, Any] = {
+        "options": {"steps": 1, "size": "256x256"},
+        "id_column": "id",
+        "watermark": "sdv2",
+    }
     values |= {"metadata": False, "safety": "operator:not_", "file_format": "png"}
     process = build_processor(config(small_bundle, **values))
     rows = [{"prompt": "a", "id": 1}, {"prompt": "a", "id": 2}]
@@ -151,7 +155,7 @@ def test_batches_share_the_stepper(small_bundle: Path, monkeypatch: pytest.Monke
         async def batch(*prompts: str) -> list[Any]:
             return [table async for table in actor(pa.table({"prompt": list(prompts)}))]
 
-        return await asyncio.gather(batch("a", "b"), batch("c", "d"))
+        return list(await asyncio.gather(batch("a", "b"), batch("c", "d")))
 
     assert [len(tables) for tables in asyncio.run(both())] == [2, 2]
     assert max(map(len, most)) == 3
