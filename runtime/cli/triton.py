@@ -81,7 +81,7 @@ def triton(
 
     Triton's own Python needs NumPy alone; sd2rt runs in a worker of the Python that --python names.
     """
-    from sd2rt.runtime.cli.serve_bundles import worker_settings
+    from sd2rt.runtime.server.http.bundles import worker_settings
     from sd2rt.runtime.server.http.config import load_config, named_files
     from sd2rt.runtime.triton.repository import write_model
 

@@ -67,9 +67,8 @@ def pixels(answer: dict[str, Any]) -> Any:
 
 def test_the_same_seed_makes_the_same_pixels(demo: Path, expected: dict[str, Any]) -> None:
     with Pipeline.open(demo) as pipeline:
-        wanted = pipeline(
-            FIELDS["prompt"], seed=FIELDS["seed"], num_inference_steps=FIELDS["num_inference_steps"]
-        )
+        fields: dict[str, Any] = dict(FIELDS)
+        wanted = pipeline(**{name: fields[name] for name in ("prompt", "seed", "num_inference_steps")})
     assert np.array_equal(pixels(expected), np.asarray(wanted.images[0]))
     assert expected["seeds"] == [7]
     assert expected["facts"]["sizes"] == [[128, 128]]
