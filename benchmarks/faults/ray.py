@@ -91,7 +91,8 @@ def _undisturbed(recorder: Recorder, place: _Place, expected: Images) -> float:
         output, start = place.root / "out", time.monotonic()
         code = place.start(kind, output).wait(_LIMIT_SECONDS)
         seconds = time.monotonic() - start
-        fault = ("exit 1", place.last_error()) if code else _fault_of(place, output, kind, expected)
+        fault: tuple[Outcome, str] | None = ("exit 1", place.last_error()) if code else None
+        fault = fault or _fault_of(place, output, kind, expected)
         recorder.record("undisturbed", fault[0] if fault else "held", kind, fault[1] if fault else "")
         shutil.rmtree(output)
     return seconds
