@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.faults.ray_files import KINDS, Images, images_in
 from benchmarks.faults.recorder import Outcome, Recorder
@@ -30,6 +32,10 @@ _MARKER = "SD2RT_FAULTS_RAY"
 _AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 """Ray's own reporters, which try for a minute to reach the others, and touch no file of the job."""
 _AGENTS_SECONDS = 90.0
+_ACTORS = (b"ray::MapWorker",)
+_FILES = {"folder": 34, "parquet": 9, "webdataset": 9}
+_STARTING_SECONDS, _FILE_SECONDS = 10.0, 0.5
+"""Longest time until a kill: from the start of a command, or after a file."""
 _ROWS = [
     *({"prompt": f"a small red circle {number}", "steps": 25} for number in range(30)),
     *({"prompt": "two", "steps": 10, "count": 2} for _ in range(2)),
@@ -72,69 +78,84 @@ def run(recorder: Recorder, cases: int, seed: int) -> None:
         plain = place.root / "plain"
         assert place.start("", plain).wait(_LIMIT_SECONDS) == 0, place.last_error()
         expected = images_in(plain, "folder")
-        seconds = _undisturbed(recorder, place, expected)
+        _undisturbed(recorder, place, expected)
         for case in range(cases):
             draw = random.Random(f"{seed} {case}")
             kind = draw.choice(KINDS)
-            if case % 3 < 2:
-                _case(recorder, place, expected, case, kind, _DriverKill(draw.uniform(0, seconds)))
-            else:
-                _case(recorder, place, expected, case, kind, _ActorKill(draw.uniform(0, seconds / 3)))
+            # Before anything is written too, while Ray and the actor start.
+            files = draw.randrange(_FILES[kind])
+            seconds = draw.uniform(0, _STARTING_SECONDS if files == 0 else _FILE_SECONDS)
+            kill = (_DriverKill if case % 3 < 2 else _ActorKill)(files, seconds)
+            _case(recorder, place, expected, case, kind, kill)
         left = _processes(place, _AGENTS_SECONDS, ())
         recorder.record("processes at the end", "left behind" if left else "held", "all cases", left)
 
 
-def _undisturbed(recorder: Recorder, place: _Place, expected: Images) -> float:
-    """Run each kind to its end, and return the seconds of the last."""
-    seconds = 0.0
+def _undisturbed(recorder: Recorder, place: _Place, expected: Images) -> None:
+    """Run each kind to its end."""
     for kind in KINDS:
-        output, start = place.root / "out", time.monotonic()
+        output = place.root / "out"
         code = place.start(kind, output).wait(_LIMIT_SECONDS)
-        seconds = time.monotonic() - start
-        fault: tuple[Outcome, str] | None = (
-            ("exit 1", place.last_error()) if code else _fault_of(place, output, kind, expected)
-        )
+        fault: tuple[Outcome, str] | None = ("exit 1", place.last_error()) if code else None
+        fault = fault or _fault_of(place, output, kind, expected)
         recorder.record("undisturbed", fault[0] if fault else "held", kind, fault[1] if fault else "")
         shutil.rmtree(output)
-    return seconds
 
 
 @dataclass(frozen=True, slots=True)
 class _DriverKill:
-    moment: float
-    group = "driver killed"
-    codes = (0, -signal.SIGKILL)
+    files: int
+    """Number of written files after which the driver is killed."""
+    seconds: float
+    """Time after that."""
+    group: ClassVar[str] = "driver killed"
+    codes: ClassVar[tuple[int, ...]] = (0, -signal.SIGKILL)
 
     def __call__(self, place: _Place, child: subprocess.Popen[bytes], output: Path) -> bool:
         """Kill the command, and return whether it was still running."""
+        _wait(child, lambda: _written(output) >= self.files)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(self.moment)
+            child.wait(self.seconds)
             return False
         child.kill()
         return True
 
 
 @dataclass(frozen=True, slots=True)
-class _ActorKill:
-    moment: float
-    """Seconds after the actor has started."""
-    group = "actor killed"
-    codes = (0,)
+class _ActorKill(_DriverKill):
+    """The same for the actor, once there is one."""
+
+    group: ClassVar[str] = "actor killed"
+    codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __call__(self, place: _Place, child: subprocess.Popen[bytes], output: Path) -> bool:
         """Kill the actor, and return whether there was one."""
-        deadline = time.monotonic() + _LIMIT_SECONDS
-        while child.poll() is None and time.monotonic() < deadline:
-            if _marked(place, (b"ray::MapWorker",)):
-                break
-            time.sleep(0.05)
+        _wait(child, lambda: _written(output) >= self.files and bool(_marked(place, _ACTORS)))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(self.moment)
-        actors = _marked(place, (b"ray::MapWorker",))
+            child.wait(self.seconds)
+        actors = _marked(place, _ACTORS)
         for actor in actors:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(actor, signal.SIGKILL)
         return bool(actors)
+
+
+def _wait(child: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds or a process has ended.
+
+    Raises:
+        subprocess.TimeoutExpired: neither comes.
+    """
+    deadline = time.monotonic() + _LIMIT_SECONDS
+    while child.poll() is None and not condition():
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(child.args, _LIMIT_SECONDS)
+        time.sleep(0.02)
+
+
+def _written(output: Path) -> int:
+    """Count the finished images or parts."""
+    return len([path for path in output.glob("*-*") if not path.name.startswith(".")])
 
 
 def _case(
@@ -143,10 +164,10 @@ def _case(
     expected: Images,
     case: int,
     kind: str,
-    kill: _DriverKill | _ActorKill,
+    kill: _DriverKill,
 ) -> None:
     output = place.root / "out"
-    name = f"{case}: {kind}, {kill.moment:.2f} s"
+    name = f"{case}: {kind}, {kill.seconds:.2f} s after {kill.files} files"
     child = place.start(kind, output)
     try:
         hit = kill(place, child, output)
@@ -154,7 +175,7 @@ def _case(
         fault: tuple[Outcome, str] | None = None
         if code not in kill.codes:
             fault = ("exit 1", f"exit {code}: {place.last_error()}")
-        elif isinstance(kill, _DriverKill):
+        elif code:
             # At once: actors of the killed job may still be writing.
             code = place.start(kind, output).wait(_LIMIT_SECONDS)
             fault = ("exit 1", f"the next command: exit {code}: {place.last_error()}") if code else None

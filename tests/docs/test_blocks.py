@@ -30,6 +30,10 @@ NOT_RUN = {
         "takes a minute of PyTorch; the command's own tests compare smaller networks",
     ],
     "docs/cpu.md": ["not every CPU has bfloat16"],
+    "docs/deploying.md": [
+        "starts Ray; tests/runtime/ray/ runs these commands",
+        "starts Ray; tests/runtime/ray/test_data.py draws such rows",
+    ],
     "docs/engines.md": ["no GPU"],
     "docs/hub.md": [
         "needs a repository on the Hub; tests/engines/hub/ runs these commands against a local Hub"
