@@ -60,7 +60,8 @@ class Load:
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._outcomes: list[_Outcome] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(CLIENTS)]
+        self._began = [0.0] * CLIENTS
+        self._threads = [threading.Thread(target=self._run, args=(client,)) for client in range(CLIENTS)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -77,9 +78,13 @@ class Load:
         with self._lock:
             return [each for each in self._outcomes if each.at >= start]
 
-    def _run(self) -> None:
+    def oldest(self) -> float:
+        """Return the time at which the oldest open request was sent."""
+        return min(self._began)
+
+    def _run(self, client: int) -> None:
         while not self._ending.is_set():
-            began = time.monotonic()
+            began = self._began[client] = time.monotonic()
             kind = self._kind(next(self._numbers))
             at = time.monotonic()
             with self._lock:
@@ -131,8 +136,8 @@ def _case(
         orphan_seconds = wait_until(lambda: not command_line(worker), _LIMIT_SECONDS)
         wait_until(lambda: _is_whole(cluster), _LIMIT_SECONDS)
         whole_seconds = time.monotonic() - start
-        # Requests that were under way at the kill have been answered, whatever they waited for.
-        wait_until(lambda: _pictures(load, time.monotonic() - 2) >= CLIENTS, _LIMIT_SECONDS)
+        # Requests that were under way have been answered, whatever they waited for.
+        wait_until(lambda: load.oldest() > start + whole_seconds, _LIMIT_SECONDS)
     except TimeoutError as error:
         recorder.record(group, "hang", f"{case}", str(error))
         return
@@ -177,10 +182,6 @@ def _body(number: int) -> dict[str, Any]:
 def _picture(answer: Answer) -> bytes:
     with Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"]))) as image:
         return image.tobytes()
-
-
-def _pictures(load: Load, start: float) -> int:
-    return sum(each.kind == "picture" for each in load.since(start))
 
 
 def _longest_pause(start: float, times: list[float]) -> float:
