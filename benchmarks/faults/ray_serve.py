@@ -144,6 +144,9 @@ def _case(
     outcomes = load.since(start)
     errors = Counter(each.kind for each in outcomes if each.kind != "picture")
     pictures = [each for each in outcomes if each.kind == "picture"]
+    if not pictures:
+        recorder.record(group, "wrong", f"{case}", f"no picture, answers: {dict(errors)}")
+        return
     recorder.note(
         group,
         {

@@ -232,6 +232,31 @@ def test_a_job_is_finished_before_its_replica_ends(
     assert (tmp_path / "finished").exists()
 
 
+def test_the_header_leads_to_the_replica_that_has_the_bundle(ray_cluster: RayCluster, folder: Path) -> None:
+    ray_cluster.deploy(
+        "two",
+        "/two",
+        bundle=f"{folder / 'demo'},{folder / 'demo-v'}",
+        keep=1,
+        no_auth=True,
+        num_replicas=2,
+        num_cpus=0.5,
+    )
+    names = ("demo-v", "demo")
+    for name in names:
+        headers = {"serve_multiplexed_model_id": name}
+        body = {"prompt": "a star", "num_inference_steps": 2}
+        assert ray_cluster.ask(f"/two{GENERATIONS}", body, headers).status == 200
+
+    def loaded(name: str) -> list[str]:
+        models = ray_cluster.ask("/two/v1/models", headers={"serve_multiplexed_model_id": name}).json["data"]
+        return [model["id"] for model in models if model["sd2rt"]["loaded"]]
+
+    # Each of the two has one bundle, and Ray hears of it a little later.
+    wait_until(lambda: all(loaded(name) == [name] for name in names for _ in range(8)))
+    ray_cluster.delete("two")
+
+
 def test_a_safety_check_refuses(ray_cluster: RayCluster, folder: Path) -> None:
     ray_cluster.deploy(
         "refusing",
