@@ -60,7 +60,7 @@ def _ray(result: Result | None) -> str:
                 group,
                 *(markdown.spread(report.summary(case[key] for case in cases)) for key in _SECONDS),
                 sum(case["pictures"] for case in cases),
-                ", ".join(f"{count} of {kind}" for kind, count in sorted(errors.items())) or "none",
+                ", ".join(f"{kind}: {count}" for kind, count in sorted(errors.items())) or "none",
             ]
         )
     header = ("", *_SECONDS.values(), "pictures meanwhile", "errors in all")

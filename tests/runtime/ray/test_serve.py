@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -21,17 +21,62 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.serving.ray_cluster import Answer, RayCluster, command_line, events, send_request, wait_until
+from sd2rt.engines.demo.build import build_demo
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.provenance.reading import read_marks
 from sd2rt.runtime.provenance.watermark import embed
 
-from .conftest import KEY, MAX_QUEUE
+from ...lora_files import ATTENTION, demo_shapes, draw, write
 
+KEY = "a-key-for-tests"
+MAX_QUEUE = 4
+RULES = """
+def refuse(image):
+    return True
+"""
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 GENERATIONS = "/v1/images/generations"
 FIELDS: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1, "size": "256x256"}
 LONG = FIELDS | {"num_inference_steps": 1000}
 """Takes far longer than a test waits for a request to be given up."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundles, a LoRA, a file of keys, and a module with a safety check."""
+    folder = tmp_path_factory.mktemp("ray")
+    for name in ("demo", "demo-v"):
+        build_demo(name, folder / name)
+    write(folder / "ink.safetensors", "kohya", draw(ATTENTION, demo_shapes(), seed=1))
+    (folder / "keys").write_text(KEY)
+    (folder / "rules.py").write_text(RULES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(folder: Path) -> Iterator[RayCluster]:
+    """Ray without applications. Tests that use it are one group, so that one worker of pytest-xdist starts Ray."""
+    pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra ray)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        with RayCluster() as cluster:
+            yield cluster
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: RayCluster, folder: Path) -> RayCluster:
+    """The application `main`, of one replica with two bundles, keys, a LoRA and the watermark."""
+    ray_cluster.deploy(
+        "main",
+        bundle=f"{folder / 'demo'},{folder / 'demo-v'}",
+        api_key_file=str(folder / "keys"),
+        lora=f"ink={folder / 'ink.safetensors'}",
+        watermark="sdv2",
+        max_queue=str(MAX_QUEUE),
+        max_steps=1000,
+        num_cpus=0.5,
+    )
+    return ray_cluster
 
 
 def ask(cluster: RayCluster, path: str = GENERATIONS, body: Any = None, **headers: str) -> Answer:
@@ -230,6 +275,31 @@ def test_a_job_is_finished_before_its_replica_ends(
     assert started.status == 202, started.body
     ray_cluster.delete("jobs")
     assert (tmp_path / "finished").exists()
+
+
+def test_the_header_leads_to_the_replica_that_has_the_bundle(ray_cluster: RayCluster, folder: Path) -> None:
+    ray_cluster.deploy(
+        "two",
+        "/two",
+        bundle=f"{folder / 'demo'},{folder / 'demo-v'}",
+        keep=1,
+        no_auth=True,
+        num_replicas=2,
+        num_cpus=0.5,
+    )
+    names = ("demo-v", "demo")
+    for name in names:
+        headers = {"serve_multiplexed_model_id": name}
+        body = {"prompt": "a star", "num_inference_steps": 2}
+        assert ray_cluster.ask(f"/two{GENERATIONS}", body, headers).status == 200
+
+    def loaded(name: str) -> list[str]:
+        models = ray_cluster.ask("/two/v1/models", headers={"serve_multiplexed_model_id": name}).json["data"]
+        return [model["id"] for model in models if model["sd2rt"]["loaded"]]
+
+    # Each of the two has one bundle, and Ray hears of it a little later.
+    wait_until(lambda: all(loaded(name) == [name] for name in names for _ in range(8)))
+    ray_cluster.delete("two")
 
 
 def test_a_safety_check_refuses(ray_cluster: RayCluster, folder: Path) -> None:
