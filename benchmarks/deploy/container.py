@@ -90,7 +90,9 @@ class Container:
         """Return the pixels of a picture."""
         from benchmarks.deploy.image import pixels_of
 
-        status, body = self._request("POST", "/v1/images/generations", fields, {"authorization": f"Bearer {key}"})
+        status, body = self._request(
+            "POST", "/v1/images/generations", fields, {"authorization": f"Bearer {key}"}
+        )
         if status != 200:
             raise RuntimeError(body.decode())
         return pixels_of(json.loads(body)["data"][0]["b64_json"])

@@ -37,9 +37,13 @@ _LARGEST = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.deploy.image", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.deploy.image", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--suite", default="bookworm", help="Debian release of the base (default: bookworm)")
-    parser.add_argument("--storage", type=Path, help="folder for buildah's storage; kept, for a faster next run")
+    parser.add_argument(
+        "--storage", type=Path, help="folder for buildah's storage; kept, for a faster next run"
+    )
     report.add_output(parser)
     options = parser.parse_args()
     for program in ("buildah", "debootstrap"):
@@ -88,14 +92,24 @@ class Builder:
             return None
         began = time.monotonic()
         folder = self._scratch / "base"
-        subprocess.run(["debootstrap", "--variant=minbase", suite, folder], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", suite, folder], check=True, stdout=subprocess.DEVNULL
+        )
         # As in the published slim images: packages that were fetched, lists, manuals.
-        for name in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        for name in (
+            "var/cache/apt/archives",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+        ):
             for entry in (folder / name).iterdir():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         container = self.buildah("from", "scratch")
         self.buildah("add", container, folder, "/")
-        self.buildah("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
+        self.buildah(
+            "config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container
+        )
         self.buildah("commit", "--rm", container, _BASE)
         shutil.rmtree(folder)
         return round(time.monotonic() - began, 1)
@@ -148,7 +162,9 @@ def weights(root: Path) -> dict[str, float]:
     sizes |= {name: found[name] for name in largest}
     sizes["other packages"] = sum(found.values()) - sum(found[name] for name in largest)
     compiled = sum(path.stat().st_size for path in root.glob("opt/sd2rt/**/*.pyc"))
-    return {name: round(size, 1) for name, size in sizes.items()} | {"of it compiled Python": round(compiled / 1e6, 1)}
+    return {name: round(size, 1) for name, size in sizes.items()} | {
+        "of it compiled Python": round(compiled / 1e6, 1)
+    }
 
 
 def _megabytes(path: Path) -> float:
@@ -186,7 +202,9 @@ def runs(root: Path, config: dict[str, Any], scratch: Path) -> dict[str, Any]:
                 found["healthy"] = container.healthy()
                 found["user_is_10001"] = container.owners() == {10001}
                 found["is_process_1"] = container.is_process_1()
-                found["root_is_read_only"] = not container.can_write("/etc/x") and container.can_write("/tmp/x")
+                found["root_is_read_only"] = not container.can_write("/etc/x") and container.can_write(
+                    "/tmp/x"
+                )
                 found["same_pixels"] = picture == expected_pixels()
             began = time.monotonic()
             found["ends_with_0"] = container.stop() == 0

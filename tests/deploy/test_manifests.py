@@ -106,7 +106,9 @@ def test_settings_exist() -> None:
     arguments = [*of_kind("Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]]
     arguments += documents("compose.yaml")[0]["services"]["sd2rt"]["command"]
     options = {argument for argument in arguments if argument.startswith("--")}
-    assert {option.removeprefix("--").replace("-", "_") for option in options} <= set(ServerConfig.model_fields)
+    assert {option.removeprefix("--").replace("-", "_") for option in options} <= set(
+        ServerConfig.model_fields
+    )
 
 
 def test_compose_names_what_it_has() -> None:

@@ -110,7 +110,9 @@ def test_a_bundle_is_exchanged_under_traffic(tmp_path: Path) -> None:
         assert b'kind="v"' in server.get("/metrics")[1]
         assert b'kind="base"' in images
         # Counters go on where they were.
-        line = next(x for x in server.get("/metrics")[1].decode().splitlines() if x.startswith("sd2rt_images_total "))
+        line = next(
+            x for x in server.get("/metrics")[1].decode().splitlines() if x.startswith("sd2rt_images_total ")
+        )
         assert float(line.split()[1]) == len(answers) + 2 + 4
         assert server.stop() == 0
 
