@@ -52,6 +52,7 @@ class Triton:
         shutil.copytree(server / "backends" / "python", backend)
         version = packages.parent.name.removeprefix("python")
         shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backend)
+        self._repository = repository
         self.http_port, self.grpc_port = _free_ports(2)
         self._log = self._folder / "log"
         # The stub finds its Python by PATH; the server's libraries lie beside it in the wheel.
@@ -109,9 +110,13 @@ class Triton:
     def load(self, model: str = "demo") -> None:
         """Load a model's newest version, as an operator does by Triton's repository API.
 
+        Triton does nothing if no file has changed, also if the model's process is dead.
+
         Raises:
             RuntimeError: it was refused.
         """
+        for file in (self._repository / model).glob("[0-9]*/model.py"):
+            file.touch()
         status, body = self.post(f"/v2/repository/models/{model}/load")
         if status != 200:
             raise RuntimeError(body)

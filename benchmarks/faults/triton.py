@@ -73,7 +73,7 @@ def run(recorder: Recorder, cases: int, seed: int) -> None:
             leaving(recorder, server, expected, cases, source)
             hostile(recorder, server, expected, cases)
             killed_workers(recorder, server, expected, max(cases // 2, 1), source)
-            killed_stubs(recorder, server, expected, max(cases // 4, 1), source)
+        killed_stubs(recorder, repository, venv, expected, max(cases // 4, 1), source)
         killed_servers(recorder, repository, venv, expected, max(cases // 4, 1), source)
 
 
@@ -112,32 +112,32 @@ def killed_workers(
         if case:
             # Three deaths in a minute are another group's.
             time.sleep(31)
-        answer = _killed_within(server, server.workers, source)
+        answer = _killed_within(server, server.workers, case, source)
         right = answer is not None and str(answer.get("error")).startswith("worker_died: ")
         outcome: Outcome = "hang" if answer is None else "held" if right else "wrong"
         recorder.record("killed workers", _after(server, expected, outcome), str(case), str(answer)[:200])
 
 
 def killed_stubs(
-    recorder: Recorder, server: Triton, expected: dict[str, Any], cases: int, source: Random
+    recorder: Recorder, repository: Path, venv: Path, expected: dict[str, Any], cases: int, source: Random
 ) -> None:
     """Kill the Python backend's process in mid-request; Triton 2.51 starts no other, until the model is loaded again.
 
-    Its worker must be gone, later requests must fail at once, and loading must restore the model.
+    Its worker must be gone, later requests must fail at once, and loading must restore the model. That server waits
+    for the lost requests at SIGTERM, and so it is killed.
     """
-    for case in range(cases):
-        workers = server.workers()
-        _killed_within(server, server.stubs, source, wait=0)
-        refused = server.clients.ask("stream", fields=FIELDS)
-        gone = _until(lambda before=workers: not set(before) & set(server.workers()))  # type: ignore[misc]
-        server.load()
-        outcome: Outcome = "wrong" if "not healthy" not in str(refused.get("error")) else "held"
-        recorder.record(
-            "killed stubs, model loaded again",
-            _after(server, expected, outcome if gone else "left behind"),
-            str(case),
-            str(refused.get("error"))[:200],
-        )
+    with Triton(repository, venv) as server:
+        for case in range(cases):
+            workers = server.workers()
+            _killed_within(server, server.stubs, case, source, wait=0)
+            error = str(server.clients.ask("stream", fields=FIELDS).get("error"))
+            gone = _until(lambda before=workers: not set(before) & set(server.workers()))  # type: ignore[misc]
+            server.load()
+            outcome: Outcome = "wrong" if "not healthy" not in error else "held" if gone else "left behind"
+            recorder.record(
+                "killed stubs, model loaded again", _after(server, expected, outcome), str(case), error[:200]
+            )
+        server.kill()
 
 
 def killed_servers(
@@ -157,10 +157,11 @@ def killed_servers(
 
 
 def _killed_within(
-    server: Triton, victims: Callable[[], list[int]], source: Random, wait: float = _SECONDS
+    server: Triton, victims: Callable[[], list[int]], case: int, source: Random, wait: float = _SECONDS
 ) -> dict[str, Any] | None:
     """Kill processes a moment after a request was sent; return its answer, or None if none came in time."""
-    asked: Future[dict[str, Any]] = server.clients.send("stream", fields=LONG)
+    # Another request each time: one that was in two dead workers is refused.
+    asked: Future[dict[str, Any]] = server.clients.send("stream", fields={**LONG, "seed": case})
     time.sleep(source.uniform(0.1, 0.6))
     for pid in victims():
         os.kill(pid, signal.SIGKILL)

@@ -27,6 +27,7 @@ class Server:
         arguments: of `sd2rt serve`; ``--port 0`` and JSON logs are added.
         env: environment; None for this process's.
         wait: wait until it is ready.
+        session: start it in a session of its own, without a terminal.
         timeout: seconds until it is given up.
 
     Raises:
@@ -38,6 +39,7 @@ class Server:
         *arguments: str | Path,
         env: Mapping[str, str] | None = None,
         wait: bool = True,
+        session: bool = False,
         timeout: float = 120,
     ) -> None:
         self.began = time.monotonic()
@@ -48,6 +50,8 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=self._log.file,
             env=env,
+            # A service has no terminal; with one, SIGHUP is its hangup.
+            start_new_session=session,
         )
         try:
             self.url, self.metrics_url = self._urls(timeout)

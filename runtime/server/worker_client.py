@@ -38,8 +38,16 @@ class WorkerClient:
 
     def __init__(self, settings: WorkerSettings, *, command: Sequence[str] = COMMAND) -> None:
         self.settings = settings
+        self._command = command
         self._suspects = Suspects()
-        self._links = [Link(settings, device, command, self._suspects) for device in settings.devices]
+        self._links = self._make_links(settings)
+        self._retiring: list[Link] = []
+        """Links of before a reload, which finish what they have."""
+        self._ending: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._reloaded = asyncio.Event()
+        self._ended_restarts: Counter[str] = Counter()
+        self._ended_calls: Counter[int] = Counter()
         self._draining = False
         self._images = 0
         self._cancelled = 0
@@ -60,6 +68,49 @@ class WorkerClient:
                 await self.close(0)
                 raise result
 
+    async def reload(self, settings: WorkerSettings) -> None:
+        """Start further workers, send them all new requests, and end the others once theirs are finished.
+
+        No request is lost or refused for it. Meanwhile both need memory, on the same devices. Further reloads wait
+        until the workers before the last one have ended.
+
+        Raises:
+            Sd2rtError: the new workers cannot start; nothing has changed.
+        """
+        async with self._reloading:
+            if self._ending is not None:
+                await self._ending
+            links = self._make_links(settings)
+            results = await asyncio.gather(
+                *(link.supervisor.start() for link in links), return_exceptions=True
+            )
+            errors = [result for result in results if isinstance(result, BaseException)]
+            if errors or self._draining:
+                await asyncio.gather(*(link.supervisor.close() for link in links))
+                if errors:
+                    raise errors[0]
+                return
+            self._retiring, self._links, self.settings = self._links, links, settings
+            self._ending = asyncio.create_task(self._retire())
+            self._reloaded.set()
+
+    async def _retire(self) -> None:
+        """End the workers of before a reload after their last request."""
+        while any(link.jobs for link in self._retiring):
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*(link.supervisor.close() for link in self._retiring))
+        for link in self._retiring:
+            self._ended_restarts.update(link.supervisor.restarts)
+            self._ended_calls.update(link.calls)
+        self._retiring = []
+
+    def _make_links(self, settings: WorkerSettings) -> list[Link]:
+        return [Link(settings, device, self._command, self._suspects) for device in settings.devices]
+
+    @property
+    def _all_links(self) -> list[Link]:
+        return [*self._links, *self._retiring]
+
     async def close(self, timeout: float | None = None) -> None:
         """Refuse new requests, wait for running and queued ones, and end the workers.
 
@@ -69,13 +120,15 @@ class WorkerClient:
         """
         self.drain()
         end = None if timeout is None else monotonic() + timeout
-        while any(link.jobs for link in self._links) and (end is None or monotonic() < end):
+        while any(link.jobs for link in self._all_links) and (end is None or monotonic() < end):
             await asyncio.sleep(0.02)
-        for link in self._links:
+        if self._ending is not None:
+            self._ending.cancel()
+        for link in self._all_links:
             link.fail_all(
                 ServerError("draining", "the server ended before the request was finished: send it again")
             )
-        await asyncio.gather(*(link.supervisor.close() for link in self._links))
+        await asyncio.gather(*(link.supervisor.close() for link in self._all_links))
 
     def drain(self) -> None:
         """Refuse new requests from now on; running and queued ones go on."""
@@ -83,12 +136,15 @@ class WorkerClient:
 
     async def wait_failed(self) -> None:
         """Wait until workers have died so often that no further one is started."""
-        waiting = [asyncio.create_task(link.supervisor.failed.wait()) for link in self._links]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+        while self.state != "failed":
+            self._reloaded.clear()
+            events = (self._reloaded, *(link.supervisor.failed for link in self._links))
+            waiting = [asyncio.create_task(event.wait()) for event in events]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waiting:
+                    task.cancel()
 
     @property
     def state(self) -> WorkerState:
@@ -119,10 +175,10 @@ class WorkerClient:
             nonfinite=dict(self._nonfinite),
             out_of_memory=self._out_of_memory,
         )
-        restarts: Counter[str] = Counter()
-        batches: Counter[int] = Counter()
+        restarts, batches = self._ended_restarts.copy(), self._ended_calls.copy()
         for link in self._links:
             stats.up[link.device] = link.supervisor.state == "ready"
+        for link in self._all_links:
             restarts.update(link.supervisor.restarts)
             batches.update(link.calls)
             for job in link.jobs.values():
@@ -133,7 +189,8 @@ class WorkerClient:
             for batch, seconds in link.step_seconds.items():
                 stats.step_seconds[batch] = max(seconds, stats.step_seconds.get(batch, 0.0))
             if link.memory_bytes is not None:
-                stats.device_memory_bytes[link.device] = link.memory_bytes
+                before = stats.device_memory_bytes.get(link.device, 0)
+                stats.device_memory_bytes[link.device] = before + link.memory_bytes
         stats.restarts, stats.batches = dict(restarts), dict(sorted(batches.items()))
         stats.image_steps = sum(batch * calls for batch, calls in batches.items())
         return stats
@@ -143,7 +200,7 @@ class WorkerClient:
 
         The first has place 1. None if the request has made a step, or is not there.
         """
-        for link in self._links:
+        for link in self._all_links:
             waiting = [job.request.request_id for job in link.jobs.values() if not job.started]
             if request_id in waiting:
                 return waiting.index(request_id) + 1
@@ -190,7 +247,7 @@ class WorkerClient:
 
         Its events end with the picture. Only a single picture with previews ends early; others are finished.
         """
-        for link in self._links:
+        for link in self._all_links:
             for job in link.jobs.values():
                 if job.request.request_id == request_id:
                     link.end_early(job)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from sd2rt.engines.errors import Sd2rtError
+from sd2rt.engines.errors import EngineError, Sd2rtError
 from sd2rt.runtime.server.errors import ServerError
 from sd2rt.runtime.server.generation import Completed, Event, GenerationRequest, Started
 from sd2rt.runtime.server.http.auth import Keyring
@@ -78,6 +78,28 @@ class Front:
             if not isinstance(error, Sd2rtError):
                 _LOG.error("the workers did not start", exc_info=error)
             self.on_failure()
+
+    async def reload(self) -> None:
+        """Read the files of keys again, and replace the workers by new ones, which open the bundles again.
+
+        Requests in progress are finished with what they began with. If anything is wrong, all stays as it is, and
+        the log has the reason.
+        """
+        began = time.monotonic()
+        _LOG.info("reloading")
+        try:
+            keyring = Keyring(await asyncio.to_thread(self.config.keys))
+            if not self.started.is_set():
+                raise EngineError("the workers are starting: try again")
+            await self.client.reload(self.client.settings)
+        except Sd2rtError as error:
+            _LOG.error("nothing is reloaded: %s", error)
+            return
+        self.keyring, self.document = keyring, None
+        bundles = {model.id: model.identity[:12] for model in self.client.models.values()}
+        _LOG.info(
+            "reloaded", extra={"fields": {"bundles": bundles, "seconds": round(time.monotonic() - began, 2)}}
+        )
 
     def readiness(self) -> str:
         """Return ``ready``, ``draining``, ``starting``, ``down`` or ``failed``."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import signal
 import socket
@@ -24,6 +25,7 @@ from sd2rt.runtime.server.http.front import Front
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_RELOAD = getattr(signal, "SIGHUP", None)
 _SPARE_FILES = 64
 _FETCH_SECONDS = 5.0
 """Time for the images of jobs that ended during a drain to be fetched."""
@@ -34,8 +36,9 @@ _CLOSE_SECONDS = 2
 class HttpServer(uvicorn.Server):
     """A server that goes on listening while it drains.
 
-    The first SIGTERM, SIGINT or SIGHUP begins the drain: new work is refused with 503, running and queued requests go
-    on until they have ended or ``shutdown_timeout`` is over. A second signal ends it at once.
+    The first SIGTERM or SIGINT begins the drain: new work is refused with 503, running and queued requests go on until
+    they have ended or ``shutdown_timeout`` is over. A second signal ends it at once. SIGHUP reloads, and is the hangup
+    of a terminal, which drains too, where there is one.
 
     Args:
         front: shared state.
@@ -70,6 +73,9 @@ class HttpServer(uvicorn.Server):
         """Of the signal that began the end."""
         self.drained = False
         self._draining: asyncio.Task[None] | None = None
+        # Asked now: once the terminal has hung up, it is gone.
+        self._terminal = _has_terminal()
+        self._reloads: set[asyncio.Task[None]] = set()
         front.on_failure = self._end
 
     def serve_until_signal(self) -> int:
@@ -99,6 +105,12 @@ class HttpServer(uvicorn.Server):
                 signal.signal(number, before[number])
 
     def _on_signal(self, number: int) -> None:
+        if number == _RELOAD and not self._terminal:
+            if not self._front.draining:
+                task = asyncio.get_running_loop().create_task(self._front.reload())
+                self._reloads.add(task)
+                task.add_done_callback(self._reloads.discard)
+            return
         if self._front.draining:
             _LOG.warning("a second signal: requests are given up")
             self._end(force=True)
@@ -135,6 +147,15 @@ class HttpServer(uvicorn.Server):
         if self._front.client.state == "failed" and self._front.failure is None:
             self._front.fail(EngineError("the worker died three times in a minute: its log has the reason"))
         return await super().on_tick(counter)
+
+
+def _has_terminal() -> bool:
+    """Return whether this process has a terminal that can hang up; services have none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -121,9 +121,10 @@ def test_requests_share_steps(server: Triton, expected: dict[str, Any]) -> None:
     assert len({other.result(120)["images"][0] for other in others}) == 8
 
 
-@pytest.mark.parametrize("group", ["leaving", "hostile", "workers", "stubs"])
-def test_faults(server: Triton, expected: dict[str, Any], group: str) -> None:
+@pytest.mark.parametrize("group", ["leaving", "hostile", "workers", "stubs", "servers"])
+def test_faults(server: Triton, repository: Path, expected: dict[str, Any], group: str) -> None:
     """A few cases of those that `python -m benchmarks.faults triton` counts."""
+    assert VENV is not None
     source = Random(1)
     with Recorder() as recorder:
         match group:
@@ -134,14 +135,9 @@ def test_faults(server: Triton, expected: dict[str, Any], group: str) -> None:
             case "workers":
                 killed_workers(recorder, server, expected, 1, source)
             case "stubs":
-                killed_stubs(recorder, server, expected, 1, source)
-    assert recorder.faults == []
-
-
-def test_a_killed_server_leaves_nothing(repository: Path, expected: dict[str, Any]) -> None:
-    assert VENV is not None
-    with Recorder() as recorder:
-        killed_servers(recorder, repository, VENV, expected, 1, Random(1))
+                killed_stubs(recorder, repository, VENV, expected, 1, source)
+            case "servers":
+                killed_servers(recorder, repository, VENV, expected, 1, source)
     assert recorder.faults == []
 
 
