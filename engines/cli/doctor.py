@@ -23,7 +23,6 @@ from sd2rt.engines.install_hint import install_hint
 if TYPE_CHECKING:
     from sd2rt.engines.bundle.engine_entry import EngineBackend
     from sd2rt.engines.bundle.manifest import Manifest
-    from sd2rt.engines.bundle.schema import ComputePrecision
 
 _PACKAGES = (
     *("sd2rt", "numpy", "pillow", "tokenizers", "pydantic", "typer", "rich"),
@@ -149,6 +148,7 @@ def _choice(bundle: str | None, device: str, backend: str, precision: str | None
     from sd2rt.engines.bundle.engine_entry import BackendName
     from sd2rt.engines.bundle.manifest import read_manifest
     from sd2rt.engines.bundle.reader import locate
+    from sd2rt.engines.bundle.schema import ComputePrecision
     from sd2rt.engines.interface import Device
     from sd2rt.engines.near_matches import did_you_mean
 

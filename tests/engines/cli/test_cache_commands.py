@@ -150,6 +150,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     ("words", "backend"),
     [
         (("--precision", "bf16"), "openvino"),
+        (("--precision", "bf16-decoder"), "onnxruntime on cpu"),
         (("--backend", "onnxruntime"), "onnxruntime on cpu"),
         (("--device", "cuda"), "onnxruntime on cuda"),
         (("--device", "cuda", "--backend", "tensorrt"), "tensorrt"),
