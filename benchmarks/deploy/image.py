@@ -3,8 +3,8 @@
     python -m benchmarks.deploy.image [--output]
 
 Needs root, buildah and debootstrap, and the network: the base is a Debian that debootstrap makes, and packages come
-from pip's index. The container is the image's files under a read-only mount, in namespaces of its own, with the image's
-user, environment and command: what `docker run --read-only --tmpfs /tmp -v CACHE:/cache` gives it.
+from pip's index. The container is the image's files under a read-only mount, in namespaces of its own, with the
+image's user, environment and command: what `docker run --read-only --tmpfs /tmp -v CACHE:/cache` gives it.
 """
 
 from __future__ import annotations
