@@ -258,4 +258,4 @@ def _lora(name: str, entry: Any) -> tuple[str, float] | tuple[str, float, float]
     for scale in scales:
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= 1e6:
             raise _invalid(name, f"has the scale {scale!r:.60}: use a number")
-    return (entry["name"], *map(float, scales))  # type: ignore[return-value]
+    return (entry["name"], *map(float, scales))
