@@ -227,7 +227,8 @@ def expected_pixels() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         build_demo("demo", Path(folder) / "demo")
         with Pipeline.open(Path(folder) / "demo") as pipeline:
-            return pipeline(**FIELDS).images[0].tobytes()
+            pixels: bytes = pipeline(**FIELDS).images[0].tobytes()
+            return pixels
 
 
 if __name__ == "__main__":
