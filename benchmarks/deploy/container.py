@@ -1,4 +1,4 @@
-"""A container of namespaces and mounts as Docker makes it: read-only root, a volume, the image's user and command."""
+"""A container of namespaces and mounts, as Docker makes it: read-only root, a volume, the image's user."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Container:
             f"mount -t tmpfs tmpfs {at}/dev; for each in null zero urandom; do touch {at}/dev/$each; "
             f"mount --bind /dev/$each {at}/dev/$each; done; mkdir {at}/dev/shm; "
             f"mount -t tmpfs -o mode=1777 tmpfs {at}/dev/shm; "
-            f"exec chroot --userspec={config['User']} {at} /usr/bin/env -i {shlex.join(variables)} "
-            f"{shlex.join(command)}"
+            f"exec chroot --userspec={config['User']} {at} "
+            f"/usr/bin/env -i {shlex.join(variables)} {shlex.join(command)}"
         )
         self._log = tempfile.NamedTemporaryFile("w+", prefix="sd2rt-container-", suffix=".log")  # noqa: SIM115
         self.began = time.monotonic()

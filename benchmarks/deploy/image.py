@@ -221,16 +221,14 @@ def pixels_of(text: str) -> bytes:
 
 def expected_pixels() -> bytes:
     """Draw the same picture outside of the container."""
-    from PIL import Image
-
     from sd2rt.engines.demo.build import build_demo
     from sd2rt.runtime.pipeline.pipeline import Pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         build_demo("demo", Path(folder) / "demo")
         with Pipeline.open(Path(folder) / "demo") as pipeline:
-            image: Image.Image = pipeline(**FIELDS).images[0]
-            return image.tobytes()
+            pixels: bytes = pipeline(**FIELDS).images[0].tobytes()
+            return pixels
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from benchmarks.recording.bundle import build_demo
 CASES = 40
 """Clients that leave; there are as many hostile requests, half as many killed workers, and a quarter as many killed
 stubs and servers."""
-FIELDS = {"prompt": "a small red circle", "seed": 7, "num_inference_steps": 8}
-LONG = {"prompt": "a large blue square", "seed": 1, "num_inference_steps": 150, "n": 10}
+FIELDS: dict[str, Any] = {"prompt": "a small red circle", "seed": 7, "num_inference_steps": 8}
+LONG: dict[str, Any] = {"prompt": "a large blue square", "seed": 1, "num_inference_steps": 150, "n": 10}
 _SECONDS = 60.0
 HOSTILE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"options": "{"}, "invalid_json"),

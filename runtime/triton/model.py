@@ -135,16 +135,18 @@ class _Answer:
         self._put(pb_utils.InferenceResponse(outputs), last)
 
     def fail(self, error: ServerError | None) -> None:
-        """Send an error as the last response; None stands for a request that its client gave up."""
-        if error is None:
-            failure = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
-        else:
-            failure = pb_utils.TritonError(f"{error.code}: {error.message}", _triton_code(error.code))
-        if not self._ended:
-            try:
+        """Send an error as the last response; nothing but the end for a request that its client gave up."""
+        if self._ended:
+            return
+        try:
+            if error is None:
+                self._ended = True
+                self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                failure = pb_utils.TritonError(f"{error.code}: {error.message}", _triton_code(error.code))
                 self._put(pb_utils.InferenceResponse(error=failure), True)
-            except Exception as lost:
-                _LOG.warning("a response could not be sent: %s", lost)
+        except Exception as lost:
+            _LOG.warning("a response could not be sent: %s", lost)
 
     def _put(self, response: Any, last: bool) -> None:
         self._ended = last

@@ -48,6 +48,15 @@ NOT_RUN = {
         "creates an environment and runs the test suite, which includes this test; .ci/run runs both",
     ],
     "docs/ray.md": ["serves until stopped; tests/runtime/ray/test_serve.py deploys this application"] * 2,
+    "docs/operating.md": [
+        "needs Docker; python -m benchmarks.deploy.image runs the image that is built here",
+        "needs a running server; tests/runtime/server/http/test_reload.py does this",
+        "needs a running server and a bundle on the Hub; tests/runtime/server/http/test_reload.py does this",
+    ],
+    "docs/triton.md": [
+        "needs a Triton Inference Server; tests/runtime/triton/test_server.py runs these steps with one",
+        "installs 400 MB",
+    ],
     "docs/serving.md": [
         "serves until stopped; tests/runtime/server/http/test_page.py runs these lines against a server",
     ]

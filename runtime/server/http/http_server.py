@@ -36,9 +36,9 @@ _CLOSE_SECONDS = 2
 class HttpServer(uvicorn.Server):
     """A server that goes on listening while it drains.
 
-    The first SIGTERM or SIGINT begins the drain: new work is refused with 503, running and queued requests go on until
-    they have ended or ``shutdown_timeout`` is over. A second signal ends it at once. SIGHUP reloads, and is the hangup
-    of a terminal, which drains too, where there is one.
+    The first SIGTERM or SIGINT begins the drain: new work is refused with 503, running and queued requests go on
+    until they have ended or ``shutdown_timeout`` is over. A second signal ends it at once. SIGHUP reloads; where
+    there is a terminal, it is its hangup and drains too.
 
     Args:
         front: shared state.

@@ -28,7 +28,8 @@ def reloaded(server: Server, times: int = 1) -> None:
 def refused(server: Server) -> str:
     """Wait until a reload was refused, and return the reason."""
     server.wait_until(lambda: "nothing is reloaded" in server.log)
-    return next(line["message"] for line in server.lines if "nothing is reloaded" in line.get("message", ""))
+    messages = [str(line.get("message")) for line in server.lines]
+    return next(message for message in messages if "nothing is reloaded" in message)
 
 
 def replace_bundle(folder: Path, name: str, scratch: Path) -> None:
