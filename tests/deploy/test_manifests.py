@@ -13,6 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from sd2rt.runtime.ray.serve import build_app
+from sd2rt.runtime.ray.serve_args import ServeArgs
 from sd2rt.runtime.server.http.config import PREFIX, ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -60,8 +62,20 @@ def test_kubernetes_accepts_the_pods_of_ray(version: str) -> None:
     for group in groups:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
         kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_ray_serve_takes_the_arguments(tmp_path: Path) -> None:
+    (service,) = documents("kubernetes/rayservice.yaml")
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    assert application["import_path"] == "sd2rt.runtime.ray.serve:build_app"
+    assert application["import_path"] == f"{build_app.__module__}:{build_app.__name__}"
+    (tmp_path / "keys").write_text("a-key-for-tests")
+    arguments = ServeArgs.model_validate(application["args"] | {"api_key_file": str(tmp_path / "keys")})
+    options = arguments.deployment_options()
+    assert options["ray_actor_options"]["num_gpus"] == 1
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    grace = group["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > options["graceful_shutdown_timeout_s"]
+    assert options["autoscaling_config"]["max_replicas"] == group["maxReplicas"]
 
 
 def test_graces_are_above_the_shutdown_timeout() -> None:

@@ -22,6 +22,9 @@ def test_counts_and_what_is_missing(tmp_path: Path) -> None:
     page = reliability.page(Results(tmp_path), tmp_path)
     assert "| swap | builds | 74 of 74 | 0 | 0 | 0 | 0 | 0 | 0 |" in page
     assert "| swap | quick swaps | 38 of 40 | 2 | 0 | 0 | 0 | 0 | 0 |" in page
-    assert "Not measured yet: kill, damage, hostile, interleave, growth, fuzz, ray, serve, ray-serve, triton." in page
+    assert (
+        "Not measured yet: kill, damage, hostile, interleave, growth, fuzz, ray, serve, ray-serve, triton."
+        in page
+    )
     assert "seed 7: [swap.json](swap.json)" in page
     assert "interrupted" in page
