@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sd2rt.engines import errors
 from sd2rt.engines.errors import EngineError, RequestError, Sd2rtError
+from sd2rt.runtime.ray.config import ProcessorConfig
 from sd2rt.runtime.ray.data import Actor, draw
 from sd2rt.runtime.ray.drawer import DrawnRow
 from sd2rt.runtime.ray.fence import newest_run
@@ -104,7 +105,7 @@ def _drawn(
     if not rows:
         return
     with ray_session(address) as ray:
-        blocks = min(-(-len(rows) // job.config.batch_size), _MOST_BLOCKS)
+        blocks = _number_of_blocks(len(rows), job.config)
         with warnings.catch_warnings():
             # It reads its own deprecated fields.
             warnings.simplefilter("ignore")
@@ -123,6 +124,12 @@ def _drawn(
                     yield entry
         except ray.exceptions.RayError as error:
             raise EngineError(f"Ray failed ({' '.join(str(error).split())[:500]}): see its logs") from error
+
+
+def _number_of_blocks(rows: int, config: ProcessorConfig) -> int:
+    """Return the number of blocks of a dataset: one a batch, and one for each actor if there are few rows."""
+    actors = config.concurrency if isinstance(config.concurrency, int) else config.concurrency[0]
+    return min(rows, max(actors, -(-rows // config.batch_size)), _MOST_BLOCKS)
 
 
 class FileActor(Actor):

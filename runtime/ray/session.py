@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -63,6 +65,7 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
     local = {} if address is not None else _LOCAL
     try:
         with ExitStack() as stack:
+            stack.enter_context(_own_handler())
             stack.enter_context(_default(_USAGE, "0", not os.path.exists(os.path.expanduser(_CHOICE))))
             stack.enter_context(_default(_LOGS, "fatal"))
             ray.init(
@@ -79,6 +82,17 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray's prints a trace and exits with another code, and cleans nothing up."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

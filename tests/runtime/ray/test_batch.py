@@ -162,6 +162,22 @@ def test_a_killed_driver(ray_session: Any, sd2rt: Command, small_bundle: Path, h
     assert [path.name for path in (here / "out").iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_terminated_driver(ray_cluster: Any, small_bundle: Path, here: Path) -> None:
+    """It cleans up and has the exit code of any terminated command, though Ray has a handler of its own."""
+    (here / "rows.jsonl").write_text("".join(f'{{"prompt": "a", "seed": {seed}}}\n' for seed in range(200)))
+    words = ("batch", str(small_bundle), "rows.jsonl", "-o", "out", "--threads", "1", "--steps", "30", *RAY)
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "sd2rt", *words, "--quiet"], stderr=subprocess.PIPE, text=True
+    )
+    while not list(here.glob("out/*.png")):
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate()
+    assert (child.returncode, err.splitlines()[-1]) == (143, "sd2rt: terminated"), err
+    assert [path.name for path in (here / "out").iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_bundle_that_actors_cannot_open(
     ray_session: Any, refused: Refused, small_bundle: Path, here: Path
 ) -> None:
