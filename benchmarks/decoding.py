@@ -3,15 +3,15 @@
     python -m benchmarks.decoding [--bundle BUNDLE] [--prompts N] [--rounds N] [--output]
 
 Latents are those of images that the bundle draws. Ways decode them in turns; the first round warms up. Ratios are to
-ONNX Runtime's time in float32, within a round; pictures are compared with its pictures as 8-bit values. Plain tiles
-are decoded one by one, without statistics of the whole image, and blended linearly where they overlap.
+ONNX Runtime's time in float32, within a round. Pictures are compared with its pictures, as 8-bit values and, for the
+PSNR, before they are rounded. Plain tiles are decoded one by one, without statistics of the whole image, and blended
+linearly where they overlap.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers.images import difference, eight_bits
 from benchmarks.recording import machine, report
 from benchmarks.recording.bundle import add_bundle, bundle_or_demo
 from sd2rt.runtime import Pipeline
+from sd2rt.runtime.images.write import to_unit
 
 Decode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 REFERENCE = "ONNX Runtime, fp32"
@@ -75,8 +77,7 @@ def main() -> None:
             *(f"{case['ratio'][key]:.2f}" for key in ("median", "min", "max")),
             f"{case['within_1']:.4f}",
             case["worst"],
-            f"{case['psnr_db']['mean']:.1f}",
-            f"{case['psnr_db']['min']:.1f}",
+            *(f"{case['psnr_db'][key]:.1f}" if case["psnr_db"] else "equal" for key in ("median", "min")),
         )
         for case in cases
     ]
@@ -124,7 +125,7 @@ def _reach(side: int, parts: int, place: int) -> tuple[slice, NDArray[np.float32
 def measure(ways: dict[str, Decode], latents: list[NDArray[np.float32]], rounds: int) -> list[dict[str, Any]]:
     """Decode all latents each way, in turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    pictures: dict[str, list[NDArray[np.int16]]] = {}
+    pictures: dict[str, list[NDArray[np.float32]]] = {}
     names = list(ways)
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -133,27 +134,23 @@ def measure(ways: dict[str, Decode], latents: list[NDArray[np.float32]], rounds:
             if turn:
                 times[name].append((time.perf_counter() - start) * 1000 / len(latents))
             else:
-                pictures[name] = [np.round(np.clip(x / 2 + 0.5, 0, 1) * 255).astype(np.int16) for x in images]
+                pictures[name] = [to_unit(image) for image in images]
     cases = []
     for name in ways:
-        apart = [abs(a - b) for a, b in zip(pictures[name], pictures[REFERENCE], strict=True)]
-        errors = [float(np.mean(each.astype(np.float64) ** 2)) for each in apart]
-        psnr = [10 * np.log10(255**2 / error) if error else 99.0 for error in errors]
+        pairs = list(zip(pictures[name], pictures[REFERENCE], strict=True))
+        apart = [abs(eight_bits(a).astype(int) - eight_bits(b)) for a, b in pairs]
+        psnr = [each for a, b in pairs if (each := difference(a, b)["psnr_db"]) is not None]
         cases.append(
             {
                 "way": name,
-                "ms": _spread(times[name]),
-                "ratio": _spread([a / b for a, b in zip(times[name], times[REFERENCE], strict=True)]),
+                "ms": report.summary(times[name]),
+                "ratio": report.summary(a / b for a, b in zip(times[name], times[REFERENCE], strict=True)),
                 "within_1": float(np.mean([np.mean(each <= 1) for each in apart])),
                 "worst": int(max(each.max() for each in apart)),
-                "psnr_db": {"mean": statistics.mean(psnr), "min": min(psnr)},
+                "psnr_db": report.summary(psnr) if psnr else None,
             }
         )
     return cases
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Ratios are to sleeping threads, within a round.
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
@@ -154,16 +153,12 @@ def measure(pipes: dict[str, Pipeline], beside: str, options: argparse.Namespace
         {
             "beside": beside,
             "mode": name,
-            "ms_per_step": _spread(wall[name]),
-            "ratio": _spread([a / b for a, b in zip(wall[name], wall["sleep"], strict=True)]),
-            "cpu_ratio": _spread([a / b for a, b in zip(cpu[name], cpu["sleep"], strict=True)]),
+            "ms_per_step": report.summary(wall[name]),
+            "ratio": report.summary(a / b for a, b in zip(wall[name], wall["sleep"], strict=True)),
+            "cpu_ratio": report.summary(a / b for a, b in zip(cpu[name], cpu["sleep"], strict=True)),
         }
         for name in pipes
     ]
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 if __name__ == "__main__":
