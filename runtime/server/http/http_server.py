@@ -104,6 +104,12 @@ class HttpServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
                 signal.signal(number, before[number])
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the lifespan after a second signal too; uvicorn would leave it to be cancelled, with a traceback."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def _on_signal(self, number: int) -> None:
         if number == _RELOAD and not self._terminal:
             if not self._front.draining:
@@ -113,6 +119,8 @@ class HttpServer(uvicorn.Server):
             return
         if self._front.draining:
             _LOG.warning("a second signal: requests are given up")
+            if self._draining is not None:
+                self._draining.cancel()
             self._end(force=True)
             return
         self.signal_number = number

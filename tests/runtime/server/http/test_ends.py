@@ -78,6 +78,7 @@ def test_a_second_signal_forces(demo_folders: dict[str, Path]) -> None:
         status, body = work.result()
         assert (status, body["error"]["code"]) == (503, "draining")
         wait_gone(workers)
+        assert "Traceback" not in server.log
 
 
 def wait_gone(pids: list[int]) -> None:
