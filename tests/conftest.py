@@ -65,10 +65,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing reads or writes the user's cache."""
+def _own_cache(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing reads or writes the user's cache. Exported graphs are shared by all workers."""
+    cache = tmp_path_factory.mktemp("cache")
+    graphs = made_once.shared / "graphs"
+    graphs.mkdir(parents=True, exist_ok=True)
+    (cache / "graphs").symlink_to(graphs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SD2RT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SD2RT_CACHE_DIR", str(cache))
         for name in ("DEBUG", "DEVICE", "BACKEND", "PRECISION", "THREADS"):
             patch.delenv(f"SD2RT_{name}", raising=False)
         yield

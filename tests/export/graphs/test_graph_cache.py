@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ from sd2rt.export.graphs.graph_cache import (
 from sd2rt.export.graphs.onnx_part import export_part
 from sd2rt.export.testing.random_weights import random_checkpoint
 
+from ...made_once import MadeOnce
 from ..conftest import CONSTRAINTS
 
 
@@ -55,6 +57,15 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SD2RT_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "graphs"
+
+
+@pytest.fixture
+def filled(cache: Path, small_bundle: Path, small_checkpoint: Path, made_once: MadeOnce) -> Path:
+    """The same, with the graphs of the small bundle, which its build has kept."""
+    cache.mkdir(parents=True)
+    for name in graph_names(small_bundle, open_checkpoint(str(small_checkpoint))).values():
+        shutil.copy(made_once.shared / "graphs" / name, cache)
+    return cache
 
 
 @pytest.fixture
@@ -93,36 +104,29 @@ def _files(bundle: Path) -> dict[str, bytes]:
 
 
 def test_a_kept_graph_gives_the_bundle_that_exporting_gives(
-    small_checkpoint: Path,
-    other_checkpoint: Checkpoint,
-    cache: Path,
-    exported: list[str],
-    tmp_path: Path,
+    small_bundle: Path, other_checkpoint: Checkpoint, filled: Path, exported: list[str], tmp_path: Path
 ) -> None:
-    small = open_checkpoint(str(small_checkpoint))
-    parts = ["text_encoder", "denoiser", "decoder", "encoder"]
-    build(small, tmp_path / "first")
     build(other_checkpoint, tmp_path / "bundle")
-    assert exported == parts
-    kept = {path.name: path.read_bytes() for path in cache.iterdir()}
-    assert set(kept) == set(graph_names(tmp_path / "first", small).values())
+    assert exported == []
+    kept = {path.name: path.read_bytes() for path in filled.iterdir()}
 
-    for path in cache.iterdir():
+    for path in filled.iterdir():
         path.unlink()
     (tmp_path / "bundle").rename(tmp_path / "filled")
     build(other_checkpoint, tmp_path / "bundle")
-    assert exported == parts * 2
-    assert _files(tmp_path / "filled") == _files(tmp_path / "bundle") != _files(tmp_path / "first")
+    assert exported == ["text_encoder", "denoiser", "decoder", "encoder"]
+    assert _files(tmp_path / "filled") == _files(tmp_path / "bundle") != _files(small_bundle)
     # Archives do not depend on the weights.
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
+    assert {path.name: path.read_bytes() for path in filled.iterdir()} == kept
 
 
 def test_a_damaged_graph_is_exported_again(
-    small_checkpoint: Path, cache: Path, exported: list[str], tmp_path: Path
+    small_checkpoint: Path, filled: Path, exported: list[str], tmp_path: Path
 ) -> None:
     small = open_checkpoint(str(small_checkpoint))
     build(small, tmp_path / "bundle")
-    path = cache / graph_names(tmp_path / "bundle", small)["text_encoder"]
+    assert exported == []
+    path = filled / graph_names(tmp_path / "bundle", small)["text_encoder"]
     whole = path.read_bytes()
     middle = len(whole) // 2
     for damaged in (b"", b"PK", whole[:middle] + b"damaged" + whole[middle + 7 :]):
