@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
+import subprocess
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.recording.process import sd2rt
 from benchmarks.serving.server_process import Client, Server
 from sd2rt.engines.demo.build import build_demo
 
@@ -150,23 +154,26 @@ def test_a_drain_during_a_reload(demo_folders: dict[str, Path]) -> None:
 
 def test_a_hangup_of_a_terminal_drains(demo_folders: dict[str, Path], tmp_path: Path) -> None:
     """Whoever closes a window does not leave a server behind."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["SD2RT_PORT"] = "0"
-        os.execvp("sd2rt", ["sd2rt", "serve", str(demo_folders["demo"]), "--log-format", "json"])
-    seen = b""
-    until = time.monotonic() + 60
-    while b'"ready"' not in seen and time.monotonic() < until:
-        seen += os.read(terminal, 65536)
-    os.close(terminal)
-    ended, status = 0, 0
-    while not ended and time.monotonic() < until:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.05)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-    assert ended == pid
-    assert os.waitstatus_to_exitcode(status) == 0
+    terminal, own_end = pty.openpty()
+    with subprocess.Popen(
+        sd2rt("serve", str(demo_folders["demo"]), "--port", "0", "--log-format", "json"),
+        stdin=own_end,
+        stdout=own_end,
+        stderr=own_end,
+        start_new_session=True,
+        # Standard input becomes the terminal of the session.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as server:
+        os.close(own_end)
+        try:
+            seen = b""
+            while b'"ready"' not in seen:
+                # Until the server ends: then there is nothing to read, which is an error.
+                seen += os.read(terminal, 65536)
+            os.close(terminal)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("times", [3])
