@@ -81,8 +81,8 @@ def test_loggers_have_their_modules_names() -> None:
             named = node.func.attr != "getLogger" or ast.unparse(node.args[0]) == "__name__"
             if node.func.attr == "addHandler" or not named:
                 calls.append(path)
-    # It quiets PyTorch's loggers during an export.
-    assert {*calls} == {"engines/__init__.py", "export/graphs/onnx_part.py"}
+    # The last two quiet other libraries' loggers: PyTorch's during an export, and Ray's.
+    assert {*calls} == {"engines/__init__.py", "export/graphs/onnx_part.py", "runtime/ray/session.py"}
 
 
 SERVICE = """

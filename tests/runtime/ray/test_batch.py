@@ -162,7 +162,7 @@ def test_a_killed_driver(ray_session: Any, sd2rt: Command, small_bundle: Path, h
     assert [path.name for path in (here / "out").iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_terminated_driver(ray_cluster: Any, small_bundle: Path, here: Path) -> None:
+def test_a_terminated_driver(ray_session: Any, small_bundle: Path, here: Path) -> None:
     """It cleans up and has the exit code of any terminated command, though Ray has a handler of its own."""
     (here / "rows.jsonl").write_text("".join(f'{{"prompt": "a", "seed": {seed}}}\n' for seed in range(200)))
     words = ("batch", str(small_bundle), "rows.jsonl", "-o", "out", "--threads", "1", "--steps", "30", *RAY)
