@@ -27,7 +27,7 @@ BUNDLES = {
 """Fixtures that build, and what tests that ask for them by a parameter call them."""
 
 
-RAY = {"ray_session", "ray_cluster"}
+RAY = {fixture for fixture, name in BUNDLES.items() if name == "ray"}
 """Fixtures that start Ray: whatever bundles these tests need, one worker has them all, and starts it alone."""
 
 

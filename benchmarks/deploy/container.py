@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -31,9 +30,7 @@ class Container:
 
     def __init__(self, root: Path, config: dict[str, Any], cache: Path, environment: dict[str, str]) -> None:
         self._config = config
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        (self.port,) = process.free_ports(1)
         variables = [*config["Env"], f"SD2RT_PORT={self.port}", *(f"{k}={v}" for k, v in environment.items())]
         self._environment = variables
         command = [*config["Entrypoint"], *(config["Cmd"] or [])]
@@ -123,8 +120,9 @@ class Container:
 
     def is_process_1(self) -> bool:
         status = Path(f"/proc/{self.front}/status").read_text()
-        command = Path(f"/proc/{self.front}/cmdline").read_bytes()
-        return re.findall(r"^NSpid:.*\s1$", status, re.MULTILINE) != [] and b"serve" in command
+        return re.findall(r"^NSpid:.*\s1$", status, re.MULTILINE) != [] and "serve" in process.command_line(
+            self.front
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -53,7 +52,7 @@ class Triton:
         version = packages.parent.name.removeprefix("python")
         shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backend)
         self._repository = repository
-        self.http_port, self.grpc_port = _free_ports(2)
+        self.http_port, self.grpc_port = process.free_ports(2)
         self._log = self._folder / "log"
         # The stub finds its Python by PATH; the server's libraries lie beside it in the wheel.
         environment = os.environ | {
@@ -123,13 +122,14 @@ class Triton:
 
     def stubs(self) -> list[int]:
         """Processes of the Python backend."""
-        return [pid for pid in process.tree(self.process.pid) if "triton_python" in _command(pid)]
+        return self._processes("triton_python")
 
     def workers(self) -> list[int]:
         """Processes of workers."""
-        return [
-            pid for pid in process.tree(self.process.pid) if "sd2rt.runtime.server.worker" in _command(pid)
-        ]
+        return self._processes("sd2rt.runtime.server.worker")
+
+    def _processes(self, name: str) -> list[int]:
+        return [pid for pid in process.tree(self.process.pid) if name in process.command_line(pid)]
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""
@@ -218,18 +218,3 @@ def _packages(venv: Path) -> Path | None:
     return next(
         (each.parent for each in sorted(venv.glob("lib/python3.*/site-packages/nvidia_pytriton.libs"))), None
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""

@@ -24,7 +24,8 @@ from PIL import Image
 
 from benchmarks.faults.recorder import Recorder
 from benchmarks.recording.bundle import build_demo
-from benchmarks.serving.ray_cluster import Answer, RayCluster, command_line, wait_until
+from benchmarks.recording.process import command_line, wait_until
+from benchmarks.serving.ray_cluster import Answer, RayCluster
 
 CASES = 5
 """Kills of each kind."""

@@ -151,7 +151,7 @@ def killed_servers(
             server.clients.send("stream", fields=LONG)
             time.sleep(source.uniform(0, 0.5))
             server.kill()
-            gone = len(children) == 2 and _until(lambda pids=children: not any(map(_alive, pids)))  # type: ignore[misc]
+            gone = len(children) == 2 and _gone(children)
         outcome: Outcome = "held" if right and gone else "left behind" if right else "wrong"
         recorder.record("killed servers", outcome, str(case))
 
@@ -191,18 +191,13 @@ def _given_up(server: Triton) -> int:
     return server.log.count(": ended after ")
 
 
+def _gone(pids: list[int]) -> bool:
+    return _until(lambda: not any(map(process.command_line, pids)))
+
+
 def _until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
-    until = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def _alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        process.wait_until(holds, seconds)
+    except TimeoutError:
         return False
-    return state != "Z"
+    return True

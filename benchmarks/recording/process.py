@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 _POLL_SECONDS = 0.02
+_CONDITION_SECONDS = 0.01
 
 
 class CommandError(Exception):
@@ -182,3 +185,34 @@ def memory(pid: int) -> tuple[int, int]:
     sizes = {line.split(":")[0]: line for line in lines if line.startswith(("VmRSS", "RssAnon"))}
     rss, anonymous = (int(sizes[name].split()[1]) if name in sizes else 0 for name in ("VmRSS", "RssAnon"))
     return rss * 1024, anonymous * 1024
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def wait_until(holds: Callable[[], object], timeout: float = 60) -> float:
+    """Wait until a condition holds; return the seconds that took.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > timeout:
+            raise TimeoutError(f"nothing within {timeout:g} s")
+        time.sleep(_CONDITION_SECONDS)
+    return time.monotonic() - began

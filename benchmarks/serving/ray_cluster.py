@@ -6,11 +6,8 @@ import contextlib
 import http.client
 import json
 import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +17,6 @@ from sd2rt.runtime.ray.serve import build_app
 STORE_BYTES = 80 * 1024**2
 _REPLICA = "ray::ServeReplica:"
 _WORKER = "sd2rt.runtime.server.worker"
-_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +49,7 @@ class RayCluster:
     """
 
     def __init__(self, num_cpus: int = 2) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        (self.port,) = process.free_ports(1)
         self._num_cpus = num_cpus
 
     def __enter__(self) -> Self:
@@ -132,8 +126,8 @@ class RayCluster:
         """Return the workers' processes by the process of their replica, of those that are alive."""
         found: dict[int, list[int]] = {}
         for pid in process.tree(os.getpid()):
-            if command_line(pid).startswith(f"{_REPLICA}{name}:"):
-                found[pid] = [child for child in process.tree(pid) if _WORKER in command_line(child)]
+            if process.command_line(pid).startswith(f"{_REPLICA}{name}:"):
+                found[pid] = [child for child in process.tree(pid) if _WORKER in process.command_line(child)]
         return found
 
 
@@ -157,25 +151,3 @@ def events(response: http.client.HTTPResponse) -> Iterator[str]:
     while line := response.readline():
         if text := line.decode().strip():
             yield text
-
-
-def command_line(pid: int) -> str:
-    """Return a process's command line; empty if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def wait_until(holds: Callable[[], object], timeout: float = 60) -> float:
-    """Wait until a condition holds; return the seconds that took.
-
-    Raises:
-        TimeoutError: it took too long.
-    """
-    began = time.monotonic()
-    while not holds():
-        if time.monotonic() - began > timeout:
-            raise TimeoutError(f"nothing within {timeout:g} s")
-        time.sleep(_POLL_SECONDS)
-    return time.monotonic() - began

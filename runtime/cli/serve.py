@@ -13,7 +13,6 @@ from sd2rt.engines.install_hint import install_hint
 from sd2rt.runtime.cli.serve_options import LimitOptions, ListenOptions, LogOptions, MarkOptions, WorkOptions
 
 _EXTRA = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-_NAMED_FILES = ("lora", "embedding")
 
 
 def serve(
@@ -47,7 +46,7 @@ def serve(
     if missing := [name for name in _EXTRA if find_spec(name) is None]:
         raise MissingDependencyError(f"{missing[0]} is not installed: {install_hint('server')}")
     from sd2rt.runtime.server.http.bundles import worker_settings
-    from sd2rt.runtime.server.http.config import load_config, named_files
+    from sd2rt.runtime.server.http.config import load_config
     from sd2rt.runtime.server.http.front import Front
     from sd2rt.runtime.server.http.http_server import serve as serve_front
     from sd2rt.runtime.server.logs import chosen_format, set_up_logs
@@ -56,7 +55,6 @@ def serve(
     options: dict[str, Any] = {"bundle": bundles or []}
     for group in (listening, work, limits, marks, logs):
         options |= group.given()
-    options |= {name: named_files(options[name]) for name in _NAMED_FILES if name in options}
     config = load_config(options, file=config_file)
     config.check_exposure()
     set_up_logs(chosen_format(config.log_format), config.log_level, "front")

@@ -98,6 +98,17 @@ class WorkOptions(ConfigOptions):
         typer.Option(metavar="TOKEN=FILE", help="Textual inversion, used by its token; repeatable."),
     ] = None
 
+    def given(self) -> dict[str, Any]:
+        """Return the settings that were given, files by their names.
+
+        Raises:
+            RequestError: one is no ``NAME=FILE`` pair, or two have one name.
+        """
+        from sd2rt.runtime.server.http.config import NAMED_FILES, named_files
+
+        values = ConfigOptions.given(self)
+        return values | {name: named_files(values[name]) for name in NAMED_FILES if name in values}
+
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions(ConfigOptions):

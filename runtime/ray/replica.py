@@ -10,7 +10,6 @@ from typing import Any
 from ray import serve
 from starlette.types import ASGIApp
 
-from sd2rt.engines.errors import EngineError
 from sd2rt.runtime.ray.replica_app import ReplicaApp
 from sd2rt.runtime.ray.serve_args import check_keys
 from sd2rt.runtime.server.generation import Event, GenerationRequest
@@ -19,7 +18,7 @@ from sd2rt.runtime.server.http.bundles import worker_settings
 from sd2rt.runtime.server.http.config import load_config
 from sd2rt.runtime.server.http.front import Front
 from sd2rt.runtime.server.logs import chosen_format, set_up_logs
-from sd2rt.runtime.server.worker_client import WorkerClient
+from sd2rt.runtime.server.worker_client import WorkerClient, first_of
 from sd2rt.runtime.server.worker_settings import WorkerSettings
 
 Announce = Callable[[str], Awaitable[object]]
@@ -68,18 +67,12 @@ class Replica:
         """
         if not self._is_checked:
             await self._first_start()
+        self._front.check_workers()
         if self._front.failure is not None:
             raise self._front.failure
-        if self._front.client.state == "failed":
-            raise EngineError("the worker died three times in a minute: its log has the reason")
 
     async def _first_start(self) -> None:
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._front.started, self._failed)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waits:
-                each.cancel()
+        await first_of(self._front.started, self._failed)
         if self._front.failure is None and self._all_loaded:
             # Otherwise Ray would take requests for a model to the one replica that had it first.
             for name in self._front.client.models:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from sd2rt.engines.errors import RequestError
-from sd2rt.runtime.server.http.config import ServerConfig, load_config, one_line, parsed
+from sd2rt.runtime.server.http.config import NAMED_FILES, ServerConfig, load_config, one_line, parsed
 
 _SPARE_REQUESTS = 64
 """Requests that a replica takes beyond its queue: probes, lists, watched jobs, and those that it refuses by 429."""
@@ -27,7 +27,6 @@ _PROXY = {
 }
 """Settings of `sd2rt serve` that are not the application's here, and whose they are."""
 _FILES = ("bundle", "api_key_file", "c2pa_cert", "c2pa_key")
-_NAMED_FILES = ("lora", "embedding")
 
 Replicas = Annotated[int, Field(ge=1, le=10_000)]
 Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -114,7 +113,7 @@ class ServeArgs(ServerConfig):
                 given[name] = [
                     os.path.abspath(each) if name != "bundle" or os.sep in each else each for each in value
                 ]
-        for name in _NAMED_FILES:
+        for name in NAMED_FILES:
             if name in given:
                 given[name] = {key: os.path.abspath(path) for key, path in given[name].items()}
         if "device" not in given and self.num_gpus:

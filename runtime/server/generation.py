@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -159,3 +160,19 @@ class ModelInfo:
     embeddings: tuple[tuple[str, int, int], ...] = ()
     """Token, number of vectors and their length of each textual inversion."""
     loaded: bool = False
+
+    def complete(self, fields: dict[str, Any], images: Mapping[ImageRole, bytes], max_steps: int) -> None:
+        """Add to a request's fields what a server decides where they leave it out.
+
+        Args:
+            fields: keyword arguments of a request of the runtime's.
+            images: those that came with it.
+            max_steps: that the operator allows; a bundle's default may be more.
+        """
+        if "num_inference_steps" not in fields and "preset" not in fields:
+            most = max(task.steps for task in self.tasks.values())
+            if most > max_steps:
+                fields["num_inference_steps"] = max_steps
+        if "mask" in images and "inpainting" in self.tasks:
+            # As in OpenAI's API, everything outside of the mask stays as it is.
+            fields.setdefault("paste", True)

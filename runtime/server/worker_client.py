@@ -28,6 +28,16 @@ _RESTART_SECONDS = 5.0
 """Retry-After while a worker restarts."""
 
 
+async def first_of(*events: asyncio.Event) -> None:
+    """Wait until one of several events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
 class WorkerClient:
     """Workers of one server, one for each device; use it from one event loop.
 
@@ -138,13 +148,7 @@ class WorkerClient:
         """Wait until workers have died so often that no further one is started."""
         while self.state != "failed":
             self._reloaded.clear()
-            events = (self._reloaded, *(link.supervisor.failed for link in self._links))
-            waiting = [asyncio.create_task(event.wait()) for event in events]
-            try:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in waiting:
-                    task.cancel()
+            await first_of(self._reloaded, *(link.supervisor.failed for link in self._links))
 
     @property
     def state(self) -> WorkerState:

@@ -128,13 +128,7 @@ def request_of(
         raise _invalid("prompt", "is missing: send a tensor of one string")
     if isinstance(seed := fields.get("seed"), int) and seed < 0:
         raise _invalid("seed", f"is {seed}: use 0 or more, or leave it out")
-    if "num_inference_steps" not in fields and "preset" not in fields:
-        most = max(task.steps for task in model.tasks.values())
-        if most > max_steps:
-            fields["num_inference_steps"] = max_steps
-    if "mask" in images and "inpainting" in model.tasks:
-        # As over HTTP, everything outside of the mask stays as it is.
-        fields.setdefault("paste", True)
+    model.complete(fields, images, max_steps)
     return TritonRequest(generation, encoded)
 
 

@@ -15,8 +15,6 @@ from sd2rt.engines.errors import EngineError, RequestError
 from sd2rt.runtime.cli.output_options import SafetyCheck
 from sd2rt.runtime.cli.serve_options import ConfigOptions, MarkOptions, WorkOptions
 
-_NAMED_FILES = ("lora", "embedding")
-
 
 @dataclass(frozen=True, slots=True)
 class RequestLimitOptions(ConfigOptions):
@@ -82,7 +80,7 @@ def triton(
     Triton's own Python needs NumPy alone; sd2rt runs in a worker of the Python that --python names.
     """
     from sd2rt.runtime.server.http.bundles import worker_settings
-    from sd2rt.runtime.server.http.config import load_config, named_files
+    from sd2rt.runtime.server.http.config import load_config
     from sd2rt.runtime.triton.repository import write_model
 
     options: dict[str, Any] = {"bundle": bundles, "safety": safety}
@@ -90,7 +88,6 @@ def triton(
         options |= group.given()
     if "keep" in options:
         raise RequestError("--keep is for servers of several bundles: each is a model of its own here")
-    options |= {name: named_files(options[name]) for name in _NAMED_FILES if name in options}
     # Variables are for `sd2rt serve`: a repository is to be the same wherever it is written.
     settings = worker_settings(load_config(options, environment={}))
     settings = replace(settings, log_level="INFO")

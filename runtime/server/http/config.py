@@ -211,6 +211,10 @@ def parsed(text: str, annotation: Any) -> Any:
     return text
 
 
+NAMED_FILES = ("lora", "embedding")
+"""Settings of the type :data:`NamedFiles`."""
+
+
 def named_files(pairs: list[str]) -> dict[str, str]:
     """Parse ``NAME=FILE`` pairs.
 

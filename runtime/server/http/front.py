@@ -79,6 +79,11 @@ class Front:
                 _LOG.error("the workers did not start", exc_info=error)
             self.on_failure()
 
+    def check_workers(self) -> None:
+        """Fail if workers have died so often that no further one is started."""
+        if self.client.state == "failed" and self.failure is None:
+            self.fail(EngineError("the worker died three times in a minute: its log has the reason"))
+
     async def reload(self) -> None:
         """Read the files of keys again, and replace the workers by new ones, which open the bundles again.
 

@@ -15,7 +15,7 @@ from collections.abc import Generator
 
 import uvicorn
 
-from sd2rt.engines.errors import EngineError, RequestError
+from sd2rt.engines.errors import RequestError
 from sd2rt.engines.printable import printable
 from sd2rt.runtime.server.http.api.job_store import JobStore
 from sd2rt.runtime.server.http.app import make_app
@@ -152,8 +152,7 @@ class HttpServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Look for workers that have failed for good, ten times a second."""
-        if self._front.client.state == "failed" and self._front.failure is None:
-            self._front.fail(EngineError("the worker died three times in a minute: its log has the reason"))
+        self._front.check_workers()
         return await super().on_tick(counter)
 
 

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.faults ray-serve` makes of answers; Ray itself is in tests/runtime/ray."""
+"""Requests and pauses of `python -m benchmarks.faults ray-serve`; Ray itself is in tests/runtime/ray."""
 
 from __future__ import annotations
 

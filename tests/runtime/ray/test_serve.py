@@ -20,7 +20,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.serving.ray_cluster import Answer, RayCluster, command_line, events, send_request, wait_until
+from benchmarks.recording.process import command_line, wait_until
+from benchmarks.serving.ray_cluster import Answer, RayCluster, events, send_request
 from sd2rt.engines.demo.build import build_demo
 from sd2rt.runtime import Pipeline
 from sd2rt.runtime.provenance.reading import read_marks

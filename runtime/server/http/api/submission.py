@@ -60,14 +60,7 @@ def make_submission(
         )
     _check_schedule(fields)
     values = fields.request_fields() | _size(fields.size, model, config.max_side)
-    if steps is None and fields.preset is None:
-        # A bundle's default may be more than the operator allows.
-        most = max(task.steps for task in model.tasks.values())
-        if most > config.max_steps:
-            values["num_inference_steps"] = config.max_steps
-    if "mask" in images and "inpainting" in model.tasks:
-        # As in OpenAI's API, everything outside of the mask stays as it is.
-        values["paste"] = True
+    model.complete(values, images, config.max_steps)
     return GenerationRequest(
         request_id=identity or new_id("img"),
         model=model.id,
