@@ -97,11 +97,11 @@ class OnnxRuntimeCudaBackend:
         entry = self._bundle.part(part)
 
         def opening(folder: Path) -> OnnxRuntimeCudaEngine:
-            # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this
-            # opset.
+            # Not the CPU's graph: InstanceNormalization, which it has for GroupNormalization, has no CUDA kernel in
+            # this opset.
             return OnnxRuntimeCudaEngine(
                 entry,
-                folder / entry.onnx,
+                folder / entry.cuda_graph,
                 self._device,
                 threads=self._threads,
                 # The other parts run once per image, where a graph gains nothing, and capturing one runs them

@@ -28,6 +28,9 @@ FORMS = tuple(_APPLY)
 DEFAULT_FORMS = ("attention-3d", "cross-kv", "time")
 """Forms of the graph that bundles have for the CUDA provider."""
 
+FORMS_REVISION = 1
+"""Increment it when a form changes: bundles with its graph are then built again."""
+
 WITHOUT_CPU_KERNEL = ("bias-split-gelu", "nhwc")
 """Forms with operators that only the CUDA provider has. ``nhwc`` sums by atomic additions, so that the same seed need
 not give the same bits."""
