@@ -11,7 +11,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.schema import Precision
 from sd2rt.engines.weights.graph_archive import CUDA_MODEL, MODEL
 from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, apply_forms
-from sd2rt.export.graphs.cuda_forms.merged import MergedWeights
+from sd2rt.export.graphs.cuda_forms.merged import MergedConstants
 
 _PARTS = ("denoiser", "text_encoder")
 """Halves of the autoencoder have one attention, and the depth estimator runs once per image."""
@@ -29,7 +29,7 @@ def write_cuda_graph(name: PartName, folder: Path, precision: Precision) -> bool
     return True
 
 
-def write_forms(source: Path, target: Path, forms: Collection[str]) -> MergedWeights:
+def write_forms(source: Path, target: Path, forms: Collection[str]) -> MergedConstants:
     """Write a graph in these forms to another file of the same folder.
 
     Raises:
