@@ -54,4 +54,5 @@ def _gated(left: ir.Value, right: ir.Value) -> ir.Value | None:
     approximate = gelu.attributes.get("approximate")
     if approximate is not None and approximate.as_string() != "none":
         return None
-    return product.outputs[0] if only_consumer(gelu.outputs[0], "Mul") is product else None
+    result: ir.Value = product.outputs[0]
+    return result if only_consumer(gelu.outputs[0], "Mul") is product else None
