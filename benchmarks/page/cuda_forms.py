@@ -47,8 +47,8 @@ def _errors(cases: list[dict[str, Any]]) -> str:
         for precision in ("fp32", "fp16")
     }
     head = (
-        f"The worst of {counts['fp32']} demos in float32, and of {counts['fp16']} in float16, where the reference runs "
-        "the plain graph too:"
+        f"The worst of {counts['fp32']} demos in float32, and of {counts['fp16']} in float16, where the reference "
+        "runs the plain graph too:"
     )
     return f"{head}\n\n{markdown.table(header, rows)}"
 
@@ -84,14 +84,12 @@ def _times(times: dict[str, Any]) -> str:
     rows = []
     for form, ratio in times["ratios"].items():
         low, high = ratio["low"], ratio["high"]
-        verdict = (
-            "faster" if high < 1 - _BEST_TIES else "slower" if low > 1 + _BEST_TIES else "no difference shown"
-        )
+        verdict = "faster" if high < 1 - _BEST_TIES else "slower" if low > 1 + _BEST_TIES else "not shown"
         rows.append([form, f"{ratio['median']:.3f} ({low:.3f} to {high:.3f})", verdict])
     head = (
         f"On this CPU with one thread, a step of the demo at {times['side']}x{times['side']} took "
-        f"{number(times['plain_ms']['median'])} ms with the CPU's own graph. Forms applied to that graph, over it, "
-        f"by {times['rounds']} rounds that take turns (median, and its 95 % interval):"
+        f"{number(times['plain_ms']['median'])} ms of CPU time with the CPU's own graph. Forms applied to that "
+        f"graph, over it, by {times['rounds']} rounds that take turns (median, and its 95 % interval):"
     )
     return f"{head}\n\n{markdown.table(('form', 'step / plain', f'by more than {_BEST_TIES:.0%}'), rows)}"
 
@@ -106,9 +104,9 @@ def _memory(cases: list[dict[str, Any]]) -> str:
         for case in cases
     ]
     head = (
-        f"Memory in MB that sessions of one graph with {cases[0]['weights_bytes'] / 1e6:.0f} MB of weights take, by the "
-        "way that they are given them: from the file, by `add_external_initializers` or by `add_initializer` from one "
-        "buffer, and without packing for the CPU's kernels:"
+        f"Memory in MB that sessions of one graph with {cases[0]['weights_bytes'] / 1e6:.0f} MB of weights take, by "
+        "the way that they are given them: from the file, by `add_external_initializers` or by `add_initializer` "
+        "from one buffer, and without packing for the CPU's kernels:"
     )
     header = ("way", "buffer", "first session", "second, of a fixed size", "third, of another")
     return f"{head}\n\n{markdown.table(header, rows)}"
