@@ -56,7 +56,7 @@ def test_no_symbol_is_left(kind: str, request: pytest.FixtureRequest, tmp_path: 
     for name in names:
         part = bundle.part(name)
         sizes = {symbol: SIZES[symbol] for symbol in symbols_of(part)}
-        for graph in {part.onnx, part.cuda_graph}:
+        for graph in {part.onnx, part.graph_for_cuda}:
             any_size = open_session(bundle.file(graph), tmp_path / "any.onnx", {})
             dimensions = open_dimensions(any_size, part, sizes)
             assert bool(open_sides(tmp_path / "any.onnx")) is bool(dimensions), name
