@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks import roofline
 from benchmarks.demo.score_tables import score_table, settings_table
-from benchmarks.page import cuda_forms, markdown
+from benchmarks.page import markdown
+from benchmarks.page.cuda_forms import section as cuda_forms
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
 from benchmarks.peers.peer_results import crowds
@@ -315,13 +316,13 @@ SECTIONS: dict[str, Section] = {
     "scaling_demo": _scaling("scaling-demo"),
     "startup": _newest("startup", _startup),
     "host_overhead": _newest("host-overhead", _host_overhead),
+    "cuda_forms": _newest("cuda-forms", cuda_forms),
     "noise": _newest("noise", _noise),
     "guidance_interval": _newest("guidance-interval", _guidance_interval),
     "plans": _newest("plans", _plans),
     "full_size": _newest("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
-    "cuda_forms": _newest("cuda-forms", cuda_forms.section),
     "demo_draws": _demo_scores,
     "demo_settings": _newest("demo-settings", settings_table),
 }
