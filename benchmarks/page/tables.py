@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks import roofline
 from benchmarks.demo.score_tables import score_table, settings_table
 from benchmarks.page import markdown
-from benchmarks.page.cuda_forms import section as cuda_forms
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
+from benchmarks.page.ort_forms import section as cuda_forms
 from benchmarks.peers.peer_results import crowds
 from benchmarks.scaling import __main__ as scaling
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cuda_forms import GRAPHS, compare, cpu_times
-from benchmarks.page.cuda_forms import section
+from benchmarks.page.ort_forms import section
 from sd2rt.export.graphs.cuda_forms.forms import WITHOUT_CPU_KERNEL
 
 
