@@ -63,7 +63,9 @@ def main() -> None:
         prog="python -m benchmarks.cuda_forms", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--rounds", type=int, default=40, help="interleaved rounds of the times")
-    parser.add_argument("--size", type=int, default=128, help="side of the images of the times")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[128, 256], help="sides of the images of the times"
+    )
     report.add_output(parser)
     options = parser.parse_args()
     result: dict[str, Any] = {"benchmark": "cuda-forms", "machine": machine.facts()}
@@ -76,7 +78,7 @@ def main() -> None:
             for case in compare(name, precision, Path(scratch) / f"{name}-{precision}")
         ]
         demo = Path(scratch) / "demo-fp32"
-        result["cpu_times"] = cpu_times(demo, options.size, options.rounds)
+        result["cpu_times"] = [cpu_times(demo, side, options.rounds) for side in options.sizes]
         result["session_memory"] = session_memory()
     result["load_average_after"] = machine.load_average()
     rows = [

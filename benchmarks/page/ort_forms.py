@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.page import markdown
 from benchmarks.page.markdown import number
 
-_BEST_TIES = 0.02
-"""A ratio counts as a win if its interval is clear of 1 by this much."""
+_TIES = 0.02
+"""A ratio counts if its interval is clear of 1 by this much."""
 
 
 def section(value: dict[str, Any]) -> str:
@@ -80,18 +80,24 @@ def _operators(cases: list[dict[str, Any]]) -> str:
     return f"{head}\n\n{markdown.table(header, rows)}"
 
 
-def _times(times: dict[str, Any]) -> str:
-    rows = []
-    for form, ratio in times["ratios"].items():
-        low, high = ratio["low"], ratio["high"]
-        verdict = "faster" if high < 1 - _BEST_TIES else "slower" if low > 1 + _BEST_TIES else "not shown"
-        rows.append([form, f"{ratio['median']:.3f} ({low:.3f} to {high:.3f})", verdict])
-    head = (
-        f"On this CPU with one thread, a step of the demo at {times['side']}x{times['side']} took "
-        f"{number(times['plain_ms']['median'])} ms of CPU time with the CPU's own graph. Forms applied to that "
-        f"graph, over it, by {times['rounds']} rounds that take turns (median, and its 95 % interval):"
+def _times(cases: list[dict[str, Any]]) -> str:
+    rows = [[form, *(_verdict(case["ratios"][form]) for case in cases)] for form in cases[0]["ratios"]]
+    plain = " and ".join(
+        f"{number(case['plain_ms']['median'])} ms at {case['side']}x{case['side']}" for case in cases
     )
-    return f"{head}\n\n{markdown.table(('form', 'step / plain', f'by more than {_BEST_TIES:.0%}'), rows)}"
+    head = (
+        f"On this CPU with one thread, a step of the demo with the CPU's own graph took {plain}, in CPU time. Forms "
+        f"applied to that graph, over it, by {cases[0]['rounds']} rounds that take turns (median, and its 95 % "
+        f"interval; in bold where it is clear of 1 by {_TIES:.0%}):"
+    )
+    return (
+        f"{head}\n\n{markdown.table(('form', *(f'{case["side"]}x{case["side"]}' for case in cases)), rows)}"
+    )
+
+
+def _verdict(ratio: dict[str, float]) -> str:
+    text = f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+    return f"**{text}**" if ratio["high"] < 1 - _TIES or ratio["low"] > 1 + _TIES else text
 
 
 def _memory(cases: list[dict[str, Any]]) -> str:
