@@ -11,6 +11,7 @@ from benchmarks.demo.score_tables import score_table, settings_table
 from benchmarks.page import markdown
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
+from benchmarks.page.ort_forms import section as cuda_forms
 from benchmarks.peers.peer_results import crowds
 from benchmarks.scaling import __main__ as scaling
 
@@ -315,6 +316,7 @@ SECTIONS: dict[str, Section] = {
     "scaling_demo": _scaling("scaling-demo"),
     "startup": _newest("startup", _startup),
     "host_overhead": _newest("host-overhead", _host_overhead),
+    "cuda_forms": _newest("cuda-forms", cuda_forms),
     "noise": _newest("noise", _noise),
     "guidance_interval": _newest("guidance-interval", _guidance_interval),
     "plans": _newest("plans", _plans),
