@@ -88,13 +88,14 @@ ASSUMPTIONS: dict[str, Assumption] = {
         "elementwise kernels with broadcasting, of a copy's rate", "share", 0.9, 0.7, 0.5, _DATA_SHEET
     ),
     "moves": Assumption(
-        "transposes, layout conversions, concatenations, splits, of a copy's rate", "share", 0.85, 0.7, 0.5, _DATA_SHEET
+        "transposes, layout conversions, concatenations, splits, of a copy's rate", "share", 0.85, 0.7, 0.5,
+        _DATA_SHEET,
     ),
     "sums": Assumption("reductions and normalisations, of a copy's rate", "share", 0.9, 0.75, 0.5, _DATA_SHEET),
     "converted": Assumption(
         "layout conversions that a convolution in NCHW runs: its input, its weights, its output", "of 3",
-        2.0, 3.0, 3.0, "seen in published profiles of PyTorch with the same library; in the favourable case the kernel "
-        "writes NCHW itself",
+        2.0, 3.0, 3.0, "seen in published profiles of PyTorch with the same library; in the favourable case the "
+        "kernel writes NCHW itself",
     ),
 }  # fmt: skip
 """By name. Times are the sum over kernels of the fixed time plus the longer of operations and bytes."""

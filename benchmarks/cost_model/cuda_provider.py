@@ -53,7 +53,7 @@ class Provider:
     attention: Literal["flash", "efficient", "cudnn"] = "flash"
     tensor_cores: bool = True
     """False: convolutions run without tensor cores. ONNX Runtime drops cuDNN's plans that have the note
-    ``TENSOR_CORE`` if ``use_tf32`` is 0, and does not ask for the type; whether a plan for float16 is left is unknown."""
+    ``TENSOR_CORE`` if ``use_tf32`` is 0, and does not ask for the type. Whether a plan for float16 is left is unknown."""
 
     @classmethod
     def of(cls, options: Mapping[str, str], *, tensor_cores: bool = True) -> Provider:
@@ -65,7 +65,7 @@ class Provider:
         )  # fmt: skip
 
 
-def kernels_of(graph: Graph, provider: Provider = Provider()) -> list[Kernel]:  # noqa: B008
+def kernels_of(graph: Graph, provider: Provider = Provider()) -> list[Kernel]:
     """Kernels of a graph from :func:`~benchmarks.cost_model.load_time.rewritten`, in order.
 
     Raises:
@@ -212,7 +212,7 @@ class _Walk:
         return [Kernel(node.name or node.output[0], "bias", out, out, movement="broadcasts")]
 
     def _product(self, node: onnx.NodeProto) -> Kernel:
-        a, b = (self._graph.shape(name) for name in node.input[:2])
+        a = self._graph.shape(node.input[0])
         out = self._graph.shape(node.output[0])
         transposed = {a.name for a in node.attribute if a.name in ("transA", "transB") and a.i}
         depth = a[0] if "transA" in transposed else a[-1]

@@ -24,8 +24,8 @@ KINDS: tuple[Kind, ...] = (
     "convolution", "layout conversion", "bias", "product", "attention", "transpose", "group norm", "layer norm",
     "activation", "residual", "copy", "step",
 )  # fmt: skip
-"""``group norm`` includes a SiLU behind it; ``activation`` is GEGLU and other SiLUs; ``copy`` concatenates, splits and
-resizes; ``step`` is what a denoiser does around its network, and its embedding of the timestep."""
+"""``group norm`` includes a SiLU behind it; ``activation`` is GEGLU and other SiLUs; ``copy`` concatenates, splits
+and resizes; ``step`` is what a denoiser does around its network, and its embedding of the timestep."""
 
 Movement = Literal["copies", "broadcasts", "moves", "sums"]
 Engine = Literal["gemm", "conv", "core_conv", "flash", "efficient", "cudnn", "fused_mha", "cores"]

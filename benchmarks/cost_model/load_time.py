@@ -65,7 +65,7 @@ def _fuse_silu(graph: onnx.GraphProto) -> None:
 
 
 def computed_while_loading(graph: Graph) -> set[str]:
-    """Names of tensors that no call computes on the device: weights, constants, shapes, and what follows from them."""
+    """Names of tensors that no call computes on the device: weights, constants, shapes, what follows from them."""
     names = {*graph.weights, "", *graph.known_values}
     for node in graph.nodes:
         if node.op_type in ("Constant", "Shape") or all(name in names for name in node.input):
