@@ -13,7 +13,7 @@ from sd2rt.engines.onnxruntime.opening import CPU_PROVIDER
 
 _LOG = logging.getLogger(__name__)
 
-SHAPE_ARITHMETIC = frozenset({"Add", "Concat", "Div", "Mul", "Reshape", "Squeeze"})
+SHAPE_ARITHMETIC = frozenset({"Add", "Concat", "Div", "Gather", "Mul", "Reshape", "Squeeze"})
 """Operators that compute shapes. Their inputs are in host memory, so ONNX Runtime prefers the CPU and copies nothing.
 All of them have CUDA kernels for tensors."""
 WITHOUT_CUDA_KERNEL = frozenset({"MaxPool"})
