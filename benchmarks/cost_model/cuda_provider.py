@@ -53,7 +53,7 @@ class Provider:
     attention: Literal["flash", "efficient", "cudnn"] = "flash"
     tensor_cores: bool = True
     """False: convolutions run without tensor cores. ONNX Runtime drops cuDNN's plans that have the note
-    ``TENSOR_CORE`` if ``use_tf32`` is 0, and does not ask for the type. Whether a plan for float16 is left is unknown."""
+    ``TENSOR_CORE`` if ``use_tf32`` is 0, whatever the type. Whether a plan for float16 is left is unknown."""
 
     @classmethod
     def of(cls, options: Mapping[str, str], *, tensor_cores: bool = True) -> Provider:
