@@ -209,7 +209,7 @@ class _Walk:
     def _bias(self, node: onnx.NodeProto, out: int) -> list[Kernel]:
         if len(node.input) < 3 or not node.input[2] or self._provider.fuse_conv_bias:
             return []
-        return [Kernel(node.name or node.output[0], "bias", out, out, movement="broadcasts")]
+        return [Kernel(node.name or node.output[0], "convolution bias", out, out, movement="broadcasts")]
 
     def _product(self, node: onnx.NodeProto) -> Kernel:
         a = self._graph.shape(node.input[0])

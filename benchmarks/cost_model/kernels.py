@@ -17,11 +17,11 @@ from benchmarks.cost_model.assumptions import (
 )
 
 Kind = Literal[
-    "convolution", "layout conversion", "bias", "product", "attention", "transpose", "group norm", "layer norm",
+    "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm", "layer norm",
     "activation", "residual", "copy", "step",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
-    "convolution", "layout conversion", "bias", "product", "attention", "transpose", "group norm", "layer norm",
+    "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm", "layer norm",
     "activation", "residual", "copy", "step",
 )  # fmt: skip
 """``group norm`` includes a SiLU behind it; ``activation`` is GEGLU and other SiLUs; ``copy`` concatenates, splits
