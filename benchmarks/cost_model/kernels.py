@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from benchmarks.cost_model.assumptions import (
     CORE_RATE,
@@ -17,13 +17,10 @@ from benchmarks.cost_model.assumptions import (
 )
 
 Kind = Literal[
-    "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm", "layer norm",
-    "activation", "residual", "copy", "step",
+    "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm",
+    "layer norm", "activation", "residual", "copy", "step",
 ]  # fmt: skip
-KINDS: tuple[Kind, ...] = (
-    "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm", "layer norm",
-    "activation", "residual", "copy", "step",
-)  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """``group norm`` includes a SiLU behind it; ``activation`` is GEGLU and other SiLUs; ``copy`` concatenates, splits
 and resizes; ``step`` is what a denoiser does around its network, and its embedding of the timestep."""
 
