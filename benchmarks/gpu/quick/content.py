@@ -34,7 +34,7 @@ def make_content(half: Path, full: Path, unet_config: Path, folder: Path, workdi
     copy_graphs(copies["fp16"], folder / BUNDLE)
     manifest = json.loads((half / "bundle.json").read_text())
     side = manifest["native_sizes"][0][0]
-    write_forms(folder / BUNDLE, side, folder)
+    write_forms(copies["fp16"], side, folder)
     write_references(copies["fp16"], copies["fp32"], side, folder)
     kit = {
         "side": side,

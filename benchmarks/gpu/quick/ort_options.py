@@ -33,7 +33,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "default-forms": _STANDARD,
     "best-forms": (*_STANDARD, "bias-split-gelu", "nhwc"),
 }
-"""Graphs by name, with the forms of sd2rt.export.graphs.cuda_forms that they have. They are made where the kit is packed."""
+"""Graphs by name, with the forms of sd2rt.export.graphs.cuda_forms that they have, made where the kit is packed."""
 CUDA_ONLY = ("bias-split-gelu", "nhwc")
 """Forms with operators that only the CUDA provider has."""
 

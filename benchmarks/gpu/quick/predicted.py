@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.quick.ort_options import CELLS, FORMS, OPTIONS, PLAIN, form_file
+from benchmarks.gpu.quick.weights import BUNDLE
 
 FILE = "predicted.json"
 
 
 def write_forms(bundle: Path, side: int, folder: Path) -> list[dict[str, Any]]:
-    """Write each form beside the plain graph in ``bundle``, and ``folder/predicted.json``; what that file has.
+    """Write each form into the kit's bundle, and ``folder/predicted.json``; what that file has.
 
     Args:
+        bundle: the fp16 bundle, with its weights.
         side: of the image, in pixels.
     """
     import onnx
@@ -35,7 +37,7 @@ def write_forms(bundle: Path, side: int, folder: Path) -> list[dict[str, Any]]:
     for name, forms in FORMS.items():
         model = form_of(plain, forms)
         if name != PLAIN:
-            onnx.save(model, plain.with_name(form_file(name)))
+            onnx.save(model, (folder / BUNDLE / part.onnx).with_name(form_file(name)))
         loaded = rewritten(model)
         graphs[name] = Graph(loaded, input_shapes(loaded, part, step_dims(side, 1)))
     cells = [_cell(graphs[form], options, form) for options, form in CELLS]

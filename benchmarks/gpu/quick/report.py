@@ -38,7 +38,7 @@ def write_report(
 
 _PREDICTION = (
     "Milliseconds of a guided step. Predicted for an H100 with every assumption at its expected value, in brackets "
-    "with all at their favourable and unfavourable ones; without tensor cores if `use_tf32` 0 leaves convolutions none."
+    "with all at their favourable and unfavourable ones; without tensor cores if `use_tf32` 0 takes them away."
 )
 _CELLS = (
     "options", "form", "predicted", "without tensor cores", "measured, CUDA graph", "measured, no graph", "error",
