@@ -58,6 +58,7 @@ def open_backend(
     threads: int | None = None,
     cuda_graph: bool | None = None,
     allow_cpu_fallback: bool = False,
+    fixed_sizes: bool = False,
     precision: ComputePrecision | None = None,
     profiles: Path | None = None,
 ) -> Backend:
@@ -72,6 +73,8 @@ def open_backend(
             compiled engines only, with a warning if that fails.
         allow_cpu_fallback: with ONNX Runtime on a GPU, warn about operators that run on the CPU instead of raising an
             error.
+        fixed_sizes: with ONNX Runtime on a GPU, open the denoiser again for each of two sizes: one image of the
+            bundle's default size, with guidance and without.
         precision: compute precision of matrix products, if not the bundle's own: ``bf16``, or ``bf16-decoder`` to
             decode latents with OpenVINO in bfloat16 and compute everything else as without.
         profiles: folder for ONNX Runtime's operator profiles on the CPU; other backends record none.
@@ -115,6 +118,7 @@ def open_backend(
         threads=threads,
         cuda_graph=bool(cuda_graph),
         allow_cpu_fallback=allow_cpu_fallback,
+        fixed_sizes=fixed_sizes,
     )
 
 

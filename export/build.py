@@ -33,6 +33,7 @@ from sd2rt.export.checkpoints.checkpoint import Checkpoint
 from sd2rt.export.checkpoints.networks import skeleton
 from sd2rt.export.checkpoints.pipeline_configs import NetworkName
 from sd2rt.export.graphs.attention_scores import largest_scores
+from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, FORMS_REVISION
 from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.graph_cache import installed_exporters, make_part, packaged_exporters, packaged_file
 from sd2rt.export.graphs.onnx_part import OPSET
@@ -95,7 +96,11 @@ def build(
     version = importlib.metadata.version("sd2rt")
     # Read once: each call assembles a folder's tokenizer from its files.
     tokenizer = checkpoint.tokenizer_json()
-    key = build_key(key_facts(checkpoint, tokenizer, precision, exporter), native, version)
+    facts = key_facts(checkpoint, tokenizer, precision, exporter)
+    if precision == "fp16" and packaged is None:
+        # Other bundles have no such graph, and keep their keys.
+        facts["cuda_forms"] = [FORMS_REVISION, *DEFAULT_FORMS]
+    key = build_key(facts, native, version)
     existing, damaged = find_built(target, key)
     if existing is not None and not again:
         _LOG.info("%s is intact: kept", target)

@@ -118,6 +118,8 @@ class Part(Model):
 
     ``onnx`` is the portable graph, which every backend can build from. ``onnxruntime`` is the graph for ONNX Runtime:
     the same file, or one with the same weights and operators that ONNX Runtime has kernels for.
+    ``onnxruntime_cuda`` is the graph for ONNX Runtime's CUDA provider, with the same weights, where a bundle has one;
+    elsewhere the provider runs ``onnx``.
     ``precision`` is the precision of the weights; it may be higher than the bundle's.
     ``initializers`` is the file that maps the PyTorch name of every weight to its initialiser, and to its bytes in
     the data file that the graphs share; see :class:`sd2rt.engines.weights.initializers.WeightMap`.
@@ -134,16 +136,33 @@ class Part(Model):
     initializers: RelativePath
     parameters: int = Field(ge=0, le=1 << 53)
     largest_scores: float | None = Field(default=None, ge=0)
+    onnxruntime_cuda: RelativePath | None = None
 
     @property
     def attends_in_float32(self) -> bool:
         """True if the part's attention is computed in float32, although the rest is not."""
         return self.largest_scores is not None and exceeds_half(self.largest_scores)
 
+    @property
+    def cuda_graph(self) -> str:
+        """Path of the graph that ONNX Runtime's CUDA provider runs."""
+        return self.onnx if self.onnxruntime_cuda is None else self.onnxruntime_cuda
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bundle's identity does not change with the version of sd2rt that reads it.
+        entries: dict[str, Any] = serialize(self)
+        if self.onnxruntime_cuda is None:
+            entries.pop("onnxruntime_cuda", None)
+        return entries
+
     @model_validator(mode="after")
     def _files_listed(self) -> Part:
         listed = {file.path for file in self.files}
-        for path, suffix in ((self.onnx, ".onnx"), (self.onnxruntime, ".onnx"), (self.initializers, ".json")):
+        graphs = [self.onnx, self.onnxruntime]
+        if self.onnxruntime_cuda is not None:
+            graphs.append(self.onnxruntime_cuda)
+        for path, suffix in (*((graph, ".onnx") for graph in graphs), (self.initializers, ".json")):
             if path not in listed:
                 raise ValueError(f"{path} is not listed in the part's files")
             if not path.endswith(suffix):

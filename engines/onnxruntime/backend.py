@@ -9,6 +9,7 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle
 from sd2rt.engines.interface import Array, Device, Engine
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
+from sd2rt.engines.onnxruntime.fixed_sizes import named_sizes
 from sd2rt.engines.onnxruntime.opening import require_cpu_address_space
 from sd2rt.engines.onnxruntime.prepared import find_prepared
 
@@ -60,6 +61,10 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeCudaBackend:
     """Opens a bundle's ONNX graphs with ONNX Runtime on an NVIDIA GPU.
 
+    Args:
+        fixed_sizes: open the denoiser twice more, for one image of the bundle's default size with guidance and
+            without. Each takes the memory of its weights again.
+
     Raises:
         MissingDependencyError: ONNX Runtime, its CUDA provider, cuda-python, the driver or the GPU is missing.
     """
@@ -74,6 +79,7 @@ class OnnxRuntimeCudaBackend:
         threads: int | None,
         cuda_graph: bool,
         allow_cpu_fallback: bool = False,
+        fixed_sizes: bool = False,
     ) -> None:
         from sd2rt.engines.cuda.device import CudaDevice
         from sd2rt.engines.onnxruntime.opening import import_onnxruntime
@@ -81,6 +87,7 @@ class OnnxRuntimeCudaBackend:
         self.precision: str = bundle.manifest.precision
         self._bundle, self._threads = bundle, threads
         self._cuda_graph, self._allow_cpu_fallback = cuda_graph, allow_cpu_fallback
+        self._fixed_sizes = fixed_sizes
         # A missing CUDA provider is the more helpful error.
         import_onnxruntime(device)
         self._device = CudaDevice(device.index)
@@ -97,11 +104,11 @@ class OnnxRuntimeCudaBackend:
         entry = self._bundle.part(part)
 
         def opening(folder: Path) -> OnnxRuntimeCudaEngine:
-            # InstanceNormalization, which the CPU's graph has for GroupNormalization, has no CUDA kernel in this
-            # opset.
+            # Not the CPU's graph: InstanceNormalization, which it has for GroupNormalization, has no CUDA kernel in
+            # this opset.
             return OnnxRuntimeCudaEngine(
                 entry,
-                folder / entry.onnx,
+                folder / entry.cuda_graph,
                 self._device,
                 threads=self._threads,
                 # The other parts run once per image, where a graph gains nothing, and capturing one runs them
@@ -109,6 +116,10 @@ class OnnxRuntimeCudaBackend:
                 cuda_graph=self._cuda_graph and part == "denoiser",
                 allow_cpu_fallback=self._allow_cpu_fallback,
                 weights=weights,
+                # The other parts would gain as little.
+                fixed=named_sizes(self._bundle.manifest, part)
+                if self._fixed_sizes and part == "denoiser"
+                else (),
             )
 
         return self._bundle.load(entry.files, opening, lambda engine: engine.close())

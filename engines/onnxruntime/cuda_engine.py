@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from sd2rt.engines.errors import EngineError
 from sd2rt.engines.interface import NO_CARRY, Array, Closing, Device, Session, Sessions
 from sd2rt.engines.onnxruntime.cpu_fallback import check_cpu_fallback
 from sd2rt.engines.onnxruntime.cuda_errors import cuda_error, is_capture_error, no_cuda, reason_of
+from sd2rt.engines.onnxruntime.fixed_sizes import open_dimensions
 from sd2rt.engines.onnxruntime.opening import (
     CPU_PROVIDER,
     import_onnxruntime,
@@ -47,6 +48,7 @@ class OnnxRuntimeCudaEngine(Closing):
         allow_cpu_fallback: warn about operators that would run on the CPU instead of raising an error.
         weights: replacements for the bundle's weights, by PyTorch name and in PyTorch's orientation. ONNX Runtime
             copies them while it opens the model.
+        fixed: sizes that get an ONNX Runtime session of their own, with weights of its own; any others share one.
 
     Raises:
         MissingDependencyError: ONNX Runtime or its CUDA provider is missing or does not start.
@@ -65,24 +67,49 @@ class OnnxRuntimeCudaEngine(Closing):
         cuda_graph: bool = False,
         allow_cpu_fallback: bool = False,
         weights: Mapping[str, Array] | None = None,
+        fixed: Sequence[Mapping[str, int]] = (),
     ) -> None:
+        self.part, self.device = part, device
+        self._cuda_graph = cuda_graph
+        self._label = f"{Path(part.onnx).parent.name} on {device}"
+
+        def opened(dimensions: Mapping[str, int]) -> onnxruntime.InferenceSession:
+            return self._open(path, threads, weights, dimensions, allow_cpu_fallback=allow_cpu_fallback)
+
+        session = opened({})
+        self._session: onnxruntime.InferenceSession | None = session
+        self._fixed = {
+            frozenset(sizes.items()): opened(open_dimensions(session, part, sizes)) for sizes in fixed
+        }
+        self._sessions = Sessions(CudaSession.close)
+
+    def _open(
+        self,
+        path: Path,
+        threads: int | None,
+        weights: Mapping[str, Array] | None,
+        dimensions: Mapping[str, int],
+        *,
+        allow_cpu_fallback: bool,
+    ) -> onnxruntime.InferenceSession:
+        """Open the graph with these sizes of its open dimensions; others stay open."""
+        part, device = self.part, self.device
         provider_device = Device(str(device))
         import_onnxruntime(provider_device)
         options = session_options(threads)
         set_session_config(options, "session.record_ep_graph_assignment_info", "1")
+        for name, size in dimensions.items():
+            options.add_free_dimension_override_by_name(name, size)
         cuda = {
             "device_id": str(device.index),
             "user_compute_stream": str(device.stream),
             # A capture of our own around a run would end the process: ONNX Runtime frees page-locked memory in a run
             # unless it captures the run itself.
-            "enable_cuda_graph": str(int(cuda_graph)),
+            "enable_cuda_graph": str(int(self._cuda_graph)),
             # TF32 would round the float32 islands to ten bits of mantissa.
             "use_tf32": "0",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
         }
-        self.part, self.device = part, device
-        self._cuda_graph = cuda_graph
-        self._label = f"{Path(part.onnx).parent.name} on {device}"
         device.enter(f"{path} cannot be loaded on {device}")
         # Opening synchronises the device.
         with EXCLUSIVE:
@@ -101,8 +128,7 @@ class OnnxRuntimeCudaEngine(Closing):
         if CUDA_PROVIDER not in session.get_providers():
             raise no_cuda(provider_device, "its CUDA provider did not start")
         check_cpu_fallback(session, self._label, allow_cpu_fallback=allow_cpu_fallback)
-        self._session: onnxruntime.InferenceSession | None = session
-        self._sessions = Sessions(CudaSession.close)
+        return session
 
     def session(
         self, dims: Mapping[str, int], carry: Mapping[str, str] = NO_CARRY, watch: str | None = None
@@ -131,7 +157,11 @@ class OnnxRuntimeCudaEngine(Closing):
         label = f"{Path(self.part.onnx).parent.name} at {dict(dims)} on {self.device}"
         try:
             executable = OnnxRuntimeExecutable(
-                self._session, self.part, dims, self.device, cuda_graph=self._cuda_graph
+                self._fixed.get(frozenset(dims.items()), self._session),
+                self.part,
+                dims,
+                self.device,
+                cuda_graph=self._cuda_graph,
             )
         except ValueError as error:
             raise EngineError(f"{label} cannot be prepared: {error}") from error
@@ -150,6 +180,7 @@ class OnnxRuntimeCudaEngine(Closing):
         """Free the engine and all its sessions."""
         self._sessions.clear()
         self._session = None
+        self._fixed.clear()
 
 
 class OnnxRuntimeExecutable:

@@ -23,6 +23,8 @@ from sd2rt.engines.weights.initializers import Weight, WeightMap
 
 MODEL, ORT_MODEL, INITIALIZERS = "model.onnx", "onnxruntime.onnx", "initializers.json"
 """A part's files beside its weights: the graph, ONNX Runtime's graph if it differs, and the weight map."""
+CUDA_MODEL = "onnxruntime-cuda.onnx"
+"""Graph for ONNX Runtime's CUDA provider, derived from the first: archives do not have it."""
 TILED = "tiled.onnx"
 """Graph for the tiles of a large image, beside the files of an encoder or decoder, whose weights it uses."""
 

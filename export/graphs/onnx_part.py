@@ -22,9 +22,10 @@ from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.part_interface import Interface
 from sd2rt.engines.bundle.schema import Part, Precision, Tensor, shape_of
 from sd2rt.engines.errors import BuildError
-from sd2rt.engines.weights.graph_archive import INITIALIZERS, MODEL, ORT_MODEL
+from sd2rt.engines.weights.graph_archive import CUDA_MODEL, INITIALIZERS, MODEL, ORT_MODEL
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.graphs.attention_scores import compute_in_float32
+from sd2rt.export.graphs.cuda_forms.graph_file import write_cuda_graph
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
 
 OPSET = 23
@@ -109,6 +110,7 @@ def _export(
         model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction)
     )
     lower_for_onnxruntime(folder / MODEL, folder / ORT_MODEL)
+    write_cuda_graph(name, folder, precision)
     (folder / INITIALIZERS).write_text(weight_map.to_json())
     return described_part(name, module, interface, bundle, precision)
 
@@ -138,6 +140,7 @@ def described_part(
         outputs=interface.outputs,
         initializers=f"{name}/{INITIALIZERS}",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
+        onnxruntime_cuda=f"{name}/{CUDA_MODEL}" if (folder / CUDA_MODEL).exists() else None,
     )
 
 

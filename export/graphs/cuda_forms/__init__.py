@@ -1,1 +1,1 @@
-"""Forms of a part's graph for ONNX Runtime's CUDA provider: the same computation in operators that have faster kernels."""
+"""Forms of a graph for ONNX Runtime's CUDA provider: the same computation in operators with faster kernels there."""

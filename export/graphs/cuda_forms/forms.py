@@ -8,12 +8,11 @@ import onnx_ir as ir
 
 from sd2rt.export.graphs.cuda_forms.attention import attention_3d
 from sd2rt.export.graphs.cuda_forms.channels_last import channels_last
-from sd2rt.export.graphs.cuda_forms.merged import MergedWeight, MergedWeights
+from sd2rt.export.graphs.cuda_forms.merged import MergedConstant, MergedConstants
 from sd2rt.export.graphs.cuda_forms.projections import merge_self_attention, merge_text, merge_time
 from sd2rt.export.graphs.cuda_forms.split_gelu import bias_split_gelu
-from sd2rt.export.graphs.cuda_forms.values import MICROSOFT
 
-_APPLY: dict[str, Callable[[ir.Model], list[MergedWeight] | None]] = {
+_APPLY: dict[str, Callable[[ir.Model], list[MergedConstant] | None]] = {
     "attention-3d": attention_3d,
     "qkv": merge_self_attention,
     "cross-kv": merge_text,
@@ -28,12 +27,15 @@ FORMS = tuple(_APPLY)
 DEFAULT_FORMS = ("attention-3d", "cross-kv", "time")
 """Forms of the graph that bundles have for the CUDA provider."""
 
+FORMS_REVISION = 1
+"""Increment it when a form changes: bundles with its graph are then built again."""
+
 WITHOUT_CPU_KERNEL = ("bias-split-gelu", "nhwc")
 """Forms with operators that only the CUDA provider has. ``nhwc`` sums by atomic additions, so that the same seed need
 not give the same bits."""
 
 
-def apply_forms(model: ir.Model, forms: Collection[str]) -> MergedWeights:
+def apply_forms(model: ir.Model, forms: Collection[str]) -> MergedConstants:
     """Rewrite a part's graph in place, with or without its weights' values.
 
     Args:
@@ -45,10 +47,8 @@ def apply_forms(model: ir.Model, forms: Collection[str]) -> MergedWeights:
     """
     if unknown := sorted(set(forms) - set(FORMS)):
         raise ValueError(f"no form is named {unknown[0]!r}: choose from {', '.join(FORMS)}")
-    merged: list[MergedWeight] = []
+    merged: list[MergedConstant] = []
     for name in FORMS:
         if name in forms:
             merged += _APPLY[name](model) or []
-    if any(node.domain == MICROSOFT for node in model.graph):
-        model.graph.opset_imports[MICROSOFT] = 1
-    return MergedWeights(tuple(merged))
+    return MergedConstants(tuple(merged))

@@ -13,7 +13,7 @@ from sd2rt.export.graphs.cuda_forms.values import added, is_constant, producer_o
 
 
 @dataclass(frozen=True, slots=True)
-class MergedWeight:
+class MergedConstant:
     """Several weights of a graph as one: a Concat of them, in a graph that stores only the weights themselves.
 
     ONNX Runtime computes it when it opens the graph, after weights were replaced, and keeps the result alone. So
@@ -30,15 +30,15 @@ class MergedWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class MergedWeights:
+class MergedConstants:
     """What forms have merged in a graph."""
 
-    weights: tuple[MergedWeight, ...]
+    constants: tuple[MergedConstant, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all merged values: of the copies that are made while the graph is opened."""
-        return sum(weight.nbytes for weight in self.weights)
+        return sum(constant.nbytes for constant in self.constants)
 
     stored_bytes = 0
     """Bytes of merged weights in the bundle's files."""
@@ -79,7 +79,7 @@ def product_of(value: ir.Value | None) -> Product | None:
     return Product(x, weight, bias, value)
 
 
-def merge(graph: ir.Graph, products: Sequence[Product], name: str) -> list[MergedWeight]:
+def merge(graph: ir.Graph, products: Sequence[Product], name: str) -> list[MergedConstant]:
     """Compute products of the same input as one, and split its result.
 
     They must be of equal width: ONNX Runtime's CUDA kernel for a Split of unequal ones copies tables from the host.
@@ -116,7 +116,7 @@ def split(graph: ir.Graph, value: ir.Value, parts: Sequence[ir.Value], name: str
 
 def concatenate(
     graph: ir.Graph, values: Sequence[ir.Value], name: str, axis: int
-) -> tuple[ir.Value, MergedWeight]:
+) -> tuple[ir.Value, MergedConstant]:
     """A Concat of constants along an axis, and its record."""
     shape = list(sides(values[0]))
     shape[axis] = sum(sides(value)[axis] for value in values)
@@ -125,7 +125,7 @@ def concatenate(
     dtype = values[0].dtype
     assert dtype is not None
     sources = tuple(itertools.chain.from_iterable(map(_initializers, values)))
-    return node.outputs[0], MergedWeight(name, sources, axis, math.prod(shape) * int(dtype.itemsize))
+    return node.outputs[0], MergedConstant(name, sources, axis, math.prod(shape) * int(dtype.itemsize))
 
 
 def _initializers(value: ir.Value) -> list[str]:

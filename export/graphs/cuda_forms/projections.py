@@ -6,16 +6,23 @@ from collections import defaultdict
 
 import onnx_ir as ir
 
-from sd2rt.export.graphs.cuda_forms.merged import MergedWeight, Product, concatenate, merge, product_of, split
+from sd2rt.export.graphs.cuda_forms.merged import (
+    MergedConstant,
+    Product,
+    concatenate,
+    merge,
+    product_of,
+    split,
+)
 from sd2rt.export.graphs.cuda_forms.values import added, is_constant, producer_of, sides, sort_and_clean
 
 _LEAST = 3
 """Fewer time projections than this are left alone."""
 
 
-def merge_self_attention(model: ir.Model) -> list[MergedWeight]:
+def merge_self_attention(model: ir.Model) -> list[MergedConstant]:
     """Compute queries, keys and values of each self-attention by one product."""
-    graph, merged = model.graph, list[MergedWeight]()
+    graph, merged = model.graph, list[MergedConstant]()
     for index, products in enumerate(_attention_products(graph)):
         if _can_merge(products):
             merged += merge(graph, products, f"merged.qkv.{index}")
@@ -23,9 +30,9 @@ def merge_self_attention(model: ir.Model) -> list[MergedWeight]:
     return merged
 
 
-def merge_text(model: ir.Model) -> list[MergedWeight]:
+def merge_text(model: ir.Model) -> list[MergedConstant]:
     """Compute the keys and values of all cross-attentions, which depend on the text alone, by one product a width."""
-    graph, merged = model.graph, list[MergedWeight]()
+    graph, merged = model.graph, list[MergedConstant]()
     by_width = defaultdict[tuple[ir.Value, int], list[Product]](list)
     for _, *products in _attention_products(graph):
         for product in products:
@@ -38,9 +45,9 @@ def merge_text(model: ir.Model) -> list[MergedWeight]:
     return merged
 
 
-def merge_time(model: ir.Model) -> list[MergedWeight]:
+def merge_time(model: ir.Model) -> list[MergedConstant]:
     """Compute the projections of the time embedding, one of each residual block, by one product a width."""
-    graph, merged = model.graph, list[MergedWeight]()
+    graph, merged = model.graph, list[MergedConstant]()
     groups = defaultdict[tuple[ir.Value, int], list[ir.Node]](list)
     for node in graph:
         if node.op_type == "Gemm" and _is_linear(node) and len(node.inputs) == 3:

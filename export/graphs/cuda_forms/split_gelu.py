@@ -25,35 +25,34 @@ def bias_split_gelu(model: ir.Model, widths: Container[int] = WIDTHS) -> None:
     """Replace the operators between the two products of GEGLU by ``BiasSplitGelu``, at widths that it has."""
     graph = model.graph
     for node in [node for node in graph if node.op_type == "Split"]:
-        source = node.inputs[0]
-        product = product_of(source)
+        product = product_of(node.inputs[0])
         if product is None or product.bias is None or len(node.outputs) != 2 or product.width not in widths:
             continue
         rank = len(sides(product.result))
         if rank != 3 or node.attributes["axis"].as_int() not in (-1, rank - 1):
             continue
-        left, right = node.outputs
-        gelu = only_consumer(right, "Gelu")
-        gated = only_consumer(left, "Mul")
-        if (
-            gelu is None
-            or gated is None
-            or not _exact(gelu)
-            or only_consumer(gelu.outputs[0], "Mul") is not gated
-        ):
+        gated = _gated(*node.outputs)
+        if gated is None:
             continue
-        add = producer_of(source, "Add")
+        add = producer_of(product.result, "Add")
         assert add is not None
         multiplied = next(value for value in add.inputs if value is not product.bias)
         new = added(
-            "BiasSplitGelu", [multiplied, product.bias], f"{gated.outputs[0].name}.gelu",
-            like=gated.outputs[0], domain=MICROSOFT,
+            "BiasSplitGelu", [multiplied, product.bias], f"{gated.name}.gelu",
+            like=gated, domain=MICROSOFT,
         )  # fmt: skip
         graph.append(new)
-        replace(gated.outputs[0], new.outputs[0])
+        replace(gated, new.outputs[0])
     sort_and_clean(model)
 
 
-def _exact(gelu: ir.Node) -> bool:
+def _gated(left: ir.Value, right: ir.Value) -> ir.Value | None:
+    """``left * gelu(right)`` with the exact GELU, if nothing else reads the two."""
+    gelu, product = only_consumer(right, "Gelu"), only_consumer(left, "Mul")
+    if gelu is None or product is None:
+        return None
     approximate = gelu.attributes.get("approximate")
-    return approximate is None or approximate.as_string() == "none"
+    if approximate is not None and approximate.as_string() != "none":
+        return None
+    result: ir.Value = product.outputs[0]
+    return result if only_consumer(gelu.outputs[0], "Mul") is product else None

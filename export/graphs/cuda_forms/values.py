@@ -90,6 +90,8 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def sort_and_clean(model: ir.Model) -> None:
-    """Sort the nodes, and remove those and the constants that nothing reads."""
+    """Sort the nodes, remove those and the constants that nothing reads, and import the operators' domains."""
     model.graph.sort()
     RemoveUnusedNodesPass()(model)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.graph.opset_imports[MICROSOFT] = 1

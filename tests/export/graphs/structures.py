@@ -21,6 +21,7 @@ from sd2rt.engines.bundle.schema import Precision
 from sd2rt.export.build import build
 from sd2rt.export.checkpoints.checkpoint import open_checkpoint
 from sd2rt.export.checkpoints.tiny_configs import SMALLS
+from sd2rt.export.graphs.cuda_forms.forms import FORMS_REVISION
 from sd2rt.export.graphs.graph_cache import GRAPH_REVISION
 from sd2rt.export.testing.random_weights import random_checkpoint
 
@@ -73,6 +74,7 @@ def record(bundles: dict[str, Path]) -> dict[str, Any]:
     """The record that a test compares, by the kind and precision of bundles."""
     return {
         "revision": GRAPH_REVISION,
+        "forms_revision": FORMS_REVISION,
         "graphs": {name: structures(path) for name, path in bundles.items()},
     }
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from sd2rt.engines.bundle.model_kinds import KINDS
+from sd2rt.export.graphs.cuda_forms.forms import FORMS_REVISION
 from sd2rt.export.graphs.graph_cache import GRAPH_REVISION
 
 from .structures import RECORD, structures
@@ -23,9 +24,11 @@ BUNDLES = {
 @pytest.mark.parametrize("name", BUNDLES)
 def test_graphs_are_as_recorded(name: str, request: pytest.FixtureRequest) -> None:
     recorded = json.loads(RECORD.read_text())
-    assert recorded["revision"] == GRAPH_REVISION, "run 'python -m tests.export.graphs.structures'"
+    revisions = (recorded["revision"], recorded["forms_revision"])
+    assert revisions == (GRAPH_REVISION, FORMS_REVISION), "run 'python -m tests.export.graphs.structures'"
     assert structures(Path(request.getfixturevalue(BUNDLES[name]))) == recorded["graphs"][name], (
         "exported graphs changed: increment GRAPH_REVISION, so that older cached graphs are not used, "
+        "or FORMS_REVISION if only onnxruntime-cuda.onnx changed, "
         "then run 'python -m tests.export.graphs.structures' and 'python -m benchmarks.demo.graphs'"
     )
 
