@@ -13,13 +13,25 @@ Scenario = Literal["low", "expected", "high"]
 """Named by the predicted time: ``low`` has the favourable value of every assumption."""
 SCENARIOS: tuple[Scenario, ...] = ("low", "expected", "high")
 
-MULTIPROCESSORS = 132
-TENSOR_RATE = 989.4e12
-"""Operations a second of dense fp16 products with sums in float32."""
-CORE_RATE = 66.9e12
-"""Operations a second in float32, outside the tensor cores."""
-MEMORY_RATE = 3.35e12
-"""Bytes a second of the device's memory."""
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Nominal rates of a GPU, from its data sheet: operations and bytes a second."""
+
+    name: str
+    multiprocessors: int
+    tensor_rate: float
+    """Dense products of float16 with sums in float32."""
+    core_rate: float
+    """float32 outside the tensor cores."""
+    memory_rate: float
+    cache: float = 1.0
+    """Its L2 cache's rate and size, as a share of an H100's: assumed."""
+
+
+H100 = Gpu("H100", 132, 989.4e12, 66.9e12, 3.35e12)
+A800 = Gpu("A800", 108, 312e12, 19.5e12, 2.039e12, cache=0.8)
+"""A GPU with published figures, to check the assumptions on. Its libraries reach larger shares than an H100's."""
 
 
 @dataclass(frozen=True, slots=True)

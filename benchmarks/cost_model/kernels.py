@@ -1,4 +1,4 @@
-"""Kernels that a call launches, and the time of one at an H100's assumed rates."""
+"""Kernels that a call launches, and the time of one at a GPU's assumed rates."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from benchmarks.cost_model.assumptions import (
-    CORE_RATE,
-    MEMORY_RATE,
-    MULTIPROCESSORS,
-    TENSOR_RATE,
-    Scenario,
-    assumed,
-)
+from benchmarks.cost_model.assumptions import H100, Gpu, Scenario, assumed
 
 Kind = Literal[
     "convolution", "layout conversion", "convolution bias", "bias", "product", "attention", "transpose", "group norm",
@@ -71,35 +64,35 @@ class Kernel:
     def bytes(self) -> int:
         return self.read + self.written + self.weights
 
-    def microseconds(self, scenario: Scenario) -> float:
+    def microseconds(self, scenario: Scenario, gpu: Gpu = H100) -> float:
         """Predicted time: the fixed time of its launches, and the longer of its operations and its bytes."""
         if self.optional and assumed("converted", scenario) < 3:
             return 0.0
-        busy = max(self._computing(scenario), self._moving(scenario))
+        busy = max(self._computing(scenario, gpu), self._moving(scenario, gpu))
         return self.launches * assumed("fixed", scenario) + busy * 1e6
 
-    def _computing(self, scenario: Scenario) -> float:
+    def _computing(self, scenario: Scenario, gpu: Gpu) -> float:
         if not self.operations:
             return 0.0
         if self.engine == "cores":
-            return self.operations / CORE_RATE
-        rate = CORE_RATE if self.engine == "core_conv" else TENSOR_RATE
+            return self.operations / gpu.core_rate
+        rate = gpu.core_rate if self.engine == "core_conv" else gpu.tensor_rate
         filled = 1.0
         if self.product is not None and self.kind == "attention":
-            filled = attention_filling(self.product)
+            filled = attention_filling(self.product, gpu.multiprocessors)
         elif self.product is not None:
-            filled = filling(self.product, int(assumed("most_splits", scenario)))
+            filled = filling(self.product, int(assumed("most_splits", scenario)), gpu.multiprocessors)
         return self.operations / (rate * assumed(self.engine, scenario) * filled)
 
-    def _moving(self, scenario: Scenario) -> float:
-        memory = MEMORY_RATE * assumed("memory", scenario)
+    def _moving(self, scenario: Scenario, gpu: Gpu) -> float:
+        memory = gpu.memory_rate * assumed("memory", scenario)
         activations = self.read + self.written
-        cached = activations <= assumed("cache_bytes", scenario) * 1e6
-        rate = assumed("cache_rate", scenario) * 1e12 if cached else memory
+        cached = activations <= assumed("cache_bytes", scenario) * gpu.cache * 1e6
+        rate = assumed("cache_rate", scenario) * gpu.cache * 1e12 if cached else memory
         return activations / (rate * assumed(self.movement, scenario)) + self.weights / memory
 
 
-def filling(product: Product, most_splits: int) -> float:
+def filling(product: Product, most_splits: int, multiprocessors: int) -> float:
     """Share of the multiprocessors' work that is useful: whole waves of whole tiles, by the best tile.
 
     A product with few tiles may split its sum among blocks, if that sum is long.
@@ -110,29 +103,29 @@ def filling(product: Product, most_splits: int) -> float:
         splits = 1
         while splits <= most_splits:
             if splits == 1 or product.depth // splits >= _LEAST_DEPTH:
-                waves = math.ceil(tiles * splits / MULTIPROCESSORS)
+                waves = math.ceil(tiles * splits / multiprocessors)
                 useful = product.groups * product.rows * product.columns * splits
-                filled = useful / (waves * MULTIPROCESSORS * rows * columns)
+                filled = useful / (waves * multiprocessors * rows * columns)
                 best = max(best, filled * share * (1.0 if splits == 1 else _SPLIT))
             splits *= 2
     return min(best, 1.0)
 
 
-def attention_filling(product: Product) -> float:
+def attention_filling(product: Product, multiprocessors: int) -> float:
     """The same for fused attention: a block has 128 queries of one head, and takes keys in blocks of 128.
 
     Args:
         product: groups are samples times heads, rows queries, depth keys.
     """
     blocks = product.groups * math.ceil(product.rows / _QUERIES)
-    waves = math.ceil(blocks / MULTIPROCESSORS)
+    waves = math.ceil(blocks / multiprocessors)
     useful = product.groups * product.rows * product.depth
-    return useful / (waves * MULTIPROCESSORS * _QUERIES * math.ceil(product.depth / _QUERIES) * _QUERIES)
+    return useful / (waves * multiprocessors * _QUERIES * math.ceil(product.depth / _QUERIES) * _QUERIES)
 
 
-def milliseconds(kernels: Iterable[Kernel], scenario: Scenario) -> dict[Kind, float]:
+def milliseconds(kernels: Iterable[Kernel], scenario: Scenario, gpu: Gpu = H100) -> dict[Kind, float]:
     """Predicted time of a call by kind."""
     totals: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
     for kernel in kernels:
-        totals[kernel.kind] += kernel.microseconds(scenario) / 1e3
+        totals[kernel.kind] += kernel.microseconds(scenario, gpu) / 1e3
     return totals

@@ -3,8 +3,9 @@
 Level 1 of its optimisations knows no provider, and level 2 runs after nodes have one. Of those that apply to an
 exported denoiser, a build without CUDA performs the same ones, which a test compares with its optimised models:
 
-- GroupNormalization has no CUDA kernel and is expanded into the operators of its definition;
 - what follows from weights and shapes alone is computed while loading;
+- GroupNormalization has no CUDA kernel and is expanded into the operators of its definition, afterwards: casts of its
+  weights stay in the graph and run in every call;
 - ``x * sigmoid(x)`` becomes ``com.microsoft.QuickGelu``.
 
 What differs: the provider for CPUs also fuses convolutions with activations, changes layouts and adds casts around
@@ -66,8 +67,13 @@ def _fuse_silu(graph: onnx.GraphProto) -> None:
 
 def computed_while_loading(graph: Graph) -> set[str]:
     """Names of tensors that no call computes on the device: weights, constants, shapes, what follows from them."""
-    names = {*graph.weights, "", *graph.known_values}
+    late = {name for node in graph.nodes if node.name.startswith(NORM) for name in node.output}
+    names = {*graph.weights, "", *(name for name in graph.known_values if name not in late)}
     for node in graph.nodes:
-        if node.op_type in ("Constant", "Shape") or all(name in names for name in node.input):
+        folded = node.op_type in ("Constant", "Shape") or all(name in names for name in node.input)
+        # Shapes are computed on the host, without a kernel.
+        if folded and (
+            node.op_type == "Constant" or not late & {*node.output} or graph.dtype(node.output[0]) == "int64"
+        ):
             names.update(node.output)
     return names

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from benchmarks.cost_model.assumptions import ASSUMPTIONS, SCENARIOS, Scenario
+from benchmarks.cost_model.assumptions import A800, ASSUMPTIONS, H100, SCENARIOS, Gpu, Scenario
 from benchmarks.cost_model.counts import CountError, count
 from benchmarks.cost_model.cuda_provider import Provider, kernels_of
 from benchmarks.cost_model.full_graph import export_full_graph, input_shapes, step_dims
@@ -73,6 +73,7 @@ def main() -> None:
 
 def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, Any]:
     cases: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
     calls = [(side, batch) for side in options.sizes for batch in options.batches]
     plain = onnx.load(path, load_external_data=False)
     operations = {call: operations_of(plain, part, *call) for call in calls}
@@ -102,9 +103,11 @@ def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, A
             kernels = engine_kernels(layers, plain.graph.node, products)
             case = {"graph": "engine", "options": "", "side": side, "batch": batch}
             cases.append(case | {"nodes": len(plain.graph.node)} | described(kernels, kinds=batch == 1))
+            if batch == 1:
+                checks.append({"gpu": A800.name, "side": side, "ms": predicted(kernels, A800)})
     return {
         "benchmark": "prediction",
-        "gpu": "H100",
+        "gpu": H100.name,
         "configs": CONFIGS,
         "forms": {name: list(forms) for name, forms in GRAPHS.items()},
         "best_options": BEST_OPTIONS,
@@ -112,6 +115,7 @@ def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, A
         "assumptions": {name: asdict(assumption) for name, assumption in ASSUMPTIONS.items()},
         "operations": {f"{side}x{batch}": each for (side, batch), each in operations.items()},
         "cases": cases,
+        "checks": checks,
     }
 
 
@@ -143,15 +147,20 @@ def check_operations(name: str, kernels: Iterable[Kernel], expected: int) -> Non
 
 def described(kernels: Collection[Kernel], *, kinds: bool) -> dict[str, Any]:
     """Launches, bytes and predicted milliseconds of a call; with ``kinds``, of each kind too."""
-    by_kind = {scenario: milliseconds(kernels, scenario) for scenario in SCENARIOS}
     case: dict[str, Any] = {
         "launches": sum(kernel.launches for kernel in kernels),
         "bytes": sum(kernel.bytes for kernel in kernels),
-        "ms": {scenario: round(sum(times.values()), 3) for scenario, times in by_kind.items()},
+        "ms": predicted(kernels),
     }
     if kinds:
+        by_kind = {scenario: milliseconds(kernels, scenario) for scenario in SCENARIOS}
         case["kinds"] = {kind: _of_kind(kernels, kind, by_kind) for kind in KINDS}
     return case
+
+
+def predicted(kernels: Collection[Kernel], gpu: Gpu = H100) -> dict[str, float]:
+    """Milliseconds of a call by scenario."""
+    return {scenario: round(sum(milliseconds(kernels, scenario, gpu).values()), 3) for scenario in SCENARIOS}
 
 
 def _of_kind(

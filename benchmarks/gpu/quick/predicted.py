@@ -46,13 +46,12 @@ def write_forms(bundle: Path, side: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def _cell(graph: Any, options: str, form: str) -> dict[str, Any]:
-    from benchmarks.cost_model.assumptions import SCENARIOS
     from benchmarks.cost_model.cuda_provider import Provider, kernels_of
-    from benchmarks.cost_model.kernels import milliseconds
+    from benchmarks.cost_model.predict import predicted
 
     def predict(tensor_cores: bool) -> dict[str, float]:
         kernels = kernels_of(graph, Provider.of(OPTIONS[options], tensor_cores=tensor_cores))
-        return {scenario: round(sum(milliseconds(kernels, scenario).values()), 2) for scenario in SCENARIOS}
+        return {scenario: round(ms, 2) for scenario, ms in predicted(kernels).items()}
 
     dropped = OPTIONS[options].get("use_tf32", "0") == "0"
     return {
