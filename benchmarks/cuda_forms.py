@@ -8,7 +8,7 @@ forms of standard operators run with ONNX Runtime's CPU provider. The others, wh
 float32 and leaves out roundings as the graph allows, all run with the reference, the plain graph too. Errors are of
 the new state after a guided step, as fractions of its largest value.
 
-Then the time of a step on the CPU, in rounds that interleave the plain graph and the forms, and the memory that
+Then the CPU time of a step, in rounds that interleave the plain graph and the forms, and the memory that
 sessions take which are given the same weights in different ways.
 """
 
@@ -157,7 +157,7 @@ def _bytes(folder: Path, path: Path, merged: MergedConstants) -> dict[str, int]:
 
 
 def cpu_times(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
-    """Step times of the forms over the plain graph's, both for the CPU, in rounds that take turns."""
+    """CPU times of a step in the forms over the plain graph's, all for the CPU, in rounds that take turns."""
     folder = _copy(bundle)
     manifest = read_manifest(bundle)
     inputs = part_inputs(manifest, "denoiser", dims_of(manifest, "denoiser", side), still=True)
@@ -174,11 +174,11 @@ def cpu_times(bundle: Path, side: int, rounds: int) -> dict[str, Any]:
         # Each round starts with another graph.
         names = [*sessions][number % len(sessions) :] + [*sessions][: number % len(sessions)]
         for name in names:
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(3):
                 sessions[name].run(["state_out"], inputs)
             if number >= 2:
-                seconds[name].append((time.perf_counter() - began) / 3)
+                seconds[name].append((time.process_time() - began) / 3)
     return {
         "side": side,
         "rounds": rounds,

@@ -24,7 +24,7 @@ WAYS = ("files", "external", "external-unpacked", "added", "added-unpacked")
 """``files``: each session reads the data file. ``external``: ``add_external_initializers`` from one buffer.
 ``added``: ``add_initializer`` from one buffer. ``unpacked``: without weights in the layout of the CPU's kernels,
 which a GPU's sessions have not either."""
-_SIDE, _COUNT = 2048, 16
+_SIDE = 2048
 
 
 def main() -> None:
@@ -32,23 +32,28 @@ def main() -> None:
         prog="python -m benchmarks.session_memory", description=__doc__.splitlines()[0]
     )
     parser.add_argument("way", choices=WAYS)
+    parser.add_argument(
+        "--products", type=int, default=16, help="products of the graph, of 16 MB of weights each"
+    )
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(parser.parse_args().way, Path(scratch))))
+        print(json.dumps(measure(options.way, Path(scratch), options.products)))
 
 
-def measure(way: str, folder: Path) -> dict[str, Any]:
+def measure(way: str, folder: Path, products: int) -> dict[str, Any]:
     """Open three sessions, and run each once."""
-    data = _write(folder)
+    data = _write(folder, products)
     values: dict[str, Any] = {}
     before_buffer = _resident_bytes()
     if way != "files":
-        weights = np.fromfile(data, np.float32).reshape(_COUNT, _SIDE, _SIDE)
+        weights = np.fromfile(data, np.float32).reshape(products, _SIDE, _SIDE)
         values = {
             f"w{index}": onnxruntime.OrtValue.ortvalue_from_numpy(weight)
             for index, weight in enumerate(weights)
         }
     before = _resident_bytes()
-    sessions, grown = [], []
+    sessions: list[onnxruntime.InferenceSession] = []
+    grown: list[int] = []
     for number in range(3):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -75,13 +80,13 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path) -> Path:
+def _write(folder: Path, products: int) -> Path:
     """Write the graph; returns the path of its data file."""
     random = np.random.default_rng(0)
     nodes, tensors, current = [], [], "x"
     data = folder / "products.data"
     with data.open("wb") as file:
-        for index in range(_COUNT):
+        for index in range(products):
             weight = random.standard_normal((_SIDE, _SIDE)).astype(np.float32) / np.float32(np.sqrt(_SIDE))
             tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=weight.shape)
             tensor.data_location = TensorProto.EXTERNAL

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import roofline
 from benchmarks.demo.score_tables import score_table, settings_table
-from benchmarks.page import markdown, prediction
+from benchmarks.page import cuda_forms, markdown, prediction
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
 from benchmarks.peers.peer_results import crowds
@@ -321,6 +321,7 @@ SECTIONS: dict[str, Section] = {
     "full_size": _newest("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
+    "cuda_forms": _newest("cuda-forms", cuda_forms.section),
     "prediction": prediction.verdict,
     "prediction_times": prediction.times,
     "prediction_kinds": prediction.kinds,

@@ -144,7 +144,7 @@ class Part(Model):
         return self.largest_scores is not None and exceeds_half(self.largest_scores)
 
     @property
-    def cuda_graph(self) -> str:
+    def graph_for_cuda(self) -> str:
         """Path of the graph that ONNX Runtime's CUDA provider runs."""
         return self.onnx if self.onnxruntime_cuda is None else self.onnxruntime_cuda
 

@@ -108,7 +108,7 @@ class OnnxRuntimeCudaBackend:
             # this opset.
             return OnnxRuntimeCudaEngine(
                 entry,
-                folder / entry.cuda_graph,
+                folder / entry.graph_for_cuda,
                 self._device,
                 threads=self._threads,
                 # The other parts run once per image, where a graph gains nothing, and capturing one runs them

@@ -34,7 +34,7 @@ from sd2rt.engines.interface import Array
 from sd2rt.engines.weights.graph_archive import EXPORTERS, GraphArchive
 from sd2rt.engines.weights.graph_archive import GRAPH_REVISION as GRAPH_REVISION
 from sd2rt.export.checkpoints.pipeline_configs import Config
-from sd2rt.export.graphs.cuda_forms.graph_file import write_cuda_graph
+from sd2rt.export.graphs.cuda_forms.graph_file import write_graph_for_cuda
 from sd2rt.export.graphs.onnx_part import described_part, export_part, weights_of
 
 _LOG = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def make_part(
         if archive is not None and _fits(archive, weights):
             archive.write(bundle / name, weights)
             if archive is not graphs:
-                write_cuda_graph(name, bundle / name, precision)
+                write_graph_for_cuda(name, bundle / name, precision)
             seconds = time.monotonic() - start
             origin = "the package" if archive is graphs else "the cache"
             _LOG.info("%s: wrote the weights for a graph of %s in %.1f s", name, origin, seconds)

@@ -25,7 +25,7 @@ from sd2rt.engines.errors import BuildError
 from sd2rt.engines.weights.graph_archive import CUDA_MODEL, INITIALIZERS, MODEL, ORT_MODEL
 from sd2rt.engines.weights.initializers import Weight, WeightMap
 from sd2rt.export.graphs.attention_scores import compute_in_float32
-from sd2rt.export.graphs.cuda_forms.graph_file import write_cuda_graph
+from sd2rt.export.graphs.cuda_forms.graph_file import write_graph_for_cuda
 from sd2rt.export.graphs.group_norm import lower_for_onnxruntime
 
 OPSET = 23
@@ -110,7 +110,7 @@ def _export(
         model, weights, transposed, folder / MODEL, lambda fraction: progress(0.8 + 0.2 * fraction)
     )
     lower_for_onnxruntime(folder / MODEL, folder / ORT_MODEL)
-    write_cuda_graph(name, folder, precision)
+    write_graph_for_cuda(name, folder, precision)
     (folder / INITIALIZERS).write_text(weight_map.to_json())
     return described_part(name, module, interface, bundle, precision)
 

@@ -17,7 +17,7 @@ _PARTS = ("denoiser", "text_encoder")
 """Halves of the autoencoder have one attention, and the depth estimator runs once per image."""
 
 
-def write_cuda_graph(name: PartName, folder: Path, precision: Precision) -> bool:
+def write_graph_for_cuda(name: PartName, folder: Path, precision: Precision) -> bool:
     """Write a part's graph in the default forms beside ``model.onnx``, whose weights it reads.
 
     Returns false, and writes nothing, for float32, in which ONNX Runtime has no flash attention, and for parts that

@@ -13,6 +13,8 @@ import pytest
 from sd2rt.engines.bundle.model_kinds import KINDS, PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import symbols_of
+from sd2rt.engines.cuda.session import CudaSession
+from sd2rt.engines.onnxruntime.cuda_engine import OnnxRuntimeExecutable
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.onnxruntime.fixed_sizes import named_sizes, open_dimensions
 
@@ -21,7 +23,7 @@ from ..step_inputs import run_steps
 from .cuda_engines import open_on_cuda
 from .simulated_cuda import SimulatedCuda
 
-BUNDLES = {
+BUNDLES: dict[str, str] = {
     **{kind: "small_bundle" if kind == "base" else f"small_{kind}_bundle" for kind in KINDS},
     "base-fp16": "small_half_bundle",
 }
@@ -54,7 +56,7 @@ def test_no_symbol_is_left(kind: str, request: pytest.FixtureRequest, tmp_path: 
     for name in names:
         part = bundle.part(name)
         sizes = {symbol: SIZES[symbol] for symbol in symbols_of(part)}
-        for graph in {part.onnx, part.cuda_graph}:
+        for graph in {part.onnx, part.graph_for_cuda}:
             any_size = open_session(bundle.file(graph), tmp_path / "any.onnx", {})
             dimensions = open_dimensions(any_size, part, sizes)
             assert bool(open_sides(tmp_path / "any.onnx")) is bool(dimensions), name
@@ -107,7 +109,10 @@ def test_calls_of_these_sizes_run_in_their_session(
     ):
         assert len(cuda.paths) == 1 + len(sizes)
         for dims, launched in ((sizes[0], True), ({**sizes[0], "B": 2, "R": 4}, False)):
-            session = engine.session(dims)._executable._session
-            assert (session in engine._fixed.values()) is launched
+            session = engine.session(dims)
+            assert isinstance(session, CudaSession)
+            executable = session._executable
+            assert isinstance(executable, OnnxRuntimeExecutable)
+            assert (executable._session in engine._fixed.values()) is launched
             np.testing.assert_array_equal(run_steps(engine, dims, 3)[0], run_steps(cpu, dims, 3)[0])
     assert engine._fixed == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,14 @@ from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, FORMS, WITHOUT_C
 from ..gpu_placement import memory_copies, optimised
 from .graphs import PlainGraph, assert_near, counts
 
-BUNDLES = {
+BUNDLES: dict[str, str] = {
     **{kind: "small_bundle" if kind == "base" else f"small_{kind}_bundle" for kind in KINDS},
     "base-fp16": "small_half_bundle",
 }
 
 
 @pytest.fixture(scope="module", params=BUNDLES)
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainGraph]:
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PlainGraph:
     bundle = Path(request.getfixturevalue(BUNDLES[request.param]))
     return PlainGraph(bundle, "denoiser", tmp_path_factory.mktemp("plain"))
 

@@ -19,10 +19,10 @@ from sd2rt.engines.onnxruntime.backend import OnnxRuntimeCudaBackend
 from sd2rt.engines.onnxruntime.engine import OnnxRuntimeEngine
 from sd2rt.engines.weights.graph_archive import CUDA_MODEL
 from sd2rt.engines.weights.initializers import Weights
-from sd2rt.export.graphs.cuda_forms.graph_file import write_cuda_graph, write_forms
-from tests.engines.onnxruntime.simulated_cuda import SimulatedCuda
-from tests.engines.step_inputs import step_inputs
+from sd2rt.export.graphs.cuda_forms.graph_file import write_forms, write_graph_for_cuda
 
+from ....engines.onnxruntime.simulated_cuda import SimulatedCuda
+from ....engines.step_inputs import step_inputs
 from .graphs import PlainGraph
 
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
@@ -33,10 +33,10 @@ def test_half_bundles_have_it(small_half_bundle: Path) -> None:
     with_graph = {name for name, part in parts.items() if part.onnxruntime_cuda is not None}
     assert with_graph == {"denoiser", "text_encoder"}
     part = parts["denoiser"]
-    assert part.cuda_graph == f"denoiser/{CUDA_MODEL}"
-    assert part.cuda_graph in {file.path for file in part.files}
+    assert part.graph_for_cuda == f"denoiser/{CUDA_MODEL}"
+    assert part.graph_for_cuda in {file.path for file in part.files}
     # It shares the weights: the folder has one data file.
-    graph = small_half_bundle / part.cuda_graph
+    graph = small_half_bundle / part.graph_for_cuda
     assert [path.name for path in graph.parent.glob("*.data")] == ["model.onnx.data"]
     assert graph.stat().st_size < (small_half_bundle / part.onnx).stat().st_size
 
@@ -45,12 +45,12 @@ def test_other_bundles_run_the_portable_graph(small_bundle: Path, tmp_path: Path
     text = (small_bundle / "bundle.json").read_text()
     assert "onnxruntime_cuda" not in text
     for part in read_manifest(small_bundle).parts.values():
-        assert part.cuda_graph == part.onnx
-        assert not write_cuda_graph("denoiser", tmp_path, part.precision)
+        assert part.graph_for_cuda == part.onnx
+        assert not write_graph_for_cuda("denoiser", tmp_path, part.precision)
         # Serialised as earlier versions did.
         assert "onnxruntime_cuda" not in part.model_dump()
         assert Part.model_validate_json(part.model_dump_json(), strict=True) == part
-    assert not write_cuda_graph("decoder", tmp_path, "fp16")
+    assert not write_graph_for_cuda("decoder", tmp_path, "fp16")
 
 
 def test_a_manifest_lists_the_graph_that_it_names(small_half_bundle: Path) -> None:
