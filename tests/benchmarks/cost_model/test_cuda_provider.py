@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from sd2rt.export.graphs.cuda_forms.forms import FORMS, apply_forms
 
 def kernels(
     operator: str,
-    inputs: dict[str, tuple[int, ...]],
-    weights: dict[str, tuple[int, ...]] | None = None,
+    inputs: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, tuple[int, ...]] | None = None,
     provider: Provider | None = None,
     domain: str = "",
     **attributes: object,
