@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from onnx.external_data_helper import uses_external_data
 from onnx.reference import ReferenceEvaluator
 
 Shape = tuple[int, ...]
+_MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's operators outside the standard."""
 
 _SMALL = 64
 """Largest number of elements of a tensor that is evaluated: enough for shapes and Resize factors."""
@@ -75,9 +77,27 @@ class Graph:
             raise ShapeError(f"{name} has a shape that depends on values")
         return tuple(side.dim_value for side in sides)
 
+    @property
+    def known_values(self) -> Set[str]:
+        """Names of small tensors whose values follow from constants and shapes."""
+        return self._values.keys()
+
+    def dtype(self, name: str) -> str:
+        """NumPy's name of a tensor's type."""
+        return str(onnx.helper.tensor_dtype_to_np_dtype(self._types[name].tensor_type.elem_type).name)
+
     def element_bytes(self, name: str) -> int:
         """Bytes of one element of a tensor."""
         return int(onnx.helper.tensor_dtype_to_np_dtype(self._types[name].tensor_type.elem_type).itemsize)
+
+    def _infer_microsoft(self, node: onnx.NodeProto) -> None:
+        rule = _MICROSOFT_SHAPES.get(node.op_type)
+        if rule is None:
+            raise ShapeError(f"{node.domain}.{node.op_type} {node.name} has no rule: add it to {__name__}")
+        shape = rule(node, [self.shape(name) for name in node.input if name])
+        for name in node.output:
+            if name:
+                self._types[name] = _type(self._types[node.input[0]].tensor_type.elem_type, shape)
 
     def _walk(self, node: onnx.NodeProto) -> None:
         names = [name for name in node.input if name]
@@ -120,6 +140,9 @@ class Graph:
             # Defined in the standard as a function, without an inference rule.
             self._types[node.output[0]] = self._types[node.input[0]]
             return
+        if node.domain == _MICROSOFT:
+            self._infer_microsoft(node)
+            return
         version = next(o.version for o in self._opsets if o.domain in (node.domain, node.domain or "ai.onnx"))
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         try:
@@ -134,6 +157,37 @@ class Graph:
         except (KeyError, onnx.shape_inference.InferenceError) as error:
             raise ShapeError(f"{node.op_type} {node.name}: {' '.join(str(error).split())[:200]}") from error
         self._types.update(types)
+
+
+def _same(node: onnx.NodeProto, shapes: list[Shape]) -> Shape:
+    return shapes[0]
+
+
+def _halved(node: onnx.NodeProto, shapes: list[Shape]) -> Shape:
+    return (*shapes[0][:-1], shapes[0][-1] // 2)
+
+
+def _nhwc_conv(node: onnx.NodeProto, shapes: list[Shape]) -> Shape:
+    """X is [N, H, W, C_in], the weight [C_out, kernel ..., C_in]."""
+    x, weight = shapes[:2]
+    found = {a.name: tuple(a.ints) for a in node.attribute}
+    kernel = found.get("kernel_shape", weight[1:-1])
+    rank = len(kernel)
+    pads, strides = found.get("pads", (0,) * (2 * rank)), found.get("strides", (1,) * rank)
+    sides = [(x[1 + i] + pads[i] + pads[rank + i] - kernel[i]) // strides[i] + 1 for i in range(rank)]
+    return (x[0], *sides, weight[0])
+
+
+_MICROSOFT_SHAPES: dict[str, Callable[[onnx.NodeProto, list[Shape]], Shape]] = {
+    "QuickGelu": _same,
+    "BiasGelu": _same,
+    "GroupNorm": _same,
+    "SkipGroupNorm": _same,
+    "SkipLayerNormalization": _same,
+    "BiasSplitGelu": _halved,
+    "NhwcConv": _nhwc_conv,
+}
+"""Shape of the first output of operators outside the standard, by the shapes of the inputs."""
 
 
 def _type(dtype: int, shape: Shape) -> Any:

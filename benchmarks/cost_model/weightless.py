@@ -26,7 +26,7 @@ from sd2rt.export.graphs.depth_module import DepthEstimator
 from sd2rt.export.graphs.onnx_part import OPSET
 from sd2rt.export.graphs.part_modules import Decoder, Denoiser, Encoder, TextEncoder
 
-_MODULES: dict[PartName, tuple[NetworkName, Any]] = {
+MODULES: dict[PartName, tuple[NetworkName, Any]] = {
     "text_encoder": ("text_encoder", TextEncoder),
     "denoiser": ("unet", Denoiser),
     "decoder": ("vae", Decoder),
@@ -47,10 +47,10 @@ def weightless_graph(configs: str, part: PartName, dims: Mapping[str, int]) -> G
 
 def graph_of(configs: PipelineConfigs, part: PartName, dims: Mapping[str, int]) -> Graph:
     """Like :func:`weightless_graph`, for any configuration."""
-    network, make = _MODULES[part]
+    network, make = MODULES[part]
     config = configs.part(network)
     module: nn.Module = make(skeleton(network, config).requires_grad_(False)).eval()
-    tensors = interface(part, _dimensions(configs), "float32").inputs
+    tensors = interface(part, dimensions(configs), "float32").inputs
     shapes = {tensor.name: shape_of(tensor, dims) for tensor in tensors}
     args = tuple(
         torch.zeros(shapes[tensor.name], dtype=getattr(torch, tensor.dtype), device="meta")
@@ -78,7 +78,7 @@ def _without_values(model: ir.Model) -> Any:
     return ir.to_proto(model)
 
 
-def _dimensions(configs: PipelineConfigs) -> Dimensions:
+def dimensions(configs: PipelineConfigs) -> Dimensions:
     """The dimensions that :func:`interface` needs from a configuration."""
     channels = configs.vae["latent_channels"]
     extra_channels = configs.unet["in_channels"] - channels

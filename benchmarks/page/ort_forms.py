@@ -90,9 +90,8 @@ def _times(cases: list[dict[str, Any]]) -> str:
         f"applied to that graph, over it, by {cases[0]['rounds']} rounds that take turns (median, and its 95 % "
         f"interval; in bold where it is clear of 1 by {_TIES:.0%}):"
     )
-    return (
-        f"{head}\n\n{markdown.table(('form', *(f'{case["side"]}x{case["side"]}' for case in cases)), rows)}"
-    )
+    columns = [f"{case['side']}x{case['side']}" for case in cases]
+    return f"{head}\n\n{markdown.table(('form', *columns), rows)}"
 
 
 def _verdict(ratio: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import roofline
 from benchmarks.demo.score_tables import score_table, settings_table
-from benchmarks.page import markdown
+from benchmarks.page import markdown, prediction
 from benchmarks.page.latest import Result, Results
 from benchmarks.page.markdown import number, origin, spread
 from benchmarks.page.ort_forms import section as cuda_forms
@@ -323,6 +323,12 @@ SECTIONS: dict[str, Section] = {
     "full_size": _newest("full-size-cpu", _full_size),
     "engine_builds": _engine_builds,
     "variants": _variants,
+    "prediction": prediction.verdict,
+    "prediction_times": prediction.times,
+    "prediction_kinds": prediction.kinds,
+    "prediction_earlier": prediction.earlier,
+    "prediction_check": prediction.check,
+    "prediction_assumptions": prediction.assumptions,
     "demo_draws": _demo_scores,
     "demo_settings": _newest("demo-settings", settings_table),
 }

@@ -179,4 +179,4 @@ class QuickCheck:
         size = "tiny networks on the CPU: a dry run" if settings.small else "full size, batch 1"
         date = datetime.now(UTC).isoformat(timespec="seconds")
         heading = f"{date}; {size}; {settings.rounds} rounds of {settings.steps} steps."
-        report.write_report(records.read(self._records), self.report_path, heading)
+        report.write_report(records.read(self._records), self.report_path, heading, settings.predicted)

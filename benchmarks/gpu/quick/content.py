@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.gpu.quick import tiny_engine
+from benchmarks.gpu.quick.predicted import write_forms
 from benchmarks.gpu.quick.reference import PARTS, Reference, one_step
 from benchmarks.gpu.quick.weights import BUNDLE, copy_graphs, measure_moments, weight_files, write_weights
 
@@ -33,6 +34,7 @@ def make_content(half: Path, full: Path, unet_config: Path, folder: Path, workdi
     copy_graphs(copies["fp16"], folder / BUNDLE)
     manifest = json.loads((half / "bundle.json").read_text())
     side = manifest["native_sizes"][0][0]
+    write_forms(copies["fp16"], side, folder)
     write_references(copies["fp16"], copies["fp32"], side, folder)
     kit = {
         "side": side,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.quick.facts import carried_onnxruntime
-from benchmarks.gpu.quick.ort_options import OPTIONS
+from benchmarks.gpu.quick.ort_options import CUDA_ONLY, FORMS, OPTIONS, PLAIN, form_file
 from benchmarks.gpu.quick.reference import Arrays, Reference
 from benchmarks.gpu.quick.settings import QuickSettings
-from benchmarks.gpu.stage import Record
+from benchmarks.gpu.stage import CannotRunError, Record
 from benchmarks.gpu.timing import spread
 
 _COMMON = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
@@ -30,7 +30,13 @@ class Denoiser:
     """A session of the bundle's denoiser with its inputs and outputs bound on the device."""
 
     def __init__(
-        self, settings: QuickSettings, options: dict[str, str], *, graph: bool, profile: Path | None = None
+        self,
+        settings: QuickSettings,
+        options: dict[str, str],
+        *,
+        graph: bool,
+        form: str = PLAIN,
+        profile: Path | None = None,
     ) -> None:
         ort = carried_onnxruntime(settings)
         self.reference = Reference.load(settings.content / "denoiser.npz")
@@ -48,7 +54,9 @@ class Denoiser:
             self._place = ("cuda", 0)
         part = settings.manifest["parts"]["denoiser"]
         # As the product does: the graph for CPUs has operators without a CUDA kernel.
-        path = settings.bundle / part["onnx" if settings.device == "cuda" else "onnxruntime"]
+        path = settings.bundle / part["onnx" if settings.device == "cuda" or form != PLAIN else "onnxruntime"]
+        if form != PLAIN:
+            path = path.with_name(form_file(form))
         began = time.perf_counter()
         with _captured_stderr() as log:
             self.session = ort.InferenceSession(path, session_options, providers=providers, enable_fallback=0)
@@ -96,12 +104,14 @@ class Denoiser:
         }
 
 
-def compare(settings: QuickSettings, name: str) -> Iterator[Record]:
+def compare(settings: QuickSettings, name: str, form: str = PLAIN) -> Iterator[Record]:
     """The options without a CUDA graph, then with one."""
+    if settings.device == "cpu" and set(FORMS[form]) & set(CUDA_ONLY):
+        raise CannotRunError("only the CUDA provider has the form's operators, and this is a dry run")
     for graph in (False, True) if settings.device == "cuda" else (False,):
-        label = {"options": name, "graph": graph}
+        label = {"options": name, "form": form, "graph": graph}
         try:
-            denoiser = Denoiser(settings, OPTIONS[name], graph=graph)
+            denoiser = Denoiser(settings, OPTIONS[name], graph=graph, form=form)
             began = time.perf_counter()
             denoiser.run()
             first = time.perf_counter() - began

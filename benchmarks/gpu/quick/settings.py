@@ -56,6 +56,13 @@ class QuickSettings:
         return facts
 
     @cached_property
+    def predicted(self) -> list[dict[str, Any]]:
+        """The kit's predicted times, a pair of options and form each; none in a kit of an earlier version."""
+        path = self.content / "predicted.json"
+        cells: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+        return cells
+
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """The bundle's manifest as JSON."""
         manifest: dict[str, Any] = json.loads((self.bundle / "bundle.json").read_text())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from benchmarks.gpu.quick.ort_options import OPTIONS
+from benchmarks.gpu.quick.ort_options import CELLS, stage_name
 from benchmarks.gpu.quick.settings import QuickSettings
 from benchmarks.gpu.stage import Record
 
@@ -47,17 +47,17 @@ STAGES: tuple[QuickStage, ...] = (
     ),
     *(
         QuickStage(
-            f"ort-{name}",
-            f"denoiser under ONNX Runtime, {name}: placement, error, ms, with and without a CUDA graph",
+            stage_name(options, form),
+            f"denoiser under ONNX Runtime, {options}, {form}: placement, error, ms, with and without a CUDA graph",
             "ort_session",
             "compare",
-            (name,),
+            (options, form),
             limit_s=75,
-            least_s=15 if name == "default" else _PRODUCT_S + 20,
+            least_s=15 if (options, form) == CELLS[0] else _PRODUCT_S + 20,
             after="weights",
             archive="ort",
         )
-        for name in OPTIONS
+        for options, form in CELLS
     ),
     QuickStage(
         "ort-profile", "operators, copies and kernels", "ort_profile", "profile", limit_s=90, least_s=_PRODUCT_S,
