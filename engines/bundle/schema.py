@@ -148,6 +148,11 @@ class Part(Model):
         """Path of the graph that ONNX Runtime's CUDA provider runs."""
         return self.onnx if self.onnxruntime_cuda is None else self.onnxruntime_cuda
 
+    @property
+    def cuda_graph_takes_tf32(self) -> bool:
+        """True if TF32 would round nothing in the graph for CUDA, which then has matrix products in float16 alone."""
+        return self.onnxruntime_cuda is not None and not self.attends_in_float32
+
     @model_serializer(mode="wrap")
     def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A bundle's identity does not change with the version of sd2rt that reads it.

@@ -106,8 +106,9 @@ class OnnxRuntimeCudaEngine(Closing):
             # A capture of our own around a run would end the process: ONNX Runtime frees page-locked memory in a run
             # unless it captures the run itself.
             "enable_cuda_graph": str(int(self._cuda_graph)),
-            # TF32 would round the float32 islands to ten bits of mantissa.
-            "use_tf32": "0",
+            # TF32 would round factors of float32 products to ten bits of mantissa. Where it is not allowed, ONNX
+            # Runtime 1.31 drops all of cuDNN's plans with tensor cores, those of float16 convolutions too.
+            "use_tf32": str(int(part.cuda_graph_takes_tf32)),
             "cudnn_conv_algo_search": "EXHAUSTIVE",
         }
         device.enter(f"{path} cannot be loaded on {device}")

@@ -18,16 +18,18 @@ OPTIONS: dict[str, dict[str, str]] = {
         "prefer_nhwc": "1", "fuse_conv_bias": "1", "cudnn_conv_algo_search": "HEURISTIC",
     },
 }  # fmt: skip
-"""CUDA provider options that are compared. ``default`` is what sd2rt uses, with ``use_tf32`` 0: ONNX Runtime 1.31
-then drops every plan of cuDNN that has the note TENSOR_CORE, those of float16 convolutions too."""
+"""CUDA provider options that are compared. ``default`` has ``use_tf32`` 0, as sd2rt sets it for graphs with float32
+products: ONNX Runtime 1.31 then drops every plan of cuDNN that has the note TENSOR_CORE, those of float16 convolutions
+too. ``tf32`` is what sd2rt uses for others."""
 
-_STANDARD = ("attention-3d", "cross-kv", "time")
+_STANDARD = ("attention-3d", "cross-kv", "time", "step-sums")
 FORMS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
     "attention-3d": ("attention-3d",),
     "qkv": ("qkv",),
     "cross-kv": ("cross-kv",),
     "time": ("time",),
+    "step-sums": ("step-sums",),
     "bias-split-gelu": ("bias-split-gelu",),
     "nhwc": ("nhwc",),
     "default-forms": _STANDARD,
@@ -39,10 +41,10 @@ CUDA_ONLY = ("bias-split-gelu", "nhwc")
 
 CELLS: tuple[tuple[str, str], ...] = (
     ("default", PLAIN),
-    ("tf32", PLAIN),
-    ("tf32", "best-forms"),
-    ("tf32-fused-cudnn", "best-forms"),
     ("tf32", "default-forms"),
+    ("tf32", "best-forms"),
+    ("tf32", PLAIN),
+    ("tf32-fused-cudnn", "best-forms"),
     ("tf32", "nhwc"),
     ("default", "best-forms"),
     ("tf32-fused", "best-forms"),
@@ -50,6 +52,7 @@ CELLS: tuple[tuple[str, str], ...] = (
     ("tf32", "bias-split-gelu"),
     ("tf32", "cross-kv"),
     ("tf32", "time"),
+    ("tf32", "step-sums"),
     ("tf32", "qkv"),
     *((name, PLAIN) for name in OPTIONS if name != "default" and not name.startswith("tf32")),
 )

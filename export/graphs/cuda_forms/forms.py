@@ -11,12 +11,14 @@ from sd2rt.export.graphs.cuda_forms.channels_last import channels_last
 from sd2rt.export.graphs.cuda_forms.merged import MergedConstant, MergedConstants
 from sd2rt.export.graphs.cuda_forms.projections import merge_self_attention, merge_text, merge_time
 from sd2rt.export.graphs.cuda_forms.split_gelu import bias_split_gelu
+from sd2rt.export.graphs.cuda_forms.step_sums import step_sums
 
 _APPLY: dict[str, Callable[[ir.Model], list[MergedConstant] | None]] = {
     "attention-3d": attention_3d,
     "qkv": merge_self_attention,
     "cross-kv": merge_text,
     "time": merge_time,
+    "step-sums": step_sums,
     "bias-split-gelu": bias_split_gelu,
     "nhwc": channels_last,
 }
@@ -24,7 +26,7 @@ _APPLY: dict[str, Callable[[ir.Model], list[MergedConstant] | None]] = {
 FORMS = tuple(_APPLY)
 """Names of all forms, in the order in which they are applied."""
 
-DEFAULT_FORMS = ("attention-3d", "cross-kv", "time")
+DEFAULT_FORMS = ("attention-3d", "cross-kv", "time", "step-sums")
 """Forms of the graph that bundles have for the CUDA provider."""
 
 FORMS_REVISION = 1

@@ -13,15 +13,14 @@ from sd2rt.engines.weights.graph_archive import CUDA_MODEL, MODEL
 from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, apply_forms
 from sd2rt.export.graphs.cuda_forms.merged import MergedConstants
 
-_PARTS = ("denoiser", "text_encoder")
-"""Halves of the autoencoder have one attention, and the depth estimator runs once per image."""
+_PARTS = ("denoiser", "text_encoder", "encoder", "decoder")
+"""The depth estimator is float32. Tiles have statistics in float32, by matrix products."""
 
 
 def write_graph_for_cuda(name: PartName, folder: Path, precision: Precision) -> bool:
     """Write a part's graph in the default forms beside ``model.onnx``, whose weights it reads.
 
-    Returns false, and writes nothing, for float32, in which ONNX Runtime has no flash attention, and for parts that
-    would gain nothing.
+    Returns false, and writes nothing, for float32, in which ONNX Runtime has no flash attention, and for other parts.
     """
     if precision != "fp16" or name not in _PARTS:
         return False

@@ -31,7 +31,7 @@ class MergedConstant:
 
 @dataclass(frozen=True, slots=True)
 class MergedConstants:
-    """What forms have merged in a graph."""
+    """The merges of all forms of a graph."""
 
     constants: tuple[MergedConstant, ...]
 

@@ -85,7 +85,7 @@ def _attention_products(graph: ir.Graph) -> list[list[Product]]:
 
 
 def _projected(value: ir.Value | None) -> ir.Value | None:
-    """What was reshaped, transposed or cast to an input of Attention."""
+    """The value that was reshaped, transposed or cast to an input of Attention."""
     for op_type in ("Cast", "Transpose", "Reshape"):
         node = producer_of(value, op_type)
         if node is not None:

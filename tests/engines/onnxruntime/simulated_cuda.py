@@ -61,6 +61,8 @@ class SimulatedCuda:
         self.version, self.cpu_operators = version, cpu_operators
         self.paths: list[Path] = []
         """The graphs of the sessions opened."""
+        self.options: list[dict[str, str]] = []
+        """Their provider options."""
         self.running: list[str] = []
         """Messages of the errors that the next runs raise, in order."""
         self.capturing: list[str] = []
@@ -180,6 +182,7 @@ class InferenceSession:
         self._graphs_of_thread = threading.local()
         self._warm_bindings: set[int] = set()
         cuda.paths.append(Path(path))
+        cuda.options.append(given)
         self._session = onnxruntime.InferenceSession(path, options, providers=[fallback])
         on_cpu = {node.op_type for subgraph in self._on_cpu() for node in subgraph.get_nodes()}
         if self._captures and not on_cpu <= SHAPE_ARITHMETIC:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from sd2rt.engines.bundle.manifest import read_manifest
+from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import open_bundle
 from sd2rt.engines.bundle.schema import Part
 from sd2rt.engines.interface import Device
@@ -25,13 +27,14 @@ from ....engines.onnxruntime.simulated_cuda import SimulatedCuda
 from ....engines.step_inputs import step_inputs
 from .graphs import PlainGraph
 
+PRODUCTS = {"Attention", "Conv", "Einsum", "Gemm", "MatMul"}
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
 
 
 def test_half_bundles_have_it(small_half_bundle: Path) -> None:
     parts = read_manifest(small_half_bundle).parts
     with_graph = {name for name, part in parts.items() if part.onnxruntime_cuda is not None}
-    assert with_graph == {"denoiser", "text_encoder"}
+    assert with_graph == {"denoiser", "text_encoder", "encoder", "decoder"}
     part = parts["denoiser"]
     assert part.graph_for_cuda == f"denoiser/{CUDA_MODEL}"
     assert part.graph_for_cuda in {file.path for file in part.files}
@@ -50,7 +53,7 @@ def test_other_bundles_run_the_portable_graph(small_bundle: Path, tmp_path: Path
         # Serialised as earlier versions did.
         assert "onnxruntime_cuda" not in part.model_dump()
         assert Part.model_validate_json(part.model_dump_json(), strict=True) == part
-    assert not write_graph_for_cuda("decoder", tmp_path, "fp16")
+    assert not write_graph_for_cuda("depth_estimator", tmp_path, "fp16")
 
 
 def test_a_manifest_lists_the_graph_that_it_names(small_half_bundle: Path) -> None:
@@ -62,6 +65,27 @@ def test_a_manifest_lists_the_graph_that_it_names(small_half_bundle: Path) -> No
     other = entry["initializers"]
     with pytest.raises(ValueError, match=r"is not a \.onnx file"):
         Part.model_validate_json(json.dumps({**entry, "onnxruntime_cuda": other}), strict=True)
+
+
+@pytest.mark.parametrize("part", ["denoiser", "text_encoder", "encoder", "decoder"])
+def test_tf32_would_round_no_product_of_it(small_half_bundle: Path, part: PartName) -> None:
+    entry = read_manifest(small_half_bundle).parts[part]
+    assert entry.cuda_graph_takes_tf32
+    graph = onnx.load(small_half_bundle / entry.graph_for_cuda, load_external_data=False)
+    graph = onnx.shape_inference.infer_shapes(graph, strict_mode=True).graph
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    products = [node for node in graph.node if node.op_type in PRODUCTS]
+    assert products
+    assert {types[node.output[0]] for node in products} == {onnx.TensorProto.FLOAT16}
+
+
+def test_attention_in_float32_stays_exact(small_half_bundle: Path) -> None:
+    part = read_manifest(small_half_bundle).parts["denoiser"].model_copy(update={"largest_scores": 1e5})
+    assert part.attends_in_float32
+    assert not part.cuda_graph_takes_tf32
 
 
 @pytest.mark.parametrize(
@@ -77,9 +101,12 @@ def test_the_cuda_provider_opens_it_where_it_is(
     for part in ("denoiser", "text_encoder"):
         backend.open(part).close()
     assert [path.name for path in cuda.paths] == [graph, graph]
-    backend.open("decoder").close()
-    assert cuda.paths[-1].name == "model.onnx"
+    backend.open("tiled_decoder").close()
+    assert cuda.paths[-1].name == "tiled.onnx"
     backend.close()
+    allowed = str(int(graph == CUDA_MODEL))
+    # Tiles have statistics in float32, by products.
+    assert [options["use_tf32"] for options in cuda.options] == [allowed, allowed, "0"]
 
 
 def lora(bundle: Path) -> dict[str, NDArray[Any]]:
