@@ -30,8 +30,9 @@ def test_a_demo_is_compared_and_rendered(tmp_path: Path) -> None:
         of_the_gpu = bool(set(GRAPHS[case["form"]]) & set(WITHOUT_CPU_KERNEL))
         assert case["by"] == ("onnx.reference" if of_the_gpu else "CPU provider")
         assert 0 <= case["mean_error"] <= case["max_error"] < 1e-5
-        assert (case["max_error"] == 0) is not of_the_gpu
-        assert case["operators"] < case["plain_operators"]
+        rounds = of_the_gpu or "step-sums" in GRAPHS[case["form"]]
+        assert (case["max_error"] == 0) is not rounds
+        assert (case["operators"] < case["plain_operators"]) is (case["form"] != "step-sums")
         changes = sum(after - before for before, after in case["changed"].values())
         assert changes == case["operators"] - case["plain_operators"]
         assert (case["merged_bytes"] > 0) is bool({"qkv", "cross-kv", "time"} & set(GRAPHS[case["form"]]))

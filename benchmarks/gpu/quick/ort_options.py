@@ -19,8 +19,8 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 """CUDA provider options that are compared. ``default`` has ``use_tf32`` 0, as sd2rt sets it for graphs with float32
-products: ONNX Runtime 1.31 then drops every plan of cuDNN that has the note TENSOR_CORE, those of float16 convolutions
-too. ``tf32`` is what sd2rt uses for others."""
+products: ONNX Runtime 1.31 then drops every plan of cuDNN that has the note TENSOR_CORE, those of float16
+convolutions too. ``tf32`` is what sd2rt uses for others."""
 
 _STANDARD = ("attention-3d", "cross-kv", "time", "step-sums")
 FORMS: dict[str, tuple[str, ...]] = {
