@@ -45,7 +45,7 @@ def test_a_demo_is_compared_and_rendered(tmp_path: Path) -> None:
     assert sum(memory[0]["session_bytes"]) < memory[0]["weights_bytes"] / 2
     halves = [{**case, "precision": "fp16"} for case in cases]
     text = section({"errors": cases + halves, "cpu_times": [times], "session_memory": memory})
-    assert "| default forms | 0, to the bit |" in text
+    assert "| attention-3d | 0, to the bit |" in text
     assert "Transpose 70 to 14" in text
 
 
