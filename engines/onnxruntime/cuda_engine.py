@@ -24,7 +24,7 @@ from sd2rt.engines.onnxruntime.opening import (
     open_session,
     session_options,
 )
-from sd2rt.engines.onnxruntime.session_config import set_run_config, set_session_config
+from sd2rt.engines.onnxruntime.session_config import fix_dimensions, set_run_config, set_session_config
 from sd2rt.engines.telemetry import import_without_telemetry
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ class OnnxRuntimeCudaEngine(Closing):
         import_onnxruntime(provider_device)
         options = session_options(threads)
         set_session_config(options, "session.record_ep_graph_assignment_info", "1")
-        for name, size in dimensions.items():
-            options.add_free_dimension_override_by_name(name, size)
+        fix_dimensions(options, dimensions)
         cuda = {
             "device_id": str(device.index),
             "user_compute_stream": str(device.stream),

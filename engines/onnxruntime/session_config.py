@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ def set_session_config(options: onnxruntime.SessionOptions, key: SessionKey, val
     """
     _check(key, get_args(SessionKey))
     options.add_session_config_entry(key, value)
+
+
+def fix_dimensions(options: onnxruntime.SessionOptions, sizes: Mapping[str, int]) -> None:
+    """Fix open dimensions of a graph, by names from :func:`~sd2rt.engines.onnxruntime.fixed_sizes.open_dimensions`.
+
+    ONNX Runtime would accept unknown names too, without effect.
+    """
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
 
 
 def set_run_config(options: onnxruntime.RunOptions, key: RunKey, value: str) -> None:

@@ -148,7 +148,9 @@ def test_every_form_has_the_operations_of_the_plain_graph(
     apply_forms(model, forms)
     found = kernels_of(Graph(rewritten(ir.to_proto(model)), shapes))
     expected = count(Graph(plain, shapes))
-    assert sum(kernel.operations for kernel in found) == expected.flops
+    # Sums of a step's states are no products in this form.
+    sums = expected.other if "step-sums" in forms else 0
+    assert sum(kernel.operations for kernel in found) == expected.flops - sums
     kinds = Counter(kernel.kind for kernel in found)
     convolutions = sum(node.op_type == "Conv" for node in plain.graph.node)
     norms = sum(node.op_type == "GroupNormalization" for node in plain.graph.node)
