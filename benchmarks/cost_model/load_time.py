@@ -21,8 +21,8 @@ import onnx
 from onnx import helper, inliner
 
 from benchmarks.cost_model.shapes import Graph
+from sd2rt.export.graphs.cuda_forms.values import MICROSOFT
 
-MICROSOFT = "com.microsoft"
 NORM = "group_norm"
 """Prefix of the names of nodes that an expanded GroupNormalization consists of."""
 _OPERATOR = "GroupNormalization"

@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from benchmarks.cost_model.assumptions import A800, ASSUMPTIONS, H100, SCENARIOS, Gpu, Scenario
-from benchmarks.cost_model.counts import CountError, count
+from benchmarks.cost_model.counts import CountError, Counts, count
 from benchmarks.cost_model.cuda_provider import Provider, kernels_of
 from benchmarks.cost_model.full_graph import export_full_graph, input_shapes, step_dims
 from benchmarks.cost_model.kernels import KINDS, Kernel, milliseconds
@@ -76,7 +76,7 @@ def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, A
     checks: list[dict[str, Any]] = []
     calls = [(side, batch) for side in options.sizes for batch in options.batches]
     plain = onnx.load(path, load_external_data=False)
-    operations = {call: operations_of(plain, part, *call) for call in calls}
+    counted = {call: counts_of(plain, part, *call) for call in calls}
     for name, forms in GRAPHS.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         model = form_of(path, forms)
@@ -90,7 +90,7 @@ def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, A
             graph = Graph(loaded, input_shapes(loaded, part, step_dims(side, batch)))
             for label, provider in providers.items():
                 kernels = kernels_of(graph, provider)
-                check_operations(name, kernels, operations[side, batch], forms)
+                check_operations(name, kernels, operations_in(counted[side, batch], forms))
                 case = {"graph": name, "options": label, "side": side, "batch": batch}
                 cases.append(case | {"nodes": len(model.graph.node)} | described(kernels, kinds=batch == 1))
     if not options.no_engines:
@@ -113,7 +113,7 @@ def _predict(path: Path, part: Part, options: argparse.Namespace) -> dict[str, A
         "best_options": BEST_OPTIONS,
         "engine_target": ENGINE_TARGET,
         "assumptions": {name: asdict(assumption) for name, assumption in ASSUMPTIONS.items()},
-        "operations": {f"{side}x{batch}": each for (side, batch), each in operations.items()},
+        "operations": {f"{side}x{batch}": each.flops for (side, batch), each in counted.items()},
         "cases": cases,
         "checks": checks,
     }
@@ -126,24 +126,27 @@ def form_of(path: Path, forms: Collection[str]) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
-def operations_of(model: onnx.ModelProto, part: Part, side: int, batch: int) -> int:
-    """Operations of a guided step by the count of products; CountError if the table has another number."""
-    flops = count(Graph(model, input_shapes(model, part, step_dims(side, batch)))).flops
+def counts_of(model: onnx.ModelProto, part: Part, side: int, batch: int) -> Counts:
+    """The products of a guided step, counted; CountError if the table has another number."""
+    counted = count(Graph(model, input_shapes(model, part, step_dims(side, batch))))
+    tflop = counted.flops / 1e12
     for row in REFERENCES:
         same = (row.configs, row.part, row.side, row.rows) == (CONFIGS, "denoiser", side // 8, 2 * batch)
-        if same and abs(flops / 1e12 - row.tflop) > RELATIVE * row.tflop:
-            raise CountError(f"{side}x{side}: {flops / 1e12:.6g} TFLOP counted, expected {row.tflop}")
-    return flops
+        if same and abs(tflop - row.tflop) > RELATIVE * row.tflop:
+            raise CountError(f"{side}x{side}: {tflop:.6g} TFLOP counted, expected {row.tflop}")
+    return counted
 
 
-def check_operations(
-    name: str, kernels: Iterable[Kernel], expected: int, forms: Collection[str] = ()
-) -> None:
-    """Raise CountError unless kernels have the operations that the plain graph has."""
+def operations_in(plain: Counts, forms: Collection[str]) -> int:
+    """Operations of a graph in these forms, from the counts of the plain one."""
+    # In this form the sums of a step's states are no products.
+    return plain.flops - (plain.other if "step-sums" in forms else 0)
+
+
+def check_operations(name: str, kernels: Iterable[Kernel], expected: int) -> None:
+    """Raise CountError unless kernels have this number of operations."""
     counted = sum(kernel.operations for kernel in kernels)
-    # Sums of a step's states, a millionth of all, are no products in this form.
-    tolerance = 1e-5 * expected if "step-sums" in forms else 0
-    if abs(counted - expected) > tolerance:
+    if counted != expected:
         raise CountError(
             f"{name}: kernels have {counted:,} operations, the count of products is {expected:,}"
         )

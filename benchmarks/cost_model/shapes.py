@@ -14,9 +14,9 @@ from onnx import numpy_helper, shape_inference
 from onnx.external_data_helper import uses_external_data
 from onnx.reference import ReferenceEvaluator
 
+from sd2rt.export.graphs.cuda_forms.values import MICROSOFT
+
 Shape = tuple[int, ...]
-_MICROSOFT = "com.microsoft"
-"""Domain of ONNX Runtime's operators outside the standard."""
 
 _SMALL = 64
 """Largest number of elements of a tensor that is evaluated: enough for shapes and Resize factors."""
@@ -140,7 +140,7 @@ class Graph:
             # Defined in the standard as a function, without an inference rule.
             self._types[node.output[0]] = self._types[node.input[0]]
             return
-        if node.domain == _MICROSOFT:
+        if node.domain == MICROSOFT:
             self._infer_microsoft(node)
             return
         version = next(o.version for o in self._opsets if o.domain in (node.domain, node.domain or "ai.onnx"))

@@ -1,29 +1,22 @@
-"""What is done to a graph while loading, against ONNX Runtime's own optimised models."""
+"""Graphs as they are loaded, against ONNX Runtime's own optimised models."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
 from benchmarks.cost_model.full_graph import input_shapes
 from benchmarks.cost_model.load_time import NORM, computed_while_loading, rewritten
+from benchmarks.cost_model.predict import form_of
 from benchmarks.cost_model.shapes import Graph
 from sd2rt.engines.bundle.reader import open_bundle
-from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, apply_forms
+from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS
 
 DIMS = {"B": 1, "R": 2, "P": 1, "L": 77, "h": 8, "w": 8}
-
-
-def form(path: Path, forms: Collection[str]) -> onnx.ModelProto:
-    model = ir.load(path)
-    apply_forms(model, forms)
-    return ir.to_proto(model)
 
 
 @pytest.mark.parametrize("forms", [(), DEFAULT_FORMS], ids=["plain", "default forms"])
@@ -31,7 +24,7 @@ def test_the_operators_are_those_of_onnxruntime(
     small_bundle: Path, tmp_path: Path, forms: tuple[str, ...]
 ) -> None:
     plain = small_bundle / "denoiser" / "model.onnx"
-    model = form(plain, forms)
+    model = form_of(plain, forms)
     (tmp_path / "model.onnx.data").hardlink_to(plain.with_name("model.onnx.data"))
     onnx.save(model, tmp_path / "model.onnx")
     options = ort.SessionOptions()
@@ -59,7 +52,7 @@ def test_the_operators_are_those_of_onnxruntime(
 
 def test_weights_of_norms_are_cast_in_every_call(small_half_bundle: Path) -> None:
     path = small_half_bundle / "denoiser" / "model.onnx"
-    model = form(path, ())
+    model = form_of(path, ())
     shapes = input_shapes(model, open_bundle(small_half_bundle).manifest.parts["denoiser"], DIMS)
     graph = Graph(rewritten(model), shapes)
     constant = computed_while_loading(graph)
@@ -68,7 +61,7 @@ def test_weights_of_norms_are_cast_in_every_call(small_half_bundle: Path) -> Non
     assert len(casts) == 5 * norms
     assert not any(node.output[0] in constant for node in casts)
     # Merged weights are computed once.
-    merged = form(path, DEFAULT_FORMS)
+    merged = form_of(path, DEFAULT_FORMS)
     graph = Graph(rewritten(merged), shapes)
     joined = [
         node.output[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from benchmarks.cuda_forms import operators as counts
 from benchmarks.gpu.part_inputs import part_inputs
 from sd2rt.engines.bundle.model_kinds import PartName
 from sd2rt.engines.bundle.reader import Bundle, open_bundle
 from sd2rt.engines.bundle.schema import symbols_of
 from sd2rt.export.graphs.cuda_forms.forms import apply_forms
 from sd2rt.export.graphs.cuda_forms.split_gelu import bias_split_gelu
-from sd2rt.export.graphs.cuda_forms.values import is_constant
 from sd2rt.export.testing.contrib_operators import reference_run
 
 Array = NDArray[Any]
@@ -72,11 +71,6 @@ class PlainGraph:
             bias_split_gelu(model, range(1 << 20))
             assert counts(model)["BiasSplitGelu"] > 0
         return reference_run(onnx.load(self.written(model)), self.inputs)
-
-
-def counts(model: ir.Model) -> Counter[str]:
-    """Operators that run, by type: constants are computed when a session opens."""
-    return Counter(node.op_type for node in model.graph if not is_constant(node.outputs[0]))
 
 
 def assert_near(actual: list[Array], expected: list[Array]) -> None:

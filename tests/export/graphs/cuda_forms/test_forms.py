@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.cuda_forms import operators as counts
 from sd2rt.engines.bundle.model_kinds import KINDS
 from sd2rt.export.graphs.cuda_forms.forms import DEFAULT_FORMS, FORMS, WITHOUT_CPU_KERNEL, apply_forms
 
 from ..gpu_placement import memory_copies, optimised
-from .graphs import PlainGraph, assert_near, counts
+from .graphs import PlainGraph, assert_near
 
 BUNDLES: dict[str, str] = {
     **{kind: "small_bundle" if kind == "base" else f"small_{kind}_bundle" for kind in KINDS},
